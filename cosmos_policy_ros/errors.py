@@ -1,0 +1,35 @@
+"""Every error an operator can meet.
+
+A message names the thing, the value found, the limit, and what to do next. Nodes show it as it is,
+without a traceback; anything that is not a :class:`CosmosPolicyError` is a bug.
+"""
+
+from __future__ import annotations
+
+
+class CosmosPolicyError(Exception):
+    """Base of all errors with a message meant for the operator."""
+
+
+class ConfigError(CosmosPolicyError):
+    """A config file or parameter is wrong; names the file and the key's path."""
+
+
+class ObservationError(CosmosPolicyError):
+    """The policy may not be asked now: a source is missing, stale, skewed, frozen or unreadable."""
+
+
+class CheckpointError(CosmosPolicyError):
+    """A checkpoint is missing, incomplete or not what its config says."""
+
+
+class WorkerError(CosmosPolicyError):
+    """The inference process died, hung or refused a request."""
+
+
+class RolloutError(CosmosPolicyError):
+    """An episode cannot be started, stopped, scored, written or read as asked."""
+
+
+class RigError(CosmosPolicyError):
+    """The simulated rig was asked for something it cannot do."""

@@ -1,0 +1,122 @@
+"""YAML into frozen dataclasses, validated once.
+
+A wrong key is named by its full path with the nearest right one, so that nobody debugs a default
+that silently stayed in force.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from cosmos_policy_ros.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def did_you_mean(wrong: str, known: typing.Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` or, with nothing near, the list of what there is."""
+    names = sorted(known)
+    near = difflib.get_close_matches(wrong, names, n=1)
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    return f"; known: {', '.join(names)}" if names else ""
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read one YAML mapping.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or does not hold a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        siblings = [p.stem for p in path.parent.glob("*.yaml")]
+        raise ConfigError(f"{path}: no such file{did_you_mean(path.stem, siblings)}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: holds {type(content).__name__}, expected a mapping of keys")
+    return content
+
+
+def load_config(cls: type[T], path: Path) -> T:
+    """Read ``path`` into the frozen dataclass ``cls``.
+
+    Raises:
+        ConfigError: unreadable file, unknown or missing key, wrong type, or a value that the
+            dataclass itself refuses (``ValueError`` in ``__post_init__``).
+    """
+    return from_mapping(cls, load_yaml(path), str(path))
+
+
+def from_mapping(cls: type[T], content: Mapping[str, Any], where: str) -> T:
+    """Build the dataclass ``cls`` from ``content``; ``where`` prefixes every message."""
+    assert dataclasses.is_dataclass(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    for key in content:
+        if key not in fields:
+            raise ConfigError(f"{where}: unknown key '{key}'{did_you_mean(str(key), fields)}")
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name in content:
+            values[name] = _convert(hints[name], content[name], f"{where}: {name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{where}: key '{name}' is missing")
+    try:
+        return typing.cast(T, cls(**values))
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Check ``value`` against the type ``hint`` and convert lists and mappings on the way."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        (hint,) = (a for a in args if a is not type(None))
+        return _convert(hint, value, where)
+    if origin is typing.Literal:
+        if value not in args:
+            choices = did_you_mean(str(value), map(str, args))
+            raise ConfigError(f"{where}: '{value}' is not a choice{choices}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ConfigError(f"{where}: expected a list, found {_describe(value)}")
+        if args[-1] is not Ellipsis and len(args) != len(value):
+            raise ConfigError(f"{where}: expected {len(args)} entries, found {len(value)}")
+        return tuple(_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if origin in (dict, Mapping, typing.get_origin(Mapping[str, int])):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: expected a mapping, found {_describe(value)}")
+        return {str(k): _convert(args[1], v, f"{where}.{k}") for k, v in value.items()}
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: expected a mapping, found {_describe(value)}")
+        return from_mapping(typing.cast(type, hint), value, where)
+    return _scalar(hint, value, where)
+
+
+def _scalar(hint: Any, value: Any, where: str) -> Any:
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if hint in (str, bool) and isinstance(value, hint):
+        return value
+    raise ConfigError(f"{where}: expected {hint.__name__}, found {_describe(value)}")
+
+
+def _describe(value: Any) -> str:
+    return f"{type(value).__name__} ({value!r})"

@@ -1,0 +1,78 @@
+"""The seam between the rig and whatever decides: one observation in, one decision out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cosmos_policy_ros.rig.observation import Observation
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is asked of a policy.
+
+    Attributes:
+        task: name of the task file, e.g. "ziploc".
+        prompt: the exact text the checkpoint knows, e.g. "put candy in bag".
+        seed: base noise seed; candidate i uses seed + i.
+        index: 0 for the first query of a run. A policy that keeps state starts afresh at 0.
+        observation: what the rig looks like now.
+    """
+
+    task: str
+    prompt: str
+    seed: int
+    index: int
+    observation: Observation
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One proposed chunk and how it was appraised. Values are in [0, 1]."""
+
+    seed: int
+    values: tuple[float, ...] = ()
+    value: float = math.nan
+    spread: float = math.nan
+    finished: bool = True
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A policy's answer: the chunk, and everything needed to judge or replay the choice.
+
+    Attributes:
+        positions: (K, 14) float64 absolute joint targets, policy units, first row one ``dt``
+            after the observation.
+        dt: seconds between rows.
+        candidates: all that were considered; ``candidates[chosen]`` made ``positions``.
+        reason: why that one.
+        phases: wall seconds per named phase of the computation, in order.
+        denoising_steps: 0 for an engine that does not denoise.
+        engine: "cosmos" or "demonstrator".
+        checkpoint_digest: sha256 over the checkpoint's files; "" when there is none.
+    """
+
+    positions: NDArray[np.float64]
+    dt: float
+    candidates: tuple[Candidate, ...]
+    chosen: int
+    reason: str
+    engine: str
+    checkpoint_digest: str = ""
+    denoising_steps: int = 0
+    phases: Mapping[str, float] = field(default_factory=dict)
+
+
+class Policy(Protocol):
+    """What an engine is. Implementations live in ``model`` (cosmos) and ``sim`` (demonstrator)."""
+
+    def decide(self, query: Query) -> Decision:
+        """Answer one query; may take seconds. Raises CosmosPolicyError when it cannot."""
+        ...

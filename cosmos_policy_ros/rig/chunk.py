@@ -1,0 +1,100 @@
+"""A chunk placed on the rig's clock, and the path the arms follow through it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+NS = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class TimedChunk:
+    """Joint targets with times.
+
+    Attributes:
+        chunk_id: "<run>/<index>".
+        start_ns: when the arms leave ``start``, nanoseconds of the rig's clock.
+        dt: seconds between rows; row i is due at ``start_ns + (i + 1) * dt``.
+        start: (14,) commanded pose before the first row, policy units.
+        positions: (K, 14) targets, policy units.
+        max_velocity: (14,) bound of the velocities at the rows.
+    """
+
+    chunk_id: str
+    start_ns: int
+    dt: float
+    start: Array
+    positions: Array
+    max_velocity: Array
+
+    @property
+    def step_ns(self) -> int:
+        """Nanoseconds between rows, rounded once so that 50 rows of 40 ms end at 2.0 s exactly."""
+        return round(self.dt * NS)
+
+    @property
+    def end_ns(self) -> int:
+        """When the last row is due."""
+        return self.start_ns + len(self.positions) * self.step_ns
+
+    def times_ns(self) -> tuple[int, ...]:
+        """Nanoseconds from the start to each row; the first is one dt, never 0."""
+        return tuple((i + 1) * self.step_ns for i in range(len(self.positions)))
+
+    def velocities(self) -> Array:
+        """Return (K, 14) velocities at the rows for cubic interpolation; the last row rests.
+
+        Shape-preserving: zero where a joint turns, else the harmonic mean of the slopes on both
+        sides (Fritsch-Butland), so that the cubic stays between its two rows and cannot leave
+        limits which the rows keep. Bounded by ``max_velocity``.
+        """
+        slopes = np.diff(self.positions, axis=0, prepend=self.start[None]) / self.dt
+        before, after = slopes[:-1], slopes[1:]
+        same_sign = before * after > 0
+        total = np.where(same_sign, before + after, 1.0)
+        inner = np.where(same_sign, 2.0 * before * after / total, 0.0)
+        velocities = np.vstack([inner, np.zeros_like(self.start)])
+        return np.clip(velocities, -self.max_velocity, self.max_velocity)
+
+    def sample(self, now_ns: int) -> Array:
+        """Return the (14,) commanded pose at a time: held before the start and after the end."""
+        elapsed = (now_ns - self.start_ns) / self.step_ns
+        if elapsed <= 0:
+            return self.start
+        if elapsed >= len(self.positions):
+            return self.positions[-1]
+        row = int(elapsed)
+        u = elapsed - row
+        velocities = self.velocities() * self.dt
+        p0 = self.positions[row - 1] if row else self.start
+        v0 = velocities[row - 1] if row else np.zeros_like(self.start)
+        p1, v1 = self.positions[row], velocities[row]
+        return np.asarray(
+            (1 + 2 * u) * (1 - u) ** 2 * p0
+            + u * (1 - u) ** 2 * v0
+            + u**2 * (3 - 2 * u) * p1
+            + u**2 * (u - 1) * v1
+        )
+
+    def brake(self, now_ns: int, seconds: float) -> TimedChunk:
+        """Return a chunk that slows to rest along this one's own path, within ``seconds``.
+
+        Braking along the commanded path visits only poses that the gate has already passed.
+        """
+        rows = max(1, round(seconds / self.dt))
+        share = np.arange(1, rows + 1) / rows
+        # Speed falls linearly from 1 to 0, so half of the braking time is travelled.
+        travelled_ns = np.rint((share - share**2 / 2) * rows * self.step_ns).astype(np.int64)
+        positions = np.stack([self.sample(now_ns + int(t)) for t in travelled_ns])
+        return TimedChunk(
+            chunk_id=f"{self.chunk_id}/brake",
+            start_ns=now_ns,
+            dt=self.dt,
+            start=self.sample(now_ns),
+            positions=positions,
+            max_velocity=self.max_velocity,
+        )

@@ -1,0 +1,152 @@
+"""The safety gate: one ordered list of rules over a whole chunk, before anything is published.
+
+The same object judges live, in a dry run and over recorded episodes. It is symmetric and looks at
+every joint; the released client's check saw only positive jumps and no grippers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cosmos_policy_ros.rig.spec import GRIPPER_INDICES, STATE_DIM, RigSpec
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate said of one chunk.
+
+    Attributes:
+        accepted: False means that nothing of the chunk may reach an arm.
+        positions: (K, 14) the chunk to execute, clamped onto position limits; None when refused.
+        clamped: values that were pulled back.
+        rule: the rule that refused, else "".
+        joint: index into the 14-vector, -1 when no one joint is meant.
+        step: row of the chunk, -1 when no one row is meant.
+        value, limit: found and allowed, in the joint's unit.
+        message: one sentence for the operator.
+    """
+
+    accepted: bool
+    positions: Array | None = None
+    clamped: int = 0
+    rule: str = ""
+    joint: int = -1
+    step: int = -1
+    value: float = 0.0
+    limit: float = 0.0
+    message: str = ""
+
+
+class SafetyGate:
+    """Judges chunks against one rig's limits."""
+
+    def __init__(self, rig: RigSpec) -> None:
+        """Take the limits from ``rig`` once."""
+        self._names = rig.joint_names
+        self._steps = rig.rates.chunk_steps
+        self._dt = rig.rates.dt
+        self._lower, self._upper = rig.lower, rig.upper
+        self._start_jump = np.full(STATE_DIM, rig.gate.start_jump)
+        self._overshoot = np.full(STATE_DIM, rig.gate.joint_overshoot)
+        for gripper in GRIPPER_INDICES:
+            self._start_jump[gripper] = rig.gate.gripper_start_jump
+            self._overshoot[gripper] = rig.gate.gripper_overshoot
+        self._step = rig.max_velocity * rig.gate.velocity_scale * rig.rates.dt
+
+    def judge(self, positions: Array, dt: float, commanded: Array, measured: Array) -> Verdict:
+        """Judge one chunk.
+
+        Args:
+            positions: (K, 14) targets, policy units.
+            dt: seconds between rows.
+            commanded: (14,) last pose that was commanded (the measured one before the first).
+            measured: (14,) pose that the arms report.
+
+        Returns:
+            The first rule broken, or acceptance with the clamped positions.
+        """
+        return (
+            self._check_shape(positions, dt)
+            or self._check_finite(positions)
+            or self._check_limits(positions)
+            or self._check_start(np.clip(positions, self._lower, self._upper), commanded, measured)
+            or self._check_speed(np.clip(positions, self._lower, self._upper))
+            or self._accept(positions)
+        )
+
+    def _accept(self, positions: Array) -> Verdict:
+        clipped = np.clip(positions, self._lower, self._upper)
+        return Verdict(True, clipped, int(np.count_nonzero(clipped != positions)))
+
+    def _check_shape(self, positions: Array, dt: float) -> Verdict | None:
+        if positions.shape == (self._steps, STATE_DIM) and abs(dt - self._dt) < 1e-9:
+            return None
+        return Verdict(
+            False,
+            rule="shape",
+            message=f"chunk of shape {positions.shape} at dt {dt:g} s, the rig takes "
+            f"({self._steps}, {STATE_DIM}) at {self._dt:g} s: the checkpoint is for another rig",
+        )
+
+    def _check_finite(self, positions: Array) -> Verdict | None:
+        bad = np.argwhere(~np.isfinite(positions))
+        if not len(bad):
+            return None
+        step, joint = map(int, bad[0])
+        return Verdict(
+            False,
+            rule="finite",
+            joint=joint,
+            step=step,
+            value=float(positions[step, joint]),
+            message=f"{self._names[joint]} at step {step} is {positions[step, joint]} "
+            f"({len(bad)} values are not finite): check the checkpoint and its statistics",
+        )
+
+    def _check_limits(self, positions: Array) -> Verdict | None:
+        excess = np.maximum(self._lower - positions, positions - self._upper)
+        return self._worst(
+            "joint_limits",
+            excess,
+            self._overshoot,
+            "past its position limit: compare the checkpoint's statistics with the rig file",
+        )
+
+    def _check_start(self, positions: Array, commanded: Array, measured: Array) -> Verdict | None:
+        for reference, what in ((commanded, "commanded"), (measured, "measured")):
+            jump = np.abs(positions[:1] - reference)
+            advice = f"from the {what} pose: move the arms to the start pose (or mend the policy)"
+            if verdict := self._worst("start_jump", jump, self._start_jump, advice):
+                return verdict
+        return None
+
+    def _check_speed(self, positions: Array) -> Verdict | None:
+        # Row 0 is the start jump's: its reference is a pose of the arms, not a row.
+        steps = np.zeros_like(positions)
+        steps[1:] = np.abs(np.diff(positions, axis=0))
+        return self._worst("step_speed", steps, self._step, "in one control step: too fast")
+
+    def _worst(self, rule: str, found: Array, limit: Array, advice: str) -> Verdict | None:
+        """Refuse with the entry that is furthest over its limit, if any is over."""
+        # A hair of tolerance: a chunk exactly at a limit must not fail by rounding.
+        over = found - limit * (1 + 1e-9) - 1e-12
+        step, joint = map(int, np.unravel_index(int(np.argmax(over)), over.shape))
+        if over[step, joint] <= 0:
+            return None
+        value, allowed = float(found[step, joint]), float(limit[joint])
+        unit = "of its stroke" if joint in GRIPPER_INDICES else "rad"
+        return Verdict(
+            False,
+            rule=rule,
+            joint=joint,
+            step=step,
+            value=value,
+            limit=allowed,
+            message=f"{self._names[joint]} at step {step} is {value:.3f} {unit} {advice}; "
+            f"allowed is {allowed:.3f}",
+        )

@@ -1,0 +1,308 @@
+"""The rig description: ``config/rigs/*.yaml`` as frozen dataclasses.
+
+The 14-vector is the left arm then the right arm, seven each: six joints [rad] and the gripper
+(0 closed, 1 open), as in every ALOHA dataset that Cosmos Policy was trained on.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cosmos_policy_ros.errors import ConfigError
+from cosmos_policy_ros.rig.config import did_you_mean, load_config
+
+ARM_JOINTS = 6
+ARM_DIM = ARM_JOINTS + 1
+STATE_DIM = 2 * ARM_DIM
+ARMS = ("left", "right")
+CAMERA_ROLES = ("left_wrist", "right_wrist", "primary")
+GRIPPER_INDICES = (ARM_JOINTS, ARM_DIM + ARM_JOINTS)
+
+
+@dataclass(frozen=True)
+class Crank:
+    """Geometry that turns the gripper motor's angle into finger metres.
+
+    Attributes:
+        radius: crank radius [m].
+        rod: connecting rod [m].
+    """
+
+    radius: float
+    rod: float
+
+
+@dataclass(frozen=True)
+class Gripper:
+    """How one gripper is read and commanded.
+
+    Attributes:
+        joint: its name in joint_states and in the trajectory.
+        state_source: "finger" reads ``finger_joint`` [m]; "angle" reads ``joint`` [rad]; "crank"
+            reads ``joint`` and recomputes metres with ``crank``, for a driver whose own geometry
+            is not the dataset's.
+        finger_joint: the finger's name in joint_states.
+        state_closed, state_open: what the source reads there (m, or rad for "angle").
+        command_unit: "angle" [rad], "linear" [m] or "normalized".
+        command_closed, command_open: what is sent for 0 and for 1, in that unit.
+        max_velocity: strokes per second a *target* may move. The servo limits its own current,
+            so this only catches nonsense.
+        crank: needed by "crank" and by the simulated rig.
+    """
+
+    joint: str
+    state_source: Literal["finger", "angle", "crank"]
+    finger_joint: str
+    state_closed: float
+    state_open: float
+    command_unit: Literal["angle", "linear", "normalized"]
+    command_closed: float
+    command_open: float
+    max_velocity: float
+    crank: Crank | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse ranges without width and a crank source without a crank."""
+        if self.state_open == self.state_closed or self.command_open == self.command_closed:
+            raise ValueError(f"gripper '{self.joint}': open and closed must differ")
+        if self.state_source == "crank" and self.crank is None:
+            raise ValueError(f"gripper '{self.joint}': state_source crank needs a crank block")
+        if self.max_velocity <= 0:
+            raise ValueError(f"gripper '{self.joint}': max_velocity must be above 0")
+
+    def command(self, normalized: float) -> float:
+        """Return what to send for a gripper target (0 closed, 1 open), in ``command_unit``."""
+        return self.command_closed + normalized * (self.command_open - self.command_closed)
+
+    def normalize(self, reading: float) -> float:
+        """Return the normalised opening for a reading in the state's unit."""
+        return (reading - self.state_closed) / (self.state_open - self.state_closed)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One follower arm.
+
+    Attributes:
+        joint_states: topic, relative to the node's namespace.
+        trajectory: topic the arm's JointTrajectory goes to.
+        joints: the six joint names, in the order of the 14-vector.
+        lower, upper: position limits [rad].
+        max_velocity: speed limits [rad/s].
+        start: start pose [rad].
+        gripper: the seventh entry.
+    """
+
+    joint_states: str
+    trajectory: str
+    joints: tuple[str, str, str, str, str, str]
+    lower: tuple[float, float, float, float, float, float]
+    upper: tuple[float, float, float, float, float, float]
+    max_velocity: tuple[float, float, float, float, float, float]
+    start: tuple[float, float, float, float, float, float]
+    gripper: Gripper
+
+    def __post_init__(self) -> None:
+        """Refuse duplicate names, empty ranges and a start pose outside the limits."""
+        if len({*self.joints, self.gripper.joint}) != ARM_DIM:
+            raise ValueError(f"joints: names must differ, found {', '.join(self.joints)}")
+        for name, low, high, speed, start in zip(
+            self.joints, self.lower, self.upper, self.max_velocity, self.start, strict=True
+        ):
+            if not low < high:
+                raise ValueError(f"joint '{name}': lower {low} must be below upper {high}")
+            if not speed > 0:
+                raise ValueError(f"joint '{name}': max_velocity {speed} must be above 0")
+            if not low <= start <= high:
+                raise ValueError(f"joint '{name}': start {start} is outside [{low}, {high}]")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The seven names of this arm's trajectory."""
+        return (*self.joints, self.gripper.joint)
+
+
+@dataclass(frozen=True)
+class Arms:
+    """Both arms; their order in the 14-vector is left, right."""
+
+    left: Arm
+    right: Arm
+
+    def items(self) -> tuple[tuple[str, Arm], tuple[str, Arm]]:
+        """Return (side, arm) in the order of the 14-vector."""
+        return (("left", self.left), ("right", self.right))
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One colour camera.
+
+    Attributes:
+        role: left_wrist, right_wrist or primary.
+        topic: image topic, relative to the node's namespace.
+        info_topic: its CameraInfo, recorded beside the images.
+        transport: "raw" (sensor_msgs/Image) or "compressed" (sensor_msgs/CompressedImage).
+        encodings: what a raw image may be encoded as; anything else is refused by name.
+    """
+
+    role: Literal["left_wrist", "right_wrist", "primary"]
+    topic: str
+    info_topic: str
+    transport: Literal["raw", "compressed"] = "raw"
+    encodings: tuple[str, ...] = ("rgb8", "bgr8", "rgba8", "bgra8", "mono8")
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Rates of the rig [Hz] and the chunk it executes.
+
+    Attributes:
+        control: rows of a chunk per second.
+        chunk_steps: rows per chunk.
+        joint_states: what each arm publishes.
+        cameras: what each camera publishes at least.
+    """
+
+    control: float
+    chunk_steps: int
+    joint_states: float
+    cameras: float
+
+    @property
+    def dt(self) -> float:
+        """Seconds between two rows of a chunk."""
+        return 1.0 / self.control
+
+
+@dataclass(frozen=True)
+class ObservationLimits:
+    """When a source may not be used [s].
+
+    Attributes:
+        image_age: oldest image, from its stamp to now.
+        state_age: oldest joint state.
+        camera_skew: widest spread of the three image stamps.
+        frozen_after: byte-identical pictures under new stamps for this long mean a frozen camera
+            (a real sensor is never noise-free); 0 turns the check off.
+        state_timeout: without a good joint state for this long an executing chunk is braked.
+    """
+
+    image_age: float
+    state_age: float
+    camera_skew: float
+    frozen_after: float
+    state_timeout: float
+
+
+@dataclass(frozen=True)
+class GateLimits:
+    """Limits of the safety gate that are not an arm's own.
+
+    Attributes:
+        start_jump: first row against the commanded and the measured pose, arm joints [rad].
+        gripper_start_jump: the same for grippers [strokes]; wide, since a gripper that holds an
+            object stands far from its target.
+        joint_overshoot: how far past a position limit a target is clamped [rad]; further is
+            refused.
+        gripper_overshoot: the same for grippers [strokes].
+        velocity_scale: share of each joint's max_velocity a step may use.
+        refusals: consecutive refused chunks that end a run.
+    """
+
+    start_jump: float
+    gripper_start_jump: float
+    joint_overshoot: float
+    gripper_overshoot: float
+    velocity_scale: float
+    refusals: int
+
+
+@dataclass(frozen=True)
+class RigSpec:
+    """Everything the package knows about one rig.
+
+    Attributes:
+        name: name of the file.
+        kind: "real" or "sim"; a sim rig is started by the launch file.
+        description: one line for people.
+        arms: left and right.
+        cameras: in the order the policy sees them.
+        rates: control, chunk, sensors.
+        observation: when a source may not be used.
+        gate: limits of the safety gate.
+        trajectory_stamp: "zero" starts a trajectory on arrival, "start" stamps it.
+    """
+
+    name: str
+    kind: Literal["real", "sim"]
+    description: str
+    arms: Arms
+    cameras: tuple[Camera, ...]
+    rates: Rates
+    observation: ObservationLimits
+    gate: GateLimits
+    trajectory_stamp: Literal["zero", "start"] = "zero"
+
+    def __post_init__(self) -> None:
+        """Refuse a missing or doubled camera role, a shared topic and limits that say nothing."""
+        roles = [camera.role for camera in self.cameras]
+        if sorted(roles) != sorted(CAMERA_ROLES):
+            raise ValueError(
+                f"cameras: need each of {', '.join(CAMERA_ROLES)} once, found {', '.join(roles)}"
+            )
+        topics = [camera.topic for camera in self.cameras]
+        topics += [arm.joint_states for _, arm in self.arms.items()]
+        topics += [arm.trajectory for _, arm in self.arms.items()]
+        if len(set(topics)) != len(topics):
+            raise ValueError("cameras and arms: two of them share a topic")
+        for block in (self.rates, self.observation, self.gate):
+            for key, value in vars(block).items():
+                if not math.isfinite(value) or value < 0 or (value == 0 and key != "frozen_after"):
+                    raise ValueError(f"{key}: {value} must be above 0")
+
+    @property
+    def joint_names(self) -> tuple[str, ...]:
+        """The 14 names "left/waist" … "right/gripper"."""
+        return tuple(f"{side}/{name}" for side, arm in self.arms.items() for name in arm.names)
+
+    @property
+    def lower(self) -> NDArray[np.float64]:
+        """(14,) lower limits, policy units."""
+        return np.concatenate([[*arm.lower, 0.0] for _, arm in self.arms.items()])
+
+    @property
+    def upper(self) -> NDArray[np.float64]:
+        """(14,) upper limits, policy units."""
+        return np.concatenate([[*arm.upper, 1.0] for _, arm in self.arms.items()])
+
+    @property
+    def max_velocity(self) -> NDArray[np.float64]:
+        """(14,) speed limits, policy units per second."""
+        return np.concatenate(
+            [[*arm.max_velocity, arm.gripper.max_velocity] for _, arm in self.arms.items()]
+        )
+
+
+def load_rig(name_or_path: str, folder: Path) -> RigSpec:
+    """Load a rig by the name of a file in ``folder`` or by a path to a YAML file.
+
+    Raises:
+        ConfigError: no such rig (with a did-you-mean), or the file is wrong (with the key).
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".yaml":
+        path = folder / f"{name_or_path}.yaml"
+        if not path.exists():
+            known = [p.stem for p in folder.glob("*.yaml")]
+            raise ConfigError(
+                f"rig '{name_or_path}': no file of that name in {folder}"
+                f"{did_you_mean(name_or_path, known)}"
+            )
+    return load_config(RigSpec, path)

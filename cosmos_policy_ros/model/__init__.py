@@ -1,0 +1,1 @@
+"""The Cosmos policy itself: pictures and proprioception in, action chunks out. Needs torch."""

@@ -1,0 +1,140 @@
+"""A checkpoint folder into memory, or one error that says what is wrong with it.
+
+A folder is ``config.yaml`` + ``dataset_statistics.json`` + ``text.safetensors``, and the weights
+``transformer.safetensors`` + ``vae.safetensors``. Without the weights both networks are filled from
+a fixed seed: everything runs as with a trained checkpoint, and the arms go nowhere useful.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cosmos_policy_ros.errors import CheckpointError, ConfigError
+from cosmos_policy_ros.model import files
+from cosmos_policy_ros.model.config import CheckpointConfig
+from cosmos_policy_ros.model.layout import Layout, layout_named
+from cosmos_policy_ros.model.statistics import Statistics, load_statistics
+from cosmos_policy_ros.model.text import TextTable, load_text
+from cosmos_policy_ros.model.tokenizer import Tokenizer
+from cosmos_policy_ros.model.transformer import Transformer
+from cosmos_policy_ros.rig.config import load_config
+
+RANDOM_WEIGHTS_SEED = 0
+NAMES_SHOWN = 3  # per kind of mismatch; a foreign file would otherwise list hundreds
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint; the networks are in evaluation mode and take no gradients.
+
+    Attributes:
+        path: its folder.
+        digest: sha256 (hex) over its files.
+        config: its ``config.yaml``.
+        layout: its latent frames.
+        statistics: ranges of actions and proprioception.
+        text: the prompts it knows.
+        transformer: the diffusion transformer.
+        tokenizer: the video autoencoder.
+        random_weights: True when the folder has no weights: nothing in it was learned.
+    """
+
+    path: Path
+    digest: str
+    config: CheckpointConfig
+    layout: Layout
+    statistics: Statistics
+    text: TextTable
+    transformer: Transformer
+    tokenizer: Tokenizer
+    random_weights: bool
+
+
+def load_checkpoint(path: str | Path, device: str = "cpu") -> Checkpoint:
+    """Read a checkpoint folder whole.
+
+    Args:
+        path: the folder.
+        device: where the networks go, in torch's names.
+
+    Raises:
+        CheckpointError: files are missing or truncated, or do not fit together; names the file
+            and the tensors or keys.
+    """
+    folder = Path(path)
+    digest = files.digest(folder)
+    try:
+        config = load_config(CheckpointConfig, folder / files.CONFIG)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+    transformer, tokenizer = build_networks(config)
+    trained = files.has_weights(folder)
+    if trained:
+        _fill(transformer.core, folder / files.TRANSFORMER)
+        _fill(tokenizer.vae, folder / files.VAE)
+    precision = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    for network in (transformer, tokenizer):
+        network.to(device=device, dtype=precision).eval().requires_grad_(False)
+    return Checkpoint(
+        path=folder,
+        digest=digest,
+        config=config,
+        layout=layout_named(config.layout),
+        statistics=load_statistics(
+            folder / files.STATISTICS, config.action_dims, config.proprio_dims
+        ),
+        text=load_text(folder / files.TEXT, config.text_tokens, config.transformer.text_width),
+        transformer=transformer,
+        tokenizer=tokenizer,
+        random_weights=not trained,
+    )
+
+
+def build_networks(config: CheckpointConfig) -> tuple[Transformer, Tokenizer]:
+    """Make both networks with reproducible random weights; leaves torch's own seed as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_WEIGHTS_SEED)
+        return Transformer(config.transformer), Tokenizer(config.vae)
+
+
+def _fill(network: nn.Module, file: Path) -> None:
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{file}: cannot be read as safetensors ({error}); it may have been cut short: copy "
+            f"or download it again"
+        ) from error
+    problems = _mismatches(network.state_dict(), tensors)
+    if problems:
+        raise CheckpointError(
+            f"{file} does not fit the sizes in {files.CONFIG}: {'; '.join(problems)}"
+        )
+    network.load_state_dict(tensors)
+
+
+def _mismatches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    shared = sorted(expected.keys() & found.keys())
+    reshaped = [
+        f"{name} is {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}"
+        for name in shared
+        if found[name].shape != expected[name].shape
+    ]
+    kinds = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unknown": sorted(found.keys() - expected.keys()),
+        "wrong shape": reshaped,
+    }
+    return [f"{len(names)} {kind}: {_first(names)}" for kind, names in kinds.items() if names]
+
+
+def _first(names: list[str]) -> str:
+    rest = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

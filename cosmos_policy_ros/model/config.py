@@ -1,0 +1,180 @@
+"""What a checkpoint's ``config.yaml`` says: sizes, names and sampler settings, nothing learned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cosmos_policy_ros.model.layout import LAYOUTS
+from cosmos_policy_ros.rig.config import did_you_mean
+
+LATENT_CHANNELS = 16
+SPACE = 8  # pixels per latent cell and axis
+
+Preconditioning = Literal["rectified_flow", "x0"]
+Numerics = Literal["released", "paper"]
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes of the diffusion transformer, in the names of the Cosmos papers.
+
+    Attributes:
+        layers: blocks.
+        heads: attention heads.
+        head_dim: numbers per head; width is heads * head_dim.
+        mlp_ratio: width of the hidden layer over the width of the block.
+        adaln_rank: rank of the adaptive layer norm's low-rank path.
+        text_width: numbers per text token.
+        patch: latent cells per token along time, height and width.
+        max_size: largest latent grid along time, height and width.
+        rope_scale: context extension of the rotary position along time, height and width.
+        learned_position: adds a learned position embedding to every block.
+    """
+
+    layers: int
+    heads: int
+    head_dim: int
+    mlp_ratio: float
+    adaln_rank: int
+    text_width: int
+    patch: tuple[int, ...]
+    max_size: tuple[int, ...]
+    rope_scale: tuple[float, ...]
+    learned_position: bool
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "heads", "head_dim", "adaln_rank", "text_width"):
+            _at_least_one(name, getattr(self, name))
+        for name in ("patch", "max_size", "rope_scale"):
+            if len(getattr(self, name)) != 3:
+                raise ValueError(f"{name} needs three entries: time, height, width")
+        if self.patch[0] != 1:
+            raise ValueError(f"patch[0] is {self.patch[0]}; a token never spans two frames: use 1")
+        if self.head_dim < 18 or self.head_dim % 2:
+            raise ValueError(
+                f"head_dim is {self.head_dim}; the rotary position needs an even number of at "
+                f"least 18 to give every axis two frequencies"
+            )
+
+
+@dataclass(frozen=True)
+class VaeConfig:
+    """Sizes of the video autoencoder, and the scale of its latents.
+
+    Attributes:
+        base_width: channels of the first layer.
+        multipliers: channels of each stage over ``base_width``; one more than ``halve_time``.
+        blocks: residual blocks per stage.
+        halve_time: which of the stages' space-halvings halve time as well. Two must.
+        patch: pixels folded into channels before the first layer, per axis. 1 folds none.
+        latent_mean: per latent channel, subtracted when encoding.
+        latent_std: per latent channel, divided by when encoding.
+    """
+
+    base_width: int
+    multipliers: tuple[int, ...]
+    blocks: int
+    halve_time: tuple[bool, ...]
+    patch: int
+    latent_mean: tuple[float, ...]
+    latent_std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("base_width", "blocks", "patch"):
+            _at_least_one(name, getattr(self, name))
+        if len(self.multipliers) != len(self.halve_time) + 1:
+            raise ValueError("multipliers needs exactly one entry more than halve_time")
+        if sum(self.halve_time) != 2:
+            raise ValueError(f"halve_time has {sum(self.halve_time)} true entries, needs two")
+        if self.patch * 2 ** len(self.halve_time) != SPACE:
+            raise ValueError(
+                f"patch {self.patch} and {len(self.halve_time)} halvings compress space by "
+                f"{self.patch * 2 ** len(self.halve_time)}, needs {SPACE}"
+            )
+        for name in ("latent_mean", "latent_std"):
+            if len(getattr(self, name)) != LATENT_CHANNELS:
+                raise ValueError(f"{name} needs {LATENT_CHANNELS} entries, one per latent channel")
+        if min(self.latent_std) <= 0:
+            raise ValueError(f"latent_std has the entry {min(self.latent_std)}, must be positive")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """The whole ``config.yaml``.
+
+    Attributes:
+        layout: name of the frame layout: aloha, robocasa or libero.
+        image_size: pixels per side of the model's square pictures.
+        chunk_steps: K, rows of an action chunk.
+        action_dims: d, numbers per row.
+        proprio_dims: numbers of the proprioceptive state.
+        dt: seconds between two rows.
+        denoising_steps: N of the sampler in policy mode.
+        preconditioning: what the network's output means; "x0" is the clean latent itself,
+            "rectified_flow" the velocity from it to the noise.
+        numerics: "released" repeats what NVIDIA's code does, "paper" what the paper says.
+        precision: number format of both networks.
+        text_tokens: positions of a prompt embedding, padding included.
+        transformer: its sizes.
+        vae: its sizes.
+    """
+
+    layout: str
+    image_size: int
+    chunk_steps: int
+    action_dims: int
+    proprio_dims: int
+    dt: float
+    denoising_steps: int
+    preconditioning: Preconditioning
+    numerics: Numerics
+    precision: Precision
+    text_tokens: int
+    transformer: TransformerConfig
+    vae: VaeConfig
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise ValueError(
+                f"layout '{self.layout}' is not known{did_you_mean(self.layout, LAYOUTS)}"
+            )
+        for name in ("chunk_steps", "action_dims", "proprio_dims", "text_tokens"):
+            _at_least_one(name, getattr(self, name))
+        _at_least_one("denoising_steps", self.denoising_steps)
+        if not 0 < self.dt < 10:
+            raise ValueError(f"dt is {self.dt} s, must lie between 0 and 10 s")
+        self._check_grid()
+
+    def _check_grid(self) -> None:
+        for axis, patch in zip(("height", "width"), self.transformer.patch[1:], strict=True):
+            if self.image_size <= 0 or self.image_size % (SPACE * patch):
+                raise ValueError(
+                    f"image_size is {self.image_size} px, must be a positive multiple of "
+                    f"{SPACE * patch} ({SPACE} px per latent cell, {patch} cells per token "
+                    f"along the {axis})"
+                )
+        _, height, width = self.frame_shape
+        grid = (LAYOUTS[self.layout].count, height, width)
+        if any(n > limit for n, limit in zip(grid, self.transformer.max_size, strict=True)):
+            raise ValueError(
+                f"the latent grid {grid} exceeds transformer max_size {self.transformer.max_size}"
+            )
+        volume = LATENT_CHANNELS * height * width
+        if volume < self.chunk_steps * self.action_dims:
+            raise ValueError(
+                f"a latent frame of {volume} numbers cannot hold a chunk of "
+                f"{self.chunk_steps} x {self.action_dims}"
+            )
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one latent frame."""
+        side = self.image_size // SPACE
+        return (LATENT_CHANNELS, side, side)
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} is {value}, must be at least 1")

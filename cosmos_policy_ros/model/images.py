@@ -1,0 +1,78 @@
+"""Camera pictures into what the model was trained on.
+
+The released checkpoints saw 480x640 frames squeezed (aspect not kept) to 256x256 for storage, then
+to the model's size, both with Pillow's bicubic filter; at test time a centre crop of 90 % of the
+area stands for the random crops of training and is enlarged back with an antialiased bilinear
+filter on whole numbers.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from cosmos_policy_ros.errors import ObservationError
+
+Picture = NDArray[np.uint8]
+
+STORED_SIZE = 256  # pixels; what the demonstrations were stored at
+CROP_AREA = 0.9  # of the picture; the area that training's random crops kept
+
+
+def prepare(image: Picture, size: int, role: str) -> Picture:
+    """Bring one camera picture to the model's input.
+
+    Args:
+        image: (H, W, 3) uint8 RGB. One that is ``size`` x ``size`` already is only cropped.
+        size: the model's image size, pixels.
+        role: camera role, named in errors.
+
+    Returns:
+        (size, size, 3) uint8.
+
+    Raises:
+        ObservationError: not a non-empty (H, W, 3) uint8 array.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise ObservationError(
+            f"camera '{role}': picture has shape {image.shape} and type {image.dtype}; the model "
+            f"takes (H, W, 3) uint8 RGB"
+        )
+    if image.shape[:2] != (size, size):
+        image = _bicubic(_bicubic(image, STORED_SIZE), size)
+    return centre_crop(image)
+
+
+def centre_crop(image: Picture) -> Picture:
+    """Crop the middle 90 % of the area of (S, S, 3) and enlarge it back to S x S."""
+    size = image.shape[0]
+    window = math.floor(size * math.sqrt(CROP_AREA))
+    start = round((size - window) / 2)
+    crop = image[start : start + window, start : start + window]
+    pixels = torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1).unsqueeze(0).float()
+    enlarged = interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
+    whole = enlarged.round().to(torch.uint8).squeeze(0).permute(1, 2, 0)
+    return np.ascontiguousarray(whole.numpy())
+
+
+def to_model(images: Picture, dtype: torch.dtype) -> Tensor:
+    """Map (N, H, W, 3) uint8 to (1, 3, N, H, W) in [-1, 1].
+
+    The arithmetic itself runs in ``dtype``: with bfloat16 both the division and the subtraction
+    round, and the released weights were trained on the twice rounded numbers.
+    """
+    video = torch.from_numpy(images).permute(3, 0, 1, 2).unsqueeze(0).to(dtype)
+    return video.div(127.5).sub(1)
+
+
+def _bicubic(image: Picture, size: int) -> Picture:
+    if image.shape[:2] == (size, size):
+        return image
+    resized = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(resized, dtype=np.uint8)

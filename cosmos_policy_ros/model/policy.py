@@ -1,0 +1,121 @@
+"""The Cosmos policy: one observation in, one chunk of actions and its value out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint
+from cosmos_policy_ros.model.denoiser import Denoiser
+from cosmos_policy_ros.model.injection import extract, extract_value
+from cosmos_policy_ros.model.sampler import count_evaluations, initial_noise, sample, schedule
+from cosmos_policy_ros.model.sequence import encode_known, inject_proprio, prepare_pictures
+from cosmos_policy_ros.rig.decision import Candidate, Decision, Query
+
+ENGINE = "cosmos"
+RANDOM_WEIGHTS = "random weights, nothing was learned; "
+
+
+class CosmosPolicy:
+    """Answers queries in policy mode: action, future and value are denoised together.
+
+    Not re-entrant; one instance serves one thread.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
+        self.checkpoint = checkpoint
+        self._device = device
+        self._known = torch.tensor(checkpoint.layout.mask("policy"), device=device)
+        self._sigmas = schedule(checkpoint.config.denoising_steps, checkpoint.config.numerics)
+
+    @classmethod
+    def load(cls, path: str | Path, threads: int = 1, device: str = "cpu") -> CosmosPolicy:
+        """Load a checkpoint folder.
+
+        Args:
+            path: the folder.
+            threads: CPU threads of the whole process. One by default: a second one makes a small
+                network slower whenever anything else wants the core.
+            device: where the networks run, in torch's names.
+
+        Raises:
+            CheckpointError: the folder is not a checkpoint; see :func:`load_checkpoint`.
+        """
+        torch.set_num_threads(threads)
+        return cls(load_checkpoint(path, device), device)
+
+    def decide(self, query: Query) -> Decision:
+        """Answer one query. The same query gives the same answer, bit for bit, on one machine.
+
+        Raises:
+            CheckpointError: the checkpoint does not know the prompt.
+            ObservationError: a picture or the state is missing or unusable.
+        """
+        clock = _Phases()
+        with torch.inference_mode():
+            with clock.phase("preprocess"):
+                text = self.checkpoint.text.embedding(query.prompt)
+                pictures = prepare_pictures(query.observation, self.checkpoint)
+            with clock.phase("encode"):
+                known = int(self._known.sum())
+                clean = encode_known(self.checkpoint, pictures, known, self._device)
+                inject_proprio(self.checkpoint, clean, query.observation)
+            with clock.phase("denoise"):
+                latent = self._denoise(clean, text, query.seed)
+            with clock.phase("extract"):
+                positions, value = self._read(latent)
+        note = RANDOM_WEIGHTS if self.checkpoint.random_weights else ""
+        config = self.checkpoint.config
+        return Decision(
+            positions=positions,
+            dt=config.dt,
+            candidates=(Candidate(seed=query.seed, values=(value,), value=value),),
+            chosen=0,
+            reason=f"{note}only candidate, value {value:.3f}",
+            engine=ENGINE,
+            checkpoint_digest=self.checkpoint.digest,
+            denoising_steps=count_evaluations(config.denoising_steps, config.numerics),
+            phases=clock.seconds,
+        )
+
+    def _denoise(self, clean: Tensor, text: Tensor, seed: int) -> Tensor:
+        """Return the whole clean latent (1, 16, T, H, W) float32."""
+        denoiser = Denoiser(
+            network=self.checkpoint.transformer,
+            preconditioning=self.checkpoint.config.preconditioning,
+            clean=clean,
+            known=self._known,
+            text=text.unsqueeze(0).to(self._device),
+        )
+        noise = initial_noise([seed], tuple(clean.shape[1:])).to(self._device)
+        return sample(denoiser, noise, self._sigmas)
+
+    def _read(self, latent: Tensor) -> tuple[NDArray[np.float64], float]:
+        """Return the chunk (K, d) in policy units and the value in [0, 1]."""
+        config, layout = self.checkpoint.config, self.checkpoint.layout
+        frame = latent[0, :, layout.index("action")]
+        flat = extract(frame, config.chunk_steps * config.action_dims).cpu().double().numpy()
+        chunk = flat.reshape(config.chunk_steps, config.action_dims)
+        value = extract_value(latent[0, :, layout.index("value")])
+        return self.checkpoint.statistics.actions.unnormalise(chunk), float(value)
+
+
+@dataclass
+class _Phases:
+    """Wall seconds per phase, in order."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start

@@ -1,0 +1,91 @@
+"""An observation as the clean latent of its known frames."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cosmos_policy_ros.errors import ObservationError
+from cosmos_policy_ros.model import images
+from cosmos_policy_ros.model.checkpoint import Checkpoint
+from cosmos_policy_ros.model.images import Picture
+from cosmos_policy_ros.model.injection import inject
+from cosmos_policy_ros.model.layout import FUTURE, Layout, first_image, images_of
+from cosmos_policy_ros.rig.observation import Observation
+
+
+def prepare_pictures(observation: Observation, checkpoint: Checkpoint) -> dict[str, Picture]:
+    """Return each camera's picture (S, S, 3) as the model takes it, by role.
+
+    Raises:
+        ObservationError: a camera of the layout is missing or its picture is unusable.
+    """
+    size = checkpoint.config.image_size
+    absent = [role for role in checkpoint.layout.cameras if role not in observation.images]
+    if absent:
+        raise ObservationError(
+            f"no picture of camera {', '.join(absent)}; the checkpoint needs "
+            f"{', '.join(checkpoint.layout.cameras)}, the observation has "
+            f"{', '.join(observation.images) or 'none'}"
+        )
+    return {
+        role: images.prepare(observation.images[role], size, role)
+        for role in checkpoint.layout.cameras
+    }
+
+
+def image_sequence(layout: Layout, pictures: Mapping[str, Picture], frames: int) -> Picture:
+    """Lay out the pictures behind the first ``frames`` latent frames.
+
+    Frames without a camera are black, to be overwritten or generated; a future camera's frame
+    repeats the current picture. All four pictures of a frame are the same.
+
+    Returns:
+        (1 + 4 (frames - 1), S, S, 3) uint8.
+    """
+    sample = next(iter(pictures.values()))
+    sequence = np.zeros((images_of(frames), *sample.shape), dtype=np.uint8)
+    for index, name in enumerate(layout.frames[:frames]):
+        picture = pictures.get(name.removeprefix(FUTURE))
+        if picture is not None:
+            sequence[first_image(index) : images_of(index + 1)] = picture
+    return sequence
+
+
+def encode_known(
+    checkpoint: Checkpoint, pictures: Mapping[str, Picture], frames: int, device: str
+) -> Tensor:
+    """Encode the first ``frames`` frames and leave the others zero; they are never read.
+
+    Returns:
+        (1, 16, T, H, W) float32.
+    """
+    sequence = image_sequence(checkpoint.layout, pictures, frames)
+    video = images.to_model(sequence, checkpoint.tokenizer.dtype).to(device)
+    channels, height, width = checkpoint.config.frame_shape
+    clean = torch.zeros((1, channels, checkpoint.layout.count, height, width), device=device)
+    clean[:, :, :frames] = checkpoint.tokenizer.encode(video)
+    return clean
+
+
+def inject_proprio(checkpoint: Checkpoint, clean: Tensor, observation: Observation) -> None:
+    """Write the normalised proprioception over its frame of ``clean``, in place.
+
+    Rounded to the networks' format first, as in training.
+
+    Raises:
+        ObservationError: wrong length, or a number that is not finite.
+    """
+    state, dims = observation.state, checkpoint.config.proprio_dims
+    if state.shape != (dims,) or not np.isfinite(state).all():
+        raise ObservationError(
+            f"the state has shape {state.shape} and values {np.array2string(state, precision=3)}; "
+            f"the checkpoint needs {dims} finite numbers"
+        )
+    normalised = torch.from_numpy(checkpoint.statistics.proprio.normalise(state))
+    rounded = normalised.to(checkpoint.tokenizer.dtype).float().to(clean.device)
+    frame = checkpoint.layout.index("proprio")
+    clean[:, :, frame] = inject(rounded, checkpoint.config.frame_shape)

@@ -1,0 +1,116 @@
+"""The ranges a checkpoint was trained in, and the way into and out of [-1, 1].
+
+True minimum and maximum over the demonstrations, not quantiles. Nothing is clipped: a value beyond
+the demonstrations is legal for the model, and safety is the gate's business.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cosmos_policy_ros.errors import CheckpointError
+from cosmos_policy_ros.rig.config import did_you_mean
+
+Array = NDArray[np.float64]
+
+MEASURES = ("min", "max", "mean", "std", "median")
+KEYS = tuple(f"{what}_{measure}" for what in ("actions", "proprio") for measure in MEASURES)
+
+# Narrower than one float32 step of a joint angle near 1 rad: such a dimension never moved, and
+# dividing by its range would amplify rounding into the whole of [-1, 1].
+CONSTANT_RANGE = 1e-8
+
+
+@dataclass(frozen=True)
+class Range:
+    """One quantity's range per dimension, in policy units.
+
+    Attributes:
+        low: (d,) minimum.
+        high: (d,) maximum.
+    """
+
+    low: Array
+    high: Array
+
+    def normalise(self, values: Array) -> Array:
+        """Map (..., d) from [low, high] to [-1, 1]; a constant dimension becomes 0."""
+        span = self.high - self.low
+        constant = span < CONSTANT_RANGE
+        scaled = 2 * (values - self.low) / np.where(constant, 1.0, span) - 1
+        return np.where(constant, 0.0, scaled)
+
+    def unnormalise(self, values: Array) -> Array:
+        """Map (..., d) from [-1, 1] to [low, high]; a constant dimension keeps its constant."""
+        span = self.high - self.low
+        return np.where(span < CONSTANT_RANGE, self.low, (values + 1) / 2 * span + self.low)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Ranges of the actions and of the proprioception, each (14,) for ALOHA."""
+
+    actions: Range
+    proprio: Range
+
+
+def load_statistics(path: Path, action_dims: int, proprio_dims: int) -> Statistics:
+    """Read the flat JSON with ten keys ("actions_min", ... "proprio_median") that NVIDIA publishes.
+
+    Only the minima and maxima are used; the others must be there so that a half-written or
+    foreign file is noticed.
+
+    Raises:
+        CheckpointError: unreadable, a missing or unknown key, wrong length, a number that is not
+            finite, or a maximum below its minimum.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds {type(content).__name__}, expected ten named lists")
+    for key in content:
+        if key not in KEYS:
+            raise CheckpointError(f"{path}: unknown key '{key}'{did_you_mean(key, KEYS)}")
+    dims = {"actions": action_dims, "proprio": proprio_dims}
+    columns = {key: _column(content, key, dims[key.split("_")[0]], path) for key in KEYS}
+    return Statistics(
+        actions=_range(columns, "actions", path), proprio=_range(columns, "proprio", path)
+    )
+
+
+def _column(content: Mapping[str, Any], key: str, dims: int, path: Path) -> Array:
+    if key not in content:
+        raise CheckpointError(f"{path}: key '{key}' is missing")
+    try:
+        column = np.asarray(content[key], dtype=np.float64)
+    except (TypeError, ValueError):
+        raise CheckpointError(f"{path}: '{key}' is not a list of numbers") from None
+    if column.shape != (dims,):
+        raise CheckpointError(
+            f"{path}: '{key}' has shape {column.shape}, but the checkpoint's config asks for "
+            f"{dims} numbers"
+        )
+    if not np.isfinite(column).all():
+        where = int(np.flatnonzero(~np.isfinite(column))[0])
+        raise CheckpointError(f"{path}: '{key}'[{where}] is {column[where]}, not a finite number")
+    return column
+
+
+def _range(columns: Mapping[str, Array], what: str, path: Path) -> Range:
+    low, high = columns[f"{what}_min"], columns[f"{what}_max"]
+    if (high < low).any():
+        where = int(np.flatnonzero(high < low)[0])
+        raise CheckpointError(
+            f"{path}: '{what}_max'[{where}] = {high[where]} lies below "
+            f"'{what}_min'[{where}] = {low[where]}"
+        )
+    return Range(low, high)

@@ -1,0 +1,1 @@
+"""Tasks with rubrics, episodes, and the bags that hold them; no ROS and no torch in here."""

@@ -1,0 +1,83 @@
+"""``metadata.yaml`` of a finished bag: read, extended, written back whole."""
+
+from __future__ import annotations
+
+import copy
+from io import StringIO
+from pathlib import Path
+from typing import Any, cast
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from cosmos_policy_ros.errors import RolloutError
+from cosmos_policy_ros.rollouts.durable import replace_text
+
+METADATA = "metadata.yaml"
+_ROOT = "rosbag2_bagfile_information"
+
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """Return the content under ``rosbag2_bagfile_information``.
+
+    Read as YAML 1.2, as it was written: YAML 1.1 would turn the prompt "yes" into a boolean.
+
+    Raises:
+        RolloutError: the file is missing or is not a bag's metadata.
+    """
+    path = folder / METADATA
+    try:
+        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise RolloutError(f"{path}: cannot be read: {error}; is this a finished bag?") from error
+    if not isinstance(content, dict) or not isinstance(content.get(_ROOT), dict):
+        raise RolloutError(f"{path}: has no mapping '{_ROOT}'; is this a rosbag2 bag?")
+    return cast("dict[str, Any]", content[_ROOT])
+
+
+def write_metadata(folder: Path, information: dict[str, Any]) -> None:
+    """Replace a bag's metadata atomically. Raises OSError when the disk refuses."""
+    yaml = YAML(typ="safe")
+    yaml.default_flow_style = False
+    text = StringIO()
+    yaml.dump({_ROOT: information}, text)
+    replace_text(folder / METADATA, text.getvalue())
+
+
+def with_notes(information: dict[str, Any], notes: dict[str, str]) -> dict[str, Any]:
+    """Return the metadata with further ``custom_data`` entries."""
+    return {**information, "custom_data": {**(information.get("custom_data") or {}), **notes}}
+
+
+def with_file(information: dict[str, Any], addition: dict[str, Any]) -> dict[str, Any]:
+    """Return the metadata of a bag to which the files of the bag ``addition`` were added."""
+    merged = copy.deepcopy(information)
+    merged["relative_file_paths"] += addition["relative_file_paths"]
+    merged["files"] += addition["files"]
+    merged["message_count"] += addition["message_count"]
+    start = min(_start(information), _start(addition))
+    end = max(end_ns(information), end_ns(addition))
+    merged["starting_time"] = {"nanoseconds_since_epoch": start}
+    merged["duration"] = {"nanoseconds": end - start}
+    topics = merged["topics_with_message_count"]
+    known = {_identity(topic): topic for topic in topics}
+    for topic in addition["topics_with_message_count"]:
+        if _identity(topic) in known:
+            known[_identity(topic)]["message_count"] += topic["message_count"]
+        else:
+            topics.append(copy.deepcopy(topic))
+    return merged
+
+
+def end_ns(information: dict[str, Any]) -> int:
+    """Return the receive stamp of the newest message, nanoseconds."""
+    return _start(information) + int(information["duration"]["nanoseconds"])
+
+
+def _start(information: dict[str, Any]) -> int:
+    return int(information["starting_time"]["nanoseconds_since_epoch"])
+
+
+def _identity(topic: dict[str, Any]) -> tuple[str, str, str]:
+    metadata = topic["topic_metadata"]
+    return metadata["name"], metadata["type"], metadata.get("type_description_hash", "")

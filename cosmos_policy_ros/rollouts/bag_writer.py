@@ -1,0 +1,303 @@
+"""One rosbag2 directory per episode, MCAP inside, raw messages as they came.
+
+The folder is called ``<episode_id>.recording`` while it grows and takes its real name only when it
+is whole and on the disk, so a bag that looks finished is finished.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, cast
+
+from rosbags.interfaces import (
+    Connection,
+    Qos,
+    QosDurability,
+    QosHistory,
+    QosLiveliness,
+    QosReliability,
+    QosTime,
+)
+from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
+from rosbags.rosbag2.storage_mcap import McapWriter
+from rosbags.typesys.store import Typestore
+
+from cosmos_policy_ros.errors import RolloutError
+from cosmos_policy_ros.rig.config import did_you_mean
+from cosmos_policy_ros.rollouts.durable import rename, sync
+from cosmos_policy_ros.rollouts.messages import (
+    EPISODE_TYPE,
+    SCORE_TYPE,
+    EpisodeFacts,
+    check_stamp,
+    encode_facts,
+)
+
+RECORDING = ".recording"
+"""Suffix of the folder of an unfinished bag."""
+DISCARDED = ".discarded"
+"""Suffix of the folder of a bag that the operator does not want used."""
+
+METADATA_VERSION: Literal[9] = 9
+"""rosbag2's newest layout of ``metadata.yaml``: QoS profiles as a list with named policies."""
+
+# ROS writes "for ever" as the largest int64 of nanoseconds.
+_FOR_EVER = QosTime(9223372036, 854775807)
+
+
+def offered_qos(
+    *, reliability: str, durability: str, history: str = "keep_last", depth: int = 10
+) -> Qos:
+    """Build a QoS profile from the policies' names as rclpy and rosbag2 spell them.
+
+    Raises:
+        RolloutError: an unknown policy name.
+    """
+    try:
+        return Qos(
+            history=QosHistory[history.upper()],
+            depth=depth,
+            reliability=QosReliability[reliability.upper()],
+            durability=QosDurability[durability.upper()],
+            deadline=_FOR_EVER,
+            lifespan=_FOR_EVER,
+            liveliness=QosLiveliness.AUTOMATIC,
+            liveliness_lease_duration=_FOR_EVER,
+            avoid_ros_namespace_conventions=False,
+        )
+    except KeyError as error:
+        raise RolloutError(
+            f"QoS policy {error} is unknown; use rosbag2's lower-case names"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One recorded topic: its name, its type ("sensor_msgs/msg/Image"), the QoS offered on it."""
+
+    name: str
+    msgtype: str
+    qos: tuple[Qos, ...] = ()
+
+
+# Latched, so that a player or a late panel learns them whenever it joins.
+_LATCHED = (offered_qos(reliability="reliable", durability="transient_local", depth=1),)
+EPISODE_TOPIC = Topic("/episode", EPISODE_TYPE, _LATCHED)
+SCORE_TOPIC = Topic("/episode/score", SCORE_TYPE, _LATCHED)
+OWN_TOPICS = (EPISODE_TOPIC, SCORE_TOPIC)
+
+
+class BagWriter:
+    """Writes one episode; safe to share between threads.
+
+    ``counts`` and ``sizes`` hold the messages and their bytes per topic, so far.
+
+    After a failed write it takes nothing more: what stands on the disk stays in the ``.recording``
+    folder, and every further call says why.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        topics: Sequence[Topic],
+        facts: EpisodeFacts,
+        *,
+        types: Typestore,
+        start_ns: int,
+    ) -> None:
+        """Open ``<folder>.recording`` and write the facts as the first message.
+
+        Args:
+            folder: where the finished bag will be; its name is the episode's id.
+            topics: what may be written, besides :data:`OWN_TOPICS`.
+            facts: go into the first message and, as text, into ``metadata.yaml``.
+            types: knows the type of every topic.
+            start_ns: receive stamp of the facts, the recorder's clock.
+
+        Raises:
+            RolloutError: a folder of that name exists, the disk refuses, a topic is listed twice,
+                or its type is unknown.
+        """
+        self.folder = folder
+        self.path = folder.with_name(folder.name + RECORDING)
+        self.counts: dict[str, int] = {}
+        self.sizes: dict[str, int] = {}
+        self._connections: dict[str, Connection] = {}
+        self._lock = threading.Lock()
+        self._ended = ""
+        self._refuse_existing()
+        _check_topics(topics, types)
+        first = encode_facts(types, facts, start_ns)
+        try:
+            self._writer = _open_writer(self.path, f"{folder.name}_0.mcap")
+            for topic in (*OWN_TOPICS, *topics):
+                self._add(topic, types)
+            for key, value in facts.custom_data().items():
+                self._writer.set_custom_data(key, value)
+        except (OSError, WriterError) as error:
+            raise RolloutError(f"{self.path}: cannot start a bag: {error}") from error
+        self.write(EPISODE_TOPIC.name, start_ns, first)
+        self.flush()
+
+    @property
+    def ended(self) -> str:
+        """Why it takes nothing more; empty while it does."""
+        return self._ended
+
+    def write(self, topic: str, stamp_ns: int, cdr: bytes | memoryview) -> None:
+        """Append one serialised message, byte for byte.
+
+        Args:
+            topic: one of the topics the bag was opened with.
+            stamp_ns: when it was received, nanoseconds of the recorder's clock.
+            cdr: the message as it came, encapsulation header included.
+
+        Raises:
+            RolloutError: unknown topic, impossible stamp, the bag is closed, or the disk refused.
+        """
+        with self._lock:
+            self._check_open()
+            connection = self._connections.get(topic)
+            if connection is None:
+                raise RolloutError(
+                    f"topic '{topic}' is not part of episode '{self.folder.name}'"
+                    f"{did_you_mean(topic, self._connections)}"
+                )
+            check_stamp(stamp_ns, f"topic '{topic}'")
+            try:
+                self._writer.write(connection, stamp_ns, cdr)
+            except OSError as error:
+                raise self._failed("write", error) from error
+            self.counts[topic] += 1
+            self.sizes[topic] += len(cdr)
+
+    def flush(self) -> None:
+        """Hand everything written so far to the operating system: it survives this process.
+
+        Without it the last part of up to 1 MiB stays in memory.
+
+        Raises:
+            RolloutError: the bag is closed, or the disk refused.
+        """
+        with self._lock:
+            self._check_open()
+            storage = cast(McapWriter, self._writer.storage)
+            try:
+                if storage.chunk.bio.tell():
+                    storage.close_chunk()
+                storage.bio.flush()
+            except OSError as error:
+                raise self._failed("write", error) from error
+
+    def close(self, notes: Mapping[str, str] | None = None, *, discarded: bool = False) -> Path:
+        """Write index and metadata, wait for the disk, give the folder its real name; return it.
+
+        Args:
+            notes: further entries of ``custom_data``, such as the outcome.
+            discarded: name the folder ``<episode_id>.discarded``.
+
+        Raises:
+            RolloutError: already closed, or the disk refused; the ``.recording`` folder stays.
+        """
+        final = self.folder.with_name(self.folder.name + DISCARDED) if discarded else self.folder
+        with self._lock:
+            self._check_open()
+            try:
+                for key, value in (notes or {}).items():
+                    self._writer.set_custom_data(key, value)
+                self._writer.close()
+                for file in self.path.iterdir():
+                    sync(file)
+                sync(self.path)
+                rename(self.path, final)
+            except OSError as error:
+                raise self._failed("finish", error) from error
+            self._ended = f"it is closed as {final}"
+        return final
+
+    def abort(self) -> None:
+        """Stop without index or metadata; the ``.recording`` folder stays for a later salvage."""
+        with self._lock:
+            self._ended = self._ended or f"it was broken off; what was written is in {self.path}"
+            with suppress(OSError):
+                self._writer.abort()
+
+    def __enter__(self) -> BagWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close a bag that is still open; leave it unfinished when an error is under way."""
+        if error is not None:
+            self.abort()
+        elif not self._ended:
+            self.close()
+
+    def _add(self, topic: Topic, types: Typestore) -> None:
+        self._connections[topic.name] = self._writer.add_connection(
+            topic.name, topic.msgtype, typestore=types, offered_qos_profiles=topic.qos
+        )
+        self.counts[topic.name] = 0
+        self.sizes[topic.name] = 0
+
+    def _refuse_existing(self) -> None:
+        for suffix in ("", RECORDING, DISCARDED):
+            taken = self.folder.with_name(self.folder.name + suffix)
+            if taken.exists():
+                raise RolloutError(f"{taken}: exists already; take another episode id")
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise RolloutError(f"episode '{self.folder.name}' takes nothing more: {self._ended}")
+
+    def _failed(self, deed: str, error: OSError) -> RolloutError:
+        """End the bag: after a torn write a further one would only bury the tear."""
+        self._ended = f"its bag failed ({error}); what was written is in {self.path}"
+        with suppress(OSError):
+            self._writer.abort()
+        return RolloutError(
+            f"{self.path}: cannot {deed} the bag: {error}; what was written before stays there; "
+            f"free disk space and start the next episode"
+        )
+
+
+def _open_writer(path: Path, file_name: str) -> Writer:
+    """Open a bag whose file keeps its name when the folder is renamed.
+
+    ``Writer`` names the file after the folder and reads that name again when it closes.
+    """
+    writer = Writer(path, version=METADATA_VERSION, storage_plugin=StoragePlugin.MCAP)
+    writer.open()
+    storage = cast(McapWriter, writer.storage)
+    storage.path = storage.path.rename(path / file_name)
+    return writer
+
+
+def _check_topics(topics: Sequence[Topic], types: Typestore) -> None:
+    seen = {topic.name for topic in OWN_TOPICS}
+    for topic in topics:
+        if not topic.name.startswith("/"):
+            raise RolloutError(f"topic '{topic.name}': must be absolute, such as '/{topic.name}'")
+        if topic.name in seen:
+            raise RolloutError(f"topic '{topic.name}': is listed twice or reserved; remove one")
+        if topic.msgtype not in types.fielddefs:
+            raise RolloutError(
+                f"topic '{topic.name}': type '{topic.msgtype}' is unknown; add its package's msg "
+                f"folder{_near(topic.msgtype, types)}"
+            )
+        seen.add(topic.name)
+
+
+def _near(msgtype: str, types: Typestore) -> str:
+    """Suggest among the types of the same last name, not among the hundreds there are."""
+    last = msgtype.rsplit("/", 1)[-1]
+    return did_you_mean(msgtype, [t for t in types.fielddefs if t.rsplit("/", 1)[-1] == last])

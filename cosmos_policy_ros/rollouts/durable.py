@@ -1,0 +1,54 @@
+"""File operations whose result is whole and on the disk when they return."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Give ``path`` a new content; a reader, or a power cut, meets the old or the new one whole."""
+    draft = path.with_name(path.name + ".tmp")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        sync(draft)
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def rename(old: Path, new: Path) -> None:
+    """Rename within one file system.
+
+    Raises:
+        FileExistsError: ``new`` is there; ``rename(2)`` alone would replace an empty folder.
+    """
+    if new.exists():
+        raise FileExistsError(f"{new} exists already")
+    old.rename(new)
+    sync(new.parent)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` against every other thread and process that locks it too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

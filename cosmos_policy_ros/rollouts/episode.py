@@ -1,0 +1,171 @@
+"""A finished episode, read back from its bag with nothing but the bag."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from rosbags.interfaces import Connection
+from rosbags.rosbag2 import Reader, ReaderError
+from rosbags.typesys.store import Typestore
+
+from cosmos_policy_ros.errors import RolloutError
+from cosmos_policy_ros.rollouts.bag_metadata import read_metadata
+from cosmos_policy_ros.rollouts.bag_writer import (
+    DISCARDED,
+    EPISODE_TOPIC,
+    RECORDING,
+    SCORE_TOPIC,
+)
+from cosmos_policy_ros.rollouts.messages import EpisodeFacts, Score, decode_facts, decode_score
+from cosmos_policy_ros.rollouts.types import types_of_definition
+
+OUTCOME = "outcome"
+DISCARD_REASON = "discard_reason"
+
+_MAX_TASK_CHARACTERS = 40  # a folder name of at most 72 characters, read whole in a file manager
+_ID = re.compile(r"\d{8}-\d{6}_.+_(?P<number>\d{4,})")
+
+
+@dataclass(frozen=True)
+class TopicSummary:
+    """What a bag holds of one topic."""
+
+    msgtype: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One recorded trial.
+
+    Attributes:
+        id: unique in its store, ordered by its trailing number.
+        path: the bag's folder.
+        facts: what was known when it began, from the bag's first message.
+        topics: every topic of the bag by name, :data:`bag_writer.OWN_TOPICS` included.
+        scores: every label ever given, by ascending revision.
+        outcome: why it ended, as given to the recorder; empty when it was discarded on the way.
+        discarded: the operator does not want it used.
+        discard_reason: why.
+        start_ns: receive stamp of the first message.
+        duration_ns: from the first to the last message.
+    """
+
+    id: str
+    path: Path
+    facts: EpisodeFacts
+    topics: Mapping[str, TopicSummary]
+    scores: tuple[Score, ...]
+    outcome: str
+    discarded: bool
+    discard_reason: str
+    start_ns: int
+    duration_ns: int
+
+    @property
+    def score(self) -> Score | None:
+        """The label that counts: the one with the highest revision."""
+        return self.scores[-1] if self.scores else None
+
+
+def episode_id(task: str, now: datetime, taken: Iterable[str]) -> str:
+    """Return an id such as ``20261122-105830_transfer_cube_0001``.
+
+    The trailing number is one above the highest in ``taken``, so ids stay apart, and in order, even
+    when the clock is set back.
+
+    Args:
+        task: name of the task; what does not belong into a file name becomes "-".
+        now: the operator's wall clock.
+        taken: the ids, or folder names, that exist.
+    """
+    label = re.sub(r"[^A-Za-z0-9_-]+", "-", task)[:_MAX_TASK_CHARACTERS] or "episode"
+    number = 1 + max((id_number(name) for name in taken), default=0)
+    return f"{now:%Y%m%d-%H%M%S}_{label}_{number:04d}"
+
+
+def bare_id(folder_name: str) -> str:
+    """Return the episode id in a folder's name, whatever the episode's state."""
+    return folder_name.removesuffix(RECORDING).removesuffix(DISCARDED)
+
+
+def id_number(name: str) -> int:
+    """Return the running number of an id or folder name, 0 when it is not an episode's."""
+    match = _ID.fullmatch(bare_id(name))
+    return int(match["number"]) if match else 0
+
+
+def read_episode(path: Path) -> Episode:
+    """Read the summary of a finished or discarded episode.
+
+    Raises:
+        RolloutError: the bag is unfinished, unreadable, or not an episode of this package.
+    """
+    with _reading(path) as reader:
+        facts = [decode_facts(types, cdr) for types, cdr in _messages(reader, EPISODE_TOPIC.name)]
+        if not facts:
+            raise RolloutError(
+                f"{path}: has no message on '{EPISODE_TOPIC.name}'; it is a bag, but no episode"
+            )
+        labels = _scores(reader)
+        topics = {
+            name: TopicSummary(info.msgtype or "", info.msgcount)
+            for name, info in reader.topics.items()
+        }
+        start_ns, duration_ns = reader.start_time, reader.end_time - reader.start_time - 1
+    notes = read_metadata(path).get("custom_data") or {}
+    return Episode(
+        id=bare_id(path.name),
+        path=path,
+        facts=facts[0],
+        topics=topics,
+        scores=labels,
+        outcome=notes.get(OUTCOME, ""),
+        discarded=path.name.endswith(DISCARDED),
+        discard_reason=notes.get(DISCARD_REASON, ""),
+        start_ns=start_ns,
+        duration_ns=duration_ns,
+    )
+
+
+def scores(path: Path) -> tuple[Score, ...]:
+    """Return every label of a finished episode by ascending revision; the last one counts.
+
+    Raises:
+        RolloutError: the bag is unfinished or unreadable, or holds an impossible label.
+    """
+    with _reading(path) as reader:
+        return _scores(reader)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Reader]:
+    if path.name.endswith(RECORDING):
+        raise RolloutError(
+            f"{path}: is unfinished: it is being recorded, or its recorder died; it cannot be read "
+            f"as an episode"
+        )
+    try:
+        with Reader(path) as reader:
+            yield reader
+    except (OSError, ReaderError) as error:
+        raise RolloutError(f"{path}: cannot be read as a bag: {error}") from error
+
+
+def _scores(reader: Reader) -> tuple[Score, ...]:
+    labels = (decode_score(types, cdr) for types, cdr in _messages(reader, SCORE_TOPIC.name))
+    return tuple(sorted(labels, key=lambda label: label.revision))
+
+
+def _messages(reader: Reader, topic: str) -> Iterator[tuple[Typestore, bytes]]:
+    """Yield a topic's messages, each with the types by which the bag itself defines it."""
+    wanted: list[Connection] = [c for c in reader.connections if c.topic == topic]
+    if not wanted:
+        return
+    for connection, _, cdr in reader.messages(wanted):
+        yield types_of_definition(connection.msgtype, connection.msgdef.data), cdr

@@ -1,0 +1,1 @@
+"""The simulated rig (MuJoCo), its tasks, its scripted demonstrator, its faults."""

@@ -1,0 +1,142 @@
+"""Faults to rehearse: what a real rig does on a bad day, at times chosen beforehand.
+
+Written as ``kind:target@from-until`` with seconds of rig time since the reset, for example
+``camera_silent:left_wrist@2.0-5.0``; a delay has its seconds after the target,
+``camera_delay:primary=0.3@2-5``. Without ``@...`` a fault lasts for ever.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from cosmos_policy_ros.errors import ConfigError
+from cosmos_policy_ros.rig.config import did_you_mean
+from cosmos_policy_ros.sim.rig import JointSample
+from cosmos_policy_ros.sim.scene import ARMS, CAMERAS
+
+CAMERA_KINDS = {
+    "camera_silent": "no frames, as when a USB camera drops off the bus",
+    "camera_frozen": "the same frame over and over, with fresh stamps",
+    "camera_delay": "frames arrive this many seconds after their stamp",
+}
+JOINT_KINDS = {
+    "joints_nan": "NaN in every field, a failed bus read in newer drivers",
+    "joints_minus_pi": "-pi on every joint, a failed bus read in older drivers",
+    "joints_renamed": "names with the arm's prefix, as from a foreign driver",
+}
+KINDS = {**CAMERA_KINDS, **JOINT_KINDS}
+"""Kind of fault -> what happens while it is active."""
+
+_FORM = "kind:target@from-until, e.g. camera_silent:left_wrist@2.0-5.0"
+_PATTERN = re.compile(
+    r"(?P<kind>[^:@=]*):(?P<target>[^:@=]*)(=(?P<value>[^@]*))?(@(?P<start>[^-]*)-(?P<end>.*))?"
+)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault.
+
+    Attributes:
+        kind: a key of :data:`KINDS`.
+        target: a camera role, or an arm.
+        start: first moment [s since the reset] it is active.
+        end: first moment [s since the reset] it is over.
+        value: the delay [s] of ``camera_delay``, else 0.
+    """
+
+    kind: str
+    target: str
+    start: float = 0.0
+    end: float = math.inf
+    value: float = 0.0
+
+
+@dataclass(frozen=True)
+class Faults:
+    """All faults of a run."""
+
+    entries: tuple[Fault, ...] = ()
+
+    @staticmethod
+    def parse(texts: Iterable[str]) -> Faults:
+        """Read a list of texts; empty ones are skipped (ROS cannot send an empty string array).
+
+        Raises:
+            ConfigError: see :func:`parse_fault`.
+        """
+        return Faults(tuple(parse_fault(text) for text in texts if text.strip()))
+
+    def camera_fault(self, role: str, now: float) -> Fault | None:
+        """Return the first fault that acts on a camera role ``now`` [s since the reset]."""
+        return self._active(CAMERA_KINDS, role, now)
+
+    def joint_fault(self, arm: str, now: float) -> Fault | None:
+        """Return the first fault that acts on an arm's joint states ``now`` [s since the reset]."""
+        return self._active(JOINT_KINDS, arm, now)
+
+    def _active(self, kinds: Iterable[str], target: str, now: float) -> Fault | None:
+        for fault in self.entries:
+            if fault.kind in kinds and fault.target == target and fault.start <= now < fault.end:
+                return fault
+        return None
+
+
+def parse_fault(text: str) -> Fault:
+    """Read one fault.
+
+    Raises:
+        ConfigError: wrong form, unknown kind or target, or times that make no interval.
+    """
+    match = _PATTERN.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(f"fault '{text}': expected {_FORM}")
+    kind, target = match["kind"].strip(), match["target"].strip()
+    if kind not in KINDS:
+        raise ConfigError(f"fault '{text}': unknown kind '{kind}'{did_you_mean(kind, KINDS)}")
+    targets = tuple(CAMERAS) if kind in CAMERA_KINDS else ARMS
+    if target not in targets:
+        raise ConfigError(
+            f"fault '{text}': {kind} acts on one of {', '.join(targets)}, not on '{target}'"
+            f"{did_you_mean(target, targets)}"
+        )
+    if (match["value"] is not None) != (kind == "camera_delay"):
+        raise ConfigError(
+            f"fault '{text}': only camera_delay has, and needs, a value in seconds, "
+            "e.g. camera_delay:primary=0.3@2-5"
+        )
+    start, end, value = (
+        default if match[group] is None else _seconds(text, match[group])
+        for group, default in (("start", 0.0), ("end", math.inf), ("value", 0.0))
+    )
+    if end <= start:
+        raise ConfigError(f"fault '{text}': ends at {end} s, not after its start at {start} s")
+    return Fault(kind, target, start, end, value)
+
+
+def faulty_joints(sample: JointSample, arm: str, fault: Fault | None) -> JointSample:
+    """Return ``sample`` as the driver would publish it under ``fault``, a joint fault or None."""
+    if fault is None:
+        return sample
+    size = len(sample.names)
+    if fault.kind == "joints_renamed":
+        return dataclasses.replace(sample, names=tuple(f"{arm}_{name}" for name in sample.names))
+    if fault.kind == "joints_nan":
+        return dataclasses.replace(
+            sample, positions=(math.nan,) * size, velocities=(math.nan,) * size
+        )
+    return dataclasses.replace(sample, positions=(-math.pi,) * size, velocities=(0.0,) * size)
+
+
+def _seconds(text: str, number: str) -> float:
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if not 0.0 <= value < math.inf:
+        raise ConfigError(f"fault '{text}': '{number}' is not a number of seconds, 0 or more")
+    return value

@@ -1,0 +1,169 @@
+"""Pictures of the rig's three cameras, drawn off screen through EGL."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import cv2
+import mujoco  # type: ignore[import-untyped]
+import numpy as np
+from numpy.typing import NDArray
+
+from cosmos_policy_ros.errors import RigError
+from cosmos_policy_ros.sim.rig import Snapshot
+from cosmos_policy_ros.sim.scene import CAMERAS, Quality, camera_matrix, load_picture_model
+
+Image = NDArray[np.uint8]
+
+_COSTLY_EFFECTS = ("SHADOW", "REFLECTION", "SKYBOX", "FOG", "HAZE")
+_MAX_GEOMS = 200
+"""The larger scene has 54 geoms; room for what MuJoCo adds itself."""
+_TILE_MARGIN = 64
+"""The noise tile is this much larger than a picture [px]: 4096 different shifts."""
+
+
+class Renderer:
+    """Draws snapshots. Belongs to the thread that made it: make, use and close it there.
+
+    A snapshot of another task is drawn too; the first one then takes a second to load its scene.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        height: int,
+        width: int,
+        *,
+        quality: Quality = "fast",
+        noise_sigma: float = 1.0,
+    ) -> None:
+        """Make a GL context.
+
+        Args:
+            task: the scene to prepare for.
+            height: picture rows [px].
+            width: picture columns [px].
+            quality: ``fast`` is meant for CPUs; ``full`` adds shadows, anti-aliasing, all details.
+            noise_sigma: grey levels of sensor noise, a function of rig time alone; 0 is none. A
+                real camera never sends the same bytes twice, and a policy may take frames that
+                do repeat for a frozen camera.
+
+        Raises:
+            RigError: EGL is missing, or an argument is unusable.
+        """
+        if height < 1 or width < 1:
+            raise RigError(f"picture size {width}x{height} px; both sides must be at least 1")
+        if quality not in ("fast", "full"):
+            raise RigError(f"render quality '{quality}' is not a choice; known: fast, full")
+        self.height, self.width = height, width
+        self._quality: Quality = quality
+        self._noise = _Noise(height, width, noise_sigma)
+        self._rect = mujoco.MjrRect(0, 0, width, height)
+        self._gl = _gl_context(width, height)
+        self._load(task)
+
+    def __enter__(self) -> Renderer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def render(self, snapshot: Snapshot) -> dict[str, Image]:
+        """Return one (H, W, 3) uint8 RGB picture per camera role.
+
+        Raises:
+            RigError: the renderer is closed, or the snapshot's task is unknown.
+        """
+        if self._gl is None:
+            raise RigError("the renderer is closed; make a new one")
+        self._gl.make_current()
+        if snapshot.task != self._task:
+            self._context.free()
+            self._load(snapshot.task)
+        self._data.qpos[:] = snapshot.qpos
+        mujoco.mj_kinematics(self._model, self._data)
+        mujoco.mj_comPos(self._model, self._data)
+        mujoco.mj_camlight(self._model, self._data)
+        return {role: self._draw(role, snapshot.stamp_ns) for role in CAMERAS}
+
+    def camera_matrix(self, role: str) -> NDArray[np.float64]:
+        """Return the (3, 3) pinhole matrix [px] of one camera role."""
+        return camera_matrix(self._model, role, self.height, self.width)
+
+    def close(self) -> None:
+        """Free the GL context; harmless when done twice."""
+        if self._gl is not None:
+            self._gl.make_current()
+            self._context.free()
+            self._gl.free()
+            self._gl = None
+
+    def _load(self, task: str) -> None:
+        self._model = load_picture_model(task, self._quality, self.height, self.width)
+        self._data = mujoco.MjData(self._model)
+        self._task = task
+        self._scene = mujoco.MjvScene(self._model, _MAX_GEOMS)
+        if self._quality == "fast":
+            for effect in _COSTLY_EFFECTS:
+                self._scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{effect}")] = 0
+        self._context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+
+    def _draw(self, role: str, stamp_ns: int) -> Image:
+        camera = mujoco.MjvCamera()
+        camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        camera.fixedcamid = self._model.camera(CAMERAS[role]).id
+        everything = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(
+            self._model, self._data, mujoco.MjvOption(), None, camera, everything, self._scene
+        )
+        upside_down = np.empty((self.height, self.width, 3), np.uint8)
+        mujoco.mjr_render(self._rect, self._scene, self._context)
+        mujoco.mjr_readPixels(upside_down, None, self._rect, self._context)
+        return self._noise.add(cv2.flip(upside_down, 0), role, stamp_ns)
+
+
+class _Noise:
+    """Gaussian sensor noise from one precomputed tile, shifted by role and rig time."""
+
+    def __init__(self, height: int, width: int, sigma: float) -> None:
+        if not 0.0 <= sigma <= 50.0:
+            raise RigError(f"sensor noise of {sigma} grey levels; give 0 to 50")
+        self._size = (height, width)
+        self._tile: tuple[Image, Image] | None = None
+        if sigma > 0.0:
+            shape = (height + _TILE_MARGIN, width + _TILE_MARGIN, 3)
+            noise = np.random.default_rng(0).normal(0.0, sigma, shape).round()
+            bright = np.clip(noise, 0, 255).astype(np.uint8)
+            dark = np.clip(-noise, 0, 255).astype(np.uint8)
+            self._tile = (bright, dark)
+
+    def add(self, image: Any, role: str, stamp_ns: int) -> Image:
+        if self._tile is None:
+            return np.asarray(image, dtype=np.uint8)
+        step = stamp_ns // 1_000_000 + 1000 * list(CAMERAS).index(role)
+        row, column = (step * 29) % _TILE_MARGIN, (step // _TILE_MARGIN * 13) % _TILE_MARGIN
+        height, width = self._size
+        bright, dark = (t[row : row + height, column : column + width] for t in self._tile)
+        return np.asarray(cv2.subtract(cv2.add(image, bright), dark), dtype=np.uint8)
+
+
+def _gl_context(width: int, height: int) -> Any:
+    """Make a MuJoCo EGL context, whatever MUJOCO_GL says: a rig has no display."""
+    try:
+        from mujoco.egl import GLContext  # type: ignore[import-untyped]
+
+        context = GLContext(width, height)
+        context.make_current()
+    except Exception as error:  # PyOpenGL reports a missing library in five different ways
+        raise RigError(
+            f"cannot draw without a display: EGL failed with {type(error).__name__}: {error}; "
+            "install it: apt-get install libegl1 libgl1-mesa-dri"
+        ) from error
+    return context

@@ -1,0 +1,235 @@
+"""The ALOHA rig without hardware: two arms, a table, objects. No threads, no wall clock, no ROS."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mujoco  # type: ignore[import-untyped]
+import numpy as np
+from numpy.typing import NDArray
+
+from cosmos_policy_ros.errors import RigError
+from cosmos_policy_ros.rig.config import did_you_mean
+from cosmos_policy_ros.rig.crank import angle_from_finger, finger_from_angle
+from cosmos_policy_ros.sim.scene import ARM_JOINTS, ARMS, PHYSICS_STEP_NS, load_physics_model
+from cosmos_policy_ros.sim.tasks import Judge, place_objects
+from cosmos_policy_ros.sim.trajectory_controller import TrajectoryController, TrajectoryPoint
+
+CONTROLLER_JOINTS = (*ARM_JOINTS, "gripper")
+"""A trajectory's joints: six arm joints and the gripper's motor, all [rad]."""
+
+STATE_NAMES = (*CONTROLLER_JOINTS, "left_finger", "right_finger")
+"""``joint_states`` of one arm, as Interbotix's driver names them: no arm prefix."""
+
+CRANK_RADIUS = 0.022
+ROD_LENGTH = 0.036
+"""The crank [m] behind the constants that ALOHA datasets are normalised with."""
+
+START_POSE = (0.0, -0.96, 1.16, 0.0, -0.3, 0.0)
+"""Where ALOHA episodes start [rad]."""
+START_FINGER = 0.02239
+"""Nearly closed [m]."""
+
+_INSTABILITIES = (
+    mujoco.mjtWarning.mjWARN_BADQPOS,
+    mujoco.mjtWarning.mjWARN_BADQVEL,
+    mujoco.mjtWarning.mjWARN_BADQACC,
+)
+
+
+@dataclass(frozen=True)
+class JointSample:
+    """One arm's ``joint_states``.
+
+    Attributes:
+        stamp_ns: rig time.
+        names: see :data:`STATE_NAMES`.
+        positions: [rad]; the fingers in [m], right = -left.
+        velocities: [rad/s]; 0 for the fingers, as the real driver does.
+    """
+
+    stamp_ns: int
+    names: tuple[str, ...]
+    positions: tuple[float, ...]
+    velocities: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a picture of the rig depends on; cheap to copy while the physics waits.
+
+    Attributes:
+        stamp_ns: rig time.
+        task: which scene.
+        qpos: MuJoCo's generalised positions.
+    """
+
+    stamp_ns: int
+    task: str
+    qpos: NDArray[np.float64]
+
+
+class SimRig:
+    """Steps the physics under two trajectory controllers.
+
+    Rig time starts at ``start_ns`` (1 s, because to ROS a stamp of 0 means "no time") and only ever
+    grows, also across resets.
+
+    Attributes:
+        seed: what placed its objects.
+        accepted: trajectories accepted since the reset, by arm.
+        refused: trajectories refused since the reset, by arm.
+        refusal: why the last one was refused; empty if none was.
+    """
+
+    def __init__(
+        self, task: str = "transfer_cube", seed: int = 0, start_ns: int = 1_000_000_000
+    ) -> None:
+        self._time_ns = start_ns
+        self._task = ""
+        self.reset(task, seed)
+
+    @property
+    def time_ns(self) -> int:
+        """Rig time in nanoseconds."""
+        return self._time_ns
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The task's stages, in order."""
+        return self._judge.stages
+
+    @property
+    def reached(self) -> int:
+        """How many of the stages have been reached since the reset."""
+        return self._judge.best
+
+    @property
+    def task(self) -> str:
+        """Name of the task whose scene is loaded."""
+        return self._task
+
+    def reset(self, task: str, seed: int) -> None:
+        """Put both arms at the start pose and place the objects by ``seed``.
+
+        Raises:
+            RigError: unknown task, negative seed, or gym-aloha is not installed.
+        """
+        if seed < 0:
+            raise RigError(f"seed {seed} is negative; give 0 or more")
+        if task != self._task:
+            self._model = load_physics_model(task)
+            self._data = mujoco.MjData(self._model)
+            self._addresses = {arm: _Addresses.find(self._model, arm) for arm in ARMS}
+            self._task = task
+        self.seed = seed
+        mujoco.mj_resetData(self._model, self._data)
+        place_objects(task, seed, self._model, self._data)
+        start = np.array([*START_POSE, _angle(START_FINGER)])
+        for addresses in self._addresses.values():
+            self._data.qpos[addresses.qpos] = [*START_POSE, START_FINGER, -START_FINGER]
+        self._controllers = {arm: TrajectoryController(CONTROLLER_JOINTS, start) for arm in ARMS}
+        self._judge = Judge(task, self._model)
+        self.accepted = dict.fromkeys(ARMS, 0)
+        self.refused = dict.fromkeys(ARMS, 0)
+        self.refusal = ""
+        mujoco.mj_forward(self._model, self._data)
+
+    def command(
+        self, arm: str, joint_names: Sequence[str], points: Sequence[TrajectoryPoint], stamp_ns: int
+    ) -> None:
+        """Hand a trajectory to one arm's controller and count it.
+
+        Raises:
+            RigError: unknown arm, or the controller refused it (see
+                :meth:`TrajectoryController.accept`).
+        """
+        controller = self._controllers[_known_arm(arm)]
+        try:
+            controller.accept(joint_names, points, stamp_ns, self._time_ns)
+        except RigError as error:
+            self.refused[arm] += 1
+            self.refusal = f"{arm}: {error}"
+            raise
+        self.accepted[arm] += 1
+
+    def advance(self, seconds: float) -> None:
+        """Step the physics by ``seconds``, a multiple of the 2 ms physics step.
+
+        Raises:
+            RigError: not a multiple, or the physics became unstable (reset to go on).
+        """
+        steps = round(seconds * 1e9 / PHYSICS_STEP_NS)
+        if steps < 0 or abs(steps * PHYSICS_STEP_NS - seconds * 1e9) > 1.0:
+            raise RigError(
+                f"cannot advance by {seconds} s; give a multiple of {PHYSICS_STEP_NS / 1e9} s"
+            )
+        for _ in range(steps):
+            self._step()
+        if any(self._data.warning[kind].number for kind in _INSTABILITIES):
+            raise RigError(
+                f"the physics of '{self._task}' became unstable after {self._time_ns / 1e9:.2f} s "
+                "of rig time; reset the rig"
+            )
+
+    def joint_states(self, arm: str) -> JointSample:
+        """Return what the arm's driver would publish now.
+
+        Raises:
+            RigError: unknown arm.
+        """
+        addresses = self._addresses[_known_arm(arm)]
+        position = self._data.qpos[addresses.qpos].tolist()
+        velocity = self._data.qvel[addresses.dofs].tolist()
+        finger, finger_speed = position[6], velocity[6]
+        angle = _angle(finger)
+        dt = PHYSICS_STEP_NS / 1e9
+        gripper_speed = (angle - _angle(finger - finger_speed * dt)) / dt
+        return JointSample(
+            self._time_ns,
+            STATE_NAMES,
+            (*position[:6], angle, finger, -finger),
+            (*velocity[:6], gripper_speed, 0.0, 0.0),
+        )
+
+    def snapshot(self) -> Snapshot:
+        """Return what :class:`~cosmos_policy_ros.sim.render.Renderer` draws."""
+        return Snapshot(self._time_ns, self._task, self._data.qpos.copy())
+
+    def _step(self) -> None:
+        self._time_ns += PHYSICS_STEP_NS
+        for arm, controller in self._controllers.items():
+            target = controller.sample(self._time_ns).tolist()
+            finger = finger_from_angle(target[6], CRANK_RADIUS, ROD_LENGTH)
+            self._data.ctrl[self._addresses[arm].actuators] = [*target[:6], finger, -finger]
+        mujoco.mj_step(self._model, self._data)
+        self._judge.reached(self._model, self._data)
+
+
+@dataclass(frozen=True)
+class _Addresses:
+    """Where one arm's six joints and two fingers are in MuJoCo's arrays."""
+
+    qpos: slice
+    dofs: slice
+    actuators: slice
+
+    @staticmethod
+    def find(model: Any, arm: str) -> _Addresses:
+        first = model.joint(f"vx300s_{arm}/{ARM_JOINTS[0]}")
+        actuator = int(np.flatnonzero(model.actuator_trnid[:, 0] == first.id)[0])
+        return _Addresses(
+            *(slice(i, i + 8) for i in (int(first.qposadr[0]), int(first.dofadr[0]), actuator))
+        )
+
+
+def _angle(finger: float) -> float:
+    return angle_from_finger(finger, CRANK_RADIUS, ROD_LENGTH)
+
+
+def _known_arm(arm: str) -> str:
+    if arm not in ARMS:
+        raise RigError(f"the simulated rig has no arm '{arm}'{did_you_mean(arm, ARMS)}")
+    return arm

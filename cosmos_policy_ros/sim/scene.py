@@ -1,0 +1,136 @@
+"""The simulated ALOHA: gym-aloha's models, adapted at load time.
+
+Only the model files of the ``gym-aloha`` wheel are used (Apache-2.0, v0.1.5); the package itself is
+never imported, so its own dependencies need not be installed. MuJoCo must be >=3.3.7,<3.8: older
+and newer versions treat the contacts of the insertion task differently and it fails.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import mujoco  # type: ignore[import-untyped]
+import numpy as np
+from numpy.typing import NDArray
+
+from cosmos_policy_ros.errors import RigError
+from cosmos_policy_ros.rig.config import did_you_mean
+from cosmos_policy_ros.sim.decimate import merge_vertices, read_stl
+
+Quality = Literal["fast", "full"]
+
+TASKS = ("transfer_cube", "insertion")
+ARMS = ("left", "right")
+ARM_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
+
+CAMERAS = {"left_wrist": "left_wrist", "right_wrist": "right_wrist", "primary": "top"}
+"""Camera role -> name of the camera in the model."""
+
+PHYSICS_STEP_NS = 2_000_000
+"""The models' own time step; their contacts are tuned for it."""
+
+_WRIST_FOVY_DEG = 58.0
+"""A RealSense D405's vertical field of view; the models ship 20 degrees."""
+_WRIST_POSITION = (0.0, 0.0, 0.115)
+_WRIST_PITCH_DEG = 38.0
+"""The wrist camera sits above the gripper and looks forward and down, fingertips in the picture's
+lower half, as on an ALOHA; in the gripper's frame (x along the fingers, z up) [m]."""
+
+_NEAR_PLANE = 0.01
+"""In units of the scene's extent (1.7 m); the models' 0.1 would cut the fingers away."""
+
+_MERGE_CELL = 5.0
+_FINGER_MERGE_CELL = 2.0
+"""Side [mm] of the cells within which vertices merge in fast pictures. The arms' screw heads and
+fillets are most of their 30 000 triangles, and without a GPU triangles are what a picture costs."""
+
+
+def load_physics_model(task: str) -> Any:
+    """Return the ``mujoco.MjModel`` the rig is stepped with.
+
+    Raises:
+        RigError: unknown task, or gym-aloha is not installed.
+    """
+    return _load_spec(task).compile()
+
+
+def load_picture_model(task: str, quality: Quality, height: int, width: int) -> Any:
+    """Return a ``mujoco.MjModel`` with the same joints, prepared for (height, width) pictures.
+
+    ``full`` keeps the models' meshes, shadows and anti-aliasing; ``fast`` drops what costs most
+    and shows least when a CPU draws the picture.
+
+    Raises:
+        RigError: unknown task, or gym-aloha is not installed.
+    """
+    spec = _load_spec(task)
+    spec.visual.global_.offheight = height
+    spec.visual.global_.offwidth = width
+    spec.visual.map.znear = _NEAR_PLANE
+    if quality == "fast":
+        spec.visual.quality.shadowsize = 0
+        spec.visual.quality.offsamples = 0
+        for light in spec.lights:
+            light.castshadow = False
+        for mesh in spec.meshes:
+            if mesh.name.startswith("vx300s_"):
+                _simplify(mesh, _FINGER_MERGE_CELL if "_finger_" in mesh.name else _MERGE_CELL)
+    return spec.compile()
+
+
+def camera_matrix(model: Any, role: str, height: int, width: int) -> NDArray[np.float64]:
+    """Return the (3, 3) pinhole matrix [px] of the camera with ``role`` at this picture size.
+
+    The models give a vertical field of view; pixels are square.
+    """
+    focal = height / 2.0 / math.tan(math.radians(float(model.camera(CAMERAS[role]).fovy[0])) / 2.0)
+    return np.array([[focal, 0.0, width / 2.0], [0.0, focal, height / 2.0], [0.0, 0.0, 1.0]])
+
+
+def _assets() -> Path:
+    found = importlib.util.find_spec("gym_aloha")
+    if found is None or not found.submodule_search_locations:
+        raise RigError(
+            "gym-aloha, whose model files the simulated rig uses, is not installed; "
+            "run: pip install --no-deps gym-aloha==0.1.5"
+        )
+    return Path(found.submodule_search_locations[0]) / "assets"
+
+
+def _load_spec(task: str) -> Any:
+    if task not in TASKS:
+        raise RigError(f"no simulated task '{task}'{did_you_mean(task, TASKS)}")
+    path = _assets() / f"bimanual_viperx_{task}.xml"
+    try:
+        spec = mujoco.MjSpec.from_file(str(path))
+    except ValueError as error:
+        raise RigError(
+            f"{path}: not a model MuJoCo {mujoco.__version__} can read: {error}; "
+            "reinstall gym-aloha==0.1.5 and mujoco>=3.3.7,<3.8"
+        ) from error
+    spec.option.timestep = PHYSICS_STEP_NS / 1e9
+    for arm in ARMS:
+        _place_wrist_camera(spec.camera(f"{arm}_wrist"))
+    return spec
+
+
+def _simplify(mesh: Any, cell: float) -> None:
+    vertices, faces = merge_vertices(*read_stl(_assets() / mesh.file), cell)
+    mesh.file = ""
+    mesh.uservert = vertices.ravel()
+    mesh.userface = faces.ravel()
+
+
+def _place_wrist_camera(camera: Any) -> None:
+    pitch = math.radians(_WRIST_PITCH_DEG)
+    camera.mode = mujoco.mjtCamLight.mjCAMLIGHT_FIXED
+    camera.pos = _WRIST_POSITION
+    right, up = np.array([0.0, -1.0, 0.0]), np.array([math.sin(pitch), 0.0, math.cos(pitch)])
+    axes = np.stack([right, up, np.cross(right, up)], axis=1)
+    quaternion = np.empty(4)
+    mujoco.mju_mat2Quat(quaternion, axes.ravel())
+    camera.quat = quaternion
+    camera.fovy = _WRIST_FOVY_DEG

@@ -1,0 +1,123 @@
+"""The simulated tasks: where their objects start, and a judge that says how far an episode got.
+
+The tasks, object ranges and stages are those of the ACT paper's two simulated benchmarks, as
+published in gym-aloha; the judge asks a little more of "handed over" and "touched" than those
+rewards do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mujoco  # type: ignore[import-untyped]
+import numpy as np
+
+Box = tuple[tuple[float, float], tuple[float, float]]
+
+STAGES = {
+    "transfer_cube": (
+        "right gripper touches the cube",
+        "right gripper lifts the cube",
+        "left gripper touches the lifted cube",
+        "left gripper alone holds the cube",
+    ),
+    "insertion": (
+        "both grippers touch their part",
+        "both parts are lifted",
+        "peg touches socket in the air",
+        "peg is inserted",
+    ),
+}
+
+OBJECT_RANGES: dict[str, dict[str, Box]] = {
+    "transfer_cube": {"red_box_joint": ((0.0, 0.2), (0.4, 0.6))},
+    "insertion": {
+        "red_peg_joint": ((0.1, 0.2), (0.4, 0.6)),
+        "blue_socket_joint": ((-0.2, -0.1), (0.4, 0.6)),
+    },
+}
+"""Task -> free joint of an object -> ranges of its x and y [m]."""
+
+_DROP_HEIGHT = 0.05
+"""Height [m] objects start at; they fall onto the table within 0.1 s."""
+
+_SOCKET_WALLS = ("socket-1", "socket-2", "socket-3", "socket-4")
+
+
+def place_objects(task: str, seed: int, model: Any, data: Any) -> None:
+    """Write the objects' start poses, uniform in :data:`OBJECT_RANGES`, into ``data.qpos``."""
+    rng = np.random.default_rng(seed)
+    for joint, (x_range, y_range) in OBJECT_RANGES[task].items():
+        address = int(model.joint(joint).qposadr[0])
+        pose = [rng.uniform(*x_range), rng.uniform(*y_range), _DROP_HEIGHT, 1.0, 0.0, 0.0, 0.0]
+        data.qpos[address : address + 7] = pose
+
+
+class Judge:
+    """Follows one episode; the best stage reached stays reached.
+
+    Attributes:
+        stages: the task's stages, in order.
+        best: how many of them have been reached so far.
+    """
+
+    def __init__(self, task: str, model: Any) -> None:
+        self.stages = STAGES[task]
+        self.best = 0
+        self._stage = _transfer_stage if task == "transfer_cube" else _insertion_stage
+        self._names = [
+            mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_GEOM, i) or "" for i in range(model.ngeom)
+        ]
+
+    def reached(self, model: Any, data: Any) -> int:
+        """Look at the contacts in ``data`` and return :attr:`best`."""
+        names = self._names
+        touching = {
+            frozenset((names[a], names[b])) for a, b in data.contact.geom[: data.ncon].tolist()
+        }
+        self.best = max(self.best, self._stage(_Contacts(touching)))
+        return self.best
+
+
+class _Contacts:
+    """Which named geoms touch each other at one moment."""
+
+    def __init__(self, pairs: set[frozenset[str]]) -> None:
+        self._pairs = pairs
+
+    def any(self, one: tuple[str, ...], other: tuple[str, ...]) -> bool:
+        return any(frozenset((a, b)) in self._pairs for a in one for b in other)
+
+    def all(self, one: str, others: tuple[str, ...]) -> bool:
+        return all(frozenset((one, b)) in self._pairs for b in others)
+
+
+def _fingers(arm: str) -> tuple[str, str]:
+    return (f"vx300s_{arm}/10_left_gripper_finger", f"vx300s_{arm}/10_right_gripper_finger")
+
+
+def _transfer_stage(contacts: _Contacts) -> int:
+    cube = ("red_box",)
+    right = contacts.any(cube, _fingers("right"))
+    left = contacts.any(cube, _fingers("left"))
+    lifted = not contacts.any(cube, ("table",))
+    if lifted and not right and contacts.all("red_box", _fingers("left")):
+        return 4
+    if left and lifted:
+        return 3
+    if right:
+        return 2 if lifted else 1
+    return 0
+
+
+def _insertion_stage(contacts: _Contacts) -> int:
+    peg = ("red_peg",)
+    if contacts.any(peg, ("pin",)):
+        return 4
+    touched = contacts.any(peg, _fingers("right")) and contacts.any(_SOCKET_WALLS, _fingers("left"))
+    lifted = not contacts.any((*peg, *_SOCKET_WALLS), ("table",))
+    if lifted and contacts.any(peg, _SOCKET_WALLS):
+        return 3
+    if touched:
+        return 2 if lifted else 1
+    return 0

@@ -76,10 +76,6 @@ class Gripper:
         if self.max_velocity <= 0:
             raise ValueError(f"gripper '{self.joint}': max_velocity must be above 0")
 
-    def command(self, normalized: float) -> float:
-        """Return what to send for a gripper target (0 closed, 1 open), in ``command_unit``."""
-        return self.command_closed + normalized * (self.command_open - self.command_closed)
-
     def normalize(self, reading: float) -> float:
         """Return the normalised opening for a reading in the state's unit."""
         return (reading - self.state_closed) / (self.state_open - self.state_closed)

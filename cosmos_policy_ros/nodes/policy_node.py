@@ -1,0 +1,479 @@
+"""The policy node: observation → chunk → gate → one timed trajectory per arm.
+
+A thin shell. The run's logic is ``rig.run``, the gates are ``rig.sources`` and ``rig.gate``, the
+model lives in a worker process (``planning.worker``). Everything here happens in the executor's
+one thread, so there is nothing to lock; the worker thread only wakes it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from concurrent.futures import Future as Answer
+from typing import Any, NamedTuple
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.action import ActionServer, CancelResponse
+from rclpy.clock import Clock, ClockType
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.qos import QoSProfile
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.task import Future
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_srvs.srv import SetBool, Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from cosmos_policy_ros.action import RunTask
+from cosmos_policy_ros.errors import CosmosPolicyError, WorkerError
+from cosmos_policy_ros.model.files import folder_digest
+from cosmos_policy_ros.msg import Decision as DecisionMsg
+from cosmos_policy_ros.msg import PolicyState
+from cosmos_policy_ros.msg import Verdict as VerdictMsg
+from cosmos_policy_ros.nodes import shell
+from cosmos_policy_ros.nodes.convert import (
+    chunk_to_trajectories,
+    decision_to_message,
+    verdict_to_message,
+)
+from cosmos_policy_ros.nodes.policy_parameters import PARAMETERS, PolicySettings, read_settings
+from cosmos_policy_ros.planning.worker import Worker
+from cosmos_policy_ros.rig.chunk import TimedChunk
+from cosmos_policy_ros.rig.decision import Decision, Query
+from cosmos_policy_ros.rig.gate import SafetyGate
+from cosmos_policy_ros.rig.run import Goal, Outcome, Phase, Run
+from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.sources import Sources
+from cosmos_policy_ros.rollouts.task import Task, load_task
+
+POLL_PERIOD = 0.01  # wall s; a quarter of a control step, so that a due query waits 10 ms at most
+MESSAGE_PERIOD = 0.5  # wall s between state messages that differ only in their text
+
+
+class _Asked(NamedTuple):
+    """A query under way; monotonic seconds of when its observation began and when it was sent."""
+
+    query: Query
+    started: float
+    sent: float
+
+
+class PolicyNode(LifecycleNode):
+    """Lifecycle node ``policy_node``; disarmed at start."""
+
+    def __init__(self) -> None:
+        """Declare the parameters; everything else happens when it is configured."""
+        super().__init__("policy_node")
+        shell.declare(self, PARAMETERS)
+        self._settings: PolicySettings | None = None
+        self._worker: Worker | None = None
+        self._run: Run | None = None
+        self._ended: Future | None = None
+        self._goal_handle: Any = None
+        self._armed = False
+        self._commanded: Any = None
+        self._answers: deque[tuple[_Asked, Answer[Decision], float]] = deque()
+        self._asked: _Asked | None = None
+        self._reported: tuple[Any, ...] = ()
+        self._reported_at = -math.inf
+
+    # ---------------------------------------------------------------- lifecycle
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Read the parameters, connect, start loading the engine."""
+        try:
+            self._settings = settings = read_settings(self)
+        except CosmosPolicyError as error:
+            self.get_logger().error(str(error))
+            return TransitionCallbackReturn.FAILURE
+        self._digest = folder_digest(settings.engine.checkpoint)
+        self._sources = Sources(settings.rig)
+        self._gate = SafetyGate(settings.rig)
+        self._wake = self.create_guard_condition(self._take_answers)
+        self._connect(settings)
+        self._worker = Worker(settings.engine, settings.worker, self._wake.trigger)
+        return super().on_configure(state)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Brake and disarm while the trajectory publishers still speak."""
+        self._stop("stopped", "the node was deactivated")
+        self._armed = False
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Disconnect and end the worker."""
+        self._disconnect()
+        return super().on_cleanup(state)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Do the same from any state."""
+        self.close()
+        return super().on_shutdown(state)
+
+    def close(self) -> None:
+        """Brake, end the run and the worker; called before the ROS context ends."""
+        self._stop("stopped", "the node was shut down")
+        self._armed = False
+        if self._worker is not None:
+            self._report()
+            self._worker.close()
+
+    def _connect(self, settings: PolicySettings) -> None:
+        rig, overridable = settings.rig, QoSOverridingOptions.with_default_policies()
+        self._entities: list[Any] = []
+        for camera in rig.cameras:
+            kind = Image if camera.transport == "raw" else CompressedImage
+            self._entities.append(
+                # Reliable, newest only: a best-effort reader of large images loses most of them
+                # without the shipped Fast DDS profile, and only the newest frame is ever used.
+                self.create_subscription(
+                    kind,
+                    camera.topic,
+                    self._image_callback(camera.role),
+                    QoSProfile(depth=1),
+                    qos_overriding_options=overridable,
+                )
+            )
+        for side, arm in rig.arms.items():
+            self._entities.append(
+                self.create_subscription(
+                    JointState,
+                    arm.joint_states,
+                    self._joint_callback(side),
+                    QoSProfile(depth=10),
+                    qos_overriding_options=overridable,
+                )
+            )
+        self._trajectories = [
+            self.create_lifecycle_publisher(
+                JointTrajectory, arm.trajectory, 10, qos_overriding_options=overridable
+            )
+            for _, arm in rig.arms.items()
+        ]
+        self._decisions = self.create_lifecycle_publisher(DecisionMsg, "~/decision", 10)
+        self._verdicts = self.create_lifecycle_publisher(VerdictMsg, "~/verdict", 10)
+        self._states = self.create_publisher(PolicyState, "~/state", shell.LATCHED)
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._timers_ = [
+            self.create_timer(POLL_PERIOD, self._poll, clock=steady),
+            self.create_timer(1.0, self._diagnose, clock=steady),
+        ]
+        self._services = [
+            self.create_service(SetBool, "~/arm", self._on_arm),
+            self.create_service(Trigger, "~/stop", self._on_stop),
+        ]
+        self._action = ActionServer(
+            self,
+            RunTask,
+            "~/run_task",
+            execute_callback=self._execute,
+            cancel_callback=lambda _: CancelResponse.ACCEPT,
+        )
+
+    def _disconnect(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+        self._action.destroy()
+        for timer in self._timers_:
+            self.destroy_timer(timer)
+        for service in self._services:
+            self.destroy_service(service)
+        for subscription in self._entities:
+            self.destroy_subscription(subscription)
+        publishers = [self._decisions, self._verdicts, self._states, self._diagnostics]
+        for publisher in [*self._trajectories, *publishers]:
+            self.destroy_publisher(publisher)
+        self.destroy_guard_condition(self._wake)
+
+    # ---------------------------------------------------------------- inputs
+
+    def _image_callback(self, role: str) -> Any:
+        def keep(message: Image | CompressedImage) -> None:
+            self._sources.add_image(role, message, shell.stamp_to_ns(message.header.stamp))
+
+        return keep
+
+    def _joint_callback(self, side: str) -> Any:
+        def keep(message: JointState) -> None:
+            stamp = shell.stamp_to_ns(message.header.stamp)
+            self._sources.add_joint_state(side, message.name, message.position, stamp)
+
+        return keep
+
+    def _now_ns(self) -> int:
+        return int(self.get_clock().now().nanoseconds)
+
+    # ---------------------------------------------------------------- the run
+
+    def _poll(self) -> None:
+        run = self._run
+        if run is not None and self._worker is not None:
+            if self._goal_handle.is_cancel_requested:
+                self._stop("cancelled", "the goal was cancelled")
+            elif self._worker.status == "failed":
+                self._stop("fault", self._worker.message)
+            elif self._worker.status == "ready" or run.phase is Phase.EXECUTING:
+                started = time.monotonic()
+                effect = run.poll(self._now_ns(), started)
+                if isinstance(effect, TimedChunk):
+                    self.get_logger().warning(run.message)
+                    self._publish_chunk(effect)
+                elif effect is not None:
+                    self._ask(effect, started)
+                if run.outcome is not None:
+                    self._end_run(run.outcome)
+        self._report()
+
+    def _ask(self, query: Query, started: float) -> None:
+        assert self._worker is not None
+        self._asked = asked = _Asked(query, started, time.monotonic())
+
+        def done(answer: Answer[Decision]) -> None:
+            self._answers.append((asked, answer, time.monotonic()))
+            self._wake.trigger()
+
+        self._worker.submit(query).add_done_callback(done)
+
+    def _take_answers(self) -> None:
+        while self._answers:
+            asked, answer, ready = self._answers.popleft()
+            run = self._run
+            if run is None or asked is not self._asked:
+                continue  # its run was stopped meanwhile: the result is dropped, nothing moves
+            error = answer.exception()
+            if error is None:
+                self._act(run, asked, answer.result(), ready)
+            elif isinstance(error, CosmosPolicyError):
+                self.get_logger().error(f"query failed, the arms hold: {error}")
+                assert self._worker is not None
+                recoverable = isinstance(error, WorkerError) and self._worker.status != "failed"
+                run.query_failed(error, recoverable)
+            else:
+                raise error
+            if run.outcome is not None:
+                self._end_run(run.outcome)
+        self._report()
+
+    def _act(self, run: Run, asked: _Asked, decision: Decision, ready: float) -> None:
+        """Judge a decision and, if it passes, move; then tell what was decided and why."""
+        assert self._settings is not None
+        query, started, sent = asked
+        now_ns = self._now_ns()
+        chunk_id = f"{run.goal.run_id}/{run.chunks}"
+        verdict, chunk = run.answer(decision, now_ns)
+        if chunk is not None:
+            self._publish_chunk(chunk)
+        published = time.monotonic()
+        phases = {"observe": sent - started, **decision.phases}
+        phases["transfer"] = ready - sent - sum(decision.phases.values())
+        phases["publish"] = published - ready
+        rig = self._settings.rig
+        self._decisions.publish(
+            decision_to_message(decision, query, run.goal.run_id, chunk_id, phases)
+        )
+        self._verdicts.publish(verdict_to_message(verdict, chunk_id, now_ns, rig))
+        if chunk is None:
+            self.get_logger().error(f"chunk {chunk_id} refused: {verdict.message}")
+        feedback = RunTask.Feedback(chunk=run.chunks, phase=run.phase.value, message=run.message)
+        feedback.seconds = (now_ns - self._run_started_ns) / shell.NS
+        feedback.latency = published - started
+        self._goal_handle.publish_feedback(feedback)
+
+    def _publish_chunk(self, chunk: TimedChunk) -> None:
+        assert self._settings is not None
+        if not self._armed:  # the last line of defence; disarming has already stopped the run
+            self.get_logger().error(f"chunk {chunk.chunk_id} withheld: the arms are disarmed")
+            return
+        messages = chunk_to_trajectories(chunk, self._settings.rig)
+        for publisher, message in zip(self._trajectories, messages, strict=True):
+            publisher.publish(message)
+
+    def _stop(self, outcome: str, message: str) -> None:
+        if self._run is None:
+            return
+        if brake := self._run.stop(self._now_ns(), outcome, message):
+            self._publish_chunk(brake)
+        assert self._run.outcome is not None
+        self._end_run(self._run.outcome)
+
+    def _end_run(self, outcome: Outcome) -> None:
+        assert self._run is not None
+        assert self._ended is not None
+        log = self.get_logger().info if outcome.success else self.get_logger().error
+        log(f"run ended ({outcome.outcome}): {outcome.message}")
+        self._commanded = self._run.commanded(self._now_ns() + shell.NS * 3600)
+        self._run = self._asked = None
+        if not self._ended.done():
+            self._ended.set_result(outcome)
+
+    # ---------------------------------------------------------------- services and the action
+
+    async def _execute(self, handle: Any) -> RunTask.Result:
+        """Serve one goal; waits without blocking the executor."""
+        refusal = self._why_not()
+        goal = None if refusal else self._goal(handle)
+        if goal is None:
+            handle.abort()
+            message = refusal or self._goal_error
+            self.get_logger().error(f"run refused: {message}")
+            return RunTask.Result(outcome="refused", message=message)
+        assert self._settings is not None
+        self._goal_handle, self._ended = handle, Future(executor=self.executor)
+        self._run_started_ns = self._now_ns()
+        self._run = run = Run(
+            goal,
+            self._settings.rig,
+            self._sources,
+            self._gate,
+            self._settings.run,
+            self._commanded,
+        )
+        self.get_logger().info(f"run {goal.run_id}: {goal.task}, prompt '{goal.prompt}'")
+        outcome: Outcome = await self._ended
+        if outcome.outcome == "cancelled":
+            handle.canceled()
+        elif outcome.success:
+            handle.succeed()
+        else:
+            handle.abort()
+        return RunTask.Result(
+            success=outcome.success,
+            outcome=outcome.outcome,
+            message=outcome.message,
+            chunks=run.chunks,
+            refused=run.refused,
+            seconds=(self._now_ns() - self._run_started_ns) / shell.NS,
+            idle_seconds=run.idle_ns / shell.NS,
+            run_id=goal.run_id,
+        )
+
+    def _why_not(self) -> str:
+        assert self._worker is not None
+        if self._run is not None:
+            return f"run {self._run.goal.run_id} is under way; cancel it or call ~/stop first"
+        if not self._armed:
+            return "the arms are disarmed; call ~/arm with data: true first"
+        if self._worker.status == "failed":
+            return f"the engine is not available: {self._worker.message}"
+        return ""
+
+    def _goal(self, handle: Any) -> Goal | None:
+        """Return the goal in full, or None with the reason in ``_goal_error``."""
+        assert self._settings is not None
+        request = handle.request
+        try:
+            task: Task = self._settings.task
+            if request.task:
+                task = load_task(request.task, config_folder("tasks"))
+        except CosmosPolicyError as error:
+            self._goal_error = str(error)
+            return None
+        if not (math.isfinite(request.time_limit) and request.time_limit >= 0):
+            self._goal_error = f"time_limit {request.time_limit} s must be finite and not negative"
+            return None
+        return Goal(
+            run_id=bytes(handle.goal_id.uuid).hex(),
+            task=task.name,
+            prompt=task.prompts[0],
+            time_limit=request.time_limit or task.time_limit,
+            chunk_limit=request.chunk_limit,
+            seed=request.seed or self._settings.seed,
+        )
+
+    def _on_arm(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        if request.data and not self._is_active():
+            response.message = "refused: the node is not active; activate it first"
+            return response
+        if not request.data:
+            self._stop("stopped", "the arms were disarmed")
+        if request.data != self._armed:
+            # What the arms were last told is stale once somebody else may have moved them.
+            self._commanded = None
+        self._armed = request.data
+        response.success = True
+        response.message = "armed: the arms may move" if self._armed else "disarmed: nothing is sent"
+        self.get_logger().info(response.message)
+        self._report()
+        return response
+
+    def _on_stop(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        running = self._run is not None
+        self._stop("stopped", "~/stop was called")
+        self._armed = False
+        response.success = True
+        response.message = "stopped and disarmed" if running else "nothing was running; disarmed"
+        self._report()
+        return response
+
+    def _is_active(self) -> bool:
+        return bool(self._trajectories[0].is_activated)
+
+    # ---------------------------------------------------------------- reports
+
+    def _report(self) -> None:
+        """Publish the state when it changed; texts with running numbers only twice a second."""
+        assert self._settings is not None
+        assert self._worker is not None
+        run, engine = self._run, self._settings.engine
+        if run is not None and self._worker.status == "ready":
+            phase, message = run.phase.value, run.message
+        else:
+            phases = {"ready": "ready", "failed": "failed", "closed": "unconfigured"}
+            phase = phases.get(self._worker.status, "loading")
+            message = self._worker.message
+        chunk = run.chunk if run is not None else None
+        until = chunk.end_ns if chunk is not None and phase == "executing" else 0
+        key = (phase, self._armed, run.goal.run_id if run else "", run.chunks if run else 0, until)
+        now = time.monotonic()
+        texts_due = now - self._reported_at > MESSAGE_PERIOD
+        if key == self._reported[:-1] and (message == self._reported[-1] or not texts_due):
+            return
+        self._reported, self._reported_at = (*key, message), now
+        state = PolicyState(phase=phase, armed=self._armed, message=message, engine=engine.engine)
+        state.header.stamp = self.get_clock().now().to_msg()
+        state.checkpoint, state.checkpoint_digest = engine.checkpoint, self._digest
+        state.task = run.goal.task if run else self._settings.task.name
+        if run is not None:
+            state.run_id, state.chunks, state.refused = run.goal.run_id, run.chunks, run.refused
+        state.executing_until = shell.ns_to_stamp(until)
+        self._states.publish(state)
+
+    def _diagnose(self) -> None:
+        assert self._worker is not None
+        now_ns = self._now_ns()
+        complaints = self._sources.complaints(now_ns)
+        status = DiagnosticStatus(name=f"{self.get_name()}: inputs", hardware_id="rig")
+        status.level = DiagnosticStatus.WARN if complaints else DiagnosticStatus.OK
+        status.message = "; ".join(complaints) or "all sources fresh"
+        counts = self._sources.counts()
+        status.values = [
+            KeyValue(key=name, value=f"{counts[name]} received, age {age:.3f} s")
+            for name, age in self._sources.ages(now_ns).items()
+        ]
+        engine = DiagnosticStatus(name=f"{self.get_name()}: engine", hardware_id="inference")
+        good = self._worker.status in ("ready", "starting")
+        engine.level = DiagnosticStatus.OK if good else DiagnosticStatus.ERROR
+        engine.message = self._worker.message
+        engine.values = [KeyValue(key="restarts", value=str(self._worker.restarts))]
+        array = DiagnosticArray(status=[status, engine])
+        array.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(array)
+
+
+def make_node() -> PolicyNode:
+    """Create the node and, with ``autostart``, bring it up."""
+    node = PolicyNode()
+    if node.get_parameter("autostart").value:
+        try:
+            shell.start_lifecycle(node)
+        except CosmosPolicyError:
+            node.destroy_node()
+            raise
+    return node
+
+
+def main() -> None:
+    """Entry point of ``ros2 run cosmos_policy_ros policy_node``."""
+    shell.main(make_node)

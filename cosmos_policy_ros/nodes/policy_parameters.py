@@ -1,0 +1,103 @@
+"""The policy node's parameters, read once when it is configured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rclpy.node import Node
+
+from cosmos_policy_ros.errors import CheckpointError, ConfigError
+from cosmos_policy_ros.model.files import describe_missing
+from cosmos_policy_ros.nodes.shell import Parameter
+from cosmos_policy_ros.planning.engines import ENGINES, EngineSpec
+from cosmos_policy_ros.planning.worker import WorkerLimits
+from cosmos_policy_ros.rig.config import did_you_mean
+from cosmos_policy_ros.rig.run import RunLimits
+from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.spec import RigSpec, load_rig
+from cosmos_policy_ros.rollouts.task import Task, load_task
+
+TINY_CHECKPOINT = "tiny_random"
+RELEASED_CHECKPOINT = "nvidia/Cosmos-Policy-ALOHA-Predict2-2B"
+
+PARAMETERS = (
+    Parameter("rig", "sim", "rig description: a name in config/rigs or a YAML file"),
+    Parameter("task", "transfer_cube", "task: a name in config/tasks or a YAML file"),
+    Parameter("engine", "demonstrator", f"what decides: {' or '.join(ENGINES)}"),
+    Parameter(
+        "checkpoint",
+        "",
+        "checkpoint folder of engine cosmos; empty: the tiny one for a simulated rig, the released "
+        "one for a real rig",
+    ),
+    Parameter("device", "cpu", "torch device of engine cosmos"),
+    Parameter("threads", 1, "torch threads on a CPU; more than one delays the node", 1, 256),
+    Parameter("autostart", True, "configure and activate at start, without a lifecycle manager"),
+    Parameter("seed", 195, "base noise seed when the goal gives none", 0, 2**32 - 1),
+    Parameter("observation_timeout", 10.0, "wall s to wait for a usable observation", 0.1, 600.0),
+    Parameter("brake_seconds", 0.4, "s to bring a moving arm to rest on a stop", 0.04, 2.0),
+    Parameter("start_timeout", 600.0, "wall s for the model to load", 1.0, 7200.0),
+    Parameter("query_timeout", 60.0, "wall s for one decision before it counts as hung", 0.1, 3600.0),
+    Parameter("restarts", 3, "times a dead inference process is started again", 0, 100),
+)
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """Everything the node needs, validated."""
+
+    rig: RigSpec
+    task: Task
+    engine: EngineSpec
+    worker: WorkerLimits
+    run: RunLimits
+    seed: int
+
+
+def read_settings(node: Node) -> PolicySettings:
+    """Turn the node's parameters into settings.
+
+    Raises:
+        ConfigError: an unknown rig, task or engine.
+        CheckpointError: the checkpoint is not there; names what is needed.
+    """
+
+    def value(name: str):  # type: ignore[no-untyped-def]
+        return node.get_parameter(name).value
+
+    rig = load_rig(value("rig"), config_folder("rigs"))
+    engine = value("engine")
+    if engine not in ENGINES:
+        raise ConfigError(f"engine '{engine}' is not one{did_you_mean(engine, ENGINES)}")
+    if engine == "demonstrator" and rig.kind != "sim":
+        raise ConfigError(
+            f"engine demonstrator knows only the simulated rig, this is '{rig.name}'; "
+            "use engine:=cosmos with a checkpoint"
+        )
+    gripper = rig.arms.left.gripper
+    return PolicySettings(
+        rig=rig,
+        task=load_task(value("task"), config_folder("tasks")),
+        engine=EngineSpec(
+            engine=engine,
+            checkpoint=str(_checkpoint(value("checkpoint"), rig)) if engine == "cosmos" else "",
+            device=value("device"),
+            threads=value("threads"),
+            gripper_closed=gripper.command_closed,
+            gripper_open=gripper.command_open,
+        ),
+        worker=WorkerLimits(value("start_timeout"), value("query_timeout"), value("restarts")),
+        run=RunLimits(value("observation_timeout"), value("brake_seconds")),
+        seed=value("seed"),
+    )
+
+
+def _checkpoint(given: str, rig: RigSpec) -> Path:
+    """Return the checkpoint's folder: as given, by name in config/models, or the rig's default."""
+    name = given or (TINY_CHECKPOINT if rig.kind == "sim" else RELEASED_CHECKPOINT)
+    shipped = config_folder("models") / name
+    path = shipped if shipped.is_dir() else Path(name).expanduser()
+    if missing := describe_missing(path):
+        raise CheckpointError(missing)
+    return path

@@ -1,0 +1,105 @@
+"""What every node of this package shares: parameters, start, clean end, stamps."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any, NamedTuple
+
+import rclpy
+from builtin_interfaces.msg import Time
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
+from rclpy.node import Node
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+
+from cosmos_policy_ros.errors import CosmosPolicyError
+
+NS = 1_000_000_000
+# State topics: whoever joins late still learns how things stand.
+LATCHED = QoSProfile(
+    depth=1,
+    reliability=QoSReliabilityPolicy.RELIABLE,
+    durability=QoSDurabilityPolicy.TRANSIENT_LOCAL,
+)
+
+
+class Parameter(NamedTuple):
+    """A node parameter with its reason; ``low`` and ``high`` bound a number."""
+
+    name: str
+    default: Any
+    description: str
+    low: float | None = None
+    high: float | None = None
+
+
+def declare(node: Node, parameters: Sequence[Parameter]) -> None:
+    """Declare parameters, read-only after the start, with descriptions and ranges."""
+    for p in parameters:
+        descriptor = ParameterDescriptor(description=p.description, read_only=True)
+        if p.low is not None and p.high is not None:
+            if isinstance(p.default, float):
+                bounds = FloatingPointRange(from_value=float(p.low), to_value=float(p.high))
+                descriptor.floating_point_range = [bounds]
+            else:
+                whole = IntegerRange(from_value=int(p.low), to_value=int(p.high), step=1)
+                descriptor.integer_range = [whole]
+        node.declare_parameter(p.name, p.default, descriptor)
+
+
+def stamp_to_ns(stamp: Time) -> int:
+    """Return a message stamp in nanoseconds."""
+    return int(stamp.sec) * NS + int(stamp.nanosec)
+
+
+def ns_to_stamp(nanoseconds: int) -> Time:
+    """Return nanoseconds as a message stamp."""
+    return Time(sec=nanoseconds // NS, nanosec=nanoseconds % NS)
+
+
+def start_lifecycle(node: LifecycleNode) -> None:
+    """Configure and activate a node by itself, so that no manager is needed.
+
+    Raises:
+        CosmosPolicyError: a transition failed; the node has logged why.
+    """
+    if node.trigger_configure() != TransitionCallbackReturn.SUCCESS:
+        raise CosmosPolicyError(f"{node.get_name()} could not be configured")
+    if node.trigger_activate() != TransitionCallbackReturn.SUCCESS:
+        raise CosmosPolicyError(f"{node.get_name()} could not be activated")
+
+
+def main(make_node: Callable[[], Any]) -> None:
+    """Run a node until Ctrl-C or SIGTERM; then let it finish cleanly, while it can still publish.
+
+    The node's ``close()`` is called before the ROS context ends: rclpy's own signal handlers would
+    end the context first, and neither a braking trajectory nor a farewell would get out.
+    """
+    ending: list[int] = []
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        ending.append(number)
+
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    signal.signal(signal.SIGINT, end)
+    signal.signal(signal.SIGTERM, end)
+    node = None
+    try:
+        node = make_node()
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        while not ending and rclpy.ok():
+            executor.spin_once(timeout_sec=0.1)
+    except CosmosPolicyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    finally:
+        if node is not None:
+            node.close()
+            node.destroy_node()
+        rclpy.try_shutdown()

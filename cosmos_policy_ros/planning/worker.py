@@ -1,0 +1,224 @@
+"""One inference process behind one thread.
+
+The model lives in a process of its own: its Python never holds the node's interpreter lock, a
+crash or a kill costs one query instead of the node, and a hang ends at a deadline. The thread is
+the only one that talks to the process.
+"""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+from cosmos_policy_ros.errors import CosmosPolicyError, WorkerError
+from cosmos_policy_ros.planning.engines import EngineSpec, load_engine
+from cosmos_policy_ros.rig.decision import Decision, Query
+
+
+@dataclass(frozen=True)
+class WorkerLimits:
+    """Patience with the inference process.
+
+    Attributes:
+        start_timeout: seconds from spawn to a loaded model.
+        query_timeout: seconds for one decision, after which the process counts as hung.
+        restarts: how often a dead process is started again before giving up.
+        backoff: seconds before the first restart; doubles with each.
+    """
+
+    start_timeout: float = 600.0
+    query_timeout: float = 60.0
+    restarts: int = 3
+    backoff: float = 0.5
+
+
+class Worker:
+    """Answers queries in another process.
+
+    Attributes:
+        status: "starting", "ready", "restarting", "failed" or "closed".
+        message: the last thing that happened, for people.
+    """
+
+    def __init__(
+        self,
+        spec: EngineSpec,
+        limits: WorkerLimits,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Start loading in the background; ``on_change`` is called from the thread."""
+        self.status = "starting"
+        self.message = f"loading engine {spec.engine}"
+        self.restarts = 0
+        self._spec, self._limits, self._on_change = spec, limits, on_change
+        self._context = mp.get_context("spawn")
+        self._process: BaseProcess | None = None
+        self._connection: Connection | None = None
+        self._queries: queue.SimpleQueue[tuple[Query, Future[Decision]] | None]
+        self._queries = queue.SimpleQueue()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="inference", daemon=True)
+        self._thread.start()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the inference process, None while there is none."""
+        return self._process.pid if self._process is not None else None
+
+    def submit(self, query: Query) -> Future[Decision]:
+        """Ask; the future's callbacks run in the worker thread.
+
+        The future raises WorkerError when the process died or hung, or the engine's own
+        CosmosPolicyError when it refused.
+        """
+        future: Future[Decision] = Future()
+        if self.status in ("failed", "closed"):
+            future.set_exception(WorkerError(self.message))
+        else:
+            self._queries.put((query, future))
+            if not self._thread.is_alive():  # it gave up between the two lines above
+                self._fail_waiting()
+        return future
+
+    def close(self) -> None:
+        """End the process and the thread; a query under way fails."""
+        self._closing.set()
+        self._queries.put(None)
+        self._thread.join(timeout=10.0)
+        self._set("closed", "inference process ended")
+
+    def _serve(self) -> None:
+        """Start the process, answer until it dies, start it again while the budget lasts."""
+        while not self._closing.is_set():
+            try:
+                self._start_process()
+                self._set("ready", f"engine {self._spec.engine} is ready (process {self.pid})")
+                self._answer_queries()
+            except WorkerError as error:
+                self._stop_process()
+                if not self._may_restart(error):
+                    break
+            except CosmosPolicyError as error:
+                # The engine itself refused to load: starting it again would say the same.
+                self._set("failed", str(error))
+                break
+        self._stop_process()
+        self._fail_waiting()
+
+    def _may_restart(self, error: WorkerError) -> bool:
+        if self.restarts >= self._limits.restarts:
+            self._set("failed", f"{error}; gave up after {self.restarts} restarts")
+            return False
+        pause = self._limits.backoff * 2**self.restarts
+        self.restarts += 1
+        self._set(
+            "restarting",
+            f"{error}; restarting in {pause:g} s ({self.restarts} of {self._limits.restarts})",
+        )
+        return not self._closing.wait(pause)
+
+    def _answer_queries(self) -> None:
+        while (item := self._queries.get()) is not None:
+            query, future = item
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                assert self._connection is not None
+                try:
+                    self._connection.send(query)
+                except OSError as error:
+                    raise WorkerError(f"inference {self._obituary()}") from error
+                future.set_result(self._receive(self._limits.query_timeout, "a query"))
+            except WorkerError as error:
+                future.set_exception(error)
+                raise
+            except CosmosPolicyError as error:
+                future.set_exception(error)
+
+    def _start_process(self) -> None:
+        self._connection, theirs = self._context.Pipe()
+        self._process = self._context.Process(
+            target=_worker_main, args=(self._spec, theirs), name="cosmos_policy_worker", daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        self._receive(self._limits.start_timeout, "start-up")
+
+    def _receive(self, timeout: float, during: str) -> Decision:
+        """Wait for an answer, the process's death, the deadline, or our own closing."""
+        assert self._process is not None
+        assert self._connection is not None
+        deadline = time.monotonic() + timeout
+        while not self._closing.is_set():
+            # Short waits, so that closing is noticed; death and answers wake it at once.
+            left = min(0.2, deadline - time.monotonic())
+            if left <= 0:
+                raise WorkerError(
+                    f"inference process {self.pid} gave no answer for {timeout:g} s during "
+                    f"{during} and was ended"
+                )
+            ready = wait([self._connection, self._process.sentinel], timeout=left)
+            if self._connection in ready:
+                try:
+                    answer: Decision | CosmosPolicyError = self._connection.recv()
+                except (EOFError, OSError) as error:
+                    raise WorkerError(f"inference {self._obituary()} during {during}") from error
+                if isinstance(answer, CosmosPolicyError):
+                    raise answer
+                return answer
+            if ready:
+                raise WorkerError(f"inference {self._obituary()} during {during}")
+        raise WorkerError("inference process is being closed")
+
+    def _obituary(self) -> str:
+        assert self._process is not None
+        self._process.join(timeout=1.0)
+        code = self._process.exitcode
+        if code is not None and code < 0:
+            return f"process {self.pid} was killed by {signal.Signals(-code).name}"
+        return f"process {self.pid} died with exit code {code}"
+
+    def _stop_process(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+
+    def _fail_waiting(self) -> None:
+        while not self._queries.empty():
+            if item := self._queries.get():
+                item[1].set_exception(WorkerError(self.message))
+
+    def _set(self, status: str, message: str) -> None:
+        self.status, self.message = status, message
+        self._on_change()
+
+
+def _worker_main(spec: EngineSpec, connection: Connection) -> None:
+    """Load the engine, then answer until the pipe closes (which it does when the node dies)."""
+    # Ctrl-C goes to the whole process group; the node decides when its worker ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        engine = load_engine(spec)
+    except CosmosPolicyError as error:
+        connection.send(error)
+        return
+    connection.send("ready")
+    while True:
+        try:
+            query: Query = connection.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            connection.send(engine.decide(query))
+        except CosmosPolicyError as error:
+            connection.send(error)

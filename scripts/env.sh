@@ -1,0 +1,22 @@
+# Source this to run the package's commands from a shell: `. scripts/env.sh`.
+# Sets what ROS needs to find the interfaces that scripts/setup built, and the Fast DDS profile
+# without which large images are lost.
+
+_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+_venv=$_root/.venv
+_libraries=$_venv/lib
+if [ -z "${ROS_DISTRO:-}" ]; then
+  # The wheels would set this themselves at every start, in random order and at 50 ms a time.
+  export _ROS_WHEELS_BOOTSTRAP_COMPLETE=1
+  for _folder in "$_venv"/lib/python3.*/site-packages/ros_*.libs; do
+    _libraries=$_libraries:$_folder
+  done
+fi
+export PATH=$_venv/bin:$PATH
+export AMENT_PREFIX_PATH=$_venv${AMENT_PREFIX_PATH:+:$AMENT_PREFIX_PATH}
+export CMAKE_PREFIX_PATH=$_venv${CMAKE_PREFIX_PATH:+:$CMAKE_PREFIX_PATH}
+export LD_LIBRARY_PATH=$_libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+# Kilted reads the first name, Humble and Jazzy the second.
+export FASTDDS_DEFAULT_PROFILES_FILE=${FASTDDS_DEFAULT_PROFILES_FILE:-$_root/config/fastdds.xml}
+export FASTRTPS_DEFAULT_PROFILES_FILE=${FASTRTPS_DEFAULT_PROFILES_FILE:-$FASTDDS_DEFAULT_PROFILES_FILE}
+unset _root _venv _libraries _folder

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from cosmos_policy_ros.errors import ConfigError
 from cosmos_policy_ros.rig.config import did_you_mean
-from cosmos_policy_ros.sim.rig import JointSample
+from cosmos_policy_ros.rig.crank import finger_from_angle
+from cosmos_policy_ros.sim.rig import CRANK_RADIUS, ROD_LENGTH, JointSample
 from cosmos_policy_ros.sim.scene import ARMS, CAMERAS
 
 CAMERA_KINDS = {
@@ -25,7 +26,7 @@ CAMERA_KINDS = {
 }
 JOINT_KINDS = {
     "joints_nan": "NaN in every field, a failed bus read in newer drivers",
-    "joints_minus_pi": "-pi on every joint, a failed bus read in older drivers",
+    "joints_minus_pi": "-pi on every motor, a failed bus read in older drivers",
     "joints_renamed": "names with the arm's prefix, as from a foreign driver",
 }
 KINDS = {**CAMERA_KINDS, **JOINT_KINDS}
@@ -129,7 +130,10 @@ def faulty_joints(sample: JointSample, arm: str, fault: Fault | None) -> JointSa
         return dataclasses.replace(
             sample, positions=(math.nan,) * size, velocities=(math.nan,) * size
         )
-    return dataclasses.replace(sample, positions=(-math.pi,) * size, velocities=(0.0,) * size)
+    finger = finger_from_angle(-math.pi, CRANK_RADIUS, ROD_LENGTH)
+    return dataclasses.replace(
+        sample, positions=(*(-math.pi,) * (size - 2), finger, -finger), velocities=(0.0,) * size
+    )
 
 
 def _seconds(text: str, number: str) -> float:

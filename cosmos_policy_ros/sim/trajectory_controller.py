@@ -178,5 +178,5 @@ def _segments(
         axis=1,
     )
     linear = np.stack([start, step / duration, 0.0 * step, 0.0 * step], axis=1)
-    both = np.isfinite(v0 + v1).all(axis=1, keepdims=True)[:, :, None]
-    return np.where(both, cubic, linear)
+    both_ends = np.asarray(np.isfinite(v0 + v1).all(axis=1))
+    return np.where(both_ends[:, None, None], cubic, linear)

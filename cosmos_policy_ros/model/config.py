@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,6 +51,10 @@ class TransformerConfig:
         for name in ("patch", "max_size", "rope_scale"):
             if len(getattr(self, name)) != 3:
                 raise ValueError(f"{name} needs three entries: time, height, width")
+        for name in ("patch", "max_size"):
+            _at_least_one(name, min(getattr(self, name)))
+        _positive("mlp_ratio", self.mlp_ratio)
+        _positive("rope_scale", min(self.rope_scale))
         if self.patch[0] != 1:
             raise ValueError(f"patch[0] is {self.patch[0]}; a token never spans two frames: use 1")
         if self.head_dim < 18 or self.head_dim % 2:
@@ -84,6 +89,8 @@ class VaeConfig:
     def __post_init__(self) -> None:
         for name in ("base_width", "blocks", "patch"):
             _at_least_one(name, getattr(self, name))
+        if not self.multipliers or min(self.multipliers) < 1:
+            raise ValueError("multipliers needs entries of at least 1")
         if len(self.multipliers) != len(self.halve_time) + 1:
             raise ValueError("multipliers needs exactly one entry more than halve_time")
         if sum(self.halve_time) != 2:
@@ -96,8 +103,7 @@ class VaeConfig:
         for name in ("latent_mean", "latent_std"):
             if len(getattr(self, name)) != LATENT_CHANNELS:
                 raise ValueError(f"{name} needs {LATENT_CHANNELS} entries, one per latent channel")
-        if min(self.latent_std) <= 0:
-            raise ValueError(f"latent_std has the entry {min(self.latent_std)}, must be positive")
+        _positive("latent_std", min(self.latent_std))
 
 
 @dataclass(frozen=True)
@@ -143,8 +149,7 @@ class CheckpointConfig:
         for name in ("chunk_steps", "action_dims", "proprio_dims", "text_tokens"):
             _at_least_one(name, getattr(self, name))
         _at_least_one("denoising_steps", self.denoising_steps)
-        if not 0 < self.dt < 10:
-            raise ValueError(f"dt is {self.dt} s, must lie between 0 and 10 s")
+        _positive("dt", self.dt)
         self._check_grid()
 
     def _check_grid(self) -> None:
@@ -178,3 +183,8 @@ class CheckpointConfig:
 def _at_least_one(name: str, value: int) -> None:
     if value < 1:
         raise ValueError(f"{name} is {value}, must be at least 1")
+
+
+def _positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value}, must be positive")

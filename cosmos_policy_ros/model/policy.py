@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cosmos_policy_ros.errors import ConfigError
 from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint
 from cosmos_policy_ros.model.denoiser import Denoiser
 from cosmos_policy_ros.model.injection import extract, extract_value
@@ -48,7 +49,15 @@ class CosmosPolicy:
 
         Raises:
             CheckpointError: the folder is not a checkpoint; see :func:`load_checkpoint`.
+            ConfigError: no such device here, or fewer than one thread.
         """
+        if threads < 1:
+            raise ConfigError(f"{threads} CPU threads asked for, at least 1 is needed")
+        try:
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"device '{device}' cannot be used ({reason}); try 'cpu'") from error
         torch.set_num_threads(threads)
         return cls(load_checkpoint(path, device), device)
 

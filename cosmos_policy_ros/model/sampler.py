@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cosmos_policy_ros.errors import ConfigError
 from cosmos_policy_ros.model.config import Numerics
 
 SIGMA_MAX = 80.0
@@ -56,11 +57,13 @@ def initial_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     machine, at every query and in every batch.
 
     Raises:
-        ValueError: a seed outside 0 ... 2**32 - 1.
+        ConfigError: a seed outside 0 ... 2**32 - 1.
     """
     for seed in seeds:
         if not 0 <= seed < 2**32:
-            raise ValueError(f"noise seed {seed} lies outside 0 ... {2**32 - 1}")
+            raise ConfigError(
+                f"noise seed {seed} lies outside 0 ... {2**32 - 1}, NumPy's range; choose another"
+            )
     drawn = [np.random.RandomState(s).standard_normal(shape).astype(np.float32) for s in seeds]
     return torch.from_numpy(np.stack(drawn)) * SIGMA_MAX
 

@@ -1,0 +1,72 @@
+"""Pins preconditioning and conditioning: known frames enter clean, at timestep 0, and stay."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from cosmos_policy_ros.model.config import Preconditioning
+from cosmos_policy_ros.model.denoiser import Denoiser, scales
+from cosmos_policy_ros.model.sampler import schedule
+
+TIMESTEPS = [0.98828, 0.98438, 0.97656, 0.97266, 0.96094, 0.94531, 0.92578, 0.89844, 0.85547]
+
+
+def test_rectified_flow_factors() -> None:
+    found = scales("rectified_flow", torch.tensor([80.0, 4.0]))
+    torch.testing.assert_close(found.into, torch.tensor([1 / 81, 0.2]))
+    torch.testing.assert_close(found.skip, found.into)
+    torch.testing.assert_close(found.out, torch.tensor([-80 / 81, -0.8]))
+
+
+def test_velocity_target_gives_back_the_clean_latent() -> None:
+    clean, noise = torch.randn(2, 9, generator=torch.Generator().manual_seed(0)).unbind()
+    sigma = torch.tensor(4.0)
+    found = scales("rectified_flow", sigma)
+    estimate = found.skip * (clean + sigma * noise) + found.out * (noise - clean)
+    torch.testing.assert_close(estimate, clean)
+
+
+def test_x0_output_is_the_estimate() -> None:
+    found = scales("x0", torch.tensor([80.0, 4.0]))
+    assert found.skip.tolist() == [0, 0] and found.out.tolist() == [1, 1]
+    torch.testing.assert_close(found.into, torch.tensor([1 / 81, 0.2]))
+
+
+def test_timesteps_are_rounded_to_bfloat16() -> None:
+    sigmas = torch.tensor(schedule(10, "released"), dtype=torch.float32)
+    found = scales("rectified_flow", sigmas).timestep.tolist()
+    assert found == pytest.approx([*TIMESTEPS, 0.80078], abs=6e-6)
+    assert found[-1] == 0.80078125
+
+
+class Spy(torch.nn.Module):
+    """Keeps what the network was given and predicts sevens."""
+
+    def forward(self, latent: Tensor, timestep: Tensor, known: Tensor, text: Tensor) -> Tensor:
+        self.latent, self.timestep, self.known = latent, timestep, known
+        return torch.full_like(latent, 7.0)
+
+
+@pytest.mark.parametrize("preconditioning", ["rectified_flow", "x0"])
+def test_known_frames(preconditioning: Preconditioning) -> None:
+    spy = Spy()
+    clean = torch.randn(2, 16, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+    clean[:, :, 1] = torch.nan  # a frame that is not known must never be read
+    noisy = torch.full_like(clean, 10.0)
+    known = torch.tensor([True, False, True])
+    text = torch.zeros(1, 2, 4)
+    denoiser = Denoiser(spy, preconditioning, clean, known, text)  # type: ignore[arg-type]
+    sigma = torch.tensor([80.0, 4.0])
+    estimate = denoiser(noisy, sigma)
+
+    assert torch.equal(spy.latent[:, :, known], clean[:, :, known])
+    torch.testing.assert_close(spy.latent[0, :, 1], torch.full((16, 2, 2), 10 / 81))
+    torch.testing.assert_close(spy.latent[1, :, 1], torch.full((16, 2, 2), 2.0))
+    assert spy.timestep[:, known].tolist() == [[0, 0], [0, 0]]
+    assert spy.timestep[:, 1].tolist() == [0.98828125, 0.80078125]
+    assert spy.known.tolist() == [[True, False, True]] * 2
+    assert torch.equal(estimate[:, :, known], clean[:, :, known])
+    generated = 7.0 if preconditioning == "x0" else 0.2 * 10 - 0.8 * 7
+    torch.testing.assert_close(estimate[1, :, 1], torch.full((16, 2, 2), generated))

@@ -1,0 +1,77 @@
+"""Pins min-max normalisation, and that a wrong statistics file is refused by name, not by NaN."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cosmos_policy_ros.errors import CheckpointError
+from cosmos_policy_ros.model.statistics import KEYS, Range, load_statistics
+
+
+def content() -> dict[str, Any]:
+    return {key: [1.0, 2.0] if key.endswith("max") else [0.0, -2.0] for key in KEYS}
+
+
+def write(folder: Path, stats: object) -> Path:
+    path = folder / "dataset_statistics.json"
+    path.write_text(json.dumps(stats))
+    return path
+
+
+def test_reads_ranges(tmp_path: Path) -> None:
+    statistics = load_statistics(write(tmp_path, content()), 2, 2)
+    np.testing.assert_array_equal(statistics.actions.low, [0, -2])
+    np.testing.assert_array_equal(statistics.proprio.high, [1, 2])
+
+
+def test_ends_map_to_one_and_nothing_is_clipped() -> None:
+    limits = Range(np.array([0.0, -2.0]), np.array([1.0, 2.0]))
+    values = np.array([[0.0, -2.0], [1.0, 2.0], [0.5, 0.0], [2.0, 6.0]])
+    expected = np.array([[-1, -1], [1, 1], [0, 0], [3, 3]])
+    np.testing.assert_allclose(limits.normalise(values), expected)
+    np.testing.assert_allclose(limits.unnormalise(expected), values)
+
+
+def test_constant_dimension_stays_constant() -> None:
+    limits = Range(np.array([0.0, 0.7]), np.array([1.0, 0.7 + 1e-12]))
+    normal = limits.normalise(np.array([0.25, 0.71]))
+    np.testing.assert_allclose(normal, [-0.5, 0.0])
+    np.testing.assert_allclose(limits.unnormalise(np.array([-0.5, 5.0])), [0.25, 0.7])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"actions_min": None}, "'actions_min' has shape"),
+        ({"actions_min": "x"}, "'actions_min' is not a list of numbers"),
+        ({"proprio_max": [1.0]}, r"'proprio_max' has shape \(1,\).*asks for 2 numbers"),
+        ({"proprio_std": [1.0, float("nan")]}, r"'proprio_std'\[1\] is nan"),
+        ({"actions_max": [1.0, -3.0]}, r"'actions_max'\[1\] = -3.0 lies below"),
+        ({"action_max": [1.0, 2.0]}, "unknown key 'action_max'; did you mean 'actions_max'"),
+    ],
+)
+def test_wrong_content_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = write(tmp_path, content() | change)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_statistics(path, 2, 2)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_key_is_named(tmp_path: Path) -> None:
+    stats = content()
+    del stats["proprio_median"]
+    with pytest.raises(CheckpointError, match="key 'proprio_median' is missing"):
+        load_statistics(write(tmp_path, stats), 2, 2)
+
+
+@pytest.mark.parametrize("text", ["{", "[1, 2]", ""])
+def test_not_a_mapping(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "dataset_statistics.json"
+    path.write_text(text)
+    with pytest.raises(CheckpointError, match=r"dataset_statistics\.json: "):
+        load_statistics(path, 2, 2)

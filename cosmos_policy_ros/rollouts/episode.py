@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from rosbags.interfaces import Connection
-from rosbags.rosbag2 import Reader, ReaderError
+from rosbags.rosbag2 import Reader
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.errors import RolloutError
@@ -153,7 +153,9 @@ def _reading(path: Path) -> Iterator[Reader]:
     try:
         with Reader(path) as reader:
             yield reader
-    except (OSError, ReaderError) as error:
+    except RolloutError:
+        raise
+    except Exception as error:  # a parser fed damaged bytes may raise anything
         raise RolloutError(f"{path}: cannot be read as a bag: {error}") from error
 
 

@@ -393,7 +393,7 @@ class PolicyNode(LifecycleNode):
             self._commanded = None
         self._armed = request.data
         response.success = True
-        response.message = "armed: the arms may move" if self._armed else "disarmed: nothing is sent"
+        response.message = "armed: arms may move" if self._armed else "disarmed: nothing is sent"
         self.get_logger().info(response.message)
         self._report()
         return response

@@ -38,7 +38,9 @@ PARAMETERS = (
     Parameter("observation_timeout", 10.0, "wall s to wait for a usable observation", 0.1, 600.0),
     Parameter("brake_seconds", 0.4, "s to bring a moving arm to rest on a stop", 0.04, 2.0),
     Parameter("start_timeout", 600.0, "wall s for the model to load", 1.0, 7200.0),
-    Parameter("query_timeout", 60.0, "wall s for one decision before it counts as hung", 0.1, 3600.0),
+    Parameter(
+        "query_timeout", 60.0, "wall s for one decision, then it counts as hung", 0.1, 3600.0
+    ),
     Parameter("restarts", 3, "times a dead inference process is started again", 0, 100),
 )
 

@@ -52,13 +52,14 @@ class TimedChunk:
         sides (Fritsch-Butland), so that the cubic stays between its two rows and cannot leave
         limits which the rows keep. Bounded by ``max_velocity``.
         """
-        slopes = np.diff(self.positions, axis=0, prepend=self.start[None]) / self.dt
+        slopes: Array = np.diff(self.positions, axis=0, prepend=self.start[None]) / self.dt
         before, after = slopes[:-1], slopes[1:]
         same_sign = before * after > 0
         total = np.where(same_sign, before + after, 1.0)
         inner = np.where(same_sign, 2.0 * before * after / total, 0.0)
         velocities = np.vstack([inner, np.zeros_like(self.start)])
-        return np.clip(velocities, -self.max_velocity, self.max_velocity)
+        bounded: Array = np.clip(velocities, -self.max_velocity, self.max_velocity)
+        return bounded
 
     def sample(self, now_ns: int) -> Array:
         """Return the (14,) commanded pose at a time: held before the start and after the end."""
@@ -66,7 +67,7 @@ class TimedChunk:
         if elapsed <= 0:
             return self.start
         if elapsed >= len(self.positions):
-            return self.positions[-1]
+            return np.asarray(self.positions[-1])
         row = int(elapsed)
         u = elapsed - row
         velocities = self.velocities() * self.dt

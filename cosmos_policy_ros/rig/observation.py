@@ -30,7 +30,7 @@ class Observation:
     ages: Mapping[str, float]
 
     def digest(self) -> str:
-        """Return the sha256 (hex) over stamp, state and pixels: the key for replaying a decision."""
+        """Return the sha256 (hex) over stamp, state and pixels: what a decision rests on."""
         sha = hashlib.sha256(self.stamp_ns.to_bytes(8, "little", signed=True))
         sha.update(np.ascontiguousarray(self.state).tobytes())
         for role, image in self.images.items():

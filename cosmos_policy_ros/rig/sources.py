@@ -56,7 +56,9 @@ class Sources:
     def __init__(self, rig: RigSpec) -> None:
         """Expect the cameras and arms that ``rig`` names."""
         self._limits = rig.observation
-        self._cameras = {camera.role: _CameraSource(camera) for camera in rig.cameras}
+        self._cameras: dict[str, _CameraSource] = {
+            camera.role: _CameraSource(camera) for camera in rig.cameras
+        }
         self._arms = {side: _ArmSource(side, arm) for side, arm in rig.arms.items()}
 
     def add_image(self, role: str, message: Any, stamp_ns: int) -> None:

@@ -1,0 +1,32 @@
+"""Feeds a rig's sources as its drivers would."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from cosmos_policy_ros.rig.sources import NS, Sources
+from cosmos_policy_ros.rig.spec import CAMERA_ROLES
+
+NAMES = (
+    "waist shoulder elbow forearm_roll wrist_angle wrist_rotate gripper left_finger right_finger"
+)
+JOINTS = [0.0, -0.96, 1.16, 0.0, -0.3, 0.0, 0.1, 0.038, -0.038]
+
+
+def picture(value: int, encoding: str = "rgb8") -> SimpleNamespace:
+    """Return an image message of one grey value."""
+    pixels = np.full((48, 64, 3), value, np.uint8)
+    return SimpleNamespace(encoding=encoding, height=48, width=64, step=192, data=pixels.tobytes())
+
+
+def fill(sources: Sources, at: float, skip: str = "") -> None:
+    """Let every camera and arm but ``skip`` report at ``at`` seconds, pictures ever changing."""
+    stamp = int(at * NS)
+    for role in CAMERA_ROLES:
+        if role != skip:
+            sources.add_image(role, picture(int(at * 25) % 256), stamp)
+    for side in ("left", "right"):
+        if side != skip:
+            sources.add_joint_state(side, NAMES.split(), JOINTS, stamp)

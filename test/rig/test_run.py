@@ -1,0 +1,170 @@
+"""A run may move only on a fresh observation and an accepted chunk; everything else holds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers.feeding import JOINTS, fill
+
+from cosmos_policy_ros.errors import WorkerError
+from cosmos_policy_ros.rig.chunk import NS, TimedChunk
+from cosmos_policy_ros.rig.decision import Candidate, Decision, Query
+from cosmos_policy_ros.rig.gate import SafetyGate
+from cosmos_policy_ros.rig.run import Goal, Phase, Run, RunLimits
+from cosmos_policy_ros.rig.sources import Sources
+from cosmos_policy_ros.rig.spec import RigSpec
+
+GRIPPER = (0.038 - 0.01844) / (0.058 - 0.01844)
+POSE = np.array([*JOINTS[:6], GRIPPER] * 2)
+
+
+def decision(offset: float = 0.0) -> Decision:
+    return Decision(np.tile(POSE + offset, (50, 1)), 0.04, (Candidate(1),), 0, "only one", "test")
+
+
+class Bench:
+    """A run with sources that report every control period."""
+
+    def __init__(self, rig: RigSpec, time_limit: float = 20.0, chunk_limit: int = 0) -> None:
+        self.sources = Sources(rig)
+        self.now = 10.0
+        goal = Goal("r", "task", "prompt", time_limit, chunk_limit, 195)
+        limits = RunLimits(observation_timeout=2.0, brake_seconds=0.4)
+        self.run = Run(goal, rig, self.sources, SafetyGate(rig), limits, None)
+
+    def poll(self, skip: str = "") -> Query | TimedChunk | None:
+        fill(self.sources, self.now, skip=skip)
+        return self.run.poll(int(self.now * NS), self.now)
+
+    def until(self, phase: Phase, skip: str = "") -> Query | TimedChunk | None:
+        for _ in range(200):
+            effect = self.poll(skip)
+            if self.run.phase is phase:
+                return effect
+            self.now += 0.04
+        raise AssertionError(f"never reached {phase}: {self.run.message}")
+
+
+@pytest.fixture
+def bench(rig: RigSpec) -> Bench:
+    return Bench(rig)
+
+
+def test_it_asks_moves_and_asks_again_with_what_it_sees_after_the_chunk(bench: Bench) -> None:
+    query = bench.until(Phase.QUERYING)
+    assert isinstance(query, Query)
+    assert query.index == 0
+    assert bench.poll() is None
+    verdict, chunk = bench.run.answer(decision(), int(bench.now * NS))
+    assert verdict.accepted
+    assert chunk is not None
+    end = chunk.end_ns
+    again = bench.until(Phase.QUERYING)
+    assert isinstance(again, Query)
+    assert again.index == 1
+    assert again.observation.stamp_ns >= end
+
+
+def test_time_limit_counts_motion_and_not_thinking(rig: RigSpec) -> None:
+    bench = Bench(rig, time_limit=4.0)
+    for _ in range(2):
+        bench.until(Phase.QUERYING)
+        bench.now += 5.0  # a slow policy
+        fill(bench.sources, bench.now)
+        bench.run.answer(decision(), int(bench.now * NS))
+    bench.until(Phase.DONE)
+    assert bench.run.outcome is not None
+    assert bench.run.outcome.outcome == "time_limit"
+    assert bench.run.chunks == 2
+    assert bench.run.idle_ns / NS == pytest.approx(10.0, abs=0.2)
+
+
+def test_chunk_limit(rig: RigSpec) -> None:
+    bench = Bench(rig, chunk_limit=1)
+    bench.until(Phase.QUERYING)
+    bench.run.answer(decision(), int(bench.now * NS))
+    bench.until(Phase.DONE)
+    assert bench.run.outcome is not None
+    assert bench.run.outcome.success
+
+
+def test_a_silent_camera_holds_then_ends_the_run_with_its_name(bench: Bench) -> None:
+    for _ in range(10):
+        assert bench.poll(skip="primary") is None
+        bench.now += 0.04
+    assert bench.run.phase is Phase.OBSERVING
+    assert "cam_high" in bench.run.message
+    bench.until(Phase.DONE, skip="primary")
+    assert bench.run.outcome is not None
+    assert bench.run.outcome.outcome == "fault"
+    assert "cam_high" in bench.run.outcome.message
+
+
+def test_refused_chunks_never_become_a_chunk_and_end_the_run(bench: Bench, rig: RigSpec) -> None:
+    for attempt in range(rig.gate.refusals):
+        query = bench.until(Phase.QUERYING)
+        assert isinstance(query, Query)
+        verdict, chunk = bench.run.answer(decision(0.5), int(bench.now * NS))
+        assert chunk is None
+        assert verdict.rule == "start_jump"
+        assert bench.run.refused == attempt + 1
+    assert bench.run.phase is Phase.DONE
+    assert bench.run.outcome is not None
+    assert "refused in a row" in bench.run.outcome.message
+
+
+def test_one_good_chunk_resets_the_count_of_refusals(bench: Bench, rig: RigSpec) -> None:
+    for _ in range(2):
+        for _ in range(rig.gate.refusals - 1):
+            bench.until(Phase.QUERYING)
+            bench.run.answer(decision(0.5), int(bench.now * NS))
+        bench.until(Phase.QUERYING)
+        _, chunk = bench.run.answer(decision(), int(bench.now * NS))
+        assert chunk is not None
+
+
+def test_a_lost_arm_brakes_the_chunk_under_way(bench: Bench) -> None:
+    bench.until(Phase.QUERYING)
+    moving = decision()
+    moving.positions[:, 0] += np.linspace(0.0, 1.0, 50)
+    _, chunk = bench.run.answer(moving, int(bench.now * NS))
+    assert chunk is not None
+    brake = None
+    while brake is None:
+        bench.now += 0.04
+        brake = bench.poll(skip="left")
+    assert isinstance(brake, TimedChunk)
+    assert brake.start_ns - chunk.start_ns == pytest.approx(0.52 * NS, abs=0.04 * NS)
+    assert bench.run.phase is Phase.OBSERVING
+    assert "braked" in bench.run.message
+    # The next query continues from where the brake has led, not from where the chunk would be.
+    query = bench.until(Phase.QUERYING)
+    assert isinstance(query, Query)
+    held = bench.run.commanded(int(bench.now * NS))
+    np.testing.assert_array_equal(held, brake.positions[-1])
+
+
+def test_stop_while_moving_brakes_and_while_waiting_does_nothing(bench: Bench) -> None:
+    assert bench.run.stop(int(bench.now * NS), "stopped", "by hand") is None
+    assert bench.run.outcome is not None
+    assert not bench.run.outcome.success
+
+
+def test_stop_in_mid_chunk_returns_the_brake(bench: Bench) -> None:
+    bench.until(Phase.QUERYING)
+    bench.run.answer(decision(), int(bench.now * NS))
+    bench.now += 1.0
+    brake = bench.run.stop(int(bench.now * NS), "stopped", "by hand")
+    assert brake is not None
+    assert brake.chunk_id.endswith("/brake")
+
+
+def test_a_dead_worker_is_asked_again_unless_it_is_gone_for_good(bench: Bench) -> None:
+    bench.until(Phase.QUERYING)
+    bench.run.query_failed(WorkerError("process 7 was killed by SIGKILL"), recoverable=True)
+    assert bench.run.phase is Phase.OBSERVING
+    assert "SIGKILL" in bench.run.message
+    bench.until(Phase.QUERYING)
+    bench.run.query_failed(WorkerError("gave up"), recoverable=False)
+    assert bench.run.outcome is not None
+    assert bench.run.outcome.outcome == "fault"

@@ -1,0 +1,146 @@
+"""No query on a missing, stale, skewed, frozen or unreadable source; the message says which."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from helpers.feeding import JOINTS, NAMES, fill, picture
+
+from cosmos_policy_ros.errors import ObservationError
+from cosmos_policy_ros.rig.crank import finger_from_angle
+from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.sources import NS, Sources, read_arm
+from cosmos_policy_ros.rig.spec import CAMERA_ROLES, RigSpec, load_rig
+
+
+def complaint(sources: Sources, at: float, not_before: float = 0.0) -> str:
+    with pytest.raises(ObservationError) as caught:
+        sources.observe(int(at * NS), int(not_before * NS))
+    return str(caught.value)
+
+
+@pytest.fixture
+def sources(rig: RigSpec) -> Sources:
+    return Sources(rig)
+
+
+def test_fresh_sources_make_an_observation_in_policy_units(sources: Sources) -> None:
+    fill(sources, 10.0)
+    observation = sources.observe(int(10.02 * NS))
+    assert list(observation.images) == list(CAMERA_ROLES)
+    assert observation.stamp_ns == 10 * NS
+    assert observation.ages["primary"] == pytest.approx(0.02)
+    gripper = (0.038 - 0.01844) / (0.058 - 0.01844)
+    np.testing.assert_allclose(observation.state, [*JOINTS[:6], gripper] * 2)
+
+
+def test_the_digest_sees_every_pixel_the_state_and_the_stamp(sources: Sources) -> None:
+    fill(sources, 10.0)
+    one = sources.observe(10 * NS)
+    assert one.digest() == sources.observe(10 * NS).digest()
+    pixels = picture(250)
+    pixels.data = pixels.data[:-1] + b"\x01"
+    sources.add_image("primary", pixels, 10 * NS)
+    two = sources.observe(10 * NS)
+    assert one.digest() != two.digest()
+
+
+@pytest.mark.parametrize("silent", CAMERA_ROLES)
+def test_a_camera_that_never_spoke_is_named(sources: Sources, rig: RigSpec, silent: str) -> None:
+    fill(sources, 10.0, skip=silent)
+    topic = next(c.topic for c in rig.cameras if c.role == silent)
+    assert complaint(sources, 10.0).startswith(f"{topic} has sent no image yet")
+
+
+def test_a_camera_that_fell_silent_is_stale(sources: Sources) -> None:
+    fill(sources, 10.0)
+    fill(sources, 11.0, skip="left_wrist")
+    said = complaint(sources, 11.0)
+    assert "cam_left_wrist" in said
+    assert "1.00 s old (limit 0.25 s)" in said
+
+
+def test_an_arm_that_fell_silent_is_stale(sources: Sources) -> None:
+    fill(sources, 10.0)
+    fill(sources, 10.2, skip="right")
+    said = complaint(sources, 10.2)
+    assert "follower_right/joint_states: last good state is 0.20 s old (limit 0.1 s)" in said
+    assert sources.state_age(int(10.2 * NS)) == pytest.approx(0.2)
+
+
+def test_skewed_cameras_are_named(sources: Sources) -> None:
+    fill(sources, 10.0)
+    sources.add_image("primary", picture(3), int(10.08 * NS))
+    assert "is 0.080 s behind cam_high" in complaint(sources, 10.09)
+
+
+def test_an_unchanging_picture_under_new_stamps_is_a_frozen_camera(sources: Sources) -> None:
+    for tick in range(30):
+        fill(sources, 10.0 + tick * 0.04, skip="primary")
+        sources.add_image("primary", picture(9), int((10.0 + tick * 0.04) * NS))
+    said = complaint(sources, 11.16)
+    assert "cam_high" in said
+    assert "the camera is frozen" in said
+    sources.add_image("primary", picture(10), int(11.16 * NS))
+    sources.observe(int(11.16 * NS))
+
+
+def test_an_observation_from_before_the_chunk_ended_is_not_used(sources: Sources) -> None:
+    fill(sources, 10.0)
+    assert "primary has not reported since the last chunk ended" in complaint(sources, 10.1, 10.05)
+    fill(sources, 10.05)
+    sources.observe(int(10.1 * NS), int(10.05 * NS))
+
+
+def test_an_encoding_outside_the_rig_file_is_refused(sources: Sources) -> None:
+    fill(sources, 10.0)
+    sources.add_image("primary", picture(1, "bayer_rggb8"), 10 * NS)
+    assert "encoding 'bayer_rggb8' is not accepted (rig file: rgb8" in complaint(sources, 10.0)
+
+
+@pytest.mark.parametrize(
+    ("positions", "said"),
+    [
+        ([math.nan] * 9, "'waist' is nan"),
+        ([-math.pi] * 9, "joints read -pi: a failed read"),
+        ([0.0, math.inf, *JOINTS[2:]], "'shoulder' is inf"),
+    ],
+)
+def test_a_failed_bus_read_never_becomes_a_state(
+    sources: Sources, positions: list[float], said: str
+) -> None:
+    fill(sources, 10.0)
+    good = sources.measured()
+    for tick in range(20):
+        now = 10.0 + tick * 0.01
+        fill(sources, now, skip="left")
+        sources.add_joint_state("left", NAMES.split(), positions, int(now * NS))
+    np.testing.assert_array_equal(sources.measured(), good)
+    message = complaint(sources, 10.2)
+    assert "20 rejected" in message
+    assert said in message
+
+
+def test_wrong_joint_names_say_what_was_meant(sources: Sources) -> None:
+    fill(sources, 10.0, skip="left")
+    wrong = NAMES.replace("waist", "wasit").split()
+    sources.add_joint_state("left", wrong, JOINTS, 10 * NS)
+    message = complaint(sources, 10.0)
+    assert "no good joint state yet" in message
+    assert "joint 'waist' is not in the message; did you mean 'wasit'?" in message
+
+
+def test_joints_are_taken_by_name_whatever_their_order(rig: RigSpec) -> None:
+    names, positions = NAMES.split()[::-1], JOINTS[::-1]
+    forward = read_arm(rig.arms.left, NAMES.split(), JOINTS)
+    np.testing.assert_array_equal(read_arm(rig.arms.left, names, positions), forward)
+
+
+def test_interbotix_opening_is_recomputed_from_the_motor_angle() -> None:
+    """Stock finger metres of the ALOHA driver read -0.08 closed and 1.33 open."""
+    arm = load_rig("interbotix_1", config_folder("rigs")).arms.left
+    for angle, opening in ((0.6197, 0.0), (1.6214, 1.0)):
+        joints = [*JOINTS[:6], angle, finger_from_angle(angle, 0.0275, 0.035), 0.0]
+        assert read_arm(arm, NAMES.split(), joints)[6] == pytest.approx(opening, abs=0.01)

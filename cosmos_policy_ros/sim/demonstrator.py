@@ -1,0 +1,138 @@
+"""A scripted policy for the simulated tasks, behind the same seam as the model.
+
+It sees what the model sees, three pictures and the state, finds the objects by colour and answers
+with chunks. It makes rollouts to record, to train small models on and to test the whole graph with.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cosmos_policy_ros.errors import ObservationError
+from cosmos_policy_ros.rig.config import did_you_mean
+from cosmos_policy_ros.rig.crank import angle_from_finger
+from cosmos_policy_ros.rig.decision import Candidate, Decision, Query
+from cosmos_policy_ros.rig.observation import Observation
+from cosmos_policy_ros.sim.motion import MotionPlanner
+from cosmos_policy_ros.sim.rig import CRANK_RADIUS, ROD_LENGTH
+from cosmos_policy_ros.sim.scripts import SCRIPTS, Variation
+from cosmos_policy_ros.sim.sight import PrimarySight
+
+CHUNK_ROWS = 50
+DT = 0.04
+"""Rows per chunk and seconds between them, as of the released ALOHA checkpoint."""
+
+_GRIPPERS = [6, 13]
+
+
+@dataclass(frozen=True)
+class GripperConstants:
+    """The rig's gripper constants that ALOHA data are normalised with.
+
+    Attributes:
+        state_closed: finger position [m] that the state calls 0.
+        state_open: finger position [m] that the state calls 1.
+        command_closed: motor angle [rad] that an action calls 0.
+        command_open: motor angle [rad] that an action calls 1.
+    """
+
+    state_closed: float = 0.01844
+    state_open: float = 0.05800
+    command_closed: float = -0.6213
+    command_open: float = 1.4910
+
+
+class Demonstrator:
+    """Implements :class:`~cosmos_policy_ros.rig.decision.Policy` for the simulated tasks.
+
+    The whole episode is planned at query 0; later queries return the next rows of that plan, and
+    the last row for ever after its end. Nothing depends on when the queries come, so the arms may
+    rest between chunks for as long as they like.
+    """
+
+    def __init__(self, *, grippers: GripperConstants | None = None, jitter: float = 1.0) -> None:
+        """Prepare the camera's geometry.
+
+        Args:
+            grippers: the rig's constants.
+            jitter: how much demonstrations differ by ``query.seed``: 0 not at all, 1 a few
+                millimetres at the grasp and a few centimetres in the air. More makes failures.
+        """
+        self._grippers = grippers or GripperConstants()
+        self._jitter = jitter
+        self._sight = PrimarySight()
+        self._plan: NDArray[np.float64] | None = None
+        self._reason = ""
+
+    def decide(self, query: Query) -> Decision:
+        """Return the next (50, 14) rows at 25 Hz.
+
+        Raises:
+            ObservationError: an object is hidden or out of reach, the task is not one of the
+                simulated ones, or the first query of the run was never asked.
+        """
+        phases: dict[str, float] = {}
+        if query.index == 0:
+            began = time.perf_counter()
+            self._plan = self._make_plan(query)
+            phases["plan"] = time.perf_counter() - began
+        if self._plan is None:
+            raise ObservationError(
+                f"the demonstrator has no plan for query {query.index}; start the run anew, it "
+                "plans at query 0"
+            )
+        first = query.index * CHUNK_ROWS
+        rows = np.minimum(np.arange(first, first + CHUNK_ROWS), len(self._plan) - 1)
+        return Decision(
+            positions=self._plan[rows],
+            dt=DT,
+            candidates=(Candidate(query.seed),),
+            chosen=0,
+            reason=f"{self._reason}; rows {first + 1} to {first + CHUNK_ROWS} of {len(self._plan)}",
+            engine="demonstrator",
+            phases=phases,
+        )
+
+    def _make_plan(self, query: Query) -> NDArray[np.float64]:
+        if query.task not in SCRIPTS:
+            raise ObservationError(
+                f"the demonstrator has no script for task '{query.task}'"
+                f"{did_you_mean(query.task, SCRIPTS)}"
+            )
+        script = SCRIPTS[query.task]
+        image = query.observation.images.get("primary")
+        if image is None:
+            raise ObservationError(
+                "the demonstrator needs the primary picture; the observation has "
+                f"{', '.join(query.observation.images) or 'none'}"
+            )
+        seen = {thing.name: self._sight.locate(image, thing) for thing in script.things}
+        planner = MotionPlanner(self._motor_state(query.observation), DT)
+        for phase in script.phases(seen, Variation.draw(query.seed, self._jitter)):
+            planner.add(phase)
+        places = ", ".join(f"{name} at ({x:.3f}, {y:.3f}) m" for name, (x, y) in seen.items())
+        self._reason = f"scripted {query.task}: saw {places}"
+        return self._policy_units(planner.rows())
+
+    def _motor_state(self, observation: Observation) -> NDArray[np.float64]:
+        """Return the state with the grippers as motor angles [rad]."""
+        state = np.array(observation.state, dtype=np.float64)
+        if state.shape != (14,) or not np.isfinite(state).all():
+            raise ObservationError(
+                f"the demonstrator needs 14 finite state values, found {state.tolist()}"
+            )
+        limits = self._grippers
+        for index in _GRIPPERS:
+            finger = limits.state_closed + state[index] * (limits.state_open - limits.state_closed)
+            state[index] = angle_from_finger(finger, CRANK_RADIUS, ROD_LENGTH)
+        return state
+
+    def _policy_units(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        limits = self._grippers
+        span = limits.command_open - limits.command_closed
+        rows[:, _GRIPPERS] = (rows[:, _GRIPPERS] - limits.command_closed) / span
+        return rows

@@ -1,0 +1,134 @@
+"""Where a gripper is for given joints, and which joints put it somewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mujoco  # type: ignore[import-untyped]
+import numpy as np
+from numpy.typing import NDArray
+
+from cosmos_policy_ros.errors import ObservationError
+from cosmos_policy_ros.sim.scene import ARM_JOINTS, load_physics_model
+
+PINCH = np.array([0.14, 0.0, 0.0])
+"""The point between the fingertips in the gripper's frame [m]; the tips end at 0.154."""
+
+_POSITION_TOLERANCE = 2e-4
+_ROTATION_TOLERANCE = 2e-3
+"""An inverse solution is this good [m], [rad]: ten times finer than the grasps need."""
+_ITERATIONS = 300
+_DAMPING = 0.02
+"""Keeps steps finite where the wrist is straight and two of its joints turn about one axis."""
+_MAX_STEP = 0.2
+"""Largest joint change [rad] in one iteration; the Jacobian means nothing further away."""
+_LIMIT_MARGIN = 0.01
+"""Solutions keep this far [rad] from the joint limits."""
+
+
+@dataclass(frozen=True)
+class Pose:
+    """A pinch point and the gripper's orientation in the world.
+
+    Attributes:
+        position: (3,) [m].
+        quaternion: (4,) unit, w first; x along the fingers, y from finger to finger.
+    """
+
+    position: NDArray[np.float64]
+    quaternion: NDArray[np.float64]
+
+    def moved(self, x: float = 0.0, y: float = 0.0, z: float = 0.0) -> Pose:
+        """Return this pose shifted in the world [m]."""
+        return Pose(self.position + np.array([x, y, z]), self.quaternion)
+
+    def backed_off(self, distance: float) -> Pose:
+        """Return this pose pulled back along the fingers [m]."""
+        along = np.empty(3)
+        mujoco.mju_rotVecQuat(along, np.array([1.0, 0.0, 0.0]), self.quaternion)
+        return Pose(self.position - distance * along, self.quaternion)
+
+
+def gripper_pose(
+    arm: str, position: NDArray[np.float64], pitch_deg: float, roll_deg: float = 0.0
+) -> Pose:
+    """Return a pose facing the other arm, pitched down and rolled about the fingers."""
+    quaternion = np.array([1.0, 0.0, 0.0, 0.0])
+    yaw_deg = 0.0 if arm == "left" else 180.0
+    for axis, degrees in (((0, 0, 1), yaw_deg), ((0, 1, 0), pitch_deg), ((1, 0, 0), roll_deg)):
+        turn, product = np.empty(4), np.empty(4)
+        mujoco.mju_axisAngle2Quat(turn, np.array(axis, dtype=np.float64), np.radians(degrees))
+        mujoco.mju_mulQuat(product, quaternion, turn)
+        quaternion = product
+    return Pose(np.asarray(position, dtype=np.float64), quaternion)
+
+
+def between(start: Pose, end: Pose, fraction: float) -> Pose:
+    """Return the pose on the straight way from ``start`` (0) to ``end`` (1)."""
+    turn, quaternion = np.empty(3), start.quaternion.copy()
+    mujoco.mju_subQuat(turn, end.quaternion, start.quaternion)
+    mujoco.mju_quatIntegrate(quaternion, turn, fraction)
+    return Pose(start.position + fraction * (end.position - start.position), quaternion)
+
+
+class ArmKinematics:
+    """Forward and inverse kinematics of one arm, by MuJoCo's own model of it."""
+
+    def __init__(self, arm: str) -> None:
+        self._arm = arm
+        self._model = load_physics_model("transfer_cube")
+        self._data = mujoco.MjData(self._model)
+        joints = [self._model.joint(f"vx300s_{arm}/{name}") for name in ARM_JOINTS]
+        self._qpos = [int(joint.qposadr[0]) for joint in joints]
+        self._dofs = [int(joint.dofadr[0]) for joint in joints]
+        ranges = np.array([joint.range for joint in joints])
+        self._low, self._high = ranges[:, 0] + _LIMIT_MARGIN, ranges[:, 1] - _LIMIT_MARGIN
+        self._gripper = self._model.body(f"vx300s_{arm}/gripper_link").id
+
+    def forward(self, joints: NDArray[np.float64]) -> Pose:
+        """Return the gripper's pose for (6,) joints [rad]."""
+        self._data.qpos[self._qpos] = joints
+        mujoco.mj_kinematics(self._model, self._data)
+        rotation = self._data.xmat[self._gripper].reshape(3, 3)
+        position = self._data.xpos[self._gripper] + rotation @ PINCH
+        return Pose(position, self._data.xquat[self._gripper].copy())
+
+    def inverse(self, target: Pose, seed: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the (6,) joints [rad] near ``seed`` that reach ``target``, by damped least squares.
+
+        Raises:
+            ObservationError: the arm cannot get there.
+        """
+        joints = np.clip(seed, self._low, self._high)
+        for _ in range(_ITERATIONS):
+            error = self._error(joints, target)
+            distance = float(np.linalg.norm(error[:3]))
+            if distance < _POSITION_TOLERANCE and np.linalg.norm(error[3:]) < _ROTATION_TOLERANCE:
+                return joints
+            jacobian = self._jacobian()
+            damped = jacobian @ jacobian.T + _DAMPING**2 * np.eye(6)
+            step = jacobian.T @ np.linalg.solve(damped, error)
+            step *= min(1.0, _MAX_STEP / max(float(np.abs(step).max()), 1e-12))
+            joints = np.clip(joints + step, self._low, self._high)
+        x, y, z = target.position
+        raise ObservationError(
+            f"the {self._arm} gripper cannot reach ({x:.3f}, {y:.3f}, {z:.3f}) m in the needed "
+            f"orientation (best {distance * 1e3:.0f} mm away); put the object nearer to the middle"
+        )
+
+    def _error(self, joints: NDArray[np.float64], target: Pose) -> NDArray[np.float64]:
+        """Return (6,) position [m] and rotation [rad] still to go, in the world's axes."""
+        now = self.forward(joints)
+        local, turn = np.empty(3), np.empty(3)
+        mujoco.mju_subQuat(local, target.quaternion, now.quaternion)
+        mujoco.mju_rotVecQuat(turn, local, now.quaternion)
+        return np.concatenate([target.position - now.position, turn])
+
+    def _jacobian(self) -> NDArray[np.float64]:
+        """Return the (6, 6) Jacobian of the pinch point at the joints of the last forward()."""
+        mujoco.mj_comPos(self._model, self._data)
+        rotation = self._data.xmat[self._gripper].reshape(3, 3)
+        point = self._data.xpos[self._gripper] + rotation @ PINCH
+        linear, angular = np.empty((3, self._model.nv)), np.empty((3, self._model.nv))
+        mujoco.mj_jac(self._model, self._data, linear, angular, point, self._gripper)
+        return np.vstack([linear[:, self._dofs], angular[:, self._dofs]])

@@ -56,6 +56,19 @@ def test_network_runs_as_often_as_counted(steps: int, evaluations: int) -> None:
     assert result.unique().tolist() == [evaluations], "the last estimate is the answer"
 
 
+def test_state_is_kept_in_float64() -> None:
+    seen: list[Tensor] = []
+
+    def denoise(noisy: Tensor, sigma: Tensor) -> Tensor:
+        seen.append(noisy)
+        return torch.zeros_like(noisy)
+
+    noise = initial_noise([3], (1000,))
+    first, second, _ = sigmas = schedule(3, "released")
+    sample(denoise, noise, sigmas)
+    assert torch.equal(seen[1], (noise.double() * math.exp(-math.log(first / second))).float())
+
+
 def test_no_steps_is_refused() -> None:
     with pytest.raises(ValueError, match="0 denoising steps"):
         schedule(0, "released")

@@ -16,7 +16,9 @@ export PATH=$_venv/bin:$PATH
 export AMENT_PREFIX_PATH=$_venv${AMENT_PREFIX_PATH:+:$AMENT_PREFIX_PATH}
 export CMAKE_PREFIX_PATH=$_venv${CMAKE_PREFIX_PATH:+:$CMAKE_PREFIX_PATH}
 export LD_LIBRARY_PATH=$_libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-# Kilted reads the first name, Humble and Jazzy the second.
-export FASTDDS_DEFAULT_PROFILES_FILE=${FASTDDS_DEFAULT_PROFILES_FILE:-$_root/config/fastdds.xml}
-export FASTRTPS_DEFAULT_PROFILES_FILE=${FASTRTPS_DEFAULT_PROFILES_FILE:-$FASTDDS_DEFAULT_PROFILES_FILE}
+# Fast DDS 2 (Humble, Jazzy) ignores the new name; Fast DDS 3 warns about the old one.
+case ${ROS_DISTRO:-kilted} in
+  humble | jazzy) export FASTRTPS_DEFAULT_PROFILES_FILE=${FASTRTPS_DEFAULT_PROFILES_FILE:-$_root/config/fastdds.xml} ;;
+  *) export FASTDDS_DEFAULT_PROFILES_FILE=${FASTDDS_DEFAULT_PROFILES_FILE:-$_root/config/fastdds.xml} ;;
+esac
 unset _root _venv _libraries _folder

@@ -19,7 +19,7 @@ from cosmos_policy_ros.model.denoiser import Denoiser
 from cosmos_policy_ros.model.injection import extract, extract_value
 from cosmos_policy_ros.model.sampler import count_evaluations, initial_noise, sample, schedule
 from cosmos_policy_ros.model.sequence import encode_known, inject_proprio, prepare_pictures
-from cosmos_policy_ros.rig.decision import Candidate, Decision, Query
+from cosmos_policy_ros.rig.decision import Candidate, Decision, EngineInfo, Query
 
 ENGINE = "cosmos"
 RANDOM_WEIGHTS = "random weights, nothing was learned; "
@@ -60,6 +60,17 @@ class CosmosPolicy:
             raise ConfigError(f"device '{device}' cannot be used ({reason}); try 'cpu'") from error
         torch.set_num_threads(threads)
         return cls(load_checkpoint(path, device), device)
+
+    @property
+    def info(self) -> EngineInfo:
+        """The checkpoint's digest, and a warning when its weights are random."""
+        return EngineInfo(
+            self.checkpoint.digest,
+            "RANDOM WEIGHTS: the checkpoint folder holds none, so nothing was learned and the "
+            "arms only tremble"
+            if self.checkpoint.random_weights
+            else "",
+        )
 
     def decide(self, query: Query) -> Decision:
         """Answer one query. The same query gives the same answer, bit for bit, on one machine.

@@ -26,7 +26,6 @@ from trajectory_msgs.msg import JointTrajectory
 
 from cosmos_policy_ros.action import RunTask
 from cosmos_policy_ros.errors import CosmosPolicyError, WorkerError
-from cosmos_policy_ros.model.files import folder_digest
 from cosmos_policy_ros.msg import Decision as DecisionMsg
 from cosmos_policy_ros.msg import PolicyState
 from cosmos_policy_ros.msg import Verdict as VerdictMsg
@@ -68,25 +67,22 @@ class PolicyNode(LifecycleNode):
         self._settings: PolicySettings | None = None
         self._worker: Worker | None = None
         self._run: Run | None = None
-        self._ended: Future | None = None
+        self._ended: Future[Outcome] | None = None
         self._goal_handle: Any = None
-        self._armed = False
+        self._active = self._armed = False
         self._commanded: Any = None
         self._answers: deque[tuple[_Asked, Answer[Decision], float]] = deque()
         self._asked: _Asked | None = None
+        self._last_outcome = ""
         self._reported: tuple[Any, ...] = ()
         self._reported_at = -math.inf
 
     # ---------------------------------------------------------------- lifecycle
 
+    @shell.transition
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Read the parameters, connect, start loading the engine."""
-        try:
-            self._settings = settings = read_settings(self)
-        except CosmosPolicyError as error:
-            self.get_logger().error(str(error))
-            return TransitionCallbackReturn.FAILURE
-        self._digest = folder_digest(settings.engine.checkpoint)
+        self._settings = settings = read_settings(self)
         self._sources = Sources(settings.rig)
         self._gate = SafetyGate(settings.rig)
         self._wake = self.create_guard_condition(self._take_answers)
@@ -94,17 +90,26 @@ class PolicyNode(LifecycleNode):
         self._worker = Worker(settings.engine, settings.worker, self._wake.trigger)
         return super().on_configure(state)
 
+    @shell.transition
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Let the trajectory publishers speak; the arms stay disarmed."""
+        self._active = True
+        return super().on_activate(state)
+
+    @shell.transition
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Brake and disarm while the trajectory publishers still speak."""
         self._stop("stopped", "the node was deactivated")
-        self._armed = False
+        self._armed = self._active = False
         return super().on_deactivate(state)
 
+    @shell.transition
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Disconnect and end the worker."""
         self._disconnect()
         return super().on_cleanup(state)
 
+    @shell.transition
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Do the same from any state."""
         self.close()
@@ -169,6 +174,7 @@ class PolicyNode(LifecycleNode):
             "~/run_task",
             execute_callback=self._execute,
             cancel_callback=lambda _: CancelResponse.ACCEPT,
+            result_timeout=900,  # s; the distros' defaults differ from 10 to 900
         )
 
     def _disconnect(self) -> None:
@@ -302,7 +308,8 @@ class PolicyNode(LifecycleNode):
         assert self._run is not None
         assert self._ended is not None
         log = self.get_logger().info if outcome.success else self.get_logger().error
-        log(f"run ended ({outcome.outcome}): {outcome.message}")
+        self._last_outcome = f"run ended ({outcome.outcome}): {outcome.message}"
+        log(self._last_outcome)
         self._commanded = self._run.commanded(self._now_ns() + shell.NS * 3600)
         self._run = self._asked = None
         if not self._ended.done():
@@ -331,7 +338,8 @@ class PolicyNode(LifecycleNode):
             self._commanded,
         )
         self.get_logger().info(f"run {goal.run_id}: {goal.task}, prompt '{goal.prompt}'")
-        outcome: Outcome = await self._ended
+        outcome = await self._ended
+        assert outcome is not None
         if outcome.outcome == "cancelled":
             handle.canceled()
         elif outcome.success:
@@ -383,7 +391,7 @@ class PolicyNode(LifecycleNode):
         )
 
     def _on_arm(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        if request.data and not self._is_active():
+        if request.data and not self._active:
             response.message = "refused: the node is not active; activate it first"
             return response
         if not request.data:
@@ -407,9 +415,6 @@ class PolicyNode(LifecycleNode):
         self._report()
         return response
 
-    def _is_active(self) -> bool:
-        return bool(self._trajectories[0].is_activated)
-
     # ---------------------------------------------------------------- reports
 
     def _report(self) -> None:
@@ -422,7 +427,8 @@ class PolicyNode(LifecycleNode):
         else:
             phases = {"ready": "ready", "failed": "failed", "closed": "unconfigured"}
             phase = phases.get(self._worker.status, "loading")
-            message = self._worker.message
+            message = self._last_outcome if phase == "ready" else ""
+            message = message or self._worker.message
         chunk = run.chunk if run is not None else None
         until = chunk.end_ns if chunk is not None and phase == "executing" else 0
         key = (phase, self._armed, run.goal.run_id if run else "", run.chunks if run else 0, until)
@@ -433,7 +439,7 @@ class PolicyNode(LifecycleNode):
         self._reported, self._reported_at = (*key, message), now
         state = PolicyState(phase=phase, armed=self._armed, message=message, engine=engine.engine)
         state.header.stamp = self.get_clock().now().to_msg()
-        state.checkpoint, state.checkpoint_digest = engine.checkpoint, self._digest
+        state.checkpoint, state.checkpoint_digest = engine.checkpoint, self._worker.info.digest
         state.task = run.goal.task if run else self._settings.task.name
         if run is not None:
             state.run_id, state.chunks, state.refused = run.goal.run_id, run.chunks, run.refused
@@ -462,16 +468,9 @@ class PolicyNode(LifecycleNode):
         self._diagnostics.publish(array)
 
 
-def make_node() -> PolicyNode:
+def make_node() -> LifecycleNode:
     """Create the node and, with ``autostart``, bring it up."""
-    node = PolicyNode()
-    if node.get_parameter("autostart").value:
-        try:
-            shell.start_lifecycle(node)
-        except CosmosPolicyError:
-            node.destroy_node()
-            raise
-    return node
+    return shell.bring_up(PolicyNode())
 
 
 def main() -> None:

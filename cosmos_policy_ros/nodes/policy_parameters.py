@@ -24,7 +24,12 @@ RELEASED_CHECKPOINT = "nvidia/Cosmos-Policy-ALOHA-Predict2-2B"
 PARAMETERS = (
     Parameter("rig", "sim", "rig description: a name in config/rigs or a YAML file"),
     Parameter("task", "transfer_cube", "task: a name in config/tasks or a YAML file"),
-    Parameter("engine", "demonstrator", f"what decides: {' or '.join(ENGINES)}"),
+    Parameter(
+        "engine",
+        "auto",
+        "what decides: cosmos, demonstrator, or auto (cosmos on a real rig, demonstrator on a "
+        "simulated one)",
+    ),
     Parameter(
         "checkpoint",
         "",
@@ -70,14 +75,16 @@ def read_settings(node: Node) -> PolicySettings:
 
     rig = load_rig(value("rig"), config_folder("rigs"))
     engine = value("engine")
+    if engine == "auto":
+        engine = "cosmos" if rig.kind == "real" else "demonstrator"
     if engine not in ENGINES:
-        raise ConfigError(f"engine '{engine}' is not one{did_you_mean(engine, ENGINES)}")
+        known = did_you_mean(engine, (*ENGINES, "auto"))
+        raise ConfigError(f"engine '{engine}' is not one{known}")
     if engine == "demonstrator" and rig.kind != "sim":
         raise ConfigError(
             f"engine demonstrator knows only the simulated rig, this is '{rig.name}'; "
             "use engine:=cosmos with a checkpoint"
         )
-    gripper = rig.arms.left.gripper
     return PolicySettings(
         rig=rig,
         task=load_task(value("task"), config_folder("tasks")),
@@ -86,8 +93,7 @@ def read_settings(node: Node) -> PolicySettings:
             checkpoint=str(_checkpoint(value("checkpoint"), rig)) if engine == "cosmos" else "",
             device=value("device"),
             threads=value("threads"),
-            gripper_closed=gripper.command_closed,
-            gripper_open=gripper.command_open,
+            gripper=rig.arms.left.gripper,
         ),
         worker=WorkerLimits(value("start_timeout"), value("query_timeout"), value("restarts")),
         run=RunLimits(value("observation_timeout"), value("brake_seconds")),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from functools import wraps
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -12,7 +14,7 @@ import rclpy
 from builtin_interfaces.msg import Time
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.executors import SingleThreadedExecutor
-from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
@@ -62,16 +64,41 @@ def ns_to_stamp(nanoseconds: int) -> Time:
     return Time(sec=nanoseconds // NS, nanosec=nanoseconds % NS)
 
 
-def start_lifecycle(node: LifecycleNode) -> None:
-    """Configure and activate a node by itself, so that no manager is needed.
+Transition = Callable[[Any, LifecycleState], TransitionCallbackReturn]
+
+
+def transition(callback: Transition) -> Transition:
+    """Wrap a lifecycle callback so that its errors are told: rclpy swallows them without a word."""
+
+    @wraps(callback)
+    def guarded(node: Any, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            return callback(node, state)
+        except CosmosPolicyError as error:
+            node.get_logger().error(str(error))
+            return TransitionCallbackReturn.FAILURE
+        except Exception:
+            node.get_logger().fatal(f"a bug in {callback.__name__}:\n{traceback.format_exc()}")
+            return TransitionCallbackReturn.ERROR
+
+    return guarded
+
+
+def bring_up(node: LifecycleNode) -> LifecycleNode:
+    """With parameter ``autostart``, configure and activate the node without a manager.
 
     Raises:
         CosmosPolicyError: a transition failed; the node has logged why.
     """
-    if node.trigger_configure() != TransitionCallbackReturn.SUCCESS:
-        raise CosmosPolicyError(f"{node.get_name()} could not be configured")
-    if node.trigger_activate() != TransitionCallbackReturn.SUCCESS:
-        raise CosmosPolicyError(f"{node.get_name()} could not be activated")
+    if node.get_parameter("autostart").value:
+        for name, trigger in (
+            ("configured", node.trigger_configure),
+            ("activated", node.trigger_activate),
+        ):
+            if trigger() != TransitionCallbackReturn.SUCCESS:
+                node.destroy_node()
+                raise CosmosPolicyError(f"{node.get_name()} could not be {name}; see above")
+    return node
 
 
 def main(make_node: Callable[[], Any]) -> None:

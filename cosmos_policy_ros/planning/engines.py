@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cosmos_policy_ros.rig.decision import Policy
+from cosmos_policy_ros.rig.spec import Gripper
 
 EngineName = Literal["cosmos", "demonstrator"]
 ENGINES: tuple[EngineName, ...] = ("cosmos", "demonstrator")
@@ -21,16 +22,14 @@ class EngineSpec:
         device: torch device of the cosmos engine.
         threads: torch threads. One by default on a CPU: a second thread is several times slower
             as soon as anything else uses the cores, and delays the node's own timers.
-        gripper_closed, gripper_open: motor angles [rad] of the rig's grippers, for the
-            demonstrator, whose kinematics are in metres.
+        gripper: the rig's gripper constants, for the demonstrator, whose kinematics are in metres.
     """
 
     engine: EngineName
     checkpoint: str = ""
     device: str = "cpu"
     threads: int = 1
-    gripper_closed: float = -0.6213
-    gripper_open: float = 1.4910
+    gripper: Gripper | None = None
 
 
 def load_engine(spec: EngineSpec) -> Policy:
@@ -43,9 +42,15 @@ def load_engine(spec: EngineSpec) -> Policy:
         CosmosPolicyError: the checkpoint or the assets are missing or wrong.
     """
     if spec.engine == "demonstrator":
-        from cosmos_policy_ros.sim.demonstrator import Demonstrator
+        from cosmos_policy_ros.sim.demonstrator import Demonstrator, GripperConstants
 
-        return Demonstrator(gripper_closed=spec.gripper_closed, gripper_open=spec.gripper_open)
+        g = spec.gripper
+        assert g is not None
+        return Demonstrator(
+            grippers=GripperConstants(
+                g.state_closed, g.state_open, g.command_closed, g.command_open
+            )
+        )
     from cosmos_policy_ros.model.policy import CosmosPolicy
 
     return CosmosPolicy.load(spec.checkpoint, threads=spec.threads, device=spec.device)

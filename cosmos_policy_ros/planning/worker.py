@@ -20,7 +20,7 @@ from multiprocessing.process import BaseProcess
 
 from cosmos_policy_ros.errors import CosmosPolicyError, WorkerError
 from cosmos_policy_ros.planning.engines import EngineSpec, load_engine
-from cosmos_policy_ros.rig.decision import Decision, Query
+from cosmos_policy_ros.rig.decision import Decision, EngineInfo, Query
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Worker:
     Attributes:
         status: "starting", "ready", "restarting", "failed" or "closed".
         message: the last thing that happened, for people.
+        info: what the engine says of itself; empty before it is loaded.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Worker:
         self.status = "starting"
         self.message = f"loading engine {spec.engine}"
         self.restarts = 0
+        self.info = EngineInfo()
         self._spec, self._limits, self._on_change = spec, limits, on_change
         self._context = mp.get_context("spawn")
         self._process: BaseProcess | None = None
@@ -100,7 +102,8 @@ class Worker:
         while not self._closing.is_set():
             try:
                 self._start_process()
-                self._set("ready", f"engine {self._spec.engine} is ready (process {self.pid})")
+                text = f"engine {self._spec.engine} is ready (process {self.pid})"
+                self._set("ready", f"{text}; {self.info.warning}" if self.info.warning else text)
                 self._answer_queries()
             except WorkerError as error:
                 self._stop_process()
@@ -136,7 +139,9 @@ class Worker:
                     self._connection.send(query)
                 except OSError as error:
                     raise WorkerError(f"inference {self._obituary()}") from error
-                future.set_result(self._receive(self._limits.query_timeout, "a query"))
+                answer = self._receive(self._limits.query_timeout, "a query")
+                assert isinstance(answer, Decision)
+                future.set_result(answer)
             except WorkerError as error:
                 future.set_exception(error)
                 raise
@@ -150,9 +155,11 @@ class Worker:
         )
         self._process.start()
         theirs.close()
-        self._receive(self._limits.start_timeout, "start-up")
+        info = self._receive(self._limits.start_timeout, "start-up")
+        assert isinstance(info, EngineInfo)
+        self.info = info
 
-    def _receive(self, timeout: float, during: str) -> Decision:
+    def _receive(self, timeout: float, during: str) -> Decision | EngineInfo:
         """Wait for an answer, the process's death, the deadline, or our own closing."""
         assert self._process is not None
         assert self._connection is not None
@@ -168,7 +175,7 @@ class Worker:
             ready = wait([self._connection, self._process.sentinel], timeout=left)
             if self._connection in ready:
                 try:
-                    answer: Decision | CosmosPolicyError = self._connection.recv()
+                    answer: Decision | EngineInfo | CosmosPolicyError = self._connection.recv()
                 except (EOFError, OSError) as error:
                     raise WorkerError(f"inference {self._obituary()} during {during}") from error
                 if isinstance(answer, CosmosPolicyError):
@@ -212,7 +219,7 @@ def _worker_main(spec: EngineSpec, connection: Connection) -> None:
     except CosmosPolicyError as error:
         connection.send(error)
         return
-    connection.send("ready")
+    connection.send(engine.info)
     while True:
         try:
             query: Query = connection.recv()

@@ -48,6 +48,13 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def named_file(name_or_path: str, folder: Path) -> Path:
+    """Return ``folder/<name>.yaml``, or the path itself when it looks like one."""
+    if name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path:
+        return Path(name_or_path).expanduser()
+    return folder / f"{name_or_path}.yaml"
+
+
 def load_config(cls: type[T], path: Path) -> T:
     """Read ``path`` into the frozen dataclass ``cls``.
 

@@ -70,8 +70,26 @@ class Decision:
     phases: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class EngineInfo:
+    """What an engine says of itself once it is loaded.
+
+    Attributes:
+        digest: sha256 over the checkpoint's files; "" when there is none.
+        warning: what the operator must know before trusting it; "" for nothing.
+    """
+
+    digest: str = ""
+    warning: str = ""
+
+
 class Policy(Protocol):
     """What an engine is. Implementations live in ``model`` (cosmos) and ``sim`` (demonstrator)."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What it says of itself."""
+        ...
 
     def decide(self, query: Query) -> Decision:
         """Answer one query; may take seconds. Raises CosmosPolicyError when it cannot."""

@@ -28,6 +28,20 @@ def share_folder() -> Path:
     raise ConfigError(f"config/rigs is in none of {searched}; install the package again")
 
 
-def config_folder(kind: str) -> Path:
-    """Return ``config/<kind>``, e.g. "rigs", "tasks", "models", "params"."""
-    return share_folder() / "config" / kind
+def executable(name: str) -> Path:
+    """Return the program that ``ros2 run cosmos_policy_ros <name>`` starts.
+
+    Raises:
+        ConfigError: neither the source tree nor an installation has it.
+    """
+    share = share_folder()
+    places = [share / "scripts" / name, share.parents[1] / "lib" / "cosmos_policy_ros" / name]
+    for place in places:
+        if place.is_file():
+            return place
+    raise ConfigError(f"'{name}' is in none of {', '.join(map(str, places))}")
+
+
+def config_folder(name: str) -> Path:
+    """Return ``config/<name>``: rigs, tasks, models, params."""
+    return share_folder() / "config" / name

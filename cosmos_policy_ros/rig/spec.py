@@ -14,8 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos_policy_ros.errors import ConfigError
-from cosmos_policy_ros.rig.config import did_you_mean, load_config
+from cosmos_policy_ros.rig.config import load_config, named_file
 
 ARM_JOINTS = 6
 ARM_DIM = ARM_JOINTS + 1
@@ -287,18 +286,9 @@ class RigSpec:
 
 
 def load_rig(name_or_path: str, folder: Path) -> RigSpec:
-    """Load a rig by the name of a file in ``folder`` or by a path to a YAML file.
+    """Load a rig by the name of a file in ``folder`` or by the path of a YAML file.
 
     Raises:
-        ConfigError: no such rig (with a did-you-mean), or the file is wrong (with the key).
+        ConfigError: no such rig (with the nearest name), or the file is wrong (with the key).
     """
-    path = Path(name_or_path)
-    if path.suffix != ".yaml":
-        path = folder / f"{name_or_path}.yaml"
-        if not path.exists():
-            known = [p.stem for p in folder.glob("*.yaml")]
-            raise ConfigError(
-                f"rig '{name_or_path}': no file of that name in {folder}"
-                f"{did_you_mean(name_or_path, known)}"
-            )
-    return load_config(RigSpec, path)
+    return load_config(RigSpec, named_file(name_or_path, folder))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from cosmos_policy_ros.errors import ConfigError
-from cosmos_policy_ros.rig.config import load_config
+from cosmos_policy_ros.rig.config import load_config, named_file
 
 RigKind = Literal["real", "sim"]
 
@@ -93,13 +93,6 @@ class Task:
         _check_unique("rig", self.rigs)
 
 
-def task_path(name_or_path: str, folder: Path) -> Path:
-    """Return a task's file: ``folder/<name>.yaml``, or the path itself if it looks like one."""
-    if name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path:
-        return Path(name_or_path).expanduser()
-    return folder / f"{name_or_path}.yaml"
-
-
 def load_task(name_or_path: str, folder: Path) -> Task:
     """Load a task by its name in ``folder``, or by the path of its file.
 
@@ -107,7 +100,7 @@ def load_task(name_or_path: str, folder: Path) -> Task:
         ConfigError: no such task (with the nearest name), a wrong key or value, or a ``name`` that
             is not the file's own, which would file episodes under another task.
     """
-    path = task_path(name_or_path, folder)
+    path = named_file(name_or_path, folder)
     task = load_config(Task, path)
     if task.name != path.stem:
         raise ConfigError(f"{path}: name: '{task.name}' must be the file's own, '{path.stem}'")

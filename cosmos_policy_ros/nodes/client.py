@@ -1,0 +1,152 @@
+"""The operator's side of the graph, as plain calls: arm, run, record, score, step."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import rclpy
+from rclpy.action import ActionClient
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from std_srvs.srv import SetBool, Trigger
+
+from cosmos_policy_ros.action import RunTask
+from cosmos_policy_ros.errors import CosmosPolicyError
+from cosmos_policy_ros.msg import PolicyState, RigState
+from cosmos_policy_ros.nodes import shell
+from cosmos_policy_ros.rollouts.topics import POLICY_NODE, SIM_RIG_NODE
+from cosmos_policy_ros.srv import EndEpisode, ResetRig, ScoreEpisode, StartEpisode, StepRig
+
+RECORDER_NODE = "recorder_node"
+T = TypeVar("T")
+
+
+class GraphClient:
+    """Talks to a running graph from a plain thread; ``alive`` may raise to end every wait.
+
+    Attributes:
+        node: its ROS node, for further subscriptions (made before they are needed).
+        policy_state: the policy node's newest state, None before the first.
+        rig_state: the simulated rig's newest state, None before the first.
+    """
+
+    def __init__(self, name: str, alive: Callable[[], None] = lambda: None) -> None:
+        """Join the graph; ROS must be initialised."""
+        self.node = Node(name)
+        self.policy_state: PolicyState | None = None
+        self.rig_state: RigState | None = None
+        self._alive = alive
+        self._clients: dict[str, Any] = {}
+        node, latched = self.node, shell.LATCHED
+        node.create_subscription(PolicyState, f"{POLICY_NODE}/state", self._keep_policy, latched)
+        node.create_subscription(RigState, f"{SIM_RIG_NODE}/state", self._keep_rig, latched)
+        self._run: Any = ActionClient(node, RunTask, f"{POLICY_NODE}/run_task")
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(node)
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._spin, name="client", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Leave the graph."""
+        self._ending.set()
+        self._thread.join()
+        self._executor.shutdown()
+        self.node.destroy_node()
+
+    def wait_until(self, condition: Callable[[], T], timeout: float, what: str) -> T:
+        """Return the condition's first true value.
+
+        Raises:
+            CosmosPolicyError: it stayed false for ``timeout`` wall seconds; says ``what``.
+        """
+        deadline = time.monotonic() + timeout
+        while not (value := condition()):
+            self._alive()
+            if time.monotonic() > deadline:
+                state = self.policy_state.message if self.policy_state else "none"
+                raise CosmosPolicyError(
+                    f"waited {timeout:g} s for {what}; the policy node's last message: {state}"
+                )
+            time.sleep(0.005)
+        return value
+
+    def call(self, kind: Any, name: str, timeout: float = 30.0, **fields: Any) -> Any:
+        """Call a service and return its response, whether it says success or not."""
+        if name not in self._clients:
+            self._clients[name] = self.node.create_client(kind, name)
+        client = self._clients[name]
+        self.wait_until(client.service_is_ready, timeout, f"service {name}")
+        return self._result(client.call_async(kind.Request(**fields)), timeout, f"{name}'s answer")
+
+    def policy_ready(self, timeout: float) -> None:
+        """Wait until the engine is loaded."""
+        self.wait_until(
+            lambda: self.policy_state is not None and self.policy_state.phase != "loading",
+            timeout,
+            "the engine to load",
+        )
+
+    def arm(self, on: bool = True) -> Any:
+        """Arm or disarm."""
+        return self.call(SetBool, f"{POLICY_NODE}/arm", data=on)
+
+    def stop(self) -> Any:
+        """Stop and disarm."""
+        return self.call(Trigger, f"{POLICY_NODE}/stop")
+
+    def start_run(self, on_feedback: Callable[[Any], None] = lambda _: None, **goal: Any) -> Any:
+        """Send a goal; returns its handle."""
+        self.wait_until(self._run.server_is_ready, 30.0, "action run_task")
+        future = self._run.send_goal_async(
+            RunTask.Goal(**goal), feedback_callback=lambda m: on_feedback(m.feedback)
+        )
+        return self._result(future, 30.0, "the goal's acceptance")
+
+    def finish_run(self, handle: Any, timeout: float) -> RunTask.Result:
+        """Wait for a run's result."""
+        return self._result(handle.get_result_async(), timeout, "the run's result").result
+
+    def start_episode(self, **fields: Any) -> Any:
+        """Begin recording."""
+        return self.call(StartEpisode, f"{RECORDER_NODE}/start_episode", **fields)
+
+    def stop_episode(self, **fields: Any) -> Any:
+        """End recording."""
+        return self.call(EndEpisode, f"{RECORDER_NODE}/stop_episode", **fields)
+
+    def discard_episode(self, **fields: Any) -> Any:
+        """Mark an episode as discarded."""
+        return self.call(EndEpisode, f"{RECORDER_NODE}/discard_episode", **fields)
+
+    def score_episode(self, **fields: Any) -> Any:
+        """Score an episode, 0 to 100."""
+        return self.call(ScoreEpisode, f"{RECORDER_NODE}/score_episode", **fields)
+
+    def reset_rig(self, task: str, seed: int) -> Any:
+        """Put the simulated rig's arms and objects back."""
+        return self.call(ResetRig, f"{SIM_RIG_NODE}/reset", task=task, seed=seed)
+
+    def step(self, periods: int = 1) -> RigState:
+        """Advance a stepped rig; returns its state."""
+        response = self.call(StepRig, f"{SIM_RIG_NODE}/step", timeout=120.0, periods=periods)
+        if not response.success:
+            raise CosmosPolicyError(f"the simulated rig did not step: {response.message}")
+        return response.state
+
+    def _keep_policy(self, message: PolicyState) -> None:
+        self.policy_state = message
+
+    def _keep_rig(self, message: RigState) -> None:
+        self.rig_state = message
+
+    def _result(self, future: Any, timeout: float, what: str) -> Any:
+        self.wait_until(future.done, timeout, what)
+        return future.result()
+
+    def _spin(self) -> None:
+        while not self._ending.is_set() and rclpy.ok():
+            self._executor.spin_once(timeout_sec=0.05)

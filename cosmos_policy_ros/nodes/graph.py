@@ -1,0 +1,99 @@
+"""The graph as data: which nodes, with which parameters. The launch file and the demo both read it.
+
+Imports no ROS, so that a launch file on any distro and a plain script can use it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from cosmos_policy_ros.rig.share import config_folder, share_folder
+from cosmos_policy_ros.rig.spec import load_rig
+
+Value = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class NodeProcess:
+    """One node: its executable (and name), its parameter file, and what overrides the file."""
+
+    executable: str
+    parameter_file: Path
+    parameters: dict[str, Value]
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """What one may choose when starting the graph; the launch file's arguments.
+
+    Attributes:
+        rig: name in config/rigs, or a YAML file.
+        task: name in config/tasks, or a YAML file.
+        engine: cosmos, demonstrator, or auto.
+        checkpoint: folder of engine cosmos; empty for the rig's default.
+        device: torch device of engine cosmos.
+        seed: base noise seed of the policy.
+        root: folder of the episodes.
+        record: start the recorder.
+        scene_seed: places the simulated objects.
+        stepped: simulated rig without a wall clock, for tests.
+        width, height: simulated pictures [px]; 0 for the parameter file's.
+    """
+
+    rig: str = "sim"
+    task: str = "transfer_cube"
+    engine: str = "auto"
+    checkpoint: str = ""
+    device: str = "cpu"
+    seed: int = 195
+    root: str = "rollouts"
+    record: bool = True
+    scene_seed: int = 0
+    stepped: bool = False
+    width: int = 0
+    height: int = 0
+
+
+def node_processes(options: GraphOptions) -> tuple[NodeProcess, ...]:
+    """Return the nodes to start, the rig first.
+
+    Raises:
+        ConfigError: the rig does not exist or its file is wrong.
+    """
+    rig = load_rig(options.rig, config_folder("rigs"))
+    shared: dict[str, Value] = {"rig": options.rig, "use_sim_time": options.stepped}
+    policy: dict[str, Value] = {
+        "task": options.task,
+        "engine": options.engine,
+        "checkpoint": options.checkpoint,
+        "device": options.device,
+        "seed": options.seed,
+    }
+    nodes = [_process("policy_node", {**shared, **policy})]
+    if options.record:
+        nodes.append(_process("recorder_node", {**shared, "root": options.root}))
+    if rig.kind == "sim":
+        scene: dict[str, Value] = {
+            "rig": options.rig,
+            "task": options.task,
+            "seed": options.scene_seed,
+            "stepped": options.stepped,
+        }
+        size = {"width": options.width, "height": options.height}
+        scene |= {name: pixels for name, pixels in size.items() if pixels}
+        nodes.insert(0, _process("sim_rig_node", scene))
+    return tuple(nodes)
+
+
+def environment() -> dict[str, str]:
+    """Return the environment the nodes need: the Fast DDS profile, unless one is set already."""
+    # Fast DDS 2 (Humble, Jazzy) ignores the new name; Fast DDS 3 warns about the old one.
+    old = os.environ.get("ROS_DISTRO") in ("humble", "jazzy")
+    name = "FASTRTPS_DEFAULT_PROFILES_FILE" if old else "FASTDDS_DEFAULT_PROFILES_FILE"
+    return {name: os.environ.get(name, str(share_folder() / "config" / "fastdds.xml"))}
+
+
+def _process(executable: str, parameters: dict[str, Value]) -> NodeProcess:
+    return NodeProcess(executable, config_folder("params") / f"{executable}.yaml", parameters)

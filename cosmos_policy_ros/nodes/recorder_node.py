@@ -1,0 +1,289 @@
+"""The recorder node: one bag per episode, raw messages as they came, scores by service.
+
+A thin shell over ``rollouts.store``. Every subscription hands over serialised bytes, so nothing is
+decoded or encoded again on the way to the disk.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rclpy.clock import Clock, ClockType
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile
+from rclpy.qos_overriding_options import QoSOverridingOptions
+
+from cosmos_policy_ros import __version__
+from cosmos_policy_ros.errors import CosmosPolicyError, RolloutError
+from cosmos_policy_ros.msg import PolicyState, RecorderState
+from cosmos_policy_ros.msg import Score as ScoreMsg
+from cosmos_policy_ros.nodes import shell
+from cosmos_policy_ros.nodes.shell import Parameter
+from cosmos_policy_ros.rig.config import named_file
+from cosmos_policy_ros.rig.share import config_folder, share_folder
+from cosmos_policy_ros.rig.spec import load_rig
+from cosmos_policy_ros.rollouts.bag_writer import Topic
+from cosmos_policy_ros.rollouts.messages import EpisodeFacts
+from cosmos_policy_ros.rollouts.store import EpisodeStore, Recording
+from cosmos_policy_ros.rollouts.task import load_task
+from cosmos_policy_ros.rollouts.topics import POLICY_NODE, episode_topics
+from cosmos_policy_ros.rollouts.types import load_types
+from cosmos_policy_ros.srv import EndEpisode, ScoreEpisode, StartEpisode
+
+# Deep enough for two seconds of a 100 Hz topic while the disk hesitates.
+QUEUE_DEPTH = 200
+
+PARAMETERS = (
+    Parameter("rig", "sim", "rig description: a name in config/rigs or a YAML file"),
+    Parameter("root", "rollouts", "folder of the episodes, one bag each"),
+    Parameter("autostart", True, "configure and activate at start, without a lifecycle manager"),
+)
+
+
+class RecorderNode(LifecycleNode):
+    """Lifecycle node ``recorder_node``."""
+
+    def __init__(self) -> None:
+        """Declare the parameters; everything else happens when it is configured."""
+        super().__init__("recorder_node")
+        shell.declare(self, PARAMETERS)
+        self._active = False
+        self._store: EpisodeStore | None = None
+        self._policy = PolicyState()
+        self._last: Recording | None = None
+        self._started_ns = self._ended_ns = 0
+        self._message = "no episode yet"
+
+    # ---------------------------------------------------------------- lifecycle
+
+    @shell.transition
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Read the rig, open the folder, subscribe to everything an episode consists of."""
+        rig_file = named_file(self.get_parameter("rig").value, config_folder("rigs"))
+        self._rig = load_rig(str(rig_file), rig_file.parent)
+        self._rig_yaml = rig_file.read_text(encoding="utf-8")
+        root = Path(self.get_parameter("root").value).expanduser()
+        types = load_types(share_folder() / "msg")
+        self._store = EpisodeStore(root, types, clock=self._now_ns)
+        self._topics = tuple(
+            replace(topic, name=self.resolve_topic_name(topic.name))
+            for topic in episode_topics(self._rig)
+        )
+        self._subscriptions_ = [self._subscribe(topic) for topic in self._topics]
+        self._subscriptions_.append(
+            self.create_subscription(
+                PolicyState, f"{POLICY_NODE}/state", self._keep_policy_state, shell.LATCHED
+            )
+        )
+        self._states = self.create_publisher(RecorderState, "~/state", shell.LATCHED)
+        self._scores = self.create_publisher(ScoreMsg, "~/score", shell.LATCHED)
+        self._services = [
+            self.create_service(StartEpisode, "~/start_episode", self._answer(self._start)),
+            self.create_service(EndEpisode, "~/stop_episode", self._answer(self._stop)),
+            self.create_service(EndEpisode, "~/discard_episode", self._answer(self._discard)),
+            self.create_service(ScoreEpisode, "~/score_episode", self._answer(self._score)),
+        ]
+        self._timer = self.create_timer(
+            1.0, self._report_while_recording, clock=Clock(clock_type=ClockType.STEADY_TIME)
+        )
+        self._report()
+        return super().on_configure(state)
+
+    @shell.transition
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Allow episodes."""
+        self._active = True
+        return super().on_activate(state)
+
+    @shell.transition
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """End the episode being recorded: an inactive recorder records nothing."""
+        self._active = False
+        self._end_recording("the recorder was deactivated")
+        return super().on_deactivate(state)
+
+    @shell.transition
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Disconnect."""
+        for subscription in self._subscriptions_:
+            self.destroy_subscription(subscription)
+        for service in self._services:
+            self.destroy_service(service)
+        self.destroy_timer(self._timer)
+        self.destroy_publisher(self._states)
+        self.destroy_publisher(self._scores)
+        return super().on_cleanup(state)
+
+    def close(self) -> None:
+        """Finish the bag; called before the ROS context ends."""
+        self._end_recording("the recorder was shut down")
+
+    def _end_recording(self, outcome: str) -> None:
+        if self._store is not None and self._store.recording is not None:
+            self._finish(self._store.recording, outcome)
+            self._report()
+
+    # ---------------------------------------------------------------- messages
+
+    def _subscribe(self, topic: Topic) -> Any:
+        package, _, name = topic.msgtype.split("/")
+        qos = QoSProfile(depth=QUEUE_DEPTH)
+        if topic.msgtype.endswith(("/PolicyState", "/RigState")):
+            qos.durability = QoSDurabilityPolicy.TRANSIENT_LOCAL
+
+        def keep(message: bytes) -> None:
+            if self._store is None or (recording := self._store.recording) is None:
+                return
+            try:
+                recording.write(topic.name, self._now_ns(), message)
+            except RolloutError as error:
+                self._message = str(error)
+                self.get_logger().error(self._message)
+                self._report()
+
+        return self.create_subscription(
+            getattr(import_module(f"{package}.msg"), name),
+            topic.name,
+            keep,
+            qos,
+            raw=True,
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        )
+
+    def _keep_policy_state(self, message: PolicyState) -> None:
+        self._policy = message
+
+    def _now_ns(self) -> int:
+        return int(self.get_clock().now().nanoseconds)
+
+    # ---------------------------------------------------------------- services
+
+    def _answer(self, act: Callable[[Any, Any], None]) -> Callable[[Any, Any], Any]:
+        """Wrap a service: a refusal is an answer with its reason, and nothing has changed."""
+
+        def answer(request: Any, response: Any) -> Any:
+            try:
+                act(request, response)
+                response.success = True
+                self.get_logger().info(response.message)
+            except CosmosPolicyError as error:
+                response.message = str(error)
+                self.get_logger().error(f"refused: {error}")
+            self._report()
+            return response
+
+        return answer
+
+    @property
+    def _open_store(self) -> EpisodeStore:
+        assert self._store is not None, "services exist only when configured"
+        return self._store
+
+    def _start(self, request: StartEpisode.Request, response: StartEpisode.Response) -> None:
+        if not self._active:
+            raise RolloutError("the recorder is not active; activate it first")
+        task_file = named_file(request.task or self._policy.task, config_folder("tasks"))
+        task = load_task(str(task_file), task_file.parent)
+        facts = EpisodeFacts(
+            task=task.name,
+            prompt=request.prompt or task.prompts[0],
+            rig=self._rig.name,
+            engine=self._policy.engine,
+            checkpoint=self._policy.checkpoint,
+            checkpoint_digest=self._policy.checkpoint_digest,
+            operator_name=request.operator_name,
+            package_version=__version__,
+            seed=request.seed,
+            rig_yaml=self._rig_yaml,
+            task_yaml=task_file.read_text(encoding="utf-8"),
+        )
+        self._last = recording = self._open_store.begin(facts, self._topics)
+        self._started_ns = time.monotonic_ns()
+        self._message = f"recording episode {recording.id}"
+        response.message = self._message
+        response.episode_id, response.path = recording.id, str(recording.path)
+
+    def _stop(self, request: EndEpisode.Request, response: EndEpisode.Response) -> None:
+        recording = self._open_store.recording
+        if recording is None:
+            raise RolloutError("no episode is being recorded; start one first")
+        if request.episode_id not in ("", recording.id):
+            raise RolloutError(
+                f"episode '{request.episode_id}' is not being recorded, '{recording.id}' is"
+            )
+        path = self._finish(recording, request.reason or "stopped")
+        response.message = self._message
+        response.episode_id, response.path = recording.id, str(path)
+        response.bytes = sum(recording.sizes.values())
+
+    def _discard(self, request: EndEpisode.Request, response: EndEpisode.Response) -> None:
+        reason = request.reason or "discarded by the operator"
+        path = self._open_store.discard(reason, episode=request.episode_id)
+        self._ended_ns = time.monotonic_ns()
+        self._message = f"episode {path.stem} is marked as discarded; its files stay"
+        response.message, response.path = self._message, str(path)
+        response.episode_id = path.stem
+
+    def _score(self, request: ScoreEpisode.Request, response: ScoreEpisode.Response) -> None:
+        label = self._open_store.score(
+            request.score,
+            success=request.task_success,
+            operator_name=request.operator_name,
+            note=request.note,
+            episode=request.episode_id,
+        )
+        message = ScoreMsg(
+            episode_id=label.episode_id,
+            revision=label.revision,
+            score=label.score,
+            success=label.success,
+            operator_name=label.operator_name,
+            note=label.note,
+        )
+        message.header.stamp = shell.ns_to_stamp(label.stamp_ns)
+        self._scores.publish(message)
+        self._message = f"episode {label.episode_id} scored {label.score:g} of 100"
+        response.message = f"{self._message} (revision {label.revision})"
+        response.revision = label.revision
+
+    def _finish(self, recording: Recording, outcome: str) -> Path:
+        path = recording.finish(outcome)
+        self._ended_ns = time.monotonic_ns()
+        self._message = f"episode {recording.id} is complete ({outcome})"
+        return path
+
+    # ---------------------------------------------------------------- reports
+
+    def _report_while_recording(self) -> None:
+        if self._store is not None and self._store.recording is not None:
+            self._report()
+
+    def _report(self) -> None:
+        state = RecorderState(phase="idle", message=self._message)
+        state.header.stamp = self.get_clock().now().to_msg()
+        if (recording := self._last) is not None:
+            if recording.open:
+                state.phase = "recording"
+            ended = time.monotonic_ns() if recording.open else self._ended_ns
+            state.episode_id, state.path = recording.id, str(recording.path)
+            state.seconds = (ended - self._started_ns) / shell.NS
+            state.bytes = sum(recording.sizes.values())
+            state.topics = list(recording.counts)
+            state.counts = array("Q", recording.counts.values())
+        self._states.publish(state)
+
+
+def make_node() -> LifecycleNode:
+    """Create the node and, with ``autostart``, bring it up."""
+    return shell.bring_up(RecorderNode())
+
+
+def main() -> None:
+    """Entry point of ``ros2 run cosmos_policy_ros recorder_node``."""
+    shell.main(make_node)

@@ -1,0 +1,337 @@
+"""The rig without hardware: MuJoCo behind the topics and messages of a stock ALOHA.
+
+Real-time mode follows the wall clock: one thread steps the physics at the joint states' rate, one
+draws, and frames that cannot be drawn in time are dropped, never queued. Stepped mode has no wall
+clock: ``~/step`` advances whole control periods and publishes ``/clock`` and everything else on the
+way, so that two runs with one seed are the same.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from array import array
+from collections.abc import Callable
+from typing import Any
+
+from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
+from rclpy.node import Node
+from rclpy.parameter import Parameter as RosParameter
+from rclpy.qos import QoSProfile
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from rosgraph_msgs.msg import Clock as ClockMsg
+from sensor_msgs.msg import CameraInfo, Image, JointState
+from trajectory_msgs.msg import JointTrajectory
+
+from cosmos_policy_ros.errors import CosmosPolicyError, RigError
+from cosmos_policy_ros.msg import RigState
+from cosmos_policy_ros.nodes import shell
+from cosmos_policy_ros.nodes.shell import NS, Parameter
+from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.spec import load_rig
+from cosmos_policy_ros.sim.faults import Faults, faulty_joints
+from cosmos_policy_ros.sim.feed import CameraFeed
+from cosmos_policy_ros.sim.render import Renderer
+from cosmos_policy_ros.sim.rig import SimRig, Snapshot
+from cosmos_policy_ros.sim.trajectory_controller import TrajectoryPoint
+from cosmos_policy_ros.srv import ResetRig, StepRig
+
+# The prefix is the driver's camera_name, which ALOHA leaves at its default for all cameras.
+CAMERA_FRAME = "camera_color_optical_frame"
+# A rig this late has stopped being real time: go on from here instead of racing to catch up.
+MAX_LATENESS = 0.2  # s
+# A stepped rig runs faster than real time: keep a chunk's 200 joint states for a reader that lags.
+QUEUE_DEPTH = 400
+
+PARAMETERS = (
+    Parameter("rig", "sim", "rig description: a name in config/rigs or a YAML file"),
+    Parameter("task", "transfer_cube", "scene: transfer_cube or insertion"),
+    Parameter("seed", 0, "places the objects", 0, 2**31 - 1),
+    Parameter("stepped", False, "advance only on ~/step, publish /clock"),
+    Parameter("width", 320, "picture columns [px]", 16, 1920),
+    Parameter("height", 240, "picture rows [px]", 16, 1080),
+    Parameter("render_quality", "fast", "fast, or full with shadows and anti-aliasing (a GPU)"),
+    Parameter("noise", 1.0, "sensor noise [grey levels]; 0 looks like a frozen camera", 0.0, 50.0),
+)
+
+
+class SimRigNode(Node):
+    """Node ``sim_rig_node``."""
+
+    def __init__(self) -> None:
+        """Start the rig.
+
+        Raises:
+            CosmosPolicyError: unknown rig or task, bad faults, or EGL is missing.
+        """
+        super().__init__("sim_rig_node")
+        shell.declare(self, PARAMETERS)
+        faults = ParameterDescriptor(description="faults, e.g. camera_silent:left_wrist@2.0-5.0")
+        self.declare_parameter("faults", [""], faults)
+        self._faults = Faults.parse(self._value("faults"))
+        self.add_on_set_parameters_callback(self._set_faults)
+        self._spec = load_rig(self._value("rig"), config_folder("rigs"))
+        self._rig = SimRig(self._value("task"), self._value("seed"))
+        self._reset_ns, self._period = self._rig.time_ns, 0
+        self._tick = 1.0 / self._spec.rates.joint_states
+        self._ticks_per_period = round(self._spec.rates.joint_states / self._spec.rates.control)
+        self._feeds: dict[str, CameraFeed] = {
+            camera.role: CameraFeed() for camera in self._spec.cameras
+        }
+        self._lock = threading.Lock()
+        self._stepped: bool = self._value("stepped")
+        self._connect()
+        self._ending = threading.Event()
+        self._threads: list[threading.Thread] = []
+        if self._stepped:
+            self._renderer = self._make_renderer()
+            self.create_service(StepRig, "~/step", self._on_step)
+        else:
+            self._newest: tuple[Snapshot, int] | None = None
+            self._drawable = threading.Condition()
+            self._run_thread("physics", self._follow_the_clock)
+            self._run_thread("render", self._draw)
+
+    def close(self) -> None:
+        """End the threads; called before the ROS context ends."""
+        self._ending.set()
+        for thread in self._threads:
+            thread.join()
+        if self._stepped:
+            self._renderer.close()
+
+    def _value(self, name: str) -> Any:
+        return self.get_parameter(name).value
+
+    def _connect(self) -> None:
+        options = QoSOverridingOptions.with_default_policies()
+        qos = QoSProfile(depth=QUEUE_DEPTH)
+
+        def publisher(kind: Any, topic: str) -> Any:
+            return self.create_publisher(kind, topic, qos, qos_overriding_options=options)
+
+        self._images: dict[str, Any] = {
+            c.role: publisher(Image, c.topic) for c in self._spec.cameras
+        }
+        self._infos: dict[str, Any] = {
+            c.role: publisher(CameraInfo, c.info_topic) for c in self._spec.cameras
+        }
+        self._joints = {
+            side: publisher(JointState, arm.joint_states) for side, arm in self._spec.arms.items()
+        }
+        self._states = self.create_publisher(RigState, "~/state", shell.LATCHED)
+        for side, arm in self._spec.arms.items():
+            self.create_subscription(
+                JointTrajectory,
+                arm.trajectory,
+                self._trajectory_callback(side),
+                QoSProfile(depth=10),
+                qos_overriding_options=options,
+            )
+        self.create_service(ResetRig, "~/reset", self._on_reset)
+        if self._stepped:
+            self._clock_publisher = self.create_publisher(ClockMsg, "/clock", qos)
+
+    def _make_renderer(self) -> Renderer:
+        return Renderer(
+            self._value("task"),
+            self._value("height"),
+            self._value("width"),
+            quality=self._value("render_quality"),
+            noise_sigma=self._value("noise"),
+        )
+
+    # ---------------------------------------------------------------- commands
+
+    def _trajectory_callback(self, side: str) -> Callable[[JointTrajectory], None]:
+        def accept(message: JointTrajectory) -> None:
+            points = [
+                TrajectoryPoint(
+                    tuple(p.positions),
+                    tuple(p.velocities),
+                    p.time_from_start.sec * NS + p.time_from_start.nanosec,
+                    tuple(p.effort),
+                )
+                for p in message.points
+            ]
+            stamp_ns = shell.stamp_to_ns(message.header.stamp)
+            try:
+                with self._lock:
+                    if stamp_ns:
+                        stamp_ns += self._rig.time_ns - self._now_ns()
+                    self._rig.command(side, message.joint_names, points, stamp_ns)
+            except RigError as error:
+                self.get_logger().error(f"{side} arm refused a trajectory: {error}")
+            self._publish_state()
+
+        return accept
+
+    def _on_reset(self, request: ResetRig.Request, response: ResetRig.Response) -> Any:
+        try:
+            with self._lock:
+                self._rig.reset(request.task or self._rig.task, request.seed)
+                self._reset_ns, self._period = self._rig.time_ns, 0
+            response.success = True
+            response.message = f"{self._rig.task}, seed {request.seed}: objects placed"
+        except RigError as error:
+            response.message = str(error)
+        self._publish_state()
+        return response
+
+    def _set_faults(self, parameters: list[RosParameter[Any]]) -> SetParametersResult:
+        try:
+            for parameter in parameters:
+                if parameter.name == "faults":
+                    self._faults = Faults.parse(parameter.value)
+        except CosmosPolicyError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
+
+    # ---------------------------------------------------------------- stepped mode
+
+    def _on_step(self, request: StepRig.Request, response: StepRig.Response) -> StepRig.Response:
+        try:
+            for _ in range(request.periods):
+                self._step_period()
+            response.success = True
+        except RigError as error:
+            response.message = str(error)
+        response.state = self._state()
+        return response
+
+    def _step_period(self) -> None:
+        for _ in range(self._ticks_per_period):
+            self._rig.advance(self._tick)
+            stamp = shell.ns_to_stamp(self._rig.time_ns)
+            self._clock_publisher.publish(ClockMsg(clock=stamp))
+            self._publish_joints(self._rig.time_ns)
+        self._period += 1
+        self._publish_images(self._renderer, self._rig.snapshot(), self._rig.time_ns)
+        self._publish_state()
+
+    # ---------------------------------------------------------------- real-time mode
+
+    def _run_thread(self, name: str, work: Callable[[], None]) -> None:
+        thread = threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except CosmosPolicyError as error:
+            self.get_logger().fatal(str(error))
+
+    def _follow_the_clock(self) -> None:
+        """Step the physics so that rig time passes as fast as wall time."""
+        due = time.monotonic()
+        tick = 0
+        while not self._ending.is_set():
+            due += self._tick
+            lateness = time.monotonic() - due
+            if lateness < 0:
+                self._ending.wait(-lateness)
+            elif lateness > MAX_LATENESS:
+                self.get_logger().warning(
+                    f"the simulated rig lost {lateness:.2f} s: this machine is too busy for it; "
+                    "use smaller pictures (width, height)",
+                    throttle_duration_sec=5.0,
+                )
+                due = time.monotonic()
+            with self._lock:
+                self._rig.advance(self._tick)
+                stamp_ns = self._now_ns()
+                self._publish_joints(stamp_ns)
+                tick += 1
+                if tick % self._ticks_per_period:
+                    continue
+                self._period += 1
+                snapshot = self._rig.snapshot()
+            self._publish_state()
+            with self._drawable:
+                self._newest = (snapshot, stamp_ns)
+                self._drawable.notify()
+
+    def _draw(self) -> None:
+        """Draw the newest snapshot, skipping those that came while the last one was drawn."""
+        renderer = self._make_renderer()
+        while not self._ending.is_set():
+            with self._drawable:
+                if self._newest is None:
+                    self._drawable.wait(timeout=0.1)
+                newest, self._newest = self._newest, None
+            if newest is not None:
+                self._publish_images(renderer, *newest)
+        renderer.close()
+
+    # ---------------------------------------------------------------- messages
+
+    def _now_ns(self) -> int:
+        return self._rig.time_ns if self._stepped else int(self.get_clock().now().nanoseconds)
+
+    def _since_reset(self) -> float:
+        return (self._rig.time_ns - self._reset_ns) / NS
+
+    def _publish_joints(self, stamp_ns: int) -> None:
+        for side, publisher in self._joints.items():
+            fault = self._faults.joint_fault(side, self._since_reset())
+            sample = faulty_joints(self._rig.joint_states(side), side, fault)
+            message = JointState(name=list(sample.names))
+            message.header.stamp = shell.ns_to_stamp(stamp_ns)
+            message.position = array("d", sample.positions)
+            message.velocity = array("d", sample.velocities)
+            message.effort = array("d", bytes(8 * len(sample.names)))
+            publisher.publish(message)
+
+    def _publish_images(self, renderer: Renderer, snapshot: Snapshot, stamp_ns: int) -> None:
+        for role, drawn in renderer.render(snapshot).items():
+            fault = self._faults.camera_fault(role, self._since_reset())
+            for image, stamp in self._feeds[role].frames(drawn, stamp_ns, fault):
+                height, width, _ = image.shape
+                message = Image(height=height, width=width, encoding="rgb8", step=3 * width)
+                message.header.stamp = shell.ns_to_stamp(stamp)
+                message.header.frame_id = CAMERA_FRAME
+                # Any other way to fill the field is up to two thousand times slower.
+                pixels = array("B")
+                pixels.frombytes(image.data.cast("B"))
+                message.data = pixels
+                self._images[role].publish(message)
+                self._infos[role].publish(self._camera_info(renderer, role, message))
+
+    def _camera_info(self, renderer: Renderer, role: str, image: Image) -> CameraInfo:
+        matrix = renderer.camera_matrix(role)
+        info = CameraInfo(
+            header=image.header,
+            height=image.height,
+            width=image.width,
+            distortion_model="plumb_bob",
+            d=[0.0] * 5,
+        )
+        info.k = matrix.ravel()
+        info.r = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
+        info.p[[0, 2, 5, 6, 10]] = matrix[[0, 0, 1, 1, 2], [0, 2, 1, 2, 2]]
+        return info
+
+    def _state(self) -> RigState:
+        rig = self._rig
+        state = RigState(
+            task=rig.task,
+            seed=rig.seed,
+            period=self._period,
+            refusal=rig.refusal,
+            stages=list(rig.stages),
+            reached=rig.reached,
+        )
+        state.header.stamp = shell.ns_to_stamp(rig.time_ns)
+        sides = [side for side, _ in self._spec.arms.items()]
+        state.accepted = [rig.accepted[side] for side in sides]
+        state.refused = [rig.refused[side] for side in sides]
+        return state
+
+    def _publish_state(self) -> None:
+        self._states.publish(self._state())
+
+
+def main() -> None:
+    """Entry point of ``ros2 run cosmos_policy_ros sim_rig_node``."""
+    shell.main(SimRigNode)

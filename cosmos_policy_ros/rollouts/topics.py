@@ -1,0 +1,32 @@
+"""What an episode consists of on disk: every topic of the rig, and of whoever drives it."""
+
+from __future__ import annotations
+
+from cosmos_policy_ros.rig.spec import RigSpec
+from cosmos_policy_ros.rollouts.bag_writer import Topic, offered_qos
+
+POLICY_NODE = "policy_node"
+SIM_RIG_NODE = "sim_rig_node"
+
+_RELIABLE = (offered_qos(reliability="reliable", durability="volatile", depth=10),)
+_LATCHED = (offered_qos(reliability="reliable", durability="transient_local", depth=1),)
+
+
+def episode_topics(rig: RigSpec) -> tuple[Topic, ...]:
+    """Return the topics of an episode on ``rig``, names relative to the nodes' namespace."""
+    topics = []
+    for camera in rig.cameras:
+        kind = "Image" if camera.transport == "raw" else "CompressedImage"
+        topics.append(Topic(camera.topic, f"sensor_msgs/msg/{kind}", _RELIABLE))
+        topics.append(Topic(camera.info_topic, "sensor_msgs/msg/CameraInfo", _RELIABLE))
+    for _, arm in rig.arms.items():
+        topics.append(Topic(arm.joint_states, "sensor_msgs/msg/JointState", _RELIABLE))
+        topics.append(Topic(arm.trajectory, "trajectory_msgs/msg/JointTrajectory", _RELIABLE))
+    topics += [
+        Topic(f"{POLICY_NODE}/decision", "cosmos_policy_ros/msg/Decision", _RELIABLE),
+        Topic(f"{POLICY_NODE}/verdict", "cosmos_policy_ros/msg/Verdict", _RELIABLE),
+        Topic(f"{POLICY_NODE}/state", "cosmos_policy_ros/msg/PolicyState", _LATCHED),
+    ]
+    if rig.kind == "sim":
+        topics.append(Topic(f"{SIM_RIG_NODE}/state", "cosmos_policy_ros/msg/RigState", _LATCHED))
+    return tuple(topics)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cosmos_policy_ros.errors import ObservationError
 from cosmos_policy_ros.rig.config import did_you_mean
 from cosmos_policy_ros.rig.crank import angle_from_finger
-from cosmos_policy_ros.rig.decision import Candidate, Decision, Query
+from cosmos_policy_ros.rig.decision import Candidate, Decision, EngineInfo, Query
 from cosmos_policy_ros.rig.observation import Observation
 from cosmos_policy_ros.sim.motion import MotionPlanner
 from cosmos_policy_ros.sim.rig import CRANK_RADIUS, ROD_LENGTH
@@ -67,6 +67,11 @@ class Demonstrator:
         self._sight = PrimarySight()
         self._plan: NDArray[np.float64] | None = None
         self._reason = ""
+
+    @property
+    def info(self) -> EngineInfo:
+        """A script has no checkpoint and nothing to warn of."""
+        return EngineInfo()
 
     def decide(self, query: Query) -> Decision:
         """Return the next (50, 14) rows at 25 Hz.

@@ -22,6 +22,8 @@ _DAMPING = 0.02
 """Keeps steps finite where the wrist is straight and two of its joints turn about one axis."""
 _MAX_STEP = 0.2
 """Largest joint change [rad] in one iteration; the Jacobian means nothing further away."""
+_SHOULDER, _ELBOW = -0.4, 0.8
+"""Where the search for an upright solution starts [rad]: mid-workspace, elbow up."""
 _LIMIT_MARGIN = 0.01
 """Solutions keep this far [rad] from the joint limits."""
 
@@ -83,6 +85,8 @@ class ArmKinematics:
         self._dofs = [int(joint.dofadr[0]) for joint in joints]
         ranges = np.array([joint.range for joint in joints])
         self._low, self._high = ranges[:, 0] + _LIMIT_MARGIN, ranges[:, 1] - _LIMIT_MARGIN
+        self._base = self._model.body(f"vx300s_{arm}").pos[:2].copy()
+        self._facing = 1.0 if arm == "left" else -1.0
         self._gripper = self._model.body(f"vx300s_{arm}/gripper_link").id
 
     def forward(self, joints: NDArray[np.float64]) -> Pose:
@@ -93,8 +97,24 @@ class ArmKinematics:
         position = self._data.xpos[self._gripper] + rotation @ PINCH
         return Pose(position, self._data.xquat[self._gripper].copy())
 
+    def reach(self, target: Pose) -> NDArray[np.float64]:
+        """Return (6,) joints [rad] that reach ``target`` with elbow up and forearm unturned.
+
+        Raises:
+            ObservationError: the arm cannot get there.
+        """
+        ahead, aside = self._facing * (target.position[:2] - self._base)
+        rotation = np.empty(9)
+        mujoco.mju_quat2Mat(rotation, target.quaternion)
+        pitch, roll = -np.arcsin(rotation[6]), np.arctan2(rotation[7], rotation[8])
+        wrist = pitch - _SHOULDER - _ELBOW
+        waist = np.arctan2(aside, ahead)
+        return self.inverse(target, np.array([waist, _SHOULDER, _ELBOW, 0.0, wrist, roll]))
+
     def inverse(self, target: Pose, seed: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the (6,) joints [rad] near ``seed`` that reach ``target``, by damped least squares.
+        """Return the (6,) joints [rad] near ``seed`` that reach ``target``.
+
+        Damped least squares (Wampler 1986; Nakamura and Hanafusa 1986).
 
         Raises:
             ObservationError: the arm cannot get there.
@@ -102,8 +122,8 @@ class ArmKinematics:
         joints = np.clip(seed, self._low, self._high)
         for _ in range(_ITERATIONS):
             error = self._error(joints, target)
-            distance = float(np.linalg.norm(error[:3]))
-            if distance < _POSITION_TOLERANCE and np.linalg.norm(error[3:]) < _ROTATION_TOLERANCE:
+            distance, angle = float(np.linalg.norm(error[:3])), float(np.linalg.norm(error[3:]))
+            if distance < _POSITION_TOLERANCE and angle < _ROTATION_TOLERANCE:
                 return joints
             jacobian = self._jacobian()
             damped = jacobian @ jacobian.T + _DAMPING**2 * np.eye(6)
@@ -112,8 +132,8 @@ class ArmKinematics:
             joints = np.clip(joints + step, self._low, self._high)
         x, y, z = target.position
         raise ObservationError(
-            f"the {self._arm} gripper cannot reach ({x:.3f}, {y:.3f}, {z:.3f}) m in the needed "
-            f"orientation (best {distance * 1e3:.0f} mm away); put the object nearer to the middle"
+            f"the {self._arm} gripper cannot reach ({x:.3f}, {y:.3f}, {z:.3f}) m: {distance:.3f} m "
+            f"and {angle:.2f} rad are left; start from the start pose, or reset with another seed"
         )
 
     def _error(self, joints: NDArray[np.float64], target: Pose) -> NDArray[np.float64]:

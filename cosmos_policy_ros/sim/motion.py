@@ -100,8 +100,7 @@ class MotionPlanner:
     ) -> NDArray[np.float64]:
         kinematics, joints = self._arms[arm], self._now[_ARM_COLUMNS[arm]]
         if not straight:
-            goal = kinematics.inverse(to, joints)
-            return joints + fractions[:, None] * (goal - joints)
+            return joints + fractions[:, None] * (kinematics.reach(to) - joints)
         start = kinematics.forward(joints)
         way = [joints]
         for fraction in fractions[1:]:
@@ -110,7 +109,7 @@ class MotionPlanner:
 
 
 def _timed(path: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """Return ``count`` rows along ``path``, at rest at both ends (minimum jerk), without the start."""
+    """Return ``count`` rows that follow the start of ``path`` to its end with minimum jerk."""
     t = np.arange(1, count + 1) / count
     progress = t**3 * (10.0 - 15.0 * t + 6.0 * t**2) * (len(path) - 1)
     piece = np.minimum(progress.astype(np.int64), len(path) - 2)

@@ -23,6 +23,8 @@ _PICK_PITCH = 60.0
 """Grippers come from above and outside [degrees]: the arms stay clear of each other."""
 _LOWEST_PINCH = 0.018
 """Height [m] of the pinch point that keeps pitched fingertips 3 mm above the table."""
+_SOCKET_PINCH = 0.028
+"""Height [m] at which the socket is grasped: 6 mm above its middle, so that it hangs level."""
 _HOVER = 0.08
 """Height [m] above a grasp from which the gripper descends."""
 _SETTLE = 0.2
@@ -86,16 +88,16 @@ def _transfer_cube(seen: Places, variation: Variation) -> Iterator[Phase]:
 
 def _insertion(seen: Places, variation: Variation) -> Iterator[Phase]:
     (peg_x, peg_y), (socket_x, socket_y) = seen[PEG.name], seen[SOCKET.name]
-    peg_height, socket_height = PEG.size[2] / 2.0, SOCKET.size[2] / 2.0
     right = gripper_pose(
         "right", np.array([peg_x + variation.grasp, peg_y, _LOWEST_PINCH]), _PICK_PITCH
     )
     left = gripper_pose(
-        "left", np.array([socket_x + variation.grasp, socket_y, socket_height]), _PICK_PITCH
+        "left", np.array([socket_x + variation.grasp, socket_y, _SOCKET_PINCH]), _PICK_PITCH
     )
-    above_peg = _LOWEST_PINCH - peg_height
+    above_peg = _LOWEST_PINCH - PEG.size[2] / 2.0
+    above_socket = _SOCKET_PINCH - SOCKET.size[2] / 2.0
     meet = np.array([0.0, 0.5 + variation.meet_y, 0.20 + variation.meet_z])
-    socket = Pose(meet + np.array([-0.08, 0.0, 0.0]), left.quaternion)
+    socket = Pose(meet + np.array([-0.08, 0.0, above_socket]), left.quaternion)
     peg = Pose(meet + np.array([0.08, 0.0, above_peg]), right.quaternion)
 
     yield Phase(

@@ -43,7 +43,7 @@ from cosmos_policy_ros.rig.gate import SafetyGate
 from cosmos_policy_ros.rig.run import Goal, Outcome, Phase, Run
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.sources import Sources
-from cosmos_policy_ros.rollouts.task import Task, load_task
+from cosmos_policy_ros.rollouts.task import Task, choose_prompt, load_task
 
 POLL_PERIOD = 0.01  # wall s; a quarter of a control step, so that a due query waits 10 ms at most
 MESSAGE_PERIOD = 0.5  # wall s between state messages that differ only in their text
@@ -153,7 +153,7 @@ class PolicyNode(LifecycleNode):
             self.create_lifecycle_publisher(
                 JointTrajectory, arm.trajectory, 10, qos_overriding_options=overridable
             )
-            for _, arm in rig.arms.items()
+            for arm in rig.arms.values()
         ]
         self._decisions = self.create_lifecycle_publisher(DecisionMsg, "~/decision", 10)
         self._verdicts = self.create_lifecycle_publisher(VerdictMsg, "~/verdict", 10)
@@ -375,6 +375,7 @@ class PolicyNode(LifecycleNode):
             task: Task = self._settings.task
             if request.task:
                 task = load_task(request.task, config_folder("tasks"))
+            prompt = choose_prompt(task, request.prompt)
         except CosmosPolicyError as error:
             self._goal_error = str(error)
             return None
@@ -384,7 +385,7 @@ class PolicyNode(LifecycleNode):
         return Goal(
             run_id=bytes(handle.goal_id.uuid).hex(),
             task=task.name,
-            prompt=task.prompts[0],
+            prompt=prompt,
             time_limit=request.time_limit or task.time_limit,
             chunk_limit=request.chunk_limit,
             seed=request.seed or self._settings.seed,

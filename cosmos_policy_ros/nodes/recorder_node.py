@@ -31,7 +31,7 @@ from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.rollouts.bag_writer import Topic
 from cosmos_policy_ros.rollouts.messages import EpisodeFacts
 from cosmos_policy_ros.rollouts.store import EpisodeStore, Recording
-from cosmos_policy_ros.rollouts.task import load_task
+from cosmos_policy_ros.rollouts.task import choose_prompt, load_task
 from cosmos_policy_ros.rollouts.topics import POLICY_NODE, episode_topics
 from cosmos_policy_ros.rollouts.types import load_types
 from cosmos_policy_ros.srv import EndEpisode, ScoreEpisode, StartEpisode
@@ -192,7 +192,7 @@ class RecorderNode(LifecycleNode):
         task = load_task(str(task_file), task_file.parent)
         facts = EpisodeFacts(
             task=task.name,
-            prompt=request.prompt or task.prompts[0],
+            prompt=choose_prompt(task, request.prompt),
             rig=self._rig.name,
             engine=self._policy.engine,
             checkpoint=self._policy.checkpoint,

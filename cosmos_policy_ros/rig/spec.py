@@ -130,6 +130,10 @@ class Arms:
     left: Arm
     right: Arm
 
+    def values(self) -> tuple[Arm, Arm]:
+        """Return the arms in the order of the 14-vector."""
+        return (self.left, self.right)
+
     def items(self) -> tuple[tuple[str, Arm], tuple[str, Arm]]:
         """Return (side, arm) in the order of the 14-vector."""
         return (("left", self.left), ("right", self.right))
@@ -253,8 +257,8 @@ class RigSpec:
                 f"cameras: need each of {', '.join(CAMERA_ROLES)} once, found {', '.join(roles)}"
             )
         topics = [camera.topic for camera in self.cameras]
-        topics += [arm.joint_states for _, arm in self.arms.items()]
-        topics += [arm.trajectory for _, arm in self.arms.items()]
+        topics += [arm.joint_states for arm in self.arms.values()]
+        topics += [arm.trajectory for arm in self.arms.values()]
         if len(set(topics)) != len(topics):
             raise ValueError("cameras and arms: two of them share a topic")
         for block in (self.rates, self.observation, self.gate):
@@ -270,18 +274,18 @@ class RigSpec:
     @property
     def lower(self) -> NDArray[np.float64]:
         """(14,) lower limits, policy units."""
-        return np.concatenate([[*arm.lower, 0.0] for _, arm in self.arms.items()])
+        return np.concatenate([[*arm.lower, 0.0] for arm in self.arms.values()])
 
     @property
     def upper(self) -> NDArray[np.float64]:
         """(14,) upper limits, policy units."""
-        return np.concatenate([[*arm.upper, 1.0] for _, arm in self.arms.items()])
+        return np.concatenate([[*arm.upper, 1.0] for arm in self.arms.values()])
 
     @property
     def max_velocity(self) -> NDArray[np.float64]:
         """(14,) speed limits, policy units per second."""
         return np.concatenate(
-            [[*arm.max_velocity, arm.gripper.max_velocity] for _, arm in self.arms.items()]
+            [[*arm.max_velocity, arm.gripper.max_velocity] for arm in self.arms.values()]
         )
 
 

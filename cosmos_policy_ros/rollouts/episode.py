@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import Reader
@@ -141,6 +142,22 @@ def scores(path: Path) -> tuple[Score, ...]:
     """
     with _reading(path) as reader:
         return _scores(reader)
+
+
+def read_messages(path: Path, topics: Iterable[str]) -> Iterator[tuple[str, int, Any]]:
+    """Yield (topic, receive stamp in ns, message) of a finished episode, in order of receipt.
+
+    Raises:
+        RolloutError: the bag is unfinished or unreadable.
+    """
+    wanted = set(topics)
+    with _reading(path) as reader:
+        connections = [c for c in reader.connections if c.topic in wanted]
+        if not connections:
+            return
+        for connection, stamp_ns, cdr in reader.messages(connections):
+            types = types_of_definition(connection.msgtype, connection.msgdef.data)
+            yield connection.topic, stamp_ns, types.deserialize_cdr(cdr, connection.msgtype)
 
 
 @contextmanager

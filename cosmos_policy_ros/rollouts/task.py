@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from cosmos_policy_ros.errors import ConfigError
-from cosmos_policy_ros.rig.config import load_config, named_file
+from cosmos_policy_ros.rig.config import did_you_mean, load_config, named_file
 
 RigKind = Literal["real", "sim"]
 
@@ -91,6 +91,20 @@ class Task:
             raise ValueError("rigs: the list is empty; give real, sim or both")
         _check_unique("prompt", self.prompts)
         _check_unique("rig", self.rigs)
+
+
+def choose_prompt(task: Task, prompt: str) -> str:
+    """Return the prompt asked for, the task's first when none is.
+
+    Raises:
+        ConfigError: not one of the task's: a checkpoint knows its prompts by heart, letter by
+            letter.
+    """
+    if prompt and prompt not in task.prompts:
+        raise ConfigError(
+            f"task '{task.name}' has no prompt '{prompt}'{did_you_mean(prompt, task.prompts)}"
+        )
+    return prompt or task.prompts[0]
 
 
 def load_task(name_or_path: str, folder: Path) -> Task:

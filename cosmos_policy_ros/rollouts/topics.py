@@ -19,7 +19,7 @@ def episode_topics(rig: RigSpec) -> tuple[Topic, ...]:
         kind = "Image" if camera.transport == "raw" else "CompressedImage"
         topics.append(Topic(camera.topic, f"sensor_msgs/msg/{kind}", _RELIABLE))
         topics.append(Topic(camera.info_topic, "sensor_msgs/msg/CameraInfo", _RELIABLE))
-    for _, arm in rig.arms.items():
+    for arm in rig.arms.values():
         topics.append(Topic(arm.joint_states, "sensor_msgs/msg/JointState", _RELIABLE))
         topics.append(Topic(arm.trajectory, "trajectory_msgs/msg/JointTrajectory", _RELIABLE))
     topics += [

@@ -1,0 +1,101 @@
+"""Cosmos Policy on an ALOHA: rig (simulated, if the rig file says so), policy, recorder.
+
+    ros2 launch cosmos_policy_ros aloha.launch.py task:=ziploc checkpoint:=/path/to/checkpoint
+    ros2 launch cosmos_policy_ros aloha.launch.py rig:=sim task:=transfer_cube
+
+The nodes and their parameters come from ``cosmos_policy_ros.nodes.graph``, as in ``scripts/demo``.
+"""
+
+from dataclasses import fields
+
+from launch import LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+
+from cosmos_policy_ros.errors import CosmosPolicyError
+from cosmos_policy_ros.nodes.graph import GraphOptions, environment, node_processes
+
+DESCRIPTIONS = {
+    "rig": "rig description: a name in config/rigs (interbotix_1, interbotix_2, ros1_names, sim) "
+    "or a YAML file; a sim rig is started too",
+    "task": "task: a name in config/tasks or a YAML file",
+    "engine": "what decides: cosmos, demonstrator (simulated rig only), or auto",
+    "checkpoint": "checkpoint folder of engine cosmos; 'auto' for the rig's default",
+    "device": "torch device of engine cosmos: cpu, cuda, cuda:1",
+    "seed": "base noise seed of the policy",
+    "root": "folder of the episodes, one bag each",
+    "record": "start the recorder: true or false",
+    "scene_seed": "simulated rig: places the objects",
+    "stepped": "simulated rig: true advances only on ~/step and publishes /clock",
+    "width": "simulated rig: picture columns [px]; 0 for the parameter file's",
+    "height": "simulated rig: picture rows [px]; 0 for the parameter file's",
+}
+DEFAULTS = {"rig": "interbotix_1", "task": "ziploc", "checkpoint": "auto"}
+
+
+def read_options(context: LaunchContext) -> GraphOptions:
+    """Turn the launch arguments, which are all text, into the graph's options."""
+    values = {}
+    for field in fields(GraphOptions):
+        text = LaunchConfiguration(field.name).perform(context)
+        if isinstance(field.default, bool):
+            if text.lower() not in ("true", "false"):
+                raise CosmosPolicyError(f"{field.name}:={text} must be true or false")
+            values[field.name] = text.lower() == "true"
+        elif isinstance(field.default, int):
+            try:
+                values[field.name] = int(text)
+            except ValueError:
+                raise CosmosPolicyError(f"{field.name}:={text} must be a whole number") from None
+        else:
+            values[field.name] = text
+    if values["checkpoint"] == "auto":  # the command line cannot pass an empty text
+        values["checkpoint"] = ""
+    return GraphOptions(**values)
+
+
+def start_nodes(context: LaunchContext) -> list:
+    """Start the graph; a node that ends by itself takes the rest down with it."""
+    namespace = LaunchConfiguration("namespace").perform(context)
+    level = LaunchConfiguration("log_level").perform(context)
+    return [
+        Node(
+            package="cosmos_policy_ros",
+            executable=node.executable,
+            name=node.executable,
+            namespace=namespace,
+            # Typed, or launch would read a text like "5" or "true" as a number or a bool.
+            parameters=[
+                str(node.parameter_file),
+                {k: ParameterValue(v, value_type=type(v)) for k, v in node.parameters.items()},
+            ],
+            arguments=["--ros-args", "--log-level", level],
+            additional_env=environment(),
+            output="screen",
+            # Long enough for a bag to be finished.
+            sigterm_timeout="15",
+            on_exit=Shutdown(reason=f"{node.executable} ended"),
+        )
+        for node in node_processes(read_options(context))
+    ]
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Return the launch description that ``ros2 launch`` looks for."""
+    arguments = [
+        DeclareLaunchArgument(
+            field.name,
+            default_value=str(DEFAULTS.get(field.name, field.default)).lower()
+            if isinstance(field.default, bool)
+            else str(DEFAULTS.get(field.name, field.default)),
+            description=DESCRIPTIONS[field.name],
+        )
+        for field in fields(GraphOptions)
+    ]
+    arguments += [
+        DeclareLaunchArgument("namespace", default_value="", description="namespace of all nodes"),
+        DeclareLaunchArgument("log_level", default_value="info", description="debug, info, warn"),
+    ]
+    return LaunchDescription([*arguments, OpaqueFunction(function=start_nodes)])

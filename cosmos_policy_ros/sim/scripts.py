@@ -82,8 +82,8 @@ def _transfer_cube(seen: Places, variation: Variation) -> Iterator[Phase]:
     yield Phase({}, _SETTLE)
     yield Phase({"left": Move(gripper=_CLOSED)}, 0.8)
     yield Phase({"right": Move(gripper=_OPEN)}, 0.6)
-    yield Phase({"right": Move(offer.backed_off(0.10), straight=True)})
-    yield Phase({"left": Move(wait, straight=True)})
+    yield Phase({"right": Move(offer.backed_off(0.10), straight=True)}, 0.8)
+    yield Phase({"left": Move(wait, straight=True)}, 1.0)
 
 
 def _insertion(seen: Places, variation: Variation) -> Iterator[Phase]:

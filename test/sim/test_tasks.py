@@ -1,0 +1,72 @@
+"""Pins the judge: which contacts make which stage, and that a stage once reached stays."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cosmos_policy_ros.sim.scene import load_physics_model
+from cosmos_policy_ros.sim.tasks import STAGES, Judge
+
+CUBE, TABLE, PEG, PIN, WALL = "red_box", "table", "red_peg", "pin", "socket-3"
+LEFT = ("vx300s_left/10_left_gripper_finger", "vx300s_left/10_right_gripper_finger")
+RIGHT = ("vx300s_right/10_left_gripper_finger", "vx300s_right/10_right_gripper_finger")
+
+
+def contacts(model: Any, *pairs: tuple[str, str]) -> Any:
+    geoms = [[model.geom(a).id, model.geom(b).id] for a, b in pairs]
+    # MuJoCo's array is longer than what is in contact now; the rest is stale.
+    stale = [[model.geom(TABLE).id, model.geom(TABLE).id]]
+    return SimpleNamespace(
+        ncon=len(geoms), contact=SimpleNamespace(geom=np.array(geoms + stale, dtype=np.int32))
+    )
+
+
+TRANSFER = [
+    (0, [(CUBE, TABLE)]),
+    (1, [(CUBE, TABLE), (CUBE, RIGHT[0])]),
+    (2, [(RIGHT[1], CUBE), (RIGHT[0], CUBE)]),
+    (1, [(CUBE, TABLE), (CUBE, RIGHT[0]), (CUBE, LEFT[0])]),
+    (0, [(CUBE, TABLE), (CUBE, LEFT[0])]),
+    (3, [(CUBE, RIGHT[0]), (CUBE, LEFT[0]), (CUBE, LEFT[1])]),
+    (3, [(CUBE, LEFT[0])]),
+    (4, [(LEFT[0], CUBE), (CUBE, LEFT[1])]),
+    (0, [(CUBE, TABLE), (CUBE, LEFT[0]), (CUBE, LEFT[1])]),
+]
+
+INSERTION = [
+    (0, [(PEG, TABLE), (WALL, TABLE)]),
+    (0, [(PEG, RIGHT[0]), (WALL, TABLE)]),
+    (1, [(PEG, RIGHT[0]), (WALL, LEFT[1]), (PEG, TABLE)]),
+    (2, [(PEG, RIGHT[0]), (WALL, LEFT[1])]),
+    (3, [(PEG, RIGHT[0]), (WALL, LEFT[1]), (PEG, WALL)]),
+    (0, [(PEG, WALL), (PEG, TABLE)]),
+    (4, [(PEG, PIN), (PEG, RIGHT[0]), (WALL, LEFT[0])]),
+]
+
+
+@pytest.mark.parametrize(
+    ("task", "stage", "pairs"),
+    [("transfer_cube", *row) for row in TRANSFER] + [("insertion", *row) for row in INSERTION],
+)
+def test_stage_of_contacts(task: str, stage: int, pairs: list[tuple[str, str]]) -> None:
+    model = load_physics_model(task)
+    assert Judge(task, model).reached(model, contacts(model, *pairs)) == stage
+
+
+def test_a_stage_once_reached_stays() -> None:
+    model = load_physics_model("transfer_cube")
+    judge = Judge("transfer_cube", model)
+    assert judge.reached(model, contacts(model, (CUBE, RIGHT[0]))) == 2
+    assert judge.reached(model, contacts(model, (CUBE, TABLE))) == 2
+    assert judge.best == 2
+
+
+def test_every_task_has_four_named_stages() -> None:
+    assert {task: len(stages) for task, stages in STAGES.items()} == {
+        "transfer_cube": 4,
+        "insertion": 4,
+    }

@@ -10,6 +10,7 @@ from dataclasses import fields
 
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
+from launch.events.process import ProcessExited
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
@@ -56,6 +57,11 @@ def read_options(context: LaunchContext) -> GraphOptions:
     return GraphOptions(**values)
 
 
+def shut_down_unless_asked_to(event: ProcessExited, context: LaunchContext) -> list | None:
+    """End the graph when a node ends by itself; on Ctrl-C it is ending already."""
+    return None if context.is_shutdown else [Shutdown(reason=f"{event.process_name} ended")]
+
+
 def start_nodes(context: LaunchContext) -> list:
     """Start the graph; a node that ends by itself takes the rest down with it."""
     namespace = LaunchConfiguration("namespace").perform(context)
@@ -76,7 +82,7 @@ def start_nodes(context: LaunchContext) -> list:
             output="screen",
             # Long enough for a bag to be finished.
             sigterm_timeout="15",
-            on_exit=Shutdown(reason=f"{node.executable} ended"),
+            on_exit=shut_down_unless_asked_to,
         )
         for node in node_processes(read_options(context))
     ]

@@ -107,5 +107,6 @@ def _checkpoint(given: str, rig: RigSpec) -> Path:
     shipped = config_folder("models") / name
     path = shipped if shipped.is_dir() else Path(name).expanduser()
     if missing := describe_missing(path):
-        raise CheckpointError(missing)
+        hint = "" if given else f"rig '{rig.name}' needs a checkpoint, give checkpoint:=FOLDER; "
+        raise CheckpointError(hint + missing)
     return path

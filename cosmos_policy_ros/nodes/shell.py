@@ -88,16 +88,13 @@ def bring_up(node: LifecycleNode) -> LifecycleNode:
     """With parameter ``autostart``, configure and activate the node without a manager.
 
     Raises:
-        CosmosPolicyError: a transition failed; the node has logged why.
+        SystemExit: a transition failed; the node has logged why, and there is no more to say.
     """
     if node.get_parameter("autostart").value:
-        for name, trigger in (
-            ("configured", node.trigger_configure),
-            ("activated", node.trigger_activate),
-        ):
+        for trigger in (node.trigger_configure, node.trigger_activate):
             if trigger() != TransitionCallbackReturn.SUCCESS:
                 node.destroy_node()
-                raise CosmosPolicyError(f"{node.get_name()} could not be {name}; see above")
+                sys.exit(1)
     return node
 
 

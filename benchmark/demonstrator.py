@@ -1,7 +1,7 @@
 """How often the scripted demonstrator succeeds, and what the simulated rig costs.
 
-Run: ``python benchmark/demonstrator.py`` from the package's root. Seeds 0 .. N-1, stepped time,
-every chunk through the safety gate; a success is the task's last stage.
+Run: ``python benchmark/demonstrator.py`` from the package's root. Stepped time, every
+chunk through the safety gate; a success is the task's last stage.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def success_rate(task: str, height: int, width: int, options: argparse.Namespace
     stages, seconds = [], []
     rig = SimRig(task)
     with Renderer(task, height, width) as renderer:
-        for seed in range(options.seeds):
+        for seed in range(options.first, options.first + options.seeds):
             rig.reset(task, seed)
             rig.advance(0.2)  # the objects fall onto the table
             start = rig.time_ns
@@ -46,7 +46,9 @@ def success_rate(task: str, height: int, width: int, options: argparse.Namespace
             seconds.append((rig.time_ns - start) / 1e9)
     wins = sum(stage == len(rig.stages) for stage in stages)
     low, high = wilson(wins, options.seeds)
-    lost = {seed: stage for seed, stage in enumerate(stages) if stage < len(rig.stages)}
+    lost = {
+        seed: stage for seed, stage in enumerate(stages, options.first) if stage < len(rig.stages)
+    }
     print(
         f"{task:14} {width:4}x{height:<4} {wins:3}/{options.seeds:<3} {wins / options.seeds:5.0%}"
         f"  [{low:4.0%}, {high:4.0%}]  longest {max(seconds):4.1f} s"
@@ -82,6 +84,7 @@ def costs() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--seeds", type=int, default=40, help="episodes per row")
+    parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--jitter", type=float, default=1.0, help="variation of demonstrations")
     parser.add_argument("--pause", type=float, default=0.0, help="rest [s] after each chunk")
     options = parser.parse_args()

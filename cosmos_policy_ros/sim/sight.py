@@ -14,7 +14,7 @@ from cosmos_policy_ros.sim.scene import CAMERAS, camera_matrix, load_physics_mod
 
 _CHANNELS = {"red": 0, "green": 1, "blue": 2}
 _BRIGHT = 70
-"""Least grey level of the object's colour; its darkest lit side has 110."""
+"""Least grey level of the object's colour; its darkest side has 146, and 82 in a shadow."""
 _DOMINANCE = 2.0
 """The colour is this many times stronger than both others; grey parts have 1."""
 _VISIBLE = 0.4

@@ -1,0 +1,50 @@
+"""A plain ``pip install .``: the rooms that need no ROS (everything but ``nodes``).
+
+For reading bags, training and running the model on a machine without ROS. On a ROS machine build
+with colcon, which uses CMakeLists.txt and ignores this file.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', (ROOT / "cosmos_policy_ros/__init__.py").read_text(), re.MULTILINE
+).group(1)
+
+
+def shared_files(*folders: str) -> list:
+    """Return data_files entries that put ``folders`` below share/cosmos_policy_ros."""
+    files: dict = {}
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.is_file():
+                relative = path.relative_to(ROOT)
+                target = f"share/cosmos_policy_ros/{relative.parent}"
+                files.setdefault(target, []).append(str(relative))
+    return list(files.items())
+
+
+setup(
+    name="cosmos_policy_ros",
+    version=VERSION,
+    description="Cosmos Policy on the ALOHA bimanual rig: the rooms that need no ROS",
+    license="Apache-2.0",
+    packages=find_packages(include=["cosmos_policy_ros*"], exclude=["cosmos_policy_ros.nodes*"]),
+    data_files=shared_files("config", "msg"),
+    python_requires=">=3.10",
+    install_requires=[
+        # A range, so that a lab's CUDA build of torch is kept.
+        "torch>=2.4",
+        "diffusers>=0.35",
+        "safetensors>=0.4",
+        "numpy>=1.26",
+        "opencv-python-headless>=4.9",
+        "pillow>=10",
+        "pyyaml>=6",
+        "rosbags>=0.11",
+    ],
+    extras_require={"sim": ["mujoco>=3.3.7,<3.8", "gym-aloha==0.1.5"]},
+)

@@ -164,6 +164,7 @@ def _gl_context(width: int, height: int) -> Any:
     except Exception as error:  # PyOpenGL reports a missing library in five different ways
         raise RigError(
             f"cannot draw without a display: EGL failed with {type(error).__name__}: {error}; "
-            "install it: apt-get install libegl1 libgl1-mesa-dri"
+            "install it (apt-get install libegl1 libgl1-mesa-dri), and leave MUJOCO_GL and "
+            "PYOPENGL_PLATFORM unset or 'egl'"
         ) from error
     return context

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -122,3 +124,16 @@ def test_unknown_task_and_negative_seed_are_named(rig: SimRig) -> None:
         rig.reset("transfer_cube", -1)
     assert rig.task in ("transfer_cube", "insertion")
     rig.advance(0.002)
+
+
+def test_unstable_physics_is_an_error_until_the_reset(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)  # MuJoCo leaves a log file where it runs
+    rig = SimRig()
+    rig._data.qvel[0] = 1e12
+    with pytest.raises(RigError, match=r"became unstable after 1\.00 s of rig time; reset"):
+        rig.advance(0.002)
+    rig.reset("transfer_cube", 0)
+    rig.advance(0.1)
+    assert rig.joint_states("left").positions[:6] == pytest.approx(START_POSE, abs=0.02)

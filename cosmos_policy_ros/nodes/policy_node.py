@@ -36,6 +36,7 @@ from cosmos_policy_ros.nodes.convert import (
     verdict_to_message,
 )
 from cosmos_policy_ros.nodes.policy_parameters import PARAMETERS, PolicySettings, read_settings
+from cosmos_policy_ros.planning.engines import EngineLoader, load_engine
 from cosmos_policy_ros.planning.worker import Worker
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Decision, Query
@@ -60,10 +61,11 @@ class _Asked(NamedTuple):
 class PolicyNode(LifecycleNode):
     """Lifecycle node ``policy_node``; disarmed at start."""
 
-    def __init__(self) -> None:
+    def __init__(self, load: EngineLoader = load_engine) -> None:
         """Declare the parameters; everything else happens when it is configured."""
         super().__init__("policy_node")
         shell.declare(self, PARAMETERS)
+        self._load = load
         self._settings: PolicySettings | None = None
         self._worker: Worker | None = None
         self._run: Run | None = None
@@ -87,7 +89,7 @@ class PolicyNode(LifecycleNode):
         self._gate = SafetyGate(settings.rig)
         self._wake = self.create_guard_condition(self._take_answers)
         self._connect(settings)
-        self._worker = Worker(settings.engine, settings.worker, self._wake.trigger)
+        self._worker = Worker(settings.engine, settings.worker, self._wake.trigger, self._load)
         return super().on_configure(state)
 
     @shell.transition
@@ -469,9 +471,9 @@ class PolicyNode(LifecycleNode):
         self._diagnostics.publish(array)
 
 
-def make_node() -> LifecycleNode:
+def make_node(load: EngineLoader = load_engine) -> LifecycleNode:
     """Create the node and, with ``autostart``, bring it up."""
-    return shell.bring_up(PolicyNode())
+    return shell.bring_up(PolicyNode(load))
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +31,10 @@ class EngineSpec:
     device: str = "cpu"
     threads: int = 1
     gripper: Gripper | None = None
+
+
+# Builds an engine in the process that calls it; a module's function, so that it can be sent there.
+EngineLoader = Callable[[EngineSpec], Policy]
 
 
 def load_engine(spec: EngineSpec) -> Policy:

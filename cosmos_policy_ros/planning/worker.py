@@ -7,11 +7,16 @@ the only one that talks to the process.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing as mp
+import os
 import queue
 import signal
+import socket
+import struct
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -19,7 +24,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from cosmos_policy_ros.errors import CosmosPolicyError, WorkerError
-from cosmos_policy_ros.planning.engines import EngineSpec, load_engine
+from cosmos_policy_ros.planning.engines import EngineLoader, EngineSpec, load_engine
 from cosmos_policy_ros.rig.decision import Decision, EngineInfo, Query
 
 
@@ -54,13 +59,14 @@ class Worker:
         spec: EngineSpec,
         limits: WorkerLimits,
         on_change: Callable[[], None] = lambda: None,
+        load: EngineLoader = load_engine,
     ) -> None:
         """Start loading in the background; ``on_change`` is called from the thread."""
         self.status = "starting"
         self.message = f"loading engine {spec.engine}"
         self.restarts = 0
         self.info = EngineInfo()
-        self._spec, self._limits, self._on_change = spec, limits, on_change
+        self._spec, self._limits, self._on_change, self._load = spec, limits, on_change, load
         self._context = mp.get_context("spawn")
         self._process: BaseProcess | None = None
         self._connection: Connection | None = None
@@ -134,11 +140,7 @@ class Worker:
             if not future.set_running_or_notify_cancel():
                 continue
             try:
-                assert self._connection is not None
-                try:
-                    self._connection.send(query)
-                except OSError as error:
-                    raise WorkerError(f"inference {self._obituary()}") from error
+                self._send(query)
                 answer = self._receive(self._limits.query_timeout, "a query")
                 assert isinstance(answer, Decision)
                 future.set_result(answer)
@@ -151,13 +153,26 @@ class Worker:
     def _start_process(self) -> None:
         self._connection, theirs = self._context.Pipe()
         self._process = self._context.Process(
-            target=_worker_main, args=(self._spec, theirs), name="cosmos_policy_worker", daemon=True
+            target=_worker_main,
+            args=(self._spec, self._load, theirs),
+            name="cosmos_policy_worker",
+            daemon=True,
         )
         self._process.start()
         theirs.close()
+        _limit_sending(self._connection, self._limits.query_timeout)
         info = self._receive(self._limits.start_timeout, "start-up")
         assert isinstance(info, EngineInfo)
         self.info = info
+
+    def _send(self, query: Query) -> None:
+        assert self._connection is not None
+        try:
+            self._connection.send(query)
+        except BlockingIOError as error:
+            raise WorkerError(self._overdue(self._limits.query_timeout, "a query")) from error
+        except OSError as error:
+            raise WorkerError(f"inference {self._obituary()}") from error
 
     def _receive(self, timeout: float, during: str) -> Decision | EngineInfo:
         """Wait for an answer, the process's death, the deadline, or our own closing."""
@@ -168,10 +183,7 @@ class Worker:
             # Short waits, so that closing is noticed; death and answers wake it at once.
             left = min(0.2, deadline - time.monotonic())
             if left <= 0:
-                raise WorkerError(
-                    f"inference process {self.pid} gave no answer for {timeout:g} s during "
-                    f"{during} and was ended"
-                )
+                raise WorkerError(self._overdue(timeout, during))
             ready = wait([self._connection, self._process.sentinel], timeout=left)
             if self._connection in ready:
                 try:
@@ -184,6 +196,12 @@ class Worker:
             if ready:
                 raise WorkerError(f"inference {self._obituary()} during {during}")
         raise WorkerError("inference process is being closed")
+
+    def _overdue(self, timeout: float, during: str) -> str:
+        return (
+            f"inference process {self.pid} gave no answer for {timeout:g} s during {during} and "
+            "was ended"
+        )
 
     def _obituary(self) -> str:
         assert self._process is not None
@@ -210,16 +228,27 @@ class Worker:
         self._on_change()
 
 
-def _worker_main(spec: EngineSpec, connection: Connection) -> None:
-    """Load the engine, then answer until the pipe closes (which it does when the node dies)."""
+def _limit_sending(connection: Connection, seconds: float) -> None:
+    """Have a send fail after ``seconds``: a query is larger than what a pipe holds.
+
+    Without it a process that has stopped reading would block its thread for ever.
+    """
+    timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+    with socket.socket(fileno=os.dup(connection.fileno())) as end:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+
+
+def _worker_main(spec: EngineSpec, load: EngineLoader, connection: Connection) -> None:
+    """Load the engine, then answer until the pipe closes (which it does when the node ends)."""
     # Ctrl-C goes to the whole process group; the node decides when its worker ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with_parent()
     try:
-        engine = load_engine(spec)
-    except CosmosPolicyError as error:
-        connection.send(error)
+        engine = load(spec)
+        connection.send(engine.info)
+    except Exception as error:
+        connection.send(_as_answer(error))
         return
-    connection.send(engine.info)
     while True:
         try:
             query: Query = connection.recv()
@@ -227,5 +256,25 @@ def _worker_main(spec: EngineSpec, connection: Connection) -> None:
             return
         try:
             connection.send(engine.decide(query))
-        except CosmosPolicyError as error:
-            connection.send(error)
+        except Exception as error:
+            connection.send(_as_answer(error))
+
+
+def _as_answer(error: Exception) -> CosmosPolicyError:
+    """Return an engine's refusal as it is, and what broke it as a WorkerError with its words.
+
+    The node starts a new process after a WorkerError: nobody knows what state this one is in.
+    """
+    if isinstance(error, CosmosPolicyError):
+        return error
+    traceback.print_exc()
+    return WorkerError(
+        f"inference process {os.getpid()} broke off with {type(error).__name__}: {error} (the "
+        "traceback is in the log)"
+    )
+
+
+def _end_with_parent() -> None:
+    """Have the kernel kill this process when the node dies, even in the middle of a query."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

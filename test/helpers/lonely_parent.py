@@ -1,0 +1,23 @@
+"""Starts a worker, asks it with the seed given, prints its process id and waits to be killed."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+    import numpy as np
+    from helpers.stub_engine import Seed, load
+    from helpers.waiting import wait_for
+
+    from cosmos_policy_ros.planning.engines import EngineSpec
+    from cosmos_policy_ros.planning.worker import Worker, WorkerLimits
+    from cosmos_policy_ros.rig.decision import Query
+    from cosmos_policy_ros.rig.observation import Observation
+
+    worker = Worker(EngineSpec("cosmos"), WorkerLimits(), load=load)
+    seed = Seed(int(sys.argv[1]))
+    future = worker.submit(Query("t", "p", seed, 0, Observation(0, {}, np.zeros(14), {})))
+    wait_for(lambda: future.done() or (future.running() and seed == Seed.SLEEP_FIRST), "the query")
+    print(worker.pid, flush=True)
+    wait_for(lambda: False, "the end")

@@ -1,0 +1,86 @@
+"""An engine that fails on demand: the checkpoint's name says how it loads, the seed how it decides.
+
+It runs in a real worker process, so only what can be sent to one (spec and query) selects a fault.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from enum import IntEnum
+
+import numpy as np
+
+from cosmos_policy_ros.errors import CheckpointError, ObservationError
+from cosmos_policy_ros.planning.engines import EngineSpec
+from cosmos_policy_ros.rig.decision import Candidate, Decision, EngineInfo, Query
+
+ROWS, DT = 50, 0.04
+FOR_EVER = 3600.0  # s; whoever waits this long has failed its test
+
+
+class Seed(IntEnum):
+    """What the engine does when it is asked with this seed."""
+
+    GOOD = 1
+    NAN = 2
+    JUMP_UP = 3
+    JUMP_DOWN = 4
+    REFUSE = 5
+    SLEEP_FIRST = 6
+    """Never answers query 0, answers every later one."""
+    DIE = 7
+    RAISE = 8
+
+
+class StubEngine:
+    """Both waists swing out by 0.3 rad and back in every chunk."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._spec = spec
+
+    @property
+    def info(self) -> EngineInfo:
+        return EngineInfo(digest="stub-digest", warning="this is a stub")
+
+    def decide(self, query: Query) -> Decision:
+        if query.seed == Seed.SLEEP_FIRST and query.index == 0:
+            time.sleep(FOR_EVER)
+        if query.seed == Seed.DIE:
+            os._exit(3)
+        if query.seed == Seed.RAISE:
+            raise ZeroDivisionError("a bug in the engine")
+        if query.seed == Seed.REFUSE:
+            raise ObservationError("the stub sees no cube")
+        return Decision(
+            positions=_chunk(query),
+            dt=DT,
+            candidates=(Candidate(query.seed),),
+            chosen=0,
+            reason="the stub's only one",
+            engine=self._spec.engine,
+            phases={"think": 0.0},
+        )
+
+
+def _chunk(query: Query) -> np.ndarray:
+    positions = np.tile(query.observation.state, (ROWS, 1))
+    swing = 0.15 * (1.0 - np.cos(2.0 * np.pi * np.arange(1, ROWS + 1) / ROWS))
+    positions[:, [0, 7]] += swing[:, None]
+    if query.seed == Seed.NAN:
+        positions[20, 8] = np.nan
+    if query.seed in (Seed.JUMP_UP, Seed.JUMP_DOWN):
+        positions += 0.5 if query.seed == Seed.JUMP_UP else -0.5
+    return positions
+
+
+def load(spec: EngineSpec) -> StubEngine:
+    """Load, or fail to, as ``spec.checkpoint`` says."""
+    if spec.checkpoint == "refuse":
+        raise CheckpointError("stub/model.safetensors is missing; download it")
+    if spec.checkpoint == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if spec.checkpoint == "hang":
+        time.sleep(FOR_EVER)
+    return StubEngine(spec)

@@ -1,0 +1,302 @@
+"""The processes at both ends of the wire, for ``ros_path.py``, which starts them; not run by hand.
+
+``feed`` stands for the rig: three cameras and two joint states, as separate as a driver is. The
+others read what it sends. Each answers a line on its standard input with one line of JSON (counts,
+its own CPU time, the wall clock) and ends when the input closes, so none outlives the benchmark.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+WIDTH, HEIGHT = 640, 480  # px; what an ALOHA's cameras send
+SIZE = 224  # px; what the released checkpoints take
+CAMERA_HZ, JOINT_HZ = 30.0, 100.0
+PICTURES = 4  # different ones per camera, so that none looks frozen
+LEAD_NS = 1_000_000  # how far past a chunk's end the feed's clock jumps
+
+READERS = ("numbers", "empty", "convert", "prepare", "ours", "untimed")
+Counts = dict[str, int]
+
+
+def answer_samples(sample: Callable[[], dict[str, Any]]) -> None:
+    """Serve standard input from a thread; when it closes, interrupt this process."""
+
+    def serve() -> None:
+        for _ in sys.stdin:
+            times = {"cpu": time.process_time(), "wall": time.monotonic()}
+            print(json.dumps({**times, **sample()}), flush=True)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=serve, daemon=True).start()
+
+
+class Feed:
+    """Publishes what a rig publishes, at a rig's rates, until told to stop.
+
+    Cameras go out in one burst, the worst case for a receiver's queue. With ``sim`` the messages
+    are stamped by a clock of its own, published as ``/clock``, that runs as fast as wall time but
+    jumps over the motion of every chunk: the arms stand still anyway, and 200 chunks would last
+    400 s.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        from cosmos_policy_ros.msg import PolicyState
+        from rclpy.executors import SingleThreadedExecutor
+        from rclpy.node import Node
+        from rosgraph_msgs.msg import Clock
+        from sensor_msgs.msg import Image, JointState
+
+        from cosmos_policy_ros.nodes import shell
+        from cosmos_policy_ros.rig.share import config_folder
+        from cosmos_policy_ros.rig.spec import load_rig
+
+        rig = load_rig("sim", config_folder("rigs"))
+        self._stamp: Callable[[int], Any] = shell.ns_to_stamp
+        self._to_ns: Callable[[Any], int] = shell.stamp_to_ns
+        self._clock_message: Callable[..., Any] = Clock
+        self.counts: Counts = {camera.role: 0 for camera in rig.cameras}
+        self.done = False
+        self._sim, self._frames = options.sim, options.frames
+        self._left_to_warm = options.warmup if options.frames else 0
+        self._offset_ns = 0
+        node = self._node = Node("feed")
+        image_qos = qos(options.reliability, options.depth)
+        self._cameras: dict[str, tuple[Any, list[Any]]] = {
+            c.role: (node.create_publisher(Image, c.topic, image_qos), pictures(c.role))
+            for c in rig.cameras
+        }
+        self._arms = [
+            (node.create_publisher(JointState, arm.joint_states, 10), joint_state(arm))
+            for _, arm in rig.arms.items()
+        ]
+        if self._sim:
+            self._clock = node.create_publisher(Clock, "/clock", 10)
+            node.create_subscription(
+                PolicyState, "policy_node/state", self._skip_motion, shell.LATCHED
+            )
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(node)
+
+    def run(self) -> None:
+        """Publish on an absolute schedule; a late message is sent at once, none is left out."""
+        while self._frames and not all(p.get_subscription_count() for p, _ in self._publishers()):
+            time.sleep(0.05)
+        start = time.monotonic()
+        joints = images = 0
+        while not self.done:
+            due = min(joints / JOINT_HZ, images / CAMERA_HZ) + start
+            time.sleep(max(0.0, due - time.monotonic()))
+            now = time.monotonic() - start
+            if now >= joints / JOINT_HZ:
+                joints += 1
+                self._publish_joints()
+            if now >= images / CAMERA_HZ:
+                images += 1
+                self._publish_images()
+        threading.Event().wait()
+
+    def sample(self) -> dict[str, Any]:
+        """Return the frames sent and whether all are."""
+        return {"counts": dict(self.counts), "done": self.done}
+
+    def _publishers(self) -> list[Any]:
+        return [*self._cameras.values(), *self._arms]
+
+    def _now_ns(self) -> int:
+        return time.time_ns() + self._offset_ns
+
+    def _skip_motion(self, state: Any) -> None:
+        if state.phase == "executing":
+            left = self._to_ns(state.executing_until) + LEAD_NS - self._now_ns()
+            self._offset_ns += max(0, left)
+
+    def _publish_joints(self) -> None:
+        if self._sim:
+            self._executor.spin_once(timeout_sec=0)
+            self._clock.publish(self._clock_message(clock=self._stamp(self._now_ns())))
+        for publisher, message in self._arms:
+            message.header.stamp = self._stamp(self._now_ns())
+            publisher.publish(message)
+
+    def _publish_images(self) -> None:
+        warming = self._left_to_warm > 0
+        self._left_to_warm -= warming
+        stamp = self._stamp(self._now_ns())
+        for role, (publisher, messages) in self._cameras.items():
+            message = messages[self.counts[role] % PICTURES]
+            message.header.stamp = stamp
+            message.header.frame_id = "" if warming else str(self.counts[role])
+            self.counts[role] += not warming
+            publisher.publish(message)
+        self.done = 0 < self._frames <= min(self.counts.values())
+
+
+def qos(reliability: str, depth: int) -> Any:
+    from rclpy.qos import QoSProfile, ReliabilityPolicy
+
+    return QoSProfile(depth=depth, reliability=ReliabilityPolicy[reliability.upper()])
+
+
+def pictures(role: str) -> list[Any]:
+    """Return noise pictures as filled messages, so that the feed itself costs little."""
+    import numpy as np
+    from sensor_msgs.msg import Image
+
+    rng = np.random.default_rng(len(role))
+    messages = []
+    for _ in range(PICTURES):
+        message = Image(height=HEIGHT, width=WIDTH, encoding="rgb8", step=3 * WIDTH)
+        message.data = array("B", rng.bytes(HEIGHT * WIDTH * 3))
+        messages.append(message)
+    return messages
+
+
+def joint_state(arm: Any) -> Any:
+    """Return what the driver of an arm in its start pose, gripper closed, reports."""
+    from sensor_msgs.msg import JointState
+
+    gripper = arm.gripper
+    finger = gripper.state_closed
+    message = JointState(name=[*arm.joints, gripper.joint, gripper.finger_joint, "right_finger"])
+    message.position = array("d", [*arm.start, gripper.command_closed, finger, -finger])
+    message.velocity = array("d", bytes(8 * len(message.name)))
+    message.effort = array("d", bytes(8 * len(message.name)))
+    return message
+
+
+def converter(role: str) -> Callable[[Any], Any] | None:
+    """Return what a reader does to every RGB array, None for nothing. One thread each."""
+    if role == "convert":
+        import cv2
+
+        cv2.setNumThreads(1)
+        return lambda image: cv2.resize(image, (SIZE, SIZE))
+    if role == "prepare":
+        import torch
+
+        from cosmos_policy_ros.model.images import prepare
+
+        torch.set_num_threads(1)
+        return lambda image: prepare(image, SIZE, "any")
+    return None
+
+
+def make_reader(options: argparse.Namespace) -> tuple[Any, Counts]:
+    """Return a node with the policy node's subscriptions and what it counts.
+
+    ``empty`` only counts. ``convert`` also makes a 224x224 RGB picture of every frame in the
+    cheapest way, ``prepare`` in the way that the checkpoints need. ``numbers`` counts the numbered
+    frames, under the QoS that is being tried.
+    """
+    from rclpy.node import Node
+    from sensor_msgs.msg import Image, JointState
+
+    from cosmos_policy_ros.rig.images import decode_image
+    from cosmos_policy_ros.rig.share import config_folder
+    from cosmos_policy_ros.rig.spec import load_rig
+
+    class Reader(Node):
+        def close(self) -> None:
+            """Nothing to end; the package's main calls it."""
+
+    rig = load_rig("sim", config_folder("rigs"))
+    node, counts = Reader(options.role), Counts()
+    image_qos = qos(options.reliability, options.depth)
+    convert = converter(options.role)
+
+    def subscribe(kind: Any, topic: str, name: str, profile: Any) -> None:
+        counts[name] = 0
+
+        def callback(message: Any) -> None:
+            if options.role == "numbers" and kind is Image:
+                counts[name] += message.header.frame_id != ""
+                return
+            counts[name] += 1
+            if convert is not None and kind is Image:
+                convert(decode_image(message, topic))
+
+        node.create_subscription(kind, topic, callback, profile)
+
+    for camera in rig.cameras:
+        subscribe(Image, camera.topic, camera.role, image_qos)
+    for side, arm in rig.arms.items():
+        subscribe(JointState, arm.joint_states, f"{side}/joint_states", 10)
+    return node, counts
+
+
+def make_policy(options: argparse.Namespace) -> Any:
+    """Return the real policy node, disarmed; ``untimed`` is the same with its timers stopped."""
+    from cosmos_policy_ros.nodes import shell
+    from cosmos_policy_ros.nodes.policy_node import PolicyNode
+
+    node = PolicyNode()
+    shell.bring_up(node)
+    if options.role == "untimed":
+        for timer in node._timers_:
+            timer.cancel()
+    return node
+
+
+def run_feed(options: argparse.Namespace) -> None:
+    import rclpy
+    from rclpy.signals import SignalHandlerOptions
+
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    feed = Feed(options)
+    answer_samples(feed.sample)
+    with contextlib.suppress(KeyboardInterrupt):
+        feed.run()
+    rclpy.shutdown()
+
+
+def run_reader(options: argparse.Namespace) -> None:
+    """Spin like the package's nodes do: with their own main."""
+    from cosmos_policy_ros.nodes import shell
+
+    def make_node() -> Any:
+        if options.role in ("ours", "untimed"):
+            node = make_policy(options)
+            answer_samples(
+                lambda: {
+                    "counts": node._sources.counts(),
+                    "loading": node._worker.status == "starting",
+                }
+            )
+        else:
+            node, counts = make_reader(options)
+            answer_samples(lambda: {"counts": dict(counts)})
+        return node
+
+    shell.main(make_node)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("role", choices=["feed", *READERS])
+    parser.add_argument("--reliability", default="reliable")
+    parser.add_argument("--depth", type=int, default=10)
+    parser.add_argument("--frames", type=int, default=0, help="per camera; 0: no end")
+    parser.add_argument("--warmup", type=int, default=0, help="frames before the counted ones")
+    parser.add_argument("--sim", action="store_true", help="own clock that skips the motion")
+    options, _ = parser.parse_known_args()
+    if options.role == "feed":
+        run_feed(options)
+    else:
+        run_reader(options)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    main()

@@ -309,9 +309,12 @@ class PolicyNode(LifecycleNode):
     def _end_run(self, outcome: Outcome) -> None:
         assert self._run is not None
         assert self._ended is not None
-        log = self.get_logger().info if outcome.success else self.get_logger().error
         self._last_outcome = f"run ended ({outcome.outcome}): {outcome.message}"
-        log(self._last_outcome)
+        # Two lines of code: rclpy refuses two severities from one.
+        if outcome.success:
+            self.get_logger().info(self._last_outcome)
+        else:
+            self.get_logger().error(self._last_outcome)
         self._commanded = self._run.commanded(self._now_ns() + shell.NS * 3600)
         self._run = self._asked = None
         if not self._ended.done():

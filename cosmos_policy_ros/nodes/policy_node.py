@@ -31,7 +31,7 @@ from cosmos_policy_ros.msg import PolicyState
 from cosmos_policy_ros.msg import Verdict as VerdictMsg
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.convert import (
-    chunk_to_trajectories,
+    TrajectoryMessages,
     decision_to_message,
     verdict_to_message,
 )
@@ -87,6 +87,7 @@ class PolicyNode(LifecycleNode):
         self._settings = settings = read_settings(self)
         self._sources = Sources(settings.rig)
         self._gate = SafetyGate(settings.rig)
+        self._trajectory_messages = TrajectoryMessages(settings.rig)
         self._wake = self.create_guard_condition(self._take_answers)
         self._connect(settings)
         self._worker = Worker(settings.engine, settings.worker, self._wake.trigger, self._load)
@@ -159,7 +160,7 @@ class PolicyNode(LifecycleNode):
         ]
         self._decisions = self.create_lifecycle_publisher(DecisionMsg, "~/decision", 10)
         self._verdicts = self.create_lifecycle_publisher(VerdictMsg, "~/verdict", 10)
-        self._states = self.create_publisher(PolicyState, "~/state", shell.LATCHED)
+        self._states = self.create_publisher(PolicyState, "~/state", shell.LATCHED_PUBLISHER)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._timers_ = [
@@ -294,7 +295,7 @@ class PolicyNode(LifecycleNode):
         if not self._armed:  # the last line of defence; disarming has already stopped the run
             self.get_logger().error(f"chunk {chunk.chunk_id} withheld: the arms are disarmed")
             return
-        messages = chunk_to_trajectories(chunk, self._settings.rig)
+        messages = self._trajectory_messages.fill(chunk)
         for publisher, message in zip(self._trajectories, messages, strict=True):
             publisher.publish(message)
 

@@ -28,6 +28,12 @@ LATCHED = QoSProfile(
     reliability=QoSReliabilityPolicy.RELIABLE,
     durability=QoSDurabilityPolicy.TRANSIENT_LOCAL,
 )
+# Their publishers keep more: a state overwritten before a slow reader has it is lost to the bag.
+LATCHED_PUBLISHER = QoSProfile(
+    depth=100,
+    reliability=QoSReliabilityPolicy.RELIABLE,
+    durability=QoSDurabilityPolicy.TRANSIENT_LOCAL,
+)
 
 
 class Parameter(NamedTuple):

@@ -119,7 +119,7 @@ class SimRigNode(Node):
         self._joints = {
             side: publisher(JointState, arm.joint_states) for side, arm in self._spec.arms.items()
         }
-        self._states = self.create_publisher(RigState, "~/state", shell.LATCHED)
+        self._states = self.create_publisher(RigState, "~/state", shell.LATCHED_PUBLISHER)
         for side, arm in self._spec.arms.items():
             self.create_subscription(
                 JointTrajectory,

@@ -177,6 +177,7 @@ class Graph:
         self.set_faults()
         assert self.client.reset_rig("", 0).success
         self.settle()
+        self.wire.forget()
 
     # ---------------------------------------------------------------- the policy
 

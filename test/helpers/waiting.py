@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-PATIENCE = 20.0  # s; a test that waits this long has failed, however busy the machine
+PATIENCE = 60.0  # s; a test that waits this long has failed, however busy the machine
 
 
 def wait_for(condition: Callable[[], object], what: str | Callable[[], str]) -> None:

@@ -55,6 +55,7 @@ class GraphClient:
         self._ending.set()
         self._thread.join()
         self._executor.shutdown()
+        self._run.destroy()  # it holds on to the node, whose name would stay taken
         self.node.destroy_node()
 
     def wait_until(self, condition: Callable[[], T], timeout: float, what: str) -> T:

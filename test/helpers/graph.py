@@ -20,6 +20,7 @@ from rclpy.parameter import Parameter
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile
 from rclpy.serialization import deserialize_message
 from rosbags.rosbag2 import Reader
+from sensor_msgs.msg import JointState
 
 from cosmos_policy_ros.nodes import processes, shell
 from cosmos_policy_ros.nodes.client import RECORDER_NODE, GraphClient
@@ -105,14 +106,16 @@ class Graph:
         self.rig = load_rig("sim", config_folder("rigs"))
         options = GraphOptions(stepped=True, width=128, height=128, root=str(root))
         self.processes = start(node_processes(options), root / "log", stub=stub, **policy)
+        self.client = GraphClient("operator", self.processes.check)
         try:
-            self.client = GraphClient("operator", self.processes.check)
             self._listen()
             self.client.policy_ready(PATIENCE)
             found = self.client.node.count_publishers
             self.wait(lambda: all(map(found, self.wire.types)), "a publisher of every topic")
+            # Its clock is the rig's, so it has found the rig.
+            self.wait(lambda: self._diagnosis.header.stamp.sec, "the policy node to find the rig")
         except BaseException:
-            self.processes.close()
+            self.close()
             raise
 
     def __enter__(self) -> Graph:
@@ -124,6 +127,10 @@ class Graph:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the operator, then the nodes."""
         self.client.close()
         self.processes.close()
 
@@ -149,9 +156,21 @@ class Graph:
 
     # ---------------------------------------------------------------- the rig
 
+    def step(self, periods: int) -> Any:
+        """Step and wait until the wire has both arms' newest states; return the rig's time."""
+        stamp = self.client.step(periods).header.stamp
+
+        def newest(topic: str) -> Any:
+            messages = self.wire.cdr[topic]
+            return deserialize_message(messages[-1], JointState).header.stamp if messages else None
+
+        topics = [f"/{arm.joint_states}" for arm in self.rig.arms.values()]
+        self.wait(lambda: all(newest(t) == stamp for t in topics), "the arms' newest states")
+        return stamp
+
     def settle(self) -> None:
         """Step once and wait until the policy node has everything that came of it."""
-        stamp = self.client.step(1).header.stamp
+        stamp = self.step(1)
 
         def all_new() -> bool:
             if self._diagnosis.header.stamp != stamp:
@@ -172,8 +191,9 @@ class Graph:
         return list(self.client.step(0).accepted)
 
     def reset(self) -> None:
-        """Bring everything back to how it was after the start, disarmed."""
+        """Bring everything back to how it was after the start, whatever a failed test left."""
         self.client.stop()
+        self.client.stop_episode()
         self.set_faults()
         assert self.client.reset_rig("", 0).success
         self.settle()
@@ -186,7 +206,7 @@ class Graph:
         handle = self.client.start_run(chunk_limit=chunks, **goal)
         for chunk in range(1, chunks + 1):
             self.until_executing(chunk)
-            self.client.step(CHUNK)
+            self.step(CHUNK)
         return self.client.finish_run(handle, PATIENCE)
 
     def until_phase(self, phase: str) -> Any:

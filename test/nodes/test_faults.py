@@ -52,7 +52,7 @@ def armed_run(graph: Graph, seed: Seed = Seed.GOOD, **goal: Any) -> Any:
 def test_a_silent_camera_ends_the_run_before_anything_moves(graph: Graph) -> None:
     with graph.recorded() as episode:
         graph.set_faults("camera_silent:left_wrist")
-        graph.client.step(8)
+        graph.step(8)
         handle = armed_run(graph)
         graph.until_said("holding: cam_left_wrist/camera/color/image_rect_raw: last image is 0.32")
         result = graph.client.finish_run(handle, PATIENCE)
@@ -78,13 +78,13 @@ def test_a_camera_lost_in_mid_chunk_holds_until_it_is_back(
     with graph.recorded() as episode:
         armed_run(graph)
         graph.until_executing(1)
-        graph.client.step(10)
+        graph.step(10)
         graph.set_faults(fault)
-        graph.client.step(CHUNK - 10)
+        graph.step(CHUNK - 10)
         graph.until_said("holding", topic, words)
         assert [len(arm) for arm in graph.sent()] == graph.accepted() == [1, 1]
         graph.set_faults()
-        graph.client.step(2)
+        graph.step(2)
         graph.until_executing(2)
     episode.check_complete()
 
@@ -103,16 +103,16 @@ def test_an_arm_that_reports_nonsense_is_braked_and_held_until_it_reports_again(
     with graph.recorded() as episode:
         armed_run(graph)
         graph.until_executing(1)
-        graph.client.step(10)
+        graph.step(10)
         graph.set_faults(fault)
-        graph.client.step(14)  # 0.56 s, the limit is 0.5 s
+        graph.step(14)  # 0.56 s, the limit is 0.5 s
         graph.until_sent("/0/brake")
         graph.until_said("no good joint state for 0.", "limit 0.5 s", "braked, holding")
         graph.until_said(f"holding: follower_{side}/joint_states: last good state", words)
-        graph.client.step(20)
+        graph.step(20)
         assert [len(arm) for arm in graph.sent()] == graph.accepted() == [2, 2]
         graph.set_faults()
-        graph.client.step(2)
+        graph.step(2)
         graph.until_executing(2)
     episode.check_complete()
 
@@ -121,11 +121,11 @@ def test_a_short_burst_of_failed_reads_does_not_even_brake(graph: Graph) -> None
     with graph.recorded() as episode:
         handle = armed_run(graph, chunk_limit=1)
         graph.until_executing(1)
-        graph.client.step(10)
+        graph.step(10)
         graph.set_faults("joints_minus_pi:left")
-        graph.client.step(8)
+        graph.step(8)
         graph.set_faults()
-        graph.client.step(CHUNK - 18)
+        graph.step(CHUNK - 18)
         assert graph.client.finish_run(handle, PATIENCE).success
     assert [len(arm) for arm in graph.sent()] == [1, 1]
     episode.check_complete()
@@ -240,7 +240,7 @@ def test_an_end_in_mid_chunk_brakes_along_the_path_and_holds(
     with graph.recorded() as episode:
         handle = armed_run(graph)
         graph.until_executing(1)
-        graph.client.step(15)
+        graph.step(15)
         end(graph, handle)
         result = graph.client.finish_run(handle, PATIENCE)
         assert (result.success, result.outcome, result.chunks) == (False, outcome, 1)
@@ -253,7 +253,7 @@ def test_an_end_in_mid_chunk_brakes_along_the_path_and_holds(
             assert list(brake.points[-1].velocities) == [0.0] * 7
             last = brake.points[-1].time_from_start
             assert (last.sec, last.nanosec) == (0, 400_000_000)
-        graph.client.step(30)
+        graph.step(30)
         assert [len(arm) for arm in graph.sent()] == graph.accepted() == [2, 2]
         for arm, brake in zip(graph.rig.arms.values(), brakes, strict=True):
             state = graph.wire.read(f"/{arm.joint_states}")[-1]
@@ -277,7 +277,7 @@ def test_a_run_is_refused_while_another_is_under_way(graph: Graph) -> None:
     second = graph.client.finish_run(graph.client.start_run(), PATIENCE)
     assert second.outcome == "refused"
     assert "is under way; cancel it or call ~/stop first" in second.message
-    graph.client.step(CHUNK)
+    graph.step(CHUNK)
     assert graph.client.finish_run(first, PATIENCE).success
     assert graph.accepted() == [1, 1]
 
@@ -287,8 +287,8 @@ def test_a_run_is_refused_while_another_is_under_way(graph: Graph) -> None:
     [
         ({"task": "transfer_cub"}, "did you mean 'transfer_cube'"),
         ({"prompt": "transfer the red cub"}, "did you mean 'transfer the red cube'"),
-        ({"time_limit": math.nan}, "time_limit nan s must be finite and not negative"),
-        ({"time_limit": -1.0}, "time_limit -1.0 s must be finite and not negative"),
+        ({"time_limit": math.nan}, "time_limit nan s must be finite"),
+        ({"time_limit": -1.0}, "time_limit -1.0 s must be finite"),
     ],
 )
 def test_a_goal_that_makes_no_sense_is_refused_with_the_reason(
@@ -309,7 +309,7 @@ def test_an_episode_is_started_once_and_stopped_once(graph: Graph) -> None:
         other = client.stop_episode(episode_id="20000101-000000_other_0001")
         assert not other.success
         assert f"is not being recorded, '{episode.id}' is" in other.message
-        client.step(5)
+        graph.step(5)
     before = sorted(file.name for file in episode.path.iterdir())
     again = client.stop_episode()
     assert not again.success
@@ -321,7 +321,7 @@ def test_an_episode_is_started_once_and_stopped_once(graph: Graph) -> None:
 def test_an_impossible_score_changes_nothing(graph: Graph) -> None:
     client = graph.client
     with graph.recorded() as episode:
-        client.step(2)
+        graph.step(2)
         for score in (-1.0, 100.5, math.nan, math.inf):
             answer = client.score_episode(score=score)
             assert not answer.success
@@ -346,7 +346,7 @@ def test_a_stop_records_what_was_sent_before_it(graph: Graph) -> None:
     assert started.success, started.message
     os.kill(recorder, signal.SIGSTOP)
     try:
-        graph.client.step(5)
+        graph.step(5)
         future = stopper.call_async(EndEpisode.Request())
     finally:
         os.kill(recorder, signal.SIGCONT)

@@ -78,7 +78,7 @@ def test_an_interrupt_in_mid_chunk_brakes_finishes_the_bag_and_leaves_nothing(
         assert graph.client.arm().success
         graph.client.start_run()
         graph.until_executing(1)
-        graph.client.step(10)
+        graph.step(10)
 
         def interrupt(name: str) -> None:
             os.kill(pids[name], signal.SIGINT)

@@ -3,7 +3,7 @@
 Run, from the package's root::
 
     . scripts/env.sh
-    python benchmark/ros_path.py [--seconds 4] [--rounds 3] [--chunks 120] [--json FILE]
+    python benchmark/ros_path.py [--seconds 4] [--rounds 3] [--chunks 100] [--json FILE]
 
 Everything crosses real DDS between processes. A feed publishes three 640x480 rgb8 cameras at 30 Hz
 and two joint states at 100 Hz; three parts read it:
@@ -300,7 +300,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="per CPU measurement")
     parser.add_argument("--rounds", type=int, default=3, help="CPU measurements of each reader")
     parser.add_argument("--frames", type=int, default=150, help="per camera and QoS")
-    parser.add_argument("--chunks", type=int, default=120)
+    parser.add_argument("--chunks", type=int, default=100)
     parser.add_argument("--domain", type=int, default=os.getpid() % 100 + 1, help="ROS domain")
     parser.add_argument("--json", type=Path, help="also write everything here")
     options = parser.parse_args()

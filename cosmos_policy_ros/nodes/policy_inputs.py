@@ -14,9 +14,9 @@ from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.rig.sources import Sources
 from cosmos_policy_ros.rig.spec import Camera, RigSpec
 
-# Only the newest frame is ever used. Reliable, since without the shipped Fast DDS profile a
-# best-effort reader of large images loses most of them.
-CAMERA_QOS = QoSProfile(depth=1)
+# Reliable, since without the shipped Fast DDS profile a best-effort reader of large images loses
+# most of them; five deep, since a reader of one loses up to half without the profile.
+CAMERA_QOS = QoSProfile(depth=5)
 JOINT_STATE_QOS = QoSProfile(depth=10)
 
 

@@ -43,7 +43,9 @@ from cosmos_policy_ros.rig.run import Goal, Outcome, Phase, Run
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rollouts.task import choose_prompt, load_task
 
-POLL_PERIOD = 0.01  # wall s; a quarter of a control step, so that a due query waits 10 ms at most
+# Wall s. Half a control step at most until a due query is asked; ticks without a run too, since
+# rclpy resumes a waiting action only when something wakes its executor.
+POLL_PERIOD = 0.02
 
 
 class _Asked(NamedTuple):
@@ -132,13 +134,16 @@ class PolicyNode(LifecycleNode):
             )
             for arm in settings.rig.arms.values()
         ]
-        self._decisions = self.create_lifecycle_publisher(DecisionMsg, "~/decision", 10)
-        self._verdicts = self.create_lifecycle_publisher(VerdictMsg, "~/verdict", 10)
+        quiet = shell.NO_PUBLISHER_EVENTS
+        self._decisions = self.create_lifecycle_publisher(
+            DecisionMsg, "~/decision", 10, event_callbacks=quiet
+        )
+        self._verdicts = self.create_lifecycle_publisher(
+            VerdictMsg, "~/verdict", 10, event_callbacks=quiet
+        )
         steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self._timers_ = [
-            self.create_timer(POLL_PERIOD, self._poll, clock=steady),
-            self.create_timer(1.0, self._reports.diagnose, clock=steady),
-        ]
+        self._polling = self.create_timer(POLL_PERIOD, self._poll, clock=steady)
+        self._diagnosing = self.create_timer(1.0, self._reports.diagnose, clock=steady)
         self._services = [
             self.create_service(SetBool, "~/arm", self._on_arm),
             self.create_service(Trigger, "~/stop", self._on_stop),
@@ -157,8 +162,8 @@ class PolicyNode(LifecycleNode):
             self._worker.close()
             self._worker = None
         self._action.destroy()
-        for timer in self._timers_:
-            self.destroy_timer(timer)
+        self.destroy_timer(self._polling)
+        self.destroy_timer(self._diagnosing)
         for service in self._services:
             self.destroy_service(service)
         for publisher in [*self._trajectories, self._decisions, self._verdicts]:

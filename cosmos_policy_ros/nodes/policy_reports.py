@@ -37,8 +37,13 @@ class PolicyReports:
         """Open both topics."""
         self._node, self._worker, self._sources = node, worker, sources
         self._engine, self._checkpoint = engine, checkpoint
-        self._states = node.create_publisher(PolicyState, "~/state", shell.LATCHED_PUBLISHER)
-        self._diagnostics = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        quiet = shell.NO_PUBLISHER_EVENTS
+        self._states = node.create_publisher(
+            PolicyState, "~/state", shell.LATCHED_PUBLISHER, event_callbacks=quiet
+        )
+        self._diagnostics = node.create_publisher(
+            DiagnosticArray, "/diagnostics", 10, event_callbacks=quiet
+        )
         self._last: Status | None = None
         self._last_at = -math.inf
 

@@ -21,6 +21,11 @@ from rclpy.signals import SignalHandlerOptions
 
 from cosmos_policy_ros.errors import CosmosPolicyError
 
+try:
+    from rclpy.event_handler import PublisherEventCallbacks
+except ImportError:  # Humble
+    from rclpy.qos_event import PublisherEventCallbacks
+
 NS = 1_000_000_000
 # State topics: whoever joins late still learns how things stand.
 LATCHED = QoSProfile(
@@ -34,6 +39,11 @@ LATCHED_PUBLISHER = QoSProfile(
     reliability=QoSReliabilityPolicy.RELIABLE,
     durability=QoSDurabilityPolicy.TRANSIENT_LOCAL,
 )
+
+
+# rclpy gives every entity a handler per QoS event and rebuilds its wait set of them at every wake:
+# a third of a busy node's time. Kept where an operator needs the warning, dropped elsewhere.
+NO_PUBLISHER_EVENTS = PublisherEventCallbacks(use_default_callbacks=False)
 
 
 class Parameter(NamedTuple):

@@ -40,6 +40,8 @@ from cosmos_policy_ros.srv import EndEpisode, ScoreEpisode, StartEpisode
 QUEUE_DEPTH = 200
 # Nodes that missed each other's greeting say hello again after 3 s.
 DISCOVERY_PATIENCE = 5.0  # wall s
+# Ctrl-C reaches all nodes at once: the policy node's last trajectory, a brake, comes after it.
+FAREWELL = 0.5  # wall s
 
 PARAMETERS = (
     Parameter("rig", "sim", "rig description: a name in config/rigs or a YAML file"),
@@ -122,6 +124,11 @@ class RecorderNode(LifecycleNode):
 
     def close(self) -> None:
         """Finish the bag; called before the ROS context ends."""
+        if self._store is not None and self._store.recording is not None:
+            deadline = time.monotonic() + FAREWELL
+            while time.monotonic() < deadline:
+                self._take_all_waiting()
+                time.sleep(0.01)
         self._end_recording("the recorder was shut down")
 
     def _end_recording(self, outcome: str) -> None:
@@ -208,7 +215,10 @@ class RecorderNode(LifecycleNode):
     def _start(self, request: StartEpisode.Request, response: StartEpisode.Response) -> None:
         if not self._active:
             raise RolloutError("the recorder is not active; activate it first")
-        task_file = named_file(request.task or self._policy.task, config_folder("tasks"))
+        name = request.task or self._policy.task
+        if not name:
+            raise RolloutError("task: name one, since there is no policy node that has one")
+        task_file = named_file(name, config_folder("tasks"))
         task = load_task(str(task_file), task_file.parent)
         facts = EpisodeFacts(
             task=task.name,
@@ -262,7 +272,6 @@ class RecorderNode(LifecycleNode):
         response.bytes = sum(recording.sizes.values())
 
     def _discard(self, request: EndEpisode.Request, response: EndEpisode.Response) -> None:
-        self._take_all_waiting()
         reason = request.reason or "discarded by the operator"
         path = self._open_store.discard(reason, episode=request.episode_id)
         self._ended_ns = time.monotonic_ns()

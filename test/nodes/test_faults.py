@@ -6,12 +6,10 @@ import math
 import os
 import signal
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from action_msgs.msg import GoalStatus
-from cosmos_policy_ros.srv import EndEpisode
 from helpers.graph import CHUNK, VERDICT, Graph, worker_of
 from helpers.stub_engine import Seed
 from helpers.waiting import PATIENCE, is_running, wait_for
@@ -334,25 +332,3 @@ def test_an_impossible_score_changes_nothing(graph: Graph) -> None:
     assert read_episode(episode.path).scores == ()
     assert client.score_episode(score=100.0, task_success=True).revision == 1
     episode.check_complete()
-
-
-def test_a_stop_records_what_was_sent_before_it(graph: Graph) -> None:
-    """A recorder that fell behind gets the messages and the stop in one go."""
-    recorder = graph.processes.pid("recorder_node")
-    stopper = graph.client.node.create_client(EndEpisode, "recorder_node/stop_episode")
-    graph.wait(stopper.service_is_ready, "the recorder's service")
-    graph.wire.forget()
-    started = graph.client.start_episode()
-    assert started.success, started.message
-    os.kill(recorder, signal.SIGSTOP)
-    try:
-        graph.step(5)
-        future = stopper.call_async(EndEpisode.Request())
-    finally:
-        os.kill(recorder, signal.SIGCONT)
-    graph.wait(future.done, "the recorder's answer")
-    topics = read_episode(Path(future.result().path)).topics
-    for camera in graph.rig.cameras:
-        assert topics[f"/{camera.topic}"].count == 5
-    for arm in graph.rig.arms.values():
-        assert topics[f"/{arm.joint_states}"].count == 20

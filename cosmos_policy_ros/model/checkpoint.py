@@ -24,6 +24,7 @@ from cosmos_policy_ros.model.statistics import Statistics, load_statistics
 from cosmos_policy_ros.model.text import TextTable, load_text
 from cosmos_policy_ros.model.tokenizer import Tokenizer
 from cosmos_policy_ros.model.transformer import Transformer
+from cosmos_policy_ros.model.transformer_keys import load_weights
 from cosmos_policy_ros.rig.config import load_config
 
 RANDOM_WEIGHTS_SEED = 0
@@ -106,19 +107,23 @@ def _read_networks(config: CheckpointConfig, folder: Path) -> tuple[Transformer,
     # for the 2B network.
     with torch.device("meta"):
         transformer, tokenizer = Transformer(config.transformer), Tokenizer(config.vae)
-    _fill(transformer.core, folder / files.TRANSFORMER)
+    load_weights(transformer, _tensors(folder / files.TRANSFORMER), str(folder / files.TRANSFORMER))
     _fill(tokenizer.vae, folder / files.VAE)
     return transformer, tokenizer
 
 
-def _fill(network: nn.Module, file: Path) -> None:
+def _tensors(file: Path) -> dict[str, Tensor]:
     try:
-        tensors = load_file(file)
+        return load_file(file)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{file}: cannot be read as safetensors ({error}); it may have been cut short: copy "
             f"or download it again"
         ) from error
+
+
+def _fill(network: nn.Module, file: Path) -> None:
+    tensors = _tensors(file)
     problems = _mismatches(network.state_dict(), tensors)
     if problems:
         raise CheckpointError(

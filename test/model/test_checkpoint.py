@@ -26,7 +26,7 @@ def folder(tmp_path: Path, tiny_path: Path) -> Path:
 @pytest.fixture
 def trained(folder: Path, tiny: CosmosPolicy) -> Path:
     """Add weights to the copy: the random ones, shifted a little."""
-    for name, network in ((TRANSFORMER, tiny.checkpoint.transformer.core), (VAE, _vae(tiny))):
+    for name, network in ((TRANSFORMER, tiny.checkpoint.transformer), (VAE, _vae(tiny))):
         shifted = {key: value * 1.5 for key, value in network.state_dict().items()}
         save_file(shifted, folder / name)
     return folder
@@ -78,16 +78,16 @@ def test_precision_is_the_configs(trained: Path) -> None:
 
 def test_wrong_tensors_are_named(trained: Path) -> None:
     tensors = load_file(trained / TRANSFORMER)
-    tensors["net.x_embedder.proj.1.weight"] = tensors.pop("patch_embed.proj.weight")
-    tensors["proj_out.weight"] = tensors["proj_out.weight"][:8].clone()
+    tensors["patch.weight"] = tensors.pop("x_embedder.proj.1.weight")
+    tensors["final_layer.linear.weight"] = tensors["final_layer.linear.weight"][:8].clone()
     save_file(tensors, trained / TRANSFORMER)
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(trained)
     message = str(caught.value)
     assert str(trained / TRANSFORMER) in message
-    assert "1 missing: patch_embed.proj.weight" in message
-    assert "1 unknown: net.x_embedder.proj.1.weight" in message
-    assert "1 wrong shape: proj_out.weight is (8, 192), expected (256, 192)" in message
+    assert "; missing: x_embedder.proj.1.weight;" in message
+    assert "; unknown: patch.weight;" in message
+    assert "; wrong shape: final_layer.linear.weight is (8, 192), expected (256, 192)" in message
 
 
 def test_long_lists_are_cut(trained: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
@@ -44,8 +46,10 @@ def test_timesteps_are_rounded_to_bfloat16() -> None:
 class Spy(torch.nn.Module):
     """Keeps what the network was given and predicts sevens."""
 
-    def forward(self, latent: Tensor, timestep: Tensor, known: Tensor, text: Tensor) -> Tensor:
-        self.latent, self.timestep, self.known = latent, timestep, known
+    def forward(
+        self, latent: Tensor, timestep: Tensor, known: Tensor, text: Tensor, wanted: Sequence[int]
+    ) -> Tensor:
+        self.latent, self.timestep, self.known, self.wanted = latent, timestep, known, wanted
         return torch.full_like(latent, 7.0)
 
 

@@ -93,7 +93,9 @@ class Recorder(torch.nn.Module):
         self.answer = answer
         self.calls: list[tuple[Tensor, Tensor]] = []
 
-    def forward(self, latent: Tensor, timestep: Tensor, known: Tensor, text: Tensor) -> Tensor:
+    def forward(
+        self, latent: Tensor, timestep: Tensor, known: Tensor, text: Tensor, wanted: object
+    ) -> Tensor:
         self.calls.append((latent.clone(), timestep.clone()))
         return self.answer
 

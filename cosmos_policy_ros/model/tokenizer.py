@@ -155,7 +155,7 @@ class Tokenizer(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Tokenizer:
         self.forget()
-        return cast(Tokenizer, super()._apply(fn, recurse))
+        return cast(Tokenizer, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
 
     def _encode_windows(self, video: Tensor, memory: list[Any]) -> list[Tensor]:
         if video.shape[2] % IMAGES_PER_FRAME:
@@ -165,7 +165,7 @@ class Tokenizer(nn.Module):
 
     def _encode_window(self, video: Tensor, memory: list[Any]) -> Tensor:
         """Encode one window and replace the entries of ``memory``; no tensor is written to."""
-        folded = patchify(video.to(self.dtype), self._patch)
+        folded = patchify(video.to(self.dtype), self._patch)  # type: ignore[no-untyped-call]
         return cast(Tensor, self.vae.encoder(folded, feat_cache=memory, feat_idx=[0]))
 
     def _normalised(self, moments: Sequence[Tensor]) -> Tensor:
@@ -188,7 +188,8 @@ class Tokenizer(nn.Module):
                 first_chunk=frame == 0,
             )
             if frame in wanted:
-                pictures.append(unpatchify(decoded, self._patch).clamp(-1, 1).float())
+                unfolded = unpatchify(decoded, self._patch)  # type: ignore[no-untyped-call]
+                pictures.append(unfolded.clamp(-1, 1).float())
         return pictures
 
     def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -198,7 +199,7 @@ class Tokenizer(nn.Module):
         return mean.view(shape), std.view(shape)
 
 
-class _Norm(WanRMS_norm):  # type: ignore[misc]
+class _Norm(WanRMS_norm):
     """The norm as the policy was trained with: all of it in the weights' format.
 
     Some versions of diffusers normalise half precision in float32, which moves the latents by as

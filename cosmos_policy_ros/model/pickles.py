@@ -65,6 +65,7 @@ def load_prompts(path: Path) -> dict[str, Tensor]:
         CheckpointError: unreadable, cut short, or holding anything else; a forbidden name is told.
     """
     allowed = {
+        "_codecs.encode": _encode,
         "collections.OrderedDict": collections.OrderedDict,
         "torch._utils._rebuild_tensor_v2": _view_storage,
         "torch.storage._load_from_bytes": _load_storage,
@@ -76,12 +77,12 @@ def load_prompts(path: Path) -> dict[str, Tensor]:
     for prompt, embedding in content.items():
         if not isinstance(prompt, str):
             raise CheckpointError(f"{path}: its keys must be prompts, found {prompt!r}")
-        if not isinstance(embedding, Tensor) or embedding.shape[:-2] not in ((), (1,)):
-            shape = getattr(embedding, "shape", type(embedding).__name__)
+        if not isinstance(embedding, Tensor) or embedding.ndim != 3 or len(embedding) != 1:
+            found = getattr(embedding, "shape", type(embedding).__name__)
             raise CheckpointError(
-                f"{path}: '{prompt}' must be a tensor (1, tokens, width), found {shape}"
+                f"{path}: '{prompt}' must be a tensor (1, tokens, width), found {found}"
             )
-        prompts[prompt] = embedding.reshape(embedding.shape[-2:]).contiguous()
+        prompts[prompt] = embedding[0].contiguous()
     return prompts
 
 
@@ -135,6 +136,13 @@ def _load(path: Path, allowed: Mapping[str, Any], what: str) -> Any:
         ) from error
 
 
+def _encode(text: str, encoding: str) -> bytes:
+    """Stand in for the function by which old pickles spell bytes."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes spelt in {encoding}")
+    return text.encode("latin1")
+
+
 def _load_storage(content: bytes) -> Any:
     """Stand in for torch's own function, which would load these bytes with everything allowed."""
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -150,8 +158,9 @@ def _view_storage(
     if len(size) != len(stride) or any(type(n) is not int or n < 0 for n in numbers):
         raise pickle.UnpicklingError(f"a tensor of size {size} and stride {stride}")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if 0 in size or last >= len(storage):
-        raise pickle.UnpicklingError(f"a tensor of size {size} in {len(storage)} numbers")
+    numbers_stored = storage._untyped_storage.nbytes() // storage.dtype.itemsize
+    if 0 in size or last >= numbers_stored:
+        raise pickle.UnpicklingError(f"a tensor of size {size} in {numbers_stored} numbers")
     view = torch.empty(0, dtype=storage.dtype)
     return view.set_(storage._untyped_storage, offset, tuple(size), tuple(stride)).clone()
 

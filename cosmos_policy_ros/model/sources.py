@@ -114,9 +114,9 @@ def hub_download(repository: str, patterns: Sequence[str]) -> Path:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(
             f"{repository} cannot be downloaded from Hugging Face ({reason}); wanted are "
-            f"{', '.join(patterns)}. Without a network, copy these files into one folder and give "
-            f"that instead; if the licence must be accepted, do so on its page and run "
-            f"'hf auth login'"
+            f"{', '.join(patterns)}, besides {files.VAE_FILE} from {files.VAE_REPOSITORY}. Without "
+            f"a network, copy these files into one folder and give that instead; if the licence "
+            f"must be accepted, do so on its page and run 'hf auth login'"
         ) from error
 
 

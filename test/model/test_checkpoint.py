@@ -103,7 +103,7 @@ def test_wrong_tensors_are_named(trained: Path) -> None:
 
 def test_foreign_file_is_called_so(trained: Path) -> None:
     save_file({"x": torch.zeros(1)}, trained / VAE)
-    with pytest.raises(CheckpointError, match="is something else.*it has x") as caught:
+    with pytest.raises(CheckpointError, match=r"is something else.*it has x") as caught:
         load_checkpoint(trained)
     assert len(str(caught.value)) < 600
 

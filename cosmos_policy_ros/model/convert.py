@@ -195,6 +195,8 @@ def _save(tensors: dict[str, Tensor], config: CheckpointConfig, target: Path) ->
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"tensor '{name}' holds numbers that are not finite")
     save_file(kept, target)
+    # The library makes files that nobody else on the robot may read.
+    target.chmod((target.parent / files.CONFIG).stat().st_mode)
 
 
 def _publish(partial: Path, target: Path) -> None:

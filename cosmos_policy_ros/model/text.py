@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from cosmos_policy_ros.errors import CheckpointError
@@ -90,7 +90,7 @@ def save_text(path: Path, embeddings: Mapping[str, Tensor]) -> None:
     partial = path.with_name(f".{path.name}.partial")
     trimmed = {prompt: trim(embedding).contiguous() for prompt, embedding in embeddings.items()}
     try:
-        save_file(trimmed, partial)
+        partial.write_bytes(save(trimmed))  # save_file would hide it from other users
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):

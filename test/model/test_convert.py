@@ -96,6 +96,10 @@ def test_published_folder(published: Path, tmp_path: Path) -> None:
         "vae.safetensors",
         "provenance.json",
     }
+    plain = tmp_path / "plain"
+    plain.touch()
+    for file in target.iterdir():
+        assert file.stat().st_mode == plain.stat().st_mode, f"{file.name} is not for everyone"
 
 
 def test_provenance_names_the_sources(published: Path, tmp_path: Path) -> None:

@@ -132,26 +132,33 @@ def _fill(parts: Parts, folder: Path, source: str, report: Report) -> str:
     if ignored:
         report(f"      left out {len(ignored)} tensors outside the network: {', '.join(ignored)}")
     report("[6/6] checksums")
-    origins = {
-        files.CONFIG: described,
-        files.STATISTICS: statistics,
-        files.TEXT: prompts,
-        files.VAE: vae,
-        files.TRANSFORMER: weights,
-    }
     digest = files.digest(folder)
-    history = {
+    history = _history(parts, source, config, ignored) | {"digest_when_converted": digest}
+    (folder / files.PROVENANCE).write_text(json.dumps(history, indent=2) + "\n", encoding="utf-8")
+    return digest
+
+
+def _history(
+    parts: Parts, source: str, config: CheckpointConfig, ignored: Sequence[str]
+) -> dict[str, object]:
+    origins = {
+        files.CONFIG: parts.config,
+        files.STATISTICS: parts.statistics,
+        files.TEXT: parts.prompts,
+        files.VAE: parts.vae,
+        files.TRANSFORMER: parts.weights,
+    }
+    return {
         "source": source,
         "converter": f"cosmos_policy_ros {__version__}",
         "precision": config.precision,
         "files": {
-            name: {"from": path.name, "sha256": sha256_of(path)} for name, path in origins.items()
+            name: {"from": path.name, "sha256": sha256_of(path)}
+            for name, path in origins.items()
+            if path is not None
         },
         "left_out": list(ignored),
-        "digest_when_converted": digest,
     }
-    (folder / files.PROVENANCE).write_text(json.dumps(history, indent=2) + "\n", encoding="utf-8")
-    return digest
 
 
 def _load_config(path: Path) -> CheckpointConfig:

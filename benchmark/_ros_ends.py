@@ -244,7 +244,7 @@ def make_policy(options: argparse.Namespace) -> Any:
     node = PolicyNode()
     shell.bring_up(node)
     if options.role == "untimed":
-        for timer in node._timers_:
+        for timer in node.timers:
             timer.cancel()
     return node
 
@@ -253,6 +253,7 @@ def run_feed(options: argparse.Namespace) -> None:
     import rclpy
     from rclpy.signals import SignalHandlerOptions
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" had it ignored
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     feed = Feed(options)
     answer_samples(feed.sample)
@@ -270,7 +271,7 @@ def run_reader(options: argparse.Namespace) -> None:
             node = make_policy(options)
             answer_samples(
                 lambda: {
-                    "counts": node._sources.counts(),
+                    "counts": node._inputs.sources.counts(),
                     "loading": node._worker.status == "starting",
                 }
             )

@@ -3,7 +3,7 @@
 Run, from the package's root::
 
     . scripts/env.sh
-    python benchmark/ros_path.py [--seconds 4] [--rounds 3] [--chunks 150] [--json FILE]
+    python benchmark/ros_path.py [--seconds 4] [--rounds 3] [--chunks 100] [--json FILE]
 
 Everything crosses real DDS between processes. A feed publishes three 640x480 rgb8 cameras at 30 Hz
 and two joint states at 100 Hz; three parts read it:
@@ -116,20 +116,25 @@ class End:
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            words = self._log.read_text(errors="replace").strip().splitlines()[-5:]
-            raise SystemExit(f"{self._role} ended by itself: {' / '.join(words)}")
+            raise SystemExit(f"{self._role} ended by itself: {self._words()}")
         sample: Result = json.loads(line)
         return sample
 
-    def wait(self, what: str) -> None:
+    def wait(self, what: str, feed: End) -> None:
         """Wait for the feed's last frame ("done") or a reader's first messages ("all sources")."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
-            sample = self.sample()
+            sent, sample = feed.sample(), self.sample()
             if sample.get("done", all(sample["counts"].values()) and not sample.get("loading")):
                 return
             time.sleep(0.1)
-        raise SystemExit(f"{self._role}: waited {PATIENCE:g} s for {what}; last sample {sample}")
+        raise SystemExit(
+            f"{self._role}: waited {PATIENCE:g} s for {what}; has {sample}, the feed sent {sent}; "
+            f"{self._words()}"
+        )
+
+    def _words(self) -> str:
+        return " / ".join(self._log.read_text(errors="replace").strip().splitlines()[-5:])
 
 
 def quantiles(values: Sequence[float]) -> Result:
@@ -137,13 +142,13 @@ def quantiles(values: Sequence[float]) -> Result:
     return {"p50": float(p50), "p99": float(p99), "max": max(values), "count": len(values)}
 
 
-def pair_cpu(role: str, log: Path, seconds: float) -> tuple[Result, Result]:
+def pair_cpu(role: str, feed: End, log: Path, seconds: float) -> tuple[Result, Result]:
     """Return CPU seconds, and messages, per second of the empty reader and of another one."""
     arguments = POLICY_ARGUMENTS if role in ("ours", "untimed") else ("--depth", "1")
     with End(log, "empty", "--depth", "1") as empty, End(log, role, *arguments) as other:
         pair = (empty, other)
         for reader in pair:
-            reader.wait("all sources")
+            reader.wait("all sources", feed)
         time.sleep(SETTLE)
         before = [reader.sample() for reader in pair]
         time.sleep(seconds)
@@ -162,10 +167,10 @@ def measure_cpu(options: argparse.Namespace, log: Path) -> Result:
     found: dict[str, list[Result]] = {role: [] for role in ("empty", *READERS)}
     ratios: dict[str, list[float]] = {role: [] for role in READERS}
     loads = []
-    with End(log, "feed"):
+    with End(log, "feed") as feed:
         for _ in range(options.rounds):
             for role in READERS:
-                empty, other = pair_cpu(role, log, options.seconds)
+                empty, other = pair_cpu(role, feed, log, options.seconds)
                 found["empty"].append(empty)
                 found[role].append(other)
                 ratios[role].append(other["cpu"] / empty["cpu"])
@@ -203,7 +208,7 @@ def lost_frames(qos: tuple[str, int, int], profile: bool, frames: int, log: Path
         End(log, "numbers", *read_as, profile=profile) as reader,
         End(log, "feed", *sent_as, *counted, profile=profile) as feed,
     ):
-        feed.wait("done")
+        feed.wait("done", feed)
         time.sleep(GRACE)
         sent, received = feed.sample()["counts"], reader.sample()["counts"]
     return {
@@ -295,12 +300,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="per CPU measurement")
     parser.add_argument("--rounds", type=int, default=3, help="CPU measurements of each reader")
     parser.add_argument("--frames", type=int, default=150, help="per camera and QoS")
-    parser.add_argument("--chunks", type=int, default=150)
+    parser.add_argument("--chunks", type=int, default=100)
     parser.add_argument("--domain", type=int, default=os.getpid() % 100 + 1, help="ROS domain")
     parser.add_argument("--json", type=Path, help="also write everything here")
     options = parser.parse_args()
     os.environ["ROS_DOMAIN_ID"] = str(options.domain)
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     os.environ |= environment()
     measure = {"cpu": measure_cpu, "loss": measure_loss, "publish": measure_publish}
     started = time.monotonic()

@@ -12,6 +12,8 @@ if [ -z "${ROS_DISTRO:-}" ]; then
     _libraries=$_libraries:$_folder
   done
 fi
+# The source tree first: a new module then needs no build.
+export PYTHONPATH=$_root${PYTHONPATH:+:$PYTHONPATH}
 export PATH=$_venv/bin:$PATH
 export AMENT_PREFIX_PATH=$_venv${AMENT_PREFIX_PATH:+:$AMENT_PREFIX_PATH}
 export CMAKE_PREFIX_PATH=$_venv${CMAKE_PREFIX_PATH:+:$CMAKE_PREFIX_PATH}

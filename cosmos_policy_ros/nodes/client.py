@@ -55,6 +55,7 @@ class GraphClient:
         self._ending.set()
         self._thread.join()
         self._executor.shutdown()
+        self._run.destroy()  # it holds on to the node, whose name would stay taken
         self.node.destroy_node()
 
     def wait_until(self, condition: Callable[[], T], timeout: float, what: str) -> T:
@@ -101,9 +102,14 @@ class GraphClient:
     def start_run(self, on_feedback: Callable[[Any], None] = lambda _: None, **goal: Any) -> Any:
         """Send a goal; returns its handle."""
         self.wait_until(self._run.server_is_ready, 30.0, "action run_task")
-        future = self._run.send_goal_async(
-            RunTask.Goal(**goal), feedback_callback=lambda m: on_feedback(m.feedback)
+        # From the executor's own thread: rclpy 9 swaps the future once the goal is out, and an
+        # answer that comes in between is never seen.
+        sending = self._executor.create_task(
+            lambda: self._run.send_goal_async(
+                RunTask.Goal(**goal), feedback_callback=lambda m: on_feedback(m.feedback)
+            )
         )
+        future = self._result(sending, 30.0, "the goal to be sent")
         return self._result(future, 30.0, "the goal's acceptance")
 
     def finish_run(self, handle: Any, timeout: float) -> RunTask.Result:

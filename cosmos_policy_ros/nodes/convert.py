@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping
 
-from builtin_interfaces.msg import Duration
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from cosmos_policy_ros.msg import Candidate as CandidateMsg
@@ -18,34 +17,51 @@ from cosmos_policy_ros.rig.gate import Verdict
 from cosmos_policy_ros.rig.spec import ARM_DIM, ARM_JOINTS, RigSpec
 
 
-def chunk_to_trajectories(chunk: TimedChunk, rig: RigSpec) -> tuple[JointTrajectory, ...]:
-    """Return one JointTrajectory per arm, left then right, in the rig's units.
+class TrajectoryMessages:
+    """Turns chunks into one JointTrajectory per arm, left then right, in the rig's units.
 
-    The stamp is zero (start on arrival) or the chunk's start, as the rig file says;
-    ``header.frame_id`` carries the chunk id, which joint_trajectory_controller ignores.
+    The messages are filled anew by every call and only made once per length: making the hundred
+    point objects of a chunk takes ten times as long as filling them, with the arms waiting.
     """
-    times = [Duration(sec=t // NS, nanosec=t % NS) for t in chunk.times_ns()]
-    velocities = chunk.velocities()
-    trajectories = []
-    for index, (_, arm) in enumerate(rig.arms.items()):
-        part = slice(index * ARM_DIM, (index + 1) * ARM_DIM)
-        q, v = chunk.positions[:, part].copy(), velocities[:, part].copy()
-        gripper = arm.gripper
-        stroke = gripper.command_open - gripper.command_closed
-        q[:, ARM_JOINTS] = gripper.command_closed + q[:, ARM_JOINTS] * stroke
-        v[:, ARM_JOINTS] *= stroke
-        message = JointTrajectory(joint_names=list(arm.names))
-        message.header.frame_id = chunk.chunk_id
-        if rig.trajectory_stamp == "start":
-            message.header.stamp = ns_to_stamp(chunk.start_ns)
-        message.points = [
-            JointTrajectoryPoint(
-                positions=array("d", q[row]), velocities=array("d", v[row]), time_from_start=time
+
+    def __init__(self, rig: RigSpec) -> None:
+        """Make messages for ``rig``; the stamp is zero or the chunk's start, as its file says."""
+        self._rig = rig
+        self._made: dict[int, tuple[JointTrajectory, ...]] = {}
+        self._blank(rig.rates.chunk_steps)
+
+    def fill(self, chunk: TimedChunk) -> tuple[JointTrajectory, ...]:
+        """Return the messages of a chunk; publish them before the next call.
+
+        ``header.frame_id`` carries the chunk id, which joint_trajectory_controller ignores.
+        """
+        messages, velocities = self._blank(len(chunk.positions)), chunk.velocities()
+        for index, (arm, message) in enumerate(zip(self._rig.arms.values(), messages, strict=True)):
+            part = slice(index * ARM_DIM, (index + 1) * ARM_DIM)
+            q, v = chunk.positions[:, part].copy(), velocities[:, part].copy()
+            gripper = arm.gripper
+            stroke = gripper.command_open - gripper.command_closed
+            q[:, ARM_JOINTS] = gripper.command_closed + q[:, ARM_JOINTS] * stroke
+            v[:, ARM_JOINTS] *= stroke
+            message.header.frame_id = chunk.chunk_id
+            if self._rig.trajectory_stamp == "start":
+                message.header.stamp = ns_to_stamp(chunk.start_ns)
+            for row, (point, time) in enumerate(zip(message.points, chunk.times_ns(), strict=True)):
+                point.positions = array("d", q[row].tobytes())
+                point.velocities = array("d", v[row].tobytes())
+                point.time_from_start.sec, point.time_from_start.nanosec = divmod(time, NS)
+        return messages
+
+    def _blank(self, rows: int) -> tuple[JointTrajectory, ...]:
+        if rows not in self._made:
+            self._made[rows] = tuple(
+                JointTrajectory(
+                    joint_names=list(arm.names),
+                    points=[JointTrajectoryPoint() for _ in range(rows)],
+                )
+                for arm in self._rig.arms.values()
             )
-            for row, time in enumerate(times)
-        ]
-        trajectories.append(message)
-    return tuple(trajectories)
+        return self._made[rows]
 
 
 def decision_to_message(

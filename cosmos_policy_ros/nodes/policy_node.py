@@ -13,29 +13,27 @@ from collections import deque
 from concurrent.futures import Future as Answer
 from typing import Any, NamedTuple
 
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.qos import QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.task import Future
-from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from cosmos_policy_ros.action import RunTask
-from cosmos_policy_ros.errors import CosmosPolicyError, WorkerError
+from cosmos_policy_ros.errors import ConfigError, CosmosPolicyError, WorkerError
 from cosmos_policy_ros.msg import Decision as DecisionMsg
-from cosmos_policy_ros.msg import PolicyState
 from cosmos_policy_ros.msg import Verdict as VerdictMsg
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.convert import (
-    chunk_to_trajectories,
+    TrajectoryMessages,
     decision_to_message,
     verdict_to_message,
 )
+from cosmos_policy_ros.nodes.policy_inputs import PolicyInputs
 from cosmos_policy_ros.nodes.policy_parameters import PARAMETERS, PolicySettings, read_settings
+from cosmos_policy_ros.nodes.policy_reports import PolicyReports, Status
 from cosmos_policy_ros.planning.engines import EngineLoader, load_engine
 from cosmos_policy_ros.planning.worker import Worker
 from cosmos_policy_ros.rig.chunk import TimedChunk
@@ -43,11 +41,11 @@ from cosmos_policy_ros.rig.decision import Decision, Query
 from cosmos_policy_ros.rig.gate import SafetyGate
 from cosmos_policy_ros.rig.run import Goal, Outcome, Phase, Run
 from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.rig.sources import Sources
-from cosmos_policy_ros.rollouts.task import Task, choose_prompt, load_task
+from cosmos_policy_ros.rollouts.task import choose_prompt, load_task
 
-POLL_PERIOD = 0.01  # wall s; a quarter of a control step, so that a due query waits 10 ms at most
-MESSAGE_PERIOD = 0.5  # wall s between state messages that differ only in their text
+# Wall s. Half a control step at most until a due query is asked; ticks without a run too, since
+# rclpy resumes a waiting action only when something wakes its executor.
+POLL_PERIOD = 0.02
 
 
 class _Asked(NamedTuple):
@@ -76,8 +74,6 @@ class PolicyNode(LifecycleNode):
         self._answers: deque[tuple[_Asked, Answer[Decision], float]] = deque()
         self._asked: _Asked | None = None
         self._last_outcome = ""
-        self._reported: tuple[Any, ...] = ()
-        self._reported_at = -math.inf
 
     # ---------------------------------------------------------------- lifecycle
 
@@ -85,11 +81,16 @@ class PolicyNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Read the parameters, connect, start loading the engine."""
         self._settings = settings = read_settings(self)
-        self._sources = Sources(settings.rig)
+        self._inputs = PolicyInputs(self, settings.rig)
         self._gate = SafetyGate(settings.rig)
+        self._trajectory_messages = TrajectoryMessages(settings.rig)
         self._wake = self.create_guard_condition(self._take_answers)
-        self._connect(settings)
         self._worker = Worker(settings.engine, settings.worker, self._wake.trigger, self._load)
+        engine = settings.engine
+        self._reports = PolicyReports(
+            self, self._worker, self._inputs.sources, engine.engine, engine.checkpoint
+        )
+        self._connect(settings)
         return super().on_configure(state)
 
     @shell.transition
@@ -126,46 +127,23 @@ class PolicyNode(LifecycleNode):
             self._worker.close()
 
     def _connect(self, settings: PolicySettings) -> None:
-        rig, overridable = settings.rig, QoSOverridingOptions.with_default_policies()
-        self._entities: list[Any] = []
-        for camera in rig.cameras:
-            kind = Image if camera.transport == "raw" else CompressedImage
-            self._entities.append(
-                # Reliable, newest only: a best-effort reader of large images loses most of them
-                # without the shipped Fast DDS profile, and only the newest frame is ever used.
-                self.create_subscription(
-                    kind,
-                    camera.topic,
-                    self._image_callback(camera.role),
-                    QoSProfile(depth=1),
-                    qos_overriding_options=overridable,
-                )
-            )
-        for side, arm in rig.arms.items():
-            self._entities.append(
-                self.create_subscription(
-                    JointState,
-                    arm.joint_states,
-                    self._joint_callback(side),
-                    QoSProfile(depth=10),
-                    qos_overriding_options=overridable,
-                )
-            )
+        options = QoSOverridingOptions.with_default_policies()
         self._trajectories = [
             self.create_lifecycle_publisher(
-                JointTrajectory, arm.trajectory, 10, qos_overriding_options=overridable
+                JointTrajectory, arm.trajectory, 10, qos_overriding_options=options
             )
-            for arm in rig.arms.values()
+            for arm in settings.rig.arms.values()
         ]
-        self._decisions = self.create_lifecycle_publisher(DecisionMsg, "~/decision", 10)
-        self._verdicts = self.create_lifecycle_publisher(VerdictMsg, "~/verdict", 10)
-        self._states = self.create_publisher(PolicyState, "~/state", shell.LATCHED)
-        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        quiet = shell.NO_PUBLISHER_EVENTS
+        self._decisions = self.create_lifecycle_publisher(
+            DecisionMsg, "~/decision", 10, event_callbacks=quiet
+        )
+        self._verdicts = self.create_lifecycle_publisher(
+            VerdictMsg, "~/verdict", 10, event_callbacks=quiet
+        )
         steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self._timers_ = [
-            self.create_timer(POLL_PERIOD, self._poll, clock=steady),
-            self.create_timer(1.0, self._diagnose, clock=steady),
-        ]
+        self._polling = self.create_timer(POLL_PERIOD, self._poll, clock=steady)
+        self._diagnosing = self.create_timer(1.0, self._reports.diagnose, clock=steady)
         self._services = [
             self.create_service(SetBool, "~/arm", self._on_arm),
             self.create_service(Trigger, "~/stop", self._on_stop),
@@ -184,31 +162,15 @@ class PolicyNode(LifecycleNode):
             self._worker.close()
             self._worker = None
         self._action.destroy()
-        for timer in self._timers_:
-            self.destroy_timer(timer)
+        self.destroy_timer(self._polling)
+        self.destroy_timer(self._diagnosing)
         for service in self._services:
             self.destroy_service(service)
-        for subscription in self._entities:
-            self.destroy_subscription(subscription)
-        publishers = [self._decisions, self._verdicts, self._states, self._diagnostics]
-        for publisher in [*self._trajectories, *publishers]:
+        for publisher in [*self._trajectories, self._decisions, self._verdicts]:
             self.destroy_publisher(publisher)
+        self._inputs.close()
+        self._reports.close()
         self.destroy_guard_condition(self._wake)
-
-    # ---------------------------------------------------------------- inputs
-
-    def _image_callback(self, role: str) -> Any:
-        def keep(message: Image | CompressedImage) -> None:
-            self._sources.add_image(role, message, shell.stamp_to_ns(message.header.stamp))
-
-        return keep
-
-    def _joint_callback(self, side: str) -> Any:
-        def keep(message: JointState) -> None:
-            stamp = shell.stamp_to_ns(message.header.stamp)
-            self._sources.add_joint_state(side, message.name, message.position, stamp)
-
-        return keep
 
     def _now_ns(self) -> int:
         return int(self.get_clock().now().nanoseconds)
@@ -294,7 +256,7 @@ class PolicyNode(LifecycleNode):
         if not self._armed:  # the last line of defence; disarming has already stopped the run
             self.get_logger().error(f"chunk {chunk.chunk_id} withheld: the arms are disarmed")
             return
-        messages = chunk_to_trajectories(chunk, self._settings.rig)
+        messages = self._trajectory_messages.fill(chunk)
         for publisher, message in zip(self._trajectories, messages, strict=True):
             publisher.publish(message)
 
@@ -309,9 +271,12 @@ class PolicyNode(LifecycleNode):
     def _end_run(self, outcome: Outcome) -> None:
         assert self._run is not None
         assert self._ended is not None
-        log = self.get_logger().info if outcome.success else self.get_logger().error
         self._last_outcome = f"run ended ({outcome.outcome}): {outcome.message}"
-        log(self._last_outcome)
+        # Two lines of code: rclpy refuses two severities from one.
+        if outcome.success:
+            self.get_logger().info(self._last_outcome)
+        else:
+            self.get_logger().error(self._last_outcome)
         self._commanded = self._run.commanded(self._now_ns() + shell.NS * 3600)
         self._run = self._asked = None
         if not self._ended.done():
@@ -321,20 +286,19 @@ class PolicyNode(LifecycleNode):
 
     async def _execute(self, handle: Any) -> RunTask.Result:
         """Serve one goal; waits without blocking the executor."""
-        refusal = self._why_not()
-        goal = None if refusal else self._goal(handle)
-        if goal is None:
+        try:
+            goal = self._accept(bytes(handle.goal_id.uuid).hex(), handle.request)
+        except CosmosPolicyError as error:
+            self.get_logger().error(f"run refused: {error}")
             handle.abort()
-            message = refusal or self._goal_error
-            self.get_logger().error(f"run refused: {message}")
-            return RunTask.Result(outcome="refused", message=message)
+            return RunTask.Result(outcome="refused", message=str(error))
         assert self._settings is not None
         self._goal_handle, self._ended = handle, Future(executor=self.executor)
         self._run_started_ns = self._now_ns()
         self._run = run = Run(
             goal,
             self._settings.rig,
-            self._sources,
+            self._inputs.sources,
             self._gate,
             self._settings.run,
             self._commanded,
@@ -359,35 +323,27 @@ class PolicyNode(LifecycleNode):
             run_id=goal.run_id,
         )
 
-    def _why_not(self) -> str:
+    def _accept(self, run_id: str, request: RunTask.Goal) -> Goal:
+        """Return the goal in full, or raise CosmosPolicyError with what stands against it."""
+        assert self._settings is not None
         assert self._worker is not None
         if self._run is not None:
-            return f"run {self._run.goal.run_id} is under way; cancel it or call ~/stop first"
+            raise ConfigError(
+                f"run {self._run.goal.run_id} is under way; cancel it or call ~/stop first"
+            )
         if not self._armed:
-            return "the arms are disarmed; call ~/arm with data: true first"
+            raise ConfigError("the arms are disarmed; call ~/arm with data: true first")
         if self._worker.status == "failed":
-            return f"the engine is not available: {self._worker.message}"
-        return ""
-
-    def _goal(self, handle: Any) -> Goal | None:
-        """Return the goal in full, or None with the reason in ``_goal_error``."""
-        assert self._settings is not None
-        request = handle.request
-        try:
-            task: Task = self._settings.task
-            if request.task:
-                task = load_task(request.task, config_folder("tasks"))
-            prompt = choose_prompt(task, request.prompt)
-        except CosmosPolicyError as error:
-            self._goal_error = str(error)
-            return None
+            raise WorkerError(f"the engine is not available: {self._worker.message}")
         if not (math.isfinite(request.time_limit) and request.time_limit >= 0):
-            self._goal_error = f"time_limit {request.time_limit} s must be finite and not negative"
-            return None
+            raise ConfigError(f"time_limit {request.time_limit} s must be finite, 0 or more")
+        task = self._settings.task
+        if request.task:
+            task = load_task(request.task, config_folder("tasks"))
         return Goal(
-            run_id=bytes(handle.goal_id.uuid).hex(),
+            run_id=run_id,
             task=task.name,
-            prompt=prompt,
+            prompt=choose_prompt(task, request.prompt),
             time_limit=request.time_limit or task.time_limit,
             chunk_limit=request.chunk_limit,
             seed=request.seed or self._settings.seed,
@@ -421,10 +377,10 @@ class PolicyNode(LifecycleNode):
     # ---------------------------------------------------------------- reports
 
     def _report(self) -> None:
-        """Publish the state when it changed; texts with running numbers only twice a second."""
+        """Tell how things stand, if that has changed."""
         assert self._settings is not None
         assert self._worker is not None
-        run, engine = self._run, self._settings.engine
+        run = self._run
         if run is not None and self._worker.status == "ready":
             phase, message = run.phase.value, run.message
         else:
@@ -433,42 +389,18 @@ class PolicyNode(LifecycleNode):
             message = self._last_outcome if phase == "ready" else ""
             message = message or self._worker.message
         chunk = run.chunk if run is not None else None
-        until = chunk.end_ns if chunk is not None and phase == "executing" else 0
-        key = (phase, self._armed, run.goal.run_id if run else "", run.chunks if run else 0, until)
-        now = time.monotonic()
-        texts_due = now - self._reported_at > MESSAGE_PERIOD
-        if key == self._reported[:-1] and (message == self._reported[-1] or not texts_due):
-            return
-        self._reported, self._reported_at = (*key, message), now
-        state = PolicyState(phase=phase, armed=self._armed, message=message, engine=engine.engine)
-        state.header.stamp = self.get_clock().now().to_msg()
-        state.checkpoint, state.checkpoint_digest = engine.checkpoint, self._worker.info.digest
-        state.task = run.goal.task if run else self._settings.task.name
-        if run is not None:
-            state.run_id, state.chunks, state.refused = run.goal.run_id, run.chunks, run.refused
-        state.executing_until = shell.ns_to_stamp(until)
-        self._states.publish(state)
-
-    def _diagnose(self) -> None:
-        assert self._worker is not None
-        now_ns = self._now_ns()
-        complaints = self._sources.complaints(now_ns)
-        status = DiagnosticStatus(name=f"{self.get_name()}: inputs", hardware_id="rig")
-        status.level = DiagnosticStatus.WARN if complaints else DiagnosticStatus.OK
-        status.message = "; ".join(complaints) or "all sources fresh"
-        counts = self._sources.counts()
-        status.values = [
-            KeyValue(key=name, value=f"{counts[name]} received, age {age:.3f} s")
-            for name, age in self._sources.ages(now_ns).items()
-        ]
-        engine = DiagnosticStatus(name=f"{self.get_name()}: engine", hardware_id="inference")
-        good = self._worker.status in ("ready", "starting")
-        engine.level = DiagnosticStatus.OK if good else DiagnosticStatus.ERROR
-        engine.message = self._worker.message
-        engine.values = [KeyValue(key="restarts", value=str(self._worker.restarts))]
-        array = DiagnosticArray(status=[status, engine])
-        array.header.stamp = self.get_clock().now().to_msg()
-        self._diagnostics.publish(array)
+        self._reports.report(
+            Status(
+                phase=phase,
+                armed=self._armed,
+                task=run.goal.task if run else self._settings.task.name,
+                run_id=run.goal.run_id if run else "",
+                chunks=run.chunks if run else 0,
+                refused=run.refused if run else 0,
+                executing_until_ns=chunk.end_ns if chunk and phase == "executing" else 0,
+                message=message,
+            )
+        )
 
 
 def make_node(load: EngineLoader = load_engine) -> LifecycleNode:

@@ -51,6 +51,10 @@ class NodeProcesses:
         """Return the process id of a node."""
         return self._running[name].pid
 
+    def exit_code(self, name: str) -> int | None:
+        """Return a node's exit code, negative for a signal; None while it runs."""
+        return self._running[name].poll()
+
     def log(self, name: str) -> str:
         """Return what a node has printed so far."""
         return (self._logs / f"{name}.log").read_text(encoding="utf-8", errors="replace")

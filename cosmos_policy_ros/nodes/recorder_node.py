@@ -38,6 +38,8 @@ from cosmos_policy_ros.srv import EndEpisode, ScoreEpisode, StartEpisode
 
 # Deep enough for two seconds of a 100 Hz topic while the disk hesitates.
 QUEUE_DEPTH = 200
+# Nodes that missed each other's greeting say hello again after 3 s.
+DISCOVERY_PATIENCE = 5.0  # wall s
 
 PARAMETERS = (
     Parameter("rig", "sim", "rig description: a name in config/rigs or a YAML file"),
@@ -75,11 +77,9 @@ class RecorderNode(LifecycleNode):
             replace(topic, name=self.resolve_topic_name(topic.name))
             for topic in episode_topics(self._rig)
         )
-        self._subscriptions_ = [self._subscribe(topic) for topic in self._topics]
-        self._subscriptions_.append(
-            self.create_subscription(
-                PolicyState, f"{POLICY_NODE}/state", self._keep_policy_state, shell.LATCHED
-            )
+        self._recorded = {topic.name: self._subscribe(topic) for topic in self._topics}
+        self._policy_subscription = self.create_subscription(
+            PolicyState, f"{POLICY_NODE}/state", self._keep_policy_state, shell.LATCHED
         )
         self._states = self.create_publisher(RecorderState, "~/state", shell.LATCHED)
         self._scores = self.create_publisher(ScoreMsg, "~/score", shell.LATCHED)
@@ -111,7 +111,7 @@ class RecorderNode(LifecycleNode):
     @shell.transition
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Disconnect."""
-        for subscription in self._subscriptions_:
+        for subscription in [*self._recorded.values(), self._policy_subscription]:
             self.destroy_subscription(subscription)
         for service in self._services:
             self.destroy_service(service)
@@ -138,14 +138,9 @@ class RecorderNode(LifecycleNode):
             qos.durability = QoSDurabilityPolicy.TRANSIENT_LOCAL
 
         def keep(message: bytes) -> None:
-            if self._store is None or (recording := self._store.recording) is None:
-                return
-            try:
-                recording.write(topic.name, self._now_ns(), message)
-            except RolloutError as error:
-                self._message = str(error)
-                self.get_logger().error(self._message)
-                self._report()
+            self._write(topic.name, message)
+            # An executor hands over one message per topic and turn, too few for a busy machine.
+            self._take_waiting(topic.name)
 
         return self.create_subscription(
             getattr(import_module(f"{package}.msg"), name),
@@ -155,6 +150,31 @@ class RecorderNode(LifecycleNode):
             raw=True,
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
+
+    def _write(self, topic: str, message: bytes) -> None:
+        if self._store is None or (recording := self._store.recording) is None:
+            return
+        try:
+            recording.write(topic, self._now_ns(), message)
+        except RolloutError as error:
+            self._message = str(error)
+            self.get_logger().error(self._message)
+            self._report()
+
+    def _take_waiting(self, topic: str) -> None:
+        """Record what has come on a topic and waits its turn."""
+        subscription = self._recorded[topic]
+        for _ in range(QUEUE_DEPTH):
+            with subscription.handle:
+                taken = subscription.handle.take_message(subscription.msg_type, True)
+            if taken is None:
+                return
+            self._write(topic, taken[0])
+
+    def _take_all_waiting(self) -> None:
+        """Record what was sent before the end was asked for: a service call overtakes messages."""
+        for topic in self._recorded:
+            self._take_waiting(topic)
 
     def _keep_policy_state(self, message: PolicyState) -> None:
         self._policy = message
@@ -203,11 +223,30 @@ class RecorderNode(LifecycleNode):
             rig_yaml=self._rig_yaml,
             task_yaml=task_file.read_text(encoding="utf-8"),
         )
+        if self._open_store.recording is None:
+            self._await_sensors()
         self._last = recording = self._open_store.begin(facts, self._topics)
         self._started_ns = time.monotonic_ns()
         self._message = f"recording episode {recording.id}"
         response.message = self._message
         response.episode_id, response.path = recording.id, str(recording.path)
+
+    def _await_sensors(self) -> None:
+        """Wait until every camera and arm of the rig has been found: what it sends before is lost.
+
+        Raises:
+            RolloutError: one is not there; names its topic.
+        """
+        topics = [camera.topic for camera in self._rig.cameras]
+        topics += [arm.joint_states for arm in self._rig.arms.values()]
+        deadline = time.monotonic() + DISCOVERY_PATIENCE
+        while missing := [topic for topic in topics if not self.count_publishers(topic)]:
+            if time.monotonic() > deadline:
+                raise RolloutError(
+                    f"nobody publishes {', '.join(missing)}: is the driver running, and the topic "
+                    f"as in rig '{self._rig.name}'?"
+                )
+            time.sleep(0.05)
 
     def _stop(self, request: EndEpisode.Request, response: EndEpisode.Response) -> None:
         recording = self._open_store.recording
@@ -223,6 +262,7 @@ class RecorderNode(LifecycleNode):
         response.bytes = sum(recording.sizes.values())
 
     def _discard(self, request: EndEpisode.Request, response: EndEpisode.Response) -> None:
+        self._take_all_waiting()
         reason = request.reason or "discarded by the operator"
         path = self._open_store.discard(reason, episode=request.episode_id)
         self._ended_ns = time.monotonic_ns()
@@ -253,6 +293,7 @@ class RecorderNode(LifecycleNode):
         response.revision = label.revision
 
     def _finish(self, recording: Recording, outcome: str) -> Path:
+        self._take_all_waiting()
         path = recording.finish(outcome)
         self._ended_ns = time.monotonic_ns()
         self._message = f"episode {recording.id} is complete ({outcome})"

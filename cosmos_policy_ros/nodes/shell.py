@@ -21,6 +21,11 @@ from rclpy.signals import SignalHandlerOptions
 
 from cosmos_policy_ros.errors import CosmosPolicyError
 
+try:
+    from rclpy.event_handler import PublisherEventCallbacks
+except ImportError:  # Humble
+    from rclpy.qos_event import PublisherEventCallbacks
+
 NS = 1_000_000_000
 # State topics: whoever joins late still learns how things stand.
 LATCHED = QoSProfile(
@@ -28,6 +33,17 @@ LATCHED = QoSProfile(
     reliability=QoSReliabilityPolicy.RELIABLE,
     durability=QoSDurabilityPolicy.TRANSIENT_LOCAL,
 )
+# Their publishers keep more: a state overwritten before a slow reader has it is lost to the bag.
+LATCHED_PUBLISHER = QoSProfile(
+    depth=100,
+    reliability=QoSReliabilityPolicy.RELIABLE,
+    durability=QoSDurabilityPolicy.TRANSIENT_LOCAL,
+)
+
+
+# rclpy gives every entity a handler per QoS event and rebuilds its wait set of them at every wake:
+# a third of a busy node's time. Kept where an operator needs the warning, dropped elsewhere.
+NO_PUBLISHER_EVENTS = PublisherEventCallbacks(use_default_callbacks=False)
 
 
 class Parameter(NamedTuple):

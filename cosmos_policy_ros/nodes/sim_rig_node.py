@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
+from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.parameter import Parameter as RosParameter
 from rclpy.qos import QoSProfile
@@ -42,6 +43,8 @@ CAMERA_FRAME = "camera_color_optical_frame"
 MAX_LATENESS = 0.2  # s
 # A stepped rig runs faster than real time: keep a chunk's 200 joint states for a reader that lags.
 QUEUE_DEPTH = 400
+# A stepped rig repeats its time: readers of /clock are best effort and may join between two steps.
+CLOCK_PERIOD = 0.1  # wall s
 
 PARAMETERS = (
     Parameter("rig", "sim", "rig description: a name in config/rigs or a YAML file"),
@@ -86,6 +89,8 @@ class SimRigNode(Node):
         if self._stepped:
             self._renderer = self._make_renderer()
             self.create_service(StepRig, "~/step", self._on_step)
+            steady = Clock(clock_type=ClockType.STEADY_TIME)
+            self.create_timer(CLOCK_PERIOD, self._publish_clock, clock=steady)
         else:
             self._newest: tuple[Snapshot, int] | None = None
             self._drawable = threading.Condition()
@@ -119,7 +124,7 @@ class SimRigNode(Node):
         self._joints = {
             side: publisher(JointState, arm.joint_states) for side, arm in self._spec.arms.items()
         }
-        self._states = self.create_publisher(RigState, "~/state", shell.LATCHED)
+        self._states = self.create_publisher(RigState, "~/state", shell.LATCHED_PUBLISHER)
         for side, arm in self._spec.arms.items():
             self.create_subscription(
                 JointTrajectory,
@@ -202,8 +207,7 @@ class SimRigNode(Node):
     def _step_period(self) -> None:
         for _ in range(self._ticks_per_period):
             self._rig.advance(self._tick)
-            stamp = shell.ns_to_stamp(self._rig.time_ns)
-            self._clock_publisher.publish(ClockMsg(clock=stamp))
+            self._publish_clock()
             self._publish_joints(self._rig.time_ns)
         self._period += 1
         self._publish_images(self._renderer, self._rig.snapshot(), self._rig.time_ns)
@@ -271,6 +275,9 @@ class SimRigNode(Node):
 
     def _since_reset(self) -> float:
         return (self._rig.time_ns - self._reset_ns) / NS
+
+    def _publish_clock(self) -> None:
+        self._clock_publisher.publish(ClockMsg(clock=shell.ns_to_stamp(self._rig.time_ns)))
 
     def _publish_joints(self, stamp_ns: int) -> None:
         for side, publisher in self._joints.items():

@@ -9,11 +9,13 @@ from pathlib import Path
 PATIENCE = 60.0  # s; a test that waits this long has failed, however busy the machine
 
 
-def wait_for(condition: Callable[[], object], what: str) -> None:
+def wait_for(condition: Callable[[], object], what: str | Callable[[], str]) -> None:
     """Return when the condition is true; fail the test, saying ``what``, when it never is."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < deadline, f"waited {PATIENCE:g} s in vain for {what}"
+        if time.monotonic() > deadline:
+            text = what if isinstance(what, str) else what()
+            raise AssertionError(f"waited {PATIENCE:g} s in vain for {text}")
         time.sleep(0.005)
 
 

@@ -70,7 +70,7 @@ def test_a_start_jump_is_refused_in_both_directions_on_every_joint(
 @given(joints, signs)
 def test_a_jump_from_the_measured_pose_is_refused_too(joint: int, sign: float) -> None:
     measured = POSE.copy()
-    measured[joint] += sign * 0.7
+    measured[joint] += sign * 0.9
     verdict = GATE.judge(still(), 0.04, POSE, measured)
     assert (verdict.rule, verdict.joint) == ("start_jump", joint)
     assert "measured" in verdict.message

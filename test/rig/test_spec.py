@@ -128,7 +128,9 @@ def test_two_cameras_on_one_topic_are_refused() -> None:
 
 
 def test_unknown_rig_name_suggests_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"interbotics_1.yaml: no such file; did you mean 'interbotix_1'\?"):
+    with pytest.raises(
+        ConfigError, match=r"interbotics_1.yaml: no such file; did you mean 'interbotix_1'\?"
+    ):
         load_rig("interbotics_1", RIGS)
 
 

@@ -1,0 +1,61 @@
+"""The policy node's subscriptions: messages are kept as they are until a query needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CompressedImage, Image, JointState
+
+from cosmos_policy_ros.nodes import shell
+from cosmos_policy_ros.rig.sources import Sources
+from cosmos_policy_ros.rig.spec import Camera, RigSpec
+
+# Reliable, since without the shipped Fast DDS profile a best-effort reader of large images loses
+# most of them; five deep, since a reader of one loses up to half without the profile.
+CAMERA_QOS = QoSProfile(depth=5)
+JOINT_STATE_QOS = QoSProfile(depth=10)
+
+
+class PolicyInputs:
+    """Feeds ``sources`` from the cameras and arms of a rig."""
+
+    def __init__(self, node: Node, rig: RigSpec) -> None:
+        """Subscribe; QoS can be overridden per topic by ``qos_overrides`` parameters."""
+        self.sources = Sources(rig)
+        self._node = node
+        self._subscriptions = [self._camera(camera) for camera in rig.cameras]
+        self._subscriptions += [
+            self._subscribe(JointState, arm.joint_states, self._keep_joints(side), JOINT_STATE_QOS)
+            for side, arm in rig.arms.items()
+        ]
+
+    def close(self) -> None:
+        """Unsubscribe."""
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+
+    def _subscribe(
+        self, kind: Any, topic: str, keep: Callable[[Any], None], qos: QoSProfile
+    ) -> Any:
+        options = QoSOverridingOptions.with_default_policies()
+        return self._node.create_subscription(
+            kind, topic, keep, qos, qos_overriding_options=options
+        )
+
+    def _camera(self, camera: Camera) -> Any:
+        def keep(message: Any) -> None:
+            self.sources.add_image(camera.role, message, shell.stamp_to_ns(message.header.stamp))
+
+        kind = Image if camera.transport == "raw" else CompressedImage
+        return self._subscribe(kind, camera.topic, keep, CAMERA_QOS)
+
+    def _keep_joints(self, side: str) -> Callable[[Any], None]:
+        def keep(message: Any) -> None:
+            stamp_ns = shell.stamp_to_ns(message.header.stamp)
+            self.sources.add_joint_state(side, message.name, message.position, stamp_ns)
+
+        return keep

@@ -1,0 +1,90 @@
+"""What the policy node says of itself: ``~/state`` and ``/diagnostics``."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, NamedTuple
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.node import Node
+
+from cosmos_policy_ros.msg import PolicyState
+from cosmos_policy_ros.nodes import shell
+from cosmos_policy_ros.planning.worker import Worker
+from cosmos_policy_ros.rig.sources import Sources
+
+TEXT_PERIOD = 0.5  # wall s between state messages that differ only in their text
+
+
+class Status(NamedTuple):
+    """How things stand; the fields of PolicyState that change."""
+
+    phase: str
+    armed: bool
+    task: str
+    run_id: str
+    chunks: int
+    refused: int
+    executing_until_ns: int
+    message: str
+
+
+class PolicyReports:
+    """Publishes the state whenever it changes, and diagnostics when asked."""
+
+    def __init__(self, node: Node, worker: Worker, sources: Sources, engine: str, checkpoint: str):
+        """Open both topics."""
+        self._node, self._worker, self._sources = node, worker, sources
+        self._engine, self._checkpoint = engine, checkpoint
+        quiet = shell.NO_PUBLISHER_EVENTS
+        self._states = node.create_publisher(
+            PolicyState, "~/state", shell.LATCHED_PUBLISHER, event_callbacks=quiet
+        )
+        self._diagnostics = node.create_publisher(
+            DiagnosticArray, "/diagnostics", 10, event_callbacks=quiet
+        )
+        self._last: Status | None = None
+        self._last_at = -math.inf
+
+    def close(self) -> None:
+        """Close both topics."""
+        self._node.destroy_publisher(self._states)
+        self._node.destroy_publisher(self._diagnostics)
+
+    def report(self, status: Status) -> None:
+        """Publish a change; one of the text alone, which may hold running numbers, now and then."""
+        now = time.monotonic()
+        if status == self._last:
+            return
+        only_text = self._last is not None and status[:-1] == self._last[:-1]
+        if only_text and now - self._last_at < TEXT_PERIOD:
+            return
+        self._last, self._last_at = status, now
+        fields: dict[str, Any] = status._asdict()
+        until = shell.ns_to_stamp(fields.pop("executing_until_ns"))
+        state = PolicyState(executing_until=until, engine=self._engine, **fields)
+        state.header.stamp = self._node.get_clock().now().to_msg()
+        state.checkpoint, state.checkpoint_digest = self._checkpoint, self._worker.info.digest
+        self._states.publish(state)
+
+    def diagnose(self) -> None:
+        """Publish ages and counts of the inputs, and the state of the inference process."""
+        clock, name = self._node.get_clock(), self._node.get_name()
+        now_ns = int(clock.now().nanoseconds)
+        complaints, counts = self._sources.complaints(now_ns), self._sources.counts()
+        inputs = DiagnosticStatus(name=f"{name}: inputs", hardware_id="rig")
+        inputs.level = DiagnosticStatus.WARN if complaints else DiagnosticStatus.OK
+        inputs.message = "; ".join(complaints) or "all sources fresh"
+        inputs.values = [
+            KeyValue(key=source, value=f"{counts[source]} received, age {age:.3f} s")
+            for source, age in self._sources.ages(now_ns).items()
+        ]
+        engine = DiagnosticStatus(name=f"{name}: engine", hardware_id="inference")
+        good = self._worker.status in ("ready", "starting")
+        engine.level = DiagnosticStatus.OK if good else DiagnosticStatus.ERROR
+        engine.message = self._worker.message
+        engine.values = [KeyValue(key="restarts", value=str(self._worker.restarts))]
+        array = DiagnosticArray(status=[inputs, engine])
+        array.header.stamp = clock.now().to_msg()
+        self._diagnostics.publish(array)

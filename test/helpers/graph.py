@@ -1,0 +1,311 @@
+"""The real graph for a test: each node its own process, over DDS, on a rig that steps on demand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from unittest.mock import patch
+
+from cosmos_policy_ros.msg import RecorderState
+from diagnostic_msgs.msg import DiagnosticArray
+from helpers.waiting import PATIENCE, wait_for
+from rcl_interfaces.srv import SetParameters
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile
+from rclpy.serialization import deserialize_message
+from rosbags.rosbag2 import Reader
+from sensor_msgs.msg import JointState
+
+from cosmos_policy_ros.nodes import processes, shell
+from cosmos_policy_ros.nodes.client import RECORDER_NODE, GraphClient
+from cosmos_policy_ros.nodes.graph import GraphOptions, NodeProcess, node_processes
+from cosmos_policy_ros.nodes.processes import NodeProcesses
+from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.spec import RigSpec, load_rig
+from cosmos_policy_ros.rollouts.topics import POLICY_NODE, SIM_RIG_NODE, episode_topics
+
+CHUNK = 50  # periods
+POLICY_STATE, DECISION, VERDICT = (f"/{POLICY_NODE}/{t}" for t in ("state", "decision", "verdict"))
+STUB_POLICY_NODE = Path(__file__).with_name("stub_policy_node.py")
+# More than a test publishes on any topic.
+DEPTH = 5000
+
+Cdr = dict[str, list[bytes]]
+
+
+def isolate() -> dict[str, str]:
+    """Return the environment that keeps a test run's graph apart from every other one.
+
+    Domains 60 and up are the demo's, and from 101 on a domain's ports may be taken by the kernel.
+    """
+    return {
+        "ROS_DOMAIN_ID": str(1 + os.getpid() % 59),
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        "ROS_LOCALHOST_ONLY": "1",  # Humble's name for it
+    }
+
+
+class Wire:
+    """Keeps every message of an episode's topics, as the bytes that came over the wire."""
+
+    def __init__(self, node: Any, rig: RigSpec) -> None:
+        self.types: dict[str, Any] = {}
+        self.cdr: Cdr = {}
+        for topic in episode_topics(rig):
+            package, _, kind = topic.msgtype.split("/")
+            qos = QoSProfile(depth=DEPTH)
+            if kind in ("PolicyState", "RigState"):
+                qos.durability = QoSDurabilityPolicy.TRANSIENT_LOCAL
+            name = node.resolve_topic_name(topic.name)
+            self.types[name] = getattr(import_module(f"{package}.msg"), kind)
+            self.cdr[name] = []
+            node.create_subscription(self.types[name], name, self.cdr[name].append, qos, raw=True)
+
+    def forget(self) -> None:
+        """Start afresh."""
+        for messages in self.cdr.values():
+            messages.clear()
+
+    def read(self, topic: str) -> list[Any]:
+        """Return a topic's messages."""
+        return [deserialize_message(cdr, self.types[topic]) for cdr in tuple(self.cdr[topic])]
+
+
+@dataclass
+class Recorded:
+    """An episode: its finished bag, and what came over the wire meanwhile."""
+
+    id: str
+    path: Path = Path()
+    wire: Cdr = field(default_factory=dict)
+
+    def check_complete(self) -> None:
+        """Hold the bag against the wire, byte for byte."""
+        bag = read_bag(self.path)
+        for topic, seen in self.wire.items():
+            assert bag.get(topic, []) == seen, f"{topic}: bag and wire differ"
+
+
+class Graph:
+    """A running graph and its operator; a context manager that ends it."""
+
+    def __init__(self, root: Path, *, stub: bool = False, **policy: Any) -> None:
+        """Start the nodes and wait until the engine is loaded.
+
+        Args:
+            root: folder of the episodes; logs go into its ``log``.
+            stub: let ``helpers.stub_engine`` decide instead of the demonstrator.
+            policy: parameters of the policy node.
+        """
+        self.rig = load_rig("sim", config_folder("rigs"))
+        options = GraphOptions(stepped=True, width=128, height=128, root=str(root))
+        self.processes = start(node_processes(options), root / "log", stub=stub, **policy)
+        self.client = GraphClient("operator", self.processes.check)
+        try:
+            self._listen()
+            self.client.policy_ready(PATIENCE)
+            found = self.client.node.count_publishers
+            self.wait(lambda: all(map(found, self.wire.types)), "a publisher of every topic")
+            # Its clock is the rig's, so it has found the rig.
+            self.wait(lambda: self._diagnosis.header.stamp.sec, "the policy node to find the rig")
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Graph:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the operator, then the nodes."""
+        self.client.close()
+        self.processes.close()
+
+    def _listen(self) -> None:
+        node = self.client.node
+        self.wire = Wire(node, self.rig)
+        self._recorder = RecorderState()
+        self._diagnosis = DiagnosticArray()
+
+        def keep_recorder(message: RecorderState) -> None:
+            self._recorder = message
+
+        def keep_diagnosis(message: DiagnosticArray) -> None:
+            self._diagnosis = message
+
+        latched = shell.LATCHED
+        node.create_subscription(RecorderState, f"{RECORDER_NODE}/state", keep_recorder, latched)
+        node.create_subscription(DiagnosticArray, "/diagnostics", keep_diagnosis, 10)
+
+    def wait(self, condition: Callable[[], Any], what: str) -> Any:
+        """Wait for a condition while all nodes live."""
+        return self.client.wait_until(condition, PATIENCE, what)
+
+    # ---------------------------------------------------------------- the rig
+
+    def step(self, periods: int) -> Any:
+        """Step and wait until the wire has both arms' newest states; return the rig's time."""
+        stamp = self.client.step(periods).header.stamp
+
+        def newest(topic: str) -> Any:
+            messages = self.wire.cdr[topic]
+            return deserialize_message(messages[-1], JointState).header.stamp if messages else None
+
+        topics = [f"/{arm.joint_states}" for arm in self.rig.arms.values()]
+        self.wait(lambda: all(newest(t) == stamp for t in topics), "the arms' newest states")
+        return stamp
+
+    def settle(self) -> None:
+        """Step once and wait until the policy node has everything that came of it."""
+        stamp = self.step(1)
+
+        def all_new() -> bool:
+            if self._diagnosis.header.stamp != stamp:
+                return False
+            return all(v.value.endswith("age 0.000 s") for v in self._diagnosis.status[0].values)
+
+        self.wait(all_new, "the policy node to have seen the newest of everything")
+
+    def set_faults(self, *faults: str) -> None:
+        """Replace the simulated rig's faults."""
+        parameter = Parameter("faults", value=list(faults) or [""]).to_parameter_msg()
+        name = f"{SIM_RIG_NODE}/set_parameters"
+        answer = self.client.call(SetParameters, name, parameters=[parameter])
+        assert answer.results[0].successful, answer.results[0].reason
+
+    def accepted(self) -> list[int]:
+        """Return how many trajectories each arm has taken since the rig's reset."""
+        return list(self.client.step(0).accepted)
+
+    def reset(self) -> None:
+        """Bring everything back to how it was after the start, whatever a failed test left."""
+        self.client.stop()
+        self.client.stop_episode()
+        self.set_faults()
+        assert self.client.reset_rig("", 0).success
+        self.settle()
+        self.wire.forget()
+
+    # ---------------------------------------------------------------- the policy
+
+    def run_chunks(self, chunks: int, **goal: Any) -> Any:
+        """Run so many chunks to their ends; return the action's result."""
+        handle = self.client.start_run(chunk_limit=chunks, **goal)
+        for chunk in range(1, chunks + 1):
+            self.until_executing(chunk)
+            self.step(CHUNK)
+        return self.client.finish_run(handle, PATIENCE)
+
+    def until_phase(self, phase: str) -> Any:
+        """Wait for a phase of the policy node; return its state."""
+
+        def reached() -> Any:
+            state = self.client.policy_state
+            return state if state is not None and state.phase == phase else None
+
+        return self.wait(reached, f"phase {phase}")
+
+    def until_executing(self, chunk: int) -> None:
+        """Wait until a chunk of this run, counted from 1, has reached both arms."""
+        self.wait(
+            lambda: self.until_phase("executing").chunks == chunk, f"chunk {chunk} to be executed"
+        )
+        self.until_sent(f"/{chunk - 1}")
+
+    def until_sent(self, ending: str) -> list[Any]:
+        """Wait until both arms have taken a trajectory whose id ends so; return the two."""
+
+        def taken() -> Any:
+            sent = self.sent()
+            newest = [arm[-1] for arm in sent if arm and arm[-1].header.frame_id.endswith(ending)]
+            return newest if len(newest) == 2 and self.accepted() == [*map(len, sent)] else None
+
+        return self.wait(taken, f"trajectory …{ending} at both arms")
+
+    def until_said(self, *words: str) -> None:
+        """Wait until a state message of the policy node has held all the words."""
+
+        def said() -> bool:
+            texts = [state.message for state in self.wire.read(POLICY_STATE)]
+            return any(all(word in text for word in words) for text in texts)
+
+        self.wait(said, f"a state message with {words}")
+
+    def sent(self) -> list[list[Any]]:
+        """Return the trajectories since the wire was cleared: left arm's, right arm's."""
+        return [self.wire.read(f"/{arm.trajectory}") for arm in self.rig.arms.values()]
+
+    # ---------------------------------------------------------------- the recorder
+
+    def until_recorded(self) -> None:
+        """Wait until the recorder has written as many messages of every topic as we have seen."""
+
+        def missing() -> dict[str, tuple[int, int]]:
+            state, seen = self._recorder, self.wire.cdr
+            written = dict(zip(state.topics, state.counts, strict=True))
+            pairs = {topic: (written.get(topic, 0), len(seen[topic])) for topic in seen}
+            return {topic: pair for topic, pair in pairs.items() if pair[0] < pair[1]}
+
+        wait_for(lambda: not missing(), lambda: f"topics (written, published): {missing()}")
+
+    @contextmanager
+    def recorded(self) -> Iterator[Recorded]:
+        """Record an episode; what it yields is complete afterwards."""
+        self.wire.forget()
+        started = self.client.start_episode(operator_name="ann", seed=7)
+        assert started.success, started.message
+        episode = Recorded(started.episode_id)
+        yield episode
+        self.until_recorded()
+        stopped = self.client.stop_episode()
+        assert stopped.success, stopped.message
+        episode.path = Path(stopped.path)
+        episode.wire = {topic: list(messages) for topic, messages in self.wire.cdr.items()}
+
+
+def read_bag(path: Path) -> Cdr:
+    """Return the bytes of every message in a bag by topic, read by rosbags."""
+    found: Cdr = {}
+    with Reader(path) as reader:
+        for connection, _, cdr in reader.messages():
+            found.setdefault(connection.topic, []).append(bytes(cdr))
+    return found
+
+
+def start(
+    nodes: tuple[NodeProcess, ...], logs: Path, *, stub: bool = False, **policy: Any
+) -> NodeProcesses:
+    """Start nodes; ``policy`` are parameters of the policy node on top of theirs."""
+    nodes = tuple(
+        replace(n, parameters=n.parameters | policy) if n.executable == "policy_node" else n
+        for n in nodes
+    )
+    shipped = processes.executable
+
+    def program(name: str) -> Path:
+        return STUB_POLICY_NODE if stub and name == "policy_node" else shipped(name)
+
+    with patch.object(processes, "executable", program):
+        return NodeProcesses(nodes, logs)
+
+
+def worker_of(node_pid: int) -> int | None:
+    """Return the process id of a policy node's inference process, None while there is none."""
+    for task in Path(f"/proc/{node_pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return int(child)
+    return None

@@ -1,0 +1,22 @@
+"""ROS for the tests' own process, in a domain that no other graph is in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import rclpy
+from helpers.graph import isolate
+from rclpy.signals import SignalHandlerOptions
+
+from cosmos_policy_ros.nodes.graph import environment
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ros() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (isolate() | environment()).items():
+            patch.setenv(name, value)
+        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+        yield
+        rclpy.shutdown()

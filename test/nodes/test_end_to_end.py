@@ -1,0 +1,253 @@
+"""Three chunks on the simulated rig over real DDS: what moves, what is recorded, that both agree.
+
+The tests only read what one trial (and its repetition with the same seed) has left behind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from cosmos_policy_ros.msg import Score
+from helpers.graph import CHUNK, DECISION, POLICY_STATE, VERDICT, Cdr, Graph, Recorded, read_bag
+from mcap.reader import make_reader
+from rclpy.serialization import deserialize_message
+
+from cosmos_policy_ros.rig.sources import Sources
+from cosmos_policy_ros.rig.spec import RigSpec
+from cosmos_policy_ros.rollouts.episode import read_episode, read_messages
+
+CHUNKS = 3
+SEED = 195
+JOINTS = ["waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper"]
+GRIPPER_CLOSED, GRIPPER_OPEN = -0.6213, 1.4910  # rad, what the simulated rig's file says
+SERVO_LAG = 0.1  # rad, behind a target that moved until now
+NODES = ("sim_rig_node", "policy_node", "recorder_node")
+
+
+@dataclass
+class Trial:
+    """What a trial has left."""
+
+    rig: RigSpec
+    episode: Recorded
+    types: dict[str, Any]
+    result: Any
+    labels: list[Any]
+    exit_codes: list[int | None]
+    logs: str
+
+    def read(self, topic: str) -> list[Any]:
+        """Return the messages that came over the wire."""
+        return [deserialize_message(cdr, self.types[topic]) for cdr in self.episode.wire[topic]]
+
+    def arms(self) -> list[list[Any]]:
+        """Return the trajectories of the left arm and of the right arm."""
+        return [self.read(f"/{arm.trajectory}") for arm in self.rig.arms.values()]
+
+    def decided(self) -> list[np.ndarray]:
+        """Return the (50, 14) positions of every decision."""
+        return [np.reshape(d.positions, (d.steps, 14)) for d in self.read(DECISION)]
+
+
+def run_trial(root: Path) -> Trial:
+    with Graph(root) as graph:
+        client = graph.client
+        with graph.recorded() as episode:
+            graph.settle()
+            assert client.arm().success
+            result = graph.run_chunks(CHUNKS, seed=SEED)
+            labels = [client.score_episode(score=40.0, operator_name="ann", note="still running")]
+        labels.append(client.score_episode(score=75.5, task_success=True, operator_name="bob"))
+    return Trial(
+        graph.rig,
+        episode,
+        graph.wire.types,
+        result,
+        labels,
+        [graph.processes.exit_code(name) for name in NODES],
+        "".join(graph.processes.log(name) for name in NODES),
+    )
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory: pytest.TempPathFactory) -> Trial:
+    return run_trial(tmp_path_factory.mktemp("first"))
+
+
+@pytest.fixture(scope="module")
+def again(tmp_path_factory: pytest.TempPathFactory) -> Trial:
+    return run_trial(tmp_path_factory.mktemp("again"))
+
+
+def nanoseconds(time: Any) -> int:
+    return int(time.sec) * 10**9 + int(time.nanosec)
+
+
+# ---------------------------------------------------------------- what moves
+
+
+def test_the_run_ends_at_its_limit_without_idling(trial: Trial) -> None:
+    result = trial.result
+    assert (result.success, result.outcome) == (True, "chunk_limit")
+    assert (result.chunks, result.refused) == (CHUNKS, 0)
+    assert result.seconds == CHUNKS * CHUNK * 0.04
+    assert result.idle_seconds == 0.0
+
+
+def test_each_chunk_is_one_timed_trajectory_per_arm(trial: Trial) -> None:
+    ids = [f"{trial.result.run_id}/{k}" for k in range(CHUNKS)]
+    assert [d.chunk_id for d in trial.read(DECISION)] == ids
+    assert [(v.chunk_id, v.accepted, v.clamped) for v in trial.read(VERDICT)] == [
+        (chunk_id, True, 0) for chunk_id in ids
+    ]
+    for trajectories in trial.arms():
+        assert any(any(p.velocities) for t in trajectories for p in t.points)
+        assert [t.header.frame_id for t in trajectories] == ids
+        for trajectory in trajectories:
+            assert nanoseconds(trajectory.header.stamp) == 0
+            assert list(trajectory.joint_names) == JOINTS
+            times = [nanoseconds(p.time_from_start) for p in trajectory.points]
+            assert times == list(range(40_000_000, 2_000_000_001, 40_000_000))
+            assert list(trajectory.points[-1].velocities) == [0.0] * 7
+
+
+def test_the_arms_are_sent_what_was_decided_in_their_own_units(trial: Trial) -> None:
+    for arm, trajectories in enumerate(trial.arms()):
+        for trajectory, decided in zip(trajectories, trial.decided(), strict=True):
+            sent = np.array([p.positions for p in trajectory.points])
+            own = decided[:, 7 * arm : 7 * arm + 7]
+            np.testing.assert_array_equal(sent[:, :6], own[:, :6])
+            stroke = GRIPPER_OPEN - GRIPPER_CLOSED
+            np.testing.assert_allclose(sent[:, 6], GRIPPER_CLOSED + own[:, 6] * stroke, atol=1e-12)
+
+
+def test_the_commanded_path_is_continuous_across_chunks(trial: Trial) -> None:
+    path = np.concatenate(trial.decided())
+    steps = np.abs(np.diff(path, axis=0))
+    assert (steps <= trial.rig.max_velocity * 0.04 + 1e-9).all()
+    # The arms do go somewhere, so a path of zeros would not pass.
+    assert np.ptp(path, axis=0)[:6].max() > 0.3
+    assert np.ptp(path, axis=0)[7:13].max() > 0.3
+
+
+def test_the_arms_follow(trial: Trial) -> None:
+    last = trial.decided()[-1][-1]
+    for arm, (side, spec) in enumerate(trial.rig.arms.items()):
+        states = trial.read(f"/{spec.joint_states}")
+        assert states[0].name[:7] == JOINTS, side
+        measured = np.array(states[-1].position[:6])
+        np.testing.assert_allclose(measured, last[7 * arm : 7 * arm + 6], atol=SERVO_LAG)
+
+
+# ---------------------------------------------------------------- what is recorded
+
+
+def test_everything_published_while_recording_is_in_the_bag_byte_for_byte(trial: Trial) -> None:
+    periods = CHUNKS * CHUNK + 1
+    counts = {topic: len(messages) for topic, messages in trial.episode.wire.items()}
+    for camera in trial.rig.cameras:
+        assert counts[f"/{camera.topic}"] == counts[f"/{camera.info_topic}"] == periods
+    for arm in trial.rig.arms.values():
+        assert counts[f"/{arm.joint_states}"] == 4 * periods
+        assert counts[f"/{arm.trajectory}"] == CHUNKS
+    assert counts[DECISION] == counts[VERDICT] == CHUNKS
+    assert counts[POLICY_STATE] > 3 * CHUNKS
+    assert counts["/sim_rig_node/state"] == periods + 2 * CHUNKS
+    trial.episode.check_complete()
+
+
+def test_the_mcap_reader_finds_what_rosbags_finds(trial: Trial) -> None:
+    found: Cdr = {}
+    types: dict[str, str] = {}
+    for file in sorted(trial.episode.path.glob("*.mcap")):
+        with file.open("rb") as stream:
+            for schema, channel, message in make_reader(stream).iter_messages():
+                assert schema is not None
+                assert channel.message_encoding == "cdr"
+                types[channel.topic] = schema.name
+                found.setdefault(channel.topic, []).append(message.data)
+    assert found == read_bag(trial.episode.path)
+    summary = read_episode(trial.episode.path).topics
+    assert types == {name: topic.msgtype for name, topic in summary.items() if topic.count}
+
+
+def test_both_scores_are_messages_in_the_bag(trial: Trial) -> None:
+    assert [(label.success, label.revision) for label in trial.labels] == [(True, 1), (True, 2)]
+    cdr = read_bag(trial.episode.path)["/episode/score"]
+    first, second = (deserialize_message(message, Score) for message in cdr)
+    assert (first.revision, first.score, first.success) == (1, 40.0, False)
+    assert (first.operator_name, first.note) == ("ann", "still running")
+    assert (second.revision, second.score, second.success) == (2, 75.5, True)
+    assert first.episode_id == second.episode_id == trial.episode.id
+    label = read_episode(trial.episode.path).score
+    assert label is not None
+    assert (label.score, label.operator_name) == (75.5, "bob")
+
+
+def test_the_facts_are_in_the_bag_and_in_its_metadata(trial: Trial) -> None:
+    path = trial.episode.path
+    assert path.name == trial.episode.id
+    facts = read_episode(path).facts
+    expected = {
+        "episode_id": trial.episode.id,
+        "task": "transfer_cube",
+        "prompt": "transfer the red cube",
+        "rig": "sim",
+        "engine": "demonstrator",
+        "operator_name": "ann",
+    }
+    assert {name: getattr(facts, name) for name in expected} == expected
+    assert facts.seed == 7
+    assert yaml.safe_load(facts.rig_yaml)["name"] == "sim"
+    assert yaml.safe_load(facts.task_yaml)["name"] == "transfer_cube"
+    metadata = yaml.safe_load((path / "metadata.yaml").read_text())
+    notes = metadata["rosbag2_bagfile_information"]["custom_data"]
+    assert notes.items() >= (expected | {"seed": "7", "outcome": "stopped"}).items()
+
+
+# ---------------------------------------------------------------- live and offline, once and again
+
+
+def test_the_bag_gives_the_very_observations_that_were_decided_on(trial: Trial) -> None:
+    rig = trial.rig
+    cameras = {f"/{camera.topic}": camera.role for camera in rig.cameras}
+    arms = {f"/{arm.joint_states}": side for side, arm in rig.arms.items()}
+    messages = read_messages(trial.episode.path, [*cameras, *arms])
+    recorded = [(topic, message) for topic, _, message in messages]
+    decisions = trial.read(DECISION)
+    for decision in decisions:
+        moment = nanoseconds(decision.header.stamp)
+        sources = Sources(rig)
+        for topic, message in recorded:
+            stamp = nanoseconds(message.header.stamp)
+            if stamp > moment:
+                continue
+            if topic in cameras:
+                sources.add_image(cameras[topic], message, stamp)
+            else:
+                sources.add_joint_state(arms[topic], message.name, message.position, stamp)
+        assert sources.observe(moment).digest() == decision.observation_digest
+    assert len({decision.observation_digest for decision in decisions}) == CHUNKS
+
+
+def test_one_seed_gives_one_path(trial: Trial, again: Trial) -> None:
+    for arm in trial.rig.arms.values():
+        topic = f"/{arm.joint_states}"
+        assert again.episode.wire[topic] == trial.episode.wire[topic]
+    for camera in trial.rig.cameras:
+        assert again.episode.wire[f"/{camera.topic}"] == trial.episode.wire[f"/{camera.topic}"]
+    for trajectories, others in zip(trial.arms(), again.arms(), strict=True):
+        for trajectory, other in zip(trajectories, others, strict=True):
+            assert trajectory.points == other.points
+    assert again.result.run_id != trial.result.run_id
+
+
+def test_the_nodes_end_without_a_word(trial: Trial) -> None:
+    assert trial.exit_codes == [0, 0, 0]
+    for sign in ("Traceback", "ERROR", "FATAL", "WARN"):
+        assert sign not in trial.logs

@@ -1,4 +1,4 @@
-"""The released algorithm drives the arms through the whole graph and says it has learned nothing."""
+"""The released algorithm drives the arms through the whole graph, and admits what it is not."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def test_random_weights_tremble_and_are_announced(tmp_path: Path) -> None:
         assert state.checkpoint_digest == digest(checkpoint)
         assert "RANDOM WEIGHTS" in state.message
         with graph.recorded() as episode:
+            graph.step(2)
             assert graph.client.arm().success
             result = graph.run_chunks(2)
             graph.settle()

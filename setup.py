@@ -37,7 +37,7 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         # A range, so that a lab's CUDA build of torch is kept.
-        "torch>=2.4",
+        "torch>=2.5",
         "diffusers>=0.35",
         "safetensors>=0.4",
         "numpy>=1.26",

@@ -1,33 +1,30 @@
 """A checkpoint folder into memory, or one error that says what is wrong with it.
 
 A folder is ``config.yaml`` + ``dataset_statistics.json`` + ``text.safetensors``, and the weights
-``transformer.safetensors`` + ``vae.safetensors``. Without the weights both networks are filled from
-a fixed seed: everything runs as with a trained checkpoint, and the arms go nowhere useful.
+``transformer.safetensors`` + ``vae.safetensors``, as ``scripts/convert_checkpoint`` makes it.
+Without the weights both networks are filled from a fixed seed: everything runs as with a trained
+checkpoint, and the arms go nowhere useful.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
 
 from cosmos_policy_ros.errors import CheckpointError, ConfigError
-from cosmos_policy_ros.model import files
+from cosmos_policy_ros.model import files, transformer_keys, vae_keys
 from cosmos_policy_ros.model.config import CheckpointConfig
 from cosmos_policy_ros.model.layout import Layout, layout_named
 from cosmos_policy_ros.model.statistics import Statistics, load_statistics
 from cosmos_policy_ros.model.text import TextTable, load_text
 from cosmos_policy_ros.model.tokenizer import Tokenizer
 from cosmos_policy_ros.model.transformer import Transformer
+from cosmos_policy_ros.model.weights import read_weights
 from cosmos_policy_ros.rig.config import load_config
 
 RANDOM_WEIGHTS_SEED = 0
-NAMES_SHOWN = 3  # per kind of mismatch; a foreign file would otherwise list hundreds
 
 
 @dataclass(frozen=True)
@@ -106,42 +103,8 @@ def _read_networks(config: CheckpointConfig, folder: Path) -> tuple[Transformer,
     # for the 2B network.
     with torch.device("meta"):
         transformer, tokenizer = Transformer(config.transformer), Tokenizer(config.vae)
-    _fill(transformer.core, folder / files.TRANSFORMER)
-    _fill(tokenizer.vae, folder / files.VAE)
+    file = folder / files.TRANSFORMER
+    transformer_keys.load_weights(transformer, read_weights(file), str(file))
+    file = folder / files.VAE
+    vae_keys.load_weights(tokenizer.vae, read_weights(file), config.vae.blocks, str(file))
     return transformer, tokenizer
-
-
-def _fill(network: nn.Module, file: Path) -> None:
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{file}: cannot be read as safetensors ({error}); it may have been cut short: copy "
-            f"or download it again"
-        ) from error
-    problems = _mismatches(network.state_dict(), tensors)
-    if problems:
-        raise CheckpointError(
-            f"{file} does not fit the sizes in {files.CONFIG}: {'; '.join(problems)}"
-        )
-    network.load_state_dict(tensors, assign=True)
-
-
-def _mismatches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    shared = sorted(expected.keys() & found.keys())
-    reshaped = [
-        f"{name} is {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}"
-        for name in shared
-        if found[name].shape != expected[name].shape
-    ]
-    kinds = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "unknown": sorted(found.keys() - expected.keys()),
-        "wrong shape": reshaped,
-    }
-    return [f"{len(names)} {kind}: {_first(names)}" for kind, names in kinds.items() if names]
-
-
-def _first(names: list[str]) -> str:
-    rest = len(names) - NAMES_SHOWN
-    return ", ".join(names[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -31,7 +31,6 @@ class TransformerConfig:
         patch: latent cells per token along time, height and width.
         max_size: largest latent grid along time, height and width.
         rope_scale: context extension of the rotary position along time, height and width.
-        learned_position: adds a learned position embedding to every block.
     """
 
     layers: int
@@ -43,7 +42,6 @@ class TransformerConfig:
     patch: tuple[int, ...]
     max_size: tuple[int, ...]
     rope_scale: tuple[float, ...]
-    learned_position: bool
 
     def __post_init__(self) -> None:
         for name in ("layers", "heads", "head_dim", "adaln_rank", "text_width"):

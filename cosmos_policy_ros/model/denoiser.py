@@ -7,13 +7,16 @@ in the mask channel, and come back exactly as they were.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from cosmos_policy_ros.model.config import Preconditioning
-from cosmos_policy_ros.model.transformer import Transformer
+from cosmos_policy_ros.model.transformer import Memory, Transformer
+from cosmos_policy_ros.model.transformer_cache import CachedTransformer
 
 
 @dataclass(frozen=True)
@@ -46,28 +49,35 @@ class Denoiser:
     """The network bound to one query.
 
     Attributes:
-        network: the transformer.
+        network: the transformer, cached or not.
         preconditioning: what its output means.
         clean: (B, 16, T, H, W) float32; only its known frames are ever read.
         known: (T,) bool, the mask of the mode.
-        text: (B, L, D) prompt embedding.
+        text: (B, L, D) prompt embedding, or what the network's ``read`` made of it.
     """
 
-    network: Transformer
+    network: Transformer | CachedTransformer
     preconditioning: Preconditioning
     clean: Tensor
     known: Tensor
-    text: Tensor
+    text: Tensor | Memory
 
-    def __call__(self, noisy: Tensor, sigma: Tensor) -> Tensor:
+    @cached_property
+    def generated(self) -> tuple[int, ...]:
+        """The frames that are not known."""
+        return tuple(frame for frame, known in enumerate(self.known.tolist()) if not known)
+
+    def __call__(self, noisy: Tensor, sigma: Tensor, wanted: Sequence[int] | None = None) -> Tensor:
         """Estimate the clean latent.
 
         Args:
             noisy: (B, 16, T, H, W) float32.
             sigma: (B,) float32 noise level of each sample.
+            wanted: the generated frames that will be read, all by default. The last evaluation of
+                a query can leave out futures that nobody looks at.
 
         Returns:
-            (B, 16, T, H, W) float32; known frames equal ``clean``.
+            (B, 16, T, H, W) float32; known frames equal ``clean``, unwanted ones are NaN.
         """
         factors = scales(self.preconditioning, sigma)
         known = self.known.view(1, 1, -1, 1, 1)
@@ -77,6 +87,7 @@ class Denoiser:
             torch.where(batched, 0.0, factors.timestep[:, None]),
             batched,
             self.text,
+            self.generated if wanted is None else wanted,
         )
         estimate = _per_sample(factors.skip) * noisy + _per_sample(factors.out) * prediction
         return torch.where(known, self.clean, estimate)

@@ -13,6 +13,7 @@ STATISTICS = "dataset_statistics.json"
 TEXT = "text.safetensors"
 TRANSFORMER = "transformer.safetensors"
 VAE = "vae.safetensors"
+PROVENANCE = "provenance.json"  # where the folder comes from; nothing depends on it
 
 REQUIRED = (CONFIG, STATISTICS, TEXT)
 WEIGHTS = (TRANSFORMER, VAE)
@@ -27,20 +28,45 @@ class Release:
 
     Attributes:
         repository: owner and name.
+        config: the folder in ``config/models`` that describes it.
         files: those a policy is made of; the video autoencoder lives in another repository.
+        companion: repository of the statistics and prompts where this one has none.
     """
 
     repository: str
+    config: str
     files: tuple[str, ...]
+    companion: str = ""
 
 
+ALOHA = "nvidia/Cosmos-Policy-ALOHA-Predict2-2B"
 RELEASES = (
     Release(
-        "nvidia/Cosmos-Policy-ALOHA-Predict2-2B",
+        ALOHA,
+        "aloha_2b",
         (
             "Cosmos-Policy-ALOHA-Predict2-2B.pt",
             "aloha_dataset_statistics.json",
             "aloha_t5_embeddings.pkl",
+        ),
+    ),
+    Release("nvidia/Cosmos-Policy-ALOHA-Planning-Model-Predict2-2B", "aloha_2b", (), ALOHA),
+    Release(
+        "nvidia/Cosmos-Policy-LIBERO-Predict2-2B",
+        "libero_2b",
+        (
+            "Cosmos-Policy-LIBERO-Predict2-2B.pt",
+            "libero_dataset_statistics.json",
+            "libero_t5_embeddings.pkl",
+        ),
+    ),
+    Release(
+        "nvidia/Cosmos-Policy-RoboCasa-Predict2-2B",
+        "robocasa_2b",
+        (
+            "Cosmos-Policy-RoboCasa-Predict2-2B.pt",
+            "robocasa_dataset_statistics.json",
+            "robocasa_t5_embeddings.pkl",
         ),
     ),
 )
@@ -51,25 +77,35 @@ def describe_missing(path: str | Path) -> str | None:
 
     Returns:
         None when every needed file is there, else one message for the operator: what is missing,
-        and for a published checkpoint its repository and files. Whether the files' content is
-        right shows only on loading.
+        and for a published checkpoint its repository and files and the command that converts it.
+        Whether the files' content is right shows only on loading.
     """
     folder = Path(path)
-    release = _release_at(folder)
+    release = release_at(folder)
     if release is not None:
-        return (
-            f"checkpoint '{path}' is NVIDIA's {release.repository} "
-            f"({', '.join(release.files)}; and {VAE_FILE} from {VAE_REPOSITORY}) in its published "
-            f"form; this version cannot convert it yet. A checkpoint is a folder with "
-            f"{', '.join((*REQUIRED, *WEIGHTS))}"
-        )
+        return f"checkpoint '{path}' is {_describe_release(release, folder)}"
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         return f"checkpoint '{path}' {what}; expected a folder with {', '.join(REQUIRED)}"
     absent = [name for name in REQUIRED if not (folder / name).is_file()]
     if absent:
-        return f"checkpoint '{path}' lacks {', '.join(absent)}; it needs {', '.join(REQUIRED)}"
+        return (
+            f"checkpoint '{path}' lacks {', '.join(absent)}; it needs {', '.join(REQUIRED)}"
+            f"{_describe_config_only(folder)}"
+        )
     return _describe_half(folder)
+
+
+def release_at(path: str | Path) -> Release | None:
+    """Return the published checkpoint that a path or a repository's name stands for, if any."""
+    folder = Path(path)
+    if (folder / CONFIG).is_file():
+        return None
+    for release in RELEASES:
+        named = folder.name == release.repository.split("/")[1]
+        if named or any((folder / name).is_file() for name in release.files):
+            return release
+    return None
 
 
 def has_weights(path: str | Path) -> bool:
@@ -117,12 +153,29 @@ def _describe_half(folder: Path) -> str | None:
     return None
 
 
-def _release_at(folder: Path) -> Release | None:
-    """Return the published checkpoint that the path names or holds, if it is one."""
-    if (folder / CONFIG).is_file():
-        return None
+def _describe_release(release: Release, folder: Path) -> str:
+    parts = [f"{', '.join(release.files) or 'one .pt file'}"]
+    if release.companion:
+        parts.append(f"statistics and prompts from {release.companion}")
+    parts.append(f"{VAE_FILE} from {VAE_REPOSITORY}")
+    source = str(folder) if folder.is_dir() else release.repository
+    return (
+        f"NVIDIA's {release.repository} ({'; '.join(parts)}) as it is published. Convert it once: "
+        f"{_command(source, release)}"
+    )
+
+
+def _describe_config_only(folder: Path) -> str:
+    """A folder of ``config/models`` that only describes a release is easily taken for one."""
     for release in RELEASES:
-        named = folder.name == release.repository.split("/")[1]
-        if named or any((folder / name).is_file() for name in release.files):
-            return release
-    return None
+        if folder.name == release.config:
+            return (
+                f". It only describes a published checkpoint; convert that once: "
+                f"{_command(release.repository, release)}"
+            )
+    return ""
+
+
+def _command(source: str, release: Release) -> str:
+    target = f"~/checkpoints/{release.repository.split('/')[1]}"
+    return f"scripts/convert_checkpoint {source} {target}, then give checkpoint:={target}"

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from cosmos_policy_ros.model.denoiser import Denoiser
 from cosmos_policy_ros.model.injection import extract, extract_value
 from cosmos_policy_ros.model.sampler import count_evaluations, initial_noise, sample, schedule
 from cosmos_policy_ros.model.sequence import encode_known, inject_proprio, prepare_pictures
+from cosmos_policy_ros.model.transformer import Memory
+from cosmos_policy_ros.model.transformer_cache import CachedTransformer
 from cosmos_policy_ros.rig.decision import Candidate, Decision, EngineInfo, Query
 
 ENGINE = "cosmos"
@@ -34,6 +37,7 @@ class CosmosPolicy:
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
         self.checkpoint = checkpoint
         self._device = device
+        self._network = CachedTransformer(checkpoint.transformer)
         self._known = torch.tensor(checkpoint.layout.mask("policy"), device=device)
         self._sigmas = schedule(checkpoint.config.denoising_steps, checkpoint.config.numerics)
 
@@ -82,7 +86,8 @@ class CosmosPolicy:
         clock = _Phases()
         with torch.inference_mode():
             with clock.phase("preprocess"):
-                text = self.checkpoint.text.embedding(query.prompt)
+                embedding = self.checkpoint.text.embedding(query.prompt).to(self._device)
+                text = self._network.read(query.prompt, embedding)
                 pictures = prepare_pictures(query.observation, self.checkpoint)
             with clock.phase("encode"):
                 known = int(self._known.sum())
@@ -106,17 +111,19 @@ class CosmosPolicy:
             phases=clock.seconds,
         )
 
-    def _denoise(self, clean: Tensor, text: Tensor, seed: int) -> Tensor:
-        """Return the whole clean latent (1, 16, T, H, W) float32."""
+    def _denoise(self, clean: Tensor, text: Memory, seed: int) -> Tensor:
+        """Return the clean latent (1, 16, T, H, W) float32, its action and value frames only."""
         denoiser = Denoiser(
-            network=self.checkpoint.transformer,
+            network=self._network,
             preconditioning=self.checkpoint.config.preconditioning,
             clean=clean,
             known=self._known,
-            text=text.unsqueeze(0).to(self._device),
+            text=text,
         )
         noise = initial_noise([seed], tuple(clean.shape[1:])).to(self._device)
-        return sample(denoiser, noise, self._sigmas)
+        layout = self.checkpoint.layout
+        read = partial(denoiser, wanted=(layout.index("action"), layout.index("value")))
+        return sample(denoiser, noise, self._sigmas, last=read)
 
     def _read(self, latent: Tensor) -> tuple[NDArray[np.float64], float]:
         """Return the chunk (K, d) in policy units and the value in [0, 1]."""

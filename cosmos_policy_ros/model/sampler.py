@@ -68,13 +68,17 @@ def initial_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.stack(drawn)) * SIGMA_MAX
 
 
-def sample(denoise: Denoise, noise: Tensor, sigmas: Sequence[float]) -> Tensor:
+def sample(
+    denoise: Denoise, noise: Tensor, sigmas: Sequence[float], last: Denoise | None = None
+) -> Tensor:
     """Run the sampler.
 
     Args:
         denoise: maps (noisy (B, ...) float32, sigma (B,) float32) to the clean estimate.
         noise: (B, ...) float32 of level ``sigmas[0]``.
         sigmas: the level of every evaluation, falling.
+        last: used for the last evaluation instead of ``denoise``, whose estimate is the answer:
+            it may leave out what nobody reads.
 
     Returns:
         (B, ...) float32, the last estimate.
@@ -85,7 +89,7 @@ def sample(denoise: Denoise, noise: Tensor, sigmas: Sequence[float]) -> Tensor:
         estimate = _evaluate(denoise, state, sigma).double()
         state = two_step(state, estimate, previous, sigma, following)
         previous = (estimate, sigma)
-    return _evaluate(denoise, state, sigmas[-1])
+    return _evaluate(last or denoise, state, sigmas[-1])
 
 
 def two_step(

@@ -60,14 +60,18 @@ def encode_known(
 ) -> Tensor:
     """Encode the first ``frames`` frames and leave the others zero; they are never read.
 
+    The sequence begins with frames that are always black: the tokenizer keeps what it makes of
+    them, and only the pictures behind them are encoded.
+
     Returns:
         (1, 16, T, H, W) float32.
     """
     sequence = image_sequence(checkpoint.layout, pictures, frames)
-    video = images.to_model(sequence, checkpoint.tokenizer.dtype).to(device)
+    black = images_of(checkpoint.layout.index(checkpoint.layout.cameras[0]))
+    video = images.to_model(sequence[black:], checkpoint.tokenizer.dtype).to(device)
     channels, height, width = checkpoint.config.frame_shape
     clean = torch.zeros((1, channels, checkpoint.layout.count, height, width), device=device)
-    clean[:, :, :frames] = checkpoint.tokenizer.encode(video)
+    clean[:, :, :frames] = checkpoint.tokenizer.encode_after_black(video, black)
     return clean
 
 

@@ -1,22 +1,54 @@
 """Pictures to latents and back: diffusers' Wan autoencoder with the normalisation of the policy.
 
-Encoding is causal in time, so the first n latent frames depend on the first 1 + 4 (n - 1) pictures
-only: a query encodes the pictures it conditions on and none behind them, bit for bit the same.
+Both directions are causal in time, and that is where the time is saved. The first n latent frames
+depend on the first 1 + 4 (n - 1) pictures only: a query encodes the pictures it conditions on and
+none behind them, bit for bit the same. Its first pictures are the same black ones in every query:
+what the network remembers of them is kept, and only the camera pictures are encoded. And the other
+way, pictures are decoded up to the last frame that somebody looks at.
+
+The causal memory travels as a value instead of living on diffusers' module, so any number of
+threads may encode and decode at once.
 """
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import (
+    AutoencoderKLWan,
+    WanCausalConv3d,
+    WanRMS_norm,
+    patchify,
+    unpatchify,
+)
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from cosmos_policy_ros.model.config import LATENT_CHANNELS, SPACE, VaeConfig
+from cosmos_policy_ros.model.layout import IMAGES_PER_FRAME
+
+WINDOW = 16  # pictures encoded at once behind the first one, as NVIDIA's code does
+BLACK = -1.0
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The first pictures of a video, encoded.
+
+    Attributes:
+        latent: (B, 16, n, h, w) float32, their latent frames.
+        memory: the last inputs of every causal convolution; what later pictures see of these.
+    """
+
+    latent: Tensor
+    memory: tuple[Tensor | None, ...]
 
 
 class Tokenizer(nn.Module):
-    """The video autoencoder. Not re-entrant: diffusers keeps the causal state on the module."""
+    """The video autoencoder."""
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
@@ -34,8 +66,13 @@ class Tokenizer(nn.Module):
             patch_size=config.patch if config.patch > 1 else None,
             scale_factor_spatial=SPACE,
         )
+        for module in self.vae.modules():
+            if isinstance(module, WanRMS_norm):
+                module.__class__ = _Norm
+        self._patch = config.patch
         self._mean = config.latent_mean
         self._std = config.latent_std
+        self._black: dict[tuple[object, ...], Beginning] = {}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -48,18 +85,130 @@ class Tokenizer(nn.Module):
         The posterior's mean, never a sample of it. Constants are rounded to the weights' format
         like in training; only the result is float32.
         """
-        posterior = self.vae.encode(video.to(self.dtype)).latent_dist
-        mean, std = self._constants(video.device)
-        return cast(Tensor, ((posterior.mean - mean) * (1 / std)).float())
+        return self.begin(video).latent
+
+    def begin(self, video: Tensor) -> Beginning:
+        """Encode (B, 3, 1 + 4 n, H, W) like :meth:`encode`, to go on from there."""
+        memory: list[Any] = [None] * _count_causal(self.vae.encoder)
+        first, rest = video[:, :, :1], video[:, :, 1:]
+        moments = [self._encode_window(first, memory), *self._encode_windows(rest, memory)]
+        return Beginning(self._normalised(moments), tuple(memory))
+
+    def encode_after(self, beginning: Beginning, video: Tensor) -> Tensor:
+        """Encode the pictures behind a beginning, which is left as it was.
+
+        Args:
+            beginning: any number of pictures of the same batch, size, format and device.
+            video: (B, 3, 4 n, H, W) in [-1, 1].
+
+        Returns:
+            (B, 16, n, h, w) float32. The windows are cut elsewhere than in :meth:`encode`, so a
+            last bit may differ where another convolution kernel is chosen.
+        """
+        return self._normalised(self._encode_windows(video, list(beginning.memory)))
+
+    def encode_after_black(self, video: Tensor, black: int) -> Tensor:
+        """Encode ``black`` black pictures and then ``video``; the black ones only the first time.
+
+        What is kept takes 269 MiB in float32 for the released network at 224 px, half in bfloat16.
+
+        Args:
+            video: (B, 3, 4 n, H, W) in [-1, 1], the pictures behind the black ones.
+            black: how many pictures come before, 1 + 4 m.
+
+        Returns:
+            (B, 16, 1 + m + n, h, w) float32, the latents of all.
+        """
+        batch, channels, _, *size = video.shape
+        key = (batch, black, *size, self.dtype, video.device)
+        if key not in self._black:
+            shape = (batch, channels, black, *size)
+            # Not as inference tensors, which would be of no use to a later call with gradients.
+            with torch.inference_mode(False), torch.no_grad():
+                pictures = torch.full(shape, BLACK, dtype=self.dtype, device=video.device)
+                self._black[key] = self.begin(pictures)
+        beginning = self._black[key]
+        return torch.cat([beginning.latent, self.encode_after(beginning, video)], dim=2)
+
+    def forget(self) -> None:
+        """Drop what is kept of black pictures; needed after writing other weights in place."""
+        self._black.clear()
 
     def decode(self, latent: Tensor) -> Tensor:
         """Map (B, 16, 1 + n, h, w) back to (B, 3, 1 + 4 n, 8 h, 8 w) float32 in [-1, 1]."""
-        mean, std = self._constants(latent.device)
-        video = self.vae.decode(latent.to(self.dtype) * std + mean).sample
-        return cast(Tensor, video.float())
+        return torch.cat(self._decode(latent, range(latent.shape[2])), dim=2)
+
+    def decode_first_images(self, latent: Tensor, frames: Sequence[int]) -> Tensor:
+        """Decode the first picture of each wanted frame; nothing behind the last one is decoded.
+
+        Args:
+            latent: (B, 16, T, h, w).
+            frames: indices of latent frames, at least one.
+
+        Returns:
+            (B, 3, len(frames), 8 h, 8 w) float32 in [-1, 1], in the order of ``frames``.
+        """
+        wanted = sorted(set(frames))
+        firsts = [pictures[:, :, :1] for pictures in self._decode(latent, wanted)]
+        decoded = dict(zip(wanted, firsts, strict=True))
+        return torch.cat([decoded[frame] for frame in frames], dim=2)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Tokenizer:
+        self.forget()
+        return cast(Tokenizer, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
+
+    def _encode_windows(self, video: Tensor, memory: list[Any]) -> list[Tensor]:
+        if video.shape[2] % IMAGES_PER_FRAME:
+            raise ValueError(f"{video.shape[2]} pictures are no whole number of latent frames")
+        starts = range(0, video.shape[2], WINDOW)
+        return [self._encode_window(video[:, :, i : i + WINDOW], memory) for i in starts]
+
+    def _encode_window(self, video: Tensor, memory: list[Any]) -> Tensor:
+        """Encode one window and replace the entries of ``memory``; no tensor is written to."""
+        folded = patchify(video.to(self.dtype), self._patch)  # type: ignore[no-untyped-call]
+        return cast(Tensor, self.vae.encoder(folded, feat_cache=memory, feat_idx=[0]))
+
+    def _normalised(self, moments: Sequence[Tensor]) -> Tensor:
+        joined = torch.cat(list(moments), dim=2)
+        mean = self.vae.quant_conv(joined)[:, :LATENT_CHANNELS]
+        shift, scale = self._constants(joined.device)
+        return cast(Tensor, ((mean - shift) * (1 / scale)).float())
+
+    def _decode(self, latent: Tensor, wanted: Sequence[int]) -> list[Tensor]:
+        """Return the pictures (B, 3, 1 or 4, H, W) float32 of the ``wanted`` frames, ascending."""
+        shift, scale = self._constants(latent.device)
+        inner = self.vae.post_quant_conv(latent.to(self.dtype) * scale + shift)
+        memory: list[Any] = [None] * _count_causal(self.vae.decoder)
+        pictures = []
+        for frame in range(max(wanted) + 1):
+            decoded = self.vae.decoder(
+                inner[:, :, frame : frame + 1],
+                feat_cache=memory,
+                feat_idx=[0],
+                first_chunk=frame == 0,
+            )
+            if frame in wanted:
+                unfolded = unpatchify(decoded, self._patch)  # type: ignore[no-untyped-call]
+                pictures.append(unfolded.clamp(-1, 1).float())
+        return pictures
 
     def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
         shape = (1, LATENT_CHANNELS, 1, 1, 1)
         mean = torch.tensor(self._mean, dtype=self.dtype, device=device)
         std = torch.tensor(self._std, dtype=self.dtype, device=device)
         return mean.view(shape), std.view(shape)
+
+
+class _Norm(WanRMS_norm):
+    """The norm as the policy was trained with: all of it in the weights' format.
+
+    Some versions of diffusers normalise half precision in float32, which moves the latents by as
+    much as half precision itself does.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, normalize(x, dim=1) * self.scale * self.gamma + self.bias)
+
+
+def _count_causal(network: nn.Module) -> int:
+    return sum(isinstance(module, WanCausalConv3d) for module in network.modules())

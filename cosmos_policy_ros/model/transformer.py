@@ -1,23 +1,82 @@
-"""The diffusion transformer, behind the one interface that the denoiser knows.
+"""The diffusion transformer of Cosmos-Predict2 and Cosmos Policy, top to bottom.
 
-Today the blocks are diffusers'. Five things differ from what NVIDIA's weights were trained with,
-and are put right here: the epsilon of the query and key norms is 1e-6; no frame rate enters the
-rotary position; every latent frame has its own timestep; the padding channel is made here, since
-diffusers makes it with torchvision (not needed otherwise) and for batches of one only.
+Letters in the margins: B samples, T latent frames, S tokens per frame, D width, A heads, d numbers
+per head, L text tokens. "b" is B, or 1 where one serves all samples. Nothing has a bias.
+
+A timestep belongs to a frame, so shift, scale and gate are computed per frame and broadcast over
+its tokens. Whatever does not change between two evaluations, the timesteps' modulation and the
+text's keys and values, may be given prepared instead of raw; the arithmetic is the same. Parameters
+carry the names of the released checkpoints (sizes: Cosmos-Predict2 2B; checked against diffusers'
+``CosmosTransformer3DModel``).
 """
 
 from __future__ import annotations
 
-from typing import cast
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import torch
-from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cosmos_policy_ros.model.config import LATENT_CHANNELS, TransformerConfig
 
+EPSILON = 1e-6  # of every norm
+BASE_PERIOD = 10_000.0  # of the timestep's sinusoid and of the rotary position
 MASK_CHANNELS = 2  # condition mask and padding mask, behind the latent's own channels
-QK_NORM_EPSILON = 1e-6
+
+
+class Moment(NamedTuple):
+    """Embedded timesteps. A tuple, so that FSDP and checkpointing see the tensors inside.
+
+    Attributes:
+        activated: (b, T, D) SiLU of the normed sinusoid, the input of every modulation.
+        shared: (b, T, 3 D) the time MLP's output, added to every modulation.
+    """
+
+    activated: Tensor
+    shared: Tensor
+
+
+class Modulation(NamedTuple):
+    """What the timesteps mean to every layer, prepared.
+
+    Attributes:
+        blocks: (b, T, layers, 3, 3, D): per sub-layer of each block its shift, scale and gate.
+        final: (b, T, 2, D): shift and scale before the output.
+    """
+
+    blocks: Tensor
+    final: Tensor
+
+
+class Context(NamedTuple):
+    """What queries attend to.
+
+    Attributes:
+        keys: (b, A, L, d).
+        values: (b, A, L, d).
+        bias: (b, 1, 1, L) added to the logits, or None.
+    """
+
+    keys: Tensor
+    values: Tensor
+    bias: Tensor | None = None
+
+
+class Memory(NamedTuple):
+    """The text as every block's cross-attention sees it, prepared.
+
+    Attributes:
+        keys: (layers, b, A, L, d).
+        values: (layers, b, A, L, d).
+        bias: (b, 1, 1, L) added to the logits, or None.
+    """
+
+    keys: Tensor
+    values: Tensor
+    bias: Tensor | None
 
 
 class Transformer(nn.Module):
@@ -25,51 +84,353 @@ class Transformer(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.core = CosmosTransformer3DModel(
-            in_channels=LATENT_CHANNELS + MASK_CHANNELS,
-            out_channels=LATENT_CHANNELS,
-            num_attention_heads=config.heads,
-            attention_head_dim=config.head_dim,
-            num_layers=config.layers,
-            mlp_ratio=config.mlp_ratio,
-            text_embed_dim=config.text_width,
-            adaln_lora_dim=config.adaln_rank,
-            max_size=config.max_size,
-            patch_size=config.patch,
-            rope_scale=config.rope_scale,
-            concat_padding_mask=False,
-            extra_pos_embed_type="learnable" if config.learned_position else None,
-        )
-        for block in self.core.transformer_blocks:
-            for attention in (block.attn1, block.attn2):
-                attention.norm_q.eps = QK_NORM_EPSILON
-                attention.norm_k.eps = QK_NORM_EPSILON
+        width = config.heads * config.head_dim
+        self.config = config
+        self.x_embedder = PatchEmbedding(config.patch, width)
+        self.pos_embedder = RotaryPosition(config.head_dim, config.rope_scale)
+        self.t_embedder = nn.Sequential(Sinusoid(width), TimeMlp(width))
+        self.t_embedding_norm = nn.RMSNorm(width, EPSILON)
+        blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = cast(Sequence[Block], blocks)
+        self.final_layer = FinalLayer(config, width)
 
     @property
     def dtype(self) -> torch.dtype:
         """Number format of the weights."""
-        return cast(torch.dtype, self.core.dtype)
+        return self.t_embedding_norm.weight.dtype
 
-    def forward(self, latent: Tensor, timestep: Tensor, known: Tensor, text: Tensor) -> Tensor:
+    def forward(
+        self,
+        latent: Tensor,
+        timestep: Tensor | Modulation,
+        known: Tensor,
+        text: Tensor | Memory,
+        wanted: Sequence[int] | None = None,
+    ) -> Tensor:
         """Predict.
 
         Args:
             latent: (B, 16, T, H, W): clean in known frames, scaled noisy latent in the others.
-            timestep: (B, T), 0 in known frames.
-            known: (B, T) bool, which frames are conditions.
-            text: (B, L, D) prompt embedding.
+            timestep: (b, T), 0 in known frames; or its :meth:`modulation`.
+            known: (b, T) bool, which frames are conditions.
+            text: (b, L, D) prompt embedding, or what :meth:`read` made of it.
+            wanted: frames to predict, all by default. The last block and the output layer compute
+                no others; every frame still has its say up to there.
 
         Returns:
-            (B, 16, T, H, W) float32.
+            (B, 16, T, H, W) in the format of ``latent``; NaN in frames that were not wanted.
         """
-        batch, _, frames, height, width = latent.shape
-        condition = known[:, None, :, None, None].to(latent.dtype)
-        condition = condition.expand(batch, 1, frames, height, width)
-        padding = torch.zeros_like(condition)
-        (prediction,) = self.core(
-            hidden_states=torch.cat([latent, condition, padding], dim=1).to(self.dtype),
-            timestep=timestep[:, None, :, None, None],
-            encoder_hidden_states=text.to(self.dtype),
-            return_dict=False,
+        frames = range(latent.shape[2]) if wanted is None else tuple(wanted)
+        when = self.embed(timestep) if isinstance(timestep, Tensor) else timestep
+        said = text.to(self.dtype) if isinstance(text, Tensor) else text
+        x = self.x_embedder(latent.to(self.dtype), known)  # (B, T, S, D)
+        rotation = self.pos_embedder(self.x_embedder.grid(latent))  # (2, T, S, 1, d / 2)
+        last = len(self.blocks) - 1
+        for i, block in enumerate(self.blocks):
+            moment = when.blocks[:, :, i] if isinstance(when, Modulation) else when
+            context = _layer(said, i) if isinstance(said, Memory) else said
+            x = block(x, rotation, moment, context, frames if i == last else None)
+        moment = when.final if isinstance(when, Modulation) else when
+        prediction = self.final_layer(x, _pick_moment(moment, frames), latent.shape[-1])
+        return _spread(prediction.to(latent.dtype), frames, latent.shape[2])
+
+    def embed(self, timestep: Tensor) -> Moment:
+        """Embed (b, T) timesteps. The sinusoid is made in float32 and rounded to the weights."""
+        sinusoid = self.t_embedder[0](timestep).to(self.dtype)  # (b, T, D)
+        activated = functional.silu(self.t_embedding_norm(sinusoid))
+        return Moment(activated, self.t_embedder[1](sinusoid))
+
+    def modulation(self, timestep: Tensor) -> Modulation:
+        """Prepare (b, T) timesteps for :meth:`forward`, valid until the weights change."""
+        moment = self.embed(timestep)
+        blocks = torch.stack([block.modulate(moment) for block in self.blocks], dim=2)
+        return Modulation(blocks, self.final_layer.modulate(moment))
+
+    def read(self, text: Tensor, bias: Tensor | None = None) -> Memory:
+        """Prepare a (b, L, D) prompt embedding for :meth:`forward`, valid until the weights change.
+
+        Args:
+            text: the embedding; shorter with ``collapse_padding`` and as good.
+            bias: (b, 1, 1, L) for the logits of its tokens.
+        """
+        said = text.to(self.dtype)
+        contexts = [block.cross_attn.remember(said) for block in self.blocks]
+        return Memory(
+            torch.stack([context.keys for context in contexts]),
+            torch.stack([context.values for context in contexts]),
+            None if bias is None else bias.to(self.dtype),
         )
-        return cast(Tensor, prediction.float())
+
+
+class PatchEmbedding(nn.Module):
+    """Tokens of 1 x p x p latent cells; known frames carry a mark.
+
+    The weights have columns for two more channels. The condition mask is constant over a frame, so
+    it adds one learned vector; the padding mask is zero in every policy and adds nothing.
+    """
+
+    def __init__(self, patch: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.patch = tuple(patch)
+        volume = (LATENT_CHANNELS + MASK_CHANNELS) * math.prod(patch)
+        self.proj = nn.Sequential(nn.Identity(), nn.Linear(volume, width, bias=False))
+
+    def grid(self, latent: Tensor) -> tuple[int, int, int]:
+        """Return how many tokens lie along time, height and width."""
+        frames, height, width = latent.shape[2:]
+        return frames, height // self.patch[1], width // self.patch[2]
+
+    def forward(self, latent: Tensor, known: Tensor) -> Tensor:
+        """Map (B, 16, T, H, W) and (b, T) to (B, T, S, D)."""
+        _, rows, columns = self.grid(latent)
+        _, high, wide = self.patch
+        cells = latent.reshape(*latent.shape[:3], rows, high, columns, wide)
+        patches = cells.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(2, 3)  # (B, T, S, 16 p p)
+        weight, numbers = cast(Tensor, self.proj[1].weight), patches.shape[3]
+        mark = weight[:, numbers : numbers + high * wide].sum(dim=1)  # (D,)
+        marked = known[:, :, None, None].to(mark.dtype) * mark  # (b, T, 1, D)
+        return functional.linear(patches, weight[:, :numbers]) + marked
+
+
+class RotaryPosition(nn.Module):
+    """Angles of the rotary position embedding over time, height and width.
+
+    A head's numbers are split between the axes (44, 42 and 42 of 128); each axis' base period is
+    stretched by its context extension (NTK-aware scaling). The released network was trained with
+    its buffers in bfloat16, so the exponents are rounded to it here, at any precision.
+    """
+
+    dim_spatial_range: Tensor
+    dim_temporal_range: Tensor
+
+    def __init__(self, head_dim: int, scale: Sequence[float]) -> None:
+        super().__init__()
+        spatial, temporal = self.exponents(head_dim)
+        self.register_buffer("dim_spatial_range", spatial)
+        self.register_buffer("dim_temporal_range", temporal)
+        dims = (2 * len(temporal), 2 * len(spatial), 2 * len(spatial))
+        self.periods = tuple(
+            BASE_PERIOD * s ** (n / (n - 2)) for s, n in zip(scale, dims, strict=True)
+        )
+
+    @staticmethod
+    def exponents(head_dim: int) -> tuple[Tensor, Tensor]:
+        """Return the exponents of the periods for a spatial axis and for time, (n / 2,) each."""
+        spatial = head_dim // 6 * 2
+        dims = (spatial, head_dim - 2 * spatial)
+        rounded = [(torch.arange(0, n, 2) / n).bfloat16().float() for n in dims]
+        return rounded[0], rounded[1]
+
+    def forward(self, grid: tuple[int, int, int]) -> Tensor:
+        """Return cosines and sines (2, T, S, 1, d / 2) float32 for a grid of (T, h, w) tokens."""
+        exponents = (self.dim_temporal_range, self.dim_spatial_range, self.dim_spatial_range)
+        angles = []
+        for axis, (count, period, exponent) in enumerate(
+            zip(grid, self.periods, exponents, strict=True)
+        ):
+            positions = torch.arange(count, device=exponent.device, dtype=torch.float32)
+            along = torch.outer(positions, 1 / period ** exponent.float())
+            shape = [1, 1, 1, along.shape[1]]
+            shape[axis] = count
+            angles.append(along.view(shape).expand(*grid, -1))  # (T, h, w, d of the axis / 2)
+        joined = torch.cat(angles, dim=-1).flatten(1, 2).unsqueeze(2)  # (T, S, 1, d / 2)
+        return torch.stack((joined.cos(), joined.sin()))
+
+
+class Sinusoid(nn.Module):
+    """A number as D / 2 cosines, then D / 2 sines, of periods 2 pi to 20000 pi."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.pairs = width // 2
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        """Map (b, T) to (b, T, D) float32."""
+        steps = torch.arange(self.pairs, device=timestep.device, dtype=torch.float32)
+        frequency = torch.exp(-math.log(BASE_PERIOD) / self.pairs * steps)
+        angles = timestep.float().unsqueeze(-1) * frequency
+        return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+class TimeMlp(nn.Module):
+    """Makes the part of the modulation that all layers share."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(width, width, bias=False)
+        self.linear_2 = nn.Linear(width, 3 * width, bias=False)
+
+    def forward(self, sinusoid: Tensor) -> Tensor:
+        """Map (b, T, D) to (b, T, 3 D)."""
+        shared: Tensor = self.linear_2(functional.silu(self.linear_1(sinusoid)))
+        return shared
+
+
+class Block(nn.Module):
+    """Self-attention over all frames, cross-attention to the text, MLP; each modulated, each gated.
+
+    x <- x + gate * f(norm(x) * (1 + scale) + shift)
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        width, rank = config.heads * config.head_dim, config.adaln_rank
+        self.self_attn = Attention(width, width, config.heads)
+        self.cross_attn = Attention(width, config.text_width, config.heads)
+        self.mlp = Mlp(width, int(width * config.mlp_ratio))
+        self.adaln_modulation_self_attn = _low_rank(width, rank, 3 * width)
+        self.adaln_modulation_cross_attn = _low_rank(width, rank, 3 * width)
+        self.adaln_modulation_mlp = _low_rank(width, rank, 3 * width)
+
+    def modulate(self, moment: Moment) -> Tensor:
+        """Return (b, T, 3, 3, D): of each sub-layer its shift, scale and gate."""
+        layers = (
+            self.adaln_modulation_self_attn,
+            self.adaln_modulation_cross_attn,
+            self.adaln_modulation_mlp,
+        )
+        own = torch.stack([layer(moment.activated) for layer in layers], dim=2)  # (b, T, 3, 3 D)
+        return (own + moment.shared.unsqueeze(2)).view(*own.shape[:3], 3, -1)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Tensor,
+        moment: Moment | Tensor,
+        text: Tensor | Context,
+        wanted: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Map (B, T, S, D) to the same, or to (B, F, S, D) for the F ``wanted`` frames only."""
+        modulation = moment if isinstance(moment, Tensor) else self.modulate(moment)
+        context = self.cross_attn.remember(text) if isinstance(text, Tensor) else text
+        seen = _shifted_and_scaled(x, modulation[:, :, 0])
+        everything = self.self_attn.remember(seen.flatten(1, 2), rotation.flatten(1, 2))
+        x, seen = _pick(x, wanted), _pick(seen, wanted)
+        rotation, modulation = _pick(rotation, wanted), _pick(modulation, wanted)
+        gates = modulation[:, :, :, 2].unsqueeze(3)  # (b, F, 3, 1, D)
+        x = x + gates[:, :, 0] * self.self_attn(seen, everything, rotation.flatten(1, 2))
+        seen = _shifted_and_scaled(x, modulation[:, :, 1])
+        x = x + gates[:, :, 1] * self.cross_attn(seen, context)
+        seen = _shifted_and_scaled(x, modulation[:, :, 2])
+        change: Tensor = gates[:, :, 2] * self.mlp(seen)
+        return x + change
+
+
+class Attention(nn.Module):
+    """Multi-head attention with normed queries and keys."""
+
+    def __init__(self, width: int, source_width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(source_width, width, bias=False)
+        self.v_proj = nn.Linear(source_width, width, bias=False)
+        self.q_norm = nn.RMSNorm(width // heads, EPSILON)
+        self.k_norm = nn.RMSNorm(width // heads, EPSILON)
+        self.output_proj = nn.Linear(width, width, bias=False)
+
+    def remember(self, source: Tensor, rotation: Tensor | None = None) -> Context:
+        """Return keys and values of (b, L, D') sources; ``rotation`` as in :meth:`forward`."""
+        keys = self.k_norm(self.k_proj(source).unflatten(2, (self.heads, -1)))  # (b, L, A, d)
+        values = self.v_proj(source).unflatten(2, (self.heads, -1))
+        return Context(_rotated(keys, rotation).transpose(1, 2), values.transpose(1, 2))
+
+    def forward(self, x: Tensor, context: Context, rotation: Tensor | None = None) -> Tensor:
+        """Let (B, F, S, D) tokens, rotated by (2, F S, 1, d / 2), attend to the context."""
+        shape = x.shape
+        queries = self.q_norm(self.q_proj(x.flatten(1, 2)).unflatten(2, (self.heads, -1)))
+        answer = functional.scaled_dot_product_attention(
+            _rotated(queries, rotation).transpose(1, 2),  # (B, A, F S, d)
+            context.keys.expand(shape[0], -1, -1, -1),
+            context.values.expand(shape[0], -1, -1, -1),
+            attn_mask=context.bias,
+        )
+        merged: Tensor = self.output_proj(answer.transpose(1, 2).flatten(2))  # (B, F S, D)
+        return merged.view(shape)
+
+
+class Mlp(nn.Module):
+    """Two layers around an exact GELU."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.layer1 = nn.Linear(width, hidden, bias=False)
+        self.layer2 = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., D) to (..., D)."""
+        y: Tensor = self.layer2(functional.gelu(self.layer1(x)))
+        return y
+
+
+class FinalLayer(nn.Module):
+    """Tokens back to latent cells. Here the channel runs fastest, unlike in the embedding."""
+
+    def __init__(self, config: TransformerConfig, width: int) -> None:
+        super().__init__()
+        self.patch = tuple(config.patch)
+        self.linear = nn.Linear(width, math.prod(self.patch) * LATENT_CHANNELS, bias=False)
+        self.adaln_modulation = _low_rank(width, config.adaln_rank, 2 * width)
+
+    def modulate(self, moment: Moment) -> Tensor:
+        """Return (b, T, 2, D): shift and scale."""
+        own: Tensor = self.adaln_modulation(moment.activated)  # (b, T, 2 D)
+        return (own + moment.shared[..., : own.shape[2]]).view(*own.shape[:2], 2, -1)
+
+    def forward(self, x: Tensor, moment: Moment | Tensor, latent_width: int) -> Tensor:
+        """Map (B, F, S, D) to (B, 16, F, H, W)."""
+        modulation = moment if isinstance(moment, Tensor) else self.modulate(moment)
+        cells = self.linear(_shifted_and_scaled(x, modulation))  # (B, F, S, p p 16)
+        _, high, wide = self.patch
+        cells = cells.unflatten(3, (high, wide, LATENT_CHANNELS))
+        cells = cells.unflatten(2, (-1, latent_width // wide))  # (B, F, h, w, p, p, 16)
+        whole: Tensor = cells.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+        return whole
+
+
+def _low_rank(width: int, rank: int, out: int) -> nn.Sequential:
+    # The checkpoints count a SiLU as layer 0; it is the same for all and taken in ``embed``.
+    return nn.Sequential(
+        nn.Identity(), nn.Linear(width, rank, bias=False), nn.Linear(rank, out, bias=False)
+    )
+
+
+def _shifted_and_scaled(x: Tensor, modulation: Tensor) -> Tensor:
+    """Norm (B, F, S, D) tokens and modulate them by (b, F, 2 or 3, D): shift, scale, ..."""
+    shift, scale = modulation[:, :, 0].unsqueeze(2), modulation[:, :, 1].unsqueeze(2)
+    return functional.layer_norm(x, x.shape[-1:], eps=EPSILON) * (1 + scale) + shift
+
+
+def _rotated(x: Tensor, rotation: Tensor | None) -> Tensor:
+    """Rotate (b, N, A, d): each number of the first half of d with its partner in the second."""
+    if rotation is None:
+        return x
+    cos, sin = rotation
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def _pick(x: Tensor, frames: Sequence[int] | None) -> Tensor:
+    """Keep some of the frames along dimension 1; without an index tensor to be sent to a device."""
+    if frames is None or len(frames) == x.shape[1]:
+        return x
+    return torch.stack([x[:, f] for f in frames], dim=1)
+
+
+def _pick_moment(moment: Moment | Tensor, frames: Sequence[int]) -> Moment | Tensor:
+    if isinstance(moment, Tensor):
+        return _pick(moment, frames)
+    return Moment(_pick(moment.activated, frames), _pick(moment.shared, frames))
+
+
+def _spread(prediction: Tensor, frames: Sequence[int], count: int) -> Tensor:
+    """Put (B, 16, F, H, W) back into ``count`` frames, NaN in the others."""
+    if len(frames) == count:
+        return prediction
+    nothing = torch.full_like(prediction[:, :, 0], torch.nan)
+    found = dict(zip(frames, prediction.unbind(2), strict=True))
+    return torch.stack([found.get(f, nothing) for f in range(count)], dim=2)
+
+
+def _layer(memory: Memory, index: int) -> Context:
+    return Context(memory.keys[index], memory.values[index], memory.bias)

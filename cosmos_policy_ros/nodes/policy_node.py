@@ -32,7 +32,12 @@ from cosmos_policy_ros.nodes.convert import (
     verdict_to_message,
 )
 from cosmos_policy_ros.nodes.policy_inputs import PolicyInputs
-from cosmos_policy_ros.nodes.policy_parameters import PARAMETERS, PolicySettings, read_settings
+from cosmos_policy_ros.nodes.policy_parameters import (
+    PARAMETERS,
+    PolicySettings,
+    read_settings,
+    rig_warnings,
+)
 from cosmos_policy_ros.nodes.policy_reports import PolicyReports, Status
 from cosmos_policy_ros.planning.engines import EngineLoader, load_engine
 from cosmos_policy_ros.planning.worker import Worker
@@ -81,6 +86,8 @@ class PolicyNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Read the parameters, connect, start loading the engine."""
         self._settings = settings = read_settings(self)
+        for warning in rig_warnings(settings):
+            self.get_logger().warning(warning)
         self._inputs = PolicyInputs(self, settings.rig)
         self._gate = SafetyGate(settings.rig)
         self._trajectory_messages = TrajectoryMessages(settings.rig)

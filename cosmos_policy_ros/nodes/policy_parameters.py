@@ -8,14 +8,16 @@ from pathlib import Path
 from rclpy.node import Node
 
 from cosmos_policy_ros.errors import CheckpointError, ConfigError
-from cosmos_policy_ros.model.files import describe_missing
+from cosmos_policy_ros.model.files import STATISTICS, describe_missing
+from cosmos_policy_ros.model.rig_check import compare_with_rig
+from cosmos_policy_ros.model.statistics import load_statistics
 from cosmos_policy_ros.nodes.shell import Parameter
 from cosmos_policy_ros.planning.engines import ENGINES, EngineSpec
 from cosmos_policy_ros.planning.worker import WorkerLimits
 from cosmos_policy_ros.rig.config import did_you_mean
 from cosmos_policy_ros.rig.run import RunLimits
 from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.rig.spec import RigSpec, load_rig
+from cosmos_policy_ros.rig.spec import STATE_DIM, RigSpec, load_rig
 from cosmos_policy_ros.rollouts.task import Task, load_task
 
 TINY_CHECKPOINT = "tiny_random"
@@ -99,6 +101,20 @@ def read_settings(node: Node) -> PolicySettings:
         run=RunLimits(value("observation_timeout"), value("brake_seconds")),
         seed=value("seed"),
     )
+
+
+def rig_warnings(settings: PolicySettings) -> tuple[str, ...]:
+    """Return where the checkpoint's training data does not fit the rig's limits.
+
+    Raises:
+        CheckpointError: its statistics cannot be read.
+    """
+    if settings.engine.engine != "cosmos":
+        return ()
+    statistics = load_statistics(
+        Path(settings.engine.checkpoint) / STATISTICS, STATE_DIM, STATE_DIM
+    )
+    return compare_with_rig(statistics, settings.rig)
 
 
 def _checkpoint(given: str, rig: RigSpec) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.rig.decision import Query
@@ -13,6 +14,8 @@ from cosmos_policy_ros.rig.observation import Observation
 
 TINY = Path(__file__).parents[2] / "config" / "models" / "tiny_random"
 START_POSE = np.array([0.0, -0.96, 1.16, 0.0, -0.3, 0.0, 0.0998] * 2)
+
+torch.set_num_threads(1)  # a second thread makes networks this small slower, on a busy machine 5x
 
 
 @pytest.fixture(scope="session")

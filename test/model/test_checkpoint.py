@@ -13,8 +13,19 @@ from safetensors.torch import load_file, save_file
 
 from cosmos_policy_ros.errors import CheckpointError
 from cosmos_policy_ros.model.checkpoint import load_checkpoint
-from cosmos_policy_ros.model.files import REQUIRED, TRANSFORMER, VAE, describe_missing, digest
+from cosmos_policy_ros.model.config import CheckpointConfig
+from cosmos_policy_ros.model.files import (
+    RELEASES,
+    REQUIRED,
+    TRANSFORMER,
+    VAE,
+    Release,
+    describe_missing,
+    digest,
+)
 from cosmos_policy_ros.model.policy import CosmosPolicy
+from cosmos_policy_ros.rig.config import load_config
+from cosmos_policy_ros.rig.share import config_folder
 
 
 @pytest.fixture
@@ -26,7 +37,7 @@ def folder(tmp_path: Path, tiny_path: Path) -> Path:
 @pytest.fixture
 def trained(folder: Path, tiny: CosmosPolicy) -> Path:
     """Add weights to the copy: the random ones, shifted a little."""
-    for name, network in ((TRANSFORMER, tiny.checkpoint.transformer.core), (VAE, _vae(tiny))):
+    for name, network in ((TRANSFORMER, tiny.checkpoint.transformer), (VAE, _vae(tiny))):
         shifted = {key: value * 1.5 for key, value in network.state_dict().items()}
         save_file(shifted, folder / name)
     return folder
@@ -78,21 +89,21 @@ def test_precision_is_the_configs(trained: Path) -> None:
 
 def test_wrong_tensors_are_named(trained: Path) -> None:
     tensors = load_file(trained / TRANSFORMER)
-    tensors["net.x_embedder.proj.1.weight"] = tensors.pop("patch_embed.proj.weight")
-    tensors["proj_out.weight"] = tensors["proj_out.weight"][:8].clone()
+    tensors["patch.weight"] = tensors.pop("x_embedder.proj.1.weight")
+    tensors["final_layer.linear.weight"] = tensors["final_layer.linear.weight"][:8].clone()
     save_file(tensors, trained / TRANSFORMER)
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(trained)
     message = str(caught.value)
     assert str(trained / TRANSFORMER) in message
-    assert "1 missing: patch_embed.proj.weight" in message
-    assert "1 unknown: net.x_embedder.proj.1.weight" in message
-    assert "1 wrong shape: proj_out.weight is (8, 192), expected (256, 192)" in message
+    assert "; missing: x_embedder.proj.1.weight;" in message
+    assert "; unknown: patch.weight;" in message
+    assert "; wrong shape: final_layer.linear.weight is (8, 192), expected (256, 192)" in message
 
 
-def test_long_lists_are_cut(trained: Path) -> None:
+def test_foreign_file_is_called_so(trained: Path) -> None:
     save_file({"x": torch.zeros(1)}, trained / VAE)
-    with pytest.raises(CheckpointError, match=r"missing: \S+, \S+, \S+ and \d+ more") as caught:
+    with pytest.raises(CheckpointError, match=r"is something else.*it has x") as caught:
         load_checkpoint(trained)
     assert len(str(caught.value)) < 600
 
@@ -128,20 +139,38 @@ def test_unknown_folder_lists_what_is_needed(tmp_path: Path) -> None:
     assert "is a file" in str(describe_missing(tmp_path / "file"))
 
 
-def test_published_checkpoint_is_recognised(tmp_path: Path) -> None:
-    by_name = describe_missing("nvidia/Cosmos-Policy-ALOHA-Predict2-2B")
+def test_published_checkpoint_is_recognised_and_the_command_given(tmp_path: Path) -> None:
+    name = "nvidia/Cosmos-Policy-ALOHA-Predict2-2B"
+    by_name = describe_missing(name)
     (tmp_path / "aloha_dataset_statistics.json").touch()
-    for message in (by_name, describe_missing(tmp_path)):
+    for message, source in ((by_name, name), (describe_missing(tmp_path), tmp_path)):
         assert message is not None
         for part in (
-            "nvidia/Cosmos-Policy-ALOHA-Predict2-2B",
+            name,
             "Cosmos-Policy-ALOHA-Predict2-2B.pt",
             "aloha_dataset_statistics.json",
             "aloha_t5_embeddings.pkl",
             "tokenizer/tokenizer.pth from nvidia/Cosmos-Predict2-2B-Video2World",
-            "cannot convert it yet",
+            f"scripts/convert_checkpoint {source} ~/checkpoints/Cosmos-Policy-ALOHA-Predict2-2B",
         ):
             assert part in message
+
+
+def test_planning_release_names_where_its_other_files_are() -> None:
+    message = str(describe_missing("nvidia/Cosmos-Policy-ALOHA-Planning-Model-Predict2-2B"))
+    assert "statistics and prompts from nvidia/Cosmos-Policy-ALOHA-Predict2-2B" in message
+
+
+@pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.repository)
+def test_shipped_config_of_a_release_loads_but_is_no_checkpoint(release: Release) -> None:
+    folder = config_folder("models") / release.config
+    load_config(CheckpointConfig, folder / "config.yaml")
+    message = str(describe_missing(folder))
+    assert "lacks dataset_statistics.json, text.safetensors" in message
+    assert "only describes a published checkpoint" in message
+    assert f"scripts/convert_checkpoint nvidia/Cosmos-Policy-{release.config[:3].upper()}" in (
+        message.replace("RoboCasa", "ROBOCASA")
+    )
 
 
 @pytest.mark.parametrize(

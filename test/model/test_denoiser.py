@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
 
-from cosmos_policy_ros.model.config import Preconditioning
+from cosmos_policy_ros.model.config import Preconditioning, TransformerConfig
 from cosmos_policy_ros.model.denoiser import Denoiser, scales
 from cosmos_policy_ros.model.sampler import schedule
+from cosmos_policy_ros.model.transformer import Transformer
+from cosmos_policy_ros.model.transformer_cache import CachedTransformer
 
 TIMESTEPS = [0.98828, 0.98438, 0.97656, 0.97266, 0.96094, 0.94531, 0.92578, 0.89844, 0.85547]
 
@@ -44,8 +48,10 @@ def test_timesteps_are_rounded_to_bfloat16() -> None:
 class Spy(torch.nn.Module):
     """Keeps what the network was given and predicts sevens."""
 
-    def forward(self, latent: Tensor, timestep: Tensor, known: Tensor, text: Tensor) -> Tensor:
-        self.latent, self.timestep, self.known = latent, timestep, known
+    def forward(
+        self, latent: Tensor, timestep: Tensor, known: Tensor, text: Tensor, wanted: Sequence[int]
+    ) -> Tensor:
+        self.latent, self.timestep, self.known, self.wanted = latent, timestep, known, wanted
         return torch.full_like(latent, 7.0)
 
 
@@ -67,6 +73,45 @@ def test_known_frames(preconditioning: Preconditioning) -> None:
     assert spy.timestep[:, known].tolist() == [[0, 0], [0, 0]]
     assert spy.timestep[:, 1].tolist() == [0.98828125, 0.80078125]
     assert spy.known.tolist() == [[True, False, True]] * 2
+    assert spy.wanted == (1,), "known frames are not worth predicting"
     assert torch.equal(estimate[:, :, known], clean[:, :, known])
     generated = 7.0 if preconditioning == "x0" else 0.2 * 10 - 0.8 * 7
     torch.testing.assert_close(estimate[1, :, 1], torch.full((16, 2, 2), generated))
+
+
+@pytest.fixture(scope="module")
+def network() -> Transformer:
+    torch.manual_seed(0)
+    config = TransformerConfig(2, 2, 24, 2.0, 8, 12, (1, 2, 2), (16, 16, 16), (1.0, 3.0, 3.0))
+    return Transformer(config).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("preconditioning", ["rectified_flow", "x0"])
+def test_unwanted_frames_do_not_change_the_wanted(
+    network: Transformer, preconditioning: Preconditioning
+) -> None:
+    draw = torch.Generator().manual_seed(2)
+    clean, noisy = torch.randn(2, 2, 16, 5, 4, 4, generator=draw).unbind()
+    text = torch.randn(1, 3, 12, generator=draw)
+    known = torch.tensor([True, True, False, False, False])
+    denoiser = Denoiser(network, preconditioning, clean, known, text)
+    sigma = torch.tensor([80.0, 11.0])
+    everything, action = denoiser(noisy, sigma), denoiser(noisy, sigma, wanted=(2,))
+    torch.testing.assert_close(action[:, :, :3], everything[:, :, :3], rtol=0, atol=1e-5)
+    assert action[:, :, 3:].isnan().all() and everything.isfinite().all()
+
+
+def test_a_cached_network_estimates_the_same(network: Transformer) -> None:
+    """Also for an ensemble whose members stand at different noise levels."""
+    draw = torch.Generator().manual_seed(2)
+    clean, noisy = torch.randn(2, 3, 16, 5, 4, 4, generator=draw).unbind()
+    text = torch.zeros(512, 12)
+    text[:5] = torch.randn(5, 12, generator=draw)
+    known = torch.tensor([True, True, False, True, False])
+    cached = CachedTransformer(network)
+    fast = Denoiser(cached, "rectified_flow", clean, known, cached.read("fold shirt", text))
+    plain = Denoiser(network, "rectified_flow", clean, known, text.unsqueeze(0))
+    for sigma in (torch.tensor([80.0, 80.0, 80.0]), torch.tensor([80.0, 4.0, 17.5])):
+        estimate = fast(noisy, sigma)
+        assert estimate.shape == noisy.shape and estimate.dtype == torch.float32
+        torch.testing.assert_close(estimate, plain(noisy, sigma), rtol=0, atol=1e-5)

@@ -1,50 +1,157 @@
-"""Pins that encoding only the known frames changes nothing, and the scale of the latents."""
+"""Pins that leaving out pictures nobody needs changes no latent, and the scale of the latents."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
+from cosmos_policy_ros.model import tokenizer as module
 from cosmos_policy_ros.model.config import VaeConfig
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.model.tokenizer import Tokenizer
 
 MEAN = tuple(0.1 * i for i in range(16))
 STD = tuple(1 + 0.5 * i for i in range(16))
+SMALL = {
+    "patched": VaeConfig(8, (1, 2, 4), 1, (True, True), 2, MEAN, STD),
+    "like Wan": VaeConfig(8, (1, 2, 2, 2), 2, (False, True, True), 1, MEAN, STD),
+    "time first": VaeConfig(8, (1, 1, 2, 2), 1, (True, True, False), 1, MEAN, STD),
+}
+BLACK = 5  # pictures before the first camera's, in every layout
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tiny: CosmosPolicy) -> Tokenizer:
-    return tiny.checkpoint.tokenizer
+@pytest.fixture(scope="module", params=SMALL)
+def single(request: pytest.FixtureRequest) -> Tokenizer:
+    return made(SMALL[request.param])
 
 
-@pytest.fixture(scope="module")
-def video() -> Tensor:
-    draw = torch.Generator().manual_seed(5)
-    return torch.rand(1, 3, 41, 16, 16, generator=draw) * 2 - 1
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=str)
+def small(request: pytest.FixtureRequest, single: Tokenizer) -> Iterator[Tokenizer]:
+    yield single.to(request.param)
+    single.to(torch.float32)
+
+
+def made(config: VaeConfig) -> Tokenizer:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return Tokenizer(config).eval().requires_grad_(False)
+
+
+def film(seed: int, pictures: int = 41) -> Tensor:
+    """Return (1, 3, pictures, 16, 16) in [-1, 1] that starts black."""
+    draw = torch.Generator().manual_seed(seed)
+    video = torch.rand(1, 3, pictures, 16, 16, generator=draw) * 2 - 1
+    video[:, :, :BLACK] = -1
+    return video
+
+
+def reference(tokenizer: Tokenizer, video: Tensor) -> Tensor:
+    """Encode with diffusers' own loop, four pictures at a time."""
+    raw = tokenizer.vae.encode(video.to(tokenizer.dtype)).latent_dist.mean
+    mean, std = (torch.tensor(c, dtype=tokenizer.dtype).view(1, 16, 1, 1, 1) for c in (MEAN, STD))
+    return ((raw - mean) * (1 / std)).float()
 
 
 @torch.inference_mode()
-def test_prefix_is_bit_equal_to_the_whole(tokenizer: Tokenizer, video: Tensor) -> None:
-    whole = tokenizer.encode(video)
+def test_prefix_is_bit_equal_to_the_whole(small: Tokenizer) -> None:
+    whole = small.encode(film(5))
     assert whole.shape == (1, 16, 11, 2, 2) and whole.dtype == torch.float32
-    assert torch.equal(tokenizer.encode(video[:, :, :17]), whole[:, :, :5])
+    assert torch.equal(small.encode(film(5)[:, :, :17]), whole[:, :, :5])
 
 
 @torch.inference_mode()
-def test_decoding_is_causal_too(tokenizer: Tokenizer) -> None:
+def test_windows_of_sixteen_agree_with_diffusers_windows_of_four(single: Tokenizer) -> None:
+    whole = single.encode(film(5))
+    assert float(whole.std()) > 1e-3, "latents without content would agree with anything"
+    torch.testing.assert_close(whole, reference(single, film(5)), atol=3e-6, rtol=0)
+
+
+@torch.inference_mode()
+def test_black_start_is_encoded_once_and_changes_nothing(
+    small: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit-equal with windows of four, whose cuts the start shares; else to the last bits."""
+    small.forget()
+    for window, tolerance in ((4, 0.0), (16, 3e-6 if small.dtype == torch.float32 else 0.02)):
+        monkeypatch.setattr(module, "WINDOW", window)
+        for seed in (1, 2, 1):
+            video = film(seed, 17)
+            found = small.encode_after_black(video[:, :, BLACK:], BLACK)
+            expected = small.encode(video)
+            torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
+            assert window == 16 or torch.equal(found, reference(small, video))
+    assert len(small._black) == 1
+
+
+@torch.inference_mode()
+def test_beginning_is_not_written_to(small: Tokenizer) -> None:
+    beginning = small.begin(film(0, BLACK))
+    copies = [None if m is None else m.clone() for m in beginning.memory]
+    first = small.encode_after(beginning, film(1, 17)[:, :, BLACK:])
+    small.encode_after(beginning, film(2, 17)[:, :, BLACK:])
+    assert torch.equal(small.encode_after(beginning, film(1, 17)[:, :, BLACK:]), first)
+    for before, after in zip(copies, beginning.memory, strict=True):
+        assert before is after or (before is not None and torch.equal(before, after))
+    assert sum(m is not None for m in copies) > 5
+
+
+def test_black_start_survives_a_change_of_format_size_and_batch() -> None:
+    tokenizer = made(SMALL["patched"])
+    video = film(1, 17)
+    for dtype in (torch.float32, torch.bfloat16, torch.float32):
+        tokenizer.to(dtype)
+        for batch in (video, video.repeat(2, 1, 1, 1, 1), video.repeat(1, 1, 1, 2, 1)):
+            with torch.inference_mode():
+                found = tokenizer.encode_after_black(batch[:, :, BLACK:], BLACK)
+                expected = tokenizer.encode(batch)
+            torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
+    with torch.no_grad():
+        tokenizer.vae.encoder.conv_in.weight.mul_(2)
+    tokenizer.forget()
+    found = tokenizer.encode_after_black(video[:, :, BLACK:], BLACK)
+    torch.testing.assert_close(found, tokenizer.encode(video), atol=3e-6, rtol=0)
+
+
+@torch.inference_mode()
+def test_decoding_is_causal_too(small: Tokenizer) -> None:
     latent = torch.randn(1, 16, 4, 2, 2, generator=torch.Generator().manual_seed(6))
-    pictures = tokenizer.decode(latent)
-    assert pictures.shape == (1, 3, 13, 16, 16)
+    pictures = small.decode(latent)
+    assert pictures.shape == (1, 3, 13, 16, 16) and pictures.dtype == torch.float32
     assert float(pictures.abs().max()) <= 1
-    assert torch.equal(tokenizer.decode(latent[:, :, :2]), pictures[:, :, :5])
+    assert torch.equal(small.decode(latent[:, :, :2]), pictures[:, :, :5])
+    expected = pictures[:, :, [5, 0, 5]]
+    assert torch.equal(small.decode_first_images(latent, [2, 0, 2]), expected)
 
 
 @torch.inference_mode()
-def test_latents_are_normalised_and_come_back(tokenizer: Tokenizer, tiny: CosmosPolicy) -> None:
+def test_decoding_equals_diffusers(small: Tokenizer) -> None:
+    latent = torch.randn(1, 16, 3, 2, 2, generator=torch.Generator().manual_seed(6)) * 3
+    mean, std = (torch.tensor(c, dtype=small.dtype).view(1, 16, 1, 1, 1) for c in (MEAN, STD))
+    expected = small.vae.decode(latent.to(small.dtype) * std + mean).sample.float()
+    assert torch.equal(small.decode(latent), expected)
+
+
+@torch.inference_mode()
+def test_frames_behind_the_last_wanted_one_are_not_decoded(
+    single: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    decoder = single.vae.decoder
+    single.vae.decoder.register_forward_pre_hook(lambda *_: calls.append(1))
+    try:
+        single.decode_first_images(torch.zeros(1, 16, 11, 2, 2), [1, 3])
+    finally:
+        decoder._forward_pre_hooks.clear()
+    assert len(calls) == 4
+
+
+@torch.inference_mode()
+def test_latents_are_normalised_and_come_back(tiny: CosmosPolicy) -> None:
+    tokenizer = tiny.checkpoint.tokenizer
     config = dataclasses.replace(tiny.checkpoint.config.vae, latent_mean=MEAN, latent_std=STD)
     scaled = Tokenizer(config).eval()
     scaled.load_state_dict(tokenizer.state_dict())
@@ -56,14 +163,18 @@ def test_latents_are_normalised_and_come_back(tokenizer: Tokenizer, tiny: Cosmos
 
 
 @torch.inference_mode()
-def test_half_precision_runs_and_returns_float32(tokenizer: Tokenizer, tiny: CosmosPolicy) -> None:
-    half = Tokenizer(tiny.checkpoint.config.vae)
-    half.load_state_dict(tokenizer.state_dict())
-    half = half.bfloat16().eval()
-    video = torch.rand(1, 3, 5, 16, 16, generator=torch.Generator().manual_seed(8))
-    found = half.encode(video)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, tokenizer.encode(video), atol=0.05, rtol=0.1)
+def test_norm_rounds_like_the_released_one() -> None:
+    """All in bfloat16, whatever the version of diffusers does: x / |x| is rounded, then scaled."""
+    norm = made(SMALL["patched"]).bfloat16().vae.decoder.norm_out
+    x = torch.randn(1, 8, 2, 3, 3, generator=torch.Generator().manual_seed(1)).bfloat16() * 7
+    length = x.float().square().sum(1, keepdim=True).sqrt().bfloat16()
+    expected = (x / length) * 8**0.5 * norm.gamma
+    assert torch.equal(norm(x), expected)
+
+
+def test_broken_group_of_four_is_refused() -> None:
+    with pytest.raises(ValueError, match="6 pictures are no whole number of latent frames"):
+        made(SMALL["patched"]).encode(film(1, 7))
 
 
 def test_wan_autoencoder_has_the_released_tensors() -> None:

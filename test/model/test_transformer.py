@@ -1,17 +1,17 @@
-"""Pins our wrapper to diffusers' own forward and to the tensors of the released 2B network."""
+"""Pins our transformer to diffusers' on the same weights, and every shortcut to the long way."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import dataclasses
 
 import pytest
 import torch
-from diffusers.models.transformers import transformer_cosmos
-from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
-from torch import Tensor, nn
+from helpers.cosmos_oracle import REAL, twin_of
+from torch import Tensor
 
 from cosmos_policy_ros.model.config import TransformerConfig
 from cosmos_policy_ros.model.transformer import Transformer
+from cosmos_policy_ros.model.transformer_cache import CachedTransformer, collapse_padding
 
 SMALL = TransformerConfig(
     layers=2,
@@ -21,140 +21,274 @@ SMALL = TransformerConfig(
     adaln_rank=8,
     text_width=12,
     patch=(1, 2, 2),
-    max_size=(8, 8, 8),
+    max_size=(16, 16, 16),
     rope_scale=(1.0, 3.0, 3.0),
-    learned_position=False,
 )
-REAL = TransformerConfig(
-    layers=28,
-    heads=16,
-    head_dim=128,
-    mlp_ratio=4.0,
-    adaln_rank=256,
-    text_width=1024,
-    patch=(1, 2, 2),
-    max_size=(128, 240, 240),
-    rope_scale=(1.0, 3.0, 3.0),
-    learned_position=False,
-)
+WANTED = (2, 4)
+
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def nearest(mask: Tensor, size: list[int], interpolation: str) -> Tensor:
-    return nn.functional.interpolate(mask, size=size, mode=interpolation)
-
-
-# What diffusers calls of torchvision, for the padding mask.
-TORCHVISION = SimpleNamespace(
-    functional=SimpleNamespace(resize=nearest), InterpolationMode=SimpleNamespace(NEAREST="nearest")
-)
+def random_network(config: TransformerConfig) -> Transformer:
+    """Random norms too: ones would hide a norm that is forgotten."""
+    torch.manual_seed(0)
+    network = Transformer(config).eval().requires_grad_(False)
+    for name, parameter in network.named_parameters():
+        if name.endswith("norm.weight"):
+            parameter.uniform_(0.5, 1.5)
+    return network
 
 
 @pytest.fixture(scope="module")
 def network() -> Transformer:
-    torch.manual_seed(0)
-    return Transformer(SMALL).eval().requires_grad_(False)
+    return random_network(SMALL)
 
 
-def inputs(batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def inputs(config: TransformerConfig, batch: int = 2, grid: tuple[int, ...] = (5, 4, 4)) -> Inputs:
+    """Samples differ in noise level, mask and text."""
     draw = torch.Generator().manual_seed(3)
-    latent = torch.randn(batch, 16, 5, 4, 4, generator=draw)
-    known = torch.tensor([[True, True, False, False, True]]).expand(batch, -1)
-    timestep = torch.where(known, 0.0, torch.tensor([[0.9], [0.8]])[:batch])
-    return latent, timestep, known, torch.randn(batch, 3, 12, generator=draw)
+    latent = torch.randn(batch, 16, *grid, generator=draw)
+    known = torch.rand(batch, grid[0], generator=draw) < 0.5
+    sigmas = torch.rand(batch, 1, generator=draw)
+    text = torch.randn(batch, 3, config.text_width, generator=draw)
+    return latent, torch.where(known, 0.0, sigmas), known, text
 
 
-def diffusers_twin(network: Transformer) -> CosmosTransformer3DModel:
-    """Make the network as the public converter does: the padding mask is diffusers' own."""
-    twin = CosmosTransformer3DModel(
-        in_channels=17,
-        out_channels=16,
-        num_attention_heads=2,
-        attention_head_dim=24,
-        num_layers=2,
-        mlp_ratio=2.0,
-        text_embed_dim=12,
-        adaln_lora_dim=8,
-        max_size=(8, 8, 8),
-        patch_size=(1, 2, 2),
-        rope_scale=(1.0, 3.0, 3.0),
-        concat_padding_mask=True,
-        extra_pos_embed_type=None,
+@pytest.mark.parametrize(
+    ("changes", "batch", "grid"),
+    [
+        ({}, 1, (5, 4, 4)),
+        ({}, 3, (5, 4, 6)),
+        ({"layers": 1, "heads": 3, "head_dim": 32, "mlp_ratio": 4.0}, 2, (3, 6, 4)),
+        ({"layers": 4, "head_dim": 18, "adaln_rank": 3, "text_width": 7}, 2, (11, 2, 2)),
+        ({"patch": (1, 4, 4), "rope_scale": (2.0, 1.0, 3.0)}, 2, (4, 8, 4)),
+        ({"patch": (1, 1, 2), "head_dim": 44}, 2, (2, 3, 4)),
+    ],
+)
+def test_equals_diffusers(
+    changes: dict[str, object], batch: int, grid: tuple[int, int, int]
+) -> None:
+    network = random_network(dataclasses.replace(SMALL, **changes))  # type: ignore[arg-type]
+    oracle = twin_of(network)
+    sample = inputs(network.config, batch, grid)
+    torch.testing.assert_close(network(*sample), oracle(*sample), rtol=0, atol=1e-5)
+
+
+def test_equals_diffusers_at_the_released_width() -> None:
+    network = random_network(dataclasses.replace(REAL, layers=2))
+    oracle = twin_of(network)
+    sample = inputs(network.config, 1, (4, 4, 4))
+    found = network(*sample)
+    assert found.std() > 0.1
+    torch.testing.assert_close(found, oracle(*sample), rtol=0, atol=1e-5)
+
+
+def test_released_exponents_are_rounded() -> None:
+    """bfloat16 buffers were what NVIDIA's weights were trained with."""
+    rounded = Transformer(dataclasses.replace(REAL, layers=1, heads=1)).pos_embedder
+    assert rounded.dim_spatial_range.shape == (21,) and rounded.dim_temporal_range.shape == (22,)
+    found = rounded.dim_spatial_range[[1, 7, 14, 15]].tolist()
+    assert found == pytest.approx([0.04760742, 0.33398438, 0.66796875, 0.71484375], abs=1e-8)
+    assert rounded.periods == pytest.approx([10_000, 31_694.02, 31_694.02], abs=0.01)
+    exact = Transformer(dataclasses.replace(REAL, layers=1, heads=1)).pos_embedder
+    exact.dim_spatial_range.copy_(torch.arange(21) / 21)
+    exact.dim_temporal_range.copy_(torch.arange(22) / 22)
+    cosines, sines = (rounded((11, 14, 14)) - exact((11, 14, 14))).abs().amax(dim=(1, 2, 3, 4))
+    assert 0.005 < max(float(cosines), float(sines)) < 0.0094
+
+
+def test_buffers_survive_half_precision() -> None:
+    rotation = Transformer(SMALL).pos_embedder
+    before = rotation((2, 3, 3))
+    assert torch.equal(rotation.bfloat16()((2, 3, 3)), before)
+
+
+def test_prepared_text_and_timesteps_change_nothing(network: Transformer) -> None:
+    latent, timestep, known, text = inputs(SMALL)
+    long_way = network(latent, timestep, known, text)
+    prepared = (network.modulation(timestep), network.read(text))
+    assert torch.equal(network(latent, prepared[0], known, prepared[1]), long_way)
+
+
+def test_shared_text_and_timesteps_serve_a_batch(network: Transformer) -> None:
+    latent, timestep, known, text = inputs(SMALL)
+    one = network(latent, timestep[:1], known[:1], text[:1])
+    same = network(
+        *(x.expand(2, *x.shape[1:]) for x in (latent, timestep[:1], known[:1], text[:1]))
     )
-    twin.load_state_dict(network.core.state_dict(), strict=True)
-    return twin.eval().requires_grad_(False)
-
-
-def twin_forward(network: Transformer, epsilon: float) -> Tensor:
-    twin = diffusers_twin(network)
-    for block in twin.transformer_blocks:
-        for attention in (block.attn1, block.attn2):
-            attention.norm_q.eps = attention.norm_k.eps = epsilon
-    latent, timestep, known, text = inputs(2)
-    (prediction,) = twin(
-        hidden_states=latent,
-        timestep=timestep[:, None, :, None, None],
-        encoder_hidden_states=text,
-        condition_mask=known[:, None, :, None, None].float().expand(2, 1, 5, 4, 4),
-        padding_mask=torch.zeros(1, 1, 32, 32),
-        return_dict=False,
+    torch.testing.assert_close(one, same, rtol=0, atol=1e-6)
+    shared = (network.modulation(timestep[:1]), network.read(text[:1]))
+    torch.testing.assert_close(
+        network(latent, shared[0], known[:1], shared[1]), one, rtol=0, atol=1e-6
     )
-    return prediction
 
 
-def test_equals_diffusers_but_for_the_norm_epsilon(
+@pytest.mark.parametrize("wanted", [(2, 4), (0,), (4, 1, 3), (0, 1, 2, 3, 4)])
+def test_only_wanted_frames_come_out(network: Transformer, wanted: tuple[int, ...]) -> None:
+    sample = inputs(SMALL)
+    everything, some = network(*sample), network(*sample, wanted)
+    for frame in range(5):
+        if frame in wanted:
+            difference = (some[:, :, frame] - everything[:, :, frame]).abs().max()
+            assert difference < 1e-6
+        else:
+            assert some[:, :, frame].isnan().all(), "nobody may read what was not computed"
+
+
+def test_cached_equals_plain(network: Transformer) -> None:
+    """Samples with their own noise levels in one batch, as in an ensemble."""
+    latent, timestep, known, text = inputs(SMALL, batch=3)
+    cached = CachedTransformer(network)
+    for times in (timestep, timestep[:1].expand(3, -1), timestep.roll(1, 0)):
+        found = cached(latent, times, known, text, WANTED)
+        expected = network(latent, times, known, text, WANTED)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6, equal_nan=True)
+
+
+def test_cache_computes_each_prompt_and_timestep_once(
     network: Transformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transformer_cosmos, "transforms", TORCHVISION, raising=False)
-    found = network(*inputs(2))
-    assert torch.equal(found, twin_forward(network, epsilon=1e-6))
-    assert not torch.equal(found, twin_forward(network, epsilon=1e-5))
+    latent, timestep, known, text = inputs(SMALL)
+    cached = CachedTransformer(network)
+    memory = cached.read("fold shirt", text[0])
+    first = cached(latent, timestep, known, memory)
+    assert cached.read("put candy in bag", text[1]).keys.ne(memory.keys).any()
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(Transformer, "modulation", refuse)
+    monkeypatch.setattr(Transformer, "read", refuse)
+    assert cached.read("fold shirt", text[0]) is memory
+    assert torch.equal(cached(latent, timestep, known, memory), first)
 
 
-def test_batch_members_do_not_meet(network: Transformer) -> None:
-    latent, timestep, known, text = inputs(2)
-    together = network(latent, timestep, known, text)
-    for i in range(2):
-        row = slice(i, i + 1)
-        alone = network(latent[row], timestep[row], known[row], text[row])
-        torch.testing.assert_close(together[row], alone, rtol=0, atol=1e-5)
+def test_cache_is_bounded(network: Transformer) -> None:
+    latent, timestep, known, text = inputs(SMALL, batch=1)
+    cached = CachedTransformer(network)
+    for step in range(100):
+        cached(latent, torch.full_like(timestep, step / 100), known, text)
+        cached.read(str(step), text[0])
+    assert len(cached._modulations) == 64 and len(cached._memories) == 16
 
 
-def test_one_text_serves_a_batch_of_candidates(network: Transformer) -> None:
-    latent, timestep, known, text = inputs(2)
-    one = network(latent, timestep, known, text[:1])
-    same = network(latent, timestep, known, text[:1].expand(2, -1, -1))
-    torch.testing.assert_close(one, same, rtol=0, atol=1e-5)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)], ids=str
+)
+def test_padding_collapses_exactly(dtype: torch.dtype, tolerance: float) -> None:
+    network = random_network(SMALL).to(dtype)
+    latent, timestep, known, _ = inputs(SMALL)
+    latent = latent.to(dtype)
+    text = torch.randn(2, 512, 12, generator=torch.Generator().manual_seed(4), dtype=dtype)
+    text[0, 9:] = 0
+    text[1, 20:] = 0
+    text[1, 3] = 0  # a zero between tokens stays a token
+    short, bias = collapse_padding(text)
+    assert short.shape == (2, 32, 12) and bias is not None and bias.shape == (2, 1, 1, 32)
+    long_way = network(latent, timestep, known, text)
+    found = network(latent, timestep, known, network.read(short, bias))
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, long_way, rtol=0, atol=tolerance)
+    cut = network(latent, timestep, known, text[:, :32])
+    assert (cut - long_way).abs().max() > 1e-2, "the padding must matter for this to be a test"
+
+
+def test_collapsed_padding_keeps_its_weight_in_half_precision() -> None:
+    """A single bias rounded to bfloat16 would weigh up to 1.6 per cent too little or too much."""
+    for used in range(0, 400, 7):
+        text = torch.zeros(1, 512, 4, dtype=torch.bfloat16)
+        text[0, :used] = 1
+        short, bias = collapse_padding(text)
+        assert bias is not None and bias.dtype == torch.bfloat16
+        assert short.shape[1] % 16 == 0 and short.shape[1] < used + 20
+        assert not bias[..., :used].any()
+        weight = bias[..., used:].double().exp().sum()
+        assert float(weight) == pytest.approx(512 - used, rel=2e-6)
+
+
+@pytest.mark.parametrize("used", [0, 12, 13, 28, 29, 32])
+def test_little_padding_is_left_alone(used: int) -> None:
+    text = torch.zeros(1, 32, 4)
+    text[0, :used] = 1
+    short, bias = collapse_padding(text)
+    if used <= 12:
+        assert short.shape[1] == 16 and bias is not None
+        assert float(bias.exp().sum()) == pytest.approx(32)
+    else:
+        assert short is text and bias is None
 
 
 def test_every_input_matters(network: Transformer) -> None:
-    latent, timestep, known, text = inputs(1)
+    latent, timestep, known, text = inputs(SMALL, batch=1)
     base = network(latent, timestep, known, text)
     later = timestep.clone()
-    later[0, 2] = 0.5
+    later[0, 2] += 0.5
+    marked = known.clone()
+    marked[0, 2] ^= True
     for changed in (
         network(latent + 1, timestep, known, text),
         network(latent, later, known, text),
-        network(latent, timestep, ~known, text),
+        network(latent, timestep, marked, text),
         network(latent, timestep, known, text + 1),
     ):
         assert (changed - base).abs().max() > 1e-3
 
 
-def test_2b_network_has_the_released_tensors() -> None:
-    """On the meta device: shapes without the 4 GB."""
-    with torch.device("meta"):
-        network = Transformer(REAL)
-        prediction = network(
-            torch.empty(1, 16, 11, 28, 28),
-            torch.empty(1, 11),
-            torch.empty(1, 11, dtype=torch.bool),
-            torch.empty(1, 512, 1024),
-        )
-    shapes = {name: tuple(tensor.shape) for name, tensor in network.core.state_dict().items()}
-    assert prediction.shape == (1, 16, 11, 28, 28)
-    assert sum(p.numel() for p in network.parameters()) == 1_956_413_440
-    assert len(shapes) == 574 - 7, "all but three position buffers and four counters"
-    assert shapes["patch_embed.proj.weight"] == (2048, 72)
-    assert shapes["transformer_blocks.27.attn2.to_k.weight"] == (2048, 1024)
-    assert shapes["transformer_blocks.0.norm1.linear_2.weight"] == (6144, 256)
-    assert shapes["proj_out.weight"] == (64, 2048)
+def test_batch_members_do_not_meet(network: Transformer) -> None:
+    sample = inputs(SMALL)
+    together = network(*sample)
+    for i in range(2):
+        alone = network(*(x[i : i + 1] for x in sample))
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-6)
+
+
+def test_every_parameter_learns() -> None:
+    """Also with activation checkpointing, as the trainer runs it."""
+    network = random_network(SMALL).requires_grad_(True)
+    sample = inputs(SMALL)
+    network(*sample).square().mean().backward()
+    plain = {name: p.grad for name, p in network.named_parameters()}
+    for name, grad in plain.items():
+        assert grad is not None and grad.abs().max() > 0, name
+    assert not plain["x_embedder.proj.1.weight"][:, 68:].any(), "the padding mask is always zero"
+
+    network.zero_grad()
+    for block in network.blocks:
+        wrap(block)
+    network(*sample).square().mean().backward()
+    for name, parameter in network.named_parameters():
+        assert torch.equal(parameter.grad, plain[name]), name  # type: ignore[arg-type]
+
+
+def wrap(block: torch.nn.Module) -> None:
+    inner = block.forward
+    block.forward = lambda *given: torch.utils.checkpoint.checkpoint(  # type: ignore[method-assign]
+        inner, *given, use_reentrant=False
+    )
+
+
+def test_gradient_is_the_functions() -> None:
+    network = random_network(dataclasses.replace(SMALL, layers=1, heads=1, head_dim=18)).double()
+    latent, timestep, known, text = inputs(SMALL, 1, (2, 2, 2))
+    latent = latent.double().requires_grad_(True)
+    assert torch.autograd.gradcheck(
+        lambda x: network(x, timestep, known, text)[:, :2], (latent,), fast_mode=True
+    )
+
+
+def test_compiles_in_one_piece(network: Transformer) -> None:
+    """A graph break would keep CUDA graphs from covering the evaluation."""
+    latent, timestep, known, text = inputs(SMALL)
+    prepared = (latent, network.modulation(timestep), known, network.read(text), WANTED)
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*prepared), network(*prepared), equal_nan=True)
+
+
+def test_half_precision_returns_the_latents_format(network: Transformer) -> None:
+    half = random_network(SMALL).bfloat16()
+    assert half.dtype == torch.bfloat16
+    sample = inputs(SMALL)
+    found = half(*sample)
+    assert found.dtype == torch.float32
+    error = (found - network(*sample)).pow(2).mean().sqrt()
+    assert 0 < error < 0.02 * found.std()

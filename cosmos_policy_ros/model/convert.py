@@ -1,0 +1,224 @@
+"""Published weights into a checkpoint folder: what ``scripts/convert_checkpoint`` does.
+
+Everything is checked before it is written, and the folder appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cosmos_policy_ros import __version__
+from cosmos_policy_ros.errors import CheckpointError, ConfigError, CosmosPolicyError
+from cosmos_policy_ros.model import files, transformer_keys, vae_keys
+from cosmos_policy_ros.model.config import CheckpointConfig
+from cosmos_policy_ros.model.pickles import load_prompts
+from cosmos_policy_ros.model.sources import Parts, find_parts, hub_download, shipped_config
+from cosmos_policy_ros.model.statistics import load_statistics
+from cosmos_policy_ros.model.text import check_embeddings, load_text, save_text
+from cosmos_policy_ros.model.tokenizer import Tokenizer
+from cosmos_policy_ros.model.transformer import Transformer
+from cosmos_policy_ros.model.weights import read_weights, sha256_of, split_released
+from cosmos_policy_ros.rig.config import load_config
+
+Report = Callable[[str], None]
+
+
+def convert(parts: Parts, target: Path, source: str, force: bool, report: Report) -> str:
+    """Write a checkpoint folder.
+
+    Args:
+        parts: what it is made of; all of them.
+        target: the folder to make.
+        source: how ``provenance.json`` calls where the parts come from.
+        force: replace an existing target.
+        report: is told one line per step.
+
+    Returns:
+        The folder's digest.
+
+    Raises:
+        CheckpointError: a part is unreadable or wrong, or the target is there already or cannot be
+            written. The target is then as it was before.
+    """
+    if target.exists() and not force:
+        raise CheckpointError(f"'{target}' is there already; give another name, or --force")
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        digest = _fill(parts, partial, source, report)
+        _publish(partial, target)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"'{target}' cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return digest
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``scripts/convert_checkpoint``; returns the exit code."""
+    options = _parse(arguments)
+    try:
+        given = Parts(
+            weights=options.weights,
+            vae=options.vae,
+            statistics=options.statistics,
+            prompts=options.prompts,
+            config=shipped_config(options.config) if options.config else None,
+        )
+        target = options.target.expanduser()
+        if target.exists() and not options.force:  # before anything is downloaded
+            raise CheckpointError(f"'{target}' is there already; give another name, or --force")
+        parts = find_parts(options.source, given, hub_download)
+        digest = convert(parts, target, options.source, options.force, _print)
+    except CosmosPolicyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted: nothing was written", file=sys.stderr)
+        return 130
+    _print(f"done: {target} (digest {digest[:12]}). Use it with checkpoint:={target}")
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Turn published or fine-tuned Cosmos Policy weights into a checkpoint folder. "
+        "Nothing in the files is executed."
+    )
+    releases = ", ".join(release.repository for release in files.RELEASES)
+    parser.add_argument("source", help=f"a folder, or a Hugging Face repository: {releases}")
+    parser.add_argument("target", type=Path, help="the folder to make")
+    parser.add_argument("--force", action="store_true", help="replace the target")
+    parser.add_argument("--config", help="kind of model: a name in config/models or a YAML file")
+    parser.add_argument("--weights", type=Path, help=".pt file or distributed checkpoint's folder")
+    parser.add_argument("--vae", type=Path, help="the video autoencoder's file")
+    parser.add_argument("--statistics", type=Path, help="the JSON with the ranges")
+    parser.add_argument("--prompts", type=Path, help="the pickle with the prompt embeddings")
+    return parser.parse_args(arguments)
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
+def _fill(parts: Parts, folder: Path, source: str, report: Report) -> str:
+    """Write every file, the cheap checks first; returns the digest."""
+    weights, vae, statistics = parts.weights, parts.vae, parts.statistics
+    prompts, described = parts.prompts, parts.config
+    assert weights and vae and statistics and prompts and described
+    report(f"[1/6] config {described}")
+    config = _load_config(described)
+    shutil.copyfile(described, folder / files.CONFIG)
+    report(f"[2/6] statistics {statistics}")
+    load_statistics(statistics, config.action_dims, config.proprio_dims)
+    shutil.copyfile(statistics, folder / files.STATISTICS)
+    report(f"[3/6] prompts {prompts}")
+    _write_prompts(prompts, config, folder / files.TEXT)
+    report(f"[4/6] video autoencoder {vae}")
+    _write_vae(vae, config, folder / files.VAE)
+    report(f"[5/6] transformer {weights}")
+    ignored = _write_transformer(weights, config, folder / files.TRANSFORMER)
+    if ignored:
+        report(f"      left out {len(ignored)} tensors outside the network: {', '.join(ignored)}")
+    report("[6/6] checksums")
+    digest = files.digest(folder)
+    history = _history(parts, source, config, ignored) | {"digest_when_converted": digest}
+    (folder / files.PROVENANCE).write_text(json.dumps(history, indent=2) + "\n", encoding="utf-8")
+    return digest
+
+
+def _history(
+    parts: Parts, source: str, config: CheckpointConfig, ignored: Sequence[str]
+) -> dict[str, object]:
+    origins = {
+        files.CONFIG: parts.config,
+        files.STATISTICS: parts.statistics,
+        files.TEXT: parts.prompts,
+        files.VAE: parts.vae,
+        files.TRANSFORMER: parts.weights,
+    }
+    return {
+        "source": source,
+        "converter": f"cosmos_policy_ros {__version__}",
+        "precision": config.precision,
+        "files": {
+            name: {"from": path.name, "sha256": sha256_of(path)}
+            for name, path in origins.items()
+            if path is not None
+        },
+        "left_out": list(ignored),
+    }
+
+
+def _load_config(path: Path) -> CheckpointConfig:
+    try:
+        return load_config(CheckpointConfig, path)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _write_prompts(path: Path, config: CheckpointConfig, target: Path) -> None:
+    tokens, width = config.text_tokens, config.transformer.text_width
+    if path.suffix == ".safetensors":
+        embeddings = dict(load_text(path, tokens, width).embeddings)
+    else:
+        embeddings = load_prompts(path)
+        check_embeddings(embeddings, tokens, width, str(path))
+    save_text(target, embeddings)
+
+
+def _write_vae(path: Path, config: CheckpointConfig, target: Path) -> None:
+    with torch.device("meta"):
+        network = Tokenizer(config.vae).vae
+    vae_keys.load_weights(network, read_weights(path), config.vae.blocks, str(path))
+    _save(network.state_dict(), config, target)
+
+
+def _write_transformer(path: Path, config: CheckpointConfig, target: Path) -> tuple[str, ...]:
+    """Return the names of what the file holds besides the network."""
+    with torch.device("meta"):
+        network = Transformer(config.transformer)
+    tensors, ignored = split_released(read_weights(path))
+    transformer_keys.load_weights(network, tensors, str(path))
+    _save(network.state_dict(), config, target)
+    return ignored
+
+
+def _save(tensors: dict[str, Tensor], config: CheckpointConfig, target: Path) -> None:
+    precision = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    kept = {name: tensor.detach().to(precision).contiguous() for name, tensor in tensors.items()}
+    for name, tensor in kept.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"tensor '{name}' holds numbers that are not finite")
+    save_file(kept, target)
+    # The library makes files that nobody else on the robot may read.
+    target.chmod((target.parent / files.CONFIG).stat().st_mode)
+
+
+def _publish(partial: Path, target: Path) -> None:
+    """Put the new folder in the old one's place; the old one returns if that fails."""
+    if not target.exists():
+        partial.rename(target)
+        return
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    target.rename(old)
+    try:
+        partial.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    if old.is_dir():
+        shutil.rmtree(old)
+    else:
+        old.unlink()

@@ -1,0 +1,316 @@
+"""Pins that published weights arrive unchanged, and that a wrong file leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from helpers.published_checkpoint import (
+    WEIGHTS,
+    config_at,
+    networks,
+    prompts,
+    publish,
+    with_extra_state,
+)
+
+from cosmos_policy_ros.errors import CheckpointError
+from cosmos_policy_ros.model import convert as module
+from cosmos_policy_ros.model.checkpoint import load_checkpoint
+from cosmos_policy_ros.model.config import CheckpointConfig
+from cosmos_policy_ros.model.convert import convert, main
+from cosmos_policy_ros.model.sources import Parts, find_parts
+from cosmos_policy_ros.model.tokenizer import Tokenizer
+from cosmos_policy_ros.model.transformer import Transformer
+from cosmos_policy_ros.model.transformer_keys import our_names
+from cosmos_policy_ros.model.vae_keys import our_names as our_vae_names
+from cosmos_policy_ros.rig.config import load_config
+from cosmos_policy_ros.rig.share import config_folder
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path) -> Path:
+    folder = tmp_path_factory.mktemp("original") / "download"
+    return publish(folder, tiny_path / "dataset_statistics.json")
+
+
+@pytest.fixture
+def published(original: Path, tmp_path: Path) -> Path:
+    config_at(tmp_path)
+    return Path(shutil.copytree(original, tmp_path / "download"))
+
+
+def run(source: Path, target: Path, force: bool = False, **given: Path) -> list[str]:
+    """Convert with the small config; returns what was reported."""
+    told: list[str] = []
+    config = given.pop("config", source.parent / "small.yaml")
+    parts = find_parts(str(source), Parts(config=config, **given), no_network)
+    convert(parts, target, "a test", force, told.append)
+    return told
+
+
+def no_network(repository: str, patterns: Any) -> Path:
+    raise AssertionError(f"asked for {repository}")
+
+
+def assert_faithful(target: Path, config: Path) -> None:
+    """Compare a converted folder with what was published, number by number."""
+    checkpoint = load_checkpoint(target)
+    net, vae = networks(config)
+    assert not checkpoint.random_weights
+    assert checkpoint.transformer.dtype == checkpoint.tokenizer.dtype == torch.bfloat16
+    pairs: tuple[tuple[Any, dict[str, torch.Tensor]], ...] = (
+        (checkpoint.transformer, our_names(net)),
+        (checkpoint.tokenizer.vae, our_vae_names(vae, checkpoint.tokenizer.vae.state_dict(), 2)),
+    )
+    for network, expected in pairs:
+        state = network.state_dict()
+        assert state.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(state[name], tensor.bfloat16()), name
+    for prompt, embedding in prompts().items():
+        assert torch.equal(checkpoint.text.embedding(prompt), embedding[0])
+
+
+def test_published_folder(published: Path, tmp_path: Path) -> None:
+    target = tmp_path / "made" / "here"
+    told = run(published, target)
+    assert_faithful(target, tmp_path / "small.yaml")
+    assert [line.split()[0] for line in told] == [f"[{i}/6]" for i in range(1, 7)]
+    assert {p.name for p in target.iterdir()} == {
+        "config.yaml",
+        "dataset_statistics.json",
+        "text.safetensors",
+        "transformer.safetensors",
+        "vae.safetensors",
+        "provenance.json",
+    }
+    plain = tmp_path / "plain"
+    plain.touch()
+    for file in target.iterdir():
+        assert file.stat().st_mode == plain.stat().st_mode, f"{file.name} is not for everyone"
+
+
+def test_provenance_names_the_sources(published: Path, tmp_path: Path) -> None:
+    run(published, tmp_path / "target")
+    history = json.loads((tmp_path / "target" / "provenance.json").read_text())
+    assert history["source"] == "a test"
+    assert history["digest_when_converted"] == load_checkpoint(tmp_path / "target").digest
+    made = history["files"]["transformer.safetensors"]
+    digest = subprocess.run(
+        ["sha256sum", published / WEIGHTS], capture_output=True, text=True, check=True
+    ).stdout.split()[0]
+    assert made == {"from": WEIGHTS, "sha256": digest}
+    assert str(tmp_path) not in json.dumps(history)
+
+
+def test_distributed_checkpoint(published: Path, tmp_path: Path) -> None:
+    """As a fine-tuning leaves it: float32 master weights in ``model/``."""
+    net, _ = networks(tmp_path / "small.yaml")
+    saved = {name: t.float() for name, t in net.items()}
+    state = {k: v for k, v in with_extra_state(saved).items() if v is not None}
+    dcp.save(state, checkpoint_id=published / "model", no_dist=True)
+    (published / WEIGHTS).unlink()
+    run(published, tmp_path / "target")
+    assert_faithful(tmp_path / "target", tmp_path / "small.yaml")
+    run(published / "model", tmp_path / "direct", config=tmp_path / "small.yaml")
+    assert_faithful(tmp_path / "direct", tmp_path / "small.yaml")
+
+
+def test_tensors_outside_the_network_are_left_out_and_told(published: Path, tmp_path: Path) -> None:
+    net, _ = networks(tmp_path / "small.yaml")
+    torch.save({**net, "logvar.weight": torch.ones(1)}, published / WEIGHTS)
+    told = run(published, tmp_path / "target")
+    assert any("left out 1 tensors outside the network: logvar.weight" in line for line in told)
+    assert_faithful(tmp_path / "target", tmp_path / "small.yaml")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def rename_a_tensor(path: Path) -> None:
+    tensors = torch.load(path, weights_only=False)
+    for block in (0, 1):
+        tensors[f"net.blocks.{block}.mlp.w"] = tensors.pop(f"net.blocks.{block}.mlp.layer1.weight")
+    tensors["net.final_layer.linear.weight"] = torch.zeros(2, 2)
+    torch.save(tensors, path)
+
+
+def spoil_a_number(path: Path) -> None:
+    tensors = torch.load(path, weights_only=False)
+    tensors["net.final_layer.linear.weight"][3, 3] = torch.nan
+    torch.save(tensors, path)
+
+
+class Bomb:
+    def __reduce__(self) -> Any:
+        return (os.system, ("touch sprung",))
+
+
+@pytest.mark.parametrize(
+    ("file", "spoil", "message"),
+    [
+        (WEIGHTS, cut, r"\.pt: cannot be read as weights .*cut short"),
+        (WEIGHTS, lambda p: p.write_bytes(b""), r"\.pt: cannot be read as weights"),
+        (WEIGHTS, lambda p: p.write_text("version https://git-lfs.github"), "git lfs pull"),
+        (WEIGHTS, lambda p: torch.save({"a": Bomb()}, p), "asks for 'posix.system'"),
+        (WEIGHTS, lambda p: torch.save([1], p), "holds no named tensors but list"),
+        (WEIGHTS, lambda p: torch.save({"model": {}}, p), "'model' is no tensor but dict"),
+        (
+            WEIGHTS,
+            rename_a_tensor,
+            r"missing: blocks\.\{0-1\}\.mlp\.layer1\.weight; "
+            r"unknown: blocks\.\{0-1\}\.mlp\.w; "
+            r"wrong shape: final_layer\.linear\.weight is \(2, 2\), expected \(64, 64\)",
+        ),
+        (WEIGHTS, spoil_a_number, "'final_layer.linear.weight' holds numbers that are not finite"),
+        ("tokenizer.pth", cut, r"tokenizer\.pth: cannot be read as weights"),
+        ("tokenizer.pth", lambda p: torch.save({"a": torch.ones(1)}, p), "is something else"),
+        ("aloha_t5_embeddings.pkl", cut, r"\.pkl: cannot be read"),
+        ("aloha_dataset_statistics.json", lambda p: p.write_text("{}"), "'actions_min' is missing"),
+        ("../small.yaml", lambda p: p.write_text("layout: aloha"), "key 'image_size' is missing"),
+        (
+            "../small.yaml",
+            lambda p: p.write_text(p.read_text().replace("text_width: 16", "text_width: 8")),
+            r"'fold shirt' has shape \(32, 16\)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("force", [False, True])
+def test_wrong_file_is_one_error_and_the_target_is_untouched(
+    published: Path,
+    tmp_path: Path,
+    file: str,
+    spoil: Callable[[Path], object],
+    message: str,
+    force: bool,
+) -> None:
+    target = tmp_path / "target"
+    if force:
+        target.mkdir()
+        (target / "precious").write_text("kept")
+    spoil(published / file)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(CheckpointError, match=message):
+        run(published, target, force)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not Path("sprung").exists()
+
+
+def test_cut_distributed_checkpoint_is_one_error(published: Path, tmp_path: Path) -> None:
+    net, _ = networks(tmp_path / "small.yaml")
+    dcp.save(net, checkpoint_id=published / "model", no_dist=True)
+    (published / WEIGHTS).unlink()
+    (shard,) = (published / "model").glob("*.distcp")
+    shard.write_bytes(shard.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match=r"model: cannot be read as a distributed checkpoint"):
+        run(published, tmp_path / "target")
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=r"model: cannot be read as a distributed checkpoint"):
+        run(published, tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+
+
+def test_existing_target_is_replaced_only_by_force(published: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "old").touch()
+    with pytest.raises(CheckpointError, match="is there already; give another name, or --force"):
+        run(published, target)
+    assert (target / "old").exists()
+    run(published, target, force=True)
+    assert not (target / "old").exists()
+    assert_faithful(target, tmp_path / "small.yaml")
+    assert {p.name for p in tmp_path.iterdir()} == {"download", "small.yaml", "target"}
+
+
+def test_full_disk_is_one_error(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "save_file", full)
+    with pytest.raises(CheckpointError, match=r"cannot be written: .*No space left"):
+        run(published, tmp_path / "target")
+    assert {p.name for p in tmp_path.iterdir()} == {"download", "small.yaml"}
+
+
+def test_command(published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "target"
+    words = [str(published), str(target), "--config", str(tmp_path / "small.yaml")]
+    assert main(words) == 0
+    assert f"done: {target}" in capsys.readouterr().out
+    assert main(words) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_script_ends_without_a_traceback(tmp_path: Path) -> None:
+    tmp_path.joinpath("empty").mkdir()
+    result = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "convert_checkpoint", tmp_path / "empty", "x"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ") and "Traceback" not in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_full_size_names_and_shapes() -> None:
+    """Every tensor of the released files, written down from their documentation, no network."""
+    config = load_config(CheckpointConfig, config_folder("models") / "aloha_2b" / "config.yaml")
+    with torch.device("meta"):
+        network, vae = Transformer(config.transformer), Tokenizer(config.vae).vae
+    released = released_shapes()
+    assert len(released) == 574
+    ours = our_names(released)
+    assert ours == {name: tuple(t.shape) for name, t in network.state_dict().items()}
+    assert sum(p.numel() for p in network.parameters()) == 1_956_413_440
+    assert sum(p.numel() for p in vae.parameters()) == 126_892_531
+
+
+def released_shapes() -> dict[str, tuple[int, ...]]:
+    width, mlp, rank, text = 2048, 8192, 256, 1024
+    shapes: dict[str, tuple[int, ...]] = {
+        "x_embedder.proj.1.weight": (width, 72),
+        "pos_embedder.seq": (128,),
+        "pos_embedder.dim_spatial_range": (21,),
+        "pos_embedder.dim_temporal_range": (22,),
+        "t_embedder.1.linear_1.weight": (width, width),
+        "t_embedder.1.linear_2.weight": (3 * width, width),
+        "t_embedding_norm.weight": (width,),
+        "final_layer.linear.weight": (64, width),
+        "final_layer.adaln_modulation.1.weight": (rank, width),
+        "final_layer.adaln_modulation.2.weight": (2 * width, rank),
+    }
+    for name in ("video_sample_counter", "image_sample_counter", "iteration", "train_in_hours"):
+        shapes[f"accum_{name}"] = ()
+    for block in (f"blocks.{i}" for i in range(28)):
+        for attention, source in (("self_attn", width), ("cross_attn", text)):
+            shapes[f"{block}.{attention}.q_proj.weight"] = (width, width)
+            shapes[f"{block}.{attention}.k_proj.weight"] = (width, source)
+            shapes[f"{block}.{attention}.v_proj.weight"] = (width, source)
+            shapes[f"{block}.{attention}.output_proj.weight"] = (width, width)
+            shapes[f"{block}.{attention}.q_norm.weight"] = (128,)
+            shapes[f"{block}.{attention}.k_norm.weight"] = (128,)
+        shapes[f"{block}.mlp.layer1.weight"] = (mlp, width)
+        shapes[f"{block}.mlp.layer2.weight"] = (width, mlp)
+        for part in ("self_attn", "cross_attn", "mlp"):
+            shapes[f"{block}.adaln_modulation_{part}.1.weight"] = (rank, width)
+            shapes[f"{block}.adaln_modulation_{part}.2.weight"] = (3 * width, rank)
+    return {f"net.{name}": shape for name, shape in shapes.items()}

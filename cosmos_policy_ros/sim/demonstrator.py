@@ -26,6 +26,9 @@ CHUNK_ROWS = 50
 DT = 0.04
 """Rows per chunk and seconds between them, as of the released ALOHA checkpoint."""
 
+SERVO_LAG = 0.15
+"""How far [rad] the arms may stand off the last row and still count as having got there."""
+
 _GRIPPERS = [6, 13]
 
 
@@ -51,7 +54,8 @@ class Demonstrator:
 
     The whole episode is planned at query 0; later queries return the next rows of that plan, and
     the last row for ever after its end. Nothing depends on when the queries come, so the arms may
-    rest between chunks for as long as they like.
+    rest between chunks for as long as they like; after a chunk that was braked on its way, the
+    next one goes on from where the arms stand.
     """
 
     def __init__(self, *, grippers: GripperConstants | None = None, jitter: float = 1.0) -> None:
@@ -66,6 +70,7 @@ class Demonstrator:
         self._jitter = jitter
         self._sight = PrimarySight()
         self._plan: NDArray[np.float64] | None = None
+        self._next = 0
         self._reason = ""
 
     @property
@@ -90,7 +95,8 @@ class Demonstrator:
                 f"the demonstrator has no plan for query {query.index}; start the run anew, it "
                 "plans at query 0"
             )
-        first = query.index * CHUNK_ROWS
+        first = self._resume(self._plan, query)
+        self._next = first + CHUNK_ROWS
         rows = np.minimum(np.arange(first, first + CHUNK_ROWS), len(self._plan) - 1)
         return Decision(
             positions=self._plan[rows],
@@ -101,6 +107,18 @@ class Demonstrator:
             engine="demonstrator",
             phases=phases,
         )
+
+    def _resume(self, plan: NDArray[np.float64], query: Query) -> int:
+        """Return the row to go on from: the next one or, after a brake, where the arms stand."""
+        if query.index == 0:
+            return 0
+        last = min(self._next, len(plan)) - 1
+        begin = max(0, last + 1 - CHUNK_ROWS)
+        off = np.delete(plan[begin : last + 1] - query.observation.state, _GRIPPERS, axis=1)
+        distances = np.abs(off).max(axis=1)
+        if distances[-1] <= SERVO_LAG:
+            return self._next
+        return begin + int(np.argmin(distances)) + 1
 
     def _make_plan(self, query: Query) -> NDArray[np.float64]:
         if query.task not in SCRIPTS:

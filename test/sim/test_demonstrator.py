@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from sim.sim_loop import SPEC, episode, observe
 
 from cosmos_policy_ros.errors import ObservationError
@@ -23,6 +24,10 @@ def settled(task: str, seed: int) -> SimRig:
     rig = SimRig(task, seed)
     rig.advance(0.2)
     return rig
+
+
+def at(query: Query, state: NDArray[np.float64]) -> Query:
+    return replace(query, observation=replace(query.observation, state=state))
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +58,13 @@ def test_a_rest_between_chunks_does_no_harm() -> None:
 def test_chunks_start_at_the_state_keep_the_speed_and_end_in_a_hold(query: Query) -> None:
     policy = Demonstrator()
     chunks = []
+    asked = query
     for index in range(9):
-        decision = policy.decide(replace(query, index=index))
+        decision = policy.decide(replace(asked, index=index))
         assert decision.positions.shape == (50, 14)
         assert (decision.dt, decision.engine) == (0.04, "demonstrator")
         chunks.append(decision.positions)
+        asked = at(query, decision.positions[-1])
     rows = np.vstack(chunks)
     arms = [*range(6), *range(7, 13)]
     assert np.abs(rows[0] - query.observation.state)[arms].max() < 0.01
@@ -68,6 +75,21 @@ def test_chunks_start_at_the_state_keep_the_speed_and_end_in_a_hold(query: Query
     assert (rows <= SPEC.upper).all()
     assert len(np.unique(chunks[-1], axis=0)) == 1
     assert len(np.unique(chunks[-2], axis=0)) == 1  # at most 7 chunks: 14 s
+
+
+@pytest.mark.parametrize("braked_at", [10, 30, 45])
+def test_after_a_brake_it_goes_on_from_where_the_arms_stand(query: Query, braked_at: int) -> None:
+    """A stalled machine once braked a chunk, and the next one began at that chunk's end."""
+    policy = Demonstrator(jitter=0.0)
+    first = policy.decide(query).positions
+    after = policy.decide(replace(at(query, first[braked_at]), index=1)).positions
+    undisturbed = Demonstrator(jitter=0.0)
+    undisturbed.decide(query)
+    second = undisturbed.decide(replace(at(query, first[-1]), index=1)).positions
+    plan = np.vstack([first, second])
+    resumed = int(np.flatnonzero((plan == after[0]).all(axis=1))[0])
+    assert abs(resumed - braked_at - 1) <= 3
+    np.testing.assert_array_equal(after[:40], plan[resumed : resumed + 40])
 
 
 def test_the_seed_varies_the_demonstration_and_repeats_it(query: Query) -> None:

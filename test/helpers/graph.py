@@ -20,7 +20,6 @@ from rclpy.parameter import Parameter
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile
 from rclpy.serialization import deserialize_message
 from rosbags.rosbag2 import Reader
-from sensor_msgs.msg import JointState
 
 from cosmos_policy_ros.nodes import processes, shell
 from cosmos_policy_ros.nodes.client import RECORDER_NODE, GraphClient
@@ -31,7 +30,9 @@ from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 from cosmos_policy_ros.rollouts.topics import POLICY_NODE, SIM_RIG_NODE, episode_topics
 
 CHUNK = 50  # periods
+SLICE = 10  # periods
 POLICY_STATE, DECISION, VERDICT = (f"/{POLICY_NODE}/{t}" for t in ("state", "decision", "verdict"))
+RIG_STATE = f"/{SIM_RIG_NODE}/state"
 STUB_POLICY_NODE = Path(__file__).with_name("stub_policy_node.py")
 # More than a test publishes on any topic.
 DEPTH = 5000
@@ -57,6 +58,7 @@ class Wire:
     def __init__(self, node: Any, rig: RigSpec) -> None:
         self.types: dict[str, Any] = {}
         self.cdr: Cdr = {}
+        self._forgotten: dict[str, bytes] = {}
         for topic in episode_topics(rig):
             package, _, kind = topic.msgtype.split("/")
             qos = QoSProfile(depth=DEPTH)
@@ -69,8 +71,16 @@ class Wire:
 
     def forget(self) -> None:
         """Start afresh."""
-        for messages in self.cdr.values():
+        for topic, messages in self.cdr.items():
+            if messages:
+                self._forgotten[topic] = messages[-1]
             messages.clear()
+
+    def newest(self, topic: str) -> Any:
+        """Return a topic's newest message, a forgotten one if need be, or None."""
+        messages = self.cdr[topic]
+        cdr = messages[-1] if messages else self._forgotten.get(topic)
+        return None if cdr is None else deserialize_message(cdr, self.types[topic])
 
     def read(self, topic: str) -> list[Any]:
         """Return a topic's messages."""
@@ -112,6 +122,7 @@ class Graph:
             self.client.policy_ready(PATIENCE)
             found = self.client.node.count_publishers
             self.wait(lambda: all(map(found, self.wire.types)), "a publisher of every topic")
+            self._until_idle()
             # Its clock is the rig's, so it has found the rig.
             self.wait(lambda: self._diagnosis.header.stamp.sec, "the policy node to find the rig")
         except BaseException:
@@ -157,15 +168,23 @@ class Graph:
     # ---------------------------------------------------------------- the rig
 
     def step(self, periods: int) -> Any:
-        """Step and wait until the wire has both arms' newest states; return the rig's time."""
+        """Step, and wait until the wire has the rig's newest states; return the rig's time.
+
+        In slices, since a rig that runs ahead of a busy machine makes everything look late.
+        """
+        for first in range(0, periods, SLICE):
+            stamp = self._step(min(SLICE, periods - first))
+        return stamp
+
+    def _step(self, periods: int) -> Any:
         stamp = self.client.step(periods).header.stamp
+        topics = [RIG_STATE, *(f"/{arm.joint_states}" for arm in self.rig.arms.values())]
 
-        def newest(topic: str) -> Any:
-            messages = self.wire.cdr[topic]
-            return deserialize_message(messages[-1], JointState).header.stamp if messages else None
+        def seen() -> bool:
+            newest = [self.wire.newest(topic) for topic in topics]
+            return all(message is not None and message.header.stamp == stamp for message in newest)
 
-        topics = [f"/{arm.joint_states}" for arm in self.rig.arms.values()]
-        self.wait(lambda: all(newest(t) == stamp for t in topics), "the arms' newest states")
+        self.wait(seen, "the rig's newest states")
         return stamp
 
     def settle(self) -> None:
@@ -194,12 +213,22 @@ class Graph:
         """Bring everything back to how it was after the start, whatever a failed test left."""
         self.client.stop()
         self.client.stop_episode()
+        self._until_idle()
         self.set_faults()
         assert self.client.reset_rig("", 0).success
         self.settle()
         self.wire.forget()
 
     # ---------------------------------------------------------------- the policy
+
+    def _until_idle(self) -> None:
+        """Wait until the wire has the state that no other follows by itself."""
+
+        def idle() -> bool:
+            state = self.wire.newest(POLICY_STATE)
+            return state is not None and state.phase == "ready" and not state.armed
+
+        self.wait(idle, "the policy node to be ready and disarmed")
 
     def run_chunks(self, chunks: int, **goal: Any) -> Any:
         """Run so many chunks to their ends; return the action's result."""

@@ -13,7 +13,17 @@ import numpy as np
 import pytest
 import yaml
 from cosmos_policy_ros.msg import Score
-from helpers.graph import CHUNK, DECISION, POLICY_STATE, VERDICT, Cdr, Graph, Recorded, read_bag
+from helpers.graph import (
+    CHUNK,
+    DECISION,
+    POLICY_STATE,
+    RIG_STATE,
+    VERDICT,
+    Cdr,
+    Graph,
+    Recorded,
+    read_bag,
+)
 from mcap.reader import make_reader
 from rclpy.serialization import deserialize_message
 
@@ -157,7 +167,7 @@ def test_everything_published_while_recording_is_in_the_bag_byte_for_byte(trial:
         assert counts[f"/{arm.trajectory}"] == CHUNKS
     assert counts[DECISION] == counts[VERDICT] == CHUNKS
     assert counts[POLICY_STATE] > 3 * CHUNKS
-    assert counts["/sim_rig_node/state"] == periods + 2 * CHUNKS
+    assert counts[RIG_STATE] == periods + 2 * CHUNKS
     trial.episode.check_complete()
 
 

@@ -121,9 +121,9 @@ def test_a_short_burst_of_failed_reads_does_not_even_brake(graph: Graph) -> None
         graph.until_executing(1)
         graph.step(10)
         graph.set_faults("joints_minus_pi:left")
-        graph.step(8)
+        graph.step(4)
         graph.set_faults()
-        graph.step(CHUNK - 18)
+        graph.step(CHUNK - 14)
         assert graph.client.finish_run(handle, PATIENCE).success
     assert [len(arm) for arm in graph.sent()] == [1, 1]
     episode.check_complete()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import rclpy
 from builtin_interfaces.msg import Time
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
@@ -27,6 +29,7 @@ except ImportError:  # Humble
     from rclpy.qos_event import PublisherEventCallbacks
 
 NS = 1_000_000_000
+FAREWELL = 1.0  # wall s for readers to take what an ending node has published, a brake above all
 # State topics: whoever joins late still learns how things stand.
 LATCHED = QoSProfile(
     depth=1,
@@ -128,7 +131,7 @@ def main(make_node: Callable[[], Any]) -> None:
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     signal.signal(signal.SIGINT, end)
     signal.signal(signal.SIGTERM, end)
-    node = None
+    node = executor = None
     try:
         node = make_node()
         executor = SingleThreadedExecutor()
@@ -141,5 +144,17 @@ def main(make_node: Callable[[], Any]) -> None:
     finally:
         if node is not None:
             node.close()
+            _until_received(node)
+        if executor is not None:
+            executor.shutdown()  # left to the garbage collector it may complain of a dead context
+        if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()
+
+
+def _until_received(node: Node) -> None:
+    """Wait until every reader has what was published: it lies in memory that ends with us."""
+    deadline = time.monotonic() + FAREWELL
+    for publisher in node.publishers:
+        left = max(0.0, deadline - time.monotonic())
+        publisher.wait_for_all_acked(Duration(seconds=left))

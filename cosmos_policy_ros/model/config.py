@@ -177,6 +177,13 @@ class CheckpointConfig:
         side = self.image_size // SPACE
         return (LATENT_CHANNELS, side, side)
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of one sample: 2156 for ALOHA and RoboCasa, 1764 for LIBERO."""
+        _, height, width = self.frame_shape
+        _, high, wide = self.transformer.patch
+        return LAYOUTS[self.layout].count * (height // high) * (width // wide)
+
 
 def _at_least_one(name: str, value: int) -> None:
     if value < 1:

@@ -52,46 +52,59 @@ class Denoiser:
         network: the transformer, cached or not.
         preconditioning: what its output means.
         clean: (B, 16, T, H, W) float32; only its known frames are ever read.
-        known: (T,) bool, the mask of the mode.
+        known: per frame, whether it is known: the mask of the mode.
         text: (B, L, D) prompt embedding, or what the network's ``read`` made of it.
     """
 
     network: Transformer | CachedTransformer
     preconditioning: Preconditioning
     clean: Tensor
-    known: Tensor
+    known: tuple[bool, ...]
     text: Tensor | Memory
 
     @cached_property
     def generated(self) -> tuple[int, ...]:
         """The frames that are not known."""
-        return tuple(frame for frame, known in enumerate(self.known.tolist()) if not known)
+        return tuple(frame for frame, known in enumerate(self.known) if not known)
 
-    def __call__(self, noisy: Tensor, sigma: Tensor, wanted: Sequence[int] | None = None) -> Tensor:
+    def __call__(
+        self,
+        noisy: Tensor,
+        sigma: Tensor,
+        samples: Sequence[int],
+        wanted: Sequence[int] | None = None,
+    ) -> Tensor:
         """Estimate the clean latent.
 
         Args:
-            noisy: (B, 16, T, H, W) float32.
-            sigma: (B,) float32 noise level of each sample.
+            noisy: (B', 16, T, H, W) float32.
+            sigma: (B',) float32 noise level of each sample. On the CPU, like everything that the
+                network's cache looks up, whatever the device: reading back would wait for it.
+            samples: which of the query's B samples these are.
             wanted: the generated frames that will be read, all by default. The last evaluation of
                 a query can leave out futures that nobody looks at.
 
         Returns:
-            (B, 16, T, H, W) float32; known frames equal ``clean``, unwanted ones are NaN.
+            (B', 16, T, H, W) float32; known frames equal ``clean``, unwanted ones are NaN.
         """
         factors = scales(self.preconditioning, sigma)
-        known = self.known.view(1, 1, -1, 1, 1)
-        batched = self.known.expand(noisy.shape[0], -1)
+        batched = torch.tensor(self.known).expand(len(samples), -1)
+        known = torch.tensor(self.known, device=noisy.device).view(1, 1, -1, 1, 1)
+        clean = self._clean_of(samples)
+        into, skip, out = (
+            factor.to(noisy.device).view(-1, 1, 1, 1, 1)
+            for factor in (factors.into, factors.skip, factors.out)
+        )
         prediction = self.network(
-            torch.where(known, self.clean, _per_sample(factors.into) * noisy),
+            torch.where(known, clean, into * noisy),
             torch.where(batched, 0.0, factors.timestep[:, None]),
             batched,
             self.text,
             self.generated if wanted is None else wanted,
         )
-        estimate = _per_sample(factors.skip) * noisy + _per_sample(factors.out) * prediction
-        return torch.where(known, self.clean, estimate)
+        return torch.where(known, clean, skip * noisy + out * prediction)
 
-
-def _per_sample(factor: Tensor) -> Tensor:
-    return factor.view(-1, 1, 1, 1, 1)
+    def _clean_of(self, samples: Sequence[int]) -> Tensor:
+        if len(self.clean) == len(samples):
+            return self.clean
+        return torch.stack([self.clean[i] for i in samples])

@@ -71,6 +71,12 @@ def to_model(images: Picture, dtype: torch.dtype) -> Tensor:
     return video.div(127.5).sub(1)
 
 
+def from_model(video: Tensor) -> Picture:
+    """Map (1, 3, N, H, W) in [-1, 1] to (N, H, W, 3) uint8; truncated, not rounded."""
+    levels = ((video[0] + 1) * 127.5).clamp(0, 255).to(torch.uint8)
+    return np.ascontiguousarray(levels.permute(1, 2, 3, 0).cpu().numpy())
+
+
 def _bicubic(image: Picture, size: int) -> Picture:
     if image.shape[:2] == (size, size):
         return image

@@ -8,12 +8,13 @@ Policy paper, section on latent injection; frame tables of the three released ch
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from cosmos_policy_ros.errors import CheckpointError
 from cosmos_policy_ros.rig.config import did_you_mean
 
-Mode = Literal["policy", "world_model", "value_sas", "value_s", "value_q"]
+ValueMode = Literal["value_sas", "value_s", "value_q"]
+Mode = Literal["policy", "world_model"] | ValueMode
 
 IMAGES_PER_FRAME = 4
 FUTURE = "future_"
@@ -78,7 +79,7 @@ class Layout:
             "value_q": (*self.state, "action"),
         }
         if mode not in known:
-            raise ValueError(f"mode '{mode}' is not one of {get_args(Mode)}")
+            raise ValueError(f"mode '{mode}' is not one of {', '.join(known)}")
         return tuple(name == "blank" or name in known[mode] for name in self.frames)
 
 

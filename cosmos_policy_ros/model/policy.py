@@ -1,11 +1,15 @@
-"""The Cosmos policy: one observation in, one chunk of actions and its value out."""
+"""The Cosmos policy: one network as policy, world model and value function.
+
+The three differ in nothing but which latent frames are known and which are generated (Cosmos Policy
+paper, joint training; layout.Layout.mask). Each is asked about many candidates at once.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,31 +19,48 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cosmos_policy_ros.errors import ConfigError
+from cosmos_policy_ros.model import images
 from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint
 from cosmos_policy_ros.model.denoiser import Denoiser
+from cosmos_policy_ros.model.images import Picture
 from cosmos_policy_ros.model.injection import extract, extract_value
-from cosmos_policy_ros.model.sampler import count_evaluations, initial_noise, sample, schedule
-from cosmos_policy_ros.model.sequence import encode_known, inject_proprio, prepare_pictures
-from cosmos_policy_ros.model.transformer import Memory
+from cosmos_policy_ros.model.layout import FUTURE, Mode, ValueMode
+from cosmos_policy_ros.model.sampler import (
+    Draw,
+    count_evaluations,
+    initial_noise,
+    sample,
+    schedule,
+)
+from cosmos_policy_ros.model.sequence import (
+    Scene,
+    encode_known,
+    inject_proprio,
+    prepare_pictures,
+    restore_placeholders,
+)
 from cosmos_policy_ros.model.transformer_cache import CachedTransformer
 from cosmos_policy_ros.rig.decision import Candidate, Decision, EngineInfo, Query
+from cosmos_policy_ros.rig.observation import Observation
 
 ENGINE = "cosmos"
 RANDOM_WEIGHTS = "random weights, nothing was learned; "
+# Of one evaluation of the network: 15 samples of the 2B network, beyond which a GPU gains nothing
+# and the activations (1 GB) grow.
+TOKENS_AT_ONCE = 32_768
 
 
 class CosmosPolicy:
-    """Answers queries in policy mode: action, future and value are denoised together.
+    """Proposes chunks, imagines what follows and appraises it; answers queries in policy mode.
 
-    Not re-entrant; one instance serves one thread.
+    Latents are (B, 16, T, h, w) float32, one sample per :class:`Draw`; frames that nobody asked for
+    are NaN in them. Not re-entrant; one instance serves one thread.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
         self.checkpoint = checkpoint
-        self._device = device
+        self._device = torch.device(device)
         self._network = CachedTransformer(checkpoint.transformer)
-        self._known = torch.tensor(checkpoint.layout.mask("policy"), device=device)
-        self._sigmas = schedule(checkpoint.config.denoising_steps, checkpoint.config.numerics)
 
     @classmethod
     def load(cls, path: str | Path, threads: int = 1, device: str = "cpu") -> CosmosPolicy:
@@ -83,22 +104,18 @@ class CosmosPolicy:
             CheckpointError: the checkpoint does not know the prompt.
             ObservationError: a picture or the state is missing or unusable.
         """
-        clock = _Phases()
-        with torch.inference_mode():
-            with clock.phase("preprocess"):
-                embedding = self.checkpoint.text.embedding(query.prompt).to(self._device)
-                text = self._network.read(query.prompt, embedding)
-                pictures = prepare_pictures(query.observation, self.checkpoint)
-            with clock.phase("encode"):
-                known = int(self._known.sum())
-                clean = encode_known(self.checkpoint, pictures, known, self._device)
-                inject_proprio(self.checkpoint, clean, query.observation)
-            with clock.phase("denoise"):
-                latent = self._denoise(clean, text, query.seed)
-            with clock.phase("extract"):
-                positions, value = self._read(latent)
-        note = RANDOM_WEIGHTS if self.checkpoint.random_weights else ""
+        clock = _Phases(self._device)
         config = self.checkpoint.config
+        with clock.phase("preprocess"):
+            pictures = prepare_pictures(query.observation, self.checkpoint)
+        with clock.phase("encode"):
+            scene = self._encode(query.prompt, pictures, query.observation)
+        with clock.phase("denoise"):
+            latents = self.propose(scene, [Draw(query.seed, config.denoising_steps)])
+        with clock.phase("extract"):
+            (positions,) = self.chunks(latents)
+            (value,) = self.values(latents)
+        note = RANDOM_WEIGHTS if self.checkpoint.random_weights else ""
         return Decision(
             positions=positions,
             dt=config.dt,
@@ -111,38 +128,163 @@ class CosmosPolicy:
             phases=clock.seconds,
         )
 
-    def _denoise(self, clean: Tensor, text: Memory, seed: int) -> Tensor:
-        """Return the clean latent (1, 16, T, H, W) float32, its action and value frames only."""
+    def look(self, prompt: str, observation: Observation) -> Scene:
+        """Encode what there is to see and feel, once for all the questions about it.
+
+        Raises:
+            CheckpointError: the checkpoint does not know the prompt.
+            ObservationError: a picture or the state is missing or unusable.
+        """
+        return self._encode(prompt, prepare_pictures(observation, self.checkpoint), observation)
+
+    def propose(self, scene: Scene, draws: Sequence[Draw], futures: bool = False) -> Tensor:
+        """Ask the policy: action, future and value are denoised together from the current state.
+
+        Args:
+            scene: the current state.
+            draws: one per proposal.
+            futures: whether the imagined future state will be read too. Leaving it out spares a
+                part of the last evaluation and changes nothing else.
+
+        Returns:
+            Latents with the state, the action and the value, and with the future if it was asked
+            for.
+        """
+        read = ("action", "value", *(self.checkpoint.layout.future if futures else ()))
+        return self._generate("policy", scene.prompt, scene.clean, draws, read)
+
+    def imagine(self, prompt: str, latents: Tensor, draws: Sequence[Draw]) -> Tensor:
+        """Ask the world model: what follows from the state and the action in each latent.
+
+        The action is given as it was generated, all its copies, not as their mean: so does the
+        released code.
+
+        Args:
+            prompt: the task; the latents may come from another checkpoint's policy.
+            latents: (B, ...), or (1, ...) for all draws.
+            draws: one per future.
+
+        Returns:
+            Latents with the state, the action and the future.
+        """
+        return self._generate("world_model", prompt, latents, draws, self.checkpoint.layout.future)
+
+    def appraise(
+        self, prompt: str, latents: Tensor, draws: Sequence[Draw], mode: ValueMode = "value_s"
+    ) -> tuple[float, ...]:
+        """Ask the value function.
+
+        Args:
+            prompt: the task.
+            latents: (B, ...), or (1, ...) for all draws, with the frames that the mode knows.
+            draws: one per value.
+            mode: what the value is conditioned on, as the checkpoint was trained; see
+                :meth:`Layout.mask`. The released planning model takes V(s').
+
+        Returns:
+            A value in [0, 1] per draw.
+        """
+        return self.values(self._generate(mode, prompt, latents, draws, ("value",)))
+
+    def chunks(self, latents: Tensor) -> NDArray[np.float64]:
+        """Read the action chunks (B, K, d) in policy units. Not clipped: that is the gate's."""
+        config = self.checkpoint.config
+        frames = latents[:, :, self.checkpoint.layout.index("action")]
+        flat = extract(frames, config.chunk_steps * config.action_dims).cpu().double().numpy()
+        chunks = flat.reshape(-1, config.chunk_steps, config.action_dims)
+        return self.checkpoint.statistics.actions.unnormalise(chunks)
+
+    def values(self, latents: Tensor) -> tuple[float, ...]:
+        """Read the values, in [0, 1]."""
+        frames = latents[:, :, self.checkpoint.layout.index("value")]
+        return tuple(extract_value(frames).tolist())
+
+    @torch.inference_mode()
+    def depict(self, scene: Scene, latents: Tensor) -> list[dict[str, Picture]]:
+        """Decode the imagined pictures of each latent, by camera role; (S, S, 3) uint8 RGB.
+
+        Raises:
+            ValueError: the latents have no future.
+        """
+        layout, tokenizer = self.checkpoint.layout, self.checkpoint.tokenizer
+        frames = [layout.index(FUTURE + role) for role in layout.cameras]
+        if latents[:, :, frames].isnan().any():
+            raise ValueError("these latents have no future: propose with futures, or imagine")
+        restored = restore_placeholders(self.checkpoint, scene, latents)
+        # One at a time: this is for people's eyes, and takes far more memory than the rest.
+        decoded = [tokenizer.decode_first_images(one.unsqueeze(0), frames) for one in restored]
+        return [
+            dict(zip(layout.cameras, images.from_model(video), strict=True)) for video in decoded
+        ]
+
+    @torch.inference_mode()
+    def _encode(self, prompt: str, pictures: dict[str, Picture], observation: Observation) -> Scene:
+        self.checkpoint.text.embedding(prompt)  # an unknown prompt is told before the work begins
+        known = 1 + len(self.checkpoint.layout.state)
+        clean = encode_known(self.checkpoint, pictures, known, self._device)
+        inject_proprio(self.checkpoint, clean, observation)
+        return Scene(prompt, pictures, clean)
+
+    @torch.inference_mode()
+    def _generate(
+        self,
+        mode: Mode,
+        prompt: str,
+        latents: Tensor,
+        draws: Sequence[Draw],
+        read: Sequence[str],
+    ) -> Tensor:
+        """Generate what ``mode`` does not know, of which the frames called ``read`` are wanted."""
+        if len(latents) not in (1, len(draws)):
+            raise ValueError(f"{len(latents)} latents for {len(draws)} draws; one each, or one")
+        layout, config = self.checkpoint.layout, self.checkpoint.config
+        embedding = self.checkpoint.text.embedding(prompt).to(self._device)
         denoiser = Denoiser(
             network=self._network,
-            preconditioning=self.checkpoint.config.preconditioning,
-            clean=clean,
-            known=self._known,
-            text=text,
+            preconditioning=config.preconditioning,
+            clean=latents.expand(len(draws), -1, -1, -1, -1),
+            known=layout.mask(mode),
+            text=self._network.read(prompt, embedding),
         )
-        noise = initial_noise([seed], tuple(clean.shape[1:])).to(self._device)
-        layout = self.checkpoint.layout
-        read = partial(denoiser, wanted=(layout.index("action"), layout.index("value")))
-        return sample(denoiser, noise, self._sigmas, last=read)
+        frames = [layout.index(name) for name in read]
+        generated = self._in_batches(denoiser, draws, frames)
+        # A longer run in the same batch may have made them: nothing may depend on its company.
+        generated[:, :, [f for f in denoiser.generated if f not in frames]] = torch.nan
+        return generated
 
-    def _read(self, latent: Tensor) -> tuple[NDArray[np.float64], float]:
-        """Return the chunk (K, d) in policy units and the value in [0, 1]."""
-        config, layout = self.checkpoint.config, self.checkpoint.layout
-        frame = latent[0, :, layout.index("action")]
-        flat = extract(frame, config.chunk_steps * config.action_dims).cpu().double().numpy()
-        chunk = flat.reshape(config.chunk_steps, config.action_dims)
-        value = extract_value(latent[0, :, layout.index("value")])
-        return self.checkpoint.statistics.actions.unnormalise(chunk), float(value)
+    def _in_batches(
+        self, denoiser: Denoiser, draws: Sequence[Draw], wanted: Sequence[int]
+    ) -> Tensor:
+        """Run the sampler on as many draws at once as the network takes, long with long ones."""
+        config = self.checkpoint.config
+        schedules = [schedule(draw.steps, config.numerics) for draw in draws]
+        order = sorted(range(len(draws)), key=lambda i: len(schedules[i]))
+        at_once = max(TOKENS_AT_ONCE // config.tokens, 1)
+        answers: dict[int, Tensor] = {}
+        for batch in (order[i : i + at_once] for i in range(0, len(order), at_once)):
+            bound = replace(denoiser, clean=denoiser.clean[batch])
+            noise = initial_noise([draws[i].seed for i in batch], tuple(denoiser.clean.shape[1:]))
+            found = sample(
+                bound,
+                noise.to(self._device),
+                [schedules[i] for i in batch],
+                last=partial(bound, wanted=wanted),
+            )
+            answers.update(zip(batch, found, strict=True))
+        return torch.stack([answers[i] for i in range(len(draws))])
 
 
 @dataclass
 class _Phases:
-    """Wall seconds per phase, in order."""
+    """Wall seconds per phase, in order; of what runs on the device, until it is done."""
 
+    device: torch.device
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         self.seconds[name] = time.perf_counter() - start

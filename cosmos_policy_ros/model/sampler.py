@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,16 @@ SIGMA_MAX = 80.0
 SIGMA_MIN = 4.0
 RHO = 7.0  # curvature of the Karras schedule
 
-Denoise = Callable[[Tensor, Tensor], Tensor]
+# Maps (noisy (B, ...) float32, their levels (B,) float32 on the CPU, which samples of the batch
+# these are) to the clean estimate (B, ...).
+Denoise = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
+
+
+class Draw(NamedTuple):
+    """One run of the sampler: where its noise comes from, and how many steps are asked of it."""
+
+    seed: int
+    steps: int
 
 
 def schedule(steps: int, numerics: Numerics) -> tuple[float, ...]:
@@ -50,6 +59,23 @@ def count_evaluations(steps: int, numerics: Numerics) -> int:
     return steps
 
 
+def ensemble(seed: int, members: int, steps: int, numerics: Numerics) -> tuple[Draw, ...]:
+    """Return the draws with which one candidate's future or value is predicted several times.
+
+    Member i draws its noise from ``seed + i``. In the paper each takes all ``steps``; the released
+    code spreads them evenly from 1 to ``steps``, rounded down: only the last member takes all.
+
+    Raises:
+        ValueError: fewer than one member.
+    """
+    if members < 1:
+        raise ValueError(f"an ensemble of {members} members asked for, at least 1 is needed")
+    counts = [steps] * members
+    if numerics == "released" and members > 1:
+        counts = np.linspace(1, steps, members).astype(int).tolist()
+    return tuple(Draw(seed + i, count) for i, count in enumerate(counts))
+
+
 def initial_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     """Return the noise (len(seeds), *shape) float32 that sampling starts from, of level 80.
 
@@ -69,53 +95,88 @@ def initial_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
 
 
 def sample(
-    denoise: Denoise, noise: Tensor, sigmas: Sequence[float], last: Denoise | None = None
+    denoise: Denoise,
+    noise: Tensor,
+    schedules: Sequence[Sequence[float]],
+    last: Denoise | None = None,
 ) -> Tensor:
-    """Run the sampler.
+    """Run the sampler on a batch in which every sample keeps to its own schedule.
+
+    All start together, where their levels are the same; one that has made its last evaluation
+    leaves the batch, and the others go on without it.
 
     Args:
-        denoise: maps (noisy (B, ...) float32, sigma (B,) float32) to the clean estimate.
-        noise: (B, ...) float32 of level ``sigmas[0]``.
-        sigmas: the level of every evaluation, falling.
-        last: used for the last evaluation instead of ``denoise``, whose estimate is the answer:
-            it may leave out what nobody reads.
+        denoise: the network bound to what is known.
+        noise: (B, ...) float32 of level ``schedules[i][0]``.
+        schedules: per sample the level of each of its evaluations, falling.
+        last: used instead of ``denoise`` where an evaluation is the last for every sample in it. A
+            sample's last estimate is its answer: it may leave out what nobody reads.
 
     Returns:
-        (B, ...) float32, the last estimate.
+        (B, ...) float32, the last estimates.
     """
-    state = noise.double()
-    previous: tuple[Tensor, float] | None = None
-    for sigma, following in pairwise(sigmas):
-        estimate = _evaluate(denoise, state, sigma).double()
-        state = two_step(state, estimate, previous, sigma, following)
-        previous = (estimate, sigma)
-    return _evaluate(last or denoise, state, sigmas[-1])
+    answers: dict[int, Tensor] = {}
+    running = list(range(len(noise)))
+    state, before = noise.double(), None
+    for turn in range(max(map(len, schedules))):
+        ending = [len(schedules[i]) == turn + 1 for i in running]
+        ask = last if last is not None and all(ending) else denoise
+        levels = torch.tensor([schedules[i][turn] for i in running], dtype=torch.float32)
+        estimate = ask(state.float(), levels, running)
+        answers |= {i: row for i, row, ends in zip(running, estimate, ending, strict=True) if ends}
+        if all(ending):
+            break
+        staying = [row for row, ends in enumerate(ending) if not ends]
+        running = [running[row] for row in staying]
+        state, before = _keep(state, staying), None if before is None else _keep(before, staying)
+        estimate = _keep(estimate, staying).double()
+        recent = slice(max(turn - 1, 0), turn + 2)
+        weights = [step_weights(*schedules[i][recent]) for i in running]
+        state, before = two_step(state, estimate, before, weights), estimate
+    return torch.stack([answers[i] for i in range(len(noise))])
 
 
 def two_step(
     state: Tensor,
     estimate: Tensor,
-    previous: tuple[Tensor, float] | None,
-    sigma: float,
-    following: float,
+    before: Tensor | None,
+    weights: Sequence[tuple[float, float, float]],
 ) -> Tensor:
-    """Take one step of the 2ab solver from ``sigma`` down to ``following``.
+    """Take one step of the 2ab solver.
 
-    Exact for an estimate that is linear in -ln sigma; the first step, without ``previous`` (an
-    estimate and its level), for a constant one.
+    Args:
+        state: (B, ...) float64.
+        estimate: (B, ...) float64, the clean estimate there.
+        before: (B, ...) float64, the estimate of the step before, or None at the first.
+        weights: per sample, of the state, the estimate and its change.
     """
+    shape = (-1, *(1,) * (state.ndim - 1))
+    table = torch.tensor(weights, dtype=torch.float64, device=state.device)
+    decay, gain, slope = (column.view(shape) for column in table.unbind(1))
+    step = decay * state + gain * estimate
+    return step if before is None else step + slope * (estimate - before)
+
+
+def step_weights(*sigmas: float) -> tuple[float, float, float]:
+    """Return the weights of the state, the estimate and its change in one step of the 2ab solver.
+
+    Exact for an estimate that is linear in -ln sigma; the first step for a constant one.
+
+    Args:
+        sigmas: the level before, the present one and the following one; without the first in the
+            first step.
+    """
+    *earlier, sigma, following = sigmas
     h = math.log(sigma / following)
     decay = math.exp(-h)
-    step = decay * state + (1 - decay) * estimate
-    if previous is None:
-        return step
-    before, sigma_before = previous
-    r = math.log(sigma_before / sigma) / h
+    if not earlier:
+        return decay, 1 - decay, 0.0
+    r = math.log(earlier[0] / sigma) / h
     phi_1 = (1 - decay) / h
     phi_2 = (1 - phi_1) / h
-    return step + h * (phi_2 / r) * (estimate - before)
+    return decay, 1 - decay, h * (phi_2 / r)
 
 
-def _evaluate(denoise: Denoise, state: Tensor, sigma: float) -> Tensor:
-    levels = torch.full((state.shape[0],), sigma, dtype=torch.float32, device=state.device)
-    return denoise(state.float(), levels)
+def _keep(x: Tensor, rows: Sequence[int]) -> Tensor:
+    """Keep some rows of a batch; without an index tensor to be sent to a device."""
+    return x if len(rows) == len(x) else torch.stack([x[row] for row in rows])

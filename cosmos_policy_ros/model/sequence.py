@@ -1,8 +1,9 @@
-"""An observation as the clean latent of its known frames."""
+"""An observation as latent frames, and what imagined frames need before anybody looks at them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,10 +12,26 @@ from torch import Tensor
 from cosmos_policy_ros.errors import ObservationError
 from cosmos_policy_ros.model import images
 from cosmos_policy_ros.model.checkpoint import Checkpoint
+from cosmos_policy_ros.model.config import Numerics
 from cosmos_policy_ros.model.images import Picture
 from cosmos_policy_ros.model.injection import inject
 from cosmos_policy_ros.model.layout import FUTURE, Layout, first_image, images_of
 from cosmos_policy_ros.rig.observation import Observation
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A task and the current state, as the networks see it.
+
+    Attributes:
+        prompt: the task in the words that the checkpoint knows.
+        pictures: (S, S, 3) uint8 per camera role, as they were encoded.
+        clean: (1, 16, T, h, w) float32 latent, the state's frames filled in and the others zero.
+    """
+
+    prompt: str
+    pictures: Mapping[str, Picture]
+    clean: Tensor
 
 
 def prepare_pictures(observation: Observation, checkpoint: Checkpoint) -> dict[str, Picture]:
@@ -56,7 +73,10 @@ def image_sequence(layout: Layout, pictures: Mapping[str, Picture], frames: int)
 
 
 def encode_known(
-    checkpoint: Checkpoint, pictures: Mapping[str, Picture], frames: int, device: str
+    checkpoint: Checkpoint,
+    pictures: Mapping[str, Picture],
+    frames: int,
+    device: torch.device | str,
 ) -> Tensor:
     """Encode the first ``frames`` frames and leave the others zero; they are never read.
 
@@ -93,3 +113,35 @@ def inject_proprio(checkpoint: Checkpoint, clean: Tensor, observation: Observati
     rounded = normalised.to(checkpoint.tokenizer.dtype).float().to(clean.device)
     frame = checkpoint.layout.index("proprio")
     clean[:, :, frame] = inject(rounded, checkpoint.config.frame_shape)
+
+
+def restore_placeholders(checkpoint: Checkpoint, scene: Scene, latents: Tensor) -> Tensor:
+    """Return latents (B, 16, T, h, w) that can be decoded: without the vectors written into them.
+
+    Frames that hold numbers instead of pictures get back the black placeholders that they were
+    encoded from. The autoencoder is causal, so these depend on the camera pictures before them, and
+    the value's frame, behind every picture, does not matter.
+    """
+    layout = checkpoint.layout
+    vectors = [layout.index(name) for name in ("blank", "proprio", "action", "future_proprio")]
+    black = encode_known(checkpoint, scene.pictures, max(vectors) + 1, latents.device)
+    restored = latents.clone()
+    restored[:, :, vectors] = black[:, :, vectors]
+    return restored
+
+
+def step_ahead(layout: Layout, latents: Tensor, numerics: Numerics) -> Tensor:
+    """Make the imagined future of each latent its current state, to search a chunk deeper.
+
+    "paper": all of it. "released": the pictures only; the released code writes the measured
+    proprioception over the predicted one.
+
+    Returns:
+        (B, 16, T, h, w); frames behind the state are zero, nobody knows them yet.
+    """
+    ahead = torch.zeros_like(latents)
+    kept = ("blank", "proprio") if numerics == "released" else ("blank",)
+    for name in ("blank", *layout.state):
+        source = name if name in kept else FUTURE + name
+        ahead[:, :, layout.index(name)] = latents[:, :, layout.index(source)]
+    return ahead

@@ -112,7 +112,7 @@ class Transformer(nn.Module):
         Args:
             latent: (B, 16, T, H, W): clean in known frames, scaled noisy latent in the others.
             timestep: (b, T), 0 in known frames; or its :meth:`modulation`.
-            known: (b, T) bool, which frames are conditions.
+            known: (b, T) bool, which frames are conditions. Like the timestep, on any device.
             text: (b, L, D) prompt embedding, or what :meth:`read` made of it.
             wanted: frames to predict, all by default. The last block and the output layer compute
                 no others; every frame still has its say up to there.
@@ -123,7 +123,7 @@ class Transformer(nn.Module):
         frames = range(latent.shape[2]) if wanted is None else tuple(wanted)
         when = self.embed(timestep) if isinstance(timestep, Tensor) else timestep
         said = text.to(self.dtype) if isinstance(text, Tensor) else text
-        x = self.x_embedder(latent.to(self.dtype), known)  # (B, T, S, D)
+        x = self.x_embedder(latent.to(self.dtype), known.to(latent.device))  # (B, T, S, D)
         rotation = self.pos_embedder(self.x_embedder.grid(latent))  # (2, T, S, 1, d / 2)
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
@@ -136,7 +136,8 @@ class Transformer(nn.Module):
 
     def embed(self, timestep: Tensor) -> Moment:
         """Embed (b, T) timesteps. The sinusoid is made in float32 and rounded to the weights."""
-        sinusoid = self.t_embedder[0](timestep).to(self.dtype)  # (b, T, D)
+        here = timestep.to(self.t_embedding_norm.weight.device)
+        sinusoid = self.t_embedder[0](here).to(self.dtype)  # (b, T, D)
         activated = functional.silu(self.t_embedding_norm(sinusoid))
         return Moment(activated, self.t_embedder[1](sinusoid))
 

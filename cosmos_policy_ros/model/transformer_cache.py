@@ -63,7 +63,8 @@ class CachedTransformer:
     ) -> Tensor:
         """Predict like :meth:`Transformer.forward`.
 
-        Samples may differ in their timesteps. Reads ``timestep`` back from its device.
+        Samples may differ in their timesteps. Give ``timestep`` on the CPU: it is read here, and
+        from another device that would wait until all that was asked of it before is done.
         """
         rows = timestep.tolist()
         if all(row == rows[0] for row in rows):
@@ -73,7 +74,7 @@ class CachedTransformer:
             torch.cat([torch.cat([m.blocks for m in row], dim=1) for row in modulations]),
             torch.cat([torch.cat([m.final for m in row], dim=1) for row in modulations]),
         )
-        prediction: Tensor = self.network(latent, when, known, text, wanted)
+        prediction: Tensor = self.network(latent, when, known.to(latent.device), text, wanted)
         return prediction
 
     def _modulation(self, timestep: float, device: torch.device) -> Modulation:

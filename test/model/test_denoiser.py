@@ -61,20 +61,21 @@ def test_known_frames(preconditioning: Preconditioning) -> None:
     clean = torch.randn(2, 16, 3, 2, 2, generator=torch.Generator().manual_seed(1))
     clean[:, :, 1] = torch.nan  # a frame that is not known must never be read
     noisy = torch.full_like(clean, 10.0)
-    known = torch.tensor([True, False, True])
+    known = (True, False, True)
     text = torch.zeros(1, 2, 4)
     denoiser = Denoiser(spy, preconditioning, clean, known, text)  # type: ignore[arg-type]
     sigma = torch.tensor([80.0, 4.0])
-    estimate = denoiser(noisy, sigma)
+    estimate = denoiser(noisy, sigma, (0, 1))
+    state = [0, 2]
 
-    assert torch.equal(spy.latent[:, :, known], clean[:, :, known])
+    assert torch.equal(spy.latent[:, :, state], clean[:, :, state])
     torch.testing.assert_close(spy.latent[0, :, 1], torch.full((16, 2, 2), 10 / 81))
     torch.testing.assert_close(spy.latent[1, :, 1], torch.full((16, 2, 2), 2.0))
-    assert spy.timestep[:, known].tolist() == [[0, 0], [0, 0]]
+    assert spy.timestep[:, state].tolist() == [[0, 0], [0, 0]]
     assert spy.timestep[:, 1].tolist() == [0.98828125, 0.80078125]
     assert spy.known.tolist() == [[True, False, True]] * 2
     assert spy.wanted == (1,), "known frames are not worth predicting"
-    assert torch.equal(estimate[:, :, known], clean[:, :, known])
+    assert torch.equal(estimate[:, :, state], clean[:, :, state])
     generated = 7.0 if preconditioning == "x0" else 0.2 * 10 - 0.8 * 7
     torch.testing.assert_close(estimate[1, :, 1], torch.full((16, 2, 2), generated))
 
@@ -93,10 +94,10 @@ def test_unwanted_frames_do_not_change_the_wanted(
     draw = torch.Generator().manual_seed(2)
     clean, noisy = torch.randn(2, 2, 16, 5, 4, 4, generator=draw).unbind()
     text = torch.randn(1, 3, 12, generator=draw)
-    known = torch.tensor([True, True, False, False, False])
+    known = (True, True, False, False, False)
     denoiser = Denoiser(network, preconditioning, clean, known, text)
     sigma = torch.tensor([80.0, 11.0])
-    everything, action = denoiser(noisy, sigma), denoiser(noisy, sigma, wanted=(2,))
+    everything, action = denoiser(noisy, sigma, (0, 1)), denoiser(noisy, sigma, (0, 1), wanted=(2,))
     torch.testing.assert_close(action[:, :, :3], everything[:, :, :3], rtol=0, atol=1e-5)
     assert action[:, :, 3:].isnan().all() and everything.isfinite().all()
 
@@ -107,11 +108,23 @@ def test_a_cached_network_estimates_the_same(network: Transformer) -> None:
     clean, noisy = torch.randn(2, 3, 16, 5, 4, 4, generator=draw).unbind()
     text = torch.zeros(512, 12)
     text[:5] = torch.randn(5, 12, generator=draw)
-    known = torch.tensor([True, True, False, True, False])
+    known = (True, True, False, True, False)
     cached = CachedTransformer(network)
     fast = Denoiser(cached, "rectified_flow", clean, known, cached.read("fold shirt", text))
     plain = Denoiser(network, "rectified_flow", clean, known, text.unsqueeze(0))
     for sigma in (torch.tensor([80.0, 80.0, 80.0]), torch.tensor([80.0, 4.0, 17.5])):
-        estimate = fast(noisy, sigma)
+        estimate = fast(noisy, sigma, range(3))
         assert estimate.shape == noisy.shape and estimate.dtype == torch.float32
-        torch.testing.assert_close(estimate, plain(noisy, sigma), rtol=0, atol=1e-5)
+        torch.testing.assert_close(estimate, plain(noisy, sigma, range(3)), rtol=0, atol=1e-5)
+
+
+def test_some_of_the_samples_are_answered_from_their_own_state(network: Transformer) -> None:
+    draw = torch.Generator().manual_seed(2)
+    clean, noisy = torch.randn(2, 3, 16, 5, 4, 4, generator=draw).unbind()
+    known = (True, True, False, False, False)
+    text = torch.randn(1, 3, 12, generator=draw)
+    denoiser = Denoiser(network, "rectified_flow", clean, known, text)
+    sigma = torch.tensor([80.0, 11.0, 4.0])
+    everyone = denoiser(noisy, sigma, (0, 1, 2))
+    some = denoiser(noisy[[0, 2]], sigma[[0, 2]], (0, 2))
+    torch.testing.assert_close(some, everyone[[0, 2]], rtol=0, atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -11,10 +12,13 @@ from torch import Tensor
 from cosmos_policy_ros.errors import ConfigError
 from cosmos_policy_ros.model.sampler import (
     SIGMA_MAX,
+    Draw,
     count_evaluations,
+    ensemble,
     initial_noise,
     sample,
     schedule,
+    step_weights,
     two_step,
 )
 
@@ -44,13 +48,13 @@ def test_two_steps_are_one_as_released_and_two_in_the_paper() -> None:
 def test_network_runs_as_often_as_counted(steps: int, evaluations: int) -> None:
     seen: list[float] = []
 
-    def denoise(noisy: Tensor, sigma: Tensor) -> Tensor:
+    def denoise(noisy: Tensor, sigma: Tensor, samples: Sequence[int]) -> Tensor:
         assert noisy.dtype == sigma.dtype == torch.float32
         assert sigma.shape == noisy.shape[:1]
         seen.append(float(sigma[0]))
         return torch.full_like(noisy, float(len(seen)))
 
-    result = sample(denoise, torch.zeros(2, 3), schedule(steps, "released"))
+    result = sample(denoise, torch.zeros(2, 3), [schedule(steps, "released")] * 2)
     assert len(seen) == evaluations == count_evaluations(steps, "released")
     assert seen[-1] == pytest.approx(80 if evaluations == 1 else 4)
     assert result.unique().tolist() == [evaluations], "the last estimate is the answer"
@@ -59,13 +63,13 @@ def test_network_runs_as_often_as_counted(steps: int, evaluations: int) -> None:
 def test_state_is_kept_in_float64() -> None:
     seen: list[Tensor] = []
 
-    def denoise(noisy: Tensor, sigma: Tensor) -> Tensor:
+    def denoise(noisy: Tensor, sigma: Tensor, samples: Sequence[int]) -> Tensor:
         seen.append(noisy)
         return torch.zeros_like(noisy)
 
     noise = initial_noise([3], (1000,))
     first, second, _ = sigmas = schedule(3, "released")
-    sample(denoise, noise, sigmas)
+    sample(denoise, noise, [sigmas])
     assert torch.equal(seen[1], (noise.double() * math.exp(-math.log(first / second))).float())
 
 
@@ -74,7 +78,29 @@ def test_no_steps_is_refused() -> None:
         schedule(0, "released")
 
 
-def gaussian(noisy: Tensor, sigma: Tensor) -> Tensor:
+# The released sampler's own answers (NVlabs/cosmos-policy 18a2acc, run on a CPU) to ``toy`` below,
+# for the noise of seed 195.
+RELEASED = {
+    1: [0.4995013, -1.1202102, -0.9049907, 0.6747513, 0.1645263, -0.2762612],
+    2: [0.4995013, -1.1202102, -0.9049907, 0.6747513, 0.1645263, -0.2762612],
+    3: [0.9908564, -1.1936016, -1.0926342, 0.7768036, 0.5416615, -0.1153697],
+    4: [1.0059216, -1.1987666, -1.1226149, 0.7727956, 0.4972218, -0.1209743],
+    5: [0.9980258, -1.2050608, -1.1274017, 0.7648988, 0.4893254, -0.1237031],
+    10: [0.9912626, -1.2057468, -1.1239632, 0.7586546, 0.4873681, -0.1265229],
+}
+
+
+def toy(noisy: Tensor, sigma: Tensor, samples: Sequence[int]) -> Tensor:
+    return torch.tanh(noisy / sigma.view(-1, 1)) + 0.25 * torch.sin(noisy / 7)
+
+
+@pytest.mark.parametrize("steps", RELEASED)
+def test_answers_of_the_released_sampler(steps: int) -> None:
+    found = sample(toy, initial_noise([195], (6,)), [schedule(steps, "released")])
+    torch.testing.assert_close(found, torch.tensor([RELEASED[steps]]), rtol=0, atol=1e-7)
+
+
+def gaussian(noisy: Tensor, sigma: Tensor, samples: Sequence[int]) -> Tensor:
     """Estimate the mean of unit normal data behind unit noise of level sigma."""
     return noisy / (1 + sigma.view(-1, 1) ** 2)
 
@@ -85,7 +111,7 @@ def test_linear_toy_converges_to_the_closed_form_at_second_order() -> None:
     at_four = SIGMA_MAX * math.sqrt(17 / (1 + SIGMA_MAX**2))
     exact = at_four / 17
     errors = [
-        abs(float(sample(gaussian, noise, schedule(steps, "released"))) - exact)
+        abs(float(sample(gaussian, noise, [schedule(steps, "released")])) - exact)
         for steps in (11, 21, 41)
     ]
     assert errors[2] < 1e-3 * exact
@@ -103,14 +129,15 @@ def test_step_is_exact_for_an_estimate_linear_in_log_sigma() -> None:
     def path(sigma: float) -> Tensor:
         return estimate(sigma) - b + 0.05 * sigma
 
-    previous = (estimate(60.0), 60.0)
-    found = two_step(path(30.0), estimate(30.0), previous, 30.0, 10.0)
-    torch.testing.assert_close(found, path(10.0), rtol=1e-12, atol=1e-12)
+    before = estimate(60.0).view(1)
+    weights = [step_weights(60.0, 30.0, 10.0)]
+    found = two_step(path(30.0).view(1), estimate(30.0).view(1), before, weights)
+    torch.testing.assert_close(found, path(10.0).view(1), rtol=1e-12, atol=1e-12)
 
 
 def test_first_step_is_exact_for_a_constant_estimate() -> None:
-    start, constant = torch.tensor(40.0, dtype=torch.float64), torch.tensor(0.5).double()
-    found = two_step(start, constant, None, 80.0, 20.0)
+    start, constant = torch.tensor([[40.0], [0.5]], dtype=torch.float64)
+    found = two_step(start, constant, None, [step_weights(80.0, 20.0)])
     assert float(found) == pytest.approx(0.5 + (40.0 - 0.5) / 4, rel=1e-12)
 
 
@@ -134,9 +161,52 @@ def test_seed_outside_numpys_range_is_named(seed: int) -> None:
         initial_noise([seed], (2,))
 
 
-def test_batch_members_do_not_meet() -> None:
-    noise = initial_noise([1, 2], (5,))
-    sigmas = schedule(5, "released")
-    together = sample(gaussian, noise, sigmas)
-    apart = torch.cat([sample(gaussian, noise[i : i + 1], sigmas) for i in range(2)])
-    assert torch.equal(together, apart)
+def test_members_of_a_batch_keep_to_their_own_schedules() -> None:
+    """Whatever their order; each bit for bit as if it were alone."""
+    seeds, steps = [1, 2, 3, 4, 5, 6], [5, 1, 3, 2, 10, 3]
+    schedules = [schedule(count, "paper") for count in steps]
+    asked: list[tuple[int, ...]] = []
+
+    def denoise(noisy: Tensor, sigma: Tensor, samples: Sequence[int]) -> Tensor:
+        asked.append(tuple(samples))
+        return toy(noisy, sigma, samples)
+
+    together = sample(denoise, initial_noise(seeds, (5,)), schedules)
+    for row, seed in enumerate(seeds):
+        alone = sample(toy, initial_noise([seed], (5,)), [schedules[row]])
+        assert torch.equal(together[row : row + 1], alone), f"seed {seed}, {steps[row]} steps"
+    assert asked == [
+        (0, 1, 2, 3, 4, 5),
+        (0, 2, 3, 4, 5),
+        (0, 2, 4, 5),
+        *[(0, 4)] * 2,
+        *[(4,)] * 5,
+    ]
+
+
+def test_an_evaluation_is_cut_short_only_when_it_is_the_last_for_all_in_it() -> None:
+    def last(noisy: Tensor, sigma: Tensor, samples: Sequence[int]) -> Tensor:
+        assert list(samples) == [0, 2]
+        return torch.full_like(noisy, 9.0)
+
+    schedules = [schedule(steps, "released") for steps in (3, 1, 3)]
+    found = sample(toy, initial_noise([1, 2, 3], (5,)), schedules, last=last)
+    assert (found[[0, 2]] == 9).all() and (found[1] != 9).all()
+
+
+def test_released_ensembles_spread_their_steps() -> None:
+    """And the second of five takes one step, like the first: two steps are one."""
+    assert ensemble(195, 3, 5, "released") == (Draw(195, 1), Draw(196, 3), Draw(197, 5))
+    steps = [draw.steps for draw in ensemble(7, 5, 5, "released")]
+    assert steps == [1, 2, 3, 4, 5]
+    assert [count_evaluations(n, "released") for n in steps] == [1, 1, 3, 4, 5]
+    assert ensemble(7, 1, 5, "released") == (Draw(7, 5),)
+
+
+def test_ensembles_of_the_paper_take_all_steps() -> None:
+    assert ensemble(195, 3, 5, "paper") == (Draw(195, 5), Draw(196, 5), Draw(197, 5))
+
+
+def test_an_ensemble_of_nobody_is_refused() -> None:
+    with pytest.raises(ValueError, match="0 members"):
+        ensemble(195, 0, 5, "paper")

@@ -1,0 +1,1 @@
+"""Fine-tuning from bags: what a window of an episode teaches, and how."""

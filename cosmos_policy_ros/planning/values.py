@@ -74,4 +74,5 @@ def choose(values: Sequence[float]) -> int:
 
 
 def _succeeds(values: NDArray[np.float32]) -> NDArray[np.bool_]:
-    return np.greater(values, np.float32(SUCCESS))
+    above: NDArray[np.bool_] = values > np.float32(SUCCESS)
+    return above

@@ -24,7 +24,11 @@ DESCRIPTIONS = {
     "task": "task: a name in config/tasks or a YAML file",
     "engine": "what decides: cosmos, demonstrator (simulated rig only), or auto",
     "checkpoint": "checkpoint folder of engine cosmos; 'auto' for the rig's default",
-    "device": "torch device of engine cosmos: cpu, cuda, cuda:1",
+    "device": "torch device of engine cosmos: auto (a GPU where there is one), cpu, cuda, cuda:1",
+    "compiled": "engine cosmos: true compiles the transformer, which takes minutes at start",
+    "numerics": "engine cosmos: where NVIDIA's code and the paper differ, follow released or "
+    "paper; checkpoint: as its config says",
+    "denoising_steps": "engine cosmos: denoising steps; 0 for the checkpoint's",
     "seed": "base noise seed of the policy",
     "root": "folder of the episodes, one bag each",
     "record": "start the recorder: true or false",

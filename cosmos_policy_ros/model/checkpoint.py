@@ -54,7 +54,7 @@ class Checkpoint:
     random_weights: bool
 
 
-def load_checkpoint(path: str | Path, device: str = "cpu") -> Checkpoint:
+def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
     """Read a checkpoint folder whole.
 
     Args:

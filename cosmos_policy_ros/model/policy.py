@@ -21,7 +21,9 @@ from torch import Tensor
 from cosmos_policy_ros.errors import ConfigError
 from cosmos_policy_ros.model import images
 from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint
+from cosmos_policy_ros.model.config import Numerics
 from cosmos_policy_ros.model.denoiser import Denoiser
+from cosmos_policy_ros.model.devices import AUTO, Backend, choose_device, compile_forward
 from cosmos_policy_ros.model.images import Picture
 from cosmos_policy_ros.model.injection import extract, extract_value
 from cosmos_policy_ros.model.layout import FUTURE, Mode, ValueMode
@@ -45,6 +47,10 @@ from cosmos_policy_ros.rig.observation import Observation
 
 ENGINE = "cosmos"
 RANDOM_WEIGHTS = "random weights, nothing was learned; "
+RANDOM_WARNING = (
+    "RANDOM WEIGHTS: the checkpoint folder holds none, so nothing was learned and the arms only "
+    "tremble"
+)
 # Of one evaluation of the network: 15 samples of the 2B network, beyond which a GPU gains nothing
 # and the activations (1 GB) grow.
 TOKENS_AT_ONCE = 32_768
@@ -57,45 +63,80 @@ class CosmosPolicy:
     are NaN in them. Not re-entrant; one instance serves one thread.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
+    def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        self._device = torch.device(device)
+        self._device = checkpoint.transformer.device
         self._network = CachedTransformer(checkpoint.transformer)
+        self._warnings = [RANDOM_WARNING] if checkpoint.random_weights else []
 
     @classmethod
-    def load(cls, path: str | Path, threads: int = 1, device: str = "cpu") -> CosmosPolicy:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        device: str = AUTO,
+        threads: int = 1,
+        compiled: bool = False,
+        denoising_steps: int | None = None,
+        numerics: Numerics | None = None,
+    ) -> CosmosPolicy:
         """Load a checkpoint folder.
 
         Args:
             path: the folder.
+            device: where the networks run; see :func:`choose_device`.
             threads: CPU threads of the whole process. One by default: a second one makes a small
                 network slower whenever anything else wants the core.
-            device: where the networks run, in torch's names.
+            compiled: whether to compile the transformer, which takes minutes. Where that fails it
+                runs as it is, and ``info`` says why.
+            denoising_steps: instead of the checkpoint's own.
+            numerics: instead of the checkpoint's own.
 
         Raises:
             CheckpointError: the folder is not a checkpoint; see :func:`load_checkpoint`.
-            ConfigError: no such device here, or fewer than one thread.
+            ConfigError: no such device here, or fewer than one thread or step.
         """
-        if threads < 1:
-            raise ConfigError(f"{threads} CPU threads asked for, at least 1 is needed")
-        try:
-            torch.empty(1, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"device '{device}' cannot be used ({reason}); try 'cpu'") from error
+        for name, number in (("CPU threads", threads), ("denoising steps", denoising_steps)):
+            if number is not None and number < 1:
+                raise ConfigError(f"{number} {name} asked for, at least 1 is needed")
+        where = choose_device(device)
         torch.set_num_threads(threads)
-        return cls(load_checkpoint(path, device), device)
+        checkpoint = load_checkpoint(path, where)
+        config = replace(
+            checkpoint.config,
+            denoising_steps=denoising_steps or checkpoint.config.denoising_steps,
+            numerics=numerics or checkpoint.config.numerics,
+        )
+        policy = cls(replace(checkpoint, config=config))
+        if compiled:
+            policy.compile()
+        return policy
 
     @property
     def info(self) -> EngineInfo:
-        """The checkpoint's digest, and a warning when its weights are random."""
-        return EngineInfo(
-            self.checkpoint.digest,
-            "RANDOM WEIGHTS: the checkpoint folder holds none, so nothing was learned and the "
-            "arms only tremble"
-            if self.checkpoint.random_weights
-            else "",
-        )
+        """The checkpoint's digest, and what must be known before trusting it."""
+        return EngineInfo(self.checkpoint.digest, "; ".join(self._warnings))
+
+    def compile(self, backend: Backend = "inductor") -> None:
+        """Compile the transformer and try it now, so that no query waits; keep it if it works."""
+        plain = self._network
+        config, prompt = self.checkpoint.config, next(iter(self.checkpoint.text.embeddings))
+        channels, height, width = config.frame_shape
+        shape = (1, channels, self.checkpoint.layout.count, height, width)
+        empty = Scene(prompt, {}, torch.zeros(shape, device=self._device))
+        try:
+            network = self.checkpoint.transformer
+            self._network = CachedTransformer(network, compile_forward(network, backend))
+            self.propose(empty, [Draw(0, config.denoising_steps)])
+        # A compiler has many ways to fail, from a missing program to a bug, and none that matters.
+        except Exception as error:
+            self._network = plain
+            cause = getattr(error, "inner_exception", error)
+            reason = next(iter(str(cause).strip().splitlines()), "")
+            self._warnings.append(
+                f"the transformer runs uncompiled, slower with the same results, because it could "
+                f"not be compiled ({type(cause).__name__}: {reason})"
+            )
 
     def decide(self, query: Query) -> Decision:
         """Answer one query. The same query gives the same answer, bit for bit, on one machine.

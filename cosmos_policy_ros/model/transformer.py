@@ -99,6 +99,11 @@ class Transformer(nn.Module):
         """Number format of the weights."""
         return self.t_embedding_norm.weight.dtype
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.t_embedding_norm.weight.device
+
     def forward(
         self,
         latent: Tensor,
@@ -136,8 +141,7 @@ class Transformer(nn.Module):
 
     def embed(self, timestep: Tensor) -> Moment:
         """Embed (b, T) timesteps. The sinusoid is made in float32 and rounded to the weights."""
-        here = timestep.to(self.t_embedding_norm.weight.device)
-        sinusoid = self.t_embedder[0](here).to(self.dtype)  # (b, T, D)
+        sinusoid = self.t_embedder[0](timestep.to(self.device)).to(self.dtype)  # (b, T, D)
         activated = functional.silu(self.t_embedding_norm(sinusoid))
         return Moment(activated, self.t_embedder[1](sinusoid))
 

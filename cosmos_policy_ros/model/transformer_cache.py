@@ -37,8 +37,10 @@ class CachedTransformer:
     Not re-entrant. Text comes from :meth:`read`.
     """
 
-    def __init__(self, network: Transformer) -> None:
+    def __init__(self, network: Transformer, forward: Callable[..., Tensor] | None = None) -> None:
+        """Bind the network; ``forward`` is another way of doing the same forward pass."""
         self.network = network
+        self._forward = forward or network
         self._memories: OrderedDict[str, Memory] = OrderedDict()
         self._modulations: OrderedDict[float, Modulation] = OrderedDict()
 
@@ -74,7 +76,7 @@ class CachedTransformer:
             torch.cat([torch.cat([m.blocks for m in row], dim=1) for row in modulations]),
             torch.cat([torch.cat([m.final for m in row], dim=1) for row in modulations]),
         )
-        prediction: Tensor = self.network(latent, when, known.to(latent.device), text, wanted)
+        prediction: Tensor = self._forward(latent, when, known.to(latent.device), text, wanted)
         return prediction
 
     def _modulation(self, timestep: float, device: torch.device) -> Modulation:

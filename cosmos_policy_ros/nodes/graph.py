@@ -33,7 +33,10 @@ class GraphOptions:
         task: name in config/tasks, or a YAML file.
         engine: cosmos, demonstrator, or auto.
         checkpoint: folder of engine cosmos; empty for the rig's default.
-        device: torch device of engine cosmos.
+        device: torch device of engine cosmos; "auto" is a GPU where there is one.
+        compiled: compile its transformer.
+        numerics: released, paper, or checkpoint: as its config says.
+        denoising_steps: 0 as the checkpoint says.
         seed: base noise seed of the policy.
         root: folder of the episodes.
         record: start the recorder.
@@ -46,7 +49,10 @@ class GraphOptions:
     task: str = "transfer_cube"
     engine: str = "auto"
     checkpoint: str = ""
-    device: str = "cpu"
+    device: str = "auto"
+    compiled: bool = False
+    numerics: str = "checkpoint"
+    denoising_steps: int = 0
     seed: int = 195
     root: str = "rollouts"
     record: bool = True
@@ -69,6 +75,9 @@ def node_processes(options: GraphOptions) -> tuple[NodeProcess, ...]:
         "engine": options.engine,
         "checkpoint": options.checkpoint,
         "device": options.device,
+        "compiled": options.compiled,
+        "numerics": options.numerics,
+        "denoising_steps": options.denoising_steps,
         "seed": options.seed,
     }
     nodes = [_process("policy_node", {**shared, **policy})]

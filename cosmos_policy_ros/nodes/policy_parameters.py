@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from rclpy.node import Node
 
 from cosmos_policy_ros.errors import CheckpointError, ConfigError
+from cosmos_policy_ros.model.config import Numerics
 from cosmos_policy_ros.model.files import STATISTICS, describe_missing
 from cosmos_policy_ros.model.rig_check import compare_with_rig
 from cosmos_policy_ros.model.statistics import load_statistics
@@ -20,6 +22,7 @@ from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import STATE_DIM, RigSpec, load_rig
 from cosmos_policy_ros.rollouts.task import Task, load_task
 
+AS_TRAINED = "checkpoint"
 TINY_CHECKPOINT = "tiny_random"
 RELEASED_CHECKPOINT = "nvidia/Cosmos-Policy-ALOHA-Predict2-2B"
 
@@ -38,7 +41,15 @@ PARAMETERS = (
         "checkpoint folder of engine cosmos; empty: the tiny one for a simulated rig, the released "
         "one for a real rig",
     ),
-    Parameter("device", "cpu", "torch device of engine cosmos"),
+    Parameter("device", "auto", "engine cosmos: torch device; auto is a GPU where there is one"),
+    Parameter("compiled", False, "engine cosmos: compile the transformer; minutes at start"),
+    Parameter(
+        "numerics",
+        AS_TRAINED,
+        "engine cosmos: where NVIDIA's code and the paper differ, follow released or paper; "
+        "checkpoint: as its config says",
+    ),
+    Parameter("denoising_steps", 0, "engine cosmos: steps; 0: as the checkpoint says", 0, 1000),
     Parameter("threads", 1, "torch threads on a CPU; more than one delays the node", 1, 256),
     Parameter("autostart", True, "configure and activate at start, without a lifecycle manager"),
     Parameter("seed", 195, "base noise seed when the goal gives none", 0, 2**32 - 1),
@@ -68,7 +79,7 @@ def read_settings(node: Node) -> PolicySettings:
     """Turn the node's parameters into settings.
 
     Raises:
-        ConfigError: an unknown rig, task or engine.
+        ConfigError: an unknown rig, task, engine or numerics.
         CheckpointError: the checkpoint is not there; names what is needed.
     """
 
@@ -82,6 +93,10 @@ def read_settings(node: Node) -> PolicySettings:
     if engine not in ENGINES:
         known = did_you_mean(engine, (*ENGINES, "auto"))
         raise ConfigError(f"engine '{engine}' is not one{known}")
+    numerics = value("numerics")
+    if numerics not in (*get_args(Numerics), AS_TRAINED):
+        known = did_you_mean(numerics, (*get_args(Numerics), AS_TRAINED))
+        raise ConfigError(f"numerics '{numerics}' is not one{known}")
     if engine == "demonstrator" and rig.kind != "sim":
         raise ConfigError(
             f"engine demonstrator knows only the simulated rig, this is '{rig.name}'; "
@@ -95,6 +110,9 @@ def read_settings(node: Node) -> PolicySettings:
             checkpoint=str(_checkpoint(value("checkpoint"), rig)) if engine == "cosmos" else "",
             device=value("device"),
             threads=value("threads"),
+            compiled=value("compiled"),
+            numerics=None if numerics == AS_TRAINED else numerics,
+            denoising_steps=value("denoising_steps") or None,
             gripper=rig.arms.left.gripper,
         ),
         worker=WorkerLimits(value("start_timeout"), value("query_timeout"), value("restarts")),

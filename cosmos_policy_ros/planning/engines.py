@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from cosmos_policy_ros.model.config import Numerics
 from cosmos_policy_ros.rig.decision import Policy
 from cosmos_policy_ros.rig.spec import Gripper
 
@@ -19,17 +20,24 @@ class EngineSpec:
 
     Attributes:
         engine: which one.
-        checkpoint: folder of the cosmos engine's checkpoint; unused by the demonstrator.
-        device: torch device of the cosmos engine.
+        checkpoint: folder of the cosmos engine's checkpoint. This and what follows down to the
+            steps is for the cosmos engine alone; see ``CosmosPolicy.load``.
+        device: torch device; "auto" is a GPU where there is one.
         threads: torch threads. One by default on a CPU: a second thread is several times slower
             as soon as anything else uses the cores, and delays the node's own timers.
+        compiled: whether to compile the transformer.
+        numerics: "released" or "paper"; None leaves it to the checkpoint.
+        denoising_steps: None leaves them to the checkpoint.
         gripper: the rig's gripper constants, for the demonstrator, whose kinematics are in metres.
     """
 
     engine: EngineName
     checkpoint: str = ""
-    device: str = "cpu"
+    device: str = "auto"
     threads: int = 1
+    compiled: bool = False
+    numerics: Numerics | None = None
+    denoising_steps: int | None = None
     gripper: Gripper | None = None
 
 
@@ -58,4 +66,11 @@ def load_engine(spec: EngineSpec) -> Policy:
         )
     from cosmos_policy_ros.model.policy import CosmosPolicy
 
-    return CosmosPolicy.load(spec.checkpoint, threads=spec.threads, device=spec.device)
+    return CosmosPolicy.load(
+        spec.checkpoint,
+        device=spec.device,
+        threads=spec.threads,
+        compiled=spec.compiled,
+        denoising_steps=spec.denoising_steps,
+        numerics=spec.numerics,
+    )

@@ -49,6 +49,7 @@ def group_is_gone(leader: int) -> bool:
         ("policy_node", {"rig": "simm"}, ["simm", "did you mean 'sim'"]),
         ("policy_node", {"engine": "cosmoss"}, ["engine 'cosmoss'", "did you mean 'cosmos'"]),
         ("policy_node", {"engine": "cosmos", "checkpoint": "/nowhere"}, ["/nowhere"]),
+        ("policy_node", {"numerics": "papr"}, ["numerics 'papr'", "did you mean 'paper'"]),
         ("recorder_node", {"rig": "simm"}, ["simm", "did you mean 'sim'"]),
         ("recorder_node", {"root": "/proc/nowhere"}, ["/proc/nowhere", "folder of episodes"]),
         ("sim_rig_node", {"task": "transfer_cub"}, ["transfer_cub", "transfer_cube"]),

@@ -1,0 +1,54 @@
+"""Pins that a faster way to run the network changes no result, and its failure stops nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from cosmos_policy_ros.errors import ConfigError
+from cosmos_policy_ros.model.devices import choose_device
+from cosmos_policy_ros.model.policy import CosmosPolicy
+from cosmos_policy_ros.rig.decision import Query
+
+
+def test_auto_is_a_gpu_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", lambda _, device: SimpleNamespace(device=device))
+    assert choose_device("auto") == "cuda"
+
+
+@pytest.mark.parametrize("name", ["nonsense", "cuda:99"])
+def test_unusable_device_is_named(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"device '{name}' cannot be used .* device:=auto"):
+        choose_device(name)
+
+
+def test_compiled_network_gives_the_same(tiny: CosmosPolicy, tiny_path: Path, query: Query) -> None:
+    """Traced for real; the code generator behind it takes a minute and is left to the benchmark."""
+    policy = CosmosPolicy.load(tiny_path, device="cpu", denoising_steps=3)
+    expected = policy.decide(query)
+    policy.compile(backend="aot_eager")
+    assert policy._network._forward is not policy._network.network, "the compiled one is in use"
+    assert "uncompiled" not in policy.info.warning
+    found = policy.decide(query)
+    np.testing.assert_allclose(found.positions, expected.positions, atol=1e-6)
+    assert found.denoising_steps == 3
+
+
+def test_compiler_that_fails_leaves_the_network_as_it_was(tiny_path: Path, query: Query) -> None:
+    policy = CosmosPolicy.load(tiny_path, device="cpu", denoising_steps=1)
+    expected = policy.decide(query)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("no C++ compiler\nmore lines")
+
+    policy.compile(backend=broken)
+    assert "runs uncompiled" in policy.info.warning
+    assert "no C++ compiler" in policy.info.warning and "more lines" not in policy.info.warning
+    np.testing.assert_array_equal(policy.decide(query).positions, expected.positions)

@@ -45,6 +45,7 @@ setup(
         "pillow>=10",
         "pyyaml>=6",
         "rosbags>=0.11",
+        "mcap>=1.6",
     ],
     extras_require={"sim": ["mujoco>=3.3.7,<3.8", "gym-aloha==0.1.5"]},
 )

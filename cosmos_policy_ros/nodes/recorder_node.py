@@ -28,7 +28,7 @@ from cosmos_policy_ros.nodes.shell import Parameter
 from cosmos_policy_ros.rig.config import named_file
 from cosmos_policy_ros.rig.share import config_folder, share_folder
 from cosmos_policy_ros.rig.spec import load_rig
-from cosmos_policy_ros.rollouts.bag_writer import Topic
+from cosmos_policy_ros.rollouts.mcap_file import Topic
 from cosmos_policy_ros.rollouts.messages import EpisodeFacts
 from cosmos_policy_ros.rollouts.store import EpisodeStore, Recording
 from cosmos_policy_ros.rollouts.task import choose_prompt, load_task

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from io import StringIO
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,8 +12,11 @@ from ruamel.yaml.error import YAMLError
 
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rollouts.durable import replace_text
+from cosmos_policy_ros.rollouts.mcap_file import FileContents, to_yaml
 
 METADATA = "metadata.yaml"
+METADATA_VERSION = 9
+"""rosbag2's newest layout: QoS profiles as a list with named policies."""
 _ROOT = "rosbag2_bagfile_information"
 
 
@@ -35,21 +38,42 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", content[_ROOT])
 
 
-def write_metadata(folder: Path, information: dict[str, Any]) -> None:
+def write_metadata(folder: Path, information: Mapping[str, Any]) -> None:
     """Replace a bag's metadata atomically. Raises OSError when the disk refuses."""
-    yaml = YAML(typ="safe")
-    yaml.default_flow_style = False
-    text = StringIO()
-    yaml.dump({_ROOT: information}, text)
-    replace_text(folder / METADATA, text.getvalue())
+    replace_text(folder / METADATA, to_yaml({_ROOT: information}))
 
 
-def with_notes(information: dict[str, Any], notes: dict[str, str]) -> dict[str, Any]:
+def describe_bag(contents: FileContents, notes: Mapping[str, str]) -> dict[str, Any]:
+    """Return the metadata of a bag of one file, with ``notes`` as its ``custom_data``."""
+    span = {
+        "starting_time": {"nanoseconds_since_epoch": contents.start_ns},
+        "duration": {"nanoseconds": contents.end_ns - contents.start_ns},
+        "message_count": sum(contents.counts.values()),
+    }
+    return {
+        "version": METADATA_VERSION,
+        "storage_identifier": "mcap",
+        **span,
+        "topics_with_message_count": [
+            {"topic_metadata": dict(topic), "message_count": contents.counts[topic["name"]]}
+            for topic in contents.topics
+        ],
+        # Whole files or messages; chunks inside an MCAP file are its own business.
+        "compression_format": "",
+        "compression_mode": "",
+        "relative_file_paths": [contents.name],
+        "files": [{"path": contents.name, **span}],
+        "custom_data": dict(notes),
+        "ros_distro": "unknown",
+    }
+
+
+def with_notes(information: dict[str, Any], notes: Mapping[str, str]) -> dict[str, Any]:
     """Return the metadata with further ``custom_data`` entries."""
     return {**information, "custom_data": {**(information.get("custom_data") or {}), **notes}}
 
 
-def with_file(information: dict[str, Any], addition: dict[str, Any]) -> dict[str, Any]:
+def with_file(information: dict[str, Any], addition: Mapping[str, Any]) -> dict[str, Any]:
     """Return the metadata of a bag to which the files of the bag ``addition`` were added."""
     merged = copy.deepcopy(information)
     merged["relative_file_paths"] += addition["relative_file_paths"]
@@ -69,12 +93,12 @@ def with_file(information: dict[str, Any], addition: dict[str, Any]) -> dict[str
     return merged
 
 
-def end_ns(information: dict[str, Any]) -> int:
+def end_ns(information: Mapping[str, Any]) -> int:
     """Return the receive stamp of the newest message, nanoseconds."""
     return _start(information) + int(information["duration"]["nanoseconds"])
 
 
-def _start(information: dict[str, Any]) -> int:
+def _start(information: Mapping[str, Any]) -> int:
     return int(information["starting_time"]["nanoseconds_since_epoch"])
 
 

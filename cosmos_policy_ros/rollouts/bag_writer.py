@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, cast
 
 from rosbags.interfaces import (
-    Connection,
     Qos,
     QosDurability,
     QosHistory,
@@ -23,13 +19,13 @@ from rosbags.interfaces import (
     QosReliability,
     QosTime,
 )
-from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
-from rosbags.rosbag2.storage_mcap import McapWriter
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rig.config import did_you_mean
-from cosmos_policy_ros.rollouts.durable import rename, sync
+from cosmos_policy_ros.rollouts.bag_metadata import describe_bag, write_metadata
+from cosmos_policy_ros.rollouts.durable import Hold, rename, sync
+from cosmos_policy_ros.rollouts.mcap_file import Compression, McapFile, Topic
 from cosmos_policy_ros.rollouts.messages import (
     EPISODE_TYPE,
     SCORE_TYPE,
@@ -42,9 +38,6 @@ RECORDING = ".recording"
 """Suffix of the folder of an unfinished bag."""
 DISCARDED = ".discarded"
 """Suffix of the folder of a bag that the operator does not want used."""
-
-METADATA_VERSION: Literal[9] = 9
-"""rosbag2's newest layout of ``metadata.yaml``: QoS profiles as a list with named policies."""
 
 # ROS writes "for ever" as the largest int64 of nanoseconds.
 _FOR_EVER = QosTime(9223372036, 854775807)
@@ -76,15 +69,6 @@ def offered_qos(
         ) from None
 
 
-@dataclass(frozen=True)
-class Topic:
-    """One recorded topic: its name, its type ("sensor_msgs/msg/Image"), the QoS offered on it."""
-
-    name: str
-    msgtype: str
-    qos: tuple[Qos, ...] = ()
-
-
 # Latched, so that a player or a late panel learns them whenever it joins.
 _LATCHED = (offered_qos(reliability="reliable", durability="transient_local", depth=1),)
 EPISODE_TOPIC = Topic("/episode", EPISODE_TYPE, _LATCHED)
@@ -95,7 +79,8 @@ OWN_TOPICS = (EPISODE_TOPIC, SCORE_TOPIC)
 class BagWriter:
     """Writes one episode; safe to share between threads.
 
-    ``counts`` and ``sizes`` hold the messages and their bytes per topic, so far.
+    ``sizes`` holds the messages' bytes per topic, so far. The folder is held against recovery and
+    other recorders until the bag is closed, or this process ends, however it ends.
 
     After a failed write it takes nothing more: what stands on the disk stays in the ``.recording``
     folder, and every further call says why.
@@ -109,6 +94,7 @@ class BagWriter:
         *,
         types: Typestore,
         start_ns: int,
+        compression: Compression = "none",
     ) -> None:
         """Open ``<folder>.recording`` and write the facts as the first message.
 
@@ -118,6 +104,7 @@ class BagWriter:
             facts: go into the first message and, as text, into ``metadata.yaml``.
             types: knows the type of every topic.
             start_ns: receive stamp of the facts, the recorder's clock.
+            compression: of the chunks inside the file; every reader undoes it by itself.
 
         Raises:
             RolloutError: a folder of that name exists, the disk refuses, a topic is listed twice,
@@ -125,31 +112,34 @@ class BagWriter:
         """
         self.folder = folder
         self.path = folder.with_name(folder.name + RECORDING)
-        self.counts: dict[str, int] = {}
-        self.sizes: dict[str, int] = {}
-        self._connections: dict[str, Connection] = {}
+        self.sizes: dict[str, int] = {topic.name: 0 for topic in (*OWN_TOPICS, *topics)}
+        self._notes = facts.custom_data()
         self._lock = threading.Lock()
         self._ended = ""
         self._refuse_existing()
         _check_topics(topics, types)
         first = encode_facts(types, facts, start_ns)
         try:
-            self._writer = _open_writer(self.path, f"{folder.name}_0.mcap")
-            for topic in (*OWN_TOPICS, *topics):
-                self._add(topic, types)
-            for key, value in facts.custom_data().items():
-                self._writer.set_custom_data(key, value)
-        except (OSError, WriterError) as error:
+            self.path.mkdir(parents=True)
+            self._hold = Hold(self.path)
+            file = self.path / f"{folder.name}_0.mcap"
+            self._file = McapFile(file, (*OWN_TOPICS, *topics), types, compression)
+        except OSError as error:
             raise RolloutError(f"{self.path}: cannot start a bag: {error}") from error
         self.write(EPISODE_TOPIC.name, start_ns, first)
         self.flush()
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Messages per topic so far."""
+        return self._file.contents.counts
 
     @property
     def ended(self) -> str:
         """Why it takes nothing more; empty while it does."""
         return self._ended
 
-    def write(self, topic: str, stamp_ns: int, cdr: bytes | memoryview) -> None:
+    def write(self, topic: str, stamp_ns: int, cdr: bytes) -> None:
         """Append one serialised message, byte for byte.
 
         Args:
@@ -162,18 +152,16 @@ class BagWriter:
         """
         with self._lock:
             self._check_open()
-            connection = self._connections.get(topic)
-            if connection is None:
+            if topic not in self.sizes:
                 raise RolloutError(
                     f"topic '{topic}' is not part of episode '{self.folder.name}'"
-                    f"{did_you_mean(topic, self._connections)}"
+                    f"{did_you_mean(topic, self.sizes)}"
                 )
             check_stamp(stamp_ns, f"topic '{topic}'")
             try:
-                self._writer.write(connection, stamp_ns, cdr)
+                self._file.write(topic, stamp_ns, cdr)
             except OSError as error:
                 raise self._failed("write", error) from error
-            self.counts[topic] += 1
             self.sizes[topic] += len(cdr)
 
     def flush(self) -> None:
@@ -186,11 +174,8 @@ class BagWriter:
         """
         with self._lock:
             self._check_open()
-            storage = cast(McapWriter, self._writer.storage)
             try:
-                if storage.chunk.bio.tell():
-                    storage.close_chunk()
-                storage.bio.flush()
+                self._file.flush()
             except OSError as error:
                 raise self._failed("write", error) from error
 
@@ -208,9 +193,9 @@ class BagWriter:
         with self._lock:
             self._check_open()
             try:
-                for key, value in (notes or {}).items():
-                    self._writer.set_custom_data(key, value)
-                self._writer.close()
+                information = describe_bag(self._file.contents, {**self._notes, **(notes or {})})
+                self._file.close(information)
+                write_metadata(self.path, information)
                 for file in self.path.iterdir():
                     sync(file)
                 sync(self.path)
@@ -218,14 +203,15 @@ class BagWriter:
             except OSError as error:
                 raise self._failed("finish", error) from error
             self._ended = f"it is closed as {final}"
+            self._hold.release()
         return final
 
     def abort(self) -> None:
         """Stop without index or metadata; the ``.recording`` folder stays for a later salvage."""
         with self._lock:
             self._ended = self._ended or f"it was broken off; what was written is in {self.path}"
-            with suppress(OSError):
-                self._writer.abort()
+            self._file.abort()
+            self._hold.release()
 
     def __enter__(self) -> BagWriter:
         return self
@@ -242,13 +228,6 @@ class BagWriter:
         elif not self._ended:
             self.close()
 
-    def _add(self, topic: Topic, types: Typestore) -> None:
-        self._connections[topic.name] = self._writer.add_connection(
-            topic.name, topic.msgtype, typestore=types, offered_qos_profiles=topic.qos
-        )
-        self.counts[topic.name] = 0
-        self.sizes[topic.name] = 0
-
     def _refuse_existing(self) -> None:
         for suffix in ("", RECORDING, DISCARDED):
             taken = self.folder.with_name(self.folder.name + suffix)
@@ -262,24 +241,12 @@ class BagWriter:
     def _failed(self, deed: str, error: OSError) -> RolloutError:
         """End the bag: after a torn write a further one would only bury the tear."""
         self._ended = f"its bag failed ({error}); what was written is in {self.path}"
-        with suppress(OSError):
-            self._writer.abort()
+        self._file.abort()
+        self._hold.release()
         return RolloutError(
             f"{self.path}: cannot {deed} the bag: {error}; what was written before stays there; "
             f"free disk space and start the next episode"
         )
-
-
-def _open_writer(path: Path, file_name: str) -> Writer:
-    """Open a bag whose file keeps its name when the folder is renamed.
-
-    ``Writer`` names the file after the folder and reads that name again when it closes.
-    """
-    writer = Writer(path, version=METADATA_VERSION, storage_plugin=StoragePlugin.MCAP)
-    writer.open()
-    storage = cast(McapWriter, writer.storage)
-    storage.path = storage.path.rename(path / file_name)
-    return writer
 
 
 def _check_topics(topics: Sequence[Topic], types: Typestore) -> None:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
-from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rollouts.bag_metadata import (
+    describe_bag,
     end_ns,
     read_metadata,
     with_file,
     write_metadata,
 )
-from cosmos_policy_ros.rollouts.bag_writer import METADATA_VERSION, Topic
 from cosmos_policy_ros.rollouts.durable import rename, sync
+from cosmos_policy_ros.rollouts.mcap_file import McapFile, Topic
 
 
 def append_late(folder: Path, topic: Topic, cdr: bytes, *, types: Typestore) -> Path:
@@ -34,31 +34,20 @@ def append_late(folder: Path, topic: Topic, cdr: bytes, *, types: Typestore) -> 
         RolloutError: the bag is not finished, or the disk refused; the bag is then as before.
     """
     information = read_metadata(folder)
-    draft = _draft_folder(folder)
-    added: Path | None = None
+    target = _next_file(folder, information["relative_file_paths"])
+    draft = folder / f".{target.name}"
     try:
-        target = _next_file(folder, information["relative_file_paths"])
-        addition = _write_single(draft / target.stem, topic, end_ns(information), cdr, types)
-        sync(draft / target.stem / target.name)
-        rename(draft / target.stem / target.name, target)
-        added = target
+        addition = _write_single(draft, target.name, topic, end_ns(information), cdr, types)
+        rename(draft, target)
         write_metadata(folder, with_file(information, addition))
-    except (OSError, WriterError) as error:
-        if added is not None:
-            added.unlink(missing_ok=True)
+    except OSError as error:
+        target.unlink(missing_ok=True)
         raise RolloutError(
             f"{folder}: the label cannot be added: {error}; the bag is as before, label it again"
         ) from error
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        draft.unlink(missing_ok=True)
     return target
-
-
-def _draft_folder(folder: Path) -> Path:
-    try:
-        return Path(tempfile.mkdtemp(prefix=".label-", dir=folder))
-    except OSError as error:
-        raise RolloutError(f"{folder}: the label cannot be added: {error}") from error
 
 
 def _next_file(folder: Path, listed: list[str]) -> Path:
@@ -69,12 +58,16 @@ def _next_file(folder: Path, listed: list[str]) -> Path:
 
 
 def _write_single(
-    folder: Path, topic: Topic, stamp_ns: int, cdr: bytes, types: Typestore
-) -> dict[str, object]:
-    """Write a bag of one message and return its metadata."""
-    with Writer(folder, version=METADATA_VERSION, storage_plugin=StoragePlugin.MCAP) as writer:
-        connection = writer.add_connection(
-            topic.name, topic.msgtype, typestore=types, offered_qos_profiles=topic.qos
-        )
-        writer.write(connection, stamp_ns, cdr)
-    return read_metadata(folder)
+    path: Path, name: str, topic: Topic, stamp_ns: int, cdr: bytes, types: Typestore
+) -> dict[str, Any]:
+    """Write a file of one message to the disk and return the metadata it has as ``name``."""
+    path.unlink(missing_ok=True)  # of a process that was killed in here
+    file = McapFile(path, [topic], types)
+    try:
+        file.write(topic.name, stamp_ns, cdr)
+        information = describe_bag(replace(file.contents, name=name), {})
+        file.close(information)
+    finally:
+        file.abort()
+    sync(path)
+    return information

@@ -19,7 +19,6 @@ from cosmos_policy_ros.rollouts.bag_writer import (
     RECORDING,
     SCORE_TOPIC,
     BagWriter,
-    Topic,
 )
 from cosmos_policy_ros.rollouts.durable import locked, rename
 from cosmos_policy_ros.rollouts.episode import (
@@ -31,6 +30,7 @@ from cosmos_policy_ros.rollouts.episode import (
     scores,
 )
 from cosmos_policy_ros.rollouts.late_labels import append_late
+from cosmos_policy_ros.rollouts.mcap_file import Topic
 from cosmos_policy_ros.rollouts.messages import EpisodeFacts, Score, check_text, encode_score
 
 
@@ -72,7 +72,7 @@ class Recording:
         """Message bytes written so far, per topic."""
         return dict(self._writer.sizes)
 
-    def write(self, topic: str, stamp_ns: int, cdr: bytes | memoryview) -> None:
+    def write(self, topic: str, stamp_ns: int, cdr: bytes) -> None:
         """Append one message; see :meth:`BagWriter.write`."""
         self._writer.write(topic, stamp_ns, cdr)
 
@@ -235,6 +235,7 @@ class EpisodeStore:
                     stamp_ns=self._clock(),
                 )
             folder = self.find(episode)
+            _refuse_unfinished(folder)
             label = Score(
                 bare_id(folder.name), 1, score, success, operator_name, note, self._clock()
             )
@@ -280,8 +281,7 @@ def _discard(folder: Path, reason: str) -> Path:
     if folder.name.endswith(DISCARDED):
         before = (read_metadata(folder).get("custom_data") or {}).get(DISCARD_REASON, "")
         raise RolloutError(f"episode '{bare_id(folder.name)}' was discarded before: '{before}'")
-    if folder.name.endswith(RECORDING):
-        raise RolloutError(f"{folder}: is unfinished: its recorder died, or another one has it")
+    _refuse_unfinished(folder)
     final = folder.with_name(folder.name + DISCARDED)
     try:
         with locked(folder):
@@ -290,3 +290,8 @@ def _discard(folder: Path, reason: str) -> Path:
     except OSError as error:
         raise RolloutError(f"{folder}: cannot be discarded: {error}") from error
     return final
+
+
+def _refuse_unfinished(folder: Path) -> None:
+    if folder.name.endswith(RECORDING):
+        raise RolloutError(f"{folder}: is unfinished: its recorder died, or another one has it")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from cosmos_policy_ros.rig.spec import RigSpec
-from cosmos_policy_ros.rollouts.bag_writer import Topic, offered_qos
+from cosmos_policy_ros.rollouts.bag_writer import offered_qos
+from cosmos_policy_ros.rollouts.mcap_file import Topic
 
 POLICY_NODE = "policy_node"
 SIM_RIG_NODE = "sim_rig_node"

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from rosbags.typesys.store import Typestore
 
-from cosmos_policy_ros.rollouts.bag_writer import Topic, offered_qos
+from cosmos_policy_ros.rollouts.bag_writer import offered_qos
+from cosmos_policy_ros.rollouts.mcap_file import Topic
 from cosmos_policy_ros.rollouts.messages import EpisodeFacts
 from cosmos_policy_ros.rollouts.store import EpisodeStore
 from cosmos_policy_ros.rollouts.types import load_types

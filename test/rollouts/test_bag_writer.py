@@ -22,7 +22,8 @@ from rosbags.rosbag2 import Reader
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.errors import RolloutError
-from cosmos_policy_ros.rollouts.bag_writer import BagWriter, Topic, offered_qos
+from cosmos_policy_ros.rollouts.bag_writer import BagWriter, offered_qos
+from cosmos_policy_ros.rollouts.mcap_file import Topic
 from cosmos_policy_ros.rollouts.messages import EpisodeFacts
 
 START_NS = 1_700_000_000_000_000_000

@@ -16,8 +16,9 @@ from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rollouts.bag_metadata import read_metadata
-from cosmos_policy_ros.rollouts.bag_writer import SCORE_TOPIC, BagWriter, Topic
+from cosmos_policy_ros.rollouts.bag_writer import SCORE_TOPIC, BagWriter
 from cosmos_policy_ros.rollouts.late_labels import append_late
+from cosmos_policy_ros.rollouts.mcap_file import Topic
 from cosmos_policy_ros.rollouts.messages import EpisodeFacts, Score, encode_score
 
 START_NS = 1_700_000_000_000_000_000

@@ -16,8 +16,8 @@ from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.errors import RolloutError
-from cosmos_policy_ros.rollouts.bag_writer import Topic
 from cosmos_policy_ros.rollouts.episode import episode_id, read_episode, scores
+from cosmos_policy_ros.rollouts.mcap_file import Topic
 from cosmos_policy_ros.rollouts.messages import EpisodeFacts
 from cosmos_policy_ros.rollouts.store import EpisodeStore
 

@@ -25,8 +25,10 @@ from cosmos_policy_ros.rollouts.bag_writer import (
 from cosmos_policy_ros.rollouts.messages import EpisodeFacts, Score, decode_facts, decode_score
 from cosmos_policy_ros.rollouts.types import types_of_definition
 
+# Entries of ``custom_data``.
 OUTCOME = "outcome"
 DISCARD_REASON = "discard_reason"
+RECOVERED = "recovered"
 
 _MAX_TASK_CHARACTERS = 40  # a folder name of at most 72 characters, read whole in a file manager
 _ID = re.compile(r"\d{8}-\d{6}_.+_(?P<number>\d{4,})")
@@ -53,6 +55,7 @@ class Episode:
         outcome: why it ended, as given to the recorder; empty when it was discarded on the way.
         discarded: the operator does not want it used.
         discard_reason: why.
+        recovered: what was lost when its recorder died; empty when it was finished as usual.
         start_ns: receive stamp of the first message.
         duration_ns: from the first to the last message.
     """
@@ -65,6 +68,7 @@ class Episode:
     outcome: str
     discarded: bool
     discard_reason: str
+    recovered: str
     start_ns: int
     duration_ns: int
 
@@ -129,6 +133,7 @@ def read_episode(path: Path) -> Episode:
         outcome=notes.get(OUTCOME, ""),
         discarded=path.name.endswith(DISCARDED),
         discard_reason=notes.get(DISCARD_REASON, ""),
+        recovered=notes.get(RECOVERED, ""),
         start_ns=start_ns,
         duration_ns=duration_ns,
     )

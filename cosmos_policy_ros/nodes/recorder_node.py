@@ -6,6 +6,7 @@ decoded or encoded again on the way to the disk.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from array import array
 from collections.abc import Callable
@@ -21,16 +22,18 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from cosmos_policy_ros import __version__
 from cosmos_policy_ros.errors import CosmosPolicyError, RolloutError
+from cosmos_policy_ros.msg import Label as LabelMsg
 from cosmos_policy_ros.msg import PolicyState, RecorderState
-from cosmos_policy_ros.msg import Score as ScoreMsg
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.shell import Parameter
 from cosmos_policy_ros.rig.config import named_file
 from cosmos_policy_ros.rig.share import config_folder, share_folder
 from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.rollouts.mcap_file import Topic
-from cosmos_policy_ros.rollouts.messages import EpisodeFacts
-from cosmos_policy_ros.rollouts.store import EpisodeStore, Recording
+from cosmos_policy_ros.rollouts.messages import EpisodeFacts, Label
+from cosmos_policy_ros.rollouts.recording import Recording
+from cosmos_policy_ros.rollouts.rubric import Judgement
+from cosmos_policy_ros.rollouts.store import EpisodeStore
 from cosmos_policy_ros.rollouts.task import choose_prompt, load_task
 from cosmos_policy_ros.rollouts.topics import POLICY_NODE, episode_topics
 from cosmos_policy_ros.rollouts.types import load_types
@@ -42,6 +45,8 @@ QUEUE_DEPTH = 200
 DISCOVERY_PATIENCE = 5.0  # wall s
 # Ctrl-C reaches all nodes at once: the policy node's last trajectory, a brake, comes after it.
 FAREWELL = 0.5  # wall s
+
+NOT_GIVEN = -1.0  # a score in a request, see ScoreEpisode.srv
 
 PARAMETERS = (
     Parameter("rig", "sim", "rig description: a name in config/rigs or a YAML file"),
@@ -63,6 +68,7 @@ class RecorderNode(LifecycleNode):
         self._last: Recording | None = None
         self._started_ns = self._ended_ns = 0
         self._message = "no episode yet"
+        self._phase = ""
 
     # ---------------------------------------------------------------- lifecycle
 
@@ -75,6 +81,7 @@ class RecorderNode(LifecycleNode):
         root = Path(self.get_parameter("root").value).expanduser()
         types = load_types(share_folder() / "msg")
         self._store = EpisodeStore(root, types, clock=self._now_ns)
+        self._recover(self._store)
         self._topics = tuple(
             replace(topic, name=self.resolve_topic_name(topic.name))
             for topic in episode_topics(self._rig)
@@ -84,7 +91,7 @@ class RecorderNode(LifecycleNode):
             PolicyState, f"{POLICY_NODE}/state", self._keep_policy_state, shell.LATCHED
         )
         self._states = self.create_publisher(RecorderState, "~/state", shell.LATCHED)
-        self._scores = self.create_publisher(ScoreMsg, "~/score", shell.LATCHED)
+        self._scores = self.create_publisher(LabelMsg, "~/score", shell.LATCHED)
         self._services = [
             self.create_service(StartEpisode, "~/start_episode", self._answer(self._start)),
             self.create_service(EndEpisode, "~/stop_episode", self._answer(self._stop)),
@@ -136,6 +143,15 @@ class RecorderNode(LifecycleNode):
             self._finish(self._store.recording, outcome)
             self._report()
 
+    def _recover(self, store: EpisodeStore) -> None:
+        """Make whole what a recorder that died has left."""
+        for result in store.recover():
+            if isinstance(result, RolloutError):
+                self.get_logger().error(str(result))
+            else:
+                self._message = f"recovered {result.path.name}: {result.messages} messages"
+                self.get_logger().warning(f"{self._message}; {result.loss}")
+
     # ---------------------------------------------------------------- messages
 
     def _subscribe(self, topic: Topic) -> Any:
@@ -161,12 +177,7 @@ class RecorderNode(LifecycleNode):
     def _write(self, topic: str, message: bytes) -> None:
         if self._store is None or (recording := self._store.recording) is None:
             return
-        try:
-            recording.write(topic, self._now_ns(), message)
-        except RolloutError as error:
-            self._message = str(error)
-            self.get_logger().error(self._message)
-            self._report()
+        recording.write(topic, self._now_ns(), message)
 
     def _take_waiting(self, topic: str) -> None:
         """Record what has come on a topic and waits its turn."""
@@ -280,26 +291,19 @@ class RecorderNode(LifecycleNode):
         response.episode_id = path.stem
 
     def _score(self, request: ScoreEpisode.Request, response: ScoreEpisode.Response) -> None:
-        label = self._open_store.score(
-            request.score,
+        judgement = Judgement(
+            score=None if request.score == NOT_GIVEN else request.score,
             success=request.task_success,
+            stages=tuple(request.stages),
+            deductions=tuple(request.deductions),
             operator_name=request.operator_name,
             note=request.note,
-            episode=request.episode_id,
         )
-        message = ScoreMsg(
-            episode_id=label.episode_id,
-            revision=label.revision,
-            score=label.score,
-            success=label.success,
-            operator_name=label.operator_name,
-            note=label.note,
-        )
-        message.header.stamp = shell.ns_to_stamp(label.stamp_ns)
-        self._scores.publish(message)
-        self._message = f"episode {label.episode_id} scored {label.score:g} of 100"
+        *_, label = self._open_store.score(judgement, episode=request.episode_id)
+        self._scores.publish(_label_message(label))
+        self._message = f"episode {label.episode_id} scored {label.points:g} of 100"
         response.message = f"{self._message} (revision {label.revision})"
-        response.revision = label.revision
+        response.revision, response.score = label.revision, label.points
 
     def _finish(self, recording: Recording, outcome: str) -> Path:
         self._take_all_waiting()
@@ -311,8 +315,12 @@ class RecorderNode(LifecycleNode):
     # ---------------------------------------------------------------- reports
 
     def _report_while_recording(self) -> None:
-        if self._store is not None and self._store.recording is not None:
-            self._report()
+        if self._last is None or self._phase != "recording":
+            return
+        if not self._last.open:
+            self._message = f"episode {self._last.id} ended too early: {self._last.failure}"
+            self.get_logger().error(self._message)
+        self._report()
 
     def _report(self) -> None:
         state = RecorderState(phase="idle", message=self._message)
@@ -326,7 +334,17 @@ class RecorderNode(LifecycleNode):
             state.bytes = sum(recording.sizes.values())
             state.topics = list(recording.counts)
             state.counts = array("Q", recording.counts.values())
+        self._phase = state.phase
         self._states.publish(state)
+
+
+def _label_message(label: Label) -> LabelMsg:
+    fields = {f.name: getattr(label, f.name) for f in dataclasses.fields(label)}
+    message = LabelMsg()
+    message.header.stamp = shell.ns_to_stamp(fields.pop("stamp_ns"))
+    for name, value in fields.items():
+        setattr(message, name, value)
+    return message
 
 
 def make_node() -> LifecycleNode:

@@ -37,15 +37,12 @@ def load_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, is not YAML, or does not hold a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return _parse(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         siblings = [p.stem for p in path.parent.glob("*.yaml")]
         raise ConfigError(f"{path}: no such file{did_you_mean(path.stem, siblings)}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: holds {type(content).__name__}, expected a mapping of keys")
-    return content
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
 
 
 def named_file(name_or_path: str, folder: Path) -> Path:
@@ -63,6 +60,15 @@ def load_config(cls: type[T], path: Path) -> T:
             dataclass itself refuses (``ValueError`` in ``__post_init__``).
     """
     return from_mapping(cls, load_yaml(path), str(path))
+
+
+def parse_config(cls: type[T], text: str, where: str) -> T:
+    """Read the text of a config file into ``cls``; ``where`` prefixes every message.
+
+    Raises:
+        ConfigError: as for :func:`load_config`.
+    """
+    return from_mapping(cls, _parse(text, where), where)
 
 
 def from_mapping(cls: type[T], content: Mapping[str, Any], where: str) -> T:
@@ -127,3 +133,13 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
 
 def _describe(value: Any) -> str:
     return f"{type(value).__name__} ({value!r})"
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: cannot be read as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{where}: holds {type(content).__name__}, expected a mapping of keys")
+    return content

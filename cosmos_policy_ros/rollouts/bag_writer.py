@@ -28,7 +28,7 @@ from cosmos_policy_ros.rollouts.durable import Hold, rename, sync
 from cosmos_policy_ros.rollouts.mcap_file import Compression, McapFile, Topic
 from cosmos_policy_ros.rollouts.messages import (
     EPISODE_TYPE,
-    SCORE_TYPE,
+    LABEL_TYPE,
     EpisodeFacts,
     check_stamp,
     encode_facts,
@@ -72,8 +72,8 @@ def offered_qos(
 # Latched, so that a player or a late panel learns them whenever it joins.
 _LATCHED = (offered_qos(reliability="reliable", durability="transient_local", depth=1),)
 EPISODE_TOPIC = Topic("/episode", EPISODE_TYPE, _LATCHED)
-SCORE_TOPIC = Topic("/episode/score", SCORE_TYPE, _LATCHED)
-OWN_TOPICS = (EPISODE_TOPIC, SCORE_TOPIC)
+LABEL_TOPIC = Topic("/episode/label", LABEL_TYPE, _LATCHED)
+OWN_TOPICS = (EPISODE_TOPIC, LABEL_TOPIC)
 
 
 class BagWriter:

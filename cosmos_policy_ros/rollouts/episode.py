@@ -15,14 +15,15 @@ from rosbags.rosbag2 import Reader
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.errors import RolloutError
+from cosmos_policy_ros.rollouts import journal
 from cosmos_policy_ros.rollouts.bag_metadata import read_metadata
 from cosmos_policy_ros.rollouts.bag_writer import (
     DISCARDED,
     EPISODE_TOPIC,
+    LABEL_TOPIC,
     RECORDING,
-    SCORE_TOPIC,
 )
-from cosmos_policy_ros.rollouts.messages import EpisodeFacts, Score, decode_facts, decode_score
+from cosmos_policy_ros.rollouts.messages import EpisodeFacts, Label, decode_facts, decode_label
 from cosmos_policy_ros.rollouts.types import types_of_definition
 
 # Entries of ``custom_data``.
@@ -51,7 +52,7 @@ class Episode:
         path: the bag's folder.
         facts: what was known when it began, from the bag's first message.
         topics: every topic of the bag by name, :data:`bag_writer.OWN_TOPICS` included.
-        scores: every label ever given, by ascending revision.
+        labels: every label ever given, by ascending revision.
         outcome: why it ended, as given to the recorder; empty when it was discarded on the way.
         discarded: the operator does not want it used.
         discard_reason: why.
@@ -64,7 +65,7 @@ class Episode:
     path: Path
     facts: EpisodeFacts
     topics: Mapping[str, TopicSummary]
-    scores: tuple[Score, ...]
+    labels: tuple[Label, ...]
     outcome: str
     discarded: bool
     discard_reason: str
@@ -73,9 +74,9 @@ class Episode:
     duration_ns: int
 
     @property
-    def score(self) -> Score | None:
-        """The label that counts: the one with the highest revision."""
-        return self.scores[-1] if self.scores else None
+    def score(self) -> Label | None:
+        """The score that counts: the one with the highest revision."""
+        return next((x for x in reversed(self.labels) if x.kind == "score"), None)
 
 
 def episode_id(task: str, now: datetime, taken: Iterable[str]) -> str:
@@ -117,7 +118,7 @@ def read_episode(path: Path) -> Episode:
             raise RolloutError(
                 f"{path}: has no message on '{EPISODE_TOPIC.name}'; it is a bag, but no episode"
             )
-        labels = _scores(reader)
+        labels = _labels(path, reader)
         topics = {
             name: TopicSummary(info.msgtype or "", info.msgcount)
             for name, info in reader.topics.items()
@@ -129,7 +130,7 @@ def read_episode(path: Path) -> Episode:
         path=path,
         facts=facts[0],
         topics=topics,
-        scores=labels,
+        labels=labels,
         outcome=notes.get(OUTCOME, ""),
         discarded=path.name.endswith(DISCARDED),
         discard_reason=notes.get(DISCARD_REASON, ""),
@@ -139,14 +140,14 @@ def read_episode(path: Path) -> Episode:
     )
 
 
-def scores(path: Path) -> tuple[Score, ...]:
-    """Return every label of a finished episode by ascending revision; the last one counts.
+def read_labels(path: Path) -> tuple[Label, ...]:
+    """Return every label of a finished episode by ascending revision, from bag and journal.
 
     Raises:
         RolloutError: the bag is unfinished or unreadable, or holds an impossible label.
     """
     with _reading(path) as reader:
-        return _scores(reader)
+        return _labels(path, reader)
 
 
 def read_messages(path: Path, topics: Iterable[str]) -> Iterator[tuple[str, int, Any]]:
@@ -181,9 +182,12 @@ def _reading(path: Path) -> Iterator[Reader]:
         raise RolloutError(f"{path}: cannot be read as a bag: {error}") from error
 
 
-def _scores(reader: Reader) -> tuple[Score, ...]:
-    labels = (decode_score(types, cdr) for types, cdr in _messages(reader, SCORE_TOPIC.name))
-    return tuple(sorted(labels, key=lambda label: label.revision))
+def _labels(path: Path, reader: Reader) -> tuple[Label, ...]:
+    in_bag = [decode_label(types, cdr) for types, cdr in _messages(reader, LABEL_TOPIC.name)]
+    in_journal, _ = journal.read(path)
+    # Either may miss one, after a kill between the two writes; both say the same of the others.
+    merged = {label.revision: label for label in (*in_bag, *in_journal)}
+    return tuple(merged[revision] for revision in sorted(merged))
 
 
 def _messages(reader: Reader, topic: str) -> Iterator[tuple[Typestore, bytes]]:

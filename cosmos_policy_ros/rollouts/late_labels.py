@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -21,12 +22,12 @@ from cosmos_policy_ros.rollouts.durable import rename, sync
 from cosmos_policy_ros.rollouts.mcap_file import McapFile, Topic
 
 
-def append_late(folder: Path, topic: Topic, cdr: bytes, *, types: Typestore) -> Path:
-    """Add one message to a finished bag; return the new file, ``<episode_id>_<n>.mcap``.
+def append_late(folder: Path, topic: Topic, messages: Sequence[bytes], *, types: Typestore) -> Path:
+    """Add messages to a finished bag; return the new file, ``<episode_id>_<n>.mcap``.
 
-    Nothing that is there is rewritten but ``metadata.yaml``, and that one atomically. The message's
-    receive stamp is the bag's last one, so that the bag still spans its trial and ``ros2 bag play``
-    does not wait until the day of the label; when it was given stands in its header.
+    Nothing that is there is rewritten but ``metadata.yaml``, and that one atomically. Their receive
+    stamp is the bag's last one, so that the bag still spans its trial and ``ros2 bag play``
+    does not wait until the day of the label; when it was given stands in each header.
 
     The caller holds the folder's lock (``durable.locked``).
 
@@ -37,7 +38,7 @@ def append_late(folder: Path, topic: Topic, cdr: bytes, *, types: Typestore) -> 
     target = _next_file(folder, information["relative_file_paths"])
     draft = folder / f".{target.name}"
     try:
-        addition = _write_single(draft, target.name, topic, end_ns(information), cdr, types)
+        addition = _write(draft, target.name, topic, end_ns(information), messages, types)
         rename(draft, target)
         write_metadata(folder, with_file(information, addition))
     except OSError as error:
@@ -57,14 +58,20 @@ def _next_file(folder: Path, listed: list[str]) -> Path:
     return next(path for path in candidates if not path.exists())
 
 
-def _write_single(
-    path: Path, name: str, topic: Topic, stamp_ns: int, cdr: bytes, types: Typestore
+def _write(
+    path: Path,
+    name: str,
+    topic: Topic,
+    stamp_ns: int,
+    messages: Sequence[bytes],
+    types: Typestore,
 ) -> dict[str, Any]:
-    """Write a file of one message to the disk and return the metadata it has as ``name``."""
+    """Write a file to the disk and return the metadata it has as ``name``."""
     path.unlink(missing_ok=True)  # of a process that was killed in here
     file = McapFile(path, [topic], types)
     try:
-        file.write(topic.name, stamp_ns, cdr)
+        for cdr in messages:
+            file.write(topic.name, stamp_ns, cdr)
         information = describe_bag(replace(file.contents, name=name), {})
         file.close(information)
     finally:

@@ -1,4 +1,4 @@
-"""The two messages this room writes itself: an episode's facts and its scores, to and from CDR."""
+"""The two messages this room writes itself: an episode's facts and its labels, to and from CDR."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import math
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from rosbags.serde import SerdeError
 from rosbags.typesys.store import Typestore
@@ -16,7 +16,9 @@ from cosmos_policy_ros.rollouts.task import FULL_SCORE
 from cosmos_policy_ros.rollouts.types import PACKAGE
 
 EPISODE_TYPE = f"{PACKAGE}/msg/Episode"
-SCORE_TYPE = f"{PACKAGE}/msg/Score"
+LABEL_TYPE = f"{PACKAGE}/msg/Label"
+LabelKind = Literal["score", "stage", "deduction", "discard"]
+
 _HEADER_TYPE = "std_msgs/msg/Header"
 _TIME_TYPE = "builtin_interfaces/msg/Time"
 
@@ -61,38 +63,48 @@ class EpisodeFacts:
 
 
 @dataclass(frozen=True)
-class Score:
-    """One label of one episode; the one with the highest revision counts.
+class Label:
+    """One thing an operator said of an episode; the fields of ``Label.msg``.
 
     Attributes:
         episode_id: the episode it is about.
-        revision: 1, 2, ... per episode.
-        score: 0 to 100 points, rounded to the float32 that the message holds.
-        success: whether the task was done.
-        operator_name: who says so.
-        note: free text.
+        revision: 1, 2, ... per episode, over all its labels; 0 until it is given one.
+        kind: "score", "stage", "deduction" or "discard".
         stamp_ns: when it was said, nanoseconds of the recorder's clock.
+        item: name of the stage or deduction.
+        points: of a score 0 to 100, of a stage or deduction its own; rounded to the float32 that
+            the message holds.
+        success: of a score, whether the task was done.
+        operator_name: who says so.
+        note: free text; of a discard, the reason.
 
     Raises:
-        RolloutError: a score that is not a number from 0 to 100, or a text ROS cannot carry.
+        RolloutError: an unknown kind, points that are not a number from 0 to 100, or a text ROS
+            cannot carry.
     """
 
     episode_id: str
     revision: int
-    score: float
-    success: bool
-    operator_name: str
-    note: str
+    kind: LabelKind
     stamp_ns: int
+    item: str = ""
+    points: float = 0.0
+    success: bool = False
+    operator_name: str = ""
+    note: str = ""
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.score) and 0 <= self.score <= FULL_SCORE):
+        if self.kind not in get_args(LabelKind):
+            known = ", ".join(get_args(LabelKind))
+            raise RolloutError(f"a label of kind '{self.kind}' is none of {known}")
+        if not (math.isfinite(self.points) and 0 <= self.points <= FULL_SCORE):
             raise RolloutError(
-                f"score: {self.score} must be a number from 0 to {FULL_SCORE}; nothing was "
+                f"{self.kind}: {self.points} must be a number from 0 to {FULL_SCORE}; nothing was "
                 f"written, score episode '{self.episode_id}' again"
             )
         _check_texts(self)
-        object.__setattr__(self, "score", struct.unpack("<f", struct.pack("<f", self.score))[0])
+        rounded = struct.unpack("<f", struct.pack("<f", self.points))[0]
+        object.__setattr__(self, "points", rounded)
 
 
 def encode_facts(types: Typestore, facts: EpisodeFacts, stamp_ns: int) -> bytes:
@@ -108,19 +120,19 @@ def decode_facts(types: Typestore, cdr: bytes) -> EpisodeFacts:
     return EpisodeFacts(**{name: getattr(message, name) for name in names})
 
 
-def encode_score(types: Typestore, score: Score) -> bytes:
-    """Serialise a score as ``Score.msg``."""
-    fields = dataclasses.asdict(score)
+def encode_label(types: Typestore, label: Label) -> bytes:
+    """Serialise a label as ``Label.msg``."""
+    fields = dataclasses.asdict(label)
     header = _header(types, fields.pop("stamp_ns"))
-    return bytes(types.serialize_cdr(types.types[SCORE_TYPE](header=header, **fields), SCORE_TYPE))
+    return bytes(types.serialize_cdr(types.types[LABEL_TYPE](header=header, **fields), LABEL_TYPE))
 
 
-def decode_score(types: Typestore, cdr: bytes) -> Score:
-    """Read a ``Score.msg`` back. Raises RolloutError when it is none, or holds no valid score."""
-    message = _decode(types, cdr, SCORE_TYPE)
+def decode_label(types: Typestore, cdr: bytes) -> Label:
+    """Read a ``Label.msg`` back. Raises RolloutError when it is none, or holds no valid label."""
+    message = _decode(types, cdr, LABEL_TYPE)
     stamp = message.header.stamp
-    names = [f.name for f in dataclasses.fields(Score) if f.name != "stamp_ns"]
-    return Score(
+    names = [f.name for f in dataclasses.fields(Label) if f.name != "stamp_ns"]
+    return Label(
         **{name: getattr(message, name) for name in names},
         stamp_ns=stamp.sec * _SECOND + stamp.nanosec,
     )

@@ -20,9 +20,12 @@ from cosmos_policy_ros.rollouts.durable import Hold, rename, sync
 from cosmos_policy_ros.rollouts.episode import OUTCOME, RECOVERED, bare_id
 from cosmos_policy_ros.rollouts.mcap_repair import Mended, mend
 from cosmos_policy_ros.rollouts.messages import EpisodeFacts, decode_facts
+from cosmos_policy_ros.rollouts.recording import FLUSH_PERIOD
 from cosmos_policy_ros.rollouts.types import types_of_definition
 
-FLUSH_PERIOD = 0.5  # s; what was received longer ago is in the file
+
+class RecordingInProgressError(RolloutError):
+    """The episode belongs to a recorder that lives."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,9 @@ def recover(folder: Path) -> Recovered:
     try:
         hold = Hold(folder)
     except BlockingIOError:
-        raise RolloutError(f"{folder}: is being recorded by a recorder that lives") from None
+        raise RecordingInProgressError(
+            f"{folder}: is being recorded by a recorder that lives"
+        ) from None
     except OSError as error:
         raise RolloutError(f"{folder}: cannot be recovered: {error}") from error
     try:

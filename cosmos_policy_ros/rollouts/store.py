@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -14,109 +14,26 @@ from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rollouts.bag_metadata import read_metadata, with_notes, write_metadata
-from cosmos_policy_ros.rollouts.bag_writer import (
-    DISCARDED,
-    RECORDING,
-    SCORE_TOPIC,
-    BagWriter,
-)
+from cosmos_policy_ros.rollouts.bag_writer import DISCARDED, RECORDING, BagWriter
 from cosmos_policy_ros.rollouts.durable import locked, rename
 from cosmos_policy_ros.rollouts.episode import (
     DISCARD_REASON,
-    OUTCOME,
     bare_id,
     episode_id,
     id_number,
-    scores,
+    read_episode,
 )
-from cosmos_policy_ros.rollouts.late_labels import append_late
-from cosmos_policy_ros.rollouts.mcap_file import Topic
-from cosmos_policy_ros.rollouts.messages import EpisodeFacts, Score, check_text, encode_score
-
-
-class Recording:
-    """The episode being recorded. Ends once, by :meth:`finish` or :meth:`discard`."""
-
-    def __init__(
-        self, facts: EpisodeFacts, writer: BagWriter, types: Typestore, lock: threading.RLock
-    ) -> None:
-        """Take over an open bag; ``lock`` is the store's, which keeps labels and the end apart."""
-        self.facts = facts
-        self._writer = writer
-        self._types = types
-        self._lock = lock
-        self._revision = 0
-
-    @property
-    def id(self) -> str:
-        """The episode's id."""
-        return self.facts.episode_id
-
-    @property
-    def path(self) -> Path:
-        """The folder that is being written."""
-        return self._writer.path
-
-    @property
-    def open(self) -> bool:
-        """Whether it takes messages: it has not ended, and its bag has not failed."""
-        return not self._writer.ended
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        """Messages written so far, per topic."""
-        return dict(self._writer.counts)
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """Message bytes written so far, per topic."""
-        return dict(self._writer.sizes)
-
-    def write(self, topic: str, stamp_ns: int, cdr: bytes) -> None:
-        """Append one message; see :meth:`BagWriter.write`."""
-        self._writer.write(topic, stamp_ns, cdr)
-
-    def score(
-        self, score: float, *, success: bool, operator_name: str, note: str, stamp_ns: int
-    ) -> Score:
-        """Write a label into the open bag and flush it; return it with its revision.
-
-        Raises:
-            RolloutError: not a score, the recording has ended, or the disk refused.
-        """
-        with self._lock:
-            label = Score(
-                self.id, self._revision + 1, score, success, operator_name, note, stamp_ns
-            )
-            self._writer.write(SCORE_TOPIC.name, stamp_ns, encode_score(self._types, label))
-            self._writer.flush()
-            self._revision = label.revision
-        return label
-
-    def finish(self, outcome: str) -> Path:
-        """Close the bag; return its folder.
-
-        Args:
-            outcome: why the trial ended, such as "time_limit" or "stopped"; kept in the metadata.
-
-        Raises:
-            RolloutError: it has ended before, or the disk refused; the ``.recording`` folder stays.
-        """
-        check_text(OUTCOME, outcome)
-        return self._end({OUTCOME: outcome}, discarded=False)
-
-    def discard(self, reason: str) -> Path:
-        """Close the bag as ``<episode_id>.discarded``, nothing deleted; return its folder.
-
-        Raises:
-            RolloutError: as for :meth:`finish`.
-        """
-        check_text(DISCARD_REASON, reason)
-        return self._end({DISCARD_REASON: reason}, discarded=True)
-
-    def _end(self, notes: Mapping[str, str], *, discarded: bool) -> Path:
-        with self._lock:
-            return self._writer.close(notes, discarded=discarded)
+from cosmos_policy_ros.rollouts.labelling import add_labels, labels_of
+from cosmos_policy_ros.rollouts.mcap_file import Compression, Topic
+from cosmos_policy_ros.rollouts.messages import EpisodeFacts, Label, check_text
+from cosmos_policy_ros.rollouts.recording import Recording
+from cosmos_policy_ros.rollouts.rubric import Judgement
+from cosmos_policy_ros.rollouts.salvage import (
+    RecordingInProgressError,
+    Recovered,
+    recover,
+    unfinished,
+)
 
 
 class EpisodeStore:
@@ -181,7 +98,9 @@ class EpisodeStore:
             raise RolloutError(f"episode '{episode}' is not in {self.root}; {hint}")
         return known[wanted]
 
-    def begin(self, facts: EpisodeFacts, topics: Sequence[Topic]) -> Recording:
+    def begin(
+        self, facts: EpisodeFacts, topics: Sequence[Topic], compression: Compression = "none"
+    ) -> Recording:
         """Start an episode; its id is made here, whatever ``facts`` says.
 
         Raises:
@@ -195,29 +114,24 @@ class EpisodeStore:
             name = episode_id(facts.task, datetime.now(), self.episodes())
             facts = replace(facts, episode_id=name)
             writer = BagWriter(
-                self.root / name, topics, facts, types=self._types, start_ns=self._clock()
+                self.root / name,
+                topics,
+                facts,
+                types=self._types,
+                start_ns=self._clock(),
+                compression=compression,
             )
             self._recording = Recording(facts, writer, self._types, self._lock)
             return self._recording
 
-    def score(
-        self,
-        score: float,
-        *,
-        success: bool,
-        operator_name: str = "",
-        note: str = "",
-        episode: str = "",
-    ) -> Score:
-        """Label an episode, now or long after; return the label with its revision.
+    def score(self, judgement: Judgement, *, episode: str = "") -> tuple[Label, ...]:
+        """Label an episode, now or long after; return the labels, the score last.
 
-        Earlier labels stay; the last revision counts. A discarded episode can be labelled too.
+        Earlier labels stay; the score with the highest revision counts. A discarded episode can be
+        labelled too.
 
         Args:
-            score: 0 to 100.
-            success: whether the task was done.
-            operator_name: who says so.
-            note: free text.
+            judgement: a total, or stages and deductions of the rubric that was in force.
             episode: its id; empty for the one being recorded, else the newest.
 
         Raises:
@@ -227,36 +141,53 @@ class EpisodeStore:
         with self._lock:
             recording = self._recorded_now(episode)
             if recording is not None:
-                return recording.score(
-                    score,
-                    success=success,
-                    operator_name=operator_name,
-                    note=note,
-                    stamp_ns=self._clock(),
-                )
+                return recording.label(labels_of(recording.facts, judgement, self._clock()))
             folder = self.find(episode)
             _refuse_unfinished(folder)
-            label = Score(
-                bare_id(folder.name), 1, score, success, operator_name, note, self._clock()
-            )
-            return self._append(folder, label)
+            facts = replace(read_episode(folder).facts, episode_id=bare_id(folder.name))
+            return add_labels(folder, labels_of(facts, judgement, self._clock()), self._types)
 
-    def discard(self, reason: str, *, episode: str = "") -> Path:
+    def discard(self, reason: str, *, operator_name: str = "", episode: str = "") -> Path:
         """Mark an episode as not to be used, now or long after; nothing is deleted.
 
         Args:
-            reason: kept in the bag's metadata.
+            reason: kept as a label and in the bag's metadata.
+            operator_name: who says so.
             episode: its id; empty for the one being recorded, else the newest.
 
         Raises:
             RolloutError: no such episode, discarded before, unfinished, or the disk refused.
         """
+        check_text(DISCARD_REASON, reason)
         with self._lock:
             recording = self._recorded_now(episode)
+            folder = recording.path if recording is not None else self.find(episode)
+            label = Label(
+                bare_id(folder.name),
+                0,
+                "discard",
+                self._clock(),
+                operator_name=operator_name,
+                note=reason,
+            )
             if recording is not None:
-                return recording.discard(reason)
-            check_text(DISCARD_REASON, reason)
-            return _discard(self.find(episode), reason)
+                return recording.discard([label])
+            return _discard(folder, label, self._types)
+
+    def recover(self) -> tuple[Recovered | RolloutError, ...]:
+        """Make whole what dead recorders left; an error for each that cannot be.
+
+        What a living recorder holds, this one's too, is passed over.
+        """
+        results: list[Recovered | RolloutError] = []
+        for folder in unfinished(self.root):
+            try:
+                results.append(recover(folder))
+            except RecordingInProgressError:
+                continue
+            except RolloutError as error:
+                results.append(error)
+        return tuple(results)
 
     def _recorded_now(self, episode: str) -> Recording | None:
         recording = self.recording
@@ -264,28 +195,18 @@ class EpisodeStore:
             recording if recording is not None and bare_id(episode) in ("", recording.id) else None
         )
 
-    def _append(self, folder: Path, label: Score) -> Score:
-        try:
-            with locked(folder):
-                revision = 1 + max((s.revision for s in scores(folder)), default=0)
-                label = replace(label, revision=revision)
-                append_late(
-                    folder, SCORE_TOPIC, encode_score(self._types, label), types=self._types
-                )
-        except OSError as error:
-            raise RolloutError(f"{folder}: cannot be labelled: {error}; label it again") from error
-        return label
 
-
-def _discard(folder: Path, reason: str) -> Path:
+def _discard(folder: Path, label: Label, types: Typestore) -> Path:
     if folder.name.endswith(DISCARDED):
         before = (read_metadata(folder).get("custom_data") or {}).get(DISCARD_REASON, "")
         raise RolloutError(f"episode '{bare_id(folder.name)}' was discarded before: '{before}'")
     _refuse_unfinished(folder)
     final = folder.with_name(folder.name + DISCARDED)
+    add_labels(folder, [label], types)
     try:
         with locked(folder):
-            write_metadata(folder, with_notes(read_metadata(folder), {DISCARD_REASON: reason}))
+            notes = {DISCARD_REASON: label.note}
+            write_metadata(folder, with_notes(read_metadata(folder), notes))
             rename(folder, final)
     except OSError as error:
         raise RolloutError(f"{folder}: cannot be discarded: {error}") from error

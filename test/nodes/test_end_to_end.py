@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from cosmos_policy_ros.msg import Score
+from cosmos_policy_ros.msg import Label
 from helpers.graph import (
     CHUNK,
     DECISION,
@@ -188,15 +188,15 @@ def test_the_mcap_reader_finds_what_rosbags_finds(trial: Trial) -> None:
 
 def test_both_scores_are_messages_in_the_bag(trial: Trial) -> None:
     assert [(label.success, label.revision) for label in trial.labels] == [(True, 1), (True, 2)]
-    cdr = read_bag(trial.episode.path)["/episode/score"]
-    first, second = (deserialize_message(message, Score) for message in cdr)
-    assert (first.revision, first.score, first.success) == (1, 40.0, False)
+    cdr = read_bag(trial.episode.path)["/episode/label"]
+    first, second = (deserialize_message(message, Label) for message in cdr)
+    assert (first.revision, first.points, first.success) == (1, 40.0, False)
     assert (first.operator_name, first.note) == ("ann", "still running")
-    assert (second.revision, second.score, second.success) == (2, 75.5, True)
+    assert (second.revision, second.points, second.success) == (2, 75.5, True)
     assert first.episode_id == second.episode_id == trial.episode.id
     label = read_episode(trial.episode.path).score
     assert label is not None
-    assert (label.score, label.operator_name) == (75.5, "bob")
+    assert (label.points, label.operator_name) == (75.5, "bob")
 
 
 def test_the_facts_are_in_the_bag_and_in_its_metadata(trial: Trial) -> None:

@@ -320,7 +320,7 @@ def test_an_impossible_score_changes_nothing(graph: Graph) -> None:
     client = graph.client
     with graph.recorded() as episode:
         graph.step(2)
-        for score in (-1.0, 100.5, math.nan, math.inf):
+        for score in (-0.5, 100.5, math.nan, math.inf):
             answer = client.score_episode(score=score)
             assert not answer.success
             assert "must be a number from 0 to 100" in answer.message
@@ -329,6 +329,6 @@ def test_an_impossible_score_changes_nothing(graph: Graph) -> None:
     unknown = client.score_episode(score=50.0, episode_id=f"{episode.id}9")
     assert not unknown.success
     assert f"did you mean '{episode.id}'" in unknown.message
-    assert read_episode(episode.path).scores == ()
+    assert read_episode(episode.path).labels == ()
     assert client.score_episode(score=100.0, task_success=True).revision == 1
     episode.check_complete()

@@ -138,7 +138,7 @@ def test_metadata_has_what_ros2_bag_needs(open_bag: Open, types: Typestore, tmp_
     listed = {t["topic_metadata"]["name"]: t for t in info["topics_with_message_count"]}
     assert {name: t["message_count"] for name, t in listed.items()} == {
         "/episode": 1,
-        "/episode/score": 0,
+        "/episode/label": 0,
         "/cam": 2,
         "/joints": 0,
     }

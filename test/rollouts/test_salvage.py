@@ -82,7 +82,7 @@ def test_everything_flushed_is_there_again(dead: Dead, compression: str) -> None
     assert episode.facts.prompt == "p" and episode.outcome == "its recorder died"
     assert {name: t.count for name, t in episode.topics.items()} == {
         "/episode": 1,
-        "/episode/score": 0,
+        "/episode/label": 0,
         "/cam": 100,
         "/joints": 100,
     }

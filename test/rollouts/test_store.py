@@ -10,20 +10,29 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from helpers.waiting import wait_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.errors import RolloutError
-from cosmos_policy_ros.rollouts.episode import episode_id, read_episode, scores
+from cosmos_policy_ros.rollouts.episode import episode_id, read_episode, read_labels
 from cosmos_policy_ros.rollouts.mcap_file import Topic
-from cosmos_policy_ros.rollouts.messages import EpisodeFacts
+from cosmos_policy_ros.rollouts.messages import EpisodeFacts, Label
+from cosmos_policy_ros.rollouts.rubric import Judgement
 from cosmos_policy_ros.rollouts.store import EpisodeStore
 
 START_NS = 1_700_000_000_000_000_000
 NOW = datetime(2026, 11, 22, 10, 58, 30)
 DiskOf = Callable[[int], AbstractContextManager[None]]
+
+
+def score(
+    store: EpisodeStore, points: float, *, success: bool = False, episode: str = "", **text: str
+) -> Label:
+    """Score an episode and return the label."""
+    return store.score(Judgement(points, success, **text), episode=episode)[-1]  # type: ignore[arg-type]
 
 
 def _record(store: EpisodeStore, facts: EpisodeFacts, topics: list[Topic]) -> Path:
@@ -63,7 +72,7 @@ def test_episode_is_read_back_whole(
         "/cam": 1,
         "/joints": 0,
         "/episode": 1,
-        "/episode/score": 0,
+        "/episode/label": 0,
     }
     assert episode.topics["/cam"].msgtype == "sensor_msgs/msg/Image"
     assert (episode.start_ns, episode.duration_ns) == (START_NS, 5 * 10**9)
@@ -74,11 +83,11 @@ def test_score_while_recording_is_in_the_bag_at_once(
     store: EpisodeStore, facts: EpisodeFacts, topics: list[Topic]
 ) -> None:
     recording = store.begin(facts, topics)
-    label = store.score(33.3, success=False, operator_name="ann", note="slipped")
+    label = score(store, 33.3, success=False, operator_name="ann", note="slipped")
     (file,) = recording.path.glob("*.mcap")
     assert b"slipped" in file.read_bytes()
     path = recording.finish("stopped")
-    assert scores(path) == (label,)
+    assert read_labels(path) == (label,)
     assert [f.name for f in path.glob("*.mcap")] == [f"{path.name}_0.mcap"]
 
 
@@ -86,31 +95,31 @@ def test_last_revision_counts_and_history_stays(
     store: EpisodeStore, facts: EpisodeFacts, topics: list[Topic], types: Typestore
 ) -> None:
     recording = store.begin(facts, topics)
-    first = store.score(20, success=False)
+    first = score(store, 20, success=False)
     path = recording.finish("stopped")
-    second = store.score(60, success=False, operator_name="bob")
-    third = EpisodeStore(store.root, types, clock=lambda: 7).score(100, success=True, note="video")
+    second = score(store, 60, success=False, operator_name="bob")
+    third = score(EpisodeStore(store.root, types, clock=lambda: 7), 100, success=True, note="video")
     assert [label.revision for label in (first, second, third)] == [1, 2, 3]
     episode = read_episode(path)
-    assert episode.scores == (first, second, third)
+    assert episode.labels == (first, second, third)
     assert episode.score == third
     assert third.stamp_ns == 7
 
 
-@pytest.mark.parametrize("score", [-0.1, 100.1, float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("points", [-0.1, 100.1, float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("finished", [True, False])
 def test_impossible_score_changes_nothing(
-    store: EpisodeStore, facts: EpisodeFacts, topics: list[Topic], score: float, finished: bool
+    store: EpisodeStore, facts: EpisodeFacts, topics: list[Topic], points: float, finished: bool
 ) -> None:
     recording = store.begin(facts, topics)
     if finished:
         recording.finish("stopped")
     with pytest.raises(RolloutError, match="must be a number from 0 to 100"):
-        store.score(score, success=True)
+        score(store, points, success=True)
     if not finished:
         recording.finish("stopped")
-    assert scores(store.find()) == ()
-    assert store.score(100, success=True).revision == 1
+    assert read_labels(store.find()) == ()
+    assert score(store, 100, success=True).revision == 1
 
 
 @pytest.mark.parametrize("note", ["\ud800", "a\0b"])
@@ -119,12 +128,12 @@ def test_text_that_ros_cannot_carry_is_refused(
 ) -> None:
     path = _record(store, facts, topics)
     with pytest.raises(RolloutError, match="note: "):
-        store.score(1, success=False, note=note)
+        score(store, 1, note=note)
     with pytest.raises(RolloutError, match="discard_reason: "):
         store.discard(note)
     with pytest.raises(RolloutError, match="prompt: "):
         replace(facts, prompt=note)
-    assert scores(path) == ()
+    assert read_labels(path) == ()
 
 
 def test_scores_reach_the_episode_that_was_named(
@@ -132,10 +141,14 @@ def test_scores_reach_the_episode_that_was_named(
 ) -> None:
     first, second = _record(store, facts, topics), _record(store, facts, topics)
     open_one = store.begin(facts, topics)
-    store.score(10, success=False, episode=first.name)
-    store.score(30, success=False, episode=open_one.id)
+    score(store, 10, success=False, episode=first.name)
+    score(store, 30, success=False, episode=open_one.id)
     third = open_one.finish("stopped")
-    assert [[s.score for s in scores(path)] for path in (first, second, third)] == [[10], [], [30]]
+    assert [[s.points for s in read_labels(path)] for path in (first, second, third)] == [
+        [10],
+        [],
+        [30],
+    ]
 
 
 def test_episode_is_found_by_the_number_not_by_the_clock(
@@ -153,10 +166,10 @@ def test_unknown_episode_names_the_nearest(
     store: EpisodeStore, facts: EpisodeFacts, topics: list[Topic]
 ) -> None:
     with pytest.raises(RolloutError, match="holds no episode yet"):
-        store.score(1, success=True)
+        score(store, 1, success=True)
     name = _record(store, facts, topics).name
     with pytest.raises(RolloutError, match=f"did you mean '{name}'"):
-        store.score(1, success=True, episode=name[:-1] + "2")
+        score(store, 1, success=True, episode=name[:-1] + "2")
     with pytest.raises(RolloutError, match=f"the newest is '{name}'"):
         store.find("?")
 
@@ -176,11 +189,12 @@ def test_one_recording_at_a_time(
 def test_episode_ends_once(store: EpisodeStore, facts: EpisodeFacts, topics: list[Topic]) -> None:
     recording = store.begin(facts, topics)
     path = recording.finish("stopped")
-    for end in (recording.finish, recording.discard):
+    ends = (lambda: recording.finish("again"), lambda: recording.discard([discarding]))
+    discarding = Label(recording.id, 0, "discard", START_NS, note="again")
+    for end in ends:
         with pytest.raises(RolloutError, match="takes nothing more: it is closed as"):
-            end("again")
-    with pytest.raises(RolloutError, match="takes nothing more"):
-        recording.write("/cam", START_NS, b"late")
+            end()
+    recording.write("/cam", START_NS, b"late")
     assert read_episode(path).outcome == "stopped"
 
 
@@ -190,7 +204,7 @@ def test_discarding_marks_and_deletes_nothing(
 ) -> None:
     recording = store.begin(facts, topics)
     recording.write("/cam", START_NS, b"abc")
-    store.score(5, success=False)
+    score(store, 5, success=False)
     if finished:
         recording.finish("stopped")
     path = store.discard("yes: cable unplugged")
@@ -200,7 +214,8 @@ def test_discarding_marks_and_deletes_nothing(
     assert episode.discard_reason == "yes: cable unplugged"
     assert episode.outcome == ("stopped" if finished else "")
     assert episode.topics["/cam"].count == 1
-    assert [s.score for s in episode.scores] == [5]
+    assert [(x.kind, x.points) for x in episode.labels] == [("score", 5), ("discard", 0)]
+    assert episode.score is not None and episode.score.points == 5
     with pytest.raises(RolloutError, match="was discarded before: 'yes: cable unplugged'"):
         store.discard("again")
 
@@ -210,8 +225,8 @@ def test_discarded_episode_can_still_be_scored(
 ) -> None:
     path = _record(store, facts, topics)
     store.discard("wrong object", episode=path.name)
-    assert store.score(0, success=False, episode=path.name).revision == 1
-    assert len(scores(path.with_name(f"{path.name}.discarded"))) == 1
+    assert score(store, 0, success=False, episode=path.name).revision == 2
+    assert len(read_labels(path.with_name(f"{path.name}.discarded"))) == 2
 
 
 def test_text_that_looks_like_something_else_survives_a_late_label(
@@ -219,7 +234,7 @@ def test_text_that_looks_like_something_else_survives_a_late_label(
 ) -> None:
     odd = {"prompt": "yes", "engine": "1:30", "rig": "0x1F", "operator_name": "1e5"}
     path = _record(store, replace(facts, **odd), topics)
-    store.score(1, success=True)
+    score(store, 1, success=True)
     with Reader(path) as reader:
         custom = reader.storage.metadata.custom
     assert custom is not None
@@ -232,25 +247,26 @@ def test_unfinished_episode_is_refused_until_salvaged(
     recording = store.begin(facts, topics)
     other = EpisodeStore(store.root, types)
     for deed in (
-        lambda: other.score(1, success=True),
+        lambda: score(other, 1, success=True),
         lambda: other.discard("x"),
         lambda: read_episode(recording.path),
     ):
         with pytest.raises(RolloutError, match="is unfinished"):
             deed()
     assert other.begin(facts, topics).id.endswith("_0002")
-    assert scores(recording.finish("stopped")) == ()
+    assert read_labels(recording.finish("stopped")) == ()
 
 
 def test_full_disk_frees_the_store_for_the_next_episode(
     store: EpisodeStore, facts: EpisodeFacts, topics: list[Topic], disk_of: DiskOf
 ) -> None:
     recording = store.begin(facts, topics)
-    with disk_of(1_000_000), pytest.raises(RolloutError, match="cannot write the bag"):
+    with disk_of(1_000_000):
         recording.write("/cam", START_NS, bytes(2_000_000))
-    assert store.recording is None
+        wait_for(lambda: store.recording is None, "the bag to fail")
+    assert "its bag failed" in recording.failure
     with pytest.raises(RolloutError, match="is unfinished"):
-        store.score(50, success=True)
+        score(store, 50, success=True)
     _record(store, facts, topics)
     assert f"{recording.id}.recording" in _names(store)
 
@@ -261,14 +277,14 @@ def test_two_labellers_at_once_get_two_revisions(
     path = _record(store, facts, topics)
     stores = [EpisodeStore(store.root, types) for _ in range(4)]
     threads = [
-        threading.Thread(target=lambda s=s: [s.score(50, success=True) for _ in range(3)])
+        threading.Thread(target=lambda s=s: [score(s, 50, success=True) for _ in range(3)])
         for s in stores
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [label.revision for label in scores(path)] == list(range(1, 13))
+    assert [label.revision for label in read_labels(path)] == list(range(1, 13))
 
 
 def test_root_that_is_a_file_is_named(tmp_path: Path, types: Typestore) -> None:
@@ -309,7 +325,7 @@ def sound_bag(tmp_path_factory: pytest.TempPathFactory, types: Typestore) -> Pat
     store = EpisodeStore(tmp_path_factory.mktemp("sound"), types, clock=lambda: START_NS)
     topic = Topic("/cam", "std_msgs/msg/String")
     _record(store, EpisodeFacts(task="t", prompt="p", rig="sim"), [topic])
-    store.score(50, success=True)
+    score(store, 50, success=True)
     return store.find()
 
 

@@ -23,6 +23,7 @@ from cosmos_policy_ros.rollouts.bag_writer import (
     LABEL_TOPIC,
     RECORDING,
 )
+from cosmos_policy_ros.rollouts.integrity import Verdict
 from cosmos_policy_ros.rollouts.messages import EpisodeFacts, Label, decode_facts, decode_label
 from cosmos_policy_ros.rollouts.types import types_of_definition
 
@@ -30,6 +31,7 @@ from cosmos_policy_ros.rollouts.types import types_of_definition
 OUTCOME = "outcome"
 DISCARD_REASON = "discard_reason"
 RECOVERED = "recovered"
+INTEGRITY = "integrity"
 
 _MAX_TASK_CHARACTERS = 40  # a folder name of at most 72 characters, read whole in a file manager
 _ID = re.compile(r"\d{8}-\d{6}_.+_(?P<number>\d{4,})")
@@ -57,6 +59,7 @@ class Episode:
         discarded: the operator does not want it used.
         discard_reason: why.
         recovered: what was lost when its recorder died; empty when it was finished as usual.
+        verdict: whether it is good enough to learn from.
         start_ns: receive stamp of the first message.
         duration_ns: from the first to the last message.
     """
@@ -70,6 +73,7 @@ class Episode:
     discarded: bool
     discard_reason: str
     recovered: str
+    verdict: Verdict
     start_ns: int
     duration_ns: int
 
@@ -135,6 +139,7 @@ def read_episode(path: Path) -> Episode:
         discarded=path.name.endswith(DISCARDED),
         discard_reason=notes.get(DISCARD_REASON, ""),
         recovered=notes.get(RECOVERED, ""),
+        verdict=_verdict(notes.get(INTEGRITY, "")),
         start_ns=start_ns,
         duration_ns=duration_ns,
     )
@@ -180,6 +185,13 @@ def _reading(path: Path) -> Iterator[Reader]:
         raise
     except Exception as error:  # a parser fed damaged bytes may raise anything
         raise RolloutError(f"{path}: cannot be read as a bag: {error}") from error
+
+
+def _verdict(text: str) -> Verdict:
+    try:
+        return Verdict.from_json(text)
+    except (ValueError, KeyError, TypeError):
+        return Verdict(False, ("it was not judged: its recorder died",))
 
 
 def _labels(path: Path, reader: Reader) -> tuple[Label, ...]:

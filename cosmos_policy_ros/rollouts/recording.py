@@ -7,9 +7,11 @@ told; nothing is lost without a word.
 from __future__ import annotations
 
 import queue
+import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,12 +20,32 @@ from rosbags.typesys.store import Typestore
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rollouts import journal
 from cosmos_policy_ros.rollouts.bag_writer import LABEL_TOPIC, BagWriter
-from cosmos_policy_ros.rollouts.episode import DISCARD_REASON, OUTCOME
+from cosmos_policy_ros.rollouts.episode import DISCARD_REASON, INTEGRITY, OUTCOME
+from cosmos_policy_ros.rollouts.integrity import Integrity, Verdict
 from cosmos_policy_ros.rollouts.labelling import encode, number
+from cosmos_policy_ros.rollouts.mcap_file import Compression, Topic
 from cosmos_policy_ros.rollouts.messages import EpisodeFacts, Label, check_text
+from cosmos_policy_ros.rollouts.pictures import JpegEncoder, jpeg_topic
 
 FLUSH_PERIOD = 0.5  # s; what was received longer ago survives this process
 QUEUE_BYTES = 256 << 20  # three seconds of three raw 640x480 cameras at 30 Hz
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an episode is written.
+
+    Attributes:
+        jpegs: the topics whose raw pictures become JPEG.
+        jpeg_quality: 1 to 100.
+        compression: of the file's chunks.
+        queue_bytes: what may wait for the disk.
+    """
+
+    jpegs: tuple[Topic, ...] = ()
+    jpeg_quality: int = 95
+    compression: Compression = "none"
+    queue_bytes: int = QUEUE_BYTES
 
 
 class _Received(NamedTuple):
@@ -41,19 +63,22 @@ class Recording:
         writer: BagWriter,
         types: Typestore,
         lock: threading.RLock,
-        queue_bytes: int = QUEUE_BYTES,
+        integrity: Integrity,
+        options: Options,
     ) -> None:
         """Take over an open bag; ``lock`` is the store's, which keeps labels and the end apart."""
         self.facts = facts
         self._writer = writer
         self._types = types
         self._lock = lock
+        self._integrity = integrity
+        self._jpegs = {t.name: jpeg_topic(t).name for t in options.jpegs}
+        self._encode = JpegEncoder(types, options.jpeg_quality)
         self._labels: tuple[Label, ...] = ()
         self._queue: queue.SimpleQueue[_Received | None] = queue.SimpleQueue()
-        self._queue_bytes, self._waiting = queue_bytes, 0
+        self._limit, self._waiting, self._most_waiting = options.queue_bytes, 0, 0
         self._counting = threading.Lock()
-        self.dropped: dict[str, int] = {}
-        self.most_waiting = 0
+        self._newest_ns = 0
         self._thread = threading.Thread(target=self._write_all, name="bag writer", daemon=True)
         self._thread.start()
 
@@ -96,12 +121,25 @@ class Recording:
             cdr: the serialised message.
         """
         with self._counting:
-            if self._waiting + len(cdr) > self._queue_bytes:
-                self.dropped[topic] = self.dropped.get(topic, 0) + 1
+            self._newest_ns = max(self._newest_ns, stamp_ns)
+            if self._waiting + len(cdr) > self._limit:
+                self._integrity.dropped(self._jpegs.get(topic, topic))
                 return
             self._waiting += len(cdr)
-            self.most_waiting = max(self.most_waiting, self._waiting)
+            self._most_waiting = max(self._most_waiting, self._waiting)
         self._queue.put(_Received(topic, stamp_ns, cdr))
+
+    def lost(self, topic: str, count: int) -> None:
+        """Note messages that the middleware lost before they came here."""
+        with self._counting:
+            self._integrity.lost(self._jpegs.get(topic, topic), count)
+
+    def verdict(self) -> Verdict:
+        """Judge what was recorded so far."""
+        with self._counting:
+            return self._integrity.verdict(
+                self._newest_ns, shutil.disk_usage(self.path).free, self._most_waiting
+            )
 
     def label(self, labels: Sequence[Label]) -> tuple[Label, ...]:
         """Write labels into journal and bag; return them with their revisions.
@@ -153,7 +191,16 @@ class Recording:
         with self._lock:
             self._queue.put(None)
             self._thread.join()
+            if self.open:
+                notes = {**notes, INTEGRITY: self.verdict().to_json()}
             return self._writer.close(notes, discarded=discarded)
+
+    def _write(self, topic: str, stamp_ns: int, cdr: bytes) -> None:
+        if topic in self._jpegs:
+            topic, cdr = self._jpegs[topic], self._encode(cdr)
+        self._writer.write(topic, stamp_ns, cdr)
+        with self._counting:
+            self._integrity.add(topic, stamp_ns, cdr)
 
     def _write_all(self) -> None:
         flushed = time.monotonic()
@@ -167,7 +214,7 @@ class Recording:
                 return
             try:
                 if received.topic:
-                    self._writer.write(*received)
+                    self._write(*received)
                 if time.monotonic() - flushed >= FLUSH_PERIOD:
                     self._writer.flush()
                     flushed = time.monotonic()

@@ -13,6 +13,7 @@ from pathlib import Path
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.errors import RolloutError
+from cosmos_policy_ros.rig.share import share_folder
 from cosmos_policy_ros.rollouts.bag_metadata import read_metadata, with_notes, write_metadata
 from cosmos_policy_ros.rollouts.bag_writer import DISCARDED, RECORDING, BagWriter
 from cosmos_policy_ros.rollouts.durable import locked, rename
@@ -23,10 +24,12 @@ from cosmos_policy_ros.rollouts.episode import (
     id_number,
     read_episode,
 )
+from cosmos_policy_ros.rollouts.integrity import Integrity, load_limits
 from cosmos_policy_ros.rollouts.labelling import add_labels, labels_of
-from cosmos_policy_ros.rollouts.mcap_file import Compression, Topic
+from cosmos_policy_ros.rollouts.mcap_file import Topic
 from cosmos_policy_ros.rollouts.messages import EpisodeFacts, Label, check_text
-from cosmos_policy_ros.rollouts.recording import Recording
+from cosmos_policy_ros.rollouts.pictures import jpeg_topic
+from cosmos_policy_ros.rollouts.recording import Options, Recording
 from cosmos_policy_ros.rollouts.rubric import Judgement
 from cosmos_policy_ros.rollouts.salvage import (
     RecordingInProgressError,
@@ -34,6 +37,8 @@ from cosmos_policy_ros.rollouts.salvage import (
     recover,
     unfinished,
 )
+
+DEFAULTS = Options()
 
 
 class EpisodeStore:
@@ -99,9 +104,19 @@ class EpisodeStore:
         return known[wanted]
 
     def begin(
-        self, facts: EpisodeFacts, topics: Sequence[Topic], compression: Compression = "none"
+        self,
+        facts: EpisodeFacts,
+        topics: Sequence[Topic],
+        integrity: Integrity | None = None,
+        options: Options = DEFAULTS,
     ) -> Recording:
         """Start an episode; its id is made here, whatever ``facts`` says.
+
+        Args:
+            facts: what is known now.
+            topics: what will be written, as it comes in.
+            integrity: judges it; by default nothing but losses and the disk.
+            options: how it is written.
 
         Raises:
             RolloutError: one is being recorded, a topic cannot be recorded, or the disk refused.
@@ -115,13 +130,14 @@ class EpisodeStore:
             facts = replace(facts, episode_id=name)
             writer = BagWriter(
                 self.root / name,
-                topics,
+                [jpeg_topic(topic) if topic in options.jpegs else topic for topic in topics],
                 facts,
                 types=self._types,
                 start_ns=self._clock(),
-                compression=compression,
+                compression=options.compression,
             )
-            self._recording = Recording(facts, writer, self._types, self._lock)
+            watch = integrity or Integrity((), 0.0, load_limits(share_folder() / "config"))
+            self._recording = Recording(facts, writer, self._types, self._lock, watch, options)
             return self._recording
 
     def score(self, judgement: Judgement, *, episode: str = "") -> tuple[Label, ...]:

@@ -1,0 +1,257 @@
+"""Whether an episode is good enough to learn from: GO, or NO-GO with every reason.
+
+Fed with each message as it is written, and it looks at nothing but receive stamp, header stamp and
+size, so that it costs microseconds a message.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from cosmos_policy_ros.rig.config import load_config
+from cosmos_policy_ros.rig.spec import RigSpec
+
+SECOND = 1_000_000_000
+GIGABYTE = 1e9
+SHORTEST = 2.0  # s; a rate over less is that of a start, not of a sensor
+
+
+@dataclass(frozen=True)
+class IntegrityLimits:
+    """``config/integrity.yaml``.
+
+    Attributes:
+        least_rate: share of a sensor's own rate.
+        longest_gap: s between two messages of a sensor, and to the episode's ends.
+        most_lost: share of a topic's messages lost on the way to the disk.
+        most_skewed: share of primary pictures whose wrist pictures are farther away in time than
+            the rig's ``camera_skew``.
+        clock_offset: s between a message's stamp and its receipt.
+        least_free: GB left on the disk.
+    """
+
+    least_rate: float
+    longest_gap: float
+    most_lost: float
+    most_skewed: float
+    clock_offset: float
+    least_free: float
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ValueError(f"{name}: {value} must be above 0")
+
+
+def load_limits(folder: Path) -> IntegrityLimits:
+    """Read ``integrity.yaml`` in ``folder``. Raises ConfigError when it is wrong."""
+    return load_config(IntegrityLimits, folder / "integrity.yaml")
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """A topic that an episode lives of: its name in the bag, its rate [Hz], a camera's role."""
+
+    topic: str
+    rate: float
+    role: str = ""
+
+
+def sensors_of(rig: RigSpec, resolve: Callable[[str], str]) -> tuple[Sensor, ...]:
+    """Return a rig's cameras and arms; ``resolve`` makes a rig's topic the bag's."""
+    return (
+        *(Sensor(resolve(c.topic), rig.rates.cameras, c.role) for c in rig.cameras),
+        *(Sensor(resolve(a.joint_states), rig.rates.joint_states) for a in rig.arms.values()),
+    )
+
+
+@dataclass
+class TopicHealth:
+    """What is known of one topic.
+
+    Attributes:
+        count: messages written.
+        lost: messages that the middleware reported lost on the way here.
+        dropped: messages that did not fit into the writer's queue.
+        longest_gap: s between two receipts.
+        offset: largest distance of a header stamp from its receipt, s; of sensors only.
+        first_ns, last_ns: receipts.
+    """
+
+    count: int = 0
+    lost: int = 0
+    dropped: int = 0
+    longest_gap: float = 0.0
+    offset: float = 0.0
+    first_ns: int = 0
+    last_ns: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Messages per second between the first and the last; 0 for fewer than two."""
+        span = self.last_ns - self.first_ns
+        return (self.count - 1) * SECOND / span if span > 0 else 0.0
+
+    def add(self, received_ns: int) -> None:
+        """Count one message."""
+        if self.count:
+            self.longest_gap = max(self.longest_gap, (received_ns - self.last_ns) / SECOND)
+        else:
+            self.first_ns = received_ns
+        self.count += 1
+        self.last_ns = received_ns
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether to learn from an episode.
+
+    Attributes:
+        go: nothing speaks against it.
+        reasons: everything that does, each with the value found and its limit.
+        topics: what was found, per topic.
+        waited_bytes: most that ever waited for the disk.
+        skewed: share of primary pictures too far from the wrists' in time.
+        free_gb: left on the disk at the end.
+    """
+
+    go: bool
+    reasons: tuple[str, ...]
+    topics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    waited_bytes: int = 0
+    skewed: float = 0.0
+    free_gb: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """One line for people."""
+        return "GO" if self.go else f"NO-GO: {'; '.join(self.reasons)}"
+
+    def to_json(self) -> str:
+        """Return it for the bag's metadata."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Verdict:
+        """Read it back. Raises ValueError, KeyError or TypeError when it is none."""
+        values = json.loads(text)
+        return cls(**{**values, "reasons": tuple(values["reasons"])})
+
+
+class Integrity:
+    """Watches one episode. Not thread-safe: its owner takes turns."""
+
+    def __init__(self, sensors: Iterable[Sensor], camera_skew: float, limits: IntegrityLimits):
+        """Begin; ``camera_skew`` is the rig's limit [s]."""
+        self.health: dict[str, TopicHealth] = {}
+        self._sensors = {sensor.topic: sensor for sensor in sensors}
+        for topic in self._sensors:
+            self.health[topic] = TopicHealth()
+        self._limits = limits
+        self._skew_ns = int(camera_skew * SECOND)
+        self._stamps: dict[str, int] = {}
+        self._primaries = self._skewed = 0
+        self._newest_ns = self._first_ns = 0
+        self._went_back = 0.0
+
+    def add(self, topic: str, received_ns: int, cdr: bytes) -> None:
+        """Note a message that was written."""
+        health = self.health.setdefault(topic, TopicHealth())
+        health.add(received_ns)
+        self._first_ns = self._first_ns or received_ns
+        self._went_back = max(self._went_back, (self._newest_ns - received_ns) / SECOND)
+        self._newest_ns = max(self._newest_ns, received_ns)
+        sensor = self._sensors.get(topic)
+        if sensor is None:
+            return
+        stamp_ns = header_stamp(cdr)
+        health.offset = max(health.offset, abs(received_ns - stamp_ns) / SECOND)
+        if sensor.role:
+            self._note_picture(sensor.role, stamp_ns)
+
+    def lost(self, topic: str, count: int) -> None:
+        """Note messages that the middleware lost."""
+        self.health.setdefault(topic, TopicHealth()).lost += count
+
+    def dropped(self, topic: str) -> None:
+        """Note a message that did not fit into the writer's queue."""
+        self.health.setdefault(topic, TopicHealth()).dropped += 1
+
+    def verdict(self, now_ns: int, free_bytes: int, waited_bytes: int = 0) -> Verdict:
+        """Judge what there is so far.
+
+        Args:
+            now_ns: the end of the episode, by the clock of the receipts.
+            free_bytes: left on the disk.
+            waited_bytes: most that ever waited for the disk.
+        """
+        free_gb = free_bytes / GIGABYTE
+        reasons = [r for sensor in self._sensors.values() for r in self._of_sensor(sensor, now_ns)]
+        for topic, health in self.health.items():
+            reasons += self._of_losses(topic, health)
+        skewed = self._skewed / self._primaries if self._primaries else 0.0
+        if skewed > self._limits.most_skewed:
+            reasons.append(
+                f"{skewed:.0%} of the primary pictures are more than {self._skew_ns / SECOND:g} s "
+                f"from the wrists' (at most {self._limits.most_skewed:.0%})"
+            )
+        if self._went_back > self._limits.clock_offset:
+            reasons.append(f"the recorder's clock was set back by {self._went_back:.1f} s")
+        if free_gb < self._limits.least_free:
+            reasons.append(
+                f"{free_gb:.2f} GB are left on the disk (at least {self._limits.least_free:g})"
+            )
+        return Verdict(
+            not reasons,
+            tuple(reasons),
+            {topic: {**asdict(h), "rate": h.rate} for topic, h in self.health.items()},
+            waited_bytes,
+            skewed,
+            free_gb,
+        )
+
+    def _note_picture(self, role: str, stamp_ns: int) -> None:
+        self._stamps[role] = stamp_ns
+        if role == "primary":
+            self._primaries += 1
+            farthest = max(abs(stamp_ns - other) for other in self._stamps.values())
+            self._skewed += farthest > self._skew_ns
+
+    def _of_sensor(self, sensor: Sensor, now_ns: int) -> Iterable[str]:
+        health, limits = self.health[sensor.topic], self._limits
+        seconds = max(now_ns - self._first_ns, 0) / SECOND if self._first_ns else 0.0
+        if not health.count:
+            yield f"{sensor.topic} never came"
+            return
+        ends = (health.first_ns - self._first_ns, now_ns - health.last_ns)
+        gap = max(health.longest_gap, *(end / SECOND for end in ends))
+        if gap > limits.longest_gap:
+            yield f"{sensor.topic} was silent for {gap:.2f} s (at most {limits.longest_gap:g})"
+        least = limits.least_rate * sensor.rate
+        if seconds > SHORTEST and health.rate < least:
+            yield f"{sensor.topic} came at {health.rate:.1f} Hz (at least {least:.1f})"
+        if health.offset > limits.clock_offset:
+            yield (
+                f"{sensor.topic} is stamped {health.offset:.1f} s away from its receipt (at most "
+                f"{limits.clock_offset:g}): clocks disagree, or one jumped"
+            )
+
+    def _of_losses(self, topic: str, health: TopicHealth) -> Iterable[str]:
+        for deed, lost in (
+            ("lost on the way here", health.lost),
+            ("dropped, the disk is too slow", health.dropped),
+        ):
+            share = lost / (health.count + lost) if lost else 0.0
+            if share > self._limits.most_lost:
+                yield f"{lost} messages of {topic} were {deed} ({share:.1%})"
+
+
+def header_stamp(cdr: bytes) -> int:
+    """Return the stamp [ns] of a serialised message that begins with a header."""
+    little = cdr[1] & 1
+    sec, nanosec = struct.unpack_from("<iI" if little else ">iI", cdr, 4)
+    return int(sec) * SECOND + int(nanosec)

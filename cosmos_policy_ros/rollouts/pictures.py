@@ -1,0 +1,68 @@
+"""Raw pictures as JPEG on their way into the bag: a tenth of the disk, no longer bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+from rosbags.typesys.store import Typestore
+
+from cosmos_policy_ros.errors import RolloutError
+from cosmos_policy_ros.rig.images import decode_image
+from cosmos_policy_ros.rig.spec import Camera, RigSpec
+from cosmos_policy_ros.rollouts.mcap_file import Topic
+
+SUFFIX = "/compressed"  # image_transport's
+IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+FORMAT = "rgb8; jpeg compressed bgr8"  # as image_transport spells it
+
+
+def jpeg_topic(topic: Topic) -> Topic:
+    """Return the topic that a camera's JPEGs are recorded under; any other topic is itself."""
+    if topic.msgtype != IMAGE:
+        return topic
+    return replace(topic, name=topic.name + SUFFIX, msgtype=COMPRESSED)
+
+
+def rig_of_bag(rig: RigSpec, jpeg: bool) -> RigSpec:
+    """Return the rig as a bag shows it: with compressed cameras where pictures became JPEG."""
+    if not jpeg:
+        return rig
+    return replace(rig, cameras=tuple(_compressed(camera) for camera in rig.cameras))
+
+
+def _compressed(camera: Camera) -> Camera:
+    if camera.transport == "compressed":
+        return camera
+    return replace(camera, topic=camera.topic + SUFFIX, transport="compressed")
+
+
+@dataclass(frozen=True)
+class JpegEncoder:
+    """Turns a serialised ``Image`` into a serialised ``CompressedImage`` with the same header.
+
+    Attributes:
+        types: knows both.
+        quality: 1 to 100.
+    """
+
+    types: Typestore
+    quality: int = 95
+
+    def __call__(self, cdr: bytes) -> bytes:
+        """Encode one picture.
+
+        Raises:
+            RolloutError: an encoding that is not known, or sizes that do not fit.
+        """
+        message: Any = self.types.deserialize_cdr(cdr, IMAGE)
+        try:
+            rgb = decode_image(message, "the camera")
+        except Exception as error:
+            raise RolloutError(f"a picture cannot become a JPEG: {error}") from error
+        options = [cv2.IMWRITE_JPEG_QUALITY, self.quality]
+        _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), options)
+        fields = {"header": message.header, "format": FORMAT, "data": np.asarray(jpeg).ravel()}
+        return bytes(self.types.serialize_cdr(self.types.types[COMPRESSED](**fields), COMPRESSED))

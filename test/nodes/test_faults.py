@@ -115,6 +115,26 @@ def test_an_arm_that_reports_nonsense_is_braked_and_held_until_it_reports_again(
     episode.check_complete()
 
 
+def test_arms_that_both_fall_silent_are_braked_and_the_run_ends(graph: Graph) -> None:
+    """The policy node polls along with joint states, and must not wait for one."""
+    with graph.recorded() as episode:
+        handle = armed_run(graph)
+        graph.until_executing(1)
+        graph.step(10)
+        graph.set_faults("joints_silent:left", "joints_silent:right")
+        for _ in range(2):
+            graph.client.step(7)  # 0.56 s in all, the limit is 0.5 s
+        graph.until_sent("/0/brake")
+        graph.until_said("no good joint state for 0.", "limit 0.5 s", "braked, holding")
+        result = graph.client.finish_run(handle, PATIENCE)
+    assert result.outcome == "fault"
+    assert "no usable observation for 5." in result.message
+    assert "follower_left/joint_states: last good state is" in result.message
+    assert "follower_right/joint_states: last good state is" in result.message
+    assert [len(arm) for arm in graph.sent()] == graph.accepted() == [2, 2]
+    episode.check_complete()
+
+
 def test_a_short_burst_of_failed_reads_does_not_even_brake(graph: Graph) -> None:
     with graph.recorded() as episode:
         handle = armed_run(graph, chunk_limit=1)

@@ -149,7 +149,8 @@ class PolicyNode(LifecycleNode):
         self._inputs.on_joint_state = self._pace.on_joint_state
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._diagnosing = self.create_timer(1.0, self._reports.diagnose, clock=steady)
-        self._services = [
+        # Not _services: rclpy keeps its own list under that name, parameters and lifecycle in it.
+        self._served = [
             self.create_service(SetBool, "~/arm", self._on_arm),
             self.create_service(Trigger, "~/stop", self._on_stop),
         ]
@@ -169,7 +170,7 @@ class PolicyNode(LifecycleNode):
         self._action.destroy()
         self._pace.close()
         self.destroy_timer(self._diagnosing)
-        for service in self._services:
+        for service in self._served:
             self.destroy_service(service)
         for publisher in [*self._trajectories, self._decisions, self._verdicts]:
             self.destroy_publisher(publisher)

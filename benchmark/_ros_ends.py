@@ -26,7 +26,7 @@ CAMERA_HZ, JOINT_HZ = 30.0, 100.0
 PICTURES = 4  # different ones per camera, so that none looks frozen
 LEAD_NS = 1_000_000  # how far past a chunk's end the feed's clock jumps
 
-READERS = ("numbers", "empty", "convert", "prepare", "ours", "untimed")
+READERS = ("numbers", "empty", "convert", "prepare", "ours")
 Counts = dict[str, int]
 
 
@@ -236,16 +236,13 @@ def make_reader(options: argparse.Namespace) -> tuple[Any, Counts]:
     return node, counts
 
 
-def make_policy(options: argparse.Namespace) -> Any:
-    """Return the real policy node, disarmed; ``untimed`` is the same with its timers stopped."""
+def make_policy() -> Any:
+    """Return the real policy node, disarmed."""
     from cosmos_policy_ros.nodes import shell
     from cosmos_policy_ros.nodes.policy_node import PolicyNode
 
     node = PolicyNode()
     shell.bring_up(node)
-    if options.role == "untimed":
-        for timer in node.timers:
-            timer.cancel()
     return node
 
 
@@ -267,8 +264,8 @@ def run_reader(options: argparse.Namespace) -> None:
     from cosmos_policy_ros.nodes import shell
 
     def make_node() -> Any:
-        if options.role in ("ours", "untimed"):
-            node = make_policy(options)
+        if options.role == "ours":
+            node = make_policy()
             answer_samples(
                 lambda: {
                     "counts": node._inputs.sources.counts(),

@@ -9,9 +9,9 @@ Everything crosses real DDS between processes. A feed publishes three 640x480 rg
 and two joint states at 100 Hz; three parts read it:
 
 ``cpu``
-    CPU seconds per second of the real, disarmed policy node (with its 100 Hz poll timer), of the
-    same with its timers stopped, and of two nodes that make a 224x224 RGB picture of every frame:
-    "converts" with OpenCV's plain resize, "prepares" with the filters that the checkpoints need.
+    CPU seconds per second of the real, disarmed policy node, which polls at up to 50 Hz, and of two
+    nodes that make a 224x224 RGB picture of every frame: "converts" with OpenCV's plain resize,
+    "prepares" with the filters that the checkpoints need.
     Each runs beside a node with empty callbacks that reads the same messages at the same time:
     other work on the machine slows both, so that their ratio is steadier than either. Means
     little when the machine has no core to spare: a starved node takes several messages per wake.
@@ -61,7 +61,6 @@ PROFILE_NAMES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FIL
 READERS = {
     "convert": "converts every frame",
     "prepare": "prepares every frame",
-    "untimed": "policy node, timers stopped",
     "ours": "policy node",
 }
 POLICY_ARGUMENTS = ("--ros-args", "-p", "rig:=sim", "-p", "engine:=demonstrator")
@@ -144,7 +143,7 @@ def quantiles(values: Sequence[float]) -> Result:
 
 def pair_cpu(role: str, feed: End, log: Path, seconds: float) -> tuple[Result, Result]:
     """Return CPU seconds, and messages, per second of the empty reader and of another one."""
-    arguments = POLICY_ARGUMENTS if role in ("ours", "untimed") else ("--depth", "1")
+    arguments = POLICY_ARGUMENTS if role == "ours" else ("--depth", "1")
     with End(log, "empty", "--depth", "1") as empty, End(log, role, *arguments) as other:
         pair = (empty, other)
         for reader in pair:
@@ -187,13 +186,10 @@ def measure_cpu(options: argparse.Namespace, log: Path) -> Result:
             f"{name:30}{cpu:10.1%}{rate:12.0f}{statistics.median(of_role):13.2f}"
             f"  ({min(of_role):.2f} to {max(of_role):.2f})"
         )
-    ours, convert, untimed = (result[r]["to_empty"] for r in ("ours", "convert", "untimed"))
-    prepare = result["prepare"]["to_empty"]
+    ours, convert, prepare = (result[r]["to_empty"] for r in ("ours", "convert", "prepare"))
     result |= {"to_convert": ours / convert, "to_prepare": ours / prepare}
-    result["timers"] = 1 - untimed / ours
     print(f"policy node / converts every frame: {result['to_convert']:.2f}")
     print(f"policy node / prepares every frame: {result['to_prepare']:.2f}")
-    print(f"timers' share of the policy node: {result['timers']:.0%}")
     if max(loads) > (os.cpu_count() or 1):
         print(f"the machine was busy (load up to {max(loads):.1f}): run it again when it is not")
     return result

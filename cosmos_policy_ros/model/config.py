@@ -11,6 +11,7 @@ from cosmos_policy_ros.rig.config import did_you_mean
 
 LATENT_CHANNELS = 16
 SPACE = 8  # pixels per latent cell and axis
+MAX_JPEG_QUALITY = 95  # above it Pillow switches parts of the compression off
 
 Preconditioning = Literal["rectified_flow", "x0"]
 Numerics = Literal["released", "paper"]
@@ -123,6 +124,10 @@ class CheckpointConfig:
         text_tokens: positions of a prompt embedding, padding included.
         transformer: its sizes.
         vae: its sizes.
+        flip_images: whether the cameras show the picture upside down, as the simulators' renderings
+            do, and are to be turned before use.
+        jpeg_quality: 1 to 95, of the JPEG that the training pictures were stored as, to be repeated
+            on every camera's picture; None for pictures that never were JPEG.
     """
 
     layout: str
@@ -138,6 +143,8 @@ class CheckpointConfig:
     text_tokens: int
     transformer: TransformerConfig
     vae: VaeConfig
+    flip_images: bool = False
+    jpeg_quality: int | None = None
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
@@ -148,6 +155,11 @@ class CheckpointConfig:
             _at_least_one(name, getattr(self, name))
         _at_least_one("denoising_steps", self.denoising_steps)
         _positive("dt", self.dt)
+        if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= MAX_JPEG_QUALITY:
+            raise ValueError(
+                f"jpeg_quality is {self.jpeg_quality}, must be 1 to {MAX_JPEG_QUALITY}; leave it "
+                f"out for pictures that were never JPEG"
+            )
         self._check_grid()
 
     def _check_grid(self) -> None:

@@ -4,10 +4,14 @@ The released checkpoints saw 480x640 frames squeezed (aspect not kept) to 256x25
 to the model's size, both with Pillow's bicubic filter; at test time a centre crop of 90 % of the
 area stands for the random crops of training and is enlarged back with an antialiased bilinear
 filter on whole numbers.
+
+The simulators' checkpoints were trained on square renderings turned upright and stored as JPEG. A
+checkpoint's ``config.yaml`` asks for both, since a picture without them is none it has seen.
 """
 
 from __future__ import annotations
 
+import io
 import math
 
 import numpy as np
@@ -25,13 +29,17 @@ STORED_SIZE = 256  # pixels; what the demonstrations were stored at
 CROP_AREA = 0.9  # of the picture; the area that training's random crops kept
 
 
-def prepare(image: Picture, size: int, role: str) -> Picture:
-    """Bring one camera picture to the model's input.
+def prepare(
+    image: Picture, size: int, role: str, *, flip: bool = False, jpeg_quality: int | None = None
+) -> Picture:
+    """Bring one camera picture to the model's input: flip, JPEG, resize, crop, in that order.
 
     Args:
-        image: (H, W, 3) uint8 RGB. One that is ``size`` x ``size`` already is only cropped.
+        image: (H, W, 3) uint8 RGB. One that is ``size`` x ``size`` already is not resized.
         size: the model's image size, pixels.
         role: camera role, named in errors.
+        flip: turn it upside down, as a simulator's rendering needs whose first row is the lowest.
+        jpeg_quality: 1 to 95; pass it through JPEG at the camera's size. None: do not.
 
     Returns:
         (size, size, 3) uint8.
@@ -44,9 +52,24 @@ def prepare(image: Picture, size: int, role: str) -> Picture:
             f"camera '{role}': picture has shape {image.shape} and type {image.dtype}; the model "
             f"takes (H, W, 3) uint8 RGB"
         )
+    if flip:
+        image = np.ascontiguousarray(image[::-1])
+    if jpeg_quality is not None:
+        image = through_jpeg(image, jpeg_quality)
     if image.shape[:2] != (size, size):
         image = _bicubic(_bicubic(image, STORED_SIZE), size)
     return centre_crop(image)
+
+
+def through_jpeg(image: Picture, quality: int) -> Picture:
+    """Compress (H, W, 3) and decompress it again, with the losses that Pillow's encoder makes.
+
+    The encoder matters: another one's tables, or full instead of halved colour resolution, leave
+    other errors than those trained on.
+    """
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format="JPEG", quality=quality)
+    return np.asarray(Image.open(file), dtype=np.uint8)
 
 
 def centre_crop(image: Picture) -> Picture:

@@ -49,7 +49,13 @@ def prepare_pictures(observation: Observation, checkpoint: Checkpoint) -> dict[s
             f"{', '.join(observation.images) or 'none'}"
         )
     return {
-        role: images.prepare(observation.images[role], size, role)
+        role: images.prepare(
+            observation.images[role],
+            size,
+            role,
+            flip=checkpoint.config.flip_images,
+            jpeg_quality=checkpoint.config.jpeg_quality,
+        )
         for role in checkpoint.layout.cameras
     }
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
 from cosmos_policy_ros.errors import CheckpointError
-from cosmos_policy_ros.model.transformer_keys import summarise
 
 NAMES_SHOWN = 3  # of a file that has nothing in common with the network
 
@@ -47,3 +47,30 @@ def check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], s
         raise CheckpointError(
             f"{source} does not fit the sizes in the checkpoint's config; {'; '.join(problems)}"
         )
+
+
+def summarise(names: Iterable[str]) -> list[str]:
+    """Fold names that differ in the block's number only: ``blocks.{0-27}.mlp.layer1.weight``."""
+    folded: dict[tuple[str, str], list[int]] = {}
+    rest = []
+    for name in names:
+        match = re.fullmatch(r"(.*?blocks\.)(\d+)(\..*)", name)
+        if match:
+            folded.setdefault((match[1], match[3]), []).append(int(match[2]))
+        else:
+            rest.append(name)
+    for (head, tail), numbers in folded.items():
+        blocks = _ranges(sorted(numbers))
+        rest.append(f"{head}{blocks if len(numbers) == 1 else '{' + blocks + '}'}{tail}")
+    return sorted(rest)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Write [0, 1, 2, 5] as "0-2,5"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from cosmos_policy_ros.errors import CheckpointError
+from cosmos_policy_ros.model.strict import check_tensors
 from cosmos_policy_ros.model.transformer import RotaryPosition, Transformer
 
 V = TypeVar("V")
@@ -69,30 +69,18 @@ def load_weights(network: Transformer, tensors: Mapping[str, Tensor], source: st
         source: what the message calls them, a file's path.
 
     Raises:
-        CheckpointError: names every tensor that is missing, unknown or of a wrong shape.
+        CheckpointError: as :func:`check_tensors` tells it.
     """
     found = our_names(tensors)
     spatial, temporal = RotaryPosition.exponents(network.config.head_dim)
-    found.setdefault("pos_embedder.dim_spatial_range", spatial)
-    found.setdefault("pos_embedder.dim_temporal_range", temporal)
-    expected = network.state_dict()
-    shapes = [
-        f"{name} is {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}"
-        for name in expected.keys() & found.keys()
-        if found[name].shape != expected[name].shape
-    ]
-    problems = {
-        "missing": summarise(expected.keys() - found.keys()),
-        "unknown": summarise(found.keys() - expected.keys()),
-        "wrong shape": sorted(shapes),
+    computed = {
+        "pos_embedder.dim_spatial_range": spatial,
+        "pos_embedder.dim_temporal_range": temporal,
     }
-    told = [f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names]
-    if told:
-        raise CheckpointError(
-            f"{source} is not the transformer that the checkpoint's config describes; "
-            f"{'; '.join(told)}"
-        )
-    network.load_state_dict(found, assign=True)
+    of_network = network.state_dict()
+    expected = {n: t for n, t in of_network.items() if n in found or n not in computed}
+    check_tensors(expected, found, source)
+    network.load_state_dict(computed | found, assign=True)
 
 
 def our_names(tensors: Mapping[str, V]) -> dict[str, V]:
@@ -110,33 +98,6 @@ def diffusers_names(tensors: Mapping[str, V]) -> dict[str, V]:
         for name, tensor in tensors.items()
         if not name.startswith("pos_embedder.")
     }
-
-
-def summarise(names: Iterable[str]) -> list[str]:
-    """Fold names that differ in the block's number only: ``blocks.{0-27}.mlp.layer1.weight``."""
-    folded: dict[tuple[str, str], list[int]] = {}
-    rest = []
-    for name in names:
-        match = re.fullmatch(r"(.*?blocks\.)(\d+)(\..*)", name)
-        if match:
-            folded.setdefault((match[1], match[3]), []).append(int(match[2]))
-        else:
-            rest.append(name)
-    for (head, tail), numbers in folded.items():
-        blocks = _ranges(sorted(numbers))
-        rest.append(f"{head}{blocks if len(numbers) == 1 else '{' + blocks + '}'}{tail}")
-    return sorted(rest)
-
-
-def _ranges(numbers: list[int]) -> str:
-    """Write [0, 1, 2, 5] as "0-2,5"."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
 def _to_diffusers(name: str) -> str:

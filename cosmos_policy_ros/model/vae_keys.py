@@ -86,7 +86,7 @@ def load_weights(vae: nn.Module, tensors: Mapping[str, Tensor], blocks: int, sou
         source: what the message calls them, a file's path.
 
     Raises:
-        CheckpointError: names every tensor that is missing, unknown or of a wrong shape.
+        CheckpointError: as :func:`check_tensors` tells it.
     """
     expected = vae.state_dict()
     found = our_names(tensors, expected, blocks)

@@ -21,11 +21,17 @@ JOINT_STATE_QOS = QoSProfile(depth=10)
 
 
 class PolicyInputs:
-    """Feeds ``sources`` from the cameras and arms of a rig."""
+    """Feeds ``sources`` from the cameras and arms of a rig.
+
+    Attributes:
+        sources: the newest of everything.
+        on_joint_state: called after every joint state, a rejected one too; does nothing until set.
+    """
 
     def __init__(self, node: Node, rig: RigSpec) -> None:
         """Subscribe; QoS can be overridden per topic by ``qos_overrides`` parameters."""
         self.sources = Sources(rig)
+        self.on_joint_state: Callable[[], None] = lambda: None
         self._node = node
         self._subscriptions = [self._camera(camera) for camera in rig.cameras]
         self._subscriptions += [
@@ -57,5 +63,6 @@ class PolicyInputs:
         def keep(message: Any) -> None:
             stamp_ns = shell.stamp_to_ns(message.header.stamp)
             self.sources.add_joint_state(side, message.name, message.position, stamp_ns)
+            self.on_joint_state()
 
         return keep

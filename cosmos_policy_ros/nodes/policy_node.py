@@ -32,13 +32,14 @@ from cosmos_policy_ros.nodes.convert import (
     verdict_to_message,
 )
 from cosmos_policy_ros.nodes.policy_inputs import PolicyInputs
+from cosmos_policy_ros.nodes.policy_pace import Pace
 from cosmos_policy_ros.nodes.policy_parameters import (
     PARAMETERS,
     PolicySettings,
     read_settings,
     rig_warnings,
 )
-from cosmos_policy_ros.nodes.policy_reports import PolicyReports, Status
+from cosmos_policy_ros.nodes.policy_reports import PolicyReports
 from cosmos_policy_ros.planning.engines import EngineLoader, load_engine
 from cosmos_policy_ros.planning.worker import Worker
 from cosmos_policy_ros.rig.chunk import TimedChunk
@@ -47,10 +48,6 @@ from cosmos_policy_ros.rig.gate import SafetyGate
 from cosmos_policy_ros.rig.run import Goal, Outcome, Phase, Run
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rollouts.task import choose_prompt, load_task
-
-# Wall s. Half a control step at most until a due query is asked; ticks without a run too, since
-# rclpy resumes a waiting action only when something wakes its executor.
-POLL_PERIOD = 0.02
 
 
 class _Asked(NamedTuple):
@@ -148,10 +145,12 @@ class PolicyNode(LifecycleNode):
         self._verdicts = self.create_lifecycle_publisher(
             VerdictMsg, "~/verdict", 10, event_callbacks=quiet
         )
+        self._pace = Pace(self, self._poll)
+        self._inputs.on_joint_state = self._pace.on_joint_state
         steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self._polling = self.create_timer(POLL_PERIOD, self._poll, clock=steady)
         self._diagnosing = self.create_timer(1.0, self._reports.diagnose, clock=steady)
-        self._services = [
+        # Not _services: rclpy keeps its own list under that name, parameters and lifecycle in it.
+        self._served = [
             self.create_service(SetBool, "~/arm", self._on_arm),
             self.create_service(Trigger, "~/stop", self._on_stop),
         ]
@@ -169,9 +168,9 @@ class PolicyNode(LifecycleNode):
             self._worker.close()
             self._worker = None
         self._action.destroy()
-        self.destroy_timer(self._polling)
+        self._pace.close()
         self.destroy_timer(self._diagnosing)
-        for service in self._services:
+        for service in self._served:
             self.destroy_service(service)
         for publisher in [*self._trajectories, self._decisions, self._verdicts]:
             self.destroy_publisher(publisher)
@@ -386,28 +385,7 @@ class PolicyNode(LifecycleNode):
     def _report(self) -> None:
         """Tell how things stand, if that has changed."""
         assert self._settings is not None
-        assert self._worker is not None
-        run = self._run
-        if run is not None and self._worker.status == "ready":
-            phase, message = run.phase.value, run.message
-        else:
-            phases = {"ready": "ready", "failed": "failed", "closed": "unconfigured"}
-            phase = phases.get(self._worker.status, "loading")
-            message = self._last_outcome if phase == "ready" else ""
-            message = message or self._worker.message
-        chunk = run.chunk if run is not None else None
-        self._reports.report(
-            Status(
-                phase=phase,
-                armed=self._armed,
-                task=run.goal.task if run else self._settings.task.name,
-                run_id=run.goal.run_id if run else "",
-                chunks=run.chunks if run else 0,
-                refused=run.refused if run else 0,
-                executing_until_ns=chunk.end_ns if chunk and phase == "executing" else 0,
-                message=message,
-            )
-        )
+        self._reports.report(self._run, self._armed, self._settings.task.name, self._last_outcome)
 
 
 def make_node(load: EngineLoader = load_engine) -> LifecycleNode:

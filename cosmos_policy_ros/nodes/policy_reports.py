@@ -12,6 +12,7 @@ from rclpy.node import Node
 from cosmos_policy_ros.msg import PolicyState
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.planning.worker import Worker
+from cosmos_policy_ros.rig.run import Run
 from cosmos_policy_ros.rig.sources import Sources
 
 TEXT_PERIOD = 0.5  # wall s between state messages that differ only in their text
@@ -52,9 +53,18 @@ class PolicyReports:
         self._node.destroy_publisher(self._states)
         self._node.destroy_publisher(self._diagnostics)
 
-    def report(self, status: Status) -> None:
-        """Publish a change; one of the text alone, which may hold running numbers, now and then."""
-        now = time.monotonic()
+    def report(self, run: Run | None, armed: bool, task: str, last_outcome: str) -> None:
+        """Publish how things stand, if that has changed.
+
+        A change of the text alone, which may hold running numbers, is told now and then.
+
+        Args:
+            run: the one under way.
+            armed: whether the arms may move.
+            task: of the node, told while there is no run.
+            last_outcome: how the last run ended, empty before the first.
+        """
+        status, now = self._status(run, armed, task, last_outcome), time.monotonic()
         if status == self._last:
             return
         only_text = self._last is not None and status[:-1] == self._last[:-1]
@@ -67,6 +77,26 @@ class PolicyReports:
         state.header.stamp = self._node.get_clock().now().to_msg()
         state.checkpoint, state.checkpoint_digest = self._checkpoint, self._worker.info.digest
         self._states.publish(state)
+
+    def _status(self, run: Run | None, armed: bool, task: str, last_outcome: str) -> Status:
+        if run is not None and self._worker.status == "ready":
+            phase, message = run.phase.value, run.message
+        else:
+            phases = {"ready": "ready", "failed": "failed", "closed": "unconfigured"}
+            phase = phases.get(self._worker.status, "loading")
+            message = last_outcome if phase == "ready" else ""
+            message = message or self._worker.message
+        chunk = run.chunk if run is not None else None
+        return Status(
+            phase=phase,
+            armed=armed,
+            task=run.goal.task if run else task,
+            run_id=run.goal.run_id if run else "",
+            chunks=run.chunks if run else 0,
+            refused=run.refused if run else 0,
+            executing_until_ns=chunk.end_ns if chunk and phase == "executing" else 0,
+            message=message,
+        )
 
     def diagnose(self) -> None:
         """Publish ages and counts of the inputs, and the state of the inference process."""

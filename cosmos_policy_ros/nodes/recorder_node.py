@@ -92,7 +92,8 @@ class RecorderNode(LifecycleNode):
         )
         self._states = self.create_publisher(RecorderState, "~/state", shell.LATCHED)
         self._scores = self.create_publisher(LabelMsg, "~/score", shell.LATCHED)
-        self._services = [
+        # Not _services: rclpy keeps its own list under that name, parameters and lifecycle in it.
+        self._served = [
             self.create_service(StartEpisode, "~/start_episode", self._answer(self._start)),
             self.create_service(EndEpisode, "~/stop_episode", self._answer(self._stop)),
             self.create_service(EndEpisode, "~/discard_episode", self._answer(self._discard)),
@@ -122,7 +123,7 @@ class RecorderNode(LifecycleNode):
         """Disconnect."""
         for subscription in [*self._recorded.values(), self._policy_subscription]:
             self.destroy_subscription(subscription)
-        for service in self._services:
+        for service in self._served:
             self.destroy_service(service)
         self.destroy_timer(self._timer)
         self.destroy_publisher(self._states)

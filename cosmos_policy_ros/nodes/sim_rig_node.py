@@ -283,6 +283,8 @@ class SimRigNode(Node):
         for side, publisher in self._joints.items():
             fault = self._faults.joint_fault(side, self._since_reset())
             sample = faulty_joints(self._rig.joint_states(side), side, fault)
+            if sample is None:
+                continue
             message = JointState(name=list(sample.names))
             message.header.stamp = shell.ns_to_stamp(stamp_ns)
             message.position = array("d", sample.positions)

@@ -25,6 +25,7 @@ CAMERA_KINDS = {
     "camera_delay": "frames arrive this many seconds after their stamp",
 }
 JOINT_KINDS = {
+    "joints_silent": "no joint states, as when an arm's driver has died",
     "joints_nan": "NaN in every field, a failed bus read in newer drivers",
     "joints_minus_pi": "-pi on every motor, a failed bus read in older drivers",
     "joints_renamed": "names with the arm's prefix, as from a foreign driver",
@@ -119,10 +120,15 @@ def parse_fault(text: str) -> Fault:
     return Fault(kind, target, start, end, value)
 
 
-def faulty_joints(sample: JointSample, arm: str, fault: Fault | None) -> JointSample:
-    """Return ``sample`` as the driver would publish it under ``fault``, a joint fault or None."""
+def faulty_joints(sample: JointSample, arm: str, fault: Fault | None) -> JointSample | None:
+    """Return ``sample`` as the driver would publish it under ``fault``; None when it would not.
+
+    ``fault`` is a joint fault, or None.
+    """
     if fault is None:
         return sample
+    if fault.kind == "joints_silent":
+        return None
     size = len(sample.names)
     if fault.kind == "joints_renamed":
         return dataclasses.replace(sample, names=tuple(f"{arm}_{name}" for name in sample.names))

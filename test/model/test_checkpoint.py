@@ -183,6 +183,8 @@ def test_shipped_config_of_a_release_loads_but_is_no_checkpoint(release: Release
         ("denoising_steps: 10 ", "denoising_steps: 0 ", "denoising_steps is 0"),
         ("preconditioning: x0 ", "preconditioning: edm ", "'edm' is not a choice"),
         ("dt: 0.04", "dt: .nan", "dt is nan, must be positive"),
+        ("dt: 0.04", "jpeg_quality: 96\ndt: 0.04", "jpeg_quality is 96, must be 1 to 95"),
+        ("dt: 0.04", "jpeg_quality: 0\ndt: 0.04", "jpeg_quality is 0, must be 1 to 95"),
         ("patch: [1, 4, 4]", "patch: [2, 4, 4]", "never spans two frames"),
         ("patch: [1, 4, 4]", "patch: [1, 4, 0]", "patch is 0"),
         ("patch: [1, 4, 4]", "patch: [4, 4]", "patch needs three entries"),

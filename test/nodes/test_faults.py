@@ -13,8 +13,13 @@ from action_msgs.msg import GoalStatus
 from helpers.graph import CHUNK, VERDICT, Graph, worker_of
 from helpers.stub_engine import Seed
 from helpers.waiting import PATIENCE, is_running, wait_for
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.srv import DescribeParameters
 
+from cosmos_policy_ros.nodes.client import RECORDER_NODE
 from cosmos_policy_ros.rollouts.episode import read_episode
+from cosmos_policy_ros.rollouts.topics import POLICY_NODE
 
 QUERY_TIMEOUT = 4.0  # s; long enough to kill an engine in the middle of a query
 OBSERVATION_TIMEOUT = 5.0  # s; long enough to mend a camera
@@ -112,6 +117,26 @@ def test_an_arm_that_reports_nonsense_is_braked_and_held_until_it_reports_again(
         graph.set_faults()
         graph.step(2)
         graph.until_executing(2)
+    episode.check_complete()
+
+
+def test_arms_that_both_fall_silent_are_braked_and_the_run_ends(graph: Graph) -> None:
+    """The policy node polls along with joint states, and must not wait for one."""
+    with graph.recorded() as episode:
+        handle = armed_run(graph)
+        graph.until_executing(1)
+        graph.step(10)
+        graph.set_faults("joints_silent:left", "joints_silent:right")
+        for _ in range(2):
+            graph.client.step(7)  # 0.56 s in all, the limit is 0.5 s
+        graph.until_sent("/0/brake")
+        graph.until_said("no good joint state for 0.", "limit 0.5 s", "braked, holding")
+        result = graph.client.finish_run(handle, PATIENCE)
+    assert result.outcome == "fault"
+    assert "no usable observation for 5." in result.message
+    assert "follower_left/joint_states: last good state is" in result.message
+    assert "follower_right/joint_states: last good state is" in result.message
+    assert [len(arm) for arm in graph.sent()] == graph.accepted() == [2, 2]
     episode.check_complete()
 
 
@@ -259,6 +284,44 @@ def test_an_end_in_mid_chunk_brakes_along_the_path_and_holds(
             assert state.position[0] == pytest.approx(brake.points[-1].positions[0], abs=0.02)
         assert graph.client.policy_state.armed is armed
     episode.check_complete()
+
+
+def change_state(graph: Graph, node: str, transition: int) -> None:
+    answer = graph.client.call(
+        ChangeState, f"{node}/change_state", transition=Transition(id=transition)
+    )
+    assert answer.success
+
+
+def test_a_lifecycle_manager_brakes_takes_down_and_brings_back_the_policy_node(
+    graph: Graph,
+) -> None:
+    """An attribute of ours named as one of rclpy's hid all services but our own from it."""
+    with graph.recorded():
+        handle = armed_run(graph)
+        graph.until_executing(1)
+        graph.step(15)
+        change_state(graph, POLICY_NODE, Transition.TRANSITION_DEACTIVATE)
+        result = graph.client.finish_run(handle, PATIENCE)
+        assert (result.outcome, result.message) == ("stopped", "the node was deactivated")
+        graph.until_sent("/0/brake")
+        assert graph.client.arm().message == "refused: the node is not active; activate it first"
+    change_state(graph, POLICY_NODE, Transition.TRANSITION_CLEANUP)
+    change_state(graph, POLICY_NODE, Transition.TRANSITION_CONFIGURE)
+    change_state(graph, POLICY_NODE, Transition.TRANSITION_ACTIVATE)
+    graph.reset()
+    handle = armed_run(graph, chunk_limit=1)
+    graph.until_executing(1)
+    graph.step(CHUNK)
+    assert graph.client.finish_run(handle, PATIENCE).success
+
+
+@pytest.mark.parametrize("node", [POLICY_NODE, RECORDER_NODE])
+def test_a_lifecycle_node_tells_its_state_and_its_parameters(graph: Graph, node: str) -> None:
+    state = graph.client.call(GetState, f"{node}/get_state").current_state
+    assert state.label == "active"
+    described = graph.client.call(DescribeParameters, f"{node}/describe_parameters", names=["rig"])
+    assert described.descriptors[0].description
 
 
 def test_a_run_is_refused_while_disarmed(graph: Graph) -> None:

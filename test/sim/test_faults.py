@@ -69,6 +69,7 @@ def test_active_only_for_its_target_and_time() -> None:
 
 def test_joint_faults() -> None:
     assert faulty_joints(SAMPLE, "left", None) is SAMPLE
+    assert faulty_joints(SAMPLE, "left", Fault("joints_silent", "left")) is None
     nan = faulty_joints(SAMPLE, "left", Fault("joints_nan", "left"))
     assert all(map(math.isnan, nan.positions + nan.velocities))
     failed = faulty_joints(SAMPLE, "left", Fault("joints_minus_pi", "left"))

@@ -7,31 +7,33 @@ decoded or encoded again on the way to the disk.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 from array import array
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.qos import QoSDurabilityPolicy, QoSProfile
-from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from cosmos_policy_ros import __version__
-from cosmos_policy_ros.errors import CosmosPolicyError, RolloutError
+from cosmos_policy_ros.errors import ConfigError, CosmosPolicyError, RolloutError
 from cosmos_policy_ros.msg import Label as LabelMsg
 from cosmos_policy_ros.msg import PolicyState, RecorderState
 from cosmos_policy_ros.nodes import shell
+from cosmos_policy_ros.nodes.recorder_inputs import RecorderInputs
 from cosmos_policy_ros.nodes.shell import Parameter
-from cosmos_policy_ros.rig.config import named_file
+from cosmos_policy_ros.rig.config import did_you_mean, named_file
 from cosmos_policy_ros.rig.share import config_folder, share_folder
 from cosmos_policy_ros.rig.spec import load_rig
-from cosmos_policy_ros.rollouts.mcap_file import Topic
+from cosmos_policy_ros.rollouts.integrity import Integrity, load_limits, sensors_of
+from cosmos_policy_ros.rollouts.mcap_file import Compression
 from cosmos_policy_ros.rollouts.messages import EpisodeFacts, Label
-from cosmos_policy_ros.rollouts.recording import Recording
+from cosmos_policy_ros.rollouts.pictures import jpeg_topic
+from cosmos_policy_ros.rollouts.preflight import complaints
+from cosmos_policy_ros.rollouts.recording import Options, Recording
 from cosmos_policy_ros.rollouts.rubric import Judgement
 from cosmos_policy_ros.rollouts.store import EpisodeStore
 from cosmos_policy_ros.rollouts.task import choose_prompt, load_task
@@ -39,8 +41,6 @@ from cosmos_policy_ros.rollouts.topics import POLICY_NODE, episode_topics
 from cosmos_policy_ros.rollouts.types import load_types
 from cosmos_policy_ros.srv import EndEpisode, ScoreEpisode, StartEpisode
 
-# Deep enough for two seconds of a 100 Hz topic while the disk hesitates.
-QUEUE_DEPTH = 200
 # Nodes that missed each other's greeting say hello again after 3 s.
 DISCOVERY_PATIENCE = 5.0  # wall s
 # Ctrl-C reaches all nodes at once: the policy node's last trajectory, a brake, comes after it.
@@ -51,6 +51,9 @@ NOT_GIVEN = -1.0  # a score in a request, see ScoreEpisode.srv
 PARAMETERS = (
     Parameter("rig", "sim", "rig description: a name in config/rigs or a YAML file"),
     Parameter("root", "rollouts", "folder of the episodes, one bag each"),
+    Parameter("images", "raw", "raw keeps the drivers' bytes; jpeg takes a tenth of the disk"),
+    Parameter("jpeg_quality", 95, "of images:=jpeg", 1, 100),
+    Parameter("compression", "none", "of the bag's chunks: none or zstd"),
     Parameter("autostart", True, "configure and activate at start, without a lifecycle manager"),
 )
 
@@ -86,7 +89,17 @@ class RecorderNode(LifecycleNode):
             replace(topic, name=self.resolve_topic_name(topic.name))
             for topic in episode_topics(self._rig)
         )
-        self._recorded = {topic.name: self._subscribe(topic) for topic in self._topics}
+        self._sensors = sensors_of(self._rig, self.resolve_topic_name)
+        self._limits = load_limits(share_folder() / "config")
+        self._options = self._read_options()
+        self._inputs = RecorderInputs(
+            self,
+            self._topics,
+            [sensor.topic for sensor in self._sensors],
+            self._now_ns,
+            self._keep,
+            self._lose,
+        )
         self._policy_subscription = self.create_subscription(
             PolicyState, f"{POLICY_NODE}/state", self._keep_policy_state, shell.LATCHED
         )
@@ -121,8 +134,8 @@ class RecorderNode(LifecycleNode):
     @shell.transition
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Disconnect."""
-        for subscription in [*self._recorded.values(), self._policy_subscription]:
-            self.destroy_subscription(subscription)
+        self._inputs.close()
+        self.destroy_subscription(self._policy_subscription)
         for service in self._served:
             self.destroy_service(service)
         self.destroy_timer(self._timer)
@@ -135,7 +148,7 @@ class RecorderNode(LifecycleNode):
         if self._store is not None and self._store.recording is not None:
             deadline = time.monotonic() + FAREWELL
             while time.monotonic() < deadline:
-                self._take_all_waiting()
+                self._inputs.take_all_waiting()
                 time.sleep(0.01)
         self._end_recording("the recorder was shut down")
 
@@ -155,45 +168,13 @@ class RecorderNode(LifecycleNode):
 
     # ---------------------------------------------------------------- messages
 
-    def _subscribe(self, topic: Topic) -> Any:
-        package, _, name = topic.msgtype.split("/")
-        qos = QoSProfile(depth=QUEUE_DEPTH)
-        if topic.msgtype.endswith(("/PolicyState", "/RigState")):
-            qos.durability = QoSDurabilityPolicy.TRANSIENT_LOCAL
+    def _keep(self, topic: str, stamp_ns: int, message: bytes) -> None:
+        if self._store is not None and (recording := self._store.recording) is not None:
+            recording.write(topic, stamp_ns, message)
 
-        def keep(message: bytes) -> None:
-            self._write(topic.name, message)
-            # An executor hands over one message per topic and turn, too few for a busy machine.
-            self._take_waiting(topic.name)
-
-        return self.create_subscription(
-            getattr(import_module(f"{package}.msg"), name),
-            topic.name,
-            keep,
-            qos,
-            raw=True,
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-        )
-
-    def _write(self, topic: str, message: bytes) -> None:
-        if self._store is None or (recording := self._store.recording) is None:
-            return
-        recording.write(topic, self._now_ns(), message)
-
-    def _take_waiting(self, topic: str) -> None:
-        """Record what has come on a topic and waits its turn."""
-        subscription = self._recorded[topic]
-        for _ in range(QUEUE_DEPTH):
-            with subscription.handle:
-                taken = subscription.handle.take_message(subscription.msg_type, True)
-            if taken is None:
-                return
-            self._write(topic, taken[0])
-
-    def _take_all_waiting(self) -> None:
-        """Record what was sent before the end was asked for: a service call overtakes messages."""
-        for topic in self._recorded:
-            self._take_waiting(topic)
+    def _lose(self, topic: str, count: int) -> None:
+        if self._store is not None and (recording := self._store.recording) is not None:
+            recording.lost(topic, count)
 
     def _keep_policy_state(self, message: PolicyState) -> None:
         self._policy = message
@@ -246,29 +227,65 @@ class RecorderNode(LifecycleNode):
             task_yaml=task_file.read_text(encoding="utf-8"),
         )
         if self._open_store.recording is None:
-            self._await_sensors()
-        self._last = recording = self._open_store.begin(facts, self._topics)
+            self._preflight(task.time_limit)
+        self._last = recording = self._open_store.begin(
+            facts, self._topics, self._integrity(), self._options
+        )
         self._started_ns = time.monotonic_ns()
         self._message = f"recording episode {recording.id}"
         response.message = self._message
         response.episode_id, response.path = recording.id, str(recording.path)
 
-    def _await_sensors(self) -> None:
-        """Wait until every camera and arm of the rig has been found: what it sends before is lost.
+    def _read_options(self) -> Options:
+        images, quality, compression = (
+            self.get_parameter(name).value for name in ("images", "jpeg_quality", "compression")
+        )
+        for name, value, known in (
+            ("images", images, ("raw", "jpeg")),
+            ("compression", compression, get_args(Compression)),
+        ):
+            if value not in known:
+                raise ConfigError(f"{name} '{value}' is not one{did_you_mean(value, known)}")
+        cameras = {sensor.topic for sensor in self._sensors if sensor.role}
+        jpegs = tuple(t for t in self._topics if t.name in cameras) if images == "jpeg" else ()
+        return Options(jpegs, quality, compression)
+
+    def _integrity(self) -> Integrity:
+        jpegs = {topic.name: jpeg_topic(topic).name for topic in self._options.jpegs}
+        sensors = [replace(s, topic=jpegs.get(s.topic, s.topic)) for s in self._sensors]
+        return Integrity(sensors, self._rig.observation.camera_skew, self._limits)
+
+    def _preflight(self, seconds: float) -> None:
+        """Wait until nothing speaks against an episode; what the rig sends before is lost.
 
         Raises:
-            RolloutError: one is not there; names its topic.
+            RolloutError: something still does; names every cause.
         """
-        topics = [camera.topic for camera in self._rig.cameras]
-        topics += [arm.joint_states for arm in self._rig.arms.values()]
         deadline = time.monotonic() + DISCOVERY_PATIENCE
-        while missing := [topic for topic in topics if not self.count_publishers(topic)]:
+        while reasons := self._complaints(seconds):
             if time.monotonic() > deadline:
-                raise RolloutError(
-                    f"nobody publishes {', '.join(missing)}: is the driver running, and the topic "
-                    f"as in rig '{self._rig.name}'?"
-                )
+                raise RolloutError("; ".join(reasons))
             time.sleep(0.05)
+
+    def _complaints(self, seconds: float) -> tuple[str, ...]:
+        self._inputs.take_all_waiting()
+        if missing := self._inputs.missing():
+            return (
+                f"nobody publishes {', '.join(missing)}: is the driver running, and the topic as "
+                f"in rig '{self._rig.name}'?",
+            )
+        found = self._inputs.incompatible()
+        # A simulated clock may stand still, and a rig that stands with it sends nothing.
+        if found or self.get_parameter("use_sim_time").value:
+            return found
+        return complaints(
+            self._inputs.traffic,
+            [sensor.topic for sensor in self._sensors],
+            self._now_ns(),
+            shutil.disk_usage(self._open_store.root).free,
+            seconds,
+            self._limits,
+        )
 
     def _stop(self, request: EndEpisode.Request, response: EndEpisode.Response) -> None:
         recording = self._open_store.recording
@@ -307,10 +324,11 @@ class RecorderNode(LifecycleNode):
         response.revision, response.score = label.revision, label.points
 
     def _finish(self, recording: Recording, outcome: str) -> Path:
-        self._take_all_waiting()
+        self._inputs.take_all_waiting()
         path = recording.finish(outcome)
         self._ended_ns = time.monotonic_ns()
-        self._message = f"episode {recording.id} is complete ({outcome})"
+        verdict = recording.verdict()
+        self._message = f"episode {recording.id} is complete ({outcome}), {verdict.text}"
         return path
 
     # ---------------------------------------------------------------- reports
@@ -320,6 +338,9 @@ class RecorderNode(LifecycleNode):
             return
         if not self._last.open:
             self._message = f"episode {self._last.id} ended too early: {self._last.failure}"
+            self.get_logger().error(self._message)
+        elif self._last.verdict().free_gb < self._limits.stop_free:
+            self._end_recording(f"less than {self._limits.stop_free:g} GB were left on the disk")
             self.get_logger().error(self._message)
         self._report()
 
@@ -333,8 +354,14 @@ class RecorderNode(LifecycleNode):
             state.episode_id, state.path = recording.id, str(recording.path)
             state.seconds = (ended - self._started_ns) / shell.NS
             state.bytes = sum(recording.sizes.values())
-            state.topics = list(recording.counts)
-            state.counts = array("Q", recording.counts.values())
+            verdict = recording.verdict()
+            state.topics = list(verdict.topics)
+            found = verdict.topics.values()
+            state.counts = array("Q", [int(topic["count"]) for topic in found])
+            state.rates = array("f", [topic["rate"] for topic in found])
+            state.lost = sum(int(topic["lost"] + topic["dropped"]) for topic in found)
+            state.waiting_bytes, state.free_gb = verdict.waited_bytes, verdict.free_gb
+            state.go, state.reasons = verdict.go, list(verdict.reasons)
         self._phase = state.phase
         self._states.publish(state)
 

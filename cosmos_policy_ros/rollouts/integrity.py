@@ -32,6 +32,7 @@ class IntegrityLimits:
             the rig's ``camera_skew``.
         clock_offset: s between a message's stamp and its receipt.
         least_free: GB left on the disk.
+        stop_free: GB left on the disk below which an episode is ended.
     """
 
     least_rate: float
@@ -40,6 +41,7 @@ class IntegrityLimits:
     most_skewed: float
     clock_offset: float
     least_free: float
+    stop_free: float
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

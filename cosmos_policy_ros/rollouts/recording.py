@@ -136,10 +136,9 @@ class Recording:
 
     def verdict(self) -> Verdict:
         """Judge what was recorded so far."""
+        free = shutil.disk_usage(self.path.parent).free
         with self._counting:
-            return self._integrity.verdict(
-                self._newest_ns, shutil.disk_usage(self.path).free, self._most_waiting
-            )
+            return self._integrity.verdict(self._newest_ns, free, self._most_waiting)
 
     def label(self, labels: Sequence[Label]) -> tuple[Label, ...]:
         """Write labels into journal and bag; return them with their revisions.

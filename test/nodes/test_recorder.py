@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from cosmos_policy_ros.srv import EndEpisode, StartEpisode
+from helpers.waiting import wait_for
 from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -37,12 +38,20 @@ class Bench:
         for arm in rig.arms.values():
             topic = arm.joint_states
             self.publishers[f"/{topic}"] = self.rig.create_publisher(JointState, topic, 50)
+        self._until_connected()
+        self.publish(1)  # a rig that lives; before the episode, and not in it
+
+    def _until_connected(self) -> None:
+        counts = self.publishers.values()
+        wait_for(lambda: all(p.get_subscription_count() for p in counts), "the recorder")
 
     def publish(self, count: int) -> None:
         """Return when all has arrived in the recorder's process, where nobody has looked yet."""
         for publisher in self.publishers.values():
             for _ in range(count):
-                publisher.publish(publisher.msg_type())
+                message = publisher.msg_type()
+                message.header.stamp = self.rig.get_clock().now().to_msg()
+                publisher.publish(message)
         for publisher in self.publishers.values():
             assert publisher.wait_for_all_acked(Duration(seconds=60))
 

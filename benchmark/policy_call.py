@@ -68,6 +68,11 @@ class WatchedPolicy(CosmosPolicy):
     text: Memory
     latent: Tensor
 
+    @property
+    def network(self) -> CachedTransformer:
+        """The transformer with what it keeps, warm after the first call."""
+        return self._network
+
     def _denoise(self, clean: Tensor, text: Memory, seed: int) -> Tensor:
         self.clean, self.text = clean, text
         self.latent = super()._denoise(clean, text, seed)
@@ -190,7 +195,6 @@ class Contest:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.policy = WatchedPolicy(checkpoint)
         self.way = Straightforward(checkpoint)
-        self.network = CachedTransformer(checkpoint.transformer)
         self.ours, self.theirs, self.differences = Laps(), Laps(), Differences()
 
     def warm_up(self) -> float:
@@ -204,6 +208,9 @@ class Contest:
         query = make_query(index)
         decision = ask_ours(self.policy, query, self.ours)
         answer = ask_straightforward(self.way, query, self.theirs)
+        for phase in ("encode", "denoise", WHOLE):
+            ours, theirs = (way.seconds[phase][-1] for way in (self.ours, self.theirs))
+            print(f"lap {index}, {phase}: {ours:.3g} s, {theirs:.3g} s", flush=True)
         compare_answers(self.policy, decision, answer, self.differences)
         if decode:
             pictures = self.theirs.time(
@@ -216,7 +223,7 @@ class Contest:
         checkpoint = self.policy.checkpoint
         known = torch.tensor(checkpoint.layout.mask("policy"))
         preconditioning = checkpoint.config.preconditioning
-        ours = Denoiser(self.network, preconditioning, clean, known, self.policy.text)
+        ours = Denoiser(self.policy.network, preconditioning, clean, known, self.policy.text)
         _, text = self.way.preprocess(query)
         noise = initial_noise([SEED + 1], tuple(clean.shape[1:])) / SIGMAS[0]
         for sigma in SIGMAS:

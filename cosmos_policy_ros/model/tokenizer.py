@@ -31,7 +31,7 @@ from cosmos_policy_ros.model.config import LATENT_CHANNELS, SPACE, VaeConfig
 from cosmos_policy_ros.model.layout import IMAGES_PER_FRAME
 
 WINDOW = 16  # pictures encoded at once behind the first one, as NVIDIA's code does
-CPU_WINDOW = 4  # the fewest, as diffusers does: less memory, and 3 to 30 % less time at 224 px
+CPU_WINDOW = 4  # the fewest, as diffusers does: less memory, and 3 to 20 % less time at 224 px
 BLACK = -1.0
 
 

@@ -31,6 +31,7 @@ from cosmos_policy_ros.model.config import LATENT_CHANNELS, SPACE, VaeConfig
 from cosmos_policy_ros.model.layout import IMAGES_PER_FRAME
 
 WINDOW = 16  # pictures encoded at once behind the first one, as NVIDIA's code does
+CPU_WINDOW = 4  # the fewest, as diffusers does: less memory, and 3 to 20 % less time at 224 px
 BLACK = -1.0
 
 
@@ -102,8 +103,8 @@ class Tokenizer(nn.Module):
             video: (B, 3, 4 n, H, W) in [-1, 1].
 
         Returns:
-            (B, 16, n, h, w) float32. The windows are cut elsewhere than in :meth:`encode`, so a
-            last bit may differ where another convolution kernel is chosen.
+            (B, 16, n, h, w) float32. Off the CPU the windows are cut elsewhere than in
+            :meth:`encode`: a last bit may differ where another convolution kernel is chosen.
         """
         return self._normalised(self._encode_windows(video, list(beginning.memory)))
 
@@ -160,8 +161,9 @@ class Tokenizer(nn.Module):
     def _encode_windows(self, video: Tensor, memory: list[Any]) -> list[Tensor]:
         if video.shape[2] % IMAGES_PER_FRAME:
             raise ValueError(f"{video.shape[2]} pictures are no whole number of latent frames")
-        starts = range(0, video.shape[2], WINDOW)
-        return [self._encode_window(video[:, :, i : i + WINDOW], memory) for i in starts]
+        window = CPU_WINDOW if video.device.type == "cpu" else WINDOW
+        starts = range(0, video.shape[2], window)
+        return [self._encode_window(video[:, :, i : i + window], memory) for i in starts]
 
     def _encode_window(self, video: Tensor, memory: list[Any]) -> Tensor:
         """Encode one window and replace the entries of ``memory``; no tensor is written to."""

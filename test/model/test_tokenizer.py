@@ -56,15 +56,24 @@ def reference(tokenizer: Tokenizer, video: Tensor) -> Tensor:
     return ((raw - mean) * (1 / std)).float()
 
 
+@pytest.mark.parametrize("window", [4, 16])
 @torch.inference_mode()
-def test_prefix_is_bit_equal_to_the_whole(small: Tokenizer) -> None:
+def test_prefix_is_bit_equal_to_the_whole(
+    small: Tokenizer, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the windows of a CPU and of other devices."""
+    monkeypatch.setattr(module, "CPU_WINDOW", window)
     whole = small.encode(film(5))
     assert whole.shape == (1, 16, 11, 2, 2) and whole.dtype == torch.float32
     assert torch.equal(small.encode(film(5)[:, :, :17]), whole[:, :, :5])
 
 
 @torch.inference_mode()
-def test_windows_of_sixteen_agree_with_diffusers_windows_of_four(single: Tokenizer) -> None:
+def test_windows_of_sixteen_agree_with_diffusers_windows_of_four(
+    single: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert torch.equal(single.encode(film(5)), reference(single, film(5))), "on a CPU ours are too"
+    monkeypatch.setattr(module, "CPU_WINDOW", 16)
     whole = single.encode(film(5))
     assert float(whole.std()) > 1e-3, "latents without content would agree with anything"
     torch.testing.assert_close(whole, reference(single, film(5)), atol=3e-6, rtol=0)
@@ -77,7 +86,7 @@ def test_black_start_is_encoded_once_and_changes_nothing(
     """Bit-equal with windows of four, whose cuts the start shares; else to the last bits."""
     small.forget()
     for window, tolerance in ((4, 0.0), (16, 3e-6 if small.dtype == torch.float32 else 0.02)):
-        monkeypatch.setattr(module, "WINDOW", window)
+        monkeypatch.setattr(module, "CPU_WINDOW", window)
         for seed in (1, 2, 1):
             video = film(seed, 17)
             found = small.encode_after_black(video[:, :, BLACK:], BLACK)

@@ -1,0 +1,155 @@
+"""The released algorithm, built from diffusers' classes and nothing of ours that makes it faster.
+
+All 41 pictures are encoded and all 41 decoded, every evaluation of the transformer predicts every
+frame from all 512 text positions, and nothing is kept from one evaluation or query to the next.
+The sampler and the reading of actions are written down once more, so that a mistake in ours shows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import cast
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.transformers.transformer_cosmos import CosmosRotaryPosEmbed
+from helpers.cosmos_oracle import Oracle
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cosmos_policy_ros.model import images
+from cosmos_policy_ros.model.checkpoint import Checkpoint
+from cosmos_policy_ros.model.images import Picture
+from cosmos_policy_ros.model.sequence import image_sequence, inject_proprio, prepare_pictures
+from cosmos_policy_ros.model.transformer_keys import diffusers_names
+from cosmos_policy_ros.rig.decision import Query
+
+SIGMA_MAX, SIGMA_MIN, RHO = 80.0, 4.0, 7.0
+NOT_PICTURES = ("blank", "proprio", "action", "future_proprio")  # before decoding: what they were
+
+
+class Straightforward:
+    """Shares the weights of a checkpoint, in its number format."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        with torch.device("meta"):  # no weights of their own
+            self._network = Oracle(checkpoint.config.transformer)
+            vae = AutoencoderKLWan.from_config(checkpoint.tokenizer.vae.config)
+        network = checkpoint.transformer
+        weights = diffusers_names(network.state_dict())
+        self._network.core.load_state_dict(weights, strict=True, assign=True)
+        self._network.core.rope = _RoundedRope(checkpoint)
+        vae.load_state_dict(checkpoint.tokenizer.vae.state_dict(), strict=True, assign=True)
+        self._vae = vae.eval().requires_grad_(False)
+        layout = checkpoint.layout
+        self._known = torch.tensor([name in ("blank", *layout.state) for name in layout.frames])
+
+    def preprocess(self, query: Query) -> tuple[dict[str, Picture], Tensor]:
+        """Return the pictures and the (1, 512, D) prompt embedding."""
+        text = self._checkpoint.text.embedding(query.prompt).unsqueeze(0)
+        return prepare_pictures(query.observation, self._checkpoint), text
+
+    def encode(self, pictures: Mapping[str, Picture]) -> Tensor:
+        """Return (1, 16, T, h, w): every frame's pictures, nothing injected."""
+        sequence = image_sequence(self._checkpoint.layout, pictures, self._checkpoint.layout.count)
+        video = images.to_model(sequence, self._vae.dtype)
+        mode = self._vae.encode(video).latent_dist.mode()
+        mean, std = self._latent_scale()
+        return cast(Tensor, (mode - mean) / std).float()
+
+    def inject(self, encoded: Tensor, query: Query) -> Tensor:
+        """Return the encoded pictures with the proprioception in its frame."""
+        clean = encoded.clone()
+        inject_proprio(self._checkpoint, clean, query.observation)
+        return clean
+
+    def evaluate(self, noisy: Tensor, sigma: float, clean: Tensor, text: Tensor) -> Tensor:
+        """Estimate the clean latent (1, 16, T, h, w) of all frames."""
+        t = sigma / (1 + sigma)
+        known = self._known.view(1, 1, -1, 1, 1)
+        fed = torch.where(known, clean, (1 - t) * noisy)
+        timestep = torch.where(self._known, 0.0, t).bfloat16().float().unsqueeze(0)
+        velocity = self._network(fed, timestep, self._known.unsqueeze(0), text)
+        return torch.where(known, clean, (1 - t) * noisy - t * velocity)
+
+    def denoise(self, clean: Tensor, text: Tensor, seed: int) -> Tensor:
+        """Return the last estimate of the sampler, all frames."""
+        noise = np.random.RandomState(seed).standard_normal(tuple(clean.shape))
+        x = (torch.from_numpy(noise.astype(np.float32)) * SIGMA_MAX).double()
+        sigmas = self._sigmas()
+        before: tuple[Tensor, float] | None = None
+        for sigma, following in pairwise(sigmas):
+            estimate = self.evaluate(x.float(), sigma, clean, text).double()
+            h = math.log(sigma / following)
+            phi_1 = (1 - math.exp(-h)) / h
+            change = phi_1 * estimate
+            if before is not None:
+                ratio = math.log(before[1] / sigma) / h
+                change = change + (1 - phi_1) / h / ratio * (estimate - before[0])
+            x = math.exp(-h) * x + h * change
+            before = (estimate, sigma)
+        return self.evaluate(x.float(), sigmas[-1], clean, text)
+
+    def extract(self, latent: Tensor) -> tuple[NDArray[np.float64], float]:
+        """Return the chunk (K, d) in policy units and the value in [0, 1]."""
+        config, layout = self._checkpoint.config, self._checkpoint.layout
+        numbers = config.chunk_steps * config.action_dims
+        volume = latent[0, :, layout.index("action")].flatten().numpy()
+        copies = [volume[i : i + numbers] for i in range(0, volume.size - numbers + 1, numbers)]
+        mean = np.mean(copies, axis=0).reshape(config.chunk_steps, config.action_dims)
+        span = self._checkpoint.statistics.actions
+        chunk = (mean.astype(np.float64) + 1) / 2 * (span.high - span.low) + span.low
+        value = (float(latent[0, :, layout.index("value")].mean()) + 1) / 2
+        return chunk, min(max(value, 0.0), 1.0)
+
+    def decode(self, latent: Tensor, encoded: Tensor) -> Tensor:
+        """Return all pictures (1, 3, 41, H, W), what is no picture replaced by what was encoded."""
+        shown = latent.clone()
+        for name in NOT_PICTURES:
+            frame = self._checkpoint.layout.index(name)
+            shown[:, :, frame] = encoded[:, :, frame]
+        mean, std = self._latent_scale()
+        return cast(Tensor, self._vae.decode(shown.to(self._vae.dtype) * std + mean).sample)
+
+    def _sigmas(self) -> list[float]:
+        steps = self._checkpoint.config.denoising_steps
+        high, low = SIGMA_MAX ** (1 / RHO), SIGMA_MIN ** (1 / RHO)
+        return [float(level**RHO) for level in np.linspace(high, low, steps)]
+
+    def _latent_scale(self) -> tuple[Tensor, Tensor]:
+        config = self._checkpoint.config.vae
+        constants = (config.latent_mean, config.latent_std)
+        mean, std = (torch.tensor(c, dtype=self._vae.dtype).view(1, -1, 1, 1, 1) for c in constants)
+        return mean, std
+
+
+class _RoundedRope(CosmosRotaryPosEmbed):
+    """diffusers' rotary position with the exponents that the released network was trained with.
+
+    diffusers computes them in float32; the released network rounded them to bfloat16. The powers
+    are taken here the way diffusers does: a stretched base to the power of an exponent.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        config = checkpoint.config.transformer
+        super().__init__(
+            config.head_dim, config.max_size, config.patch, rope_scale=config.rope_scale
+        )
+
+    def forward(self, hidden_states: Tensor, fps: int | None = None) -> tuple[Tensor, Tensor]:
+        assert fps is None, "the released network knows no frame rate"
+        sizes = [n // p for n, p in zip(hidden_states.shape[2:], self.patch_size, strict=True)]
+        dims = (self.dim_t, self.dim_h, self.dim_w)
+        factors = (self.t_ntk_factor, self.h_ntk_factor, self.w_ntk_factor)
+        positions = torch.meshgrid(*[torch.arange(n).float() for n in sizes], indexing="ij")
+        angles = []
+        for position, dim, factor in zip(positions, dims, factors, strict=True):
+            exponent = (torch.arange(0, dim, 2) / dim).bfloat16().float()
+            frequency = 1.0 / (1e4 * factor) ** exponent
+            angles.append(position.flatten().unsqueeze(1) * frequency)
+        whole = torch.cat(angles * 2, dim=1)
+        return whole.cos(), whole.sin()

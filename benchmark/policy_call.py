@@ -23,7 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -41,8 +41,8 @@ from torch import Tensor  # noqa: E402
 from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
 from cosmos_policy_ros.model.denoiser import Denoiser  # noqa: E402
 from cosmos_policy_ros.model.policy import CosmosPolicy  # noqa: E402
-from cosmos_policy_ros.model.sampler import initial_noise  # noqa: E402
-from cosmos_policy_ros.model.transformer import Memory  # noqa: E402
+from cosmos_policy_ros.model.sampler import Draw, initial_noise  # noqa: E402
+from cosmos_policy_ros.model.sequence import Scene  # noqa: E402
 from cosmos_policy_ros.model.transformer_cache import CachedTransformer  # noqa: E402
 from cosmos_policy_ros.rig.decision import Decision, Query  # noqa: E402
 
@@ -66,7 +66,6 @@ class WatchedPolicy(CosmosPolicy):
     """Keeps what went into the sampler and what came out of it in the last call."""
 
     clean: Tensor
-    text: Memory
     latent: Tensor
 
     @property
@@ -74,9 +73,10 @@ class WatchedPolicy(CosmosPolicy):
         """The transformer with what it keeps, warm after the first call."""
         return self._network
 
-    def _denoise(self, clean: Tensor, text: Memory, seed: int) -> Tensor:
-        self.clean, self.text = clean, text
-        self.latent = super()._denoise(clean, text, seed)
+    def propose(self, scene: Scene, draws: Sequence[Draw], futures: bool = False) -> Tensor:
+        """Ask the policy, and keep the scene's latent and the answer's."""
+        self.clean = scene.clean
+        self.latent = super().propose(scene, draws, futures)
         return self.latent
 
 
@@ -222,14 +222,15 @@ class Contest:
 
     def _evaluate(self, clean: Tensor, query: Query) -> None:
         checkpoint = self.policy.checkpoint
-        known = torch.tensor(checkpoint.layout.mask("policy"))
+        known = checkpoint.layout.mask("policy")
         preconditioning = checkpoint.config.preconditioning
-        ours = Denoiser(self.policy.network, preconditioning, clean, known, self.policy.text)
         _, text = self.way.preprocess(query)
+        memory = self.policy.network.read(query.prompt, text[0])
+        ours = Denoiser(self.policy.network, preconditioning, clean, known, memory)
         noise = initial_noise([SEED + 1], tuple(clean.shape[1:])) / SIGMAS[0]
         for sigma in SIGMAS:
             noisy, level = clean + sigma * noise, torch.tensor([sigma])
-            estimate = self.ours.time(EVALUATION, partial(ours, noisy, level))
+            estimate = self.ours.time(EVALUATION, partial(ours, noisy, level, (0,)))
             expected = self.theirs.time(
                 EVALUATION, partial(self.way.evaluate, noisy, sigma, clean, text)
             )

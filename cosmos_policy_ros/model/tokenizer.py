@@ -70,6 +70,8 @@ class Tokenizer(nn.Module):
         for module in self.vae.modules():
             if isinstance(module, WanRMS_norm):
                 module.__class__ = _Norm
+            elif isinstance(module, nn.SiLU):
+                module.inplace = True  # always behind a norm, whose result nobody else reads
         self._patch = config.patch
         self._mean = config.latent_mean
         self._std = config.latent_std
@@ -209,7 +211,10 @@ class _Norm(WanRMS_norm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, normalize(x, dim=1) * self.scale * self.gamma + self.bias)
+        if torch.is_grad_enabled():
+            return cast(Tensor, normalize(x, dim=1) * self.scale * self.gamma + self.bias)
+        # The same in place: new memory costs as much here as the arithmetic. The bias is 0.
+        return cast(Tensor, normalize(x, dim=1).mul_(self.scale).mul_(self.gamma))
 
 
 def _count_causal(network: nn.Module) -> int:

@@ -194,7 +194,7 @@ def test_a_silent_sensor_is_named(traffic: Traffic) -> None:
 
 def test_a_disk_without_room_for_the_whole_trial(traffic: Traffic) -> None:
     (found,) = complaints(traffic, TOPICS, NOW, 1_900_000_000, 7000.0, LIMITS)
-    assert found.startswith("1.9 GB are left on the disk, and 7000 s at 0 MB/s need 2.1")
+    assert found.startswith("1.9 GB are left on the disk, and 7000 s at 0 MB/s need 2.0")
     assert complaints(traffic, TOPICS, NOW, 2_200_000_000, 7000.0, LIMITS) == ()
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import helpers.graph
@@ -105,6 +106,32 @@ def test_an_interrupt_in_mid_chunk_brakes_finishes_the_bag_and_leaves_nothing(
     for arm in graph.rig.arms.values():
         assert episode.topics[f"/{arm.joint_states}"].count == 40
         assert episode.topics[f"/{arm.trajectory}"].count == 2
+
+
+def test_a_launch_killed_whole_loses_nothing_older_than_a_second(tmp_path: Path) -> None:
+    with Graph(tmp_path, stub=True) as graph:
+        pids = [graph.processes.pid(name) for name in NODES]
+        graph.settle()
+        graph.wire.forget()
+        started = graph.client.start_episode()
+        graph.step(20)
+        assert graph.client.score_episode(score=30.0, operator_name="ann").success
+        graph.until_recorded()
+        time.sleep(1.0)  # what the promise grants
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+    assert Path(started.path).is_dir(), "unfinished, as the kill left it"
+
+    with start((node("recorder_node", root=str(tmp_path)),), tmp_path / "log2") as processes:
+        finished = tmp_path / started.episode_id
+        wait_for(finished.is_dir, "the next recorder to recover the episode")
+        wait_for(lambda: "recovered" in processes.log("recorder_node"), "a word about it")
+    episode = read_episode(finished)
+    assert "up to 0.5 s" in episode.recovered
+    for arm in graph.rig.arms.values():
+        assert episode.topics[f"/{arm.joint_states}"].count == 80
+    assert episode.score is not None and episode.score.points == 30.0
+    assert not episode.verdict.go, "nobody has judged it"
 
 
 def test_a_killed_policy_node_takes_its_inference_process_along(tmp_path: Path) -> None:

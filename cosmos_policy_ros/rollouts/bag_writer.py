@@ -206,10 +206,10 @@ class BagWriter:
             self._hold.release()
         return final
 
-    def abort(self) -> None:
+    def abort(self, reason: str = "it was broken off") -> None:
         """Stop without index or metadata; the ``.recording`` folder stays for a later salvage."""
         with self._lock:
-            self._ended = self._ended or f"it was broken off; what was written is in {self.path}"
+            self._ended = self._ended or f"{reason}; what was written is in {self.path}"
             self._file.abort()
             self._hold.release()
 

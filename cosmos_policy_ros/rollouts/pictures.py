@@ -61,7 +61,9 @@ class JpegEncoder:
         try:
             rgb = decode_image(message, "the camera")
         except Exception as error:
-            raise RolloutError(f"a picture cannot become a JPEG: {error}") from error
+            raise RolloutError(
+                f"a picture cannot become a JPEG: {error}; or record with images:=raw"
+            ) from error
         options = [cv2.IMWRITE_JPEG_QUALITY, self.quality]
         _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), options)
         fields = {"header": message.header, "format": FORMAT, "data": np.asarray(jpeg).ravel()}

@@ -217,8 +217,9 @@ class Recording:
                 if time.monotonic() - flushed >= FLUSH_PERIOD:
                     self._writer.flush()
                     flushed = time.monotonic()
-            except RolloutError:
-                return  # ``failure`` says why; the queue's bound holds the rest
+            except RolloutError as error:
+                self._writer.abort(str(error))  # ``failure`` says why, the queue's bound holds
+                return
             finally:
                 with self._counting:
                     self._waiting -= len(received.cdr)

@@ -1,4 +1,4 @@
-"""The processes at both ends of the wire, for ``ros_path.py``, which starts them; not run by hand.
+"""The processes at both ends of the wire, for the benchmarks that start them; not run by hand.
 
 ``feed`` stands for the rig: three cameras and two joint states, as separate as a driver is. The
 others read what it sends. Each answers a line on its standard input with one line of JSON (counts,
@@ -26,7 +26,7 @@ CAMERA_HZ, JOINT_HZ = 30.0, 100.0
 PICTURES = 4  # different ones per camera, so that none looks frozen
 LEAD_NS = 1_000_000  # how far past a chunk's end the feed's clock jumps
 
-READERS = ("numbers", "empty", "convert", "prepare", "ours")
+READERS = ("numbers", "empty", "convert", "prepare", "ours", "recorder", "plain")
 Counts = dict[str, int]
 
 
@@ -246,6 +246,55 @@ def make_policy() -> Any:
     return node
 
 
+def make_plain_recorder(folder: Path) -> tuple[Any, Counts]:
+    """Return a node that does what a first draft would: rosbags' writer in every callback."""
+    from rclpy.node import Node
+    from rosbags.rosbag2 import StoragePlugin, Writer
+    from sensor_msgs.msg import Image, JointState
+
+    from cosmos_policy_ros.nodes.recorder_inputs import QUEUE_DEPTH
+    from cosmos_policy_ros.rig.share import config_folder, share_folder
+    from cosmos_policy_ros.rig.spec import load_rig
+    from cosmos_policy_ros.rollouts.types import load_types
+
+    writer = Writer(folder, version=9, storage_plugin=StoragePlugin.MCAP)
+    writer.open()
+    types = load_types(share_folder() / "msg")
+
+    class Plain(Node):
+        def close(self) -> None:
+            """Finish the bag."""
+            writer.close()
+
+    node, counts = Plain("plain"), Counts()
+
+    def subscribe(kind: Any, topic: str) -> None:
+        msgtype = f"sensor_msgs/msg/{kind.__name__}"
+        connection = writer.add_connection(f"/{topic}", msgtype, typestore=types)
+        counts[topic] = 0
+
+        def keep(message: bytes) -> None:
+            writer.write(connection, time.time_ns(), message)
+            counts[topic] += 1
+
+        node.create_subscription(kind, topic, keep, QUEUE_DEPTH, raw=True)
+
+    rig = load_rig("sim", config_folder("rigs"))
+    for camera in rig.cameras:
+        subscribe(Image, camera.topic)
+    for arm in rig.arms.values():
+        subscribe(JointState, arm.joint_states)
+    return node, counts
+
+
+def make_recorder() -> Any:
+    """Return the real recorder node; its parameters come with the command line."""
+    from cosmos_policy_ros.nodes import shell
+    from cosmos_policy_ros.nodes.recorder_node import RecorderNode
+
+    return shell.bring_up(RecorderNode())
+
+
 def run_feed(options: argparse.Namespace) -> None:
     import rclpy
     from rclpy.signals import SignalHandlerOptions
@@ -272,6 +321,12 @@ def run_reader(options: argparse.Namespace) -> None:
                     "loading": node._worker.status == "starting",
                 }
             )
+        elif options.role == "recorder":
+            node = make_recorder()
+            answer_samples(lambda: {"counts": {}})
+        elif options.role == "plain":
+            node, counts = make_plain_recorder(options.folder)
+            answer_samples(lambda: {"counts": dict(counts)})
         else:
             node, counts = make_reader(options)
             answer_samples(lambda: {"counts": dict(counts)})
@@ -287,6 +342,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=10)
     parser.add_argument("--frames", type=int, default=0, help="per camera; 0: no end")
     parser.add_argument("--warmup", type=int, default=0, help="frames before the counted ones")
+    parser.add_argument("--folder", type=Path, help="bag of the plain recorder")
     parser.add_argument("--sim", action="store_true", help="own clock that skips the motion")
     options, _ = parser.parse_known_args()
     if options.role == "feed":

@@ -214,7 +214,7 @@ class _Norm(WanRMS_norm):
         if torch.is_grad_enabled():
             return cast(Tensor, normalize(x, dim=1) * self.scale * self.gamma + self.bias)
         # The same in place: new memory costs as much here as the arithmetic. The bias is 0.
-        return cast(Tensor, normalize(x, dim=1).mul_(self.scale).mul_(self.gamma))
+        return normalize(x, dim=1).mul_(self.scale).mul_(self.gamma)
 
 
 def _count_causal(network: nn.Module) -> int:

@@ -61,9 +61,13 @@ PARAMETERS = (
 class RecorderNode(LifecycleNode):
     """Lifecycle node ``recorder_node``."""
 
-    def __init__(self) -> None:
-        """Declare the parameters; everything else happens when it is configured."""
-        super().__init__("recorder_node")
+    def __init__(self, **options: Any) -> None:
+        """Declare the parameters; everything else happens when it is configured.
+
+        Args:
+            options: of rclpy's node, such as ``parameter_overrides``.
+        """
+        super().__init__("recorder_node", **options)
         shell.declare(self, PARAMETERS)
         self._active = False
         self._store: EpisodeStore | None = None

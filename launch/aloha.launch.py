@@ -32,6 +32,8 @@ DESCRIPTIONS = {
     "seed": "base noise seed of the policy",
     "root": "folder of the episodes, one bag each",
     "record": "start the recorder: true or false",
+    "images": "raw keeps the cameras' bytes; jpeg takes a tenth of the disk",
+    "compression": "of the bags' chunks: none or zstd",
     "scene_seed": "simulated rig: places the objects",
     "stepped": "simulated rig: true advances only on ~/step and publishes /clock",
     "width": "simulated rig: picture columns [px]; 0 for the parameter file's",

@@ -40,6 +40,8 @@ class GraphOptions:
         seed: base noise seed of the policy.
         root: folder of the episodes.
         record: start the recorder.
+        images: raw, or jpeg for a tenth of the disk.
+        compression: of the bags' chunks, none or zstd.
         scene_seed: places the simulated objects.
         stepped: simulated rig without a wall clock, for tests.
         width, height: simulated pictures [px]; 0 for the parameter file's.
@@ -56,6 +58,8 @@ class GraphOptions:
     seed: int = 195
     root: str = "rollouts"
     record: bool = True
+    images: str = "raw"
+    compression: str = "none"
     scene_seed: int = 0
     stepped: bool = False
     width: int = 0
@@ -82,7 +86,12 @@ def node_processes(options: GraphOptions) -> tuple[NodeProcess, ...]:
     }
     nodes = [_process("policy_node", {**shared, **policy})]
     if options.record:
-        nodes.append(_process("recorder_node", {**shared, "root": options.root}))
+        recorder: dict[str, Value] = {
+            "root": options.root,
+            "images": options.images,
+            "compression": options.compression,
+        }
+        nodes.append(_process("recorder_node", {**shared, **recorder}))
     if rig.kind == "sim":
         scene: dict[str, Value] = {
             "rig": options.rig,

@@ -111,6 +111,7 @@ class Transformer(nn.Module):
         known: Tensor,
         text: Tensor | Memory,
         wanted: Sequence[int] | None = None,
+        rotation: Tensor | None = None,
     ) -> Tensor:
         """Predict.
 
@@ -121,6 +122,7 @@ class Transformer(nn.Module):
             text: (b, L, D) prompt embedding, or what :meth:`read` made of it.
             wanted: frames to predict, all by default. The last block and the output layer compute
                 no others; every frame still has its say up to there.
+            rotation: what :meth:`rotate` returns for this size of latent.
 
         Returns:
             (B, 16, T, H, W) in the format of ``latent``; NaN in frames that were not wanted.
@@ -129,7 +131,8 @@ class Transformer(nn.Module):
         when = self.embed(timestep) if isinstance(timestep, Tensor) else timestep
         said = text.to(self.dtype) if isinstance(text, Tensor) else text
         x = self.x_embedder(latent.to(self.dtype), known.to(latent.device))  # (B, T, S, D)
-        rotation = self.pos_embedder(self.x_embedder.grid(latent))  # (2, T, S, 1, d / 2)
+        if rotation is None:
+            rotation = self.rotate(latent)  # (2, T, S, 1, d / 2)
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
             moment = when.blocks[:, :, i] if isinstance(when, Modulation) else when
@@ -138,6 +141,11 @@ class Transformer(nn.Module):
         moment = when.final if isinstance(when, Modulation) else when
         prediction = self.final_layer(x, _pick_moment(moment, frames), latent.shape[-1])
         return _spread(prediction.to(latent.dtype), frames, latent.shape[2])
+
+    def rotate(self, latent: Tensor) -> Tensor:
+        """Return the rotary position (2, T, S, 1, d / 2) of every token of a latent this large."""
+        rotation: Tensor = self.pos_embedder(self.x_embedder.grid(latent))
+        return rotation
 
     def embed(self, timestep: Tensor) -> Moment:
         """Embed (b, T) timesteps. The sinusoid is made in float32 and rounded to the weights."""

@@ -1,6 +1,7 @@
 """The transformer for inference: what does not change between evaluations is computed once.
 
 - A prompt's keys and values are the same in every evaluation and query.
+- Where a token stands, and so how it is rotated, depends on the size of the latent only.
 - A timestep's modulation depends on nothing but the weights, and a sampler visits few timesteps.
 - The zeros that pad a prompt to its 512 positions all have the same key and value, zero, because
   nothing has a bias. A few of them with a bias on their logits weigh as much as all.
@@ -28,6 +29,7 @@ KEPT_PADS = 4  # at least; as many leave an error of 1e-6 of their weight in bfl
 ROUNDING_MARGIN = 0.97  # more than a bfloat16 logit below 8 can be rounded by
 
 PROMPTS_KEPT = 16  # 7 MB each for the 2B network
+SIZES_KEPT = 4  # of latents; a checkpoint has one
 TIMESTEPS_KEPT = 64  # 1 MB each for the 2B network; the released samplers visit 21
 
 
@@ -43,6 +45,7 @@ class CachedTransformer:
         self._forward = forward or network
         self._memories: OrderedDict[str, Memory] = OrderedDict()
         self._modulations: OrderedDict[float, Modulation] = OrderedDict()
+        self._rotations: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
 
     @torch.no_grad()
     def read(self, prompt: str, embedding: Tensor) -> Memory:
@@ -76,8 +79,14 @@ class CachedTransformer:
             torch.cat([torch.cat([m.blocks for m in row], dim=1) for row in modulations]),
             torch.cat([torch.cat([m.final for m in row], dim=1) for row in modulations]),
         )
-        prediction: Tensor = self._forward(latent, when, known.to(latent.device), text, wanted)
+        prediction: Tensor = self._forward(
+            latent, when, known.to(latent.device), text, wanted, self._rotation(latent)
+        )
         return prediction
+
+    def _rotation(self, latent: Tensor) -> Tensor:
+        size = tuple(latent.shape[2:])
+        return _recall(self._rotations, size, lambda: self.network.rotate(latent), SIZES_KEPT)
 
     def _modulation(self, timestep: float, device: torch.device) -> Modulation:
         """Return one timestep's modulation; computed alone, so that it never depends on others."""

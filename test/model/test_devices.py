@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,6 +40,19 @@ def test_compiled_network_gives_the_same(tiny: CosmosPolicy, tiny_path: Path, qu
     found = policy.decide(query)
     np.testing.assert_allclose(found.positions, expected.positions, atol=1e-6)
     assert found.denoising_steps == 3
+
+
+def test_bfloat16_on_a_cpu(tiny: CosmosPolicy, tmp_path: Path, query: Query) -> None:
+    folder = shutil.copytree(tiny.checkpoint.path, tmp_path / "half")
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("precision: float32", "precision: bfloat16"))
+    policy = CosmosPolicy.load(folder, device="cpu")
+    assert policy.checkpoint.transformer.dtype == policy.checkpoint.tokenizer.dtype
+    assert policy.checkpoint.transformer.dtype == torch.bfloat16
+    found, expected = policy.decide(query), tiny.decide(query)
+    span = np.ptp(expected.positions, axis=0).max()
+    difference = np.abs(found.positions - expected.positions).max()
+    assert 0 < difference < 0.2 * span, "rounded, and the same"
 
 
 def test_compiler_that_fails_leaves_the_network_as_it_was(tiny_path: Path, query: Query) -> None:

@@ -94,6 +94,11 @@ def say_bytes(count: int) -> str:
     return f"{count} bytes"
 
 
+def say_count(count: int, thing: str) -> str:
+    """Return a number of things for people, such as "1 episode" or "3 episodes"."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
 def folder_bytes(folder: Path) -> int:
     """Return the size of everything in a folder."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

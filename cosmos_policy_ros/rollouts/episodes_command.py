@@ -16,6 +16,7 @@ from cosmos_policy_ros.rollouts.command import (
     open_store,
     run,
     say_bytes,
+    say_count,
     say_seconds,
 )
 from cosmos_policy_ros.rollouts.episode import bare_id, read_episode
@@ -48,7 +49,7 @@ def _list(store: EpisodeStore, options: argparse.Namespace) -> int:
     seconds = sum(row.episode.duration_ns for row in rows if row.episode) / 1e9
     unreadable = sum(row.episode is None for row in rows)
     tail = f", {unreadable} of them not readable" if unreadable else ""
-    print(f"{len(rows)} episodes, {say_seconds(seconds)}{tail}")
+    print(f"{say_count(len(rows), 'episode')}, {say_seconds(seconds)}{tail}")
     return 0
 
 
@@ -94,13 +95,13 @@ def _purge(store: EpisodeStore, options: argparse.Namespace) -> int:
     for folder in folders:
         print(f"{folder.name}  {say_bytes(folder_bytes(folder))}")
     total = say_bytes(sum(map(folder_bytes, folders)))
-    question = f"Delete these {len(folders)} for good, {total}? Type yes: "
+    question = f"Delete {say_count(len(folders), 'episode')} for good, {total}? Type yes: "
     if not options.yes and not _confirmed(question):
         print("nothing was deleted")
         return 1
     for folder in folders:
         delete(folder)
-    print(f"deleted {len(folders)} episodes, {total}")
+    print(f"deleted {say_count(len(folders), 'episode')}, {total}")
     return 0
 
 
@@ -127,7 +128,7 @@ def _verify_one(found: Verification, write: bool) -> bool:
         verdict = found.verdict.text if found.verdict else "not judged"
         print(f"{name}: sound, {found.messages} messages, {verdict}", flush=True)
         return True
-    print(f"{name}: {len(found.problems)} problems")
+    print(f"{name}: {say_count(len(found.problems), 'problem')}")
     for problem in found.problems:
         print(f"  {problem}", flush=True)
     if not (write and found.stale):
@@ -200,4 +201,9 @@ def _date(text: str) -> datetime:
         return today
     if text.endswith("d") and text[:-1].isdecimal():
         return today - timedelta(days=int(text[:-1]))
-    return datetime.fromisoformat(text)
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is no date; write 2026-11-22, 2026-11-22T10:30, today or 7d"
+        ) from None

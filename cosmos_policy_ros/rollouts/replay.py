@@ -21,9 +21,9 @@ DECISION_TYPE = "cosmos_policy_ros/msg/Decision"
 # The recorder may take a topic's messages later than another's; a sensor silent for longer than
 # this is not waited for, so that memory stays bounded.
 PATIENCE_NS = 2 * NS
-# A picture under way while the policy looked is stamped before the look and recorded after it: the
-# policy had that camera's one before, or with a slow driver the one before that.
-LOOK_BACK = 3
+# What was under way while the policy looked is stamped before the look and recorded after it. The
+# likeliest of the messages that the rig's limits allow are tried: some milliseconds each.
+MOST_TRIES = 2000
 
 
 class _Message(NamedTuple):
@@ -134,57 +134,68 @@ def _earliest(heads: Iterable[_Message]) -> str:
 
 
 class _History:
-    """The rig's sources at the newest message given, and the last few messages of each."""
+    """The rig's sources at the newest message given, and what the policy may have had instead."""
 
     def __init__(self, rig: RigInBag) -> None:
         self._rig = rig
         self._sources = Sources(rig.rig)
-        self._recent: dict[str, deque[_Message]] = {
-            topic: deque(maxlen=LOOK_BACK) for topic in (*rig.cameras, *rig.arms)
-        }
+        limits = rig.rig.observation
+        # No older than this may a source be when the policy looks.
+        self._oldest_ns = dict.fromkeys(rig.cameras, round(limits.image_age * NS))
+        self._oldest_ns |= dict.fromkeys(rig.arms, round(limits.state_age * NS))
+        self._recent: dict[str, deque[_Message]] = {topic: deque() for topic in self._oldest_ns}
 
     def add(self, message: _Message) -> None:
         """Take a message, as the policy node does."""
         self._feed(self._sources, message)
-        self._recent[message.topic].append(message)
+        recent = self._recent[message.topic]
+        recent.append(message)
+        while recent[0].stamp_ns < message.stamp_ns - self._oldest_ns[message.topic]:
+            recent.popleft()
 
     def at(self, moment: Moment) -> Observation | ObservationError:
         """Return what was seen at a moment that is not before any message given."""
         newest = _observe(self._sources, moment)
         if not moment.digest or not self._rig.as_received or _is(newest, moment.digest):
             return newest
-        for steps_back in self._steps_back(moment.stamp_ns):
+        for messages in self._likeliest(moment.stamp_ns)[:MOST_TRIES]:
             sources = Sources(self._rig.rig)
-            for recent, steps in zip(self._recent.values(), steps_back, strict=True):
-                for message in list(recent)[: len(recent) - steps]:
-                    self._feed(sources, message)
+            for message in messages:
+                self._feed(sources, message)
             if _is(earlier := _observe(sources, moment), moment.digest):
                 return earlier
         return ObservationError(
             f"what was decided on at {moment.stamp_ns} ns is not in the bag: nothing in it has the "
-            f"digest {moment.digest[:12]}…; a message was lost on its way to the recorder, or the "
-            f"bag was changed: leave this decision out"
+            f"digest {moment.digest[:12]}…; a message came before the recording began or was lost "
+            f"on its way to the recorder, or the bag was changed: leave this decision out"
         )
 
-    def _steps_back(self, stamp_ns: int) -> list[tuple[int, ...]]:
-        """Return how many messages each topic may have been behind, the likeliest first.
+    def _likeliest(self, stamp_ns: int) -> list[tuple[_Message, ...]]:
+        """Return what the policy may have had, one message per topic, the likeliest first.
 
-        An observation bears its newest source's stamp, so one of them is at ``stamp_ns``.
+        An observation bears its newest source's stamp, so one of them is at ``stamp_ns``. Cameras
+        are late together, and so are arms: the less the latest of either lags, the likelier.
         """
-
-        def stamp(recent: deque[_Message], steps: int) -> int:
-            return recent[-1 - steps].stamp_ns
-
-        choices = [range(max(1, len(recent))) for recent in self._recent.values()]
+        skew_ns = round(self._rig.rig.observation.camera_skew * NS)
+        cameras = [c for c in self._choices(self._rig.cameras, stamp_ns) if _skew(c) <= skew_ns]
+        arms = self._choices(self._rig.arms, stamp_ns)
         possible = [
-            steps_back
-            for steps_back in product(*choices)
-            if any(
-                recent and stamp(recent, steps) == stamp_ns
-                for recent, steps in zip(self._recent.values(), steps_back, strict=True)
-            )
+            (*pictures, *states)
+            for pictures, states in product(cameras, arms)
+            if _newest(pictures + states) == stamp_ns
         ]
-        return sorted(possible, key=sum)
+        count = len(self._rig.cameras)
+        return sorted(possible, key=lambda m: -_oldest(m[:count]) - _oldest(m[count:]))
+
+    def _choices(self, topics: Iterable[str], stamp_ns: int) -> list[tuple[_Message, ...]]:
+        return list(
+            product(
+                *(
+                    [m for m in self._recent[t] if m.stamp_ns >= stamp_ns - self._oldest_ns[t]]
+                    for t in topics
+                )
+            )
+        )
 
     def _feed(self, sources: Sources, message: _Message) -> None:
         if (role := self._rig.cameras.get(message.topic)) is not None:
@@ -199,6 +210,18 @@ def _observe(sources: Sources, moment: Moment) -> Observation | ObservationError
         return sources.observe(moment.stamp_ns)
     except ObservationError as error:
         return error
+
+
+def _newest(messages: Iterable[_Message]) -> int:
+    return max(message.stamp_ns for message in messages)
+
+
+def _oldest(messages: Iterable[_Message]) -> int:
+    return min(message.stamp_ns for message in messages)
+
+
+def _skew(messages: tuple[_Message, ...]) -> int:
+    return _newest(messages) - _oldest(messages)
 
 
 def _is(seen: Observation | ObservationError, digest: str) -> bool:

@@ -61,11 +61,11 @@ def test_names_of_the_recorder_do_not_matter(
         assert (image.shape, exact) == ((8, 8, 3), not jpeg)
 
 
-def write_with_late_camera(writing: Writing, digest: str) -> Path:
-    """A decision at 430 ms, when the high camera's picture of 400 ms was still under way."""
+def write_with_late_sources(writing: Writing, digest: str) -> Path:
+    """A decision at 430 ms, when the newest of the high camera and the right arm were under way."""
     for moment in range(0, 600, 10):
-        for side in ("left", "right"):
-            writing.state(side, moment)
+        writing.state("left", moment)
+        writing.state("right", moment, received=moment + 35)
         for camera in RIG.cameras if moment % 40 == 0 else ():
             late = 35 if camera.role == "primary" else 0
             writing.picture(camera.role, moment, received=moment + late)
@@ -78,18 +78,20 @@ def test_what_was_under_way_is_not_in_the_observation(
     episodes: EpisodeStore, types: Typestore, tmp_path: Path
 ) -> None:
     other = EpisodeStore(tmp_path / "other", types, clock=lambda: START_NS)
-    (by_time,) = seen(write_with_late_camera(Writing(other, types), ""), 430)
+    earlier, by_time = seen(write_with_late_sources(Writing(other, types), ""), 390, 430)
     images = dict(by_time.images) | {"primary": pixels("primary", 360)}
-    truth = Observation(by_time.stamp_ns, images, by_time.state, {})
-    path = write_with_late_camera(Writing(episodes, types), truth.digest())
+    state = np.concatenate([by_time.state[:7], earlier.state[7:]])
+    truth = Observation(by_time.stamp_ns, images, state, {})
+    path = write_with_late_sources(Writing(episodes, types), truth.digest())
     (found,) = observations(path)
     assert isinstance(found, Observation)
     assert found.digest() == truth.digest() != by_time.digest()
+    assert (found.ages["right/joint_states"], found.ages["primary"]) == (0.04, 0.07)
     assert [d.chunk_id for d in decisions(path)] == ["run/430"]
 
 
 def test_what_is_not_in_the_bag_is_not_made_up(episodes: EpisodeStore, types: Typestore) -> None:
-    (found,) = observations(write_with_late_camera(Writing(episodes, types), "ab" * 32))
+    (found,) = observations(write_with_late_sources(Writing(episodes, types), "ab" * 32))
     assert isinstance(found, ObservationError)
     assert "nothing in it has the digest abababababab" in str(found)
 
@@ -98,7 +100,7 @@ def test_pictures_that_became_jpeg_are_not_held_against_the_digest(
     episodes: EpisodeStore, types: Typestore
 ) -> None:
     writing = Writing(episodes, types, jpeg=True)
-    (found,) = observations(write_with_late_camera(writing, "ab" * 32))
+    (found,) = observations(write_with_late_sources(writing, "ab" * 32))
     assert isinstance(found, Observation)
 
 

@@ -6,6 +6,7 @@ byte to its last and holds the index against it.
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ from mcap.records import (
 )
 from mcap.stream_reader import CRCValidationError, StreamReader, get_chunk_data_stream
 from mcap.writer import MCAP0_MAGIC
+
+from cosmos_policy_ros.rollouts.mcap_repair import RECORD_HEAD
 
 CHECKSUM_BYTES = 4  # the footer's last field
 
@@ -82,7 +85,7 @@ class CheckedFile:
     def _messages(self, file: BinaryIO, size: int) -> Iterator[Received]:
         records = StreamReader(file, emit_chunks=True, validate_crcs=True).records
         while True:
-            at = file.tell()
+            at = max(file.tell(), len(MCAP0_MAGIC))
             try:
                 record = next(records, None)
             except OSError:
@@ -92,6 +95,9 @@ class CheckedFile:
                 return
             if record is None:
                 break
+            # The library goes by the lengths inside a record, other readers by the record's own.
+            if file.tell() != at + RECORD_HEAD.size + _length(file, at):
+                self._complain(f"the record at byte {at} is not as long as it says")
             if isinstance(record, Chunk):
                 self._check_index()
                 yield from self._open(record, at)
@@ -110,6 +116,12 @@ class CheckedFile:
         except Exception as error:  # as above
             self._complain(f"the chunk at byte {at} is damaged: {_name(error)}")
             return
+        stamps = [record.log_time for _, record in records if isinstance(record, Message)]
+        if stamps and (min(stamps), max(stamps)) != (
+            chunk.message_start_time,
+            chunk.message_end_time,
+        ):
+            self._complain(f"the chunk at byte {at} spans another time than its head says")
         for offset, record in records:
             if not isinstance(record, Message):
                 self._note(record)
@@ -160,9 +172,12 @@ class CheckedFile:
         if seen.footer is None or not seen.footer.summary_start:
             self._complain("has no index")
             return
+        summary_end = size - extra - len(MCAP0_MAGIC) - CHECKSUM_BYTES
+        if seen.footer.summary_start > summary_end:
+            self._complain("the index at its end is damaged: it would begin behind its end")
+            return
         file.seek(seen.footer.summary_start)
-        behind = extra + len(MCAP0_MAGIC) + CHECKSUM_BYTES
-        summary = file.read(size - behind - seen.footer.summary_start)
+        summary = file.read(summary_end - seen.footer.summary_start)
         if seen.footer.summary_crc and zlib.crc32(summary) != seen.footer.summary_crc:
             self._complain("the index at its end is damaged: its checksum does not fit")
         if sorted(seen.listed_chunks) != seen.chunks:
@@ -191,6 +206,11 @@ def _records(chunk: Chunk) -> Iterator[tuple[int, McapRecord]]:
             yield offset, Schema.read(stream)
         else:
             stream.read(size)
+
+
+def _length(file: BinaryIO, at: int) -> int:
+    _, length = RECORD_HEAD.unpack(os.pread(file.fileno(), RECORD_HEAD.size, at))
+    return int(length)
 
 
 def _name(error: Exception) -> str:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from helpers.episodes import START_NS, record
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mcap.reader import make_reader
+from mcap.writer import MCAP0_MAGIC
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.rig.share import share_folder
@@ -16,6 +21,7 @@ from cosmos_policy_ros.rollouts.bag_metadata import read_metadata, write_metadat
 from cosmos_policy_ros.rollouts.bag_writer import BagWriter
 from cosmos_policy_ros.rollouts.episode import read_episode
 from cosmos_policy_ros.rollouts.integrity import load_limits
+from cosmos_policy_ros.rollouts.mcap_check import CheckedFile
 from cosmos_policy_ros.rollouts.recording import Recording
 from cosmos_policy_ros.rollouts.rubric import Judgement
 from cosmos_policy_ros.rollouts.salvage import recover
@@ -70,27 +76,40 @@ def test_a_sound_episode_is_sound_whatever_its_names(
     assert found.problems == () and found.verdict is not None and found.verdict.go
 
 
-def test_every_flipped_byte_of_the_chunks_is_found(scored: Path) -> None:
-    """Also in the heads and indexes between them, which have no checksum of their own."""
+def test_a_flipped_byte_in_a_chunk_is_named_by_file_and_place(scored: Path) -> None:
     file = scored / f"{scored.name}_0.mcap"
-    sound = file.read_bytes()
-    chunk = sound.index(b"\x06", 8)  # the first chunk's opcode, behind the header
-    while int.from_bytes(sound[chunk + 1 : chunk + 9], "little") < 10_000:
-        chunk = sound.index(b"\x06", chunk + 1)
-    content = chunk + 9 + 40 + 1000
-    for at in (content, len(sound) // 2, len(sound) - 60):
-        damaged = bytearray(sound)
-        damaged[at] ^= 1
-        file.write_bytes(damaged)
-        found = check(scored).problems
-        assert any(text.startswith(f"{file.name}: ") for text in found), at
-        file.write_bytes(sound)
-    assert check(scored).problems == ()
-    damaged = bytearray(sound)
-    damaged[content] ^= 1
+    damaged = bytearray(file.read_bytes())
+    chunk = chunks_of(file)[1]
+    damaged[chunk + 1000] ^= 1
     file.write_bytes(damaged)
-    at = f"{file.name}: the chunk at byte {chunk} is damaged: its checksum does not fit"
-    assert at in check(scored).problems
+    expected = f"{file.name}: the chunk at byte {chunk} is damaged: its checksum does not fit"
+    assert expected in check(scored).problems
+
+
+def chunks_of(file: Path) -> list[int]:
+    with file.open("rb") as stream:
+        summary = make_reader(stream).get_summary()
+    assert summary is not None
+    return [index.chunk_start_offset for index in summary.chunk_indexes]
+
+
+@settings(max_examples=150, deadline=None)
+@given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_no_flipped_bit_goes_unnoticed(original: Path, where: float, bit: int) -> None:
+    """Neither in chunks, nor in the heads and indexes, which readers go by without a checksum."""
+    sound = (original / f"{original.name}_1.mcap").read_bytes()
+    begin = len(MCAP0_MAGIC)
+    for _ in ("the header", "the copy of the metadata"):  # no reader goes by these
+        begin += 9 + int.from_bytes(sound[begin + 1 : begin + 9], "little")
+    at = begin + int(where * (len(sound) - begin))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "damaged.mcap"
+        damaged = bytearray(sound)
+        damaged[at] ^= 1 << bit
+        file.write_bytes(damaged)
+        checked = CheckedFile(file)
+        list(checked.messages())
+        assert checked.problems, f"byte {at} of {len(sound)}"
 
 
 def test_a_wrong_entry_of_the_message_index_is_found(scored: Path) -> None:

@@ -1,0 +1,86 @@
+"""The rig of an episode as its bag shows it: the file that was in force, under the bag's names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from cosmos_policy_ros.errors import ConfigError, RolloutError
+from cosmos_policy_ros.rig.config import parse_config
+from cosmos_policy_ros.rig.spec import RigSpec
+from cosmos_policy_ros.rollouts.episode import Episode
+from cosmos_policy_ros.rollouts.pictures import rig_of_bag
+
+
+@dataclass(frozen=True)
+class RigInBag:
+    """A rig and where its topics are in a bag.
+
+    Attributes:
+        rig: cameras that were recorded as JPEG are "compressed" in it.
+        namespace: of the recorder; "" for the root, else such as "/lab".
+        as_received: the pictures are the camera's own bytes, not JPEG made of them.
+    """
+
+    rig: RigSpec
+    namespace: str
+    as_received: bool
+
+    def topic(self, name: str) -> str:
+        """Return the bag's name for a topic of the rig file."""
+        return _absolute(self.namespace, name)
+
+    @property
+    def cameras(self) -> dict[str, str]:
+        """Roles by the bag's topic, in the order the policy sees them."""
+        return {self.topic(camera.topic): camera.role for camera in self.rig.cameras}
+
+    @property
+    def arms(self) -> dict[str, str]:
+        """Sides by the bag's joint state topic."""
+        return {self.topic(arm.joint_states): side for side, arm in self.rig.arms.items()}
+
+
+def find_rig(episode: Episode) -> RigInBag:
+    """Return the rig of an episode.
+
+    Raises:
+        RolloutError: the rig file in its facts is none, or its topics are not in the bag.
+    """
+    try:
+        rig = parse_config(RigSpec, episode.facts.rig_yaml, f"{episode.path}: the rig in its facts")
+    except ConfigError as error:
+        raise RolloutError(str(error)) from error
+    for jpeg in (False, True):
+        shown = rig_of_bag(rig, jpeg)
+        names = _sensor_topics(shown)
+        for namespace in sorted(_namespaces(names, episode.topics), key=len):
+            if all(_absolute(namespace, name) in episode.topics for name in names):
+                return RigInBag(shown, namespace, as_received=shown == rig)
+    missing = [n for n in _sensor_topics(rig) if not _ends(n, episode.topics)]
+    wanted = ", ".join(missing or _sensor_topics(rig))
+    raise RolloutError(
+        f"{episode.path}: {wanted} of rig '{rig.name}' is not in the bag under one namespace; it "
+        f"holds {', '.join(sorted(episode.topics))}"
+    )
+
+
+def _sensor_topics(rig: RigSpec) -> list[str]:
+    cameras = [camera.topic for camera in rig.cameras]
+    return cameras + [arm.joint_states for arm in rig.arms.values()]
+
+
+def _absolute(namespace: str, name: str) -> str:
+    return name if name.startswith("/") else f"{namespace}/{name}"
+
+
+def _namespaces(names: Iterable[str], topics: Iterable[str]) -> set[str]:
+    """Return every namespace that puts the first relative one of ``names`` among ``topics``."""
+    relative = next((name for name in names if not name.startswith("/")), None)
+    if relative is None:
+        return {""}
+    return {topic.removesuffix(f"/{relative}") for topic in _ends(relative, topics)}
+
+
+def _ends(name: str, topics: Iterable[str]) -> list[str]:
+    return [topic for topic in topics if topic == name or topic.endswith(f"/{name}")]

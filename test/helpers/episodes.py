@@ -1,0 +1,138 @@
+"""Episodes of the simulated rig without a simulator: small pictures and states, by the second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rosbags.typesys.store import Typestore
+
+from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.spec import RigSpec, load_rig
+from cosmos_policy_ros.rollouts.integrity import Integrity, load_limits, sensors_of
+from cosmos_policy_ros.rollouts.mcap_file import Topic
+from cosmos_policy_ros.rollouts.messages import EpisodeFacts
+from cosmos_policy_ros.rollouts.pictures import rig_of_bag
+from cosmos_policy_ros.rollouts.recording import Options, Recording
+from cosmos_policy_ros.rollouts.replay import DECISION_TYPE
+from cosmos_policy_ros.rollouts.store import EpisodeStore
+from cosmos_policy_ros.rollouts.topics import episode_topics
+
+MS = 1_000_000
+START_NS = 1_700_000_000_000_000_000
+CAMERA_PERIOD, JOINT_PERIOD = 40, 10  # ms
+RIG = load_rig("sim", config_folder("rigs"))
+DECISION = "policy_node/decision"
+
+
+def facts(task: str = "transfer_cube", **others: Any) -> EpisodeFacts:
+    """Return the facts of an episode of a shipped task on the simulated rig."""
+    known = {
+        "task": task,
+        "prompt": "transfer the red cube",
+        "rig": RIG.name,
+        "engine": "cosmos",
+        "checkpoint": "aloha_tuned",
+        "checkpoint_digest": "feedc0de" * 8,
+        "operator_name": "ann",
+        "rig_yaml": (config_folder("rigs") / "sim.yaml").read_text(),
+        "task_yaml": (config_folder("tasks") / f"{task}.yaml").read_text(),
+    }
+    return EpisodeFacts(**{**known, **others})
+
+
+class Writing:
+    """Writes an episode's messages as a recorder would; makes them too."""
+
+    def __init__(
+        self,
+        store: EpisodeStore,
+        types: Typestore,
+        *,
+        namespace: str = "",
+        jpeg: bool = False,
+        rig: RigSpec = RIG,
+        **of_facts: Any,
+    ) -> None:
+        self.types, self.rig, self.namespace = types, rig, namespace
+        topics = [Topic(self.topic(t.name), t.msgtype, t.qos) for t in episode_topics(rig)]
+        cameras = {self.topic(camera.topic) for camera in rig.cameras}
+        jpegs = tuple(topic for topic in topics if jpeg and topic.name in cameras)
+        shown = rig_of_bag(rig, jpeg)
+        limits = load_limits(config_folder("rigs").parent)
+        watch = Integrity(sensors_of(shown, self.topic), rig.observation.camera_skew, limits)
+        self.recording: Recording = store.begin(
+            facts(**of_facts), topics, watch, Options(jpegs=jpegs)
+        )
+
+    def topic(self, name: str) -> str:
+        return f"{self.namespace}/{name}"
+
+    def picture(self, role: str, at: int, received: int | None = None) -> None:
+        """Write a camera's picture stamped ``at`` ms; each has its own pixels."""
+        (camera,) = (c for c in self.rig.cameras if c.role == role)
+        seed = [ord(role[0]), at]
+        pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
+        fields = {"height": 8, "width": 8, "encoding": "rgb8", "is_bigendian": 0, "step": 24}
+        self._write(
+            camera.topic, "sensor_msgs/msg/Image", at, received, data=pixels.ravel(), **fields
+        )
+
+    def state(self, side: str, at: int, received: int | None = None) -> None:
+        """Write an arm's joint state stamped ``at`` ms."""
+        arm = getattr(self.rig.arms, side)
+        names = [*arm.names, arm.gripper.finger_joint]
+        positions = np.full(len(names), at / 1e5)
+        none = np.zeros(0)
+        fields = {"name": names, "position": positions, "velocity": none, "effort": none}
+        self._write(arm.joint_states, "sensor_msgs/msg/JointState", at, received, **fields)
+
+    def decision(self, at: int, digest: str, received: int | None = None) -> None:
+        """Write a decision on the observation stamped ``at`` ms."""
+        numbers: dict[str, Any] = {
+            "positions": np.zeros(0),
+            "phase_seconds": np.zeros(0, np.float32),
+        }
+        empty: Mapping[str, Any] = {
+            **dict.fromkeys(("run_id", "task", "prompt", "engine", "reason"), ""),
+            **dict.fromkeys(("denoising_steps", "requested", "finished", "chosen", "steps"), 0),
+            **{"checkpoint_digest": "", "candidates": [], "phases": [], "dt": 0.04, **numbers},
+        }
+        fields = {**empty, "chunk_id": f"run/{at}", "observation_digest": digest}
+        self._write(DECISION, DECISION_TYPE, at, received, **fields)
+
+    def seconds(self, seconds: float, *, without: str = "") -> None:
+        """Write what a healthy rig sends in so many seconds, but for a source."""
+        for at in range(0, round(seconds * 1000), JOINT_PERIOD):
+            for side in ("left", "right"):
+                if side != without:
+                    self.state(side, at)
+            for camera in self.rig.cameras:
+                if at % CAMERA_PERIOD == 0 and camera.role != without:
+                    self.picture(camera.role, at)
+
+    def _write(self, to: str, kind: str, at: int, received: int | None, /, **fields: Any) -> None:
+        sec, nanosec = divmod(START_NS + at * MS, 1000 * MS)
+        make = self.types.types
+        stamp = make["builtin_interfaces/msg/Time"](sec=sec, nanosec=nanosec)
+        header = make["std_msgs/msg/Header"](stamp=stamp, frame_id="")
+        cdr = bytes(self.types.serialize_cdr(make[kind](header=header, **fields), kind))
+        receipt = START_NS + (at if received is None else received) * MS
+        self.recording.write(self.topic(to), receipt, cdr)
+
+
+def record(
+    store: EpisodeStore,
+    types: Typestore,
+    seconds: float = 3.0,
+    *,
+    then: Callable[[Recording], Path] | None = None,
+    **options: Any,
+) -> Path:
+    """Record a healthy episode; return its folder."""
+    without = options.pop("without", "")
+    writing = Writing(store, types, **options)
+    writing.seconds(seconds, without=without)
+    return then(writing.recording) if then else writing.recording.finish("time_limit")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
-from cosmos_policy_ros.rollouts.command import begun, folder_bytes, say_bytes, say_seconds
+from cosmos_policy_ros.rollouts.commands.shared import begun, folder_bytes, say_bytes, say_seconds
 from cosmos_policy_ros.rollouts.episode import Episode
 from cosmos_policy_ros.rollouts.messages import Label
 from cosmos_policy_ros.rollouts.replay import DECISION_TYPE

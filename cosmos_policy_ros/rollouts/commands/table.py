@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rollouts.bag_writer import DISCARDED, RECORDING
-from cosmos_policy_ros.rollouts.command import begun
+from cosmos_policy_ros.rollouts.commands.shared import begun
 from cosmos_policy_ros.rollouts.durable import Hold
 from cosmos_policy_ros.rollouts.episode import Episode, read_episode
 from cosmos_policy_ros.rollouts.store import EpisodeStore

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rig.share import share_folder
-from cosmos_policy_ros.rollouts.command import (
+from cosmos_policy_ros.rollouts.commands.shared import (
     add_root,
     find,
     folder_bytes,
@@ -19,9 +19,9 @@ from cosmos_policy_ros.rollouts.command import (
     say_count,
     say_seconds,
 )
+from cosmos_policy_ros.rollouts.commands.sheet import format_episode
+from cosmos_policy_ros.rollouts.commands.table import Filter, format_table, read_rows
 from cosmos_policy_ros.rollouts.episode import bare_id, read_episode
-from cosmos_policy_ros.rollouts.episode_sheet import format_episode
-from cosmos_policy_ros.rollouts.episode_table import Filter, format_table, read_rows
 from cosmos_policy_ros.rollouts.integrity import load_limits
 from cosmos_policy_ros.rollouts.purge import delete, discarded
 from cosmos_policy_ros.rollouts.rubric import Judgement

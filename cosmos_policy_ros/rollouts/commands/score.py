@@ -10,10 +10,10 @@ from secrets import SystemRandom
 from typing import Literal
 
 from cosmos_policy_ros.errors import RolloutError
-from cosmos_policy_ros.rollouts.command import add_root, find, open_store, run, say_seconds
+from cosmos_policy_ros.rollouts.commands.keys import Keyboard, pedal_keys
+from cosmos_policy_ros.rollouts.commands.shared import add_root, find, open_store, run, say_seconds
+from cosmos_policy_ros.rollouts.commands.table import Filter, read_rows
 from cosmos_policy_ros.rollouts.episode import Episode, read_episode
-from cosmos_policy_ros.rollouts.episode_table import Filter, read_rows
-from cosmos_policy_ros.rollouts.keys import Keyboard, pedal_keys
 from cosmos_policy_ros.rollouts.labelling import rubric_of
 from cosmos_policy_ros.rollouts.rubric import Judgement, tally
 from cosmos_policy_ros.rollouts.store import EpisodeStore

@@ -13,13 +13,14 @@ import pytest
 from helpers.episodes import START_NS, Writing, record
 from rosbags.typesys.store import Typestore
 
-from cosmos_policy_ros.rollouts import episodes_command, recover_command
 from cosmos_policy_ros.rollouts.bag_writer import BagWriter
+from cosmos_policy_ros.rollouts.commands import episodes as episodes_command
+from cosmos_policy_ros.rollouts.commands import recover as recover_command
 from cosmos_policy_ros.rollouts.episode import read_episode
 from cosmos_policy_ros.rollouts.rubric import Judgement
 from cosmos_policy_ros.rollouts.store import EpisodeStore
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_list_shows_every_state_and_survives_what_it_cannot_read(
     episodes.discard("cable unplugged")
     dead = die(Writing(episodes, types), monkeypatch)
     recording = Writing(episodes, types).recording
-    monkeypatch.setattr("cosmos_policy_ros.rollouts.episode_table.JUST_BEGUN", 0.0)
+    monkeypatch.setattr("cosmos_policy_ros.rollouts.commands.table.JUST_BEGUN", 0.0)
     assert terminal.ids("--all") == ["0001", "0002", "0003", "0004", "0005", "0006"]
     table = {line.split()[0]: " ".join(line.split()[1:]) for line in terminal.out.splitlines()}
     assert table[good.name] == "transfer_cube time_limit 75.5 yes GO 3.0 827 -"

@@ -19,12 +19,12 @@ from helpers.episodes import START_NS, record
 from helpers.waiting import PATIENCE
 from rosbags.typesys.store import Typestore
 
-from cosmos_policy_ros.rollouts import score_command
+from cosmos_policy_ros.rollouts.commands import score as score_command
+from cosmos_policy_ros.rollouts.commands.keys import HELD
 from cosmos_policy_ros.rollouts.episode import read_episode, read_labels
-from cosmos_policy_ros.rollouts.keys import HELD
 from cosmos_policy_ros.rollouts.store import EpisodeStore
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FAULTY_TASK = """
 name: faulty
 description: A task with a deduction.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rollouts.bag_writer import RECORDING
-from cosmos_policy_ros.rollouts.command import run
+from cosmos_policy_ros.rollouts.commands.shared import run
 from cosmos_policy_ros.rollouts.salvage import RecordingInProgressError, recover
 
 

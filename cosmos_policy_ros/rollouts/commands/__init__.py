@@ -1,0 +1,1 @@
+"""What operators type: scripts/episodes, scripts/score and scripts/recover."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from cosmos_policy_ros.rig.spec import RigSpec
 
 SECOND = 1_000_000_000
 GIGABYTE = 1e9
+PRIMARY = "primary"
+PICTURES_KEPT = 32  # stamps per camera, a second of them, among which the nearest is looked for
 SHORTEST = 2.0  # s; a rate over less is that of a start, not of a sensor
 
 
@@ -155,7 +158,9 @@ class Integrity:
             self.health[topic] = TopicHealth()
         self._limits = limits
         self._skew_ns = int(camera_skew * SECOND)
-        self._stamps: dict[str, int] = {}
+        roles = [sensor.role for sensor in self._sensors.values() if sensor.role]
+        self._stamps = {role: deque[int](maxlen=PICTURES_KEPT) for role in roles}
+        self._unpaired: deque[int] = deque(maxlen=PICTURES_KEPT)
         self._primaries = self._skewed = 0
         self._newest_ns = self._first_ns = 0
         self._went_back = 0.0
@@ -217,11 +222,16 @@ class Integrity:
         )
 
     def _note_picture(self, role: str, stamp_ns: int) -> None:
-        self._stamps[role] = stamp_ns
-        if role == "primary":
+        self._stamps[role].append(stamp_ns)
+        if role == PRIMARY:
+            self._unpaired.append(stamp_ns)
+        others = [stamps for name, stamps in self._stamps.items() if name != PRIMARY]
+        # Pictures of one moment come one after the other: wait for those that may be nearer.
+        while self._unpaired and all(o and o[-1] >= self._unpaired[0] for o in others):
+            primary = self._unpaired.popleft()
+            nearest = [min(abs(primary - stamp) for stamp in stamps) for stamps in others]
             self._primaries += 1
-            farthest = max(abs(stamp_ns - other) for other in self._stamps.values())
-            self._skewed += farthest > self._skew_ns
+            self._skewed += max(nearest, default=0) > self._skew_ns
 
     def _of_sensor(self, sensor: Sensor, now_ns: int) -> Iterable[str]:
         health, limits = self.health[sensor.topic], self._limits

@@ -76,7 +76,7 @@ def without(topic: str, first: float, last: float) -> Iterator[Message]:
     [
         ("/high", 0.0, 99.0, "/high never came"),
         ("/high", 4.0, 4.7, r"/high was silent for 0\.7\d s \(at most 0\.5\)"),
-        ("/wrist", 0.0, 0.8, r"/wrist was silent for 0\.8"),
+        ("/left/joint_states", 0.0, 0.8, r"/left/joint_states was silent for 0\.\d+"),
         ("/left/joint_states", 9.0, 99.0, r"/left/joint_states was silent for 1\.\d+ s"),
     ],
 )
@@ -114,12 +114,21 @@ def test_losses_beyond_a_hundredth(deed: str, count: int, go: bool) -> None:
 
 
 def test_cameras_that_drift_apart() -> None:
-    late = (
-        (topic, at, message(header_stamp(cdr) + 60_000_000) if topic == "/wrist" else cdr)
-        for topic, at, cdr in sound()
-    )
-    (reason,) = judge(late).reasons
+    def every_fifth_wrist() -> Iterator[Message]:
+        for topic, at, cdr in sound():
+            if topic != "/wrist" or (header_stamp(cdr) - START) // (SECOND // 25) % 5 == 0:
+                yield topic, at, cdr
+
+    reason = judge(every_fifth_wrist()).reasons[-1]
     assert "of the primary pictures are more than 0.05 s from the wrists'" in reason
+
+
+def test_pictures_of_one_moment_may_come_in_any_order() -> None:
+    """And one of them late: its stamp counts, not its arrival."""
+    late = [
+        (topic, at + (70_000_000 if topic == "/wrist" else 0), cdr) for topic, at, cdr in sound()
+    ]
+    assert judge(iter(sorted(late, key=lambda m: m[1])), START + 10 * SECOND + 80_000_000).go
 
 
 @pytest.mark.parametrize("jump", [10, -10])

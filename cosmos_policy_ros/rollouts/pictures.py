@@ -57,8 +57,8 @@ class JpegEncoder:
         Raises:
             RolloutError: an encoding that is not known, or sizes that do not fit.
         """
-        message: Any = self.types.deserialize_cdr(cdr, IMAGE)
         try:
+            message: Any = self.types.deserialize_cdr(cdr, IMAGE)
             rgb = decode_image(message, "the camera")
         except Exception as error:
             raise RolloutError(

@@ -217,8 +217,10 @@ class Recording:
                 if time.monotonic() - flushed >= FLUSH_PERIOD:
                     self._writer.flush()
                     flushed = time.monotonic()
-            except RolloutError as error:
-                self._writer.abort(str(error))  # ``failure`` says why, the queue's bound holds
+            # Whatever it is, a thread that ended without a word would lose the rest of the episode.
+            except Exception as error:
+                known = isinstance(error, RolloutError)
+                self._writer.abort(str(error) if known else f"{type(error).__name__}: {error}")
                 return
             finally:
                 with self._counting:

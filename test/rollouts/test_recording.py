@@ -139,6 +139,15 @@ def test_a_picture_that_cannot_be_a_jpeg_ends_the_bag_with_its_reason(
     assert "encoding 'yuv4' needs cv_bridge" in recording.failure
 
 
+def test_a_message_that_is_no_picture_ends_the_bag_with_its_reason(
+    store: EpisodeStore, facts: EpisodeFacts
+) -> None:
+    recording = store.begin(facts, [CAMERA], options=Options(jpegs=(CAMERA,)))
+    recording.write("/cam", START_NS, b"\0\1\0\0nothing like it")
+    wait_for(lambda: not recording.open, "the recording to fail")
+    assert "a picture cannot become a JPEG" in recording.failure
+
+
 def test_zstd_is_undone_by_every_reader(
     store: EpisodeStore, facts: EpisodeFacts, types: Typestore
 ) -> None:

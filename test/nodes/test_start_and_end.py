@@ -69,8 +69,9 @@ def test_a_wrong_parameter_ends_a_node_with_one_clear_line(
         assert word in lines[0]
 
 
-def test_an_interrupt_in_mid_chunk_brakes_finishes_the_bag_and_leaves_nothing(
-    tmp_path: Path,
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_an_end_in_mid_chunk_brakes_finishes_the_bag_and_leaves_nothing(
+    tmp_path: Path, end: signal.Signals
 ) -> None:
     with Graph(tmp_path, stub=True) as graph:
         pids = {name: graph.processes.pid(name) for name in NODES}
@@ -86,16 +87,16 @@ def test_an_interrupt_in_mid_chunk_brakes_finishes_the_bag_and_leaves_nothing(
             wait_for(lambda: graph.processes.exit_code(name) is not None, f"{name} to end")
             assert graph.processes.exit_code(name) == 0, graph.processes.log(name)
 
-        os.kill(pids["policy_node"], signal.SIGINT)
+        os.kill(pids["policy_node"], end)
         until_ended("policy_node")
         wait_for(
             lambda: [arm[-1].header.frame_id[-8:] for arm in graph.sent()] == ["/0/brake"] * 2,
             "a brake for both arms",
         )
         graph.until_recorded()
-        os.kill(pids["recorder_node"], signal.SIGINT)
+        os.kill(pids["recorder_node"], end)
         until_ended("recorder_node")
-        os.kill(pids["sim_rig_node"], signal.SIGINT)
+        os.kill(pids["sim_rig_node"], end)
         until_ended("sim_rig_node")
         for name, pid in pids.items():
             wait_for(lambda pid=pid: group_is_gone(pid), f"everything that {name} started to end")

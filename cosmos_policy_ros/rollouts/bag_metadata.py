@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -15,8 +16,8 @@ from cosmos_policy_ros.rollouts.durable import replace_text
 from cosmos_policy_ros.rollouts.mcap_file import FileContents, to_yaml
 
 METADATA = "metadata.yaml"
-METADATA_VERSION = 9
-"""rosbag2's newest layout: QoS profiles as a list with named policies."""
+METADATA_VERSION = 8
+"""rosbag2's newest layout that Humble reads too: QoS profiles as text with numbered policies."""
 _ROOT = "rosbag2_bagfile_information"
 
 
@@ -64,7 +65,7 @@ def describe_bag(contents: FileContents, notes: Mapping[str, str]) -> dict[str, 
         "relative_file_paths": [contents.name],
         "files": [{"path": contents.name, **span}],
         "custom_data": dict(notes),
-        "ros_distro": "unknown",
+        "ros_distro": os.environ.get("ROS_DISTRO", "unknown"),
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from mcap.writer import CompressionType, Writer
 from rosbags.interfaces import Qos
-from rosbags.rosbag2.metadata import dump_qos_v9
+from rosbags.rosbag2.metadata import dump_qos_v8
 from rosbags.typesys.store import Typestore
 from ruamel.yaml import YAML
 
@@ -113,7 +113,7 @@ class McapFile:
                     topic.msgtype, "ros2msg", definition.encode()
                 )
             metadata = {
-                QOS_KEY: to_yaml(described["offered_qos_profiles"]),
+                QOS_KEY: described["offered_qos_profiles"],
                 HASH_KEY: described["type_description_hash"],
             }
             channels[topic.name] = self._writer.register_channel(
@@ -128,7 +128,7 @@ def describe_topic(topic: Topic, types: Typestore) -> dict[str, Any]:
         "name": topic.name,
         "type": topic.msgtype,
         "serialization_format": "cdr",
-        "offered_qos_profiles": dump_qos_v9(list(topic.qos)),
+        "offered_qos_profiles": dump_qos_v8(list(topic.qos)) if topic.qos else "",
         "type_description_hash": types.hash_rihs01(topic.msgtype),
     }
 

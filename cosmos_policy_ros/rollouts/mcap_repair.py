@@ -32,8 +32,6 @@ from mcap.records import (
 )
 from mcap.stream_reader import breakup_chunk
 from mcap.writer import MCAP0_MAGIC
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rollouts.mcap_file import HASH_KEY, QOS_KEY, FileContents
@@ -283,15 +281,11 @@ def _contents(path: Path, whole: Whole) -> FileContents:
 
 
 def _describe(channel: Channel, whole: Whole) -> Mapping[str, Any]:
-    try:
-        qos = YAML(typ="safe").load(channel.metadata.get(QOS_KEY, "[]"))
-    except YAMLError:
-        qos = []
     return {
         "name": channel.topic,
         "type": whole.schemas[channel.schema_id].name,
         "serialization_format": channel.message_encoding,
-        "offered_qos_profiles": qos,
+        "offered_qos_profiles": channel.metadata.get(QOS_KEY, ""),
         "type_description_hash": channel.metadata.get(HASH_KEY, ""),
     }
 

@@ -127,7 +127,7 @@ def test_value_depends_on_what_its_mode_knows_and_on_nothing_else(
 def test_eight_candidates_with_released_ensembles(
     tiny: CosmosPolicy, scene: Scene, evaluations: list[int]
 ) -> None:
-    """One after the other these would be 8 x 54 evaluations (3 + 9 + 3 x 14); here they share 13."""
+    """One by one these would be 8 x 54 evaluations (3 + 9 + 3 x 14); here they share 13."""
     seeds = range(195, 203)
     proposals = tiny.propose(scene, [Draw(seed, 3) for seed in seeds])
     futures = [draw for seed in seeds for draw in ensemble(seed, 3, 5, "released")]

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from array import array
 from collections.abc import Mapping
 
+from std_msgs.msg import Header
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from cosmos_policy_ros.msg import Candidate as CandidateMsg
 from cosmos_policy_ros.msg import Decision as DecisionMsg
+from cosmos_policy_ros.msg import Label as LabelMsg
 from cosmos_policy_ros.msg import Verdict as VerdictMsg
 from cosmos_policy_ros.nodes.shell import NS, ns_to_stamp
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Decision, Query
 from cosmos_policy_ros.rig.gate import Verdict
 from cosmos_policy_ros.rig.spec import ARM_DIM, ARM_JOINTS, RigSpec
+from cosmos_policy_ros.rollouts.messages import Label
 
 
 class TrajectoryMessages:
@@ -117,3 +121,10 @@ def verdict_to_message(verdict: Verdict, chunk_id: str, now_ns: int, rig: RigSpe
     )
     message.header.stamp = ns_to_stamp(now_ns)
     return message
+
+
+def label_to_message(label: Label) -> LabelMsg:
+    """Return an operator's label as it is published."""
+    values = {field.name: getattr(label, field.name) for field in dataclasses.fields(label)}
+    stamp = ns_to_stamp(values.pop("stamp_ns"))
+    return LabelMsg(header=Header(stamp=stamp), **values)

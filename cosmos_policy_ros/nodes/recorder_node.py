@@ -6,7 +6,6 @@ decoded or encoded again on the way to the disk.
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import time
 from array import array
@@ -23,6 +22,7 @@ from cosmos_policy_ros.errors import ConfigError, CosmosPolicyError, RolloutErro
 from cosmos_policy_ros.msg import Label as LabelMsg
 from cosmos_policy_ros.msg import PolicyState, RecorderState
 from cosmos_policy_ros.nodes import shell
+from cosmos_policy_ros.nodes.convert import label_to_message
 from cosmos_policy_ros.nodes.recorder_inputs import RecorderInputs
 from cosmos_policy_ros.nodes.shell import Parameter
 from cosmos_policy_ros.rig.config import did_you_mean, named_file
@@ -30,7 +30,7 @@ from cosmos_policy_ros.rig.share import config_folder, share_folder
 from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.rollouts.integrity import Integrity, load_limits, sensors_of
 from cosmos_policy_ros.rollouts.mcap_file import Compression
-from cosmos_policy_ros.rollouts.messages import EpisodeFacts, Label
+from cosmos_policy_ros.rollouts.messages import EpisodeFacts
 from cosmos_policy_ros.rollouts.pictures import jpeg_topic
 from cosmos_policy_ros.rollouts.preflight import complaints
 from cosmos_policy_ros.rollouts.recording import Options, Recording
@@ -322,7 +322,7 @@ class RecorderNode(LifecycleNode):
             note=request.note,
         )
         *_, label = self._open_store.score(judgement, episode=request.episode_id)
-        self._scores.publish(_label_message(label))
+        self._scores.publish(label_to_message(label))
         self._message = f"episode {label.episode_id} scored {label.points:g} of 100"
         response.message = f"{self._message} (revision {label.revision})"
         response.revision, response.score = label.revision, label.points
@@ -368,15 +368,6 @@ class RecorderNode(LifecycleNode):
             state.go, state.reasons = verdict.go, list(verdict.reasons)
         self._phase = state.phase
         self._states.publish(state)
-
-
-def _label_message(label: Label) -> LabelMsg:
-    fields = {f.name: getattr(label, f.name) for f in dataclasses.fields(label)}
-    message = LabelMsg()
-    message.header.stamp = shell.ns_to_stamp(fields.pop("stamp_ns"))
-    for name, value in fields.items():
-        setattr(message, name, value)
-    return message
 
 
 def make_node() -> LifecycleNode:

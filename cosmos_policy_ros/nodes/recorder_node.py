@@ -42,7 +42,7 @@ from cosmos_policy_ros.rollouts.types import load_types
 from cosmos_policy_ros.srv import EndEpisode, ScoreEpisode, StartEpisode
 
 # Nodes that missed each other's greeting say hello again after 3 s.
-DISCOVERY_PATIENCE = 5.0  # wall s
+DISCOVERY_PATIENCE = 10.0  # wall s
 # Ctrl-C reaches all nodes at once: the policy node's last trajectory, a brake, comes after it.
 FAREWELL = 0.5  # wall s
 

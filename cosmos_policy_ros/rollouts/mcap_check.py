@@ -196,6 +196,8 @@ class CheckedFile:
 def _records(chunk: Chunk) -> Iterator[tuple[int, McapRecord]]:
     """Yield the records of a chunk with their offsets in it; its checksum is tested first."""
     stream, length = get_chunk_data_stream(chunk, validate_crc=True)
+    if length != chunk.uncompressed_size:
+        raise ValueError(f"its head says {chunk.uncompressed_size} bytes, it has {length}")
     while (offset := stream.count) < length:
         opcode, size = stream.read1(), stream.read8()
         if opcode == Opcode.MESSAGE:

@@ -78,6 +78,7 @@ def test_an_end_in_mid_chunk_brakes_finishes_the_bag_and_leaves_nothing(
         graph.settle()
         graph.wire.forget()
         started = graph.client.start_episode()
+        assert started.success, started.message
         assert graph.client.arm().success
         graph.client.start_run()
         graph.until_executing(1)

@@ -290,12 +290,23 @@ class Graph:
 
         wait_for(lambda: not missing(), lambda: f"topics (written, published): {missing()}")
 
+    def start_episode(self, **fields: Any) -> Any:
+        """Begin recording; discovery on a busy machine may outlast the recorder's patience."""
+        answers = []
+
+        def settled() -> bool:
+            answers.append(self.client.start_episode(**fields))
+            return answers[-1].success or "nobody publishes" not in answers[-1].message
+
+        wait_for(settled, "the recorder to find the rig")
+        assert answers[-1].success, answers[-1].message
+        return answers[-1]
+
     @contextmanager
     def recorded(self) -> Iterator[Recorded]:
         """Record an episode; what it yields is complete afterwards."""
         self.wire.forget()
-        started = self.client.start_episode(operator_name="ann", seed=7)
-        assert started.success, started.message
+        started = self.start_episode(operator_name="ann", seed=7)
         episode = Recorded(started.episode_id)
         yield episode
         self.until_recorded()

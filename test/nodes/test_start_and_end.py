@@ -77,8 +77,7 @@ def test_an_end_in_mid_chunk_brakes_finishes_the_bag_and_leaves_nothing(
         pids = {name: graph.processes.pid(name) for name in NODES}
         graph.settle()
         graph.wire.forget()
-        started = graph.client.start_episode()
-        assert started.success, started.message
+        started = graph.start_episode()
         assert graph.client.arm().success
         graph.client.start_run()
         graph.until_executing(1)
@@ -115,7 +114,7 @@ def test_a_launch_killed_whole_loses_nothing_older_than_a_second(tmp_path: Path)
         pids = [graph.processes.pid(name) for name in NODES]
         graph.settle()
         graph.wire.forget()
-        started = graph.client.start_episode()
+        started = graph.start_episode()
         graph.step(20)
         assert graph.client.score_episode(score=30.0, operator_name="ann").success
         graph.until_recorded()

@@ -225,7 +225,7 @@ class Contest:
         known = checkpoint.layout.mask("policy")
         preconditioning = checkpoint.config.preconditioning
         _, text = self.way.preprocess(query)
-        memory = self.policy.network.read(query.prompt, text[0])
+        memory = self.policy.network.read(query.prompt, lambda _: text[0])
         ours = Denoiser(self.policy.network, preconditioning, clean, known, memory)
         noise = initial_noise([SEED + 1], tuple(clean.shape[1:])) / SIGMAS[0]
         for sigma in SIGMAS:

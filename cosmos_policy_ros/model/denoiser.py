@@ -7,9 +7,10 @@ in the mask channel, and come back exactly as they were.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,44 @@ def scales(preconditioning: Preconditioning, sigma: Tensor) -> Scales:
     if preconditioning == "x0":
         return Scales(1 - t, torch.zeros_like(t), torch.ones_like(t), rounded)
     return Scales(1 - t, 1 - t, -t, rounded)
+
+
+def estimate_clean(
+    network: Callable[..., Tensor],
+    preconditioning: Preconditioning,
+    noisy: Tensor,
+    sigma: Tensor,
+    clean: Tensor,
+    known: Tensor,
+    *rest: Any,
+) -> Tensor:
+    """Ask the network once, as sampling and training both do.
+
+    Args:
+        network: called like ``Transformer.forward``.
+        preconditioning: what its output means.
+        noisy: (B, 16, T, H, W) float32.
+        sigma: (B,) float32 noise levels.
+        clean: (B, 16, T, H, W) float32; only its known frames are given to the network.
+        known: (B, T) bool.
+        rest: what the network takes behind these: the text, and the frames that are wanted.
+
+    Returns:
+        (B, 16, T, H, W) float32; known frames equal ``clean``.
+    """
+    factors = scales(preconditioning, sigma)
+    mask = known.to(noisy.device)[:, None, :, None, None]
+    into, skip, out = (
+        factor.to(noisy.device).view(-1, 1, 1, 1, 1)
+        for factor in (factors.into, factors.skip, factors.out)
+    )
+    prediction = network(
+        torch.where(mask, clean, into * noisy),
+        torch.where(known, 0.0, factors.timestep[:, None]),
+        known,
+        *rest,
+    )
+    return torch.where(mask, clean, skip * noisy + out * prediction)
 
 
 @dataclass(frozen=True)
@@ -87,22 +126,12 @@ class Denoiser:
         Returns:
             (B', 16, T, H, W) float32; known frames equal ``clean``, unwanted ones are NaN.
         """
-        factors = scales(self.preconditioning, sigma)
-        batched = torch.tensor(self.known).expand(len(samples), -1)
-        known = torch.tensor(self.known, device=noisy.device).view(1, 1, -1, 1, 1)
+        known = torch.tensor(self.known).expand(len(samples), -1)
+        frames = self.generated if wanted is None else wanted
         clean = self._clean_of(samples)
-        into, skip, out = (
-            factor.to(noisy.device).view(-1, 1, 1, 1, 1)
-            for factor in (factors.into, factors.skip, factors.out)
+        return estimate_clean(
+            self.network, self.preconditioning, noisy, sigma, clean, known, self.text, frames
         )
-        prediction = self.network(
-            torch.where(known, clean, into * noisy),
-            torch.where(batched, 0.0, factors.timestep[:, None]),
-            batched,
-            self.text,
-            self.generated if wanted is None else wanted,
-        )
-        return torch.where(known, clean, skip * noisy + out * prediction)
 
     def _clean_of(self, samples: Sequence[int]) -> Tensor:
         if len(self.clean) == len(samples):

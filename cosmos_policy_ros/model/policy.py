@@ -41,6 +41,7 @@ from cosmos_policy_ros.model.sequence import (
     prepare_pictures,
     restore_placeholders,
 )
+from cosmos_policy_ros.model.transformer import Memory
 from cosmos_policy_ros.model.transformer_cache import CachedTransformer
 from cosmos_policy_ros.rig.decision import Candidate, Decision, EngineInfo, Query
 from cosmos_policy_ros.rig.observation import Observation
@@ -260,7 +261,7 @@ class CosmosPolicy:
 
     @torch.inference_mode()
     def _encode(self, prompt: str, pictures: dict[str, Picture], observation: Observation) -> Scene:
-        self.checkpoint.text.embedding(prompt)  # an unknown prompt is told before the work begins
+        self._read(prompt)  # an unknown prompt is told before the work begins
         known = 1 + len(self.checkpoint.layout.state)
         clean = encode_known(self.checkpoint, pictures, known, self._device)
         inject_proprio(self.checkpoint, clean, observation)
@@ -279,19 +280,21 @@ class CosmosPolicy:
         if len(latents) not in (1, len(draws)):
             raise ValueError(f"{len(latents)} latents for {len(draws)} draws; one each, or one")
         layout, config = self.checkpoint.layout, self.checkpoint.config
-        embedding = self.checkpoint.text.embedding(prompt).to(self._device)
         denoiser = Denoiser(
             network=self._network,
             preconditioning=config.preconditioning,
             clean=latents.expand(len(draws), -1, -1, -1, -1),
             known=layout.mask(mode),
-            text=self._network.read(prompt, embedding),
+            text=self._read(prompt),
         )
         frames = [layout.index(name) for name in read]
         generated = self._in_batches(denoiser, draws, frames)
         # A longer run in the same batch may have made them: nothing may depend on its company.
         generated[:, :, [f for f in denoiser.generated if f not in frames]] = torch.nan
         return generated
+
+    def _read(self, prompt: str) -> Memory:
+        return self._network.read(prompt, self.checkpoint.text.embedding)
 
     def _in_batches(
         self, denoiser: Denoiser, draws: Sequence[Draw], wanted: Sequence[int]

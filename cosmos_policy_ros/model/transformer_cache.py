@@ -48,14 +48,14 @@ class CachedTransformer:
         self._rotations: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
 
     @torch.no_grad()
-    def read(self, prompt: str, embedding: Tensor) -> Memory:
-        """Return the keys and values of a prompt's (L, D) embedding, on the embedding's device."""
-        return _recall(
-            self._memories,
-            prompt,
-            lambda: self.network.read(*collapse_padding(embedding.unsqueeze(0))),
-            PROMPTS_KEPT,
-        )
+    def read(self, prompt: str, embed: Callable[[str], Tensor]) -> Memory:
+        """Return a prompt's keys and values; ``embed`` makes its (L, D) embedding when new."""
+
+        def make() -> Memory:
+            embedding = embed(prompt).to(self.network.device)
+            return self.network.read(*collapse_padding(embedding.unsqueeze(0)))
+
+        return _recall(self._memories, prompt, make, PROMPTS_KEPT)
 
     @torch.no_grad()
     def __call__(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cosmos_policy_ros.model.config import Numerics, Preconditioning
-from cosmos_policy_ros.model.denoiser import scales
+from cosmos_policy_ros.model.denoiser import estimate_clean
 from cosmos_policy_ros.model.layout import Layout, Mode, ValueMode
 
 Role = Literal["policy", "world_model", "value"]
@@ -121,19 +121,8 @@ def frame_losses(
     Returns:
         (B, T) float32; exactly 0 in known frames.
     """
-    factors = scales(preconditioning, sigma)
-    mask = known[:, None, :, None, None]
-    into, skip, out, level = (
-        factor.view(-1, 1, 1, 1, 1) for factor in (factors.into, factors.skip, factors.out, sigma)
-    )
-    noisy = clean + level * noise
-    prediction = network(
-        torch.where(mask, clean, into * noisy),
-        torch.where(known, 0.0, factors.timestep[:, None]),
-        known,
-        text,
-    )
-    estimate = torch.where(mask, clean, skip * noisy + out * prediction.float())
+    noisy = clean + sigma.view(-1, 1, 1, 1, 1) * noise
+    estimate = estimate_clean(network, preconditioning, noisy, sigma, clean, known, text)
     weight = ((1 + sigma) / sigma) ** 2
     errors = (estimate - clean).square().mean(dim=(1, 3, 4))
     return weight[:, None] * errors

@@ -110,7 +110,9 @@ def test_a_cached_network_estimates_the_same(network: Transformer) -> None:
     text[:5] = torch.randn(5, 12, generator=draw)
     known = (True, True, False, True, False)
     cached = CachedTransformer(network)
-    fast = Denoiser(cached, "rectified_flow", clean, known, cached.read("fold shirt", text))
+    fast = Denoiser(
+        cached, "rectified_flow", clean, known, cached.read("fold shirt", lambda _: text)
+    )
     plain = Denoiser(network, "rectified_flow", clean, known, text.unsqueeze(0))
     for sigma in (torch.tensor([80.0, 80.0, 80.0]), torch.tensor([80.0, 4.0, 17.5])):
         estimate = fast(noisy, sigma, range(3))

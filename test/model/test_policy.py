@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -92,8 +93,8 @@ class Recorder(torch.nn.Module):
         self.answer = answer
         self.calls: list[tuple[Tensor, Tensor]] = []
 
-    def read(self, prompt: str, embedding: Tensor) -> Tensor:
-        return embedding.unsqueeze(0)
+    def read(self, prompt: str, embed: Callable[[str], Tensor]) -> Tensor:
+        return embed(prompt).unsqueeze(0)
 
     def forward(
         self, latent: Tensor, timestep: Tensor, known: Tensor, text: Tensor, wanted: object

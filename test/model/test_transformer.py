@@ -150,16 +150,16 @@ def test_cache_computes_each_prompt_and_timestep_once(
 ) -> None:
     latent, timestep, known, text = inputs(SMALL)
     cached = CachedTransformer(network)
-    memory = cached.read("fold shirt", text[0])
+    memory = cached.read("fold shirt", lambda _: text[0])
     first = cached(latent, timestep, known, memory)
-    assert cached.read("put candy in bag", text[1]).keys.ne(memory.keys).any()
+    assert cached.read("put candy in bag", lambda _: text[1]).keys.ne(memory.keys).any()
 
     def refuse(*_: object) -> None:
         raise AssertionError("computed again")
 
     monkeypatch.setattr(Transformer, "modulation", refuse)
     monkeypatch.setattr(Transformer, "read", refuse)
-    assert cached.read("fold shirt", text[0]) is memory
+    assert cached.read("fold shirt", lambda _: text[0]) is memory
     assert torch.equal(cached(latent, timestep, known, memory), first)
 
 
@@ -168,7 +168,7 @@ def test_cache_is_bounded(network: Transformer) -> None:
     cached = CachedTransformer(network)
     for step in range(100):
         cached(latent, torch.full_like(timestep, step / 100), known, text)
-        cached.read(str(step), text[0])
+        cached.read(str(step), lambda _: text[0])
     assert len(cached._modulations) == 64 and len(cached._memories) == 16
 
 

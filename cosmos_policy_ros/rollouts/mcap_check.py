@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from mcap.opcode import Opcode
 from mcap.records import (
     Channel,
     Chunk,
@@ -26,10 +25,10 @@ from mcap.records import (
     Schema,
     Statistics,
 )
-from mcap.stream_reader import CRCValidationError, StreamReader, get_chunk_data_stream
+from mcap.stream_reader import CRCValidationError, StreamReader
 from mcap.writer import MCAP0_MAGIC
 
-from cosmos_policy_ros.rollouts.mcap_repair import RECORD_HEAD
+from cosmos_policy_ros.rollouts.mcap_repair import RECORD_HEAD, chunk_records
 
 CHECKSUM_BYTES = 4  # the footer's last field
 
@@ -109,7 +108,7 @@ class CheckedFile:
     def _open(self, chunk: Chunk, at: int) -> Iterator[Received]:
         self._seen.chunks.append(at)
         try:
-            records = list(_records(chunk))
+            records = list(chunk_records(chunk))
         except CRCValidationError:
             self._complain(f"the chunk at byte {at} is damaged: its checksum does not fit")
             return
@@ -191,23 +190,6 @@ class CheckedFile:
 
     def _complain(self, problem: str) -> None:
         self.problems.append(f"{self.path.name}: {problem}")
-
-
-def _records(chunk: Chunk) -> Iterator[tuple[int, McapRecord]]:
-    """Yield the records of a chunk with their offsets in it; its checksum is tested first."""
-    stream, length = get_chunk_data_stream(chunk, validate_crc=True)
-    if length != chunk.uncompressed_size:
-        raise ValueError(f"its head says {chunk.uncompressed_size} bytes, it has {length}")
-    while (offset := stream.count) < length:
-        opcode, size = stream.read1(), stream.read8()
-        if opcode == Opcode.MESSAGE:
-            yield offset, Message.read(stream, size)
-        elif opcode == Opcode.CHANNEL:
-            yield offset, Channel.read(stream)
-        elif opcode == Opcode.SCHEMA:
-            yield offset, Schema.read(stream)
-        else:
-            stream.read(size)
 
 
 def _length(file: BinaryIO, at: int) -> int:

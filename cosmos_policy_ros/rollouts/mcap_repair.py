@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -24,13 +24,14 @@ from mcap.records import (
     ChunkIndex,
     DataEnd,
     Footer,
+    McapRecord,
     Message,
     MessageIndex,
     Schema,
     Statistics,
     SummaryOffset,
 )
-from mcap.stream_reader import breakup_chunk
+from mcap.stream_reader import get_chunk_data_stream
 from mcap.writer import MCAP0_MAGIC
 
 from cosmos_policy_ros.errors import RolloutError
@@ -69,10 +70,17 @@ class Whole:
 
 @dataclass(frozen=True)
 class Mended:
-    """A file that was mended: what it holds now, and how many bytes of a torn chunk were cut."""
+    """A file that is finished now.
+
+    Attributes:
+        contents: what it holds.
+        cut_bytes: of a torn chunk, or of a torn end.
+        finished_before: nothing was to be done.
+    """
 
     contents: FileContents
     cut_bytes: int
+    finished_before: bool
 
 
 def mend(path: Path) -> Mended:
@@ -83,6 +91,7 @@ def mend(path: Path) -> Mended:
         OSError: the disk refused; the file can be mended again.
     """
     size = path.stat().st_size
+    cut = 0
     with path.open("r+b") as file:
         try:
             whole = _scan(file, size)
@@ -96,6 +105,7 @@ def mend(path: Path) -> Mended:
                     f"{path}: is damaged {whole.end} bytes from its begin, and {size - whole.end} "
                     f"bytes lie behind it; left as it is, copy it before trying anything else"
                 )
+            cut = size - whole.end
             file.truncate(whole.end)
             file.seek(whole.end)
             # The last messages' index was lost with the tail; they are there.
@@ -104,7 +114,7 @@ def mend(path: Path) -> Mended:
             _finish(file, whole)
             file.flush()
             os.fsync(file.fileno())
-    return Mended(_contents(path, whole), 0 if whole.finished else size - whole.end)
+    return Mended(_contents(path, whole), cut, whole.finished)
 
 
 def _scan(file: BinaryIO, size: int) -> Whole:
@@ -153,7 +163,7 @@ def _note_chunk(file: BinaryIO, whole: Whole, start: int, length: int) -> None:
         )
     )
     if len(whole.chunks) == 1:  # the writer declares everything before the first message
-        for record in breakup_chunk(_read_chunk(file, whole.chunks[0])):
+        for _, record in chunk_records(_read_chunk(file, whole.chunks[0])):
             if isinstance(record, Schema):
                 whole.schemas[record.id] = record
             elif isinstance(record, Channel):
@@ -168,21 +178,36 @@ def _note_index(file: BinaryIO, whole: Whole, start: int, length: int) -> None:
 
 
 def _check_last(file: BinaryIO, whole: Whole) -> None:
-    """Find out whether all the messages of the last chunk are indexed; undo half an index."""
+    """Find out whether the last chunk is whole and its messages are indexed.
+
+    A chunk of the right length may hold nothing: a power cut leaves zeros where data was to come.
+    """
     if whole.finished or not whole.chunks:
         return
     last = whole.chunks[-1]
-    chunk = _read_chunk(file, last)
-    present = {r.channel_id for r in breakup_chunk(chunk) if isinstance(r, Message)}
-    if present == last.message_index_offsets.keys():
+    try:
+        whole.unindexed = _read_chunk(file, last)
+        records = [record for _, record in chunk_records(whole.unindexed)]
+    except Exception:  # a parser fed damaged bytes may raise anything
+        _forget_index(file, whole)
+        whole.end, whole.unindexed = last.chunk_start_offset, None
+        whole.chunks.pop()
         return
+    if {r.channel_id for r in records if isinstance(r, Message)} == set(last.message_index_offsets):
+        whole.unindexed = None
+        return
+    _forget_index(file, whole)
     whole.end = last.chunk_start_offset + last.chunk_length
+
+
+def _forget_index(file: BinaryIO, whole: Whole) -> None:
+    """Undo what was noted of the last chunk's index."""
+    last = whole.chunks[-1]
     for channel, offset in last.message_index_offsets.items():
         file.seek(offset + RECORD_HEAD.size)
         _, entries = INDEX_HEAD.unpack(file.read(INDEX_HEAD.size))
         whole.counts[channel] -= entries // ENTRY_BYTES
     last.message_index_offsets, last.message_index_length = {}, 0
-    whole.unindexed = chunk
 
 
 def _read_chunk(file: BinaryIO, index: ChunkIndex) -> Chunk:
@@ -192,18 +217,36 @@ def _read_chunk(file: BinaryIO, index: ChunkIndex) -> Chunk:
     return chunk
 
 
+def chunk_records(chunk: Chunk) -> Iterator[tuple[int, McapRecord]]:
+    """Yield the records of a chunk with their offsets in it; its checksum is tested first.
+
+    Raises:
+        CRCValidationError: the checksum does not fit.
+        ValueError: nor does its size; and whatever a parser raises that is fed damaged bytes.
+    """
+    stream, length = get_chunk_data_stream(chunk, validate_crc=True)
+    if length != chunk.uncompressed_size:
+        raise ValueError(f"its head says {chunk.uncompressed_size} bytes, it has {length}")
+    while (offset := stream.count) < length:
+        opcode, size = stream.read1(), stream.read8()
+        if opcode == Opcode.MESSAGE:
+            yield offset, Message.read(stream, size)
+        elif opcode == Opcode.CHANNEL:
+            yield offset, Channel.read(stream)
+        elif opcode == Opcode.SCHEMA:
+            yield offset, Schema.read(stream)
+        else:
+            stream.read(size)
+
+
 def _index_last(file: BinaryIO, whole: Whole) -> None:
     assert whole.unindexed is not None
     entries: dict[int, MessageIndex] = {}
-    last, start, offset = whole.chunks[-1], whole.end, 0
-    content = _uncompressed(whole.unindexed)
-    while offset < len(content):
-        opcode, length = RECORD_HEAD.unpack_from(content, offset)
-        if opcode == Opcode.MESSAGE:
-            channel, _, stamp = struct.unpack_from("<HIQ", content, offset + RECORD_HEAD.size)
-            index = entries.setdefault(channel, MessageIndex(channel, []))
-            index.records.append((stamp, offset))
-        offset += RECORD_HEAD.size + length
+    last, start = whole.chunks[-1], whole.end
+    for offset, record in chunk_records(whole.unindexed):
+        if isinstance(record, Message):
+            index = entries.setdefault(record.channel_id, MessageIndex(record.channel_id, []))
+            index.records.append((record.log_time, offset))
     builder = RecordBuilder()
     for channel, index in entries.items():
         last.message_index_offsets[channel] = start + builder.count
@@ -211,14 +254,6 @@ def _index_last(file: BinaryIO, whole: Whole) -> None:
         index.write(builder)
     last.message_index_length = builder.count
     file.write(_bytes_of(builder))
-
-
-def _uncompressed(chunk: Chunk) -> bytes:
-    if not chunk.compression:
-        return chunk.data
-    import zstandard
-
-    return zstandard.decompress(chunk.data, chunk.uncompressed_size)
 
 
 def _finish(file: BinaryIO, whole: Whole) -> None:

@@ -95,6 +95,8 @@ def _read_facts(file: Path) -> EpisodeFacts:
 
 
 def _describe_loss(mended: Mended) -> str:
+    if mended.finished_before:
+        return "nothing: its recorder died after its last message was written"
     torn = f"{mended.cut_bytes} bytes of a torn chunk were cut off" if mended.cut_bytes else ""
     unwritten = f"up to {FLUSH_PERIOD:g} s before its recorder died were not yet written"
     return "; ".join(filter(None, (unwritten, torn)))

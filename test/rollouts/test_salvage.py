@@ -121,11 +121,24 @@ def test_the_index_of_the_last_chunk_is_made_again(dead: Dead) -> None:
     assert readable(recover(folder).path) == messages
 
 
+def test_a_last_chunk_of_zeros_is_cut_off(dead: Dead) -> None:
+    """As a power cut leaves it: the file has its length, the data never came."""
+    messages = sent(60, 60_000)
+    folder = dead(messages)
+    (file,) = folder.glob("*.mcap")
+    content = bytearray(file.read_bytes())
+    content[-400_000:-200] = bytes(399_800)
+    file.write_bytes(content)
+    found = readable(recover(folder).path)
+    assert found == messages[: len(found)] and 30 < len(found) < 60
+
+
 def test_death_before_the_real_name_costs_nothing(dead: Dead) -> None:
     folder = recover(dead(sent(10, 400))).path
     before = (folder / "metadata.yaml").read_bytes()
     again = folder.rename(folder.with_name(ID + ".recording"))
     recovered = recover(again)
+    assert recovered.loss.startswith("nothing")
     assert readable(recovered.path) == sent(10, 400)
     assert (recovered.path / "metadata.yaml").read_bytes() == before
 

@@ -117,7 +117,6 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=300, help="per camera")
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
-    os.environ.setdefault("ROS_LOCALHOST_ONLY", "1")
     rclpy.init()
     client = GraphClient("benchmark")
     found: dict[str, list[Result]] = {way: [] for way in WAYS}

@@ -31,7 +31,7 @@ from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.rollouts.integrity import Integrity, load_limits, sensors_of
 from cosmos_policy_ros.rollouts.mcap_file import Compression
 from cosmos_policy_ros.rollouts.messages import EpisodeFacts
-from cosmos_policy_ros.rollouts.pictures import jpeg_topic
+from cosmos_policy_ros.rollouts.pictures import rig_of_bag
 from cosmos_policy_ros.rollouts.preflight import complaints
 from cosmos_policy_ros.rollouts.recording import Options, Recording
 from cosmos_policy_ros.rollouts.rubric import Judgement
@@ -255,8 +255,8 @@ class RecorderNode(LifecycleNode):
         return Options(jpegs, quality, compression)
 
     def _integrity(self) -> Integrity:
-        jpegs = {topic.name: jpeg_topic(topic).name for topic in self._options.jpegs}
-        sensors = [replace(s, topic=jpegs.get(s.topic, s.topic)) for s in self._sensors]
+        rig = rig_of_bag(self._rig, bool(self._options.jpegs))
+        sensors = sensors_of(rig, self.resolve_topic_name)
         return Integrity(sensors, self._rig.observation.camera_skew, self._limits)
 
     def _preflight(self, seconds: float) -> None:

@@ -123,7 +123,11 @@ class BagWriter:
             self.path.mkdir(parents=True)
             self._hold = Hold(self.path)
             file = self.path / f"{folder.name}_0.mcap"
-            self._file = McapFile(file, (*OWN_TOPICS, *topics), types, compression)
+            try:
+                self._file = McapFile(file, (*OWN_TOPICS, *topics), types, compression)
+            except OSError:
+                self._hold.release()
+                raise
         except OSError as error:
             raise RolloutError(f"{self.path}: cannot start a bag: {error}") from error
         self.write(EPISODE_TOPIC.name, start_ns, first)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rosbags.typesys.store import Typestore
@@ -43,23 +44,17 @@ def labels_of(facts: EpisodeFacts, judgement: Judgement, stamp_ns: int) -> tuple
     named = bool(judgement.stages or judgement.deductions)
     found = tally(judgement, rubric_of(facts) if named else None)
 
-    def label(kind: str, item: str, points: float) -> Label:
-        return Label(
-            facts.episode_id,
-            0,
-            kind,  # type: ignore[arg-type]
-            stamp_ns,
-            item,
-            points,
-            judgement.success if kind == "score" else False,
-            judgement.operator_name,
-            judgement.note if kind == "score" else "",
-        )
-
+    label = partial(
+        Label,
+        facts.episode_id,
+        0,
+        stamp_ns=stamp_ns,
+        operator_name=judgement.operator_name,
+    )
     return (
-        *(label("stage", name, points) for name, points in found.stages.items()),
-        *(label("deduction", name, points) for name, points in found.deductions.items()),
-        label("score", "", found.total),
+        *(label(kind="stage", item=name, points=n) for name, n in found.stages.items()),
+        *(label(kind="deduction", item=name, points=n) for name, n in found.deductions.items()),
+        label(kind="score", points=found.total, success=judgement.success, note=judgement.note),
     )
 
 

@@ -79,6 +79,7 @@ class Recording:
         self._limit, self._waiting, self._most_waiting = options.queue_bytes, 0, 0
         self._counting = threading.Lock()
         self._newest_ns = 0
+        self._judged: Verdict | None = None
         self._thread = threading.Thread(target=self._write_all, name="bag writer", daemon=True)
         self._thread.start()
 
@@ -135,7 +136,9 @@ class Recording:
             self._integrity.lost(self._jpegs.get(topic, topic), count)
 
     def verdict(self) -> Verdict:
-        """Judge what was recorded so far."""
+        """Judge what was recorded so far; once it has ended, what stands in the bag."""
+        if self._judged is not None:
+            return self._judged
         free = shutil.disk_usage(self.path.parent).free
         with self._counting:
             return self._integrity.verdict(self._newest_ns, free, self._most_waiting)
@@ -190,8 +193,8 @@ class Recording:
         with self._lock:
             self._queue.put(None)
             self._thread.join()
-            if self.open:
-                notes = {**notes, INTEGRITY: self.verdict().to_json()}
+            self._judged = self.verdict()
+            notes = {**notes, INTEGRITY: self._judged.to_json()}
             return self._writer.close(notes, discarded=discarded)
 
     def _write(self, topic: str, stamp_ns: int, cdr: bytes) -> None:

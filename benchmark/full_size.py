@@ -13,8 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,14 +24,8 @@ import torch  # noqa: E402
 from _checkpoints import PROMPT_TOKENS, describe_machine, make_query, write_checkpoint  # noqa: E402
 from torch import nn  # noqa: E402
 
-from cosmos_policy_ros.model import files  # noqa: E402
-from cosmos_policy_ros.model.checkpoint import Checkpoint, random_networks  # noqa: E402
-from cosmos_policy_ros.model.config import CheckpointConfig  # noqa: E402
-from cosmos_policy_ros.model.layout import layout_named  # noqa: E402
+from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
 from cosmos_policy_ros.model.policy import CosmosPolicy  # noqa: E402
-from cosmos_policy_ros.model.statistics import load_statistics  # noqa: E402
-from cosmos_policy_ros.model.text import load_text  # noqa: E402
-from cosmos_policy_ros.rig.config import load_config  # noqa: E402
 
 LIMIT_GIB = 24.0
 SAMPLE_EVERY = 0.02  # s; a phase's largest tensors live for longer
@@ -87,39 +80,6 @@ def report_phases(start: float, phases: Mapping[str, float], watch: Watch) -> No
         start += seconds
 
 
-@contextmanager
-def new_tensors_in(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def make_checkpoint(folder: Path) -> Checkpoint:
-    """Make what ``load_checkpoint`` makes of a folder without weights, never in float32."""
-    config = load_config(CheckpointConfig, folder / files.CONFIG)
-    with new_tensors_in(torch.bfloat16):
-        transformer, tokenizer = random_networks(config)
-    networks: tuple[nn.Module, ...] = (transformer, tokenizer)
-    for network in networks:
-        network.to(torch.bfloat16).eval().requires_grad_(False)
-    return Checkpoint(
-        path=folder,
-        digest=files.digest(folder),
-        config=config,
-        layout=layout_named(config.layout),
-        statistics=load_statistics(
-            folder / files.STATISTICS, config.action_dims, config.proprio_dims
-        ),
-        text=load_text(folder / files.TEXT, config.text_tokens, config.transformer.text_width),
-        transformer=transformer,
-        tokenizer=tokenizer,
-        random_weights=True,
-    )
-
-
 def describe(checkpoint: Checkpoint) -> str:
     counts = []
     networks: dict[str, nn.Module] = {
@@ -157,7 +117,7 @@ def main() -> int:
         print(describe_machine(), flush=True)
         time.sleep(2 * SAMPLE_EVERY)
         start = time.perf_counter()
-        checkpoint = make_checkpoint(folder)
+        checkpoint = load_checkpoint(folder)
         policy = CosmosPolicy(checkpoint)
         end = time.perf_counter()
         print(f"{describe(checkpoint)}\n")

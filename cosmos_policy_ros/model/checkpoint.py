@@ -72,8 +72,10 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
     trained = files.has_weights(folder)
-    transformer, tokenizer = _read_networks(config, folder) if trained else random_networks(config)
     precision = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    transformer, tokenizer = (
+        _read_networks(config, folder) if trained else _random_networks(config, precision)
+    )
     for network in (transformer, tokenizer):
         network.to(device=device, dtype=precision).eval().requires_grad_(False)
     return Checkpoint(
@@ -91,11 +93,19 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
     )
 
 
-def random_networks(config: CheckpointConfig) -> tuple[Transformer, Tokenizer]:
+def _random_networks(
+    config: CheckpointConfig, precision: torch.dtype
+) -> tuple[Transformer, Tokenizer]:
     """Make both networks with reproducible random weights; leaves torch's own seed as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(RANDOM_WEIGHTS_SEED)
-        return Transformer(config.transformer), Tokenizer(config.vae)
+    before = torch.get_default_dtype()
+    # In the format they will have: in float32 first, the 2B network would take twice the memory.
+    torch.set_default_dtype(precision)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(RANDOM_WEIGHTS_SEED)
+            return Transformer(config.transformer), Tokenizer(config.vae)
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _read_networks(config: CheckpointConfig, folder: Path) -> tuple[Transformer, Tokenizer]:

@@ -104,11 +104,6 @@ class Recording:
         return self._writer.ended
 
     @property
-    def counts(self) -> Mapping[str, int]:
-        """Messages written so far, per topic."""
-        return dict(self._writer.counts)
-
-    @property
     def sizes(self) -> Mapping[str, int]:
         """Message bytes written so far, per topic."""
         return dict(self._writer.sizes)

@@ -25,13 +25,14 @@ class PolicyInputs:
 
     Attributes:
         sources: the newest of everything.
-        on_joint_state: called after every joint state, a rejected one too; does nothing until set.
+        on_joint_state: called with the arm after each of its joint states, a rejected one too;
+            does nothing until set.
     """
 
     def __init__(self, node: Node, rig: RigSpec) -> None:
         """Subscribe; QoS can be overridden per topic by ``qos_overrides`` parameters."""
         self.sources = Sources(rig)
-        self.on_joint_state: Callable[[], None] = lambda: None
+        self.on_joint_state: Callable[[str], None] = lambda arm: None
         self._node = node
         self._subscriptions = [self._camera(camera) for camera in rig.cameras]
         self._subscriptions += [
@@ -63,6 +64,6 @@ class PolicyInputs:
         def keep(message: Any) -> None:
             stamp_ns = shell.stamp_to_ns(message.header.stamp)
             self.sources.add_joint_state(side, message.name, message.position, stamp_ns)
-            self.on_joint_state()
+            self.on_joint_state(side)
 
         return keep

@@ -145,7 +145,7 @@ class PolicyNode(LifecycleNode):
         self._verdicts = self.create_lifecycle_publisher(
             VerdictMsg, "~/verdict", 10, event_callbacks=quiet
         )
-        self._pace = Pace(self, self._poll)
+        self._pace = Pace(self, settings.rig.arms.keys(), self._poll)
         self._inputs.on_joint_state = self._pace.on_joint_state
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._diagnosing = self.create_timer(1.0, self._reports.diagnose, clock=steady)

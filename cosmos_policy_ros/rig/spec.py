@@ -130,6 +130,10 @@ class Arms:
     left: Arm
     right: Arm
 
+    def keys(self) -> tuple[str, str]:
+        """Return the sides in the order of the 14-vector."""
+        return ("left", "right")
+
     def values(self) -> tuple[Arm, Arm]:
         """Return the arms in the order of the 14-vector."""
         return (self.left, self.right)

@@ -30,7 +30,8 @@ from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 from cosmos_policy_ros.rollouts.topics import POLICY_NODE, SIM_RIG_NODE, episode_topics
 
 CHUNK = 50  # periods
-SLICE = 10  # periods
+# Periods: 0.2 s, so that a policy node two slices behind the wire is within every limit of an age.
+SLICE = 5
 POLICY_STATE, DECISION, VERDICT = (f"/{POLICY_NODE}/{t}" for t in ("state", "decision", "verdict"))
 RIG_STATE = f"/{SIM_RIG_NODE}/state"
 STUB_POLICY_NODE = Path(__file__).with_name("stub_policy_node.py")

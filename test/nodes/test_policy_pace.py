@@ -13,6 +13,8 @@ from rclpy.node import Node
 from cosmos_policy_ros.nodes import policy_pace
 from cosmos_policy_ros.nodes.policy_pace import POLL_PERIOD, Pace
 
+ARMS = ("left", "right")
+
 
 @pytest.fixture
 def executor() -> Iterator[SingleThreadedExecutor]:
@@ -29,14 +31,15 @@ def test_without_joint_states_it_polls_by_itself_until_it_is_closed(
 ) -> None:
     (node,) = executor.get_nodes()
     polls: list[int] = []
-    pace = Pace(node, lambda: polls.append(1))
+    pace = Pace(node, ARMS, lambda: polls.append(1))
 
     def polled_thrice() -> bool:
         executor.spin_once(timeout_sec=0.01)
         return len(polls) >= 3
 
     wait_for(polled_thrice, "three polls of the watchdog")
-    pace.on_joint_state()
+    for arm in ARMS:
+        pace.on_joint_state(arm)
     polls.clear()
     wait_for(polled_thrice, "three more after a joint state")
     pace.close()
@@ -49,9 +52,19 @@ def test_joint_states_poll_at_most_every_period_and_wind_up_the_watchdog(
     now = 100.0
     monkeypatch.setattr(policy_pace.time, "monotonic", lambda: now)
     node, polls = Mock(), []
-    pace = Pace(node, lambda: polls.append(round(now - 100.0, 6)))
+    pace = Pace(node, ARMS, lambda: polls.append(round(now - 100.0, 6)))
     for tick in range(8):
         now = 100.0 + tick * POLL_PERIOD * 0.375
-        pace.on_joint_state()
+        for arm in ARMS:
+            pace.on_joint_state(arm)
     assert polls == [0.0, POLL_PERIOD * 1.125, POLL_PERIOD * 2.25]
     assert node.create_timer.return_value.reset.call_count == len(polls)
+
+
+def test_it_waits_for_the_other_arms_joint_state() -> None:
+    """Polling between the two, a node behind its own queue braked for an arm that was alive."""
+    polls: list[int] = []
+    pace = Pace(Mock(), ARMS, lambda: polls.append(1))
+    for arm, polled in (("left", 0), ("left", 0), ("right", 1), ("right", 1)):
+        pace.on_joint_state(arm)
+        assert len(polls) == polled

@@ -96,6 +96,14 @@ def measure(actions: Array, proprio: Array) -> dict[str, list[float]]:
     return content
 
 
+def write_statistics(path: Path, content: Mapping[str, list[float]]) -> None:
+    """Write the file. Raises CheckpointError when the disk refuses."""
+    try:
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error}") from error
+
+
 def constant_dimensions(statistics: Statistics) -> list[str]:
     """Return the dimensions that never moved, such as "actions[3]"; they normalise to 0."""
     ranges = {"actions": statistics.actions, "proprio": statistics.proprio}

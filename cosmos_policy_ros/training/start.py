@@ -12,11 +12,13 @@ import torch
 from cosmos_policy_ros.errors import ObservationError, RolloutError, TrainingError
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint
+from cosmos_policy_ros.model.config import CheckpointConfig
 from cosmos_policy_ros.model.statistics import measure, write_statistics
+from cosmos_policy_ros.model.text import TextTable
 from cosmos_policy_ros.model.transformer import Transformer
 from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.training.census import Census
-from cosmos_policy_ros.training.config import StartConfig, TrainingConfig
+from cosmos_policy_ros.training.census import Census, take_census
+from cosmos_policy_ros.training.config import DataConfig, StartConfig, TrainingConfig
 from cosmos_policy_ros.training.learning import Lesson, Tally
 from cosmos_policy_ros.training.lora import add_adapters
 from cosmos_policy_ros.training.parallel import World
@@ -53,6 +55,20 @@ def load_start(start: StartConfig, device: torch.device) -> Checkpoint:
     if start.scratch and not checkpoint.random_weights:
         checkpoint = replace(checkpoint, transformer=_random(checkpoint, device))
     return checkpoint
+
+
+def census_for(data: DataConfig, model: CheckpointConfig, text: TextTable) -> Census:
+    """Look at the episodes with the eyes of a checkpoint: its steps, and the prompts it knows."""
+
+    def check_prompt(prompt: str) -> str:
+        if prompt in text.embeddings:
+            return ""
+        return (
+            f"its prompt '{prompt}' has no embedding in {text.path}; 'scripts/embed_prompts' adds "
+            f"one"
+        )
+
+    return take_census(data, model.chunk_steps, model.dt, check_prompt)
 
 
 def measure_demonstrations(census: Census, folder: Path) -> Path:

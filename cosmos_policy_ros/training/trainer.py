@@ -22,7 +22,6 @@ from cosmos_policy_ros.errors import TrainingError
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.checkpoint import Checkpoint
 from cosmos_policy_ros.model.statistics import constant_dimensions, load_statistics
-from cosmos_policy_ros.training.census import Census, take_census
 from cosmos_policy_ros.training.config import TrainingConfig
 from cosmos_policy_ros.training.export import gather, write_card, write_weights
 from cosmos_policy_ros.training.judging import Judgement, judge
@@ -39,6 +38,7 @@ from cosmos_policy_ros.training.samples import Batch, SampleMaker, Share, collat
 from cosmos_policy_ros.training.saving import SavedSteps
 from cosmos_policy_ros.training.schedule import learning_rate
 from cosmos_policy_ros.training.start import (
+    census_for,
     check_start,
     copy_fixed_files,
     load_start,
@@ -69,7 +69,9 @@ class Trainer:
         self.config, self.output, self.world = config, output, world
         torch.set_num_threads(config.run.threads)
         checkpoint = load_start(config.start, world.device)
-        self.census = world.told_by_first(lambda: self._take_census(checkpoint))
+        self.census = world.told_by_first(
+            lambda: census_for(config.data, checkpoint.config, checkpoint.text)
+        )
         self.checkpoint = self._with_statistics(checkpoint)
         self.mixture = Mixture(self.census, config.mixture, config.run.seed)
         self.maker = SampleMaker(
@@ -95,18 +97,6 @@ class Trainer:
         self._stopping = False
 
     # ---------------------------------------------------------------- before the first step
-
-    def _take_census(self, checkpoint: Checkpoint) -> Census:
-        def check_prompt(prompt: str) -> str:
-            if prompt in checkpoint.text.embeddings:
-                return ""
-            return (
-                f"its prompt '{prompt}' has no embedding in {checkpoint.text.path}; "
-                f"'scripts/embed_prompts' adds one"
-            )
-
-        config = checkpoint.config
-        return take_census(self.config.data, config.chunk_steps, config.dt, check_prompt)
 
     def _with_statistics(self, checkpoint: Checkpoint) -> Checkpoint:
         """Fill the output folder with what the training does not change; use its statistics."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ import yaml
 from cosmos_policy_ros.errors import ConfigError
 
 T = TypeVar("T")
+# YAML 1.1 takes 1e-4, without a point or a sign, for text.
+EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
 def did_you_mean(wrong: str, known: typing.Iterable[str]) -> str:
@@ -123,6 +126,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 def _scalar(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str) and EXPONENT.fullmatch(value):
         return float(value)
     if hint is int and isinstance(value, int) and not isinstance(value, bool):
         return value

@@ -20,6 +20,7 @@ from cosmos_policy_ros.training.config import TrainingConfig
 CONFIG = (
     "config.yaml"  # in the log folder: what the run was started with, every default spelled out
 )
+MODULE = "cosmos_policy_ros.training.command"  # its name, also where it is the main program
 # What may differ when a run is gone on with: none of it changes a step that was done.
 FREE = {
     *(f"run.{key}" for key in ("steps", "save_every", "keep", "judged_windows", "device")),
@@ -97,7 +98,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _launch(processes: int, arguments: Sequence[str]) -> None:
     """Become ``torchrun``, which starts this program once per process."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += ["--nproc-per-node", str(processes), "-m", __name__, *arguments]
+    launcher += ["--nproc-per-node", str(processes), "-m", MODULE, *arguments]
     sys.stdout.flush()
     os.execv(sys.executable, launcher)  # noqa: S606 - the same interpreter, no shell
 

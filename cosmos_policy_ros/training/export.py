@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -52,7 +53,7 @@ def write_weights(tensors: Mapping[str, Tensor], checkpoint: Checkpoint, folder:
             save_file(kept, partial)
             partial.chmod((folder / files.CONFIG).stat().st_mode)  # not for the owner alone
             partial.replace(folder / name)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise TrainingError(f"{folder / name}: cannot be written: {error}") from error
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.checkpoint import load_checkpoint
+from cosmos_policy_ros.model.statistics import measure, write_statistics
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.config import from_mapping
 from cosmos_policy_ros.rig.share import config_folder, share_folder
@@ -79,6 +80,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     for name in files.REQUIRED:
         (folder / name).write_bytes((TINY / name).read_bytes())
+    extremes = np.stack([np.full(14, -1.0), np.full(14, 1.0)])
+    write_statistics(folder / files.STATISTICS, measure(extremes, extremes))
     checkpoint = load_checkpoint(TINY)
     with torch.no_grad():
         checkpoint.transformer.final_layer.linear.weight.mul_(0.01)

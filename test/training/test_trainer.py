@@ -1,0 +1,330 @@
+"""Whole runs: the same curve however many processes, killed or not; a bad start is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from helpers.waiting import wait_for
+from safetensors.torch import load_file
+
+from cosmos_policy_ros.errors import TrainingError
+from cosmos_policy_ros.model import files
+from cosmos_policy_ros.model.checkpoint import load_checkpoint
+from cosmos_policy_ros.training import trainer as trainer_module
+from cosmos_policy_ros.training.config import TrainingConfig
+from cosmos_policy_ros.training.parallel import World, joined
+from cosmos_policy_ros.training.reports import read_steps
+from cosmos_policy_ros.training.trainer import Trainer
+
+from .conftest import TINY, settings
+
+Config = Callable[..., TrainingConfig]
+STEPS = "training/steps.jsonl"
+
+
+def train(config: TrainingConfig, output: Path) -> Trainer:
+    output.mkdir(exist_ok=True)
+    with joined("cpu") as world:
+        trainer = Trainer(config, output, world)
+        trainer.run()
+    return trainer
+
+
+def losses(output: Path) -> list[float]:
+    return [line["loss"] for line in read_steps(output / STEPS)]
+
+
+def curve(output: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run without what depends on the clock."""
+    lines = read_steps(output / STEPS)
+    return [{k: v for k, v in line.items() if k != "samples_per_second"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory, episodes: Path) -> Path:
+    """An undisturbed run of one process."""
+    return command(tmp_path_factory.mktemp("plain") / "out", episodes)
+
+
+def write_settings(output: Path, episodes: Path, **sections: Any) -> Path:
+    path = output.with_suffix(".yaml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(settings(episodes, **sections)))
+    return path
+
+
+def arguments(output: Path, episodes: Path, *more: str, **sections: Any) -> list[str]:
+    path = write_settings(output, episodes, **sections)
+    program = [sys.executable, "-m", "cosmos_policy_ros.training.command", str(path)]
+    return [*program, "--output", str(output), *more]
+
+
+def command(output: Path, episodes: Path, *more: str, **sections: Any) -> Path:
+    """Run ``scripts/train``; return the output folder."""
+    done = subprocess.run(
+        arguments(output, episodes, *more, **sections), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return output
+
+
+def same(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]], rtol: float) -> None:
+    assert [line["step"] for line in one] == [line["step"] for line in other]
+    for left, right in zip(one, other, strict=True):
+        assert left["l1"].keys() == right["l1"].keys()
+        for name in ("loss", "gradient_norm"):
+            assert left[name] == pytest.approx(right[name], rel=rtol)
+        for role, errors in left["l1"].items():
+            assert errors == pytest.approx(right["l1"][role], rel=rtol)
+
+
+# ---------------------------------------------------------------- what comes out
+
+
+def test_what_comes_out_is_a_checkpoint_with_a_card(plain: Path, episodes: Path) -> None:
+    checkpoint = load_checkpoint(plain)
+    assert not checkpoint.random_weights
+    start = load_checkpoint(TINY)
+    moved = [
+        name
+        for (name, now), before in zip(
+            checkpoint.transformer.named_parameters(), start.transformer.parameters(), strict=True
+        )
+        if not torch.equal(now, before)
+    ]
+    assert len(moved) == len(list(start.transformer.parameters()))
+    for now, before in zip(
+        checkpoint.tokenizer.parameters(), start.tokenizer.parameters(), strict=True
+    ):
+        assert torch.equal(now, before)
+    told = json.loads((plain / files.PROVENANCE).read_text())
+    assert told["steps"] == 4
+    assert told["samples"] == 16
+    assert told["digest"] == checkpoint.digest
+    assert told["mixture"] == {"policy": 0.5, "world_model": 0.25, "value": 0.25}
+    card = (plain / "README.md").read_text()
+    assert checkpoint.digest in card
+    assert "| policy |" in card
+    del episodes
+
+
+def test_statistics_are_those_of_the_demonstrations(plain: Path) -> None:
+    statistics = load_checkpoint(plain).statistics
+    # Three waves of 60 rows, a radian apart: the left shoulder's phase is 0.2 further on.
+    rows = np.arange(60)[:, None] / 25 + np.arange(3) + 0.2
+    wanted = np.sin(rows) / 4 + 0.5
+    assert statistics.actions.low[1] == pytest.approx(wanted.min(), abs=1e-9)
+    assert statistics.actions.high[1] == pytest.approx(wanted.max(), abs=1e-9)
+
+
+def test_a_line_per_step_tells_what_happened(plain: Path) -> None:
+    lines = read_steps(plain / STEPS)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    for line in lines:
+        assert set(line["l1"]) == {"policy", "world_model", "value"}
+        assert set(line["l1"]["policy"]) == {
+            "action",
+            "future_proprio",
+            "future_left_wrist",
+            "future_right_wrist",
+            "future_primary",
+            "value",
+        }
+        assert "action" not in line["l1"]["world_model"]
+        assert set(line["l1"]["value"]) == {"value"}
+        assert line["gradient_norm"] > 0
+    assert list((plain / "training" / "tensorboard").glob("events.*"))
+    assert sorted(p.name for p in (plain / "training" / "judged").iterdir()) == [
+        "step_000000002.png",
+        "step_000000004.png",
+    ]
+
+
+# ---------------------------------------------------------------- the same curve, whatever happens
+
+
+def test_two_processes_learn_what_one_learns(plain: Path, tmp_path: Path, episodes: Path) -> None:
+    both = command(tmp_path / "both", episodes, "--processes", "2")
+    same(curve(both), curve(plain), rtol=1e-3)
+    one, other = (load_file(path / files.TRANSFORMER) for path in (plain, both))
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, atol=2e-4, rtol=0)
+
+
+def test_micro_batches_learn_what_a_batch_learns(
+    plain: Path, tmp_path: Path, config: Config
+) -> None:
+    train(config(run={"micro_batch": 4}), tmp_path / "out")
+    same(curve(tmp_path / "out"), curve(plain), rtol=1e-3)
+
+
+def test_recomputed_activations_change_nothing(plain: Path, tmp_path: Path, config: Config) -> None:
+    train(config(run={"activation_checkpointing": True}), tmp_path / "out")
+    assert curve(tmp_path / "out") == curve(plain)
+
+
+def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
+    plain: Path, tmp_path: Path, episodes: Path
+) -> None:
+    output = tmp_path / "killed"
+    process = subprocess.Popen(
+        arguments(output, episodes, run={"steps": 400}), stderr=subprocess.DEVNULL
+    )
+
+    def at_step_3() -> bool:
+        assert process.poll() is None
+        return (output / STEPS).is_file() and len(read_steps(output / STEPS)) >= 3
+
+    wait_for(at_step_3, "the third step")
+    wait_for(lambda: list((output / "training/resume").glob("step_*[0-9]")), "a resume point")
+    process.kill()
+    process.wait()
+    command(output, episodes, "--resume", run={"steps": 4 + len(curve(output))})
+    assert curve(output)[:4] == curve(plain)
+
+
+def test_a_run_goes_on_from_its_newest_whole_point(tmp_path: Path, config: Config) -> None:
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    train(config(run={"steps": 4, "save_every": 3}), whole)
+    train(config(run={"steps": 2, "save_every": 3}), halves)
+    resume = halves / "training" / "resume"
+    (resume / "step_000000003.partial").mkdir()  # a save that was killed
+    second = train(config(run={"steps": 4, "save_every": 3}), halves)
+    assert second.first_step == 2
+    assert curve(halves) == curve(whole)
+    one, other = (load_file(path / files.TRANSFORMER) for path in (whole, halves))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert sorted(path.name for path in resume.iterdir()) == ["step_000000003", "step_000000004"]
+
+
+def test_ctrl_c_ends_after_a_whole_step_and_saves_it(tmp_path: Path, episodes: Path) -> None:
+    output = tmp_path / "stopped"
+    process = subprocess.Popen(
+        arguments(output, episodes, run={"steps": 10_000, "save_every": 9_999}),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: (output / STEPS).is_file() and curve(output), "the first step")
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert "Traceback" not in said
+    steps = curve(output)[-1]["step"]
+    assert (output / f"training/resume/step_{steps:09d}").is_dir()
+    assert json.loads((output / files.PROVENANCE).read_text())["steps"] == steps
+
+
+# ---------------------------------------------------------------- starts
+
+
+def test_a_start_with_weights_is_compared_with_a_random_network(
+    tmp_path: Path, config: Config, trained: Path
+) -> None:
+    start = {"checkpoint": str(trained), "scratch": False, "statistics": "checkpoint"}
+    trainer = train(config(start=start, run={"steps": 1}), tmp_path / "out")
+    assert trainer.start_loss is not None
+    started, random = trainer.start_loss
+    assert started < 0.8 * random
+    assert losses(tmp_path / "out")[0] < 0.8 * random
+    for name in (files.STATISTICS, files.TEXT, files.VAE):
+        assert (tmp_path / "out" / name).read_bytes() == (trained / name).read_bytes()
+
+
+def test_a_silent_start_from_scratch_is_impossible(
+    tmp_path: Path, config: Config, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The released trainer began with random weights when its weights were a file it ignored."""
+    for name in ("none", "shuffled"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(TrainingError, match=r"holds no weights.*start.scratch: true"):
+        train(config(start={"scratch": False}), tmp_path / "none")
+    load = trainer_module.load_start
+
+    def forgetful(*args: Any) -> Any:
+        checkpoint = load(*args)
+        for parameter in checkpoint.transformer.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.kaiming_uniform_(parameter.data, a=5**0.5)
+        return checkpoint
+
+    monkeypatch.setattr(trainer_module, "load_start", forgetful)
+    start = {"checkpoint": str(trained), "scratch": False}
+    with pytest.raises(
+        TrainingError, match=r"first loss is .*a random network's .*right checkpoint"
+    ):
+        train(config(start=start), tmp_path / "shuffled")
+
+
+def test_adapters_learn_beside_frozen_weights_and_are_merged(
+    tmp_path: Path, config: Config, trained: Path
+) -> None:
+    start = {"checkpoint": str(trained), "scratch": False, "statistics": "checkpoint"}
+    sections = {"start": start, "lora": {"rank": 4, "targets": ["q_proj", "layer2"]}}
+    trainer = train(config(**sections), tmp_path / "out")
+    names = {
+        name.split(".")[-1] for name, p in trainer.network.named_parameters() if p.requires_grad
+    }
+    assert names == {"lora_down", "lora_up"}
+    before, after = (load_file(path / files.TRANSFORMER) for path in (trained, tmp_path / "out"))
+    assert before.keys() == after.keys()
+    changed = {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"q_proj", "layer2"}
+    assert losses(tmp_path / "out")[0] == pytest.approx(
+        losses(command_with(tmp_path, config, start))[0], rel=1e-6
+    )
+
+
+def command_with(tmp_path: Path, config: Config, start: dict[str, Any]) -> Path:
+    train(config(start=start, run={"steps": 1}), tmp_path / "whole")
+    return tmp_path / "whole"
+
+
+def test_bfloat16_arithmetic_keeps_float32_weights(tmp_path: Path, config: Config) -> None:
+    trainer = train(config(run={"precision": "bfloat16", "steps": 2}), tmp_path / "half")
+    train(config(run={"steps": 2}), tmp_path / "single")
+    assert {p.dtype for p in trainer.trained} == {torch.float32}
+    assert {m.dtype for s in trainer.optimiser.state.values() for m in s.values()} == {
+        torch.float32
+    }
+    half, single = losses(tmp_path / "half"), losses(tmp_path / "single")
+    assert half == pytest.approx(single, rel=0.05)
+    assert half != single
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_advice(tmp_path: Path, config: Config) -> None:
+    optimiser = {"learning_rate": 1e30, "warmup_steps": 0, "clip_norm": 1e30}
+    with pytest.raises(
+        TrainingError, match=r"the loss is (nan|inf).*lower optimiser.learning_rate"
+    ):
+        train(config(optimiser=optimiser, run={"steps": 10}), tmp_path / "out")
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(tmp_path: Path, config: Config) -> None:
+    world = World(0, 3, torch.device("cpu"), None)
+    with pytest.raises(TrainingError, match="4 samples cannot be shared by 3 processes"):
+        Trainer(config(), tmp_path, world)
+
+
+def test_a_full_disk_is_told_without_a_traceback(tmp_path: Path, episodes: Path) -> None:
+    """The kernel refuses a file of more than 5 MB, as a full disk would."""
+    program = arguments(tmp_path / "out", episodes)
+    limited = ["bash", "-c", 'ulimit -f 5000; exec "$@"', "-", *program]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(limited, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 1
+    assert "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr

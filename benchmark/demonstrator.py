@@ -17,7 +17,7 @@ import mujoco  # type: ignore[import-untyped]
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "test")]
 
-from sim.sim_loop import episode  # noqa: E402
+from helpers.sim_loop import episode  # noqa: E402
 
 from cosmos_policy_ros.sim.demonstrator import Demonstrator  # noqa: E402
 from cosmos_policy_ros.sim.render import Renderer  # noqa: E402

@@ -62,19 +62,18 @@ class Sources:
         self._arms = {side: _ArmSource(side, arm) for side, arm in rig.arms.items()}
 
     def add_image(self, role: str, message: Any, stamp_ns: int) -> None:
-        """Keep a camera message; a fingerprint of some 500 bytes tells a frozen camera."""
+        """Keep a camera message; its fingerprint tells a frozen camera."""
         source = self._cameras[role]
-        data = np.frombuffer(message.data, np.uint8)
-        fingerprint = zlib.crc32(data[::FINGERPRINT_STRIDE].tobytes())
-        if fingerprint != source.fingerprint or source.message is None:
-            source.fingerprint, source.changed_ns = fingerprint, stamp_ns
+        seen = fingerprint(message)
+        if seen != source.fingerprint or source.message is None:
+            source.fingerprint, source.changed_ns = seen, stamp_ns
         source.message, source.stamp_ns = message, stamp_ns
         source.received += 1
 
     def add_joint_state(
         self, side: str, names: Sequence[str], positions: Sequence[float], stamp_ns: int
-    ) -> None:
-        """Keep a joint state, or count it as rejected and remember why."""
+    ) -> bool:
+        """Keep a joint state and return True, or count it as rejected and remember why."""
         source = self._arms[side]
         source.received += 1
         try:
@@ -83,6 +82,8 @@ class Sources:
         except ObservationError as error:
             source.rejected += 1
             source.rejection = str(error)
+            return False
+        return True
 
     def measured(self) -> NDArray[np.float64] | None:
         """Return the newest (14,) state, or None before both arms have reported."""
@@ -188,6 +189,12 @@ class Sources:
             tail = rejected if source.rejected else ""
             return f"{topic}: last good state is {age:.2f} s old (limit {limit:g} s){tail}"
         return None
+
+
+def fingerprint(message: Any) -> int:
+    """Return a checksum of some 500 bytes of a picture's data."""
+    data = np.frombuffer(message.data, np.uint8)
+    return zlib.crc32(data[::FINGERPRINT_STRIDE].tobytes())
 
 
 def read_arm(arm: Arm, names: Sequence[str], positions: Sequence[float]) -> NDArray[np.float64]:

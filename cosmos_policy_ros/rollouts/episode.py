@@ -52,6 +52,7 @@ class Episode:
     Attributes:
         id: unique in its store, ordered by its trailing number.
         path: the bag's folder.
+        files: what the bag consists of besides its metadata, in order.
         facts: what was known when it began, from the bag's first message.
         topics: every topic of the bag by name, :data:`bag_writer.OWN_TOPICS` included.
         labels: every label ever given, by ascending revision.
@@ -66,6 +67,7 @@ class Episode:
 
     id: str
     path: Path
+    files: tuple[Path, ...]
     facts: EpisodeFacts
     topics: Mapping[str, TopicSummary]
     labels: tuple[Label, ...]
@@ -128,10 +130,12 @@ def read_episode(path: Path) -> Episode:
             for name, info in reader.topics.items()
         }
         start_ns, duration_ns = reader.start_time, reader.end_time - reader.start_time - 1
-    notes = read_metadata(path).get("custom_data") or {}
+    information = read_metadata(path)
+    notes = information.get("custom_data") or {}
     return Episode(
         id=bare_id(path.name),
         path=path,
+        files=tuple(path / name for name in information["relative_file_paths"]),
         facts=facts[0],
         topics=topics,
         labels=labels,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rosbags.typesys.store import Typestore
 
+from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 from cosmos_policy_ros.rollouts.integrity import Integrity, load_limits, sensors_of
@@ -17,7 +20,7 @@ from cosmos_policy_ros.rollouts.messages import EpisodeFacts
 from cosmos_policy_ros.rollouts.pictures import rig_of_bag
 from cosmos_policy_ros.rollouts.recording import Options, Recording
 from cosmos_policy_ros.rollouts.replay import DECISION_TYPE
-from cosmos_policy_ros.rollouts.store import EpisodeStore
+from cosmos_policy_ros.rollouts.store import DEFAULTS, EpisodeStore
 from cosmos_policy_ros.rollouts.topics import episode_topics
 
 MS = 1_000_000
@@ -54,6 +57,7 @@ class Writing:
         namespace: str = "",
         jpeg: bool = False,
         rig: RigSpec = RIG,
+        options: Options = DEFAULTS,
         **of_facts: Any,
     ) -> None:
         self.types, self.rig, self.namespace = types, rig, namespace
@@ -64,7 +68,7 @@ class Writing:
         limits = load_limits(config_folder("rigs").parent)
         watch = Integrity(sensors_of(shown, self.topic), rig.observation.camera_skew, limits)
         self.recording: Recording = store.begin(
-            facts(**of_facts), topics, watch, Options(jpegs=jpegs)
+            facts(**of_facts), topics, watch, replace(options, jpegs=jpegs)
         )
 
     def topic(self, name: str) -> str:
@@ -72,22 +76,66 @@ class Writing:
 
     def picture(self, role: str, at: int, received: int | None = None) -> None:
         """Write a camera's picture stamped ``at`` ms; each has its own pixels."""
-        (camera,) = (c for c in self.rig.cameras if c.role == role)
         seed = [ord(role[0]), at]
         pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
-        fields = {"height": 8, "width": 8, "encoding": "rgb8", "is_bigendian": 0, "step": 24}
-        self._write(
-            camera.topic, "sensor_msgs/msg/Image", at, received, data=pixels.ravel(), **fields
-        )
+        self.image(role, at, pixels, received)
+
+    def image(
+        self, role: str, at: int, pixels: NDArray[np.uint8], received: int | None = None
+    ) -> None:
+        """Write (H, W, 3) pixels as a camera's picture stamped ``at`` ms."""
+        (camera,) = (c for c in self.rig.cameras if c.role == role)
+        height, width, _ = pixels.shape
+        fields = {"height": height, "width": width, "encoding": "rgb8", "is_bigendian": 0}
+        fields |= {"step": 3 * width, "data": pixels.ravel()}
+        self._write(camera.topic, "sensor_msgs/msg/Image", at, received, **fields)
 
     def state(self, side: str, at: int, received: int | None = None) -> None:
         """Write an arm's joint state stamped ``at`` ms."""
         arm = getattr(self.rig.arms, side)
         names = [*arm.names, arm.gripper.finger_joint]
-        positions = np.full(len(names), at / 1e5)
-        none = np.zeros(0)
-        fields = {"name": names, "position": positions, "velocity": none, "effort": none}
+        self.joints(side, at, names, [at / 1e5] * len(names), received)
+
+    def joints(
+        self,
+        side: str,
+        at: int,
+        names: Sequence[str],
+        positions: Sequence[float],
+        received: int | None = None,
+    ) -> None:
+        """Write an arm's joint state stamped ``at`` ms."""
+        arm, none = getattr(self.rig.arms, side), np.zeros(0)
+        fields = {"name": list(names), "position": np.array(positions)}
+        fields |= {"velocity": none, "effort": none}
         self._write(arm.joint_states, "sensor_msgs/msg/JointState", at, received, **fields)
+
+    def trajectory(self, chunk: TimedChunk, arms: Sequence[str] = ("left", "right")) -> None:
+        """Write a chunk as the policy node sends it: unstamped, grippers in motor angles."""
+        make, at = self.types.types, (chunk.start_ns - START_NS) // MS
+        for column, (side, arm) in zip((0, 7), self.rig.arms.items(), strict=True):
+            if side not in arms:
+                continue
+            positions, gripper = chunk.positions[:, column : column + 7].copy(), arm.gripper
+            stroke = gripper.command_open - gripper.command_closed
+            positions[:, 6] = gripper.command_closed + stroke * positions[:, 6]
+            points = []
+            for row, due_ns in zip(positions, chunk.times_ns(), strict=True):
+                sec, nanosec = divmod(due_ns, 1000 * MS)
+                due = make["builtin_interfaces/msg/Duration"](sec=sec, nanosec=nanosec)
+                none = {k: np.zeros(0) for k in ("velocities", "accelerations", "effort")}
+                kind = make["trajectory_msgs/msg/JointTrajectoryPoint"]
+                points.append(kind(positions=row, time_from_start=due, **none))
+            self._write(
+                arm.trajectory,
+                "trajectory_msgs/msg/JointTrajectory",
+                at,
+                None,
+                frame_id=chunk.chunk_id,
+                stamped=False,
+                joint_names=list(arm.names),
+                points=points,
+            )
 
     def decision(self, at: int, digest: str, received: int | None = None) -> None:
         """Write a decision on the observation stamped ``at`` ms."""
@@ -113,11 +161,21 @@ class Writing:
                 if at % CAMERA_PERIOD == 0 and camera.role != without:
                     self.picture(camera.role, at)
 
-    def _write(self, to: str, kind: str, at: int, received: int | None, /, **fields: Any) -> None:
-        sec, nanosec = divmod(START_NS + at * MS, 1000 * MS)
+    def _write(
+        self,
+        to: str,
+        kind: str,
+        at: int,
+        received: int | None,
+        /,
+        frame_id: str = "",
+        stamped: bool = True,
+        **fields: Any,
+    ) -> None:
+        sec, nanosec = divmod(START_NS + at * MS if stamped else 0, 1000 * MS)
         make = self.types.types
         stamp = make["builtin_interfaces/msg/Time"](sec=sec, nanosec=nanosec)
-        header = make["std_msgs/msg/Header"](stamp=stamp, frame_id="")
+        header = make["std_msgs/msg/Header"](stamp=stamp, frame_id=frame_id)
         cdr = bytes(self.types.serialize_cdr(make[kind](header=header, **fields), kind))
         receipt = START_NS + (at if received is None else received) * MS
         self.recording.write(self.topic(to), receipt, cdr)

@@ -31,6 +31,7 @@ from cosmos_policy_ros.rig.observation import Observation
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rollouts.episode import read_episode
 from cosmos_policy_ros.rollouts.replay import decisions, observations
+from cosmos_policy_ros.rollouts.windows import EpisodeWindows
 
 CHUNKS = 3
 SEED = 195
@@ -185,6 +186,18 @@ def test_the_mcap_reader_finds_what_rosbags_finds(trial: Trial) -> None:
     assert found == read_bag(trial.episode.path)
     summary = read_episode(trial.episode.path).topics
     assert types == {name: topic.msgtype for name, topic in summary.items() if topic.count}
+
+
+def test_training_sees_what_the_node_saw_and_learns_what_it_decided(trial: Trial) -> None:
+    windows = EpisodeWindows(read_episode(trial.episode.path), 0.04)
+    np.testing.assert_allclose(windows.steps.actions, np.concatenate(trial.decided()), atol=1e-12)
+    decided = trial.read(DECISION)
+    begins = [nanoseconds(d.header.stamp) for d in decided]
+    np.testing.assert_array_equal(windows.steps.times_ns[::CHUNK], begins)
+    assert windows.usable(CHUNK).all()
+    for index, decision in enumerate(decided):
+        window = windows.window(index * CHUNK, CHUNK)
+        assert window.now.digest() == decision.observation_digest
 
 
 def test_both_scores_are_messages_in_the_bag(trial: Trial) -> None:

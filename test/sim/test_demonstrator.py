@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers.sim_loop import SPEC, episode, observe
 from numpy.typing import NDArray
-from sim.sim_loop import SPEC, episode, observe
 
 from cosmos_policy_ros.errors import ObservationError
 from cosmos_policy_ros.rig.decision import Query

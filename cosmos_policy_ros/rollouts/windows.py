@@ -1,0 +1,197 @@
+"""An episode by its control steps: what was seen at any of them, what was done, what followed.
+
+Made for training, which looks at random moments: nothing is converted, and of the bag nothing is
+read but what a moment needs. The observations are made by the code that made them live
+(:mod:`cosmos_policy_ros.rig.sources`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cosmos_policy_ros.errors import RolloutError
+from cosmos_policy_ros.rig.observation import Observation
+from cosmos_policy_ros.rig.sources import NS, Sources, fingerprint
+from cosmos_policy_ros.rollouts.episode import Episode
+from cosmos_policy_ros.rollouts.message_index import IndexedTopic, index_topics
+from cosmos_policy_ros.rollouts.rig_in_bag import find_rig
+from cosmos_policy_ros.rollouts.steps import Steps, read_steps
+from cosmos_policy_ros.rollouts.topics import POLICY_NODE
+
+
+@dataclass(frozen=True)
+class Window:
+    """One training example as the episode holds it: (s, a, s') and how long was left to go.
+
+    Attributes:
+        now: s, what was seen at the step.
+        actions: (K, 14) the chunk from that step on, policy units; behind the episode's end its
+            last action is repeated.
+        later: s', what was seen K steps later, or at the episode's last step.
+        steps_left: from s' to the last step; 0 at the end.
+    """
+
+    now: Observation
+    actions: NDArray[np.float64]
+    later: Observation
+    steps_left: int
+
+
+class EpisodeWindows:
+    """Random access to one finished episode.
+
+    Attributes:
+        episode: its summary.
+        steps: what the arms were told, and when.
+    """
+
+    def __init__(self, episode: Episode, dt: float) -> None:
+        """Index the bag.
+
+        Args:
+            episode: a finished one.
+            dt: seconds per control step.
+
+        Raises:
+            RolloutError: it has no index, lacks its rig's topics, or its trajectories do not fit
+                ``dt``.
+        """
+        self.episode = episode
+        self._rig = find_rig(episode)
+        self._dt = dt
+        rig = self._rig
+        commands = [rig.topic(arm.trajectory) for arm in rig.rig.arms.values()]
+        verdicts = rig.topic(f"{POLICY_NODE}/verdict")
+        topics = index_topics(episode.files, [*rig.cameras, *rig.arms, *commands, verdicts])
+        self._topics = {topic: topics[topic] for topic in (*rig.cameras, *rig.arms)}
+        starts = _starts(topics[verdicts])
+        steps = read_steps(rig, [topics[name] for name in commands], starts, dt)
+        self.steps = _while_seen(steps, self._topics)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def observe(self, stamp_ns: int) -> Observation:
+        """Return what the newest messages stamped by then show.
+
+        The same as :func:`cosmos_policy_ros.rollouts.replay.observations` for that moment.
+
+        Raises:
+            ObservationError: the rig gave no usable observation then.
+            RolloutError: the bag is damaged there.
+        """
+        sources = Sources(self._rig.rig)
+        for topic, role in self._rig.cameras.items():
+            for message, at in self._pictures(self._topics[topic], stamp_ns):
+                sources.add_image(role, message, at)
+        for topic, side in self._rig.arms.items():
+            indexed = self._topics[topic]
+            self._add_state(sources, side, indexed, indexed.newest(stamp_ns))
+        return sources.observe(stamp_ns)
+
+    def window(self, step: int, chunk_steps: int) -> Window:
+        """Return the window that begins at a step.
+
+        Raises:
+            ObservationError: one of its two moments is not usable.
+            RolloutError: the bag is damaged there.
+        """
+        last = len(self) - 1
+        rows = np.minimum(np.arange(step, step + chunk_steps), last)
+        future = min(step + chunk_steps, last)
+        times = self.steps.times_ns
+        return Window(
+            now=self.observe(int(times[step])),
+            actions=self.steps.actions[rows],
+            later=self.observe(int(times[future])),
+            steps_left=last - future,
+        )
+
+    def usable(self, chunk_steps: int) -> NDArray[np.bool_]:
+        """Return per step (n,) whether a window may begin there, as far as stamps tell.
+
+        Left out are windows whose chunk runs across a brake, and those at either end of which a
+        sensor had been silent for longer than the rig allows a policy to act on.
+        """
+        count = len(self)
+        last = np.minimum(np.arange(count) + chunk_steps, count - 1)
+        whole = self.steps.stretch[np.minimum(last, np.arange(count) + chunk_steps - 1)]
+        usable: NDArray[np.bool_] = (whole == self.steps.stretch) & self._fresh & self._fresh[last]
+        return usable
+
+    @cached_property
+    def _fresh(self) -> NDArray[np.bool_]:
+        """Per step, whether no sensor is older than the rig's limits; by stamps alone."""
+        limits, times = self._rig.rig.observation, self.steps.times_ns
+        stamps = {name: _newest_stamps(topic, times) for name, topic in self._topics.items()}
+        cameras = np.stack([stamps[name] for name in self._rig.cameras])
+        states = np.stack([stamps[name] for name in self._rig.arms])
+        fresh: NDArray[np.bool_] = (
+            ((times - cameras) / NS <= limits.image_age).all(axis=0)
+            & ((times - states) / NS <= limits.state_age).all(axis=0)
+            & ((cameras.max(axis=0) - cameras.min(axis=0)) / NS <= limits.camera_skew)
+        )
+        return fresh
+
+    def _pictures(self, topic: IndexedTopic, stamp_ns: int) -> list[tuple[Any, int]]:
+        """Return the messages that tell a camera's newest picture, and whether it is frozen.
+
+        A picture that differs from the one before the rig's limit for frozen cameras is not; only
+        if it does not are those in between worth reading.
+        """
+        newest = topic.newest(stamp_ns)
+        if newest < 0:
+            return []
+        limit_ns = round(self._rig.rig.observation.frozen_after * NS)
+        before = topic.newest(int(topic.stamps_ns[newest]) - limit_ns - 1) if limit_ns else -1
+        wanted = [before, newest] if before >= 0 else [newest]
+        read = {index: topic.read(index) for index in wanted}
+        if len(wanted) > 1 and len({fingerprint(message) for message in read.values()}) == 1:
+            wanted = list(range(wanted[0], newest + 1))
+            read |= {index: topic.read(index) for index in wanted if index not in read}
+        return [(read[index], int(topic.stamps_ns[index])) for index in wanted]
+
+    def _add_state(self, sources: Sources, side: str, topic: IndexedTopic, newest: int) -> None:
+        """Give the newest good joint state, and what was rejected behind it."""
+        oldest_ns = self._rig.rig.observation.state_age * NS
+        for index in range(newest, -1, -1):
+            if topic.stamps_ns[newest] - topic.stamps_ns[index] > oldest_ns:
+                return
+            state = topic.read(index)
+            if sources.add_joint_state(
+                side, state.name, state.position, int(topic.stamps_ns[index])
+            ):
+                return
+
+
+def _starts(verdicts: IndexedTopic) -> dict[str, int]:
+    """Return when each chunk was let go: its trajectories bear no stamp of their own."""
+    found = {}
+    for index, stamp_ns in enumerate(verdicts.stamps_ns):
+        verdict = verdicts.read(index)
+        if verdict.accepted:
+            found[verdict.chunk_id] = int(stamp_ns)
+    return found
+
+
+def _while_seen(steps: Steps, topics: dict[str, IndexedTopic]) -> Steps:
+    """Keep the steps while every sensor was being recorded."""
+    for name, topic in topics.items():
+        if not len(topic.stamps_ns):
+            raise RolloutError(f"{name} holds no message; the episode cannot be looked at")
+    first = max(int(topic.stamps_ns[0]) for topic in topics.values())
+    last = min(int(topic.stamps_ns[-1]) for topic in topics.values())
+    # A step begins up to one picture's time behind the newest one.
+    slack = max(int(np.median(np.diff(t.stamps_ns))) for t in topics.values() if len(t.places) > 1)
+    seen = (steps.times_ns >= first) & (steps.times_ns <= last + slack)
+    return Steps(steps.times_ns[seen], steps.actions[seen], steps.stretch[seen])
+
+
+def _newest_stamps(topic: IndexedTopic, times: NDArray[np.int64]) -> NDArray[np.int64]:
+    index = np.searchsorted(topic.stamps_ns, times, side="right") - 1
+    return np.where(index < 0, np.int64(0), topic.stamps_ns[np.maximum(index, 0)])

@@ -56,7 +56,7 @@ class RawFrames:
         if len(shape) == 2:
             raise RolloutError(
                 f"{self.where}: holds rows of bytes, as compressed ACT files do, whose order of "
-                f"colours differs from tool to tool; decompress the file with the tool that wrote it"
+                f"colours differs from tool to tool; decompress it with the tool that wrote it"
             )
         if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or 0 in shape:
             raise RolloutError(
@@ -74,9 +74,7 @@ class RawFrames:
             try:
                 yield np.asarray(self.dataset[index])
             except Exception as error:  # a damaged file may raise anything
-                raise RolloutError(
-                    f"{self.where}: picture {index} is unreadable: {error}"
-                ) from error
+                raise _unreadable(self.where, index, error) from error
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ class JpegFrames:
         vlen = (dtype.metadata or {}).get("vlen")
         if len(self.dataset.shape) != 1 or vlen is None or np.dtype(vlen) != np.uint8:
             raise RolloutError(
-                f"{self.where}: is {dtype} {self.dataset.shape}, expected (T,) of uint8 of any length"
+                f"{self.where}: is {dtype} {self.dataset.shape}, expected (T,) of JPEG files"
             )
 
     @property
@@ -106,11 +104,13 @@ class JpegFrames:
             try:
                 data = np.asarray(self.dataset[index], np.uint8)
             except Exception as error:  # a damaged file may raise anything
-                raise RolloutError(
-                    f"{self.where}: picture {index} is unreadable: {error}"
-                ) from error
+                raise _unreadable(self.where, index, error) from error
             _check_jpeg(data, f"{self.where}: picture {index}")
             yield data.tobytes()
+
+
+def _unreadable(where: str, index: int, error: Exception) -> RolloutError:
+    return RolloutError(f"{where}: picture {index} cannot be read: {error}; the file is damaged")
 
 
 def _check_jpeg(data: NDArray[np.uint8], where: str) -> None:

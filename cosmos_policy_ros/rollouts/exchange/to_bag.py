@@ -17,7 +17,7 @@ import cv2
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros import __version__
-from cosmos_policy_ros.errors import ConfigError, RolloutError
+from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rig.chunk import NS
 from cosmos_policy_ros.rig.config import named_file
 from cosmos_policy_ros.rig.share import config_folder
@@ -122,12 +122,14 @@ class Importer:
 
         Raises:
             KnownSourceError: the store has it.
-            RolloutError: the file is none, or wrong, as :func:`open_hdf5` says, or the disk refused.
+            RolloutError: something is wrong with the file, see :func:`open_hdf5`, or the disk
+                refused.
             ConfigError: no such rig or task.
         """
         with open_hdf5(path) as source:
             plan = self._plan(source)
-            name = episode_id(plan.facts.task, datetime.now(), self.store.episodes())
+            begun = datetime.fromtimestamp(plan.said.start_ns / NS)
+            name = episode_id(plan.facts.task, begun, self.store.episodes())
             writer = BagWriter(
                 self.store.root / name,
                 _topics(plan.rig),

@@ -33,3 +33,7 @@ class RolloutError(CosmosPolicyError):
 
 class RigError(CosmosPolicyError):
     """The simulated rig was asked for something it cannot do."""
+
+
+class TrainingError(CosmosPolicyError):
+    """A training run cannot start, or has gone wrong."""

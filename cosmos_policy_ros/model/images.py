@@ -32,7 +32,17 @@ CROP_AREA = 0.9  # of the picture; the area that training's random crops kept
 def prepare(
     image: Picture, size: int, role: str, *, flip: bool = False, jpeg_quality: int | None = None
 ) -> Picture:
-    """Bring one camera picture to the model's input: flip, JPEG, resize, crop, in that order.
+    """Bring one camera picture to the model's input: :func:`reduce`, then :func:`centre_crop`.
+
+    Takes, returns and raises what these two do.
+    """
+    return centre_crop(reduce(image, size, role, flip=flip, jpeg_quality=jpeg_quality))
+
+
+def reduce(
+    image: Picture, size: int, role: str, *, flip: bool = False, jpeg_quality: int | None = None
+) -> Picture:
+    """Bring one camera picture to the model's size: flip, JPEG, resize, in that order.
 
     Args:
         image: (H, W, 3) uint8 RGB. One that is ``size`` x ``size`` already is not resized.
@@ -58,7 +68,7 @@ def prepare(
         image = through_jpeg(image, jpeg_quality)
     if image.shape[:2] != (size, size):
         image = _bicubic(_bicubic(image, STORED_SIZE), size)
-    return centre_crop(image)
+    return image
 
 
 def through_jpeg(image: Picture, quality: int) -> Picture:
@@ -77,11 +87,16 @@ def centre_crop(image: Picture) -> Picture:
     size = image.shape[0]
     window = math.floor(size * math.sqrt(CROP_AREA))
     start = round((size - window) / 2)
-    crop = image[start : start + window, start : start + window]
-    pixels = torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1).unsqueeze(0).float()
-    enlarged = interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
-    whole = enlarged.round().to(torch.uint8).squeeze(0).permute(1, 2, 0)
-    return np.ascontiguousarray(whole.numpy())
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0)
+    enlarged = enlarge(pixels, start, start, window).squeeze(0).permute(1, 2, 0)
+    return np.ascontiguousarray(enlarged.numpy())
+
+
+def enlarge(pictures: Tensor, top: int, left: int, window: int) -> Tensor:
+    """Cut a square window out of (N, 3, S, S) uint8 and enlarge it back to S x S."""
+    crop = pictures[:, :, top : top + window, left : left + window].float()
+    enlarged = interpolate(crop, size=pictures.shape[-2:], mode="bilinear", antialias=True)
+    return enlarged.round().to(torch.uint8)
 
 
 def to_model(images: Picture, dtype: torch.dtype) -> Tensor:

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cosmos_policy_ros.errors import ObservationError
 from cosmos_policy_ros.model import images
 from cosmos_policy_ros.model.checkpoint import Checkpoint
-from cosmos_policy_ros.model.config import Numerics
+from cosmos_policy_ros.model.config import CheckpointConfig, Numerics
 from cosmos_policy_ros.model.images import Picture
 from cosmos_policy_ros.model.injection import inject
-from cosmos_policy_ros.model.layout import FUTURE, Layout, first_image, images_of
+from cosmos_policy_ros.model.layout import FUTURE, Layout, first_image, images_of, layout_named
 from cosmos_policy_ros.rig.observation import Observation
 
 
@@ -40,23 +41,34 @@ def prepare_pictures(observation: Observation, checkpoint: Checkpoint) -> dict[s
     Raises:
         ObservationError: a camera of the layout is missing or its picture is unusable.
     """
-    size = checkpoint.config.image_size
-    absent = [role for role in checkpoint.layout.cameras if role not in observation.images]
+    reduced = reduce_pictures(observation, checkpoint.config)
+    return {role: images.centre_crop(picture) for role, picture in reduced.items()}
+
+
+def reduce_pictures(observation: Observation, config: CheckpointConfig) -> dict[str, Picture]:
+    """Return each camera's whole picture at the model's size (S, S, 3), by role.
+
+    Training cuts its own crops out of these.
+
+    Raises:
+        ObservationError: a camera of the layout is missing or its picture is unusable.
+    """
+    cameras = layout_named(config.layout).cameras
+    absent = [role for role in cameras if role not in observation.images]
     if absent:
         raise ObservationError(
             f"no picture of camera {', '.join(absent)}; the checkpoint needs "
-            f"{', '.join(checkpoint.layout.cameras)}, the observation has "
-            f"{', '.join(observation.images) or 'none'}"
+            f"{', '.join(cameras)}, the observation has {', '.join(observation.images) or 'none'}"
         )
     return {
-        role: images.prepare(
+        role: images.reduce(
             observation.images[role],
-            size,
+            config.image_size,
             role,
-            flip=checkpoint.config.flip_images,
-            jpeg_quality=checkpoint.config.jpeg_quality,
+            flip=config.flip_images,
+            jpeg_quality=config.jpeg_quality,
         )
-        for role in checkpoint.layout.cameras
+        for role in cameras
     }
 
 
@@ -64,7 +76,8 @@ def image_sequence(layout: Layout, pictures: Mapping[str, Picture], frames: int)
     """Lay out the pictures behind the first ``frames`` latent frames.
 
     Frames without a camera are black, to be overwritten or generated; a future camera's frame
-    repeats the current picture. All four pictures of a frame are the same.
+    repeats the current picture unless ``pictures`` has its own ("future_primary"), as training
+    does. All four pictures of a frame are the same.
 
     Returns:
         (1 + 4 (frames - 1), S, S, 3) uint8.
@@ -72,7 +85,7 @@ def image_sequence(layout: Layout, pictures: Mapping[str, Picture], frames: int)
     sample = next(iter(pictures.values()))
     sequence = np.zeros((images_of(frames), *sample.shape), dtype=np.uint8)
     for index, name in enumerate(layout.frames[:frames]):
-        picture = pictures.get(name.removeprefix(FUTURE))
+        picture = pictures.get(name, pictures.get(name.removeprefix(FUTURE)))
         if picture is not None:
             sequence[first_image(index) : images_of(index + 1)] = picture
     return sequence
@@ -109,16 +122,20 @@ def inject_proprio(checkpoint: Checkpoint, clean: Tensor, observation: Observati
     Raises:
         ObservationError: wrong length, or a number that is not finite.
     """
-    state, dims = observation.state, checkpoint.config.proprio_dims
+    check_state(observation.state, checkpoint.config.proprio_dims)
+    normalised = torch.from_numpy(checkpoint.statistics.proprio.normalise(observation.state))
+    rounded = normalised.to(checkpoint.tokenizer.dtype).float().to(clean.device)
+    frame = checkpoint.layout.index("proprio")
+    clean[:, :, frame] = inject(rounded, checkpoint.config.frame_shape)
+
+
+def check_state(state: NDArray[np.float64], dims: int) -> None:
+    """Refuse a state that is not ``dims`` finite numbers; raises ObservationError."""
     if state.shape != (dims,) or not np.isfinite(state).all():
         raise ObservationError(
             f"the state has shape {state.shape} and values {np.array2string(state, precision=3)}; "
             f"the checkpoint needs {dims} finite numbers"
         )
-    normalised = torch.from_numpy(checkpoint.statistics.proprio.normalise(state))
-    rounded = normalised.to(checkpoint.tokenizer.dtype).float().to(clean.device)
-    frame = checkpoint.layout.index("proprio")
-    clean[:, :, frame] = inject(rounded, checkpoint.config.frame_shape)
 
 
 def restore_placeholders(checkpoint: Checkpoint, scene: Scene, latents: Tensor) -> Tensor:

@@ -19,8 +19,7 @@ from mcap.data_stream import ReadDataStream
 from mcap.exceptions import McapError
 from mcap.opcode import Opcode
 from mcap.reader import make_reader
-from mcap.records import Chunk, ChunkIndex, MessageIndex
-from mcap.summary import Summary
+from mcap.records import Chunk, MessageIndex
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.errors import RolloutError
@@ -35,10 +34,16 @@ _CHUNKS_KEPT = 16  # decompressed, a megabyte each: neighbours in time lie in th
 
 
 class Place(NamedTuple):
-    """A message's record: its file, its chunk, and its offset in there."""
+    """Where a message's record is.
 
-    file: Path
-    chunk: ChunkIndex
+    Attributes:
+        file: index into the topic's files.
+        chunk: of a compressed chunk, the offset of its record in the file; else -1.
+        offset: of the message's record: in the decompressed chunk, or in the file.
+    """
+
+    file: int
+    chunk: int
     offset: int
 
 
@@ -46,19 +51,26 @@ class Place(NamedTuple):
 class IndexedTopic:
     """The messages of one topic in the order of their header stamps.
 
+    Arrays, since a data set has millions of messages and every loading process a copy of them.
+
     Attributes:
         msgtype: such as "sensor_msgs/msg/Image".
         definition: the type as the bag itself defines it.
+        files: of the bag.
         stamps_ns: (n,) header stamps, ascending.
         received_ns: (n,) receive stamps.
-        places: of the same messages.
+        places: (n, 3) the fields of :class:`Place`.
     """
 
     msgtype: str
     definition: str
+    files: tuple[Path, ...]
     stamps_ns: NDArray[np.int64]
     received_ns: NDArray[np.int64]
-    places: tuple[Place, ...]
+    places: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.stamps_ns)
 
     def newest(self, stamp_ns: int) -> int:
         """Return the index of the newest message stamped at ``stamp_ns`` or before; -1: none."""
@@ -70,15 +82,14 @@ class IndexedTopic:
         Raises:
             RolloutError: the file has changed or is damaged there.
         """
-        place = self.places[index]
+        place = Place(*self.places[index].tolist())
+        file = self.files[place.file]
         try:
             types = types_of_definition(self.msgtype, self.definition)
-            return types.deserialize_cdr(_message(place), self.msgtype)
-        except RolloutError:
-            raise
+            return types.deserialize_cdr(_message(file, place), self.msgtype)
         except Exception as error:  # a parser fed damaged bytes may raise anything
             raise RolloutError(
-                f"{place.file}: the {self.msgtype} at {self.stamps_ns[index]} ns cannot be read "
+                f"{file}: the {self.msgtype} at {self.stamps_ns[index]} ns cannot be read "
                 f"({type(error).__name__}: {error}); 'episodes verify' tells what else is damaged"
             ) from error
 
@@ -91,85 +102,78 @@ def index_topics(files: Iterable[Path], topics: Iterable[str]) -> dict[str, Inde
     Raises:
         RolloutError: a file has no index or is damaged.
     """
-    wanted = set(topics)
-    found: dict[str, list[tuple[int, int, Place]]] = {topic: [] for topic in wanted}
-    kinds: dict[str, tuple[str, str]] = {}
-    for file in files:
+    found: dict[str, _Found] = {topic: _Found() for topic in topics}
+    files = tuple(files)
+    for number, file in enumerate(files):
         try:
-            _index_file(file, wanted, found, kinds)
+            _index_file(file, number, found)
         except (OSError, McapError, ValueError, KeyError, EOFError, zstandard.ZstdError) as error:
             raise RolloutError(
                 f"{file}: its index cannot be read ({type(error).__name__}: {error}); "
                 f"'scripts/recover' rebuilds it"
             ) from error
-    return {
-        topic: _indexed(*kinds.get(topic, ("", "")), sorted(messages, key=lambda m: m[0]))
-        for topic, messages in found.items()
-    }
+    return {topic: each.indexed(files) for topic, each in found.items()}
 
 
-def _indexed(msgtype: str, definition: str, found: list[tuple[int, int, Place]]) -> IndexedTopic:
-    return IndexedTopic(
-        msgtype,
-        definition,
-        np.array([stamp for stamp, _, _ in found], np.int64),
-        np.array([received for _, received, _ in found], np.int64),
-        tuple(place for _, _, place in found),
-    )
+class _Found:
+    """What is known of one topic so far."""
+
+    def __init__(self) -> None:
+        self.msgtype = self.definition = ""
+        self.rows: list[tuple[int, int, int, int, int]] = []  # two stamps, and the place
+
+    def indexed(self, files: tuple[Path, ...]) -> IndexedTopic:
+        rows = np.array(self.rows, np.int64).reshape(-1, 5)
+        rows = rows[np.argsort(rows[:, 0], kind="stable")]
+        return IndexedTopic(
+            self.msgtype, self.definition, files, rows[:, 0], rows[:, 1], rows[:, 2:]
+        )
 
 
-def _index_file(
-    file: Path,
-    wanted: set[str],
-    found: Mapping[str, list[tuple[int, int, Place]]],
-    kinds: dict[str, tuple[str, str]],
-) -> None:
+def _index_file(file: Path, number: int, found: Mapping[str, _Found]) -> None:
     with file.open("rb") as stream:
         summary = make_reader(stream).get_summary()
         if summary is None:
             raise ValueError("there is none")
-        channels = {i: c.topic for i, c in summary.channels.items() if c.topic in wanted}
+        channels = {i: found[c.topic] for i, c in summary.channels.items() if c.topic in found}
         for i, topic in channels.items():
-            kinds[topic] = _kind(summary, i)
+            schema = summary.schemas[summary.channels[i].schema_id]
+            topic.msgtype, topic.definition = schema.name, schema.data.decode()
         for chunk in summary.chunk_indexes:
+            packed = bool(chunk.compression)
+            start = chunk.chunk_start_offset + chunk.chunk_length - chunk.compressed_size
             for channel, at in chunk.message_index_offsets.items():
                 if channel not in channels:
                     continue
                 stream.seek(at + _RECORD_HEAD)
                 for received_ns, offset in MessageIndex.read(ReadDataStream(stream)).records:
-                    place = Place(file, chunk, offset)
-                    stamp_ns = header_stamp(_read(place, _MESSAGE_HEAD, _STAMP_BYTES))
-                    found[channels[channel]].append((stamp_ns, received_ns, place))
+                    inside = (chunk.chunk_start_offset, offset) if packed else (-1, start + offset)
+                    place = Place(number, *inside)
+                    stamp_ns = header_stamp(_read(file, place, _MESSAGE_HEAD, _STAMP_BYTES))
+                    channels[channel].rows.append((stamp_ns, received_ns, *place))
 
 
-def _kind(summary: Summary, channel: int) -> tuple[str, str]:
-    schema = summary.schemas[summary.channels[channel].schema_id]
-    return schema.name, schema.data.decode()
-
-
-def _message(place: Place) -> bytes:
-    head = _read(place, 0, _RECORD_HEAD)
+def _message(file: Path, place: Place) -> bytes:
+    head = _read(file, place, 0, _RECORD_HEAD)
     if head[0] != Opcode.MESSAGE:
-        raise RolloutError(f"{place.file}: no message where its index says; was it changed?")
+        raise ValueError("no message where its index says; was the file changed?")
     length = int.from_bytes(head[1:], "little") + _RECORD_HEAD - _MESSAGE_HEAD
-    return _read(place, _MESSAGE_HEAD, length)
+    return _read(file, place, _MESSAGE_HEAD, length)
 
 
-def _read(place: Place, start: int, length: int) -> bytes:
+def _read(file: Path, place: Place, start: int, length: int) -> bytes:
     """Return ``length`` bytes of a message's record from ``start`` on."""
     at = place.offset + start
-    if place.chunk.compression:
-        data = _decompressed(place.file, place.chunk.chunk_start_offset)[at : at + length]
+    if place.chunk >= 0:
+        data = _decompressed(file, place.chunk)[at : at + length]
     else:
-        chunk = place.chunk
-        records = chunk.chunk_start_offset + chunk.chunk_length - chunk.compressed_size
-        descriptor = os.open(place.file, os.O_RDONLY)
+        descriptor = os.open(file, os.O_RDONLY)
         try:
-            data = os.pread(descriptor, length, records + at)
+            data = os.pread(descriptor, length, at)
         finally:
             os.close(descriptor)
     if len(data) != length:
-        raise EOFError(f"{place.file}: ends in the middle of a message")
+        raise EOFError("it ends in the middle of a message")
     return data
 
 

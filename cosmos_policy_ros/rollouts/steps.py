@@ -96,7 +96,7 @@ def _pairs(
     """Join the arms' trajectories by the chunk they belong to; one arm alone is no action."""
     arms = list(rig.rig.arms.values())
     left, right = (
-        [_read(arm, topic, index, starts) for index in range(len(topic.places))]
+        [_read(arm, topic, index, starts) for index in range(len(topic))]
         for arm, topic in zip(arms, trajectories, strict=True)
     )
     others = {each.chunk_id: each for each in right}
@@ -114,7 +114,7 @@ def _read(arm: Arm, topic: IndexedTopic, index: int, starts: Mapping[str, int]) 
     missing = [name for name in arm.names if name not in message.joint_names]
     if missing:
         raise RolloutError(
-            f"{topic.places[index].file}: a trajectory on {arm.trajectory} lacks the joint "
+            f"{topic.files[0].parent}: a trajectory on {arm.trajectory} lacks the joint "
             f"{', '.join(missing)} of the rig's file; it moves {', '.join(message.joint_names)}"
         )
     columns = [message.joint_names.index(name) for name in arm.names]

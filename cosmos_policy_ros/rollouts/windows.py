@@ -182,12 +182,12 @@ def _starts(verdicts: IndexedTopic) -> dict[str, int]:
 def _while_seen(steps: Steps, topics: dict[str, IndexedTopic]) -> Steps:
     """Keep the steps while every sensor was being recorded."""
     for name, topic in topics.items():
-        if not len(topic.stamps_ns):
+        if not len(topic):
             raise RolloutError(f"{name} holds no message; the episode cannot be looked at")
     first = max(int(topic.stamps_ns[0]) for topic in topics.values())
     last = min(int(topic.stamps_ns[-1]) for topic in topics.values())
     # A step begins up to one picture's time behind the newest one.
-    slack = max(int(np.median(np.diff(t.stamps_ns))) for t in topics.values() if len(t.places) > 1)
+    slack = max(int(np.median(np.diff(t.stamps_ns))) for t in topics.values() if len(t) > 1)
     seen = (steps.times_ns >= first) & (steps.times_ns <= last + slack)
     return Steps(steps.times_ns[seen], steps.actions[seen], steps.stretch[seen])
 

@@ -1,0 +1,236 @@
+"""``config/training/*.yaml``: everything that decides what a training run does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cosmos_policy_ros.model.config import Numerics, Precision
+from cosmos_policy_ros.model.layout import ValueMode
+from cosmos_policy_ros.training.objective import NoiseConfig
+
+Strength = Literal["none", "standard", "strong"]
+
+
+@dataclass(frozen=True)
+class StartConfig:
+    """What the training begins with.
+
+    Attributes:
+        checkpoint: a checkpoint folder, or a name in ``config/models``.
+        scratch: begin with random weights, on purpose; otherwise the checkpoint's are loaded and
+            must do clearly better than random ones.
+        statistics: "demonstrations" computes the ranges anew, for a policy on data of its own;
+            "checkpoint" keeps those that the weights were trained with.
+    """
+
+    checkpoint: str
+    scratch: bool = False
+    statistics: Literal["checkpoint", "demonstrations"] = "checkpoint"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The episodes.
+
+    Attributes:
+        demonstrations: folders of episodes; each teaches as a success.
+        rollouts: folders of scored episodes, good and bad.
+        held_out: share of the demonstrations that is only ever looked at to judge the training.
+        use_no_go: learn from episodes whose integrity verdict is NO-GO too.
+        augmentation: "strong" as for ALOHA, "standard" as for the simulators, "none".
+        workers: loading processes per training process; 0 loads in the process itself.
+        cache_gb: prepared pictures kept in memory, per training process.
+        latent_cache_gb: encoded windows kept in memory, per training process; only for pictures
+            that are not augmented. Worth it for small data sets.
+    """
+
+    demonstrations: tuple[str, ...]
+    rollouts: tuple[str, ...] = ()
+    held_out: float = 0.01
+    use_no_go: bool = False
+    augmentation: Strength = "strong"
+    workers: int = 4
+    cache_gb: float = 0.0
+    latent_cache_gb: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.demonstrations and not self.rollouts:
+            raise ValueError("demonstrations: no folder of episodes is given")
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"held_out: {self.held_out} must be at least 0 and below 1")
+        for name in ("workers", "cache_gb", "latent_cache_gb"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)} must not be negative")
+        if self.latent_cache_gb and self.augmentation != "none":
+            raise ValueError(
+                f"latent_cache_gb: pictures with '{self.augmentation}' augmentation never come "
+                f"twice; set augmentation: none, or latent_cache_gb: 0"
+            )
+
+
+@dataclass(frozen=True)
+class MixtureConfig:
+    """What a batch consists of.
+
+    Attributes:
+        policy, world_model, value: shares of the roles; they need not add up to 1.
+        success_share: of the rollouts, how many come from episodes that succeeded; the smaller of
+            the two pools is gone through more often.
+        demonstrations_as_rollouts: let demonstrations teach world model and value too, as rollouts
+            that succeeded.
+        draw: "exact" keeps the shares in every batch, "expected" only on the average, as released.
+    """
+
+    policy: float = 0.5
+    world_model: float = 0.25
+    value: float = 0.25
+    success_share: float = 0.5
+    demonstrations_as_rollouts: bool = True
+    draw: Literal["exact", "expected"] = "exact"
+
+    def __post_init__(self) -> None:
+        shares = (self.policy, self.world_model, self.value)
+        if min(shares) < 0 or sum(shares) <= 0:
+            raise ValueError(f"policy, world_model, value: {shares} must be shares of a batch")
+        if not 0 <= self.success_share <= 1:
+            raise ValueError(f"success_share: {self.success_share} lies outside 0 ... 1")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is learned.
+
+    Attributes:
+        numerics: "released" repeats what NVIDIA's code does, "paper" what the paper says: noise
+            levels and returns differ.
+        value: what the value is conditioned on: V(s, a, s') for a base, V(s') for a planning model.
+        discount: per control step.
+        auxiliary: let every role learn all it generates, as released; False leaves each its own
+            target, the paper's ablation.
+        loss_scale: NVIDIA's; it moves nothing but the gradient's clipping.
+        noise: how noise levels are drawn.
+    """
+
+    numerics: Numerics = "released"
+    value: ValueMode = "value_sas"
+    discount: float = 0.998
+    auxiliary: bool = True
+    loss_scale: float = 10.0
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.discount <= 1:
+            raise ValueError(f"discount: {self.discount} lies outside 0 ... 1, without 0")
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """AdamW on all parameters, and its learning rate's shape.
+
+    The factor rises from ``start_factor`` to 1 during the warm-up, falls to ``decayed_factor``
+    until ``decay_steps``, and is ``final_factor`` ever after: a sharp drop that is meant to speed
+    up convergence.
+    """
+
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    warmup_steps: int = 2000
+    decay_steps: int = 20_000
+    start_factor: float = 1e-6
+    decayed_factor: float = 0.3
+    final_factor: float = 0.06
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "epsilon", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: {getattr(self, name)} must be above 0")
+        if not 0 <= self.warmup_steps <= self.decay_steps:
+            raise ValueError(
+                f"warmup_steps: {self.warmup_steps} must be 0 to decay_steps, {self.decay_steps}"
+            )
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters instead of all weights, for one small GPU; merged when exported.
+
+    Attributes:
+        rank: of each adapter.
+        alpha: the adapters' output counts alpha / rank times.
+        targets: layers by the last part of their name.
+    """
+
+    rank: int = 32
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "output_proj", "layer1", "layer2")
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank: {self.rank} must be at least 1")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How the work is done; none of it but ``batch``, ``seed`` and ``precision`` changes a result.
+
+    Attributes:
+        steps: optimiser steps in all.
+        batch: samples per step, over all processes.
+        micro_batch: samples at once per process; gradients add up over the rest.
+        seed: of everything random.
+        precision: of the arithmetic; weights and optimiser are float32 throughout.
+        activation_checkpointing: compute each block's activations a second time instead of keeping
+            them.
+        device: "auto" or in torch's words.
+        threads: CPU threads per process.
+        shard_size: processes that share one copy of weights and optimiser, usually a node's; a
+            multiple of it keeps several copies.
+        save_every: steps between two checkpoints.
+        keep: newest checkpoints that are kept to resume from.
+        judged_windows: windows of held-out episodes that each checkpoint is judged by.
+    """
+
+    steps: int
+    batch: int
+    micro_batch: int
+    seed: int = 0
+    precision: Precision = "bfloat16"
+    activation_checkpointing: bool = True
+    device: str = "auto"
+    threads: int = 1
+    shard_size: int = 8
+    save_every: int = 1000
+    keep: int = 2
+    judged_windows: int = 16
+
+    def __post_init__(self) -> None:
+        for name in (
+            "steps",
+            "batch",
+            "micro_batch",
+            "threads",
+            "shard_size",
+            "save_every",
+            "keep",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
+        if self.judged_windows < 0 or self.seed < 0:
+            raise ValueError("judged_windows and seed must not be negative")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One file of ``config/training``."""
+
+    start: StartConfig
+    data: DataConfig
+    run: RunConfig
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    lora: LoraConfig | None = None

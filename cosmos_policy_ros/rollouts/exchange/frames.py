@@ -21,6 +21,7 @@ Picture = NDArray[np.uint8] | bytes
 """(H, W, 3) RGB, or a whole JPEG file."""
 Kind = Literal["raw", "jpeg", "video"]
 
+JPEG_QUALITY = 95
 _JPEG_BEGIN, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
@@ -113,10 +114,21 @@ def _unreadable(where: str, index: int, error: Exception) -> RolloutError:
     return RolloutError(f"{where}: picture {index} cannot be read: {error}; the file is damaged")
 
 
+def is_jpeg(data: bytes) -> bool:
+    """Return whether this is a JPEG file from its first to its last marker."""
+    return data.startswith(_JPEG_BEGIN) and data.rstrip(b"\0").endswith(_JPEG_END)
+
+
+def to_jpeg(rgb: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> bytes:
+    """Return a picture as a JPEG file."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), options)
+    return jpeg.tobytes()
+
+
 def _check_jpeg(data: NDArray[np.uint8], where: str) -> None:
-    jpeg = data.tobytes()
     # OpenCV fills what is missing with grey and says nothing.
-    whole = jpeg.startswith(_JPEG_BEGIN) and jpeg.rstrip(b"\0").endswith(_JPEG_END)
+    whole = is_jpeg(data.tobytes())
     if not whole or cv2.imdecode(data, cv2.IMREAD_COLOR) is None:
         fault = "is no whole JPEG" if not whole else "does not decode"
         raise RolloutError(f"{where}, {data.size} bytes, {fault}; the file is damaged there")

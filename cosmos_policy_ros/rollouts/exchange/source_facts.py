@@ -64,8 +64,8 @@ def facts_of(source: SourceEpisode, prompts: Iterable[str], prompt: str = "") ->
     Raises:
         RolloutError: an attribute is of a wrong type or outside its range.
     """
-    # Every released rollout has both, no demonstration has either.
-    rollout = any(key in source.attributes for key in (TASK_DESCRIPTION, SUCCESS, SUCCESS_SCORE))
+    # Released rollouts have all three, demonstrations none.
+    rollout = any(key in source.attributes for key in (SUCCESS, SUCCESS_SCORE, POLICY_NAME))
     judgement = _judgement(source)
     return SourceFacts(
         prompt=prompt or _text(source, TASK_DESCRIPTION) or _prompt_of_folder(source, prompts),

@@ -13,7 +13,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-import cv2
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros import __version__
@@ -26,7 +25,7 @@ from cosmos_policy_ros.rollouts import journal
 from cosmos_policy_ros.rollouts.bag_metadata import read_metadata
 from cosmos_policy_ros.rollouts.bag_writer import LABEL_TOPIC, RECORDING, BagWriter
 from cosmos_policy_ros.rollouts.episode import INTEGRITY, OUTCOME, bare_id, episode_id
-from cosmos_policy_ros.rollouts.exchange.frames import Picture
+from cosmos_policy_ros.rollouts.exchange.frames import Picture, to_jpeg
 from cosmos_policy_ros.rollouts.exchange.hdf5_layout import SourceEpisode, open_hdf5
 from cosmos_policy_ros.rollouts.exchange.imported_rig import rig_as_imported, rig_text
 from cosmos_policy_ros.rollouts.exchange.rig_messages import RigMessages
@@ -45,7 +44,6 @@ IMPORTED = "imported"
 """The outcome of every imported episode."""
 
 DEFAULT_RIG, DEFAULT_SIM_RIG = "interbotix_1", "sim"
-_QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 95]
 
 
 class KnownSourceError(RolloutError):
@@ -293,5 +291,4 @@ def _of_arm(index: int) -> slice:
 def _as_wanted(picture: Picture, transport: str) -> Picture:
     if transport == "raw" or isinstance(picture, bytes):
         return picture
-    _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), _QUALITY)
-    return jpeg.tobytes()
+    return to_jpeg(picture)

@@ -151,12 +151,12 @@ class VideoFrames:
     @property
     def count(self) -> int:
         """Frames, by the file's own header."""
-        return round(self._property(cv2.CAP_PROP_FRAME_COUNT))
+        return video_length(self.path)
 
     @property
     def rate(self) -> float:
         """Frames per second, by the file's own header."""
-        return self._property(cv2.CAP_PROP_FPS)
+        return _of_video(self.path, cv2.CAP_PROP_FPS)
 
     def every(self, stride: int) -> Iterator[Picture]:
         """Yield (H, W, 3) arrays; see :class:`Frames`."""
@@ -178,9 +178,15 @@ class VideoFrames:
                 f"the video is damaged"
             )
 
-    def _property(self, which: int) -> float:
-        video = cv2.VideoCapture(str(self.path))
-        try:
-            return float(video.get(which)) if video.isOpened() else 0.0
-        finally:
-            video.release()
+
+def video_length(path: Path) -> int:
+    """Return the frames of a video by its own header, 0 when it has none that can be read."""
+    return round(_of_video(path, cv2.CAP_PROP_FRAME_COUNT))
+
+
+def _of_video(path: Path, which: int) -> float:
+    video = cv2.VideoCapture(str(path))
+    try:
+        return float(video.get(which)) if video.isOpened() else 0.0
+    finally:
+        video.release()

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rollouts.episode import Episode
 from cosmos_policy_ros.rollouts.exchange.executed import ExecutedEpisode, ExecutedStep
-from cosmos_policy_ros.rollouts.exchange.frames import VideoFrames, to_jpeg
+from cosmos_policy_ros.rollouts.exchange.frames import to_jpeg, video_length
+from cosmos_policy_ros.rollouts.exchange.hdf5_file import new_hdf5
 from cosmos_policy_ros.rollouts.exchange.hdf5_layout import (
     ACTION,
     CAMERAS,
@@ -138,7 +139,7 @@ class _VideoSink:
     def close(self) -> None:
         self.writer.release()
         # OpenCV does not tell of a disk that refuses.
-        held = VideoFrames(self.path, str(self.path)).count
+        held = video_length(self.path)
         if held != self.count:
             raise RolloutError(f"{self.path}: holds {held} of {self.count} frames; free disk space")
         self.file[self.key] = self.path.name.encode()
@@ -168,17 +169,17 @@ def export_hdf5(bag: Path, folder: Path, index: int, images: Images = "jpeg") ->
             # The file itself comes last: whoever finds it finds its videos.
             for made in sorted(Path(draft).iterdir(), key=lambda p: p.suffix == path.suffix):
                 made.rename(folder / made.name)
-    except (OSError, RuntimeError) as error:  # h5py raises either when the disk refuses
+    except OSError as error:
         raise RolloutError(f"{path}: cannot be written: {error}; free disk space") from error
     return Exported(path, count, tuple(source.left_out))
 
 
 def _write(source: ExecutedEpisode, path: Path, images: Images) -> int:
     rows: dict[str, list[NDArray[np.float64]]] = {QPOS: [], QVEL: [], EFFORT: [], ACTION: []}
-    with h5py.File(path, "w") as file:
+    with new_hdf5(path) as file:
         for key, value in attributes_of(source.episode, source.rig.kind == "sim").items():
             file.attrs[key] = value
-        sinks = {role: _sink(source, file, role, images) for role in CAMERAS}
+        sinks = {role: _sink(source, file, path, role, images) for role in CAMERAS}
         shapes: dict[str, tuple[int, ...]] = {}
         for step in source:
             _check_shapes(source, shapes, step)
@@ -224,12 +225,11 @@ def attributes_of(episode: Episode, simulated: bool) -> Mapping[str, Any]:
     return found
 
 
-def _sink(source: ExecutedEpisode, file: h5py.File, role: str, images: Images) -> _Sink:
+def _sink(source: ExecutedEpisode, file: h5py.File, path: Path, role: str, images: Images) -> _Sink:
     if images == "jpeg":
         return _JpegSink(file, JPEG_SETS[role], len(source))
     if images == "raw":
         return _RawSink(file, f"{IMAGES}/{CAMERAS[role]}", len(source))
-    path = Path(file.filename)
     video = path.with_name(f"{path.stem}_{CAMERAS[role]}.mp4")
     return _VideoSink(file, f"{VIDEO_PATHS}/{CAMERAS[role]}", video, source.rig.rates.control)
 

@@ -157,7 +157,7 @@ def test_a_recorded_episode_gives_its_control_steps(
     with h5py.File(done.path) as file:
         assert file.attrs["policy_name"] == "cosmos--aloha_tuned"
         assert "success" not in file.attrs
-        assert not file.attrs["sim"] == (store is None)
+        assert file.attrs["sim"]
 
 
 def test_steps_that_nobody_could_see_are_left_out_and_said(

@@ -68,7 +68,7 @@ def write_hdf5(
     path: Path,
     images: str = "raw",
     *,
-    rows: int = 60,
+    rows: int = 24,
     attributes: Mapping[str, Any] | None = None,
     rate: float = 25,
     measured: bool = False,

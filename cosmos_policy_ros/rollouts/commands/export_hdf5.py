@@ -34,7 +34,7 @@ def _export_all(options: argparse.Namespace) -> int:
     index = failed = 0
     for episode in episodes:
         try:
-            done = export_hdf5(episode.path, folder, index, options.images)
+            done = export_hdf5(episode, folder, index, options.images)
         except CosmosPolicyError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             failed += 1

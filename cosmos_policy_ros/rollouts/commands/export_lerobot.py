@@ -36,7 +36,7 @@ def _export_all(options: argparse.Namespace) -> int:
     with _begin(folder, episodes, options, scored) as data:
         for episode in episodes:
             try:
-                added = data.add(episode.path)
+                added = data.add(episode)
             except LibraryError:
                 raise
             except CosmosPolicyError as error:
@@ -65,7 +65,7 @@ def _begin(
         try:
             return LeRobotExport(
                 folder,
-                episode.path,
+                episode,
                 repo_id=options.repo_id,
                 images=options.images,
                 scored=scored,

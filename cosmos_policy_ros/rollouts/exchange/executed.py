@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from cosmos_policy_ros.errors import ObservationError, RolloutError
 from cosmos_policy_ros.rig.crank import finger_from_angle
 from cosmos_policy_ros.rig.spec import ARM_DIM, STATE_DIM, Arm, Gripper
-from cosmos_policy_ros.rollouts.episode import Episode, read_episode
+from cosmos_policy_ros.rollouts.episode import Episode
 from cosmos_policy_ros.rollouts.exchange.frames import is_jpeg
 from cosmos_policy_ros.rollouts.message_index import IndexedTopic, index_topics
 from cosmos_policy_ros.rollouts.pictures import COMPRESSED
@@ -56,21 +55,20 @@ class ExecutedEpisode:
         left_out: why each step that could not be looked at is missing; grows while they are read.
     """
 
-    def __init__(self, bag: Path) -> None:
-        """Index a finished bag.
+    def __init__(self, episode: Episode) -> None:
+        """Index a finished episode.
 
         Raises:
-            RolloutError: it is unfinished, damaged, or no policy, demonstrator or import moved
-                anything in it.
+            RolloutError: it is damaged, or no policy, demonstrator or import moved anything in it.
         """
-        self.episode: Episode = read_episode(bag)
-        found = find_rig(self.episode)
+        self.episode = episode
+        found = find_rig(episode)
         self.rig = found.rig
         self.left_out: list[str] = []
-        self._windows = EpisodeWindows(self.episode, self.rig.rates.dt)
+        self._windows = EpisodeWindows(episode, self.rig.rates.dt)
         if not len(self._windows):
-            raise RolloutError(f"{bag}: holds no executed step; there is nothing to export")
-        topics = index_topics(self.episode.files, [*found.cameras, *found.arms])
+            raise RolloutError(f"{episode.path}: holds no executed step: nothing to export")
+        topics = index_topics(episode.files, [*found.cameras, *found.arms])
         self._cameras = {role: topics[topic] for topic, role in found.cameras.items()}
         self._arms = {side: topics[topic] for topic, side in found.arms.items()}
 
@@ -122,7 +120,7 @@ def _of_arm(arm: Arm, topic: IndexedTopic, stamp_ns: int) -> tuple[Array, Array]
     names = (*arm.joints, reading)
     velocity, effort = _by_name(state, "velocity", names), _by_name(state, "effort", names)
     if velocity[-1]:
-        velocity[-1] *= _opening_per_reading(gripper, state.position[state.name.index(reading)])
+        velocity[-1] *= opening_per_reading(gripper, state.position[state.name.index(reading)])
     return velocity, effort
 
 
@@ -132,7 +130,7 @@ def _by_name(state: Any, field: str, names: tuple[str, ...]) -> Array:
     return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _opening_per_reading(gripper: Gripper, reading: float) -> float:
+def opening_per_reading(gripper: Gripper, reading: float) -> float:
     """Return by how much the opening (0 to 1) changes with the driver's number."""
     per_unit = 1 / (gripper.state_open - gripper.state_closed)
     if gripper.state_source != "crank":

@@ -145,24 +145,24 @@ class _VideoSink:
         self.file[self.key] = self.path.name.encode()
 
 
-def export_hdf5(bag: Path, folder: Path, index: int, images: Images = "jpeg") -> Exported:
+def export_hdf5(episode: Episode, folder: Path, index: int, images: Images = "jpeg") -> Exported:
     """Write ``folder/episode_<index>.hdf5``; nothing stays of an export that failed.
 
     Args:
-        bag: a finished episode.
+        episode: a finished one.
         folder: is there.
         index: in the file's name, and in those of its videos.
         images: JPEG data sets, what the released trainer reads with its released configuration;
             raw data sets; or videos beside the file.
 
     Raises:
-        RolloutError: the bag is unfinished or damaged, no step of it can be looked at, a camera
+        RolloutError: the bag is damaged, no step of it can be looked at, a camera
             changes its size, the file is there already, or the disk refused.
     """
     path = folder / f"episode_{index}.hdf5"
     if path.exists():
         raise RolloutError(f"{path}: exists already; export into a new folder")
-    source = ExecutedEpisode(bag)
+    source = ExecutedEpisode(episode)
     try:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as draft:
             count = _write(source, Path(draft) / path.name, images)

@@ -34,7 +34,6 @@ SCORE, SUCCESS = "score", "success"
 class Exported:
     """What became of an episode: its number, its frames, and why steps are missing."""
 
-    episode: Episode
     index: int
     frames: int
     left_out: tuple[str, ...]
@@ -71,26 +70,26 @@ class LeRobotExport:
     """
 
     def __init__(
-        self, folder: Path, first: Path, *, repo_id: str = "", images: Images, scored: bool
+        self, folder: Path, first: Episode, *, repo_id: str = "", images: Images, scored: bool
     ) -> None:
         """Make the data set.
 
         Args:
             folder: for it; must not exist.
-            first: a bag like those to be added; its rig and pictures tell the features.
+            first: like those to be added; its rig and pictures tell the features.
             repo_id: its name on a hub; "" for "local/<folder>".
             images: as videos, or as single pictures.
             scored: with every episode's score and success in each frame.
 
         Raises:
-            RolloutError: no library, the folder exists, or the bag cannot be looked at.
+            RolloutError: no library, the folder exists, or the episode cannot be looked at.
             LibraryError: the library refused.
         """
         library = load_library()
         source = ExecutedEpisode(first)
         step = next(iter(source), None)
         if step is None:
-            raise RolloutError(f"{first}: no step can be looked at: {source.left_out[0]}")
+            raise RolloutError(f"{first.path}: no step can be looked at: {source.left_out[0]}")
         self._folder, self._rig, self._scored = folder, source.rig, scored
         self._features = features_of(source.rig, step, images, scored)
         self._count = 0
@@ -125,7 +124,7 @@ class LeRobotExport:
             # Made by this object in a place where nothing was before.
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def add(self, bag: Path) -> Exported:
+    def add(self, episode: Episode) -> Exported:
         """Add an episode; of one that fails nothing stays in the data set.
 
         Raises:
@@ -133,9 +132,9 @@ class LeRobotExport:
                 no step of it can be looked at.
             LibraryError: the library refused.
         """
-        source = ExecutedEpisode(bag)
+        source = ExecutedEpisode(episode)
         try:
-            frames = self._add_frames(source, bag)
+            frames = self._add_frames(source)
         except LibraryError:
             raise
         except BaseException:
@@ -145,9 +144,10 @@ class LeRobotExport:
         with self._library():
             self._data.save_episode()
         self._count += 1
-        return Exported(source.episode, self._count - 1, frames, tuple(source.left_out))
+        return Exported(self._count - 1, frames, tuple(source.left_out))
 
-    def _add_frames(self, source: ExecutedEpisode, bag: Path) -> int:
+    def _add_frames(self, source: ExecutedEpisode) -> int:
+        bag = source.episode.path
         labels = self._labels(source.episode)
         rate, wanted = source.rig.rates.control, self._rig.rates.control
         if rate != wanted:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import cv2
 import h5py
 import numpy as np
+import PIL.Image
 import pytest
 from helpers.episodes import Writing
+from helpers.exchange import ROWS, Shared
 from helpers.hdf5 import CAMERAS, JPEG_KEYS, ROLLOUT, jpegs, motion, pictures, write_hdf5
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.sources import read_arm
 from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.rollouts.episode import read_episode
-from cosmos_policy_ros.rollouts.exchange.executed import ExecutedEpisode
-from cosmos_policy_ros.rollouts.exchange.frames import to_jpeg
+from cosmos_policy_ros.rollouts.exchange.executed import opening_per_reading
 from cosmos_policy_ros.rollouts.exchange.imported_rig import rig_text
 from cosmos_policy_ros.rollouts.exchange.rig_messages import RigMessages
 from cosmos_policy_ros.rollouts.exchange.to_bag import Importer, ImportOptions
@@ -57,70 +61,88 @@ def check_equal(found: Path, wanted: Path) -> None:
         assert np.array_equal(ours[name], values), name
 
 
-@pytest.mark.parametrize("images", ["raw", "jpeg"])
-@pytest.mark.parametrize("measured", [False, True])
+@pytest.mark.parametrize("images", ["raw", "jpeg", "video"])
 def test_there_and_back_again_is_equal(
-    tmp_path: Path, out: Path, importer: Importer, images: Any, measured: bool
+    out: Path, shared: Mapping[str, Shared], images: Any
 ) -> None:
-    path = write_hdf5(tmp_path / "a/e.hdf5", images, attributes=ROLLOUT, measured=measured)
-    done = export_hdf5(importer.take(path).path, out, 7, images)
-    assert (done.path, done.steps, done.left_out) == (out / "episode_7.hdf5", 60, ())
-    check_equal(done.path, path)
-    assert [p.name for p in out.iterdir()] == ["episode_7.hdf5"]
+    done = export_hdf5(shared[images].episode, out, 7, images)
+    assert (done.path, done.steps, done.left_out) == (out / "episode_7.hdf5", ROWS, ())
+    check_equal(done.path, shared[images].source)
+    videos = [f"episode_7_{camera}.mp4" for camera in CAMERAS] if images == "video" else []
+    assert sorted(p.name for p in out.iterdir()) == ["episode_7.hdf5", *videos]
     with h5py.File(done.path) as file:
-        assert dict(file.attrs) == dict(ROLLOUT)
-        steps = np.diff(motion(60, 1), axis=0)
+        steps = np.diff(motion(ROWS, 1), axis=0)
         assert np.array_equal(file["relative_action"][:-1], steps)
         assert np.array_equal(file["relative_action"][-1], steps[-1])
-        assert json.loads(file["args_json"][()])["task"] == "ziploc"
+        if images == "jpeg":
+            assert dict(file.attrs) == {**ROLLOUT, "sim": True}
+            assert json.loads(file["args_json"][()])["task"] == "ziploc"
+        else:
+            assert set(file.attrs) == {"sim", "task_description", "date_time"}
         for camera in CAMERAS:
-            if images == "raw":
-                frames = file[f"observations/images/{camera}"]
-                assert np.array_equal(frames, pictures(60, camera))
-            else:
-                kept = [file[JPEG_KEYS[camera]][i].tobytes() for i in range(60)]
-                assert kept == jpegs(pictures(60, camera))
+            check_pictures(file, out, camera, images)
+
+
+def check_pictures(file: h5py.File, out: Path, camera: str, images: str) -> None:
+    wanted = pictures(ROWS, camera)
+    if images == "raw":
+        assert np.array_equal(file[f"observations/images/{camera}"], wanted)
+    elif images == "jpeg":
+        assert [data.tobytes() for data in file[JPEG_KEYS[camera]]] == jpegs(wanted)
+    else:
+        name = file[f"observations/video_paths/{camera}"][()].decode()
+        video = cv2.VideoCapture(str(out / name))
+        assert video.get(cv2.CAP_PROP_FPS) == 25
+        frames = [cv2.cvtColor(video.read()[1], cv2.COLOR_BGR2RGB) for _ in range(ROWS)]
+        assert np.abs(np.asarray(frames).astype(int) - wanted).mean() < 8
+
+
+def test_velocities_and_efforts_come_back(tmp_path: Path, out: Path, importer: Importer) -> None:
+    path = write_hdf5(tmp_path / "a/e.hdf5", "raw", measured=True)
+    done = export_hdf5(read_episode(importer.take(path).path), out, 0, "raw")
+    check_equal(done.path, path)
+    assert arrays(done.path)["observations/effort"].any()
+
+
+@pytest.mark.parametrize("rig", ["interbotix_1", "interbotix_2", "sim"])
+@pytest.mark.parametrize("reading", [0.8, 1.2])
+def test_a_grippers_velocity_is_that_of_its_opening(rig: str, reading: float) -> None:
+    """In ``h`` seconds of a steady reading the opening changes by its velocity times ``h``."""
+    arm, h = load_rig(rig, config_folder("rigs")).arms.left, 1e-4
+    names = [*arm.names, arm.gripper.finger_joint]
+    before, after = (
+        read_arm(arm, names, np.full(len(names), value))[6] for value in (reading, reading + h)
+    )
+    assert opening_per_reading(arm.gripper, reading) == pytest.approx(
+        (after - before) / h, rel=1e-3
+    )
 
 
 def test_a_demonstration_there_and_back_again_stays_one(
-    tmp_path: Path, out: Path, importer: Importer
+    out: Path, shared: Mapping[str, Shared], importer: Importer
 ) -> None:
-    path = write_hdf5(tmp_path / "fold_shirt_1500_steps/train/episode_0.hdf5", "video")
-    bag = importer.take(path).path
-    done = export_hdf5(bag, out, 0, "video")
-    check_equal(done.path, path)
-    assert sorted(p.name for p in out.iterdir()) == [
-        "episode_0.hdf5",
-        *(f"episode_0_{camera}.mp4" for camera in CAMERAS),
-    ]
-    with h5py.File(done.path) as file:
-        assert set(file.attrs) == {"sim", "task_description", "date_time"}
+    done = export_hdf5(shared["raw"].episode, out, 0, "jpeg")
     again = read_episode(importer.take(done.path).path)
     assert (again.facts.prompt, again.facts.engine, again.score) == ("fold shirt", "", None)
-    video = cv2.VideoCapture(str(out / "episode_0_cam_high.mp4"))
-    assert video.get(cv2.CAP_PROP_FPS) == 25
-    frames = [cv2.cvtColor(video.read()[1], cv2.COLOR_BGR2RGB) for _ in range(60)]
-    assert np.abs(np.asarray(frames).astype(int) - pictures(60, "cam_high")).mean() < 8
 
 
 def test_raw_pictures_become_jpeg_files_that_the_trainer_can_read(
-    tmp_path: Path, out: Path, importer: Importer
+    out: Path, shared: Mapping[str, Shared]
 ) -> None:
-    path = write_hdf5(tmp_path / "a/e.hdf5", "raw", rows=10)
-    done = export_hdf5(importer.take(path).path, out, 0)
-    with h5py.File(done.path) as file:
+    with h5py.File(export_hdf5(shared["raw"].episode, out, 0).path) as file:
         for camera in CAMERAS:
-            for data, wanted in zip(file[JPEG_KEYS[camera]], pictures(10, camera), strict=True):
-                rgb = cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+            for data, wanted in zip(file[JPEG_KEYS[camera]], pictures(ROWS, camera), strict=True):
+                rgb = np.asarray(PIL.Image.open(io.BytesIO(data.tobytes())))
                 assert np.abs(rgb.astype(int) - wanted).mean() < 4
 
 
 def test_a_later_score_is_what_is_exported(
     tmp_path: Path, out: Path, importer: Importer, store: EpisodeStore
 ) -> None:
-    bag = importer.take(write_hdf5(tmp_path / "a/e.hdf5", "jpeg", attributes=ROLLOUT)).path
+    path = write_hdf5(tmp_path / "a/e.hdf5", "jpeg", rows=5, attributes=ROLLOUT)
+    bag = importer.take(path).path
     store.score(Judgement(85, True, operator_name="bob", note="on the video"), episode=bag.name)
-    with h5py.File(export_hdf5(bag, out, 0).path) as file:
+    with h5py.File(export_hdf5(read_episode(bag), out, 0).path) as file:
         assert file.attrs["success"]
         assert file.attrs["success_score"] == pytest.approx(0.85)
         assert file.attrs["user_description"] == "on the video"
@@ -147,7 +169,7 @@ def test_a_recorded_episode_gives_its_control_steps(
     out: Path, store: EpisodeStore, types: Typestore
 ) -> None:
     bag = driven(store, types, without=10_000)
-    done = export_hdf5(bag, out, 0, "raw")
+    done = export_hdf5(read_episode(bag), out, 0, "raw")
     assert (done.steps, done.left_out) == (50, ())
     found = arrays(done.path)
     assert np.allclose(found["action"][:, 3], np.arange(50) / 100)
@@ -163,61 +185,46 @@ def test_a_recorded_episode_gives_its_control_steps(
 def test_steps_that_nobody_could_see_are_left_out_and_said(
     out: Path, store: EpisodeStore, types: Typestore
 ) -> None:
-    done = export_hdf5(driven(store, types, without=800), out, 0, "raw")
+    done = export_hdf5(read_episode(driven(store, types, without=800)), out, 0, "raw")
     assert 0 < len(done.left_out) == 50 - done.steps < 20
     assert "cam_high" in done.left_out[0]
     with h5py.File(done.path) as file:
         assert len(file["observations/images/cam_high"]) == len(file["action"]) == done.steps
 
 
-def test_velocities_come_back_from_every_kind_of_gripper(
-    tmp_path: Path, out: Path, store: EpisodeStore, types: Typestore
-) -> None:
-    path = write_hdf5(tmp_path / "a/e.hdf5", "raw", rows=5, measured=True)
-    for name in ("interbotix_1", "interbotix_2", "ros1_names", "sim"):
-        options = ImportOptions(rig=name, rate=25, again=True)
-        bag = Importer(store, types, options).take(path).path
-        with_rig = export_hdf5(bag, out, len(list(out.iterdir())), "raw")
-        assert np.array_equal(arrays(with_rig.path)["observations/qvel"], motion(5, 2))
-
-
-def test_an_episode_without_steps_or_without_a_bag_is_named(
+def test_an_episode_without_steps_is_named(
     out: Path, store: EpisodeStore, types: Typestore
 ) -> None:
     writing = Writing(store, types)
     writing.seconds(1.0)
     bag = writing.recording.finish("stopped")
     with pytest.raises(RolloutError, match="holds no executed step"):
-        export_hdf5(bag, out, 0)
-    with pytest.raises(RolloutError):
-        export_hdf5(out, out, 0)
+        export_hdf5(read_episode(bag), out, 0)
     assert list(out.iterdir()) == []
 
 
-def test_a_file_is_never_overwritten(tmp_path: Path, out: Path, importer: Importer) -> None:
-    bag = importer.take(write_hdf5(tmp_path / "a/e.hdf5", "raw", rows=5)).path
+def test_a_file_is_never_overwritten(out: Path, shared: Mapping[str, Shared]) -> None:
     (out / "episode_0.hdf5").write_text("mine")
     with pytest.raises(RolloutError, match="exists already; export into a new folder"):
-        export_hdf5(bag, out, 0)
+        export_hdf5(shared["raw"].episode, out, 0)
     assert (out / "episode_0.hdf5").read_text() == "mine"
 
 
 @pytest.mark.parametrize("images", ["raw", "jpeg", "video"])
 def test_a_full_disk_leaves_nothing(
-    tmp_path: Path, out: Path, importer: Importer, disk_of: Any, images: Any
+    out: Path, shared: Mapping[str, Shared], disk_of: Any, images: Any
 ) -> None:
-    bag = importer.take(write_hdf5(tmp_path / "a/e.hdf5", "raw")).path
     with disk_of(1500), pytest.raises(RolloutError, match="free disk space"):
-        export_hdf5(bag, out, 0, images)
+        export_hdf5(shared["raw"].episode, out, 0, images)
     assert list(out.iterdir()) == []
 
 
 def test_a_camera_that_changes_its_size_is_named(
     out: Path, store: EpisodeStore, types: Typestore
 ) -> None:
-    bag = _growing(store, types)
+    episode = read_episode(_growing(store, types))
     with pytest.raises(RolloutError, match="camera primary changes from 8x8 to 16x16 pixels"):
-        export_hdf5(bag, out, 0)
+        export_hdf5(episode, out, 0)
     assert list(out.iterdir()) == []
 
 
@@ -235,15 +242,6 @@ def _growing(store: EpisodeStore, types: Typestore) -> Path:
             cdr = messages.picture(picture, START_NS + at * MS)
             writing.recording.write(f"/{camera.topic}", START_NS + at * MS, cdr)
     return writing.recording.finish("stopped")
-
-
-def test_jpeg_of_the_bag_is_not_encoded_again(
-    tmp_path: Path, importer: Importer, types: Typestore
-) -> None:
-    bag = importer.take(write_hdf5(tmp_path / "a/e.hdf5", "jpeg", rows=3)).path
-    (step, *_) = ExecutedEpisode(bag)
-    original = jpegs(pictures(3, "cam_high"))[0]
-    assert step.jpegs["primary"] == original != to_jpeg(step.images["primary"], 50)
 
 
 def test_the_text_of_a_rig_tells_where_it_is_from() -> None:

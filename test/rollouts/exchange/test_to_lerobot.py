@@ -5,6 +5,7 @@ Elsewhere a stand-in takes the library's place, which only notes what it is give
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -18,6 +19,7 @@ from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rollouts.commands import export_lerobot
+from cosmos_policy_ros.rollouts.episode import Episode, read_episode
 from cosmos_policy_ros.rollouts.exchange import to_lerobot
 from cosmos_policy_ros.rollouts.exchange.to_bag import Importer, ImportOptions
 from cosmos_policy_ros.rollouts.exchange.to_lerobot import LeRobotExport, LibraryError
@@ -69,26 +71,44 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[StandIn]]:
     yield StandIn
 
 
-@pytest.fixture
-def bags(tmp_path: Path, store: EpisodeStore, types: Typestore) -> list[Path]:
-    """Two rollouts and a demonstration."""
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory, types: Typestore) -> EpisodeStore:
+    """A store with two rollouts, a demonstration, and a rollout of larger pictures."""
+    folder = tmp_path_factory.mktemp("lerobot")
+    store = EpisodeStore(folder / "episodes", types)
     importer = Importer(store, types, ImportOptions(rate=25))
-    failure = write_hdf5(tmp_path / "a/0.hdf5", "raw", rows=ROWS, attributes=ROLLOUT)
+    failure = write_hdf5(folder / "a/0.hdf5", "raw", rows=ROWS, attributes=ROLLOUT)
     success = write_hdf5(
-        tmp_path / "a/1.hdf5",
+        folder / "a/1.hdf5",
         "jpeg",
         rows=ROWS - 1,
         attributes={**ROLLOUT, "success": True, "success_score": 1.0},
     )
-    demo = write_hdf5(tmp_path / "fold_shirt/2.hdf5", "raw", rows=ROWS)
-    return [importer.take(path).path for path in (failure, success, demo)]
+    demo = write_hdf5(folder / "fold_shirt/2.hdf5", "raw", rows=ROWS)
+
+    def grow(file: Any) -> None:
+        del file["observations/images/cam_high"]
+        file["observations/images/cam_high"] = np.zeros((ROWS, 48, 64, 3), np.uint8)
+
+    larger = write_hdf5(
+        folder / "a/3.hdf5", "raw", rows=ROWS, attributes={**ROLLOUT, "success": 0}, change=grow
+    )
+    for path in (failure, success, demo, larger):
+        importer.take(path)
+    return store
+
+
+@pytest.fixture(scope="module")
+def episodes(filled: EpisodeStore) -> list[Episode]:
+    """The same, read."""
+    return [read_episode(path) for path in filled.episodes().values()]
 
 
 def test_frames_are_the_episodes_steps(
-    tmp_path: Path, bags: list[Path], stand_in: type[StandIn]
+    tmp_path: Path, episodes: list[Episode], stand_in: type[StandIn]
 ) -> None:
-    with LeRobotExport(tmp_path / "set", bags[0], images="video", scored=True) as data:
-        done = [data.add(bag) for bag in bags[:2]]
+    with LeRobotExport(tmp_path / "set", episodes[0], images="video", scored=True) as data:
+        done = [data.add(episode) for episode in episodes[:2]]
     made = stand_in.made
     assert made.finalized
     assert [(each.index, each.frames) for each in done] == [(0, 20), (1, 19)]
@@ -108,56 +128,54 @@ def test_frames_are_the_episodes_steps(
 
 
 def test_an_episode_that_does_not_fit_leaves_no_frame(
-    tmp_path: Path, bags: list[Path], store: EpisodeStore, types: Typestore, stand_in: Any
+    tmp_path: Path, episodes: list[Episode], stand_in: Any
 ) -> None:
-    def grow(file: Any) -> None:
-        del file["observations/images/cam_high"]
-        file["observations/images/cam_high"] = np.zeros((ROWS, 48, 64, 3), np.uint8)
-
-    path = write_hdf5(tmp_path / "b/e.hdf5", "raw", rows=ROWS, attributes=ROLLOUT, change=grow)
-    other = Importer(store, types, ImportOptions()).take(path).path
-    with LeRobotExport(tmp_path / "set", bags[0], images="image", scored=True) as data:
+    with LeRobotExport(tmp_path / "set", episodes[0], images="image", scored=True) as data:
         with pytest.raises(RolloutError, match="has 64x48 pixels, the data set 32x24"):
-            data.add(other)
+            data.add(episodes[3])
         with pytest.raises(RolloutError, match="has no score"):
-            data.add(bags[2])
+            data.add(episodes[2])
         assert stand_in.made.buffer == []
-        assert data.add(bags[1]).index == 0
+        assert data.add(episodes[1]).index == 0
 
 
 def test_a_data_set_without_an_episode_is_removed(
-    tmp_path: Path, bags: list[Path], stand_in: Any
+    tmp_path: Path, episodes: list[Episode], stand_in: Any
 ) -> None:
-    with LeRobotExport(tmp_path / "set", bags[0], images="image", scored=True):
+    with LeRobotExport(tmp_path / "set", episodes[0], images="image", scored=True):
         pass
     assert not (tmp_path / "set").exists()
     (tmp_path / "set").mkdir()
     with pytest.raises(RolloutError, match="exists already"):
-        LeRobotExport(tmp_path / "set", bags[0], images="image", scored=True)
+        LeRobotExport(tmp_path / "set", episodes[0], images="image", scored=True)
 
 
 def test_a_refusal_of_the_library_ends_the_data_set(
-    tmp_path: Path, bags: list[Path], stand_in: Any
+    tmp_path: Path, episodes: list[Episode], stand_in: Any
 ) -> None:
     with (
         pytest.raises(LibraryError, match="ValueError: no room; the data set is not whole"),
-        LeRobotExport(tmp_path / "set", bags[0], images="image", scored=True) as data,
+        LeRobotExport(tmp_path / "set", episodes[0], images="image", scored=True) as data,
     ):
         stand_in.made.refuses = True
-        data.add(bags[0])
+        data.add(episodes[0])
     assert not stand_in.made.finalized
 
 
 def test_the_command_scores_all_or_none(
-    tmp_path: Path, bags: list[Path], store: EpisodeStore, stand_in: Any, capsys: Any
+    tmp_path: Path, filled: EpisodeStore, stand_in: Any, capsys: Any
 ) -> None:
-    root = ["--root", str(store.root)]
-    assert export_lerobot.main([*root, "--out", str(tmp_path / "scored")]) == 0
+    root = ["--root", str(filled.root)]
+    assert export_lerobot.main([*root, "--out", str(tmp_path / "scored")]) == 1
     assert "score" in stand_in.made.options["features"]
     said = capsys.readouterr()
     assert "2 episodes exported" in said.out
     assert "left out: 1 without a score" in said.err
-    assert export_lerobot.main([*root, "--unscored", "--out", str(tmp_path / "all")]) == 0
+    assert "has 64x48 pixels" in said.err
+    assert (
+        export_lerobot.main([*root, "1", "2", "3", "--unscored", "--out", str(tmp_path / "all")])
+        == 0
+    )
     assert "score" not in stand_in.made.options["features"]
     assert len(stand_in.made.episodes) == 3
     assert "the data set gets none" in capsys.readouterr().err
@@ -181,16 +199,17 @@ def test_without_the_library_the_error_says_what_to_install(
 @needs_library
 @pytest.mark.parametrize("images", ["video", "image"])
 def test_the_library_reads_back_what_was_recorded(
-    tmp_path: Path, bags: list[Path], images: Any
+    tmp_path: Path, episodes: list[Episode], images: Any
 ) -> None:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     folder = tmp_path / "set"
-    with LeRobotExport(folder, bags[0], images=images, scored=True) as data:
-        for bag in bags[:2]:
-            data.add(bag)
+    with LeRobotExport(folder, episodes[0], images=images, scored=True) as data:
+        for episode in episodes[:2]:
+            data.add(episode)
     read = LeRobotDataset("local/set", root=folder, video_backend="pyav")
-    assert read.meta.info["codebase_version"] if isinstance(read.meta.info, dict) else "v3.0"
+    info = json.loads((folder / "meta/info.json").read_text())
+    assert info["codebase_version"] == "v3.0"
     assert (read.num_episodes, len(read), read.fps) == (2, 2 * ROWS - 1, 25)
     for index in (0, 7, ROWS - 1, ROWS, 2 * ROWS - 2):
         episode, step = divmod(index, ROWS)

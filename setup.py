@@ -47,6 +47,8 @@ setup(
         "rosbags>=0.11",
         "mcap>=1.6",
         "h5py>=3.8",
+        "tensorboard>=2.15",
+        "tqdm>=4.65",
     ],
     extras_require={
         "sim": ["mujoco>=3.3.7,<3.8", "gym-aloha==0.1.5"],

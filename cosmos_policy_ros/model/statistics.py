@@ -87,6 +87,33 @@ def load_statistics(path: Path, action_dims: int, proprio_dims: int) -> Statisti
     )
 
 
+def measure(actions: Array, proprio: Array) -> dict[str, list[float]]:
+    """Return the ten entries of the file for (n, d) actions and proprioception, policy units."""
+    content = {}
+    for what, values in (("actions", actions), ("proprio", proprio)):
+        for measure in MEASURES:
+            content[f"{what}_{measure}"] = getattr(np, measure)(values, axis=0).tolist()
+    return content
+
+
+def write_statistics(path: Path, content: Mapping[str, list[float]]) -> None:
+    """Write the file. Raises CheckpointError when the disk refuses."""
+    try:
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error}") from error
+
+
+def constant_dimensions(statistics: Statistics) -> list[str]:
+    """Return the dimensions that never moved, such as "actions[3]"; they normalise to 0."""
+    ranges = {"actions": statistics.actions, "proprio": statistics.proprio}
+    return [
+        f"{what}[{index}]"
+        for what, each in ranges.items()
+        for index in np.flatnonzero(each.high - each.low < CONSTANT_RANGE)
+    ]
+
+
 def _column(content: Mapping[str, Any], key: str, dims: int, path: Path) -> Array:
     if key not in content:
         raise CheckpointError(f"{path}: key '{key}' is missing")

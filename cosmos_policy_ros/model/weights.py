@@ -98,12 +98,14 @@ def _only_tensors(content: Any, path: Path) -> dict[str, Tensor]:
     return kept
 
 
-def _read_distributed(folder: Path) -> dict[str, Tensor]:
-    """Read the tensors and nothing else: entries of bytes would be unpickled."""
-    from torch.distributed.checkpoint.api import CheckpointException
+def distributed_reader(folder: Path) -> Any:
+    """Return a reader of a distributed checkpoint that unpickles nothing but its index's own types.
+
+    Raises:
+        CheckpointError: no index, or not one.
+    """
     from torch.distributed.checkpoint.filesystem import FileSystemReader
-    from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-    from torch.distributed.checkpoint.state_dict_loader import load
+    from torch.distributed.checkpoint.metadata import Metadata
 
     index: Metadata = load_index(folder / DCP_INDEX)
 
@@ -111,15 +113,25 @@ def _read_distributed(folder: Path) -> dict[str, Tensor]:
         def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
             return index
 
+    return Reader(folder)
+
+
+def _read_distributed(folder: Path) -> dict[str, Tensor]:
+    """Read the tensors and nothing else: entries of bytes would be unpickled."""
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    reader = distributed_reader(folder)
     try:
         tensors = {
             name: torch.empty(entry.size, dtype=entry.properties.dtype)
-            for name, entry in index.state_dict_metadata.items()
+            for name, entry in reader.read_metadata().state_dict_metadata.items()
             if isinstance(entry, TensorStorageMetadata)
         }
         with warnings.catch_warnings():  # that this is not a distributed job; it is not
             warnings.simplefilter("ignore")
-            load(tensors, storage_reader=Reader(folder))
+            load(tensors, storage_reader=reader)
     # CheckpointException is no Exception.
     except (Exception, CheckpointException) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else ""

@@ -7,14 +7,13 @@ read but what a moment needs. The observations are made by the code that made th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos_policy_ros.errors import RolloutError
+from cosmos_policy_ros.errors import ObservationError, RolloutError
 from cosmos_policy_ros.rig.observation import Observation
 from cosmos_policy_ros.rig.sources import NS, Sources, fingerprint
 from cosmos_policy_ros.rollouts.episode import Episode
@@ -24,26 +23,11 @@ from cosmos_policy_ros.rollouts.steps import Steps, read_steps
 from cosmos_policy_ros.rollouts.topics import POLICY_NODE
 
 
-@dataclass(frozen=True)
-class Window:
-    """One training example as the episode holds it: (s, a, s') and how long was left to go.
-
-    Attributes:
-        now: s, what was seen at the step.
-        actions: (K, 14) the chunk from that step on, policy units; behind the episode's end its
-            last action is repeated.
-        later: s', what was seen K steps later, or at the episode's last step.
-        steps_left: from s' to the last step; 0 at the end.
-    """
-
-    now: Observation
-    actions: NDArray[np.float64]
-    later: Observation
-    steps_left: int
-
-
 class EpisodeWindows:
-    """Random access to one finished episode.
+    """Random access to the windows (s, a, s') of one finished episode.
+
+    A window begins at any step: s is what was seen there, a the K actions from there on, s' what
+    was seen K steps later.
 
     Attributes:
         episode: its summary.
@@ -89,28 +73,31 @@ class EpisodeWindows:
         for topic, role in self._rig.cameras.items():
             for message, at in self._pictures(self._topics[topic], stamp_ns):
                 sources.add_image(role, message, at)
-        for topic, side in self._rig.arms.items():
-            indexed = self._topics[topic]
-            self._add_state(sources, side, indexed, indexed.newest(stamp_ns))
+        self._add_states(sources, stamp_ns)
         return sources.observe(stamp_ns)
 
-    def window(self, step: int, chunk_steps: int) -> Window:
-        """Return the window that begins at a step.
+    def state(self, step: int) -> NDArray[np.float64]:
+        """Return the (14,) state at a step, without looking at a picture.
 
         Raises:
-            ObservationError: one of its two moments is not usable.
+            ObservationError: an arm had not reported.
             RolloutError: the bag is damaged there.
         """
-        last = len(self) - 1
-        rows = np.minimum(np.arange(step, step + chunk_steps), last)
-        future = min(step + chunk_steps, last)
-        times = self.steps.times_ns
-        return Window(
-            now=self.observe(int(times[step])),
-            actions=self.steps.actions[rows],
-            later=self.observe(int(times[future])),
-            steps_left=last - future,
-        )
+        sources = Sources(self._rig.rig)
+        self._add_states(sources, int(self.steps.times_ns[step]))
+        state = sources.measured()
+        if state is None:
+            raise ObservationError(f"{self.episode.path}: no joint state at step {step}")
+        return state
+
+    def chunk(self, step: int, chunk_steps: int) -> NDArray[np.float64]:
+        """Return the (K, 14) actions from a step on; the last one is repeated past the end."""
+        rows = np.minimum(np.arange(step, step + chunk_steps), len(self) - 1)
+        return self.steps.actions[rows]
+
+    def future(self, step: int, chunk_steps: int) -> int:
+        """Return the step of s': K steps later, or the episode's last one."""
+        return min(step + chunk_steps, len(self) - 1)
 
     def usable(self, chunk_steps: int) -> NDArray[np.bool_]:
         """Return per step (n,) whether a window may begin there, as far as stamps tell.
@@ -156,17 +143,19 @@ class EpisodeWindows:
             read |= {index: topic.read(index) for index in wanted if index not in read}
         return [(read[index], int(topic.stamps_ns[index])) for index in wanted]
 
-    def _add_state(self, sources: Sources, side: str, topic: IndexedTopic, newest: int) -> None:
-        """Give the newest good joint state, and what was rejected behind it."""
+    def _add_states(self, sources: Sources, stamp_ns: int) -> None:
+        """Give each arm's newest good joint state, and what was rejected behind it."""
         oldest_ns = self._rig.rig.observation.state_age * NS
-        for index in range(newest, -1, -1):
-            if topic.stamps_ns[newest] - topic.stamps_ns[index] > oldest_ns:
-                return
-            state = topic.read(index)
-            if sources.add_joint_state(
-                side, state.name, state.position, int(topic.stamps_ns[index])
-            ):
-                return
+        for topic, side in self._rig.arms.items():
+            indexed = self._topics[topic]
+            newest = indexed.newest(stamp_ns)
+            for index in range(newest, -1, -1):
+                at = int(indexed.stamps_ns[index])
+                if indexed.stamps_ns[newest] - at > oldest_ns:
+                    break
+                state = indexed.read(index)
+                if sources.add_joint_state(side, state.name, state.position, at):
+                    break
 
 
 def _starts(verdicts: IndexedTopic) -> dict[str, int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -96,7 +96,19 @@ def counted_frames(
     return tuple(not known for known in layout.mask(mode_of(role, value)))
 
 
-def frame_losses(
+class FrameErrors(NamedTuple):
+    """How far off the estimate is, per sample and frame; exactly 0 in known frames.
+
+    Attributes:
+        losses: (B, T) squared error, weighted to be that of the velocity.
+        l1: (B, T) absolute error, by which the paper tells how far a training came. No gradient.
+    """
+
+    losses: Tensor
+    l1: Tensor
+
+
+def frame_errors(
     network: Network,
     preconditioning: Preconditioning,
     clean: Tensor,
@@ -104,8 +116,8 @@ def frame_losses(
     text: Tensor,
     sigma: Tensor,
     noise: Tensor,
-) -> Tensor:
-    """Return the loss of every frame: its squared error, weighted to be that of the velocity.
+) -> FrameErrors:
+    """Ask the network for the clean latent behind a noisy one and compare.
 
     Frames that are neither known nor counted are noised like the others; nothing is dropped.
 
@@ -117,15 +129,13 @@ def frame_losses(
         text: (B, L, D) prompt embeddings.
         sigma: (B,) float32.
         noise: (B, 16, T, H, W) standard normal.
-
-    Returns:
-        (B, T) float32; exactly 0 in known frames.
     """
     noisy = clean + sigma.view(-1, 1, 1, 1, 1) * noise
     estimate = estimate_clean(network, preconditioning, noisy, sigma, clean, known, text)
     weight = ((1 + sigma) / sigma) ** 2
-    errors = (estimate - clean).square().mean(dim=(1, 3, 4))
-    return weight[:, None] * errors
+    off = estimate - clean
+    squared = off.square().mean(dim=(1, 3, 4))
+    return FrameErrors(weight[:, None] * squared, off.detach().abs().mean(dim=(1, 3, 4)))
 
 
 def total_loss(losses: Tensor, counted: Tensor, scale: float = 10.0) -> Tensor:

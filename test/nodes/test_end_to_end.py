@@ -195,9 +195,8 @@ def test_training_sees_what_the_node_saw_and_learns_what_it_decided(trial: Trial
     begins = [nanoseconds(d.header.stamp) for d in decided]
     np.testing.assert_array_equal(windows.steps.times_ns[::CHUNK], begins)
     assert windows.usable(CHUNK).all()
-    for index, decision in enumerate(decided):
-        window = windows.window(index * CHUNK, CHUNK)
-        assert window.now.digest() == decision.observation_digest
+    for begin, decision in zip(begins, decided, strict=True):
+        assert windows.observe(begin).digest() == decision.observation_digest
 
 
 def test_both_scores_are_messages_in_the_bag(trial: Trial) -> None:

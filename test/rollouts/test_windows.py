@@ -77,22 +77,15 @@ def test_the_steps_are_the_rows_that_were_sent_and_pauses_are_none(
     gaps = np.diff(steps.times_ns) // MS
     assert gaps[49] == 440  # the pause, and one step
     assert set(np.delete(gaps, 49)) == {40}
-    window = demonstration.window(49, 50)
-    np.testing.assert_array_equal(window.actions, steps.actions[49:99])
-    assert window.steps_left == 0
+    np.testing.assert_array_equal(demonstration.chunk(49, 50), steps.actions[49:99])
+    assert demonstration.future(48, 50) == 98
+    assert demonstration.future(49, 50) == demonstration.future(60, 50) == 99
 
 
 def test_a_chunk_at_the_end_repeats_its_last_action(demonstration: EpisodeWindows) -> None:
-    window = demonstration.window(90, 50)
-    actions = demonstration.steps.actions
-    np.testing.assert_array_equal(window.actions[:10], actions[90:])
-    np.testing.assert_array_equal(window.actions[10:], np.repeat(actions[-1:], 40, axis=0))
-    assert window.later.digest() == demonstration.observe(int(steps_end(demonstration))).digest()
-    assert demonstration.window(0, 50).steps_left == 49
-
-
-def steps_end(windows: EpisodeWindows) -> np.int64:
-    return windows.steps.times_ns[-1]
+    chunk, actions = demonstration.chunk(90, 50), demonstration.steps.actions
+    np.testing.assert_array_equal(chunk[:10], actions[90:])
+    np.testing.assert_array_equal(chunk[10:], np.repeat(actions[-1:], 40, axis=0))
 
 
 @pytest.mark.parametrize("options", [Options(), Options(compression="zstd")])

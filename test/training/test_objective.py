@@ -15,7 +15,7 @@ from cosmos_policy_ros.training.objective import (
     Role,
     counted_frames,
     draw_sigmas,
-    frame_losses,
+    frame_errors,
     mode_of,
     total_loss,
 )
@@ -77,7 +77,9 @@ def perfect(batch: dict[str, Tensor], preconditioning: Preconditioning) -> Tenso
 def test_a_perfect_prediction_costs_nothing(
     batch: dict[str, Tensor], preconditioning: Preconditioning
 ) -> None:
-    losses = frame_losses(lambda *_: perfect(batch, preconditioning), preconditioning, **batch)
+    losses = frame_errors(
+        lambda *_: perfect(batch, preconditioning), preconditioning, **batch
+    ).losses
     assert losses.shape == (3, 11)
     torch.testing.assert_close(losses, torch.zeros(3, 11), rtol=0, atol=1e-8)
 
@@ -88,7 +90,7 @@ def test_a_known_error_costs_its_square(
 ) -> None:
     """Of the velocity. Known frames cost nothing, whatever the network says of them."""
     off = perfect(batch, preconditioning) + 0.3
-    losses = frame_losses(lambda *_: off, preconditioning, **batch)
+    losses = frame_errors(lambda *_: off, preconditioning, **batch).losses
     sigma = batch["sigma"][:, None]
     per_frame = torch.full((3, 11), 0.09)
     if preconditioning == "x0":
@@ -109,7 +111,7 @@ def test_gradients_flow_where_the_role_says_and_nowhere_else(
     batch: dict[str, Tensor], auxiliary: bool
 ) -> None:
     prediction = torch.zeros(SHAPE, requires_grad=True)
-    losses = frame_losses(lambda *_: prediction, "rectified_flow", **batch)
+    losses = frame_errors(lambda *_: prediction, "rectified_flow", **batch).losses
     counted = torch.tensor(
         [counted_frames(ALOHA, role, "value_s", auxiliary=auxiliary) for role in ROLES]
     )
@@ -126,7 +128,7 @@ def test_what_the_network_is_given(batch: dict[str, Tensor]) -> None:
         seen.extend((latent, timestep))
         return torch.zeros_like(latent)
 
-    frame_losses(network, "rectified_flow", **batch)
+    frame_errors(network, "rectified_flow", **batch)
     latent, timestep = seen
     known, clean, noise = batch["known"], batch["clean"], batch["noise"]
     for row, sigma in enumerate((80.0, 4.0, 0.5)):

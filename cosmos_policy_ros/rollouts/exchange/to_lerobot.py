@@ -43,9 +43,9 @@ def load_library() -> Any:
     """Return the class ``LeRobotDataset``.
 
     Raises:
-        RolloutError: LeRobot is not installed, or cannot be imported, or is too old for v3.
+        RolloutError: LeRobot is not installed, cannot be imported, or is too old for v3.
     """
-    advice = "pip install 'cosmos_policy_ros[lerobot]' (Python 3.12 or newer), best in its own venv"
+    advice = "install this package with the extra 'lerobot', best in an environment of its own"
     try:
         found = import_module("lerobot.datasets.lerobot_dataset").LeRobotDataset
     except ModuleNotFoundError as error:

@@ -191,7 +191,7 @@ def test_without_the_library_the_error_says_what_to_install(
     assert export_lerobot.main(["--root", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
     assert "LeRobot's library is not installed here" in said
-    assert "pip install 'cosmos_policy_ros[lerobot]'" in said
+    assert "install this package with the extra 'lerobot'" in said
     assert "Traceback" not in said
     assert not (tmp_path / "out").exists()
 

@@ -1,0 +1,141 @@
+"""What a training run shows: a progress bar, a JSON line per step, TensorBoard, a model card."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from cosmos_policy_ros.model.images import Picture
+from cosmos_policy_ros.training.judging import Judgement
+
+STEPS = "steps.jsonl"
+PICTURES = "judged"
+# Of the paper's trainings on ALOHA, one step, in the statistics' and the latents' units: what to
+# hold a training against.
+PAPER_L1 = {"action": 0.010, "proprio": 0.008, "wrists": 0.097, "primary": 0.085, "value": 0.007}
+
+
+class Reports:
+    """Belongs to the first process; the others report nothing."""
+
+    def __init__(self, folder: Path, first_step: int, steps: int) -> None:
+        """Write into ``folder``; drop the lines behind ``first_step``, which will come again."""
+        self._folder = folder
+        (folder / PICTURES).mkdir(parents=True, exist_ok=True)
+        self._drop_redone(first_step)
+        self._lines = (folder / STEPS).open("a", encoding="utf-8")
+        self._board = SummaryWriter(folder / "tensorboard", purge_step=first_step)
+        self._bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True)
+
+    def close(self) -> None:
+        """End the bar, flush the files."""
+        self._bar.close()
+        self._board.close()
+        self._lines.close()
+
+    def step(self, facts: Mapping[str, Any]) -> None:
+        """Tell what a step brought; ``facts["step"]`` counts from 1."""
+        self._lines.write(json.dumps(facts) + "\n")
+        self._lines.flush()
+        for name in ("loss", "learning_rate", "gradient_norm", "samples_per_second"):
+            self._scalar(name, facts[name], facts["step"])
+        for role, errors in facts["l1"].items():
+            for frame, error in errors.items():
+                self._scalar(f"l1/{role}/{frame}", error, facts["step"])
+        action = facts["l1"].get("policy", {}).get("action", math.nan)
+        self._bar.set_postfix(loss=f"{facts['loss']:.3f}", action=f"{action:.4f}", refresh=False)
+        self._bar.update()
+
+    def say(self, line: str) -> None:
+        """Show a line above the bar."""
+        self._bar.write(line)
+
+    def judged(self, step: int, judgement: Judgement) -> None:
+        """Tell how a checkpoint was judged."""
+        if not judgement.windows:
+            return
+        self.say(
+            f"step {step}: open-loop action L1 {judgement.action_l1:.4f} on {judgement.windows} "
+            f"held-out windows; repeating the current pose {judgement.pose_l1:.4f}"
+        )
+        self._scalar("held_out/action_l1", judgement.action_l1, step)
+        self._scalar("held_out/pose_l1", judgement.pose_l1, step)
+        if judgement.pictures is not None:
+            self._picture(step, judgement.pictures)
+
+    def _picture(self, step: int, pictures: Picture) -> None:
+        Image.fromarray(pictures).save(self._folder / PICTURES / f"step_{step:09d}.png")
+        name = "seen, a chunk later, imagined"
+        rows = np.ascontiguousarray(pictures)
+        self._board.add_image(name, rows, step, dataformats="HWC")
+
+    def _scalar(self, name: str, number: float, step: int) -> None:
+        self._board.add_scalar(name, number, step)
+
+    def _drop_redone(self, first_step: int) -> None:
+        path = self._folder / STEPS
+        if path.is_file():
+            kept = [line for line in read_steps(path) if line["step"] <= first_step]
+            path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+
+def read_steps(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a ``steps.jsonl``; a last one that was cut short is left out."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return found
+
+
+def card(
+    title: str,
+    facts: Mapping[str, Any],
+    census: Sequence[str],
+    l1: Mapping[str, Mapping[str, float]],
+) -> list[str]:
+    """Return the lines of a model card."""
+    lines = [
+        f"# {title}",
+        "",
+        "A Cosmos Policy checkpoint, trained with cosmos_policy_ros. Use it as it is: "
+        "`checkpoint:=<this folder>`.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name.replace('_', ' ')} | {value} |" for name, value in facts.items()),
+        "",
+        "## Data",
+        "",
+        "```",
+        *census,
+        "```",
+        "",
+        "## Mean absolute error of one denoising step, last step of the training",
+        "",
+        "In units of the statistics (vectors) and of the latents (pictures), over all noise",
+        "levels; the paper's ALOHA training ended at "
+        + ", ".join(f"{name} {value:g}" for name, value in PAPER_L1.items())
+        + ".",
+        "",
+        "| role | " + " | ".join(_frames(l1)) + " |",
+        "|---|" + "---|" * len(_frames(l1)),
+    ]
+    for role, errors in l1.items():
+        cells = [f"{errors[f]:.4f}" if f in errors else "" for f in _frames(l1)]
+        lines.append(f"| {role} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _frames(l1: Mapping[str, Mapping[str, float]]) -> list[str]:
+    return list(dict.fromkeys(frame for errors in l1.values() for frame in errors))

@@ -1,0 +1,146 @@
+"""The network that a training begins with, and the proof that it is not a random one."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cosmos_policy_ros.errors import ObservationError, RolloutError, TrainingError
+from cosmos_policy_ros.model import files
+from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint
+from cosmos_policy_ros.model.config import CheckpointConfig
+from cosmos_policy_ros.model.statistics import measure, write_statistics
+from cosmos_policy_ros.model.text import TextTable
+from cosmos_policy_ros.model.transformer import Transformer
+from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.training.census import Census, take_census
+from cosmos_policy_ros.training.config import DataConfig, StartConfig, TrainingConfig
+from cosmos_policy_ros.training.learning import Lesson, Tally
+from cosmos_policy_ros.training.lora import add_adapters
+from cosmos_policy_ros.training.parallel import World
+from cosmos_policy_ros.training.samples import Batch
+
+# Of a random network's loss on the same samples. NVIDIA's base starts at a fifth of it, its policy
+# on new data lower still; a network that is hardly better than random has not got its weights.
+MOST_OF_RANDOM = 0.8
+RANDOM_SEED = 1  # not the one that folders without weights are filled from
+
+
+def start_folder(start: StartConfig) -> Path:
+    """Return the checkpoint's folder: a path, or a name in ``config/models``."""
+    path = Path(start.checkpoint).expanduser()
+    shipped = config_folder("models") / start.checkpoint
+    return path if path.exists() or not shipped.is_dir() else shipped
+
+
+def load_start(start: StartConfig, device: torch.device) -> Checkpoint:
+    """Load the checkpoint that a training begins with; its transformer is float32.
+
+    Raises:
+        TrainingError: it has no weights, and ``scratch`` does not say that this is meant.
+        CheckpointError: it is no checkpoint.
+    """
+    folder = start_folder(start)
+    checkpoint = load_checkpoint(folder, device)
+    if checkpoint.random_weights and not start.scratch:
+        raise TrainingError(
+            f"{folder}: holds no weights, so the training would begin with random ones; give a "
+            f"checkpoint that has some, or say start.scratch: true if that is what you want"
+        )
+    checkpoint.transformer.float().requires_grad_(True).train()
+    if start.scratch and not checkpoint.random_weights:
+        checkpoint = replace(checkpoint, transformer=_random(checkpoint, device))
+    return checkpoint
+
+
+def census_for(data: DataConfig, model: CheckpointConfig, text: TextTable) -> Census:
+    """Look at the episodes with the eyes of a checkpoint: its steps, and the prompts it knows."""
+
+    def check_prompt(prompt: str) -> str:
+        if prompt in text.embeddings:
+            return ""
+        return (
+            f"its prompt '{prompt}' has no embedding in {text.path}; 'scripts/embed_prompts' adds "
+            f"one"
+        )
+
+    return take_census(data, model.chunk_steps, model.dt, check_prompt)
+
+
+def measure_demonstrations(census: Census, folder: Path) -> Path:
+    """Write the ranges of all demonstrations, held out ones too; return the file.
+
+    Raises:
+        TrainingError: there are none.
+    """
+    actions, states = [], []
+    for source in (*census.sources, *census.held_out):
+        if source.pool != "demonstration":
+            continue
+        actions.append(source.windows.steps.actions)
+        for step in range(len(source.windows)):
+            try:
+                states.append(source.windows.state(step))
+            except (ObservationError, RolloutError):
+                continue  # a gap: its windows are not used either
+    if not states:
+        raise TrainingError(
+            "start.statistics: there are no demonstrations to take the ranges from; set it to "
+            "checkpoint"
+        )
+    file = folder / files.STATISTICS
+    write_statistics(file, measure(np.concatenate(actions), np.stack(states)))
+    return file
+
+
+def prepare_network(checkpoint: Checkpoint, config: TrainingConfig) -> Transformer:
+    """Return the network that learns, with adapters if they are asked for."""
+    network = checkpoint.transformer
+    if config.lora is not None:
+        add_adapters(network, config.lora, config.run.seed)
+    return network
+
+
+def check_start(
+    checkpoint: Checkpoint, lesson: Lesson, batch: Batch, world: World
+) -> tuple[float, float]:
+    """Compare the first loss with a random network's on the same samples.
+
+    Returns:
+        Both losses.
+
+    Raises:
+        TrainingError: the start is hardly better than random.
+    """
+    losses = []
+    for network in (checkpoint.transformer, _random(checkpoint, world.device)):
+        tally = Tally(checkpoint.layout.frames, world.device)
+        with torch.no_grad():
+            lesson.loss(network, batch, tally, 1 / world.size)
+        losses.append(float(world.total(tally.loss)))
+    started, random = losses
+    if not started < MOST_OF_RANDOM * random:
+        raise TrainingError(
+            f"{checkpoint.path}: its first loss is {started:.3f}, a random network's {random:.3f}; "
+            f"below {MOST_OF_RANDOM:g} of that is expected of trained weights. Is it the right "
+            f"checkpoint, with the right statistics? start.scratch: true trains from scratch"
+        )
+    return started, random
+
+
+def _random(checkpoint: Checkpoint, device: torch.device) -> Transformer:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        return Transformer(checkpoint.config.transformer).to(device).train()
+
+
+def copy_fixed_files(checkpoint: Checkpoint, target: Path) -> None:
+    """Copy what the training does not change; the autoencoder only if there is one."""
+    for name in (files.CONFIG, files.TEXT, files.VAE):
+        source = checkpoint.path / name
+        if source.is_file():
+            shutil.copyfile(source, target / name)

@@ -1,0 +1,292 @@
+"""A training run, top to bottom.
+
+Every process does the same with its own share of each batch; the first one also speaks and writes.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from cosmos_policy_ros.errors import TrainingError
+from cosmos_policy_ros.model import files
+from cosmos_policy_ros.model.checkpoint import Checkpoint
+from cosmos_policy_ros.model.statistics import constant_dimensions, load_statistics
+from cosmos_policy_ros.training.config import TrainingConfig
+from cosmos_policy_ros.training.export import gather, write_card, write_weights
+from cosmos_policy_ros.training.judging import Judgement, judge
+from cosmos_policy_ros.training.learning import Lesson, Tally
+from cosmos_policy_ros.training.mixture import Mixture
+from cosmos_policy_ros.training.parallel import (
+    World,
+    check_sharing,
+    exchange_gradients,
+    share_network,
+)
+from cosmos_policy_ros.training.reports import Reports, card
+from cosmos_policy_ros.training.samples import Batch, SampleMaker, Share, collate, load
+from cosmos_policy_ros.training.saving import SavedSteps
+from cosmos_policy_ros.training.schedule import learning_rate
+from cosmos_policy_ros.training.start import (
+    census_for,
+    check_start,
+    copy_fixed_files,
+    load_start,
+    measure_demonstrations,
+    prepare_network,
+)
+from cosmos_policy_ros.training.targets import TargetMaker
+
+LOG = "training"  # folder of everything that a checkpoint does not consist of
+RESUME = "resume"
+
+
+class Trainer:
+    """One run, from the start's checkpoint, or where it was left, to ``run.steps``."""
+
+    def __init__(self, config: TrainingConfig, output: Path, world: World) -> None:
+        """Load, look at the data, check the start, share the network.
+
+        Args:
+            config: decides everything.
+            output: the checkpoint folder to make; exists. A run in there is gone on with.
+            world: the processes.
+
+        Raises:
+            CosmosPolicyError: something is wrong with data, checkpoint or config; says what.
+        """
+        check_sharing(config.run, world.size)
+        self.config, self.output, self.world = config, output, world
+        torch.set_num_threads(config.run.threads)
+        checkpoint = load_start(config.start, world.device)
+        self.census = world.told_by_first(
+            lambda: census_for(config.data, checkpoint.config, checkpoint.text)
+        )
+        self.checkpoint = self._with_statistics(checkpoint)
+        self.mixture = Mixture(self.census, config.mixture, config.run.seed)
+        self.maker = SampleMaker(
+            self.census,
+            self.mixture,
+            config.run.batch,
+            self.checkpoint.config,
+            self.checkpoint.statistics,
+            config.data,
+            config.objective,
+        )
+        targets = TargetMaker(self.checkpoint, world.device, config.data.latent_cache_gb)
+        self.lesson = Lesson(self.checkpoint, config.objective, targets, world.device)
+        self.saved = SavedSteps(output / LOG / RESUME, world, config.run.keep)
+        self.first_step = world.told_by_first(self.saved.newest)
+        self.start_loss = self._check_start()
+        self.network = prepare_network(self.checkpoint, config)
+        share_network(self.network, world, config.run)
+        self.trained = [p for p in self.network.parameters() if p.requires_grad]
+        self.optimiser = self._make_optimiser()
+        if self.first_step:
+            self.saved.restore(self.first_step, self.network, self.optimiser)
+        self._stopping = False
+
+    # ---------------------------------------------------------------- before the first step
+
+    def _with_statistics(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Fill the output folder with what the training does not change; use its statistics."""
+        file = self.output / files.STATISTICS
+
+        def fill() -> None:
+            copy_fixed_files(checkpoint, self.output)
+            if file.is_file():
+                return  # of the run that this one goes on with
+            if self.config.start.statistics == "demonstrations":
+                measure_demonstrations(self.census, self.output)
+            else:
+                file.write_bytes((checkpoint.path / files.STATISTICS).read_bytes())
+
+        self.world.told_by_first(fill)
+        config = checkpoint.config
+        statistics = load_statistics(file, config.action_dims, config.proprio_dims)
+        return replace(checkpoint, statistics=statistics)
+
+    def _check_start(self) -> tuple[float, float] | None:
+        if self.first_step or self.config.start.scratch:
+            return None
+        (places, *_) = self._share(0).places(0)
+        batch = collate([self.maker[place] for place in places])
+        return check_start(self.checkpoint, self.lesson, batch, self.world)
+
+    def _make_optimiser(self) -> torch.optim.AdamW:
+        settings = self.config.optimiser
+        return torch.optim.AdamW(
+            self.trained,
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            eps=settings.epsilon,
+            weight_decay=settings.weight_decay,
+            fused=self.world.device.type == "cuda",
+        )
+
+    def _share(self, first_step: int) -> Share:
+        run, world = self.config.run, self.world
+        return Share(run.batch, run.micro_batch, world.rank, world.size, first_step, run.steps)
+
+    # ---------------------------------------------------------------- the run
+
+    def run(self) -> Judgement | None:
+        """Train to the end, or until Ctrl-C; return how the last checkpoint was judged.
+
+        Raises:
+            TrainingError: the loss is not finite, the disk refused, or the data went bad.
+        """
+        with ExitStack() as stack:
+            self._listen(stack)
+            reports = None
+            if self.world.first:
+                log = self.output / LOG
+                reports = Reports(log, self.first_step, self.config.run.steps)
+                stack.callback(reports.close)
+                self._introduce(reports)
+            batches = load(self.maker, self._share(self.first_step))
+            judgement = None
+            for step in range(self.first_step, self.config.run.steps):
+                stop = self._step(step, batches, reports)
+                last = stop or step + 1 == self.config.run.steps
+                if last or (step + 1) % self.config.run.save_every == 0:
+                    judgement = self._save(step + 1, reports)
+                if stop:
+                    break
+            self.saved.finish()
+        return judgement
+
+    def _step(self, step: int, batches: Iterator[Batch], reports: Reports | None) -> bool:
+        """Do one step of the optimiser; return whether somebody pressed Ctrl-C."""
+        began, run = time.monotonic(), self.config.run
+        tally = Tally(self.checkpoint.layout.frames, self.world.device)
+        micro_batches = len(self._share(step).places(step))
+        replaced: list[str] = []
+        for index in range(micro_batches):
+            batch = next(batches)
+            replaced += batch.replaced
+            exchange_gradients(self.network, index + 1 == micro_batches)
+            share = len(batch.picks) / run.batch
+            loss = self.lesson.loss(self.network, batch, tally, share)
+            # Shared gradients are averaged over the processes, the step's are to be summed.
+            torch.autograd.backward(loss * self.world.size)
+        rate = learning_rate(step, self.config.optimiser)
+        norm = self._update(rate)
+        stopping = torch.tensor([float(self._stopping)], device=self.world.device)
+        for numbers in (tally.errors, tally.loss, stopping):
+            self.world.total(numbers)
+        loss_value = float(tally.loss)
+        if not math.isfinite(loss_value):
+            raise TrainingError(
+                f"step {step + 1}: the loss is {loss_value}; lower optimiser.learning_rate and go "
+                f"on with --resume from step {self.saved.newest()}"
+            )
+        if reports is not None:
+            for reason in replaced:
+                reports.say(f"another window was taken: {reason}")
+            self._facts: dict[str, Any] = {
+                "step": step + 1,
+                "loss": loss_value,
+                "learning_rate": rate,
+                "gradient_norm": norm,
+                "samples_per_second": run.batch / (time.monotonic() - began),
+                "replaced": len(replaced),
+                "l1": tally.l1(),
+            }
+            reports.step(self._facts)
+        return bool(stopping)
+
+    def _update(self, rate: float) -> float:
+        """Step the optimiser; return the gradients' norm before clipping."""
+        for parameter in self.trained:
+            if parameter.grad is not None:
+                # As released: a number that is not one moves nothing.
+                torch.nan_to_num_(_local(parameter.grad), nan=0.0, posinf=0.0, neginf=0.0)
+        clip = self.config.optimiser.clip_norm
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, clip)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+    def _save(self, step: int, reports: Reports | None) -> Judgement | None:
+        """Write what can be resumed and what can be deployed; judge the latter."""
+        self.saved.save(step, self.network, self.optimiser)
+        tensors = gather(self.network, self.config.lora)
+        judgement = None
+        if reports is not None:
+            write_weights(tensors, self.checkpoint, self.output)
+            run = self.config.run
+            judgement = judge(
+                self.output,
+                self.census.held_out,
+                run.judged_windows,
+                self.world.device,
+                run.threads,
+            )
+            reports.judged(step, judgement)
+            facts = self._summary(step, judgement)
+            lines = card(self.output.name, facts, self.census.lines(), self._facts["l1"])
+            write_card(self.output, facts, lines)
+        self.world.wait()
+        return judgement
+
+    # ---------------------------------------------------------------- for people
+
+    def _introduce(self, reports: Reports) -> None:
+        for line in self.census.lines():
+            reports.say(line)
+        shares = ", ".join(f"{role} {share:.0%}" for role, share in self.mixture.shares.items())
+        reports.say(f"a batch of {self.config.run.batch}: {shares}")
+        if self.start_loss is not None:
+            started, random = self.start_loss
+            reports.say(f"first loss {started:.3f}; a random network's would be {random:.3f}")
+        elif self.first_step:
+            reports.say(f"resumed after step {self.first_step}")
+        else:
+            reports.say("from scratch: random weights, as start.scratch says")
+        if constant := constant_dimensions(self.checkpoint.statistics):
+            reports.say(f"never moved in the statistics, always 0: {', '.join(constant)}")
+
+    def _summary(self, step: int, judgement: Judgement) -> dict[str, Any]:
+        start = self.start_loss
+        return {
+            "steps": step,
+            "samples": step * self.config.run.batch,
+            "start": str(self.checkpoint.path),
+            "start_digest": self.checkpoint.digest,
+            "start_loss": f"{start[0]:.3f} (random: {start[1]:.3f})" if start else "",
+            "digest": files.digest(self.output),
+            "data_digest": self.census.digest(),
+            "mixture": {role: round(share, 4) for role, share in self.mixture.shares.items()},
+            "numerics": self.config.objective.numerics,
+            "value": self.config.objective.value,
+            "last_loss": self._facts["loss"],
+            "held_out_action_l1": judgement.action_l1,
+            "held_out_pose_l1": judgement.pose_l1,
+        }
+
+    def _listen(self, stack: ExitStack) -> None:
+        """Let Ctrl-C and a batch system's SIGTERM end the run after a whole step, saved."""
+
+        def stop(*_: Any) -> None:
+            self._stopping = True
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before = signal.signal(number, stop)
+            stack.callback(signal.signal, number, before)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from cosmos_policy_ros.errors import RolloutError
@@ -29,27 +30,48 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
 
 
 def select(store: EpisodeStore, options: argparse.Namespace) -> list[Episode]:
-    """Return the wanted episodes, oldest first, and say on stderr which have no score.
+    """Return the wanted episodes, oldest first, and say on stderr what was left out.
 
     Raises:
-        RolloutError: one that was named is not there or unreadable, or none is left.
+        RolloutError: one that was named is not there, unreadable or discarded, or none is left.
     """
-    if options.ids:
-        found = [read_episode(find(store, name)) for name in options.ids]
-    else:
-        wanted = Filter(task=options.task, go=not options.no_go)
-        found = [row.episode for row in read_rows(store, wanted) if row.episode is not None]
+    if options.ids and options.task:
+        raise RolloutError("name the episodes, or choose them by --task, not both")
+    found = _named(store, options.ids) if options.ids else _good(store, options)
     unscored = [episode.id for episode in found if episode.score is None]
     if unscored and not options.unscored:
-        print(
-            f"left out: {len(unscored)} without a score, such as {unscored[0]}; a trainer would "
-            f"take them for failures: score them, or export demonstrations with --unscored",
-            file=sys.stderr,
+        _tell(
+            f"{len(unscored)} without a score, such as {unscored[0]}; a trainer would take them "
+            f"for failures: score them, or export demonstrations with --unscored"
         )
         found = [episode for episode in found if episode.score is not None]
     if not found:
         raise RolloutError(f"{store.root}: no such episode among {len(store.episodes())}")
     return found
+
+
+def _named(store: EpisodeStore, names: Iterable[str]) -> list[Episode]:
+    found = [read_episode(find(store, name)) for name in names]
+    for episode in found:
+        if episode.discarded:
+            raise RolloutError(f"{episode.id}: was discarded: {episode.discard_reason}")
+    return found
+
+
+def _good(store: EpisodeStore, options: argparse.Namespace) -> list[Episode]:
+    found = []
+    for row in read_rows(store, Filter(task=options.task)):
+        if row.episode is None:
+            _tell(f"{row.id}: {row.trouble}")
+        elif not (row.episode.verdict.go or options.no_go):
+            _tell(f"{row.id}: {row.episode.verdict.text}")
+        else:
+            found.append(row.episode)
+    return found
+
+
+def _tell(text: str) -> None:
+    print(f"left out: {text}", file=sys.stderr, flush=True)
 
 
 def new_folder(path: Path) -> Path:

@@ -124,30 +124,42 @@ def open_hdf5(path: Path) -> Iterator[SourceEpisode]:
     except OSError as error:
         raise RolloutError(f"{path}: cannot be read as HDF5: {error}") from error
     with file:
-        action, qpos = _vectors(file, ACTION), _vectors(file, QPOS)
-        if len(action) != len(qpos):
-            raise RolloutError(
-                f"{path}: /{QPOS} has {len(qpos)} rows and /{ACTION} {len(action)}; they must agree"
-            )
-        if len(action) < LEAST_STEPS:
-            raise RolloutError(f"{path}: /{ACTION} has {len(action)} rows, at least {LEAST_STEPS}")
-        frames = _frames(file)
-        for name, each in frames.items():
-            if each.count != len(action):
-                raise RolloutError(
-                    f"{path}: {each.count} pictures of {CAMERAS[name]} and {len(action)} rows in "
-                    f"/{ACTION}; the released trainer skips such an episode, too"
-                )
-        yield SourceEpisode(
-            path=path,
-            qpos=qpos,
-            action=action,
-            qvel=_measured(file, QVEL, len(action)),
-            effort=_measured(file, EFFORT, len(action)),
-            frames=frames,
-            rate=_rate(file, frames),
-            attributes=dict(file.attrs),
+        try:
+            episode = _read(path, file)
+        except RolloutError:
+            raise
+        except Exception as error:  # a damaged file may raise anything
+            raise RolloutError(f"{path}: cannot be read as HDF5: {error}") from error
+        yield episode
+
+
+def _read(path: Path, file: h5py.File) -> SourceEpisode:
+    action, qpos = _vectors(file, ACTION), _vectors(file, QPOS)
+    if len(action) != len(qpos):
+        raise RolloutError(
+            f"{path}: /{QPOS} has {len(qpos)} rows and /{ACTION} {len(action)}; they must agree"
         )
+    if len(action) < LEAST_STEPS:
+        raise RolloutError(
+            f"{path}: /{ACTION} has {len(action)} rows, at least {LEAST_STEPS} are an episode"
+        )
+    frames = _frames(file)
+    for role, each in frames.items():
+        if each.count != len(action):
+            raise RolloutError(
+                f"{path}: {each.count} pictures of {CAMERAS[role]} and {len(action)} rows in "
+                f"/{ACTION}; the released trainer skips such an episode, too"
+            )
+    return SourceEpisode(
+        path=path,
+        qpos=qpos,
+        action=action,
+        qvel=_measured(file, QVEL, len(action)),
+        effort=_measured(file, EFFORT, len(action)),
+        frames=frames,
+        rate=_rate(file, frames),
+        attributes=dict(file.attrs),
+    )
 
 
 def _vectors(file: h5py.File, key: str) -> NDArray[np.float64]:
@@ -163,8 +175,8 @@ def _vectors(file: h5py.File, key: str) -> NDArray[np.float64]:
         )
     try:
         values = np.asarray(dataset[()], np.float64)
-    except Exception as error:  # a damaged file may raise anything
-        raise RolloutError(f"{where}: is unreadable: {error}") from error
+    except OSError as error:
+        raise RolloutError(f"{where}: cannot be read: {error}; the file is damaged") from error
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         row, column = bad[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ from cosmos_policy_ros.rig.spec import ARM_DIM, RigSpec, load_rig
 from cosmos_policy_ros.rollouts import journal
 from cosmos_policy_ros.rollouts.bag_metadata import read_metadata
 from cosmos_policy_ros.rollouts.bag_writer import LABEL_TOPIC, RECORDING, BagWriter
+from cosmos_policy_ros.rollouts.durable import Hold
 from cosmos_policy_ros.rollouts.episode import INTEGRITY, OUTCOME, bare_id, episode_id
 from cosmos_policy_ros.rollouts.exchange.frames import Picture, to_jpeg
 from cosmos_policy_ros.rollouts.exchange.hdf5_layout import SourceEpisode, open_hdf5
@@ -128,19 +130,13 @@ class Importer:
             plan = self._plan(source)
             begun = datetime.fromtimestamp(plan.said.start_ns / NS)
             name = episode_id(plan.facts.task, begun, self.store.episodes())
-            writer = BagWriter(
-                self.store.root / name,
-                _topics(plan.rig),
-                replace(plan.facts, episode_id=name),
-                types=self.types,
-                start_ns=plan.said.start_ns,
-            )
+            folder = self.store.root / (name + RECORDING)
+            new = not folder.exists()
             try:
-                imported = self._write(plan, writer, name)
+                imported = self._write(plan, name)
             except BaseException:
-                writer.abort("its import failed")
-                # Made a moment ago by this call alone; what it was made of is still there.
-                shutil.rmtree(writer.path, ignore_errors=True)
+                if new:
+                    _remove(folder)
                 raise
         self._known[plan.digest] = name
         return imported
@@ -182,30 +178,33 @@ class Importer:
             task_yaml=text,
         )
 
-    def _write(self, plan: _Plan, writer: BagWriter, name: str) -> Imported:
-        rig, integrity = plan.rig, self._integrity(plan.rig)
+    def _write(self, plan: _Plan, name: str) -> Imported:
+        rig, start_ns = plan.rig, plan.said.start_ns
+        facts = replace(plan.facts, episode_id=name)
+        integrity = Integrity(sensors_of(rig, _absolute), rig.observation.camera_skew, self._limits)
+        folder, topics = self.store.root / name, _topics(rig)
         newest_ns, steps = 0, len(plan.source.action[:: plan.stride])
-        for topic, stamp_ns, cdr in self._episode(plan):
-            writer.write(topic, stamp_ns, cdr)
-            integrity.add(topic, stamp_ns, cdr)
-            newest_ns = stamp_ns
-        score = self._label(plan, writer, name, newest_ns)
-        verdict = integrity.verdict(newest_ns, shutil.disk_usage(self.store.root).free)
-        notes = {
-            OUTCOME: IMPORTED,
-            INTEGRITY: verdict.to_json(),
-            SOURCE: plan.source.path.name,
-            SOURCE_DIGEST: plan.digest,
-        }
-        return Imported(writer.close(notes), steps, steps * rig.rates.dt, verdict, score)
+        with BagWriter(folder, topics, facts, types=self.types, start_ns=start_ns) as writer:
+            for topic, stamp_ns, cdr in self._episode(plan):
+                writer.write(topic, stamp_ns, cdr)
+                integrity.add(topic, stamp_ns, cdr)
+                newest_ns = stamp_ns
+            score = self._label(plan, facts, writer, newest_ns)
+            verdict = integrity.verdict(newest_ns, shutil.disk_usage(self.store.root).free)
+            notes = {
+                OUTCOME: IMPORTED,
+                INTEGRITY: verdict.to_json(),
+                SOURCE: plan.source.path.name,
+                SOURCE_DIGEST: plan.digest,
+            }
+            path = writer.close(notes)
+        return Imported(path, steps, steps * rig.rates.dt, verdict, score)
 
-    def _integrity(self, rig: RigSpec) -> Integrity:
-        return Integrity(sensors_of(rig, _absolute), rig.observation.camera_skew, self._limits)
-
-    def _label(self, plan: _Plan, writer: BagWriter, name: str, stamp_ns: int) -> float | None:
+    def _label(
+        self, plan: _Plan, facts: EpisodeFacts, writer: BagWriter, stamp_ns: int
+    ) -> float | None:
         if plan.said.judgement is None:
             return None
-        facts = replace(plan.facts, episode_id=name)
         labels = number(labels_of(facts, plan.said.judgement, stamp_ns), ())
         try:
             journal.append(writer.path, labels)
@@ -246,6 +245,14 @@ class Importer:
             effort = None if source.effort is None else source.effort[row, part]
             cdr = self._messages.joint_state(arm, now_ns, source.qpos[row, part], velocity, effort)
             yield _absolute(arm.joint_states), now_ns, cdr
+
+
+def _remove(folder: Path) -> None:
+    """Delete what an import that failed has written a moment ago, unless somebody else has it."""
+    with suppress(OSError):
+        hold = Hold(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        hold.release()
 
 
 def _known_sources(store: EpisodeStore) -> dict[str, str]:

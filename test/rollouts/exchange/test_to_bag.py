@@ -30,7 +30,7 @@ from cosmos_policy_ros.rollouts.episode import read_episode
 from cosmos_policy_ros.rollouts.exchange.imported_rig import rig_as_imported, rig_text
 from cosmos_policy_ros.rollouts.exchange.rig_messages import RigMessages
 from cosmos_policy_ros.rollouts.exchange.to_bag import Importer, ImportOptions, KnownSourceError
-from cosmos_policy_ros.rollouts.integrity import load_limits
+from cosmos_policy_ros.rollouts.integrity import Integrity, load_limits
 from cosmos_policy_ros.rollouts.salvage import unfinished
 from cosmos_policy_ros.rollouts.store import EpisodeStore
 from cosmos_policy_ros.rollouts.verify import verify
@@ -421,12 +421,36 @@ def test_a_rate_is_never_guessed(
         take(write_hdf5(tmp_path / "a/e.hdf5", images, rate=rate), **options)
 
 
-def test_a_full_disk_leaves_nothing(tmp_path: Path, take: Take, disk_of: Any) -> None:
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_a_full_disk_leaves_nothing(tmp_path: Path, take: Take, disk_of: Any, size: int) -> None:
     path = write_hdf5(tmp_path / "a/e.hdf5", "raw")
-    with disk_of(100_000), pytest.raises(RolloutError, match="free disk space"):
+    with disk_of(size), pytest.raises(RolloutError, match="free disk space"):
         take(path, rate=25)
     assert unfinished(take.store.root) == ()
     assert list(take.store.root.iterdir()) == []
+
+
+def test_an_import_broken_off_leaves_nothing(
+    tmp_path: Path, take: Take, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Integrity, "verdict", stop)
+    with pytest.raises(KeyboardInterrupt):
+        take(write_hdf5(tmp_path / "a/e.hdf5", "raw"), rate=25)
+    assert list(take.store.root.iterdir()) == []
+
+
+def test_what_another_recorder_has_is_left_to_it(
+    tmp_path: Path, take: Take, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = take.store.root / "20250905-140701_ziploc_0001.recording"
+    taken.mkdir(parents=True)
+    monkeypatch.setattr(EpisodeStore, "episodes", lambda self: {})
+    with pytest.raises(RolloutError, match="exists already; take another episode id"):
+        take(write_hdf5(tmp_path / "a/e.hdf5", "raw", attributes=ROLLOUT))
+    assert taken.exists()
 
 
 def test_cameras_are_known_by_name_not_by_order() -> None:

@@ -42,7 +42,21 @@ QPOS, QVEL, EFFORT, ACTION = (
     "action",
 )
 IMAGES, VIDEO_PATHS = "observations/images", "observations/video_paths"
-TASK_DESCRIPTION, SUCCESS, SUCCESS_SCORE = "task_description", "success", "success_score"
+SIM, TASK_DESCRIPTION = "sim", "task_description"
+SUCCESS, SUCCESS_SCORE = "success", "success_score"
+USER_DESCRIPTION, USER_NAME = "user_description", "user_name"
+POLICY_NAME, DATE_TIME = "policy_name", "date_time"
+ATTRIBUTES = (
+    SIM,
+    TASK_DESCRIPTION,
+    SUCCESS,
+    SUCCESS_SCORE,
+    USER_DESCRIPTION,
+    USER_NAME,
+    POLICY_NAME,
+    DATE_TIME,
+)
+"""Of the file's root; whatever else is there is not read."""
 RELEASED_RATE = 25.0  # Hz; what the released client runs at
 LEAST_STEPS = 2
 
@@ -60,7 +74,7 @@ class SourceEpisode:
         qvel, effort: (T, 14), or None where the file has none or holds zeros for them.
         frames: T pictures per role, all of the same kind.
         rate: steps per second [Hz]; 0 when the file does not tell.
-        attributes: of the file's root.
+        attributes: those of :data:`ATTRIBUTES` that the file has.
     """
 
     path: Path
@@ -158,7 +172,7 @@ def _read(path: Path, file: h5py.File) -> SourceEpisode:
         effort=_measured(file, EFFORT, len(action)),
         frames=frames,
         rate=_rate(file, frames),
-        attributes=dict(file.attrs),
+        attributes={key: file.attrs[key] for key in ATTRIBUTES if key in file.attrs},
     )
 
 

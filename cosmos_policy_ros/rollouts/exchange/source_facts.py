@@ -14,16 +14,18 @@ import numpy as np
 
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rollouts.exchange.hdf5_layout import (
+    DATE_TIME,
+    POLICY_NAME,
     SUCCESS,
     SUCCESS_SCORE,
     TASK_DESCRIPTION,
+    USER_DESCRIPTION,
+    USER_NAME,
     SourceEpisode,
 )
 from cosmos_policy_ros.rollouts.rubric import Judgement
 from cosmos_policy_ros.rollouts.task import FULL_SCORE
 
-USER_DESCRIPTION, USER_NAME = "user_description", "user_name"
-POLICY_NAME, DATE_TIME = "policy_name", "date_time"
 DATE_FORMAT = "%Y_%m_%d--%H_%M_%S"
 """As the released ALOHA client writes it."""
 

@@ -28,7 +28,7 @@ from cosmos_policy_ros.rollouts.bag_writer import LABEL_TOPIC, RECORDING, BagWri
 from cosmos_policy_ros.rollouts.durable import Hold
 from cosmos_policy_ros.rollouts.episode import INTEGRITY, OUTCOME, bare_id, episode_id
 from cosmos_policy_ros.rollouts.exchange.frames import Picture, to_jpeg
-from cosmos_policy_ros.rollouts.exchange.hdf5_layout import SourceEpisode, open_hdf5
+from cosmos_policy_ros.rollouts.exchange.hdf5_layout import SIM, SourceEpisode, open_hdf5
 from cosmos_policy_ros.rollouts.exchange.imported_rig import rig_as_imported, rig_text
 from cosmos_policy_ros.rollouts.exchange.rig_messages import RigMessages
 from cosmos_policy_ros.rollouts.exchange.source_facts import SourceFacts, facts_of
@@ -148,7 +148,7 @@ class Importer:
                 f"{source.path}: is in {self.store.root} as {self._known[digest]}; --again imports "
                 f"it once more"
             )
-        simulated = bool(source.attributes.get("sim", False))
+        simulated = bool(source.attributes.get(SIM, False))
         name = self.options.rig or (DEFAULT_SIM_RIG if simulated else DEFAULT_RIG)
         rig = load_rig(name, config_folder("rigs"))
         kinds = {frames.kind for frames in source.frames.values()}

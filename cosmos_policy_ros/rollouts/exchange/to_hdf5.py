@@ -23,23 +23,22 @@ from cosmos_policy_ros.rollouts.exchange.hdf5_file import new_hdf5
 from cosmos_policy_ros.rollouts.exchange.hdf5_layout import (
     ACTION,
     CAMERAS,
+    DATE_TIME,
     EFFORT,
     IMAGES,
     JPEG_SETS,
+    POLICY_NAME,
     QPOS,
     QVEL,
+    SIM,
     SUCCESS,
     SUCCESS_SCORE,
     TASK_DESCRIPTION,
-    VIDEO_PATHS,
-)
-from cosmos_policy_ros.rollouts.exchange.source_facts import (
-    DATE_FORMAT,
-    DATE_TIME,
-    POLICY_NAME,
     USER_DESCRIPTION,
     USER_NAME,
+    VIDEO_PATHS,
 )
+from cosmos_policy_ros.rollouts.exchange.source_facts import DATE_FORMAT
 from cosmos_policy_ros.rollouts.task import FULL_SCORE
 
 Images = Literal["jpeg", "raw", "video"]
@@ -210,7 +209,7 @@ def attributes_of(episode: Episode, simulated: bool) -> Mapping[str, Any]:
     policy = "--".join(part for part in (facts.engine, facts.checkpoint) if part)
     operator = facts.operator_name or (score.operator_name if score else "")
     found: dict[str, Any] = {
-        "sim": simulated,
+        SIM: simulated,
         TASK_DESCRIPTION: facts.prompt,
         DATE_TIME: begun.strftime(DATE_FORMAT),
     }

@@ -105,6 +105,9 @@ class Importer:
         store: where they go.
         types: knows ROS's and this package's messages.
         options: the same for every file.
+
+    Raises:
+        ConfigError: no such rig or task.
     """
 
     store: EpisodeStore
@@ -116,6 +119,10 @@ class Importer:
         self._limits = load_limits(config_folder("rigs").parent)
         self._known = _known_sources(self.store)
         self._tasks = _tasks()
+        if self.options.rig:
+            load_rig(self.options.rig, config_folder("rigs"))
+        if self.options.task:
+            load_task(self.options.task, config_folder("tasks"))
 
     def take(self, path: Path) -> Imported:
         """Import one file; nothing stays of an import that failed.
@@ -124,7 +131,6 @@ class Importer:
             KnownSourceError: the store has it.
             RolloutError: something is wrong with the file, see :func:`open_hdf5`, or the disk
                 refused.
-            ConfigError: no such rig or task.
         """
         with open_hdf5(path) as source:
             plan = self._plan(source)

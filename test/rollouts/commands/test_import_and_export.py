@@ -70,6 +70,17 @@ def test_a_bad_file_does_not_stop_the_others(
     assert len(list(store.iterdir())) == 6
 
 
+def test_a_wrong_rig_or_task_is_said_once(
+    tmp_path: Path, sources: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = ["--root", str(tmp_path / "store")]
+    for option, near in (("--rig=interbotix_3", "interbotix_"), ("--task=shirts", "'shirt'")):
+        assert import_hdf5.main([str(sources), *store, option]) == 1
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert f"did you mean {near}" in said.replace("'interbotix", "interbotix")
+
+
 def test_export_takes_what_is_scored_and_goes_on(
     tmp_path: Path, sources: Path, types: Typestore, capsys: pytest.CaptureFixture[str]
 ) -> None:

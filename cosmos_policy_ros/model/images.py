@@ -87,7 +87,7 @@ def centre_crop(image: Picture) -> Picture:
     size = image.shape[0]
     window = math.floor(size * math.sqrt(CROP_AREA))
     start = round((size - window) / 2)
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0)
+    pixels = torch.tensor(image).permute(2, 0, 1).unsqueeze(0)
     enlarged = enlarge(pixels, start, start, window).squeeze(0).permute(1, 2, 0)
     return np.ascontiguousarray(enlarged.numpy())
 

@@ -263,7 +263,7 @@ class CosmosPolicy:
     def _encode(self, prompt: str, pictures: dict[str, Picture], observation: Observation) -> Scene:
         self._read(prompt)  # an unknown prompt is told before the work begins
         known = 1 + len(self.checkpoint.layout.state)
-        clean = encode_known(self.checkpoint, pictures, known, self._device)
+        clean = encode_known(self.checkpoint, [pictures], known, self._device)
         inject_proprio(self.checkpoint, clean, observation)
         return Scene(prompt, pictures, clean)
 

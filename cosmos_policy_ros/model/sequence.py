@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,7 +93,7 @@ def image_sequence(layout: Layout, pictures: Mapping[str, Picture], frames: int)
 
 def encode_known(
     checkpoint: Checkpoint,
-    pictures: Mapping[str, Picture],
+    pictures: Sequence[Mapping[str, Picture]],
     frames: int,
     device: torch.device | str,
 ) -> Tensor:
@@ -102,15 +102,22 @@ def encode_known(
     The sequence begins with frames that are always black: the tokenizer keeps what it makes of
     them, and only the pictures behind them are encoded.
 
+    Args:
+        checkpoint: has the tokenizer.
+        pictures: of B sequences, for :func:`image_sequence`.
+        frames: how many.
+        device: where the tokenizer is.
+
     Returns:
-        (1, 16, T, H, W) float32.
+        (B, 16, T, H, W) float32.
     """
-    sequence = image_sequence(checkpoint.layout, pictures, frames)
     black = images_of(checkpoint.layout.index(checkpoint.layout.cameras[0]))
-    video = images.to_model(sequence[black:], checkpoint.tokenizer.dtype).to(device)
-    channels, height, width = checkpoint.config.frame_shape
-    clean = torch.zeros((1, channels, checkpoint.layout.count, height, width), device=device)
-    clean[:, :, :frames] = checkpoint.tokenizer.encode_after_black(video, black)
+    sequences = [image_sequence(checkpoint.layout, each, frames)[black:] for each in pictures]
+    videos = [images.to_model(each, checkpoint.tokenizer.dtype) for each in sequences]
+    shape = checkpoint.config.frame_shape
+    clean = torch.zeros((len(videos), shape[0], checkpoint.layout.count, *shape[1:]), device=device)
+    encoded = checkpoint.tokenizer.encode_after_black(torch.cat(videos).to(device), black)
+    clean[:, :, :frames] = encoded
     return clean
 
 
@@ -147,7 +154,7 @@ def restore_placeholders(checkpoint: Checkpoint, scene: Scene, latents: Tensor) 
     """
     layout = checkpoint.layout
     vectors = [layout.index(name) for name in ("blank", "proprio", "action", "future_proprio")]
-    black = encode_known(checkpoint, scene.pictures, max(vectors) + 1, latents.device)
+    black = encode_known(checkpoint, [scene.pictures], max(vectors) + 1, latents.device)
     restored = latents.clone()
     restored[:, :, vectors] = black[:, :, vectors]
     return restored

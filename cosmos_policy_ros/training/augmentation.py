@@ -69,7 +69,7 @@ def apply(augmentation: Augmentation, pictures: Picture) -> Picture:
     a, size = augmentation, pictures.shape[1]
     window = round(size * math.sqrt(CROP_AREA))
     room = size - window + 1
-    pixels = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)
+    pixels = torch.tensor(pictures).permute(0, 3, 1, 2)
     pixels = enlarge(pixels, int(a.top * room), int(a.left * room), window)
     if a.angle:
         pixels = _turn(pixels, a.angle)

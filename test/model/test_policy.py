@@ -133,8 +133,8 @@ def test_known_latents_equal_those_of_the_whole_sequence(
 ) -> None:
     checkpoint = tiny.checkpoint
     pictures = prepare_pictures(observation, checkpoint)
-    known = encode_known(checkpoint, pictures, 5, "cpu")
-    whole = encode_known(checkpoint, pictures, 11, "cpu")
+    known = encode_known(checkpoint, [pictures], 5, "cpu")
+    whole = encode_known(checkpoint, [pictures], 11, "cpu")
     assert torch.equal(known[:, :, :5], whole[:, :, :5])
     assert not known[:, :, 5:].any()
 

@@ -1,0 +1,125 @@
+"""Bags to learn from, a configuration for a network of a minute, and a start that has weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.episodes import MS, START_NS, Writing
+from rosbags.typesys.store import Typestore
+from safetensors.torch import save_file
+
+from cosmos_policy_ros.model import files
+from cosmos_policy_ros.model.checkpoint import load_checkpoint
+from cosmos_policy_ros.rig.chunk import TimedChunk
+from cosmos_policy_ros.rig.config import from_mapping
+from cosmos_policy_ros.rig.share import config_folder, share_folder
+from cosmos_policy_ros.rollouts.rubric import Judgement
+from cosmos_policy_ros.rollouts.store import EpisodeStore
+from cosmos_policy_ros.rollouts.types import load_types
+from cosmos_policy_ros.training.config import TrainingConfig
+
+TINY = config_folder("models") / "tiny_random"
+
+
+@pytest.fixture(scope="session")
+def types() -> Typestore:
+    return load_types(share_folder() / "msg")
+
+
+def wave(rows: int, phase: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return (rows, 14) actions that never rest."""
+    at = np.arange(rows)[:, None] / 25 + np.arange(14) / 5 + phase
+    return np.sin(at) / 4 + 0.5
+
+
+def record_wave(
+    store: EpisodeStore,
+    types: Typestore,
+    phase: float,
+    score: float | None = None,
+    rows: int = 60,
+    positions: np.ndarray[Any, np.dtype[np.float64]] | None = None,
+    **of_facts: Any,
+) -> Path:
+    """Record 2.8 s in which the arms are told ``rows`` rows of a wave."""
+    writing = Writing(store, types, **of_facts)
+    actions = wave(rows, phase) if positions is None else positions
+    chunk = TimedChunk("run/0", START_NS + 200 * MS, 0.04, actions[0], actions, np.full(14, 9.0))
+    writing.trajectory(chunk)
+    writing.seconds(2.8)
+    path = writing.recording.finish("stopped")
+    if score is not None:
+        judgement = Judgement(score, success=score == 100)
+        store.score(judgement, episode=path.name)
+    return path
+
+
+@pytest.fixture(scope="session")
+def episodes(tmp_path_factory: pytest.TempPathFactory, types: Typestore) -> Path:
+    """A folder with demonstrations and one with rollouts, three of each."""
+    root = tmp_path_factory.mktemp("episodes")
+    demonstrations = EpisodeStore(root / "demonstrations", types)
+    for phase in range(3):
+        record_wave(demonstrations, types, phase)
+    rollouts = EpisodeStore(root / "rollouts", types)
+    for phase, score in ((3, 100.0), (4, 0.0), (5, 40.0)):
+        record_wave(rollouts, types, phase, score)
+    return root
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint that has weights, of a network better than random: it says zero."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "trained"
+    folder.mkdir()
+    for name in files.REQUIRED:
+        (folder / name).write_bytes((TINY / name).read_bytes())
+    checkpoint = load_checkpoint(TINY)
+    with torch.no_grad():
+        checkpoint.transformer.final_layer.linear.weight.mul_(0.01)
+    save_file(checkpoint.transformer.state_dict(), folder / files.TRANSFORMER)
+    save_file(checkpoint.tokenizer.vae.state_dict(), folder / files.VAE)
+    return folder
+
+
+@pytest.fixture
+def config(episodes: Path) -> Callable[..., TrainingConfig]:
+    """Return a configuration; keyword arguments replace keys of its sections."""
+
+    def make(**sections: dict[str, Any] | None) -> TrainingConfig:
+        return from_mapping(TrainingConfig, settings(episodes, **sections), "test")
+
+    return make
+
+
+def settings(episodes: Path, **sections: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the content of a configuration file."""
+    content: dict[str, Any] = {
+        "start": {"checkpoint": str(TINY), "scratch": True, "statistics": "demonstrations"},
+        "data": {
+            "demonstrations": [str(episodes / "demonstrations")],
+            "rollouts": [str(episodes / "rollouts")],
+            "held_out": 0.3,
+            "augmentation": "none",
+            "workers": 0,
+        },
+        "run": {
+            "steps": 4,
+            "batch": 4,
+            "micro_batch": 2,
+            "precision": "float32",
+            "activation_checkpointing": False,
+            "device": "cpu",
+            "save_every": 2,
+            "judged_windows": 1,
+        },
+        "optimiser": {"learning_rate": 1e-3, "warmup_steps": 0, "decay_steps": 10},
+    }
+    for name, changes in sections.items():
+        content[name] = {**content.get(name, {}), **changes} if changes is not None else None
+    return content

@@ -46,8 +46,13 @@ setup(
         "pyyaml>=6",
         "rosbags>=0.11",
         "mcap>=1.6",
+        "h5py>=3.8",
         "tensorboard>=2.15",
         "tqdm>=4.65",
     ],
-    extras_require={"sim": ["mujoco>=3.3.7,<3.8", "gym-aloha==0.1.5"]},
+    extras_require={
+        "sim": ["mujoco>=3.3.7,<3.8", "gym-aloha==0.1.5"],
+        # From 0.4 on it writes v3 data sets; from 0.5 on it needs Python 3.12.
+        "lerobot": ["lerobot[dataset]>=0.4,<0.7"],
+    },
 )

@@ -1,1 +1,1 @@
-"""What operators type: scripts/episodes, scripts/score and scripts/recover."""
+"""What operators type: scripts/episodes, score, recover, import_hdf5 and the exports."""

@@ -1,0 +1,116 @@
+"""A rig's messages made from a file's numbers and pictures, serialised, without ROS."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rosbags.typesys.store import Typestore
+
+from cosmos_policy_ros.rig.spec import ARM_JOINTS, Arm
+from cosmos_policy_ros.rollouts.exchange.frames import Picture
+from cosmos_policy_ros.rollouts.pictures import COMPRESSED, FORMAT, IMAGE
+
+JOINT_STATE = "sensor_msgs/msg/JointState"
+TRAJECTORY = "trajectory_msgs/msg/JointTrajectory"
+_POINT, _HEADER = "trajectory_msgs/msg/JointTrajectoryPoint", "std_msgs/msg/Header"
+_TIME, _DURATION = "builtin_interfaces/msg/Time", "builtin_interfaces/msg/Duration"
+
+Array = NDArray[np.float64]
+_SECOND = 1_000_000_000  # ns
+_NONE = np.zeros(0)
+
+
+class RigMessages:
+    """Makes CDR bytes of what a rig's drivers, and whoever drives it, would have published."""
+
+    def __init__(self, types: Typestore) -> None:
+        """Make messages of the types in ``types``."""
+        self._types = types
+
+    def picture(self, picture: Picture, stamp_ns: int) -> bytes:
+        """Return a CompressedImage with the very bytes of a JPEG, or an Image of RGB pixels."""
+        header = self._header(stamp_ns)
+        if isinstance(picture, bytes):
+            data = np.frombuffer(picture, np.uint8)
+            return self._serialise(COMPRESSED, header=header, format=FORMAT, data=data)
+        height, width, channels = picture.shape
+        return self._serialise(
+            IMAGE,
+            header=header,
+            height=height,
+            width=width,
+            encoding="rgb8",
+            is_bigendian=0,
+            step=width * channels,
+            data=np.ascontiguousarray(picture).ravel(),
+        )
+
+    def joint_state(
+        self, arm: Arm, stamp_ns: int, position: Array, velocity: Array | None, effort: Array | None
+    ) -> bytes:
+        """Return a JointState that ``rig.sources.read_arm`` reads as ``position``.
+
+        Args:
+            arm: whose gripper is read from a finger or a motor angle, not through a crank.
+            stamp_ns: of the header.
+            position: (7,) policy units.
+            velocity: (7,) policy units per second, or None where nothing measured it.
+            effort: (7,) as the source has it, or None.
+        """
+        gripper = arm.gripper
+        assert gripper.state_source != "crank", "see rig_as_imported"
+        joint = gripper.finger_joint if gripper.state_source == "finger" else gripper.joint
+        stroke = gripper.state_open - gripper.state_closed
+        position = position.copy()
+        position[ARM_JOINTS] = gripper.state_closed + position[ARM_JOINTS] * stroke
+        if velocity is not None:
+            velocity = velocity.copy()
+            velocity[ARM_JOINTS] *= stroke
+        return self._serialise(
+            JOINT_STATE,
+            header=self._header(stamp_ns),
+            name=[*arm.joints, joint],
+            position=position,
+            velocity=_NONE if velocity is None else velocity,
+            effort=_NONE if effort is None else effort.copy(),
+        )
+
+    def trajectory(
+        self, arm: Arm, chunk_id: str, start_ns: int, step_ns: int, rows: Array
+    ) -> bytes:
+        """Return a JointTrajectory of (K, 7) targets in policy units.
+
+        Row i is due at ``start_ns + (i + 1) * step_ns``. No velocities: the source has none, and a
+        controller then interpolates linearly.
+        """
+        gripper = arm.gripper
+        stroke = gripper.command_open - gripper.command_closed
+        rows = rows.copy()
+        rows[:, ARM_JOINTS] = gripper.command_closed + rows[:, ARM_JOINTS] * stroke
+        return self._serialise(
+            TRAJECTORY,
+            header=self._header(start_ns, chunk_id),
+            joint_names=list(arm.names),
+            points=[self._point(row, (i + 1) * step_ns) for i, row in enumerate(rows)],
+        )
+
+    def _point(self, row: Array, offset_ns: int) -> Any:
+        sec, nanosec = divmod(offset_ns, _SECOND)
+        make = self._types.types
+        return make[_POINT](
+            positions=row,
+            velocities=_NONE,
+            accelerations=_NONE,
+            effort=_NONE,
+            time_from_start=make[_DURATION](sec=sec, nanosec=nanosec),
+        )
+
+    def _header(self, stamp_ns: int, frame_id: str = "") -> Any:
+        sec, nanosec = divmod(stamp_ns, _SECOND)
+        make = self._types.types
+        return make[_HEADER](stamp=make[_TIME](sec=sec, nanosec=nanosec), frame_id=frame_id)
+
+    def _serialise(self, msgtype: str, **fields: Any) -> bytes:
+        return bytes(self._types.serialize_cdr(self._types.types[msgtype](**fields), msgtype))

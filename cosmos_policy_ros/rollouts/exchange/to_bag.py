@@ -1,0 +1,307 @@
+"""An episode of an HDF5 file becomes a bag like any other.
+
+Row t is seen at ``start + t * dt`` and its action is due one dt later, as on a rig that answers at
+once. Receive stamps are the header stamps: nothing was on its way anywhere.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from rosbags.typesys.store import Typestore
+
+from cosmos_policy_ros import __version__
+from cosmos_policy_ros.errors import RolloutError
+from cosmos_policy_ros.rig.chunk import NS
+from cosmos_policy_ros.rig.config import named_file
+from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.spec import ARM_DIM, RigSpec, load_rig
+from cosmos_policy_ros.rollouts import journal
+from cosmos_policy_ros.rollouts.bag_metadata import read_metadata
+from cosmos_policy_ros.rollouts.bag_writer import LABEL_TOPIC, RECORDING, BagWriter
+from cosmos_policy_ros.rollouts.durable import Hold
+from cosmos_policy_ros.rollouts.episode import INTEGRITY, OUTCOME, bare_id, episode_id
+from cosmos_policy_ros.rollouts.exchange.frames import Picture, to_jpeg
+from cosmos_policy_ros.rollouts.exchange.hdf5_layout import SIM, SourceEpisode, open_hdf5
+from cosmos_policy_ros.rollouts.exchange.imported_rig import rig_as_imported, rig_text
+from cosmos_policy_ros.rollouts.exchange.rig_messages import RigMessages
+from cosmos_policy_ros.rollouts.exchange.source_facts import SourceFacts, facts_of
+from cosmos_policy_ros.rollouts.integrity import Integrity, Verdict, load_limits, sensors_of
+from cosmos_policy_ros.rollouts.labelling import encode, labels_of, number
+from cosmos_policy_ros.rollouts.mcap_file import Topic
+from cosmos_policy_ros.rollouts.messages import EpisodeFacts
+from cosmos_policy_ros.rollouts.store import EpisodeStore
+from cosmos_policy_ros.rollouts.task import Task, load_task
+from cosmos_policy_ros.rollouts.topics import episode_topics
+
+SOURCE, SOURCE_DIGEST = "source", "source_sha256"
+"""Entries of ``custom_data``: the file's name, and the sha256 over it and its videos."""
+IMPORTED = "imported"
+"""The outcome of every imported episode."""
+
+DEFAULT_RIG, DEFAULT_SIM_RIG = "interbotix_1", "sim"
+
+
+class KnownSourceError(RolloutError):
+    """The store has an episode made of this very file."""
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What the files do not say, or say wrongly.
+
+    Attributes:
+        rig: name or path of a rig file; "" for the stock ALOHA's, or the simulated one's where the
+            file says that it was simulated.
+        task: name or path of a task file; "" for the one that has the episode's prompt.
+        prompt: in place of the files' own; "" for those.
+        rate: of the source [Hz]; 0 for what the file tells.
+        videos_as: what the frames of a video become.
+        again: take a file that the store has.
+    """
+
+    rig: str = ""
+    task: str = ""
+    prompt: str = ""
+    rate: float = 0.0
+    videos_as: Literal["jpeg", "raw"] = "jpeg"
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What became of a file: the bag's folder, its steps, seconds, verdict and score."""
+
+    path: Path
+    steps: int
+    seconds: float
+    verdict: Verdict
+    score: float | None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All that is decided before the first byte is written."""
+
+    source: SourceEpisode
+    rig: RigSpec
+    said: SourceFacts
+    facts: EpisodeFacts
+    stride: int
+    digest: str
+
+
+@dataclass
+class Importer:
+    """Puts episodes of HDF5 files into a store.
+
+    Attributes:
+        store: where they go.
+        types: knows ROS's and this package's messages.
+        options: the same for every file.
+
+    Raises:
+        ConfigError: no such rig or task.
+    """
+
+    store: EpisodeStore
+    types: Typestore
+    options: ImportOptions = field(default_factory=ImportOptions)
+
+    def __post_init__(self) -> None:
+        self._messages = RigMessages(self.types)
+        self._limits = load_limits(config_folder("rigs").parent)
+        self._known = _known_sources(self.store)
+        self._tasks = _tasks()
+        if self.options.rig:
+            load_rig(self.options.rig, config_folder("rigs"))
+        if self.options.task:
+            load_task(self.options.task, config_folder("tasks"))
+
+    def take(self, path: Path) -> Imported:
+        """Import one file; nothing stays of an import that failed.
+
+        Raises:
+            KnownSourceError: the store has it.
+            RolloutError: something is wrong with the file, see :func:`open_hdf5`, or the disk
+                refused.
+        """
+        with open_hdf5(path) as source:
+            plan = self._plan(source)
+            begun = datetime.fromtimestamp(plan.said.start_ns / NS)
+            name = episode_id(plan.facts.task, begun, self.store.episodes())
+            folder = self.store.root / (name + RECORDING)
+            new = not folder.exists()
+            try:
+                imported = self._write(plan, name)
+            except BaseException:
+                if new:
+                    _remove(folder)
+                raise
+        self._known[plan.digest] = name
+        return imported
+
+    def _plan(self, source: SourceEpisode) -> _Plan:
+        digest = source.digest()
+        if digest in self._known and not self.options.again:
+            raise KnownSourceError(
+                f"{source.path}: is in {self.store.root} as {self._known[digest]}; --again imports "
+                f"it once more"
+            )
+        simulated = bool(source.attributes.get(SIM, False))
+        name = self.options.rig or (DEFAULT_SIM_RIG if simulated else DEFAULT_RIG)
+        rig = load_rig(name, config_folder("rigs"))
+        kinds = {frames.kind for frames in source.frames.values()}
+        jpeg = kinds == {"jpeg"} or (kinds == {"video"} and self.options.videos_as == "jpeg")
+        rig = rig_as_imported(rig, jpeg=jpeg)
+        prompts = [prompt for task in self._tasks for prompt in task.prompts]
+        said = facts_of(source, prompts, self.options.prompt)
+        facts = self._facts(rig, said)
+        stride = source.stride(self.options.rate, rig.rates.control)
+        return _Plan(source, rig, said, facts, stride, digest)
+
+    def _facts(self, rig: RigSpec, said: SourceFacts) -> EpisodeFacts:
+        task, text = said.prompt.lower().replace(" ", "_"), ""
+        fitting = [task.name for task in self._tasks if said.prompt in task.prompts]
+        if wanted := self.options.task or next(iter(fitting), ""):
+            folder = config_folder("tasks")
+            task = load_task(wanted, folder).name
+            text = named_file(wanted, folder).read_text(encoding="utf-8")
+        return EpisodeFacts(
+            task=task,
+            prompt=said.prompt,
+            rig=rig.name,
+            engine=said.policy,
+            operator_name=said.operator_name,
+            package_version=__version__,
+            rig_yaml=rig_text(rig),
+            task_yaml=text,
+        )
+
+    def _write(self, plan: _Plan, name: str) -> Imported:
+        rig, start_ns = plan.rig, plan.said.start_ns
+        facts = replace(plan.facts, episode_id=name)
+        integrity = Integrity(sensors_of(rig, _absolute), rig.observation.camera_skew, self._limits)
+        folder, topics = self.store.root / name, _topics(rig)
+        newest_ns, steps = 0, len(plan.source.action[:: plan.stride])
+        with BagWriter(folder, topics, facts, types=self.types, start_ns=start_ns) as writer:
+            for topic, stamp_ns, cdr in self._episode(plan):
+                writer.write(topic, stamp_ns, cdr)
+                integrity.add(topic, stamp_ns, cdr)
+                newest_ns = stamp_ns
+            score = self._label(plan, facts, writer, newest_ns)
+            verdict = integrity.verdict(newest_ns, shutil.disk_usage(self.store.root).free)
+            notes = {
+                OUTCOME: IMPORTED,
+                INTEGRITY: verdict.to_json(),
+                SOURCE: plan.source.path.name,
+                SOURCE_DIGEST: plan.digest,
+            }
+            path = writer.close(notes)
+        return Imported(path, steps, steps * rig.rates.dt, verdict, score)
+
+    def _label(
+        self, plan: _Plan, facts: EpisodeFacts, writer: BagWriter, stamp_ns: int
+    ) -> float | None:
+        if plan.said.judgement is None:
+            return None
+        labels = number(labels_of(facts, plan.said.judgement, stamp_ns), ())
+        try:
+            journal.append(writer.path, labels)
+        except OSError as error:
+            raise RolloutError(f"{writer.path}: cannot be labelled: {error}") from error
+        for label, cdr in zip(labels, encode(labels, self.types), strict=True):
+            writer.write(LABEL_TOPIC.name, label.stamp_ns, cdr)
+        return labels[-1].points
+
+    def _episode(self, plan: _Plan) -> Iterator[tuple[str, int, bytes]]:
+        """Yield (topic, stamp in ns, message) of a whole episode in order of time."""
+        rig, source, stride = plan.rig, plan.source, plan.stride
+        step_ns, start_ns = round(rig.rates.dt * NS), plan.said.start_ns
+        pictures = {role: frames.every(stride) for role, frames in source.frames.items()}
+        per_chunk = rig.rates.chunk_steps
+        actions = source.action[::stride]
+        for step in range(len(actions)):
+            now_ns = start_ns + step * step_ns
+            if step % per_chunk == 0:
+                rows = actions[step : step + per_chunk]
+                for index, arm in enumerate(rig.arms.values()):
+                    chunk_id = f"import/{step // per_chunk}"
+                    part = rows[:, _of_arm(index)]
+                    cdr = self._messages.trajectory(arm, chunk_id, now_ns, step_ns, part)
+                    yield _absolute(arm.trajectory), now_ns, cdr
+            yield from self._states(plan, step * stride, now_ns)
+            for camera in rig.cameras:
+                picture = _as_wanted(next(pictures[camera.role]), camera.transport)
+                yield _absolute(camera.topic), now_ns, self._messages.picture(picture, now_ns)
+        for rest in pictures.values():
+            next(rest, None)  # a video tells only at its end whether it held what it promised
+
+    def _states(self, plan: _Plan, row: int, now_ns: int) -> Iterator[tuple[str, int, bytes]]:
+        source = plan.source
+        for index, arm in enumerate(plan.rig.arms.values()):
+            part = _of_arm(index)
+            velocity = None if source.qvel is None else source.qvel[row, part]
+            effort = None if source.effort is None else source.effort[row, part]
+            cdr = self._messages.joint_state(arm, now_ns, source.qpos[row, part], velocity, effort)
+            yield _absolute(arm.joint_states), now_ns, cdr
+
+
+def _remove(folder: Path) -> None:
+    """Delete what an import that failed has written a moment ago, unless somebody else has it."""
+    with suppress(OSError):
+        hold = Hold(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        hold.release()
+
+
+def _known_sources(store: EpisodeStore) -> dict[str, str]:
+    """Return the ids of the store's imported episodes by their sources' digests."""
+    known = {}
+    for folder in store.episodes().values():
+        if folder.name.endswith(RECORDING):
+            continue
+        try:
+            notes: Mapping[str, str] = read_metadata(folder).get("custom_data") or {}
+        except RolloutError:
+            continue  # whatever it is, it is no import that was finished
+        if SOURCE_DIGEST in notes:
+            known[notes[SOURCE_DIGEST]] = bare_id(folder.name)
+    return known
+
+
+def _tasks() -> tuple[Task, ...]:
+    folder = config_folder("tasks")
+    return tuple(load_task(path.stem, folder) for path in sorted(folder.glob("*.yaml")))
+
+
+def _topics(rig: RigSpec) -> list[Topic]:
+    """Return the topics of the rig that a file has something for."""
+    names = {camera.topic for camera in rig.cameras}
+    for arm in rig.arms.values():
+        names |= {arm.joint_states, arm.trajectory}
+    return [
+        replace(topic, name=_absolute(topic.name))
+        for topic in episode_topics(rig)
+        if topic.name in names
+    ]
+
+
+def _absolute(topic: str) -> str:
+    return topic if topic.startswith("/") else f"/{topic}"
+
+
+def _of_arm(index: int) -> slice:
+    return slice(index * ARM_DIM, (index + 1) * ARM_DIM)
+
+
+def _as_wanted(picture: Picture, transport: str) -> Picture:
+    if transport == "raw" or isinstance(picture, bytes):
+        return picture
+    return to_jpeg(picture)

@@ -32,12 +32,15 @@ class World:
         rank: this process's number, from 0.
         size: how many there are.
         device: this process's own.
-        savers: the same processes, talking on the side: a checkpoint is written while they train.
+        talkers: the same processes, exchanging words instead of numbers.
+        savers: the same processes, writing a resume point while they train. A group of its own:
+            two threads that took turns in one would wait for each other for ever.
     """
 
     rank: int
     size: int
     device: torch.device
+    talkers: Any
     savers: Any
 
     @property
@@ -58,7 +61,7 @@ class World:
                 box = [make()]
             except CosmosPolicyError as error:
                 box = [error]
-        dist.broadcast_object_list(box, group=self.savers)
+        dist.broadcast_object_list(box, group=self.talkers)
         if isinstance(box[0], CosmosPolicyError):
             raise box[0]
         result: T = box[0]
@@ -66,7 +69,7 @@ class World:
 
     def wait(self) -> None:
         """Wait for all processes."""
-        dist.barrier(self.savers)
+        dist.barrier(self.talkers)
 
 
 @contextmanager
@@ -84,8 +87,8 @@ def joined(device_name: str) -> Iterator[World]:
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
     try:
-        savers = dist.new_group(backend="gloo")
-        yield World(dist.get_rank(), dist.get_world_size(), device, savers)
+        talkers, savers = dist.new_group(backend="gloo"), dist.new_group(backend="gloo")
+        yield World(dist.get_rank(), dist.get_world_size(), device, talkers, savers)
     finally:
         dist.destroy_process_group()
 

@@ -314,7 +314,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_advice(tmp_path: Path, conf
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(tmp_path: Path, config: Config) -> None:
-    world = World(0, 3, torch.device("cpu"), None)
+    world = World(0, 3, torch.device("cpu"), None, None)
     with pytest.raises(TrainingError, match="4 samples cannot be shared by 3 processes"):
         Trainer(config(), tmp_path, world)
 

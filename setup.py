@@ -45,6 +45,7 @@ setup(
         "pillow>=10",
         "pyyaml>=6",
         "rosbags>=0.11",
+        "ruamel.yaml.clib>=0.2.8",
         "mcap>=1.6",
         "h5py>=3.8",
         "tensorboard>=2.15",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,8 @@ from cosmos_policy_ros.training.samples import Batch
 # Of a random network's loss on the same samples. NVIDIA's base starts at a fifth of it, its policy
 # on new data lower still; a network that is hardly better than random has not got its weights.
 MOST_OF_RANDOM = 0.8
+# Of every low-rank modulation, and of the network.
+LAST_LAYERS = re.compile(r"adaln_modulation[a-z_]*\.2$|final_layer\.linear$")
 RANDOM_SEED = 1  # not the one that folders without weights are filled from
 
 
@@ -37,7 +39,7 @@ def start_folder(start: StartConfig) -> Path:
     return path if path.exists() or not shipped.is_dir() else shipped
 
 
-def load_start(start: StartConfig, device: torch.device) -> Checkpoint:
+def load_start(start: StartConfig, device: torch.device, seed: int) -> Checkpoint:
     """Load the checkpoint that a training begins with; its transformer is float32.
 
     Raises:
@@ -52,9 +54,27 @@ def load_start(start: StartConfig, device: torch.device) -> Checkpoint:
             f"checkpoint that has some, or say start.scratch: true if that is what you want"
         )
     checkpoint.transformer.float().requires_grad_(True).train()
-    if start.scratch and not checkpoint.random_weights:
-        checkpoint = replace(checkpoint, transformer=_random(checkpoint, device))
+    if start.scratch:
+        initialise(checkpoint.transformer, seed)
     return checkpoint
+
+
+def initialise(network: Transformer, seed: int) -> None:
+    """Fill a network with what a training from scratch begins with.
+
+    As Cosmos-Predict2 does: normal numbers that keep their size from layer to layer, and every
+    modulation zero, so that each block begins as if it were not there. The last layer is zero too:
+    the first answer is an empty one.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, layer in network.named_modules():
+            if isinstance(layer, torch.nn.Linear):
+                std = layer.in_features**-0.5
+                weight = torch.zeros(layer.weight.shape)  # on the CPU: the same on every device
+                if not LAST_LAYERS.search(name):
+                    torch.nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std)
+                layer.weight.data.copy_(weight)
 
 
 def census_for(data: DataConfig, model: CheckpointConfig, text: TextTable) -> Census:

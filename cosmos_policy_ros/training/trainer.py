@@ -68,7 +68,7 @@ class Trainer:
         check_sharing(config.run, world.size)
         self.config, self.output, self.world = config, output, world
         torch.set_num_threads(config.run.threads)
-        checkpoint = load_start(config.start, world.device)
+        checkpoint = load_start(config.start, world.device, config.run.seed)
         self.census = world.told_by_first(
             lambda: census_for(config.data, checkpoint.config, checkpoint.text)
         )

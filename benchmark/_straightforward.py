@@ -48,6 +48,11 @@ class Straightforward:
         layout = checkpoint.layout
         self._known = torch.tensor([name in ("blank", *layout.state) for name in layout.frames])
 
+    @property
+    def network(self) -> Oracle:
+        """The transformer, called like ours."""
+        return self._network
+
     def preprocess(self, query: Query) -> tuple[dict[str, Picture], Tensor]:
         """Return the pictures and the (1, 512, D) prompt embedding."""
         text = self._checkpoint.text.embedding(query.prompt).unsqueeze(0)

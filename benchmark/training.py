@@ -220,7 +220,7 @@ def compare_steps(root: Path, laps: int = 3) -> int:
             loss = way()
             torch.autograd.backward(loss)
             seconds[name].append(time.perf_counter() - began)
-            losses[name] = float(loss)
+            losses[name] = float(loss.detach())
             network.zero_grad(set_to_none=True)
             straight.network.core.zero_grad(set_to_none=True)
     difference = abs(losses["ours"] / losses["straightforward"] - 1)

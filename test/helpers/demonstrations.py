@@ -27,6 +27,7 @@ def demonstrate(
     renderer: Renderer,
     seed: int,
     *,
+    place: int | None = None,
     chunks: int = 4,
     pause: float = 0.0,
     jitter: float = 1.0,
@@ -39,14 +40,15 @@ def demonstrate(
         store: takes it.
         types: the store's.
         renderer: of the task's scene; small pictures are drawn in milliseconds.
-        seed: of the object's place and of the demonstrator's variation.
+        seed: of the demonstrator's variation and, unless ``place`` is given, the object's place.
+        place: seed of the object's place.
         chunks: queries, 2 s each.
         pause: s that the arms hold before each chunk, as under a policy that thinks.
         jitter: of the demonstrator; above 3 or so it fails.
         jpeg: record the pictures as JPEG.
         scored: give it the score that the simulator's judge found.
     """
-    rig = SimRig(TASK, seed, start_ns=START_NS)
+    rig = SimRig(TASK, seed if place is None else place, start_ns=START_NS)
     writing = Writing(store, types, jpeg=jpeg, engine="demonstrator")
     _write(writing, rig, renderer, pictures=True)
     policy, commanded = Demonstrator(jitter=jitter), state(rig)

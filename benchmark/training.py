@@ -198,14 +198,14 @@ def compare_steps(root: Path, laps: int = 3) -> int:
         with torch.no_grad():
             clean = straight.encode(pictures)
             clean[:, :, vectors] = injected[:, :, vectors]
-        sigma, noise = lesson._draw(batch, tuple(clean.shape[1:]))
+        sigma, noise = lesson.draw(batch, tuple(clean.shape[1:]))
         known = torch.tensor([layout.mask("policy")])
         errors = frame_errors(
             straight.network,
             "rectified_flow",
             clean,
             known,
-            lesson._read(batch),
+            lesson.read(batch),
             sigma,
             noise,
         )

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from cosmos_policy_ros.errors import RolloutError, TrainingError
 from cosmos_policy_ros.rollouts.bag_metadata import METADATA
@@ -102,7 +103,6 @@ def take_census(
     chunk_steps: int,
     dt: float,
     check_prompt: Callable[[str], str],
-    progress: Callable[[str], None] = lambda _: None,
 ) -> Census:
     """Look at every episode.
 
@@ -111,7 +111,6 @@ def take_census(
         chunk_steps: K.
         dt: seconds per step.
         check_prompt: returns what speaks against a prompt, "" for nothing.
-        progress: told each folder's name.
 
     Raises:
         TrainingError: a folder is missing, or nothing is left to learn from.
@@ -119,19 +118,15 @@ def take_census(
     sources: list[Source] = []
     left_out: list[tuple[Path, str]] = []
     missing = 0
-    groups: tuple[tuple[bool, Sequence[str]], ...] = (
-        (True, config.demonstrations),
-        (False, config.rollouts),
-    )
-    for demonstrations, folders in groups:
-        for path in _episodes(folders):
-            progress(path.name)
-            try:
-                source, lost = _look(path, demonstrations, config, chunk_steps, dt, check_prompt)
-                sources.append(source)
-                missing += lost
-            except RolloutError as error:
-                left_out.append((path, str(error).removeprefix(f"{path}: ")))
+    every = [(path, True) for path in _episodes(config.demonstrations)]
+    every += [(path, False) for path in _episodes(config.rollouts)]
+    for path, demonstration in tqdm(every, "episodes", unit="", leave=False, disable=None):
+        try:
+            source, lost = _look(path, demonstration, config, chunk_steps, dt, check_prompt)
+            sources.append(source)
+            missing += lost
+        except RolloutError as error:
+            left_out.append((path, str(error).removeprefix(f"{path}: ")))
     if not sources:
         raise TrainingError(_nothing(config, left_out))
     kept, held_out = _hold_out(sources, config.held_out)

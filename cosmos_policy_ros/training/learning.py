@@ -84,13 +84,13 @@ class Lesson:
         clean = self._targets(batch)
         known = torch.tensor([self._known[role] for role in batch.roles], device=self._device)
         counted = torch.tensor([self._counted[role] for role in batch.roles], device=self._device)
-        sigma, noise = self._draw(batch, tuple(clean.shape[1:]))
+        sigma, noise = self.draw(batch, tuple(clean.shape[1:]))
         errors = frame_errors(
             network,
             self._checkpoint.config.preconditioning,
             clean,
             known,
-            self._read(batch),
+            self.read(batch),
             sigma,
             noise,
         )
@@ -98,7 +98,7 @@ class Lesson:
         tally.add(batch.roles, ~known, errors.l1, loss)
         return loss
 
-    def _draw(self, batch: Batch, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    def draw(self, batch: Batch, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Draw each sample's noise level and noise from its own seed, whoever it is beside."""
         objective, frames = self._objective, shape[1]
         sigmas, noises = [], []
@@ -108,6 +108,7 @@ class Lesson:
             noises.append(torch.randn(shape, generator=source))
         return torch.cat(sigmas).to(self._device), torch.stack(noises).to(self._device)
 
-    def _read(self, batch: Batch) -> Tensor:
+    def read(self, batch: Batch) -> Tensor:
+        """Return each sample's prompt embedding (B, L, D)."""
         text = self._checkpoint.text
         return torch.stack([text.embedding(prompt) for prompt in batch.prompts]).to(self._device)

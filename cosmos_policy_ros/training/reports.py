@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,10 @@ class Reports:
         self._drop_redone(first_step)
         self._lines = (folder / STEPS).open("a", encoding="utf-8")
         self._board = SummaryWriter(folder / "tensorboard", purge_step=first_step)
-        self._bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True)
+        seconds = 0.1 if sys.stderr.isatty() else 60.0  # a log wants no line per step
+        self._bar = tqdm(
+            total=steps, initial=first_step, unit="step", dynamic_ncols=True, mininterval=seconds
+        )
 
     def close(self) -> None:
         """End the bar, flush the files."""

@@ -251,6 +251,5 @@ def load(maker: SampleMaker, share: Share) -> Iterator[Batch]:
         collate_fn=collate,
         # Forking a process that has a GPU, or threads, is asking for a hang.
         multiprocessing_context="spawn" if workers else None,
-        pin_memory=torch.cuda.is_available(),
     )
     return iter(loader)

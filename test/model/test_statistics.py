@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from cosmos_policy_ros.errors import CheckpointError
-from cosmos_policy_ros.model.statistics import KEYS, Range, load_statistics
+from cosmos_policy_ros.model.statistics import (
+    KEYS,
+    Range,
+    constant_dimensions,
+    load_statistics,
+    measure,
+    write_statistics,
+)
 
 
 def content() -> dict[str, Any]:
@@ -75,3 +82,20 @@ def test_not_a_mapping(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(CheckpointError, match=r"dataset_statistics\.json: "):
         load_statistics(path, 2, 2)
+
+
+def test_measured_ranges_are_read_back_and_what_never_moved_is_named(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    actions, proprio = random.normal(size=(50, 14)), random.normal(size=(60, 14))
+    actions[:, 3] = 0.25
+    path = tmp_path / "dataset_statistics.json"
+    write_statistics(path, measure(actions, proprio))
+    statistics = load_statistics(path, 14, 14)
+    np.testing.assert_array_equal(statistics.proprio.high, proprio.max(axis=0))
+    assert constant_dimensions(statistics) == ["actions[3]"]
+    normalised = statistics.actions.normalise(actions)
+    assert not normalised[:, 3].any()
+    assert np.isfinite(normalised).all()
+    content = json.loads(path.read_text())
+    np.testing.assert_allclose(content["actions_median"], np.median(actions, axis=0))
+    np.testing.assert_allclose(content["actions_std"], actions.std(axis=0))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rosbags.rosbag2 import Writer
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.errors import TrainingError
@@ -71,6 +72,17 @@ def test_a_damaged_bag_is_named_and_the_others_are_used(
     ((path, reason),) = found.left_out
     assert path == damaged
     assert "cannot be read" in reason
+
+
+def test_a_foreign_bag_is_named(store: EpisodeStore, types: Typestore) -> None:
+    record_wave(store, types, 0)
+    with Writer(store.root / "foreign", version=8) as writer:
+        connection = writer.add_connection("/chatter", "std_msgs/msg/String", typestore=types)
+        message = types.types["std_msgs/msg/String"](data="hello")
+        writer.write(connection, 1, types.serialize_cdr(message, "std_msgs/msg/String"))
+    ((path, reason),) = census(store.root).left_out
+    assert path.name == "foreign"
+    assert "it is a bag, but no episode" in reason
 
 
 def test_every_other_reason_is_told(store: EpisodeStore, types: Typestore) -> None:

@@ -154,8 +154,13 @@ def test_a_line_per_step_tells_what_happened(plain: Path) -> None:
 # ---------------------------------------------------------------- the same curve, whatever happens
 
 
-def test_two_processes_learn_what_one_learns(plain: Path, tmp_path: Path, episodes: Path) -> None:
-    both = command(tmp_path / "both", episodes, "--processes", "2")
+@pytest.mark.parametrize("shard_size", [8, 1])
+def test_two_processes_learn_what_one_learns(
+    plain: Path, tmp_path: Path, episodes: Path, shard_size: int
+) -> None:
+    """Whether they share one copy of the network or have one each."""
+    run = {"shard_size": shard_size}
+    both = command(tmp_path / "both", episodes, "--processes", "2", run=run)
     same(curve(both), curve(plain), rtol=1e-3)
     one, other = (load_file(path / files.TRANSFORMER) for path in (plain, both))
     for name, tensor in one.items():
@@ -232,7 +237,12 @@ def test_a_start_with_weights_is_compared_with_a_random_network(
     tmp_path: Path, config: Config, trained: Path
 ) -> None:
     start = {"checkpoint": str(trained), "scratch": False, "statistics": "checkpoint"}
-    trainer = train(config(start=start, run={"steps": 1}), tmp_path / "out")
+    planning = {"policy": 0.1, "world_model": 0.45, "value": 0.45}
+    planning |= {"demonstrations_as_rollouts": False}
+    trainer = train(
+        config(start=start, run={"steps": 1}, mixture=planning, objective={"value": "value_s"}),
+        tmp_path / "out",
+    )
     assert trainer.start_loss is not None
     started, random = trainer.start_loss
     assert started < 0.8 * random

@@ -159,8 +159,22 @@ def _random(checkpoint: Checkpoint, device: torch.device) -> Transformer:
 
 
 def copy_fixed_files(checkpoint: Checkpoint, target: Path) -> None:
-    """Copy what the training does not change; the autoencoder only if there is one."""
+    """Copy what the training does not change; the autoencoder only if there is one.
+
+    Raises:
+        TrainingError: the disk refused.
+    """
     for name in (files.CONFIG, files.TEXT, files.VAE):
         source = checkpoint.path / name
         if source.is_file():
-            shutil.copyfile(source, target / name)
+            copy_file(source, target / name)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file whole or not at all. Raises TrainingError when the disk refuses."""
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        shutil.copyfile(source, partial)
+        partial.replace(target)
+    except OSError as error:
+        raise TrainingError(f"{target}: cannot be written: {error}") from error

@@ -5,6 +5,7 @@ Every process does the same with its own share of each batch; the first one also
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 import time
@@ -40,6 +41,7 @@ from cosmos_policy_ros.training.schedule import learning_rate
 from cosmos_policy_ros.training.start import (
     census_for,
     check_start,
+    copy_file,
     copy_fixed_files,
     load_start,
     measure_demonstrations,
@@ -49,6 +51,7 @@ from cosmos_policy_ros.training.targets import TargetMaker
 
 LOG = "training"  # folder of everything that a checkpoint does not consist of
 RESUME = "resume"
+DATA_DIGEST = "data_digest"
 
 
 class Trainer:
@@ -103,13 +106,13 @@ class Trainer:
         file = self.output / files.STATISTICS
 
         def fill() -> None:
-            copy_fixed_files(checkpoint, self.output)
             if file.is_file():
                 return  # of the run that this one goes on with
+            copy_fixed_files(checkpoint, self.output)
             if self.config.start.statistics == "demonstrations":
                 measure_demonstrations(self.census, self.output)
             else:
-                file.write_bytes((checkpoint.path / files.STATISTICS).read_bytes())
+                copy_file(checkpoint.path / files.STATISTICS, file)
 
         self.world.told_by_first(fill)
         config = checkpoint.config
@@ -254,10 +257,19 @@ class Trainer:
             reports.say(f"first loss {started:.3f}; a random network's would be {random:.3f}")
         elif self.first_step:
             reports.say(f"resumed after step {self.first_step}")
+            if self._data_changed():
+                reports.say("the data has changed since: the curve is not what it would have been")
         else:
             reports.say("from scratch: random weights, as start.scratch says")
         if constant := constant_dimensions(self.checkpoint.statistics):
             reports.say(f"never moved in the statistics, always 0: {', '.join(constant)}")
+
+    def _data_changed(self) -> bool:
+        try:
+            told = json.loads((self.output / files.PROVENANCE).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            return False  # killed before the first checkpoint was whole
+        return bool(told.get(DATA_DIGEST) != self.census.digest())
 
     def _summary(self, step: int, judgement: Judgement) -> dict[str, Any]:
         start = self.start_loss
@@ -268,7 +280,7 @@ class Trainer:
             "start_digest": self.checkpoint.digest,
             "start_loss": f"{start[0]:.3f} (random: {start[1]:.3f})" if start else "",
             "digest": files.digest(self.output),
-            "data_digest": self.census.digest(),
+            DATA_DIGEST: self.census.digest(),
             "mixture": {role: round(share, 4) for role, share in self.mixture.shares.items()},
             "numerics": self.config.objective.numerics,
             "value": self.config.objective.value,

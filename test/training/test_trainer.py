@@ -215,6 +215,18 @@ def test_a_run_goes_on_from_its_newest_whole_point(tmp_path: Path, config: Confi
     assert sorted(path.name for path in resume.iterdir()) == ["step_000000003", "step_000000004"]
 
 
+def test_a_run_that_goes_on_with_other_data_says_so(
+    tmp_path: Path, config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    train(config(run={"steps": 1, "judged_windows": 0}), output)
+    train(config(run={"steps": 2, "judged_windows": 0}), output)
+    assert "data has changed" not in capsys.readouterr().out
+    fewer = {"rollouts": []}
+    train(config(run={"steps": 3, "judged_windows": 0}, data=fewer), output)
+    assert "the data has changed since" in capsys.readouterr().out
+
+
 def test_ctrl_c_ends_after_a_whole_step_and_saves_it(tmp_path: Path, episodes: Path) -> None:
     output = tmp_path / "stopped"
     process = subprocess.Popen(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from typing import Any, NamedTuple
 
@@ -15,7 +16,8 @@ from cosmos_policy_ros.planning.worker import Worker
 from cosmos_policy_ros.rig.run import Run
 from cosmos_policy_ros.rig.sources import Sources
 
-TEXT_PERIOD = 0.5  # wall s between state messages that differ only in their text
+TEXT_PERIOD = 0.5  # wall s between state messages that differ only in their text's numbers
+_NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
 class Status(NamedTuple):
@@ -56,7 +58,7 @@ class PolicyReports:
     def report(self, run: Run | None, armed: bool, task: str, last_outcome: str) -> None:
         """Publish how things stand, if that has changed.
 
-        A change of the text alone, which may hold running numbers, is told now and then.
+        A change of nothing but numbers in the text, which may run, is told now and then.
 
         Args:
             run: the one under way.
@@ -67,8 +69,7 @@ class PolicyReports:
         status, now = self._status(run, armed, task, last_outcome), time.monotonic()
         if status == self._last:
             return
-        only_text = self._last is not None and status[:-1] == self._last[:-1]
-        if only_text and now - self._last_at < TEXT_PERIOD:
+        if self._counts_on(status) and now - self._last_at < TEXT_PERIOD:
             return
         self._last, self._last_at = status, now
         fields: dict[str, Any] = status._asdict()
@@ -77,6 +78,12 @@ class PolicyReports:
         state.header.stamp = self._node.get_clock().now().to_msg()
         state.checkpoint, state.checkpoint_digest = self._checkpoint, self._worker.info.digest
         self._states.publish(state)
+
+    def _counts_on(self, status: Status) -> bool:
+        """Return whether nothing has changed since the last report but numbers in its text."""
+        if self._last is None or status[:-1] != self._last[:-1]:
+            return False
+        return _NUMBER.sub("", status.message) == _NUMBER.sub("", self._last.message)
 
     def _status(self, run: Run | None, armed: bool, task: str, last_outcome: str) -> Status:
         if run is not None and self._worker.status == "ready":

@@ -32,7 +32,7 @@ def demonstrations(tmp_path_factory: pytest.TempPathFactory, types: Typestore) -
     with Renderer(TASK, 64, 64) as renderer:
         for seed in range(EPISODES):
             demonstrate(
-                store, types, renderer, seed, place=3, chunks=CHUNKS, jitter=0.3, scored=False
+                store, types, renderer, seed, place=3, chunks=CHUNKS, jitter=0.1, scored=False
             )
     return root
 

@@ -89,6 +89,8 @@ class Demo:
         """Place the objects, record a run, score it by the rig's judge."""
         client, name = self._client, self._task.name
         self._phases.clear()
+        # As an operator would who moves the arms by hand: what they were last told is stale then.
+        _accepted(client.arm(False))
         _accepted(client.reset_rig(name, seed))
         _accepted(client.arm())
         started = _accepted(client.start_episode(task=name, seed=seed, operator_name="demo"))

@@ -1,0 +1,25 @@
+"""The README's command, as it is typed, in small."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from cosmos_policy_ros.rollouts.episode import read_episode
+
+
+def test_one_episode_after_the_other(tmp_path: Path) -> None:
+    """The second one began where the first one's arms had been, and its chunks were refused."""
+    command = [sys.executable, "-m", "cosmos_policy_ros.nodes.demo", "--root", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--episodes", "2", "--chunks", "1"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.stdout.count("chunks      1 executed, 0 refused") == 2
+    bags = [path for path in sorted(tmp_path.iterdir()) if (path / "metadata.yaml").is_file()]
+    episodes = [read_episode(bag) for bag in bags]
+    assert [episode.outcome for episode in episodes] == ["chunk_limit"] * 2
+    assert [episode.facts.seed for episode in episodes] == [0, 1]
+    assert all(episode.score is not None for episode in episodes)
+    assert all((bag / "contact_sheet.png").is_file() for bag in bags)

@@ -117,7 +117,7 @@ def card(
         "",
         "| | |",
         "|---|---|",
-        *(f"| {name.replace('_', ' ')} | {value} |" for name, value in facts.items()),
+        *(f"| {name.replace('_', ' ')} | {_cell(value)} |" for name, value in facts.items()),
         "",
         "## Data",
         "",
@@ -139,6 +139,12 @@ def card(
         cells = [f"{errors[f]:.4f}" if f in errors else "" for f in _frames(l1)]
         lines.append(f"| {role} | " + " | ".join(cells) + " |")
     return lines
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_cell(each)}" for name, each in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _frames(l1: Mapping[str, Mapping[str, float]]) -> list[str]:

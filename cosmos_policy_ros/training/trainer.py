@@ -272,21 +272,26 @@ class Trainer:
         return bool(told.get(DATA_DIGEST) != self.census.digest())
 
     def _summary(self, step: int, judgement: Judgement) -> dict[str, Any]:
-        start = self.start_loss
+        start, held_out = "from scratch, random weights", {}
+        if self.start_loss is not None:
+            start = "{:.3f}; a random network's {:.3f}".format(*self.start_loss)
+        elif self.first_step and not self.config.start.scratch:
+            start = "compared before it was resumed"
+        if judgement.windows:
+            held_out = {"action_l1": judgement.action_l1, "pose_l1": judgement.pose_l1}
         return {
             "steps": step,
             "samples": step * self.config.run.batch,
             "start": str(self.checkpoint.path),
             "start_digest": self.checkpoint.digest,
-            "start_loss": f"{start[0]:.3f} (random: {start[1]:.3f})" if start else "",
+            "first_loss": start,
             "digest": files.digest(self.output),
             DATA_DIGEST: self.census.digest(),
             "mixture": {role: round(share, 4) for role, share in self.mixture.shares.items()},
             "numerics": self.config.objective.numerics,
             "value": self.config.objective.value,
             "last_loss": self._facts["loss"],
-            "held_out_action_l1": judgement.action_l1,
-            "held_out_pose_l1": judgement.pose_l1,
+            "held_out": held_out,
         }
 
     def _listen(self, stack: ExitStack) -> None:

@@ -116,6 +116,9 @@ def test_what_comes_out_is_a_checkpoint_with_a_card(plain: Path, episodes: Path)
     card = (plain / "README.md").read_text()
     assert checkpoint.digest in card
     assert "| policy |" in card
+    assert "| mixture | policy 0.5, world_model 0.25, value 0.25 |" in card
+    assert "| first loss | from scratch, random weights |" in card
+    assert set(told["held_out"]) == {"action_l1", "pose_l1"}
     del episodes
 
 

@@ -161,9 +161,10 @@ def test_a_line_per_step_tells_what_happened(plain: Path) -> None:
 def test_two_processes_learn_what_one_learns(
     plain: Path, tmp_path: Path, episodes: Path, shard_size: int
 ) -> None:
-    """Whether they share one copy of the network or have one each."""
-    run = {"shard_size": shard_size}
-    both = command(tmp_path / "both", episodes, "--processes", "2", run=run)
+    """Whether they share one copy of the network or have one each, and end in between or not."""
+    both, pair = tmp_path / "both", ("--processes", "2")
+    command(both, episodes, *pair, run={"shard_size": shard_size, "steps": 2})
+    command(both, episodes, *pair, "--resume", run={"shard_size": shard_size})
     same(curve(both), curve(plain), rtol=1e-3)
     one, other = (load_file(path / files.TRANSFORMER) for path in (plain, both))
     for name, tensor in one.items():
@@ -293,12 +294,14 @@ def test_a_silent_start_from_scratch_is_impossible(
         train(config(start=start), tmp_path / "shuffled")
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_adapters_learn_beside_frozen_weights_and_are_merged(
-    tmp_path: Path, config: Config, trained: Path
+    tmp_path: Path, config: Config, trained: Path, precision: str
 ) -> None:
     start = {"checkpoint": str(trained), "scratch": False, "statistics": "checkpoint"}
-    sections = {"start": start, "lora": {"rank": 4, "targets": ["q_proj", "layer2"]}}
-    trainer = train(config(**sections), tmp_path / "out")
+    lora = {"rank": 4, "targets": ["q_proj", "layer2"]}
+    run = {"precision": precision}
+    trainer = train(config(start=start, lora=lora, run=run), tmp_path / "out")
     names = {
         name.split(".")[-1] for name, p in trainer.network.named_parameters() if p.requires_grad
     }
@@ -307,14 +310,9 @@ def test_adapters_learn_beside_frozen_weights_and_are_merged(
     assert before.keys() == after.keys()
     changed = {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"q_proj", "layer2"}
-    assert losses(tmp_path / "out")[0] == pytest.approx(
-        losses(command_with(tmp_path, config, start))[0], rel=1e-6
-    )
-
-
-def command_with(tmp_path: Path, config: Config, start: dict[str, Any]) -> Path:
-    train(config(start=start, run={"steps": 1}), tmp_path / "whole")
-    return tmp_path / "whole"
+    # At first the adapters add nothing: the loss is that of the network without them.
+    train(config(start=start, run={"steps": 1, **run}), tmp_path / "whole")
+    assert losses(tmp_path / "out")[0] == pytest.approx(losses(tmp_path / "whole")[0], rel=1e-6)
 
 
 def test_bfloat16_arithmetic_keeps_float32_weights(tmp_path: Path, config: Config) -> None:

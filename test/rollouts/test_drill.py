@@ -68,7 +68,9 @@ def drill(root: Path, types: Typestore, seconds: float) -> Tally:
     assert all(label.kind == "score" for label in episode.labels)
     old = {number for number, at in sent.items() if at < killed - PROMISE}
     lost = [killed - sent[number] for number in sent.keys() - found]
-    recovered.path.rename(root / f"done-{recovered.path.name}")
+    # Out of the next recorder's sight, who then counts from 1 again: within one second two episodes
+    # have the same id.
+    recovered.path.rename(root / f"done-{len(list(root.iterdir()))}-{recovered.path.name}")
     return Tally(
         len(sent),
         len(found & sent.keys()),

@@ -74,7 +74,8 @@ def read_steps(
     stretch: list[NDArray[np.int64]] = []
     number = 0
     for index, each in enumerate(sent):
-        if each.chunk_id.endswith(BRAKE):
+        # A trajectory without a row stops the controller where it is.
+        if each.chunk_id.endswith(BRAKE) or not len(each.offsets_ns):
             number += 1
             continue
         rows, due_ns = _on_grid(each, step_ns)

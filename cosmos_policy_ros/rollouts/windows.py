@@ -31,31 +31,31 @@ class EpisodeWindows:
 
     Attributes:
         episode: its summary.
+        rig: as the bag shows it.
+        topics: its cameras' and arms' messages, by the bag's names.
         steps: what the arms were told, and when.
     """
 
-    def __init__(self, episode: Episode, dt: float) -> None:
+    def __init__(self, episode: Episode, dt: float | None = None) -> None:
         """Index the bag.
 
         Args:
             episode: a finished one.
-            dt: seconds per control step.
+            dt: seconds per control step; by default the rig's own.
 
         Raises:
             RolloutError: it has no index, lacks its rig's topics, or its trajectories do not fit
                 ``dt``.
         """
         self.episode = episode
-        self._rig = find_rig(episode)
-        self._dt = dt
-        rig = self._rig
+        self.rig = rig = find_rig(episode)
         commands = [rig.topic(arm.trajectory) for arm in rig.rig.arms.values()]
         verdicts = rig.topic(f"{POLICY_NODE}/verdict")
         topics = index_topics(episode.files, [*rig.cameras, *rig.arms, *commands, verdicts])
-        self._topics = {topic: topics[topic] for topic in (*rig.cameras, *rig.arms)}
+        self.topics = {topic: topics[topic] for topic in (*rig.cameras, *rig.arms)}
         starts = _starts(topics[verdicts])
-        steps = read_steps(rig, [topics[name] for name in commands], starts, dt)
-        self.steps = _while_seen(steps, self._topics)
+        steps = read_steps(rig, [topics[name] for name in commands], starts, dt or rig.rig.rates.dt)
+        self.steps = _while_seen(steps, self.topics)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -69,9 +69,9 @@ class EpisodeWindows:
             ObservationError: the rig gave no usable observation then.
             RolloutError: the bag is damaged there.
         """
-        sources = Sources(self._rig.rig)
-        for topic, role in self._rig.cameras.items():
-            for message, at in self._pictures(self._topics[topic], stamp_ns):
+        sources = Sources(self.rig.rig)
+        for topic, role in self.rig.cameras.items():
+            for message, at in self._pictures(self.topics[topic], stamp_ns):
                 sources.add_image(role, message, at)
         self._add_states(sources, stamp_ns)
         return sources.observe(stamp_ns)
@@ -83,7 +83,7 @@ class EpisodeWindows:
             ObservationError: an arm had not reported.
             RolloutError: the bag is damaged there.
         """
-        sources = Sources(self._rig.rig)
+        sources = Sources(self.rig.rig)
         self._add_states(sources, int(self.steps.times_ns[step]))
         state = sources.measured()
         if state is None:
@@ -114,10 +114,10 @@ class EpisodeWindows:
     @cached_property
     def _fresh(self) -> NDArray[np.bool_]:
         """Per step, whether no sensor is older than the rig's limits; by stamps alone."""
-        limits, times = self._rig.rig.observation, self.steps.times_ns
-        stamps = {name: _newest_stamps(topic, times) for name, topic in self._topics.items()}
-        cameras = np.stack([stamps[name] for name in self._rig.cameras])
-        states = np.stack([stamps[name] for name in self._rig.arms])
+        limits, times = self.rig.rig.observation, self.steps.times_ns
+        stamps = {name: _newest_stamps(topic, times) for name, topic in self.topics.items()}
+        cameras = np.stack([stamps[name] for name in self.rig.cameras])
+        states = np.stack([stamps[name] for name in self.rig.arms])
         fresh: NDArray[np.bool_] = (
             ((times - cameras) / NS <= limits.image_age).all(axis=0)
             & ((times - states) / NS <= limits.state_age).all(axis=0)
@@ -134,7 +134,7 @@ class EpisodeWindows:
         newest = topic.newest(stamp_ns)
         if newest < 0:
             return []
-        limit_ns = round(self._rig.rig.observation.frozen_after * NS)
+        limit_ns = round(self.rig.rig.observation.frozen_after * NS)
         before = topic.newest(int(topic.stamps_ns[newest]) - limit_ns - 1) if limit_ns else -1
         wanted = [before, newest] if before >= 0 else [newest]
         read = {index: topic.read(index) for index in wanted}
@@ -145,9 +145,9 @@ class EpisodeWindows:
 
     def _add_states(self, sources: Sources, stamp_ns: int) -> None:
         """Give each arm's newest good joint state, and what was rejected behind it."""
-        oldest_ns = self._rig.rig.observation.state_age * NS
-        for topic, side in self._rig.arms.items():
-            indexed = self._topics[topic]
+        oldest_ns = self.rig.rig.observation.state_age * NS
+        for topic, side in self.rig.arms.items():
+            indexed = self.topics[topic]
             newest = indexed.newest(stamp_ns)
             for index in range(newest, -1, -1):
                 at = int(indexed.stamps_ns[index])
@@ -176,7 +176,8 @@ def _while_seen(steps: Steps, topics: dict[str, IndexedTopic]) -> Steps:
     first = max(int(topic.stamps_ns[0]) for topic in topics.values())
     last = min(int(topic.stamps_ns[-1]) for topic in topics.values())
     # A step begins up to one picture's time behind the newest one.
-    slack = max(int(np.median(np.diff(t.stamps_ns))) for t in topics.values() if len(t) > 1)
+    periods = [int(np.median(np.diff(t.stamps_ns))) for t in topics.values() if len(t) > 1]
+    slack = max(periods, default=0)
     seen = (steps.times_ns >= first) & (steps.times_ns <= last + slack)
     return Steps(steps.times_ns[seen], steps.actions[seen], steps.stretch[seen])
 

@@ -25,11 +25,12 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 
 class Tally:
-    """Sums over samples, in one tensor that processes can add up.
+    """Sums over samples, which processes can add up.
 
     Attributes:
-        numbers: (2, R, T) float64: per role and frame the sum of the absolute errors, and of how
-            many samples; then the loss.
+        errors: (2, R, T) float64: per role and frame the sum of the absolute errors, and of how
+            many samples.
+        loss: (1,) float64.
     """
 
     def __init__(self, frames: tuple[str, ...], device: torch.device) -> None:

@@ -30,7 +30,7 @@ def chunk(start_ms: int, name: str = "run/0", rows: int = 50, dt: float = DT) ->
     due = start_ms + np.arange(1, rows + 1) * dt * 1000
     positions = np.repeat(due[:, None] / 1e4, 14, axis=1)
     start_ns = START_NS + start_ms * MS
-    return TimedChunk(name, start_ns, dt, positions[0], positions, np.full(14, 3.0))
+    return TimedChunk(name, start_ns, dt, np.zeros(14), positions, np.full(14, 3.0))
 
 
 def windows_of(path: Path) -> EpisodeWindows:
@@ -234,3 +234,21 @@ def test_damage_is_named_with_its_file(store: EpisodeStore, types: Typestore) ->
         windows.observe(START_NS + 950 * MS)
     with pytest.raises(RolloutError, match=r"'scripts/recover' rebuilds it|cannot be read"):
         windows_of(path)
+
+
+def test_a_trajectory_without_a_row_ends_a_chunk(store: EpisodeStore, types: Typestore) -> None:
+    """It is how a controller is told to stop."""
+    writing = Writing(store, types)
+    writing.seconds(4.0)
+    writing.trajectory(chunk(400, "run/0"))
+    writing.trajectory(chunk(1200, "run/1", rows=0))
+    writing.trajectory(chunk(1600, "run/2"))
+    windows = windows_of(writing.recording.finish("stopped"))
+    assert windows.steps.stretch.tolist() == [0] * 20 + [1] * 50
+
+
+def test_a_bag_of_one_moment_holds_no_step(store: EpisodeStore, types: Typestore) -> None:
+    writing = Writing(store, types)
+    writing.seconds(0.01)
+    writing.trajectory(chunk(100))
+    assert len(windows_of(writing.recording.finish("stopped"))) == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -173,8 +172,7 @@ def test_processes_share_a_batch_without_rest(world: int, micro_batch: int) -> N
     )
 
 
-def test_scores_become_returns(config: Config, checkpoint: Checkpoint, episodes: Path) -> None:
-    del episodes
+def test_scores_become_returns(config: Config, checkpoint: Checkpoint) -> None:
     values = {}
     for numerics in ("released", "paper"):
         maker = maker_of(config(objective={"numerics": numerics}), checkpoint)

@@ -92,7 +92,7 @@ def same(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]], rtol: f
 # ---------------------------------------------------------------- what comes out
 
 
-def test_what_comes_out_is_a_checkpoint_with_a_card(plain: Path, episodes: Path) -> None:
+def test_what_comes_out_is_a_checkpoint_with_a_card(plain: Path) -> None:
     checkpoint = load_checkpoint(plain)
     assert not checkpoint.random_weights
     start = load_checkpoint(TINY)
@@ -119,7 +119,6 @@ def test_what_comes_out_is_a_checkpoint_with_a_card(plain: Path, episodes: Path)
     assert "| mixture | policy 0.5, world_model 0.25, value 0.25 |" in card
     assert "| first loss | from scratch, random weights |" in card
     assert set(told["held_out"]) == {"action_l1", "pose_l1"}
-    del episodes
 
 
 def test_statistics_are_those_of_the_demonstrations(plain: Path) -> None:

@@ -17,9 +17,8 @@ from cosmos_policy_ros.rig.crank import finger_from_angle
 from cosmos_policy_ros.rig.spec import ARM_DIM, STATE_DIM, Arm, Gripper
 from cosmos_policy_ros.rollouts.episode import Episode
 from cosmos_policy_ros.rollouts.exchange.frames import is_jpeg
-from cosmos_policy_ros.rollouts.message_index import IndexedTopic, index_topics
+from cosmos_policy_ros.rollouts.message_index import IndexedTopic
 from cosmos_policy_ros.rollouts.pictures import COMPRESSED
-from cosmos_policy_ros.rollouts.rig_in_bag import find_rig
 from cosmos_policy_ros.rollouts.windows import EpisodeWindows
 
 Array = NDArray[np.float64]
@@ -62,15 +61,14 @@ class ExecutedEpisode:
             RolloutError: it is damaged, or no policy, demonstrator or import moved anything in it.
         """
         self.episode = episode
-        found = find_rig(episode)
-        self.rig = found.rig
         self.left_out: list[str] = []
-        self._windows = EpisodeWindows(episode, self.rig.rates.dt)
+        self._windows = windows = EpisodeWindows(episode)
+        self.rig = windows.rig.rig
         if not len(self._windows):
             raise RolloutError(f"{episode.path}: holds no executed step: nothing to export")
-        topics = index_topics(episode.files, [*found.cameras, *found.arms])
-        self._cameras = {role: topics[topic] for topic, role in found.cameras.items()}
-        self._arms = {side: topics[topic] for topic, side in found.arms.items()}
+        topics = windows.topics
+        self._cameras = {role: topics[topic] for topic, role in windows.rig.cameras.items()}
+        self._arms = {side: topics[topic] for topic, side in windows.rig.arms.items()}
 
     def __len__(self) -> int:
         return len(self._windows)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import zstandard
@@ -149,29 +149,27 @@ def _index_file(file: Path, number: int, found: Mapping[str, _Found]) -> None:
                 for received_ns, offset in MessageIndex.read(ReadDataStream(stream)).records:
                     inside = (chunk.chunk_start_offset, offset) if packed else (-1, start + offset)
                     place = Place(number, *inside)
-                    stamp_ns = header_stamp(_read(file, place, _MESSAGE_HEAD, _STAMP_BYTES))
+                    stamp = _read(file, stream, place, _MESSAGE_HEAD, _STAMP_BYTES)
+                    stamp_ns = header_stamp(stamp)
                     channels[channel].rows.append((stamp_ns, received_ns, *place))
 
 
 def _message(file: Path, place: Place) -> bytes:
-    head = _read(file, place, 0, _RECORD_HEAD)
-    if head[0] != Opcode.MESSAGE:
-        raise ValueError("no message where its index says; was the file changed?")
-    length = int.from_bytes(head[1:], "little") + _RECORD_HEAD - _MESSAGE_HEAD
-    return _read(file, place, _MESSAGE_HEAD, length)
+    with file.open("rb", buffering=0) as stream:
+        head = _read(file, stream, place, 0, _RECORD_HEAD)
+        if head[0] != Opcode.MESSAGE:
+            raise ValueError("no message where its index says; was the file changed?")
+        length = int.from_bytes(head[1:], "little") + _RECORD_HEAD - _MESSAGE_HEAD
+        return _read(file, stream, place, _MESSAGE_HEAD, length)
 
 
-def _read(file: Path, place: Place, start: int, length: int) -> bytes:
-    """Return ``length`` bytes of a message's record from ``start`` on."""
+def _read(file: Path, stream: IO[bytes], place: Place, start: int, length: int) -> bytes:
+    """Return ``length`` bytes of a message's record from ``start`` on, of the open ``file``."""
     at = place.offset + start
     if place.chunk >= 0:
         data = _decompressed(file, place.chunk)[at : at + length]
     else:
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            data = os.pread(descriptor, length, at)
-        finally:
-            os.close(descriptor)
+        data = os.pread(stream.fileno(), length, at)
     if len(data) != length:
         raise EOFError("it ends in the middle of a message")
     return data

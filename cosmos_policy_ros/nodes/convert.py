@@ -43,10 +43,8 @@ class TrajectoryMessages:
         for index, (arm, message) in enumerate(zip(self._rig.arms.values(), messages, strict=True)):
             part = slice(index * ARM_DIM, (index + 1) * ARM_DIM)
             q, v = chunk.positions[:, part].copy(), velocities[:, part].copy()
-            gripper = arm.gripper
-            stroke = gripper.command_open - gripper.command_closed
-            q[:, ARM_JOINTS] = gripper.command_closed + q[:, ARM_JOINTS] * stroke
-            v[:, ARM_JOINTS] *= stroke
+            q[:, ARM_JOINTS] = arm.gripper.command(q[:, ARM_JOINTS])
+            v[:, ARM_JOINTS] *= arm.gripper.command_stroke
             message.header.frame_id = chunk.chunk_id
             if self._rig.trajectory_stamp == "start":
                 message.header.stamp = ns_to_stamp(chunk.start_ns)

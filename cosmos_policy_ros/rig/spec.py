@@ -77,7 +77,25 @@ class Gripper:
 
     def normalize(self, reading: float) -> float:
         """Return the normalised opening for a reading in the state's unit."""
-        return (reading - self.state_closed) / (self.state_open - self.state_closed)
+        return (reading - self.state_closed) / self.state_stroke
+
+    @property
+    def state_stroke(self) -> float:
+        """Distance from closed to open in the state's unit; the sign is the direction's."""
+        return self.state_open - self.state_closed
+
+    @property
+    def command_stroke(self) -> float:
+        """Distance from closed to open in the command's unit; the sign is the direction's."""
+        return self.command_open - self.command_closed
+
+    def command(self, opening: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return what is sent for openings (n,), 0 closed to 1 open."""
+        return self.command_closed + opening * self.command_stroke
+
+    def commanded(self, command: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the openings (n,) for which commands were sent."""
+        return (command - self.command_closed) / self.command_stroke
 
 
 @dataclass(frozen=True)

@@ -122,9 +122,7 @@ def _read(arm: Arm, topic: IndexedTopic, index: int, starts: Mapping[str, int]) 
     positions = np.array([p.positions for p in message.points], np.float64).reshape(
         -1, len(message.joint_names)
     )[:, columns]
-    gripper = arm.gripper
-    stroke = gripper.command_open - gripper.command_closed
-    positions[:, ARM_JOINTS] = (positions[:, ARM_JOINTS] - gripper.command_closed) / stroke
+    positions[:, ARM_JOINTS] = arm.gripper.commanded(positions[:, ARM_JOINTS])
     # Two of an imported episode's may have no id; then they belong together by their order.
     chunk_id = message.header.frame_id or f"#{index}"
     stamp_ns = int(topic.stamps_ns[index])

@@ -116,9 +116,8 @@ class Writing:
         for column, (side, arm) in zip((0, 7), self.rig.arms.items(), strict=True):
             if side not in arms:
                 continue
-            positions, gripper = chunk.positions[:, column : column + 7].copy(), arm.gripper
-            stroke = gripper.command_open - gripper.command_closed
-            positions[:, 6] = gripper.command_closed + stroke * positions[:, 6]
+            positions = chunk.positions[:, column : column + 7].copy()
+            positions[:, 6] = arm.gripper.command(positions[:, 6])
             points = []
             for row, due_ns in zip(positions, chunk.times_ns(), strict=True):
                 sec, nanosec = divmod(due_ns, 1000 * MS)

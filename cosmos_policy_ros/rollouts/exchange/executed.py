@@ -130,7 +130,7 @@ def _by_name(state: Any, field: str, names: tuple[str, ...]) -> Array:
 
 def opening_per_reading(gripper: Gripper, reading: float) -> float:
     """Return by how much the opening (0 to 1) changes with the driver's number."""
-    per_unit = 1 / (gripper.state_open - gripper.state_closed)
+    per_unit = 1 / gripper.state_stroke
     if gripper.state_source != "crank":
         return per_unit
     assert gripper.crank is not None

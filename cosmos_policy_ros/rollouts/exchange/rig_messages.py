@@ -62,7 +62,7 @@ class RigMessages:
         gripper = arm.gripper
         assert gripper.state_source != "crank", "see rig_as_imported"
         joint = gripper.finger_joint if gripper.state_source == "finger" else gripper.joint
-        stroke = gripper.state_open - gripper.state_closed
+        stroke = gripper.state_stroke
         position = position.copy()
         position[ARM_JOINTS] = gripper.state_closed + position[ARM_JOINTS] * stroke
         if velocity is not None:
@@ -85,10 +85,8 @@ class RigMessages:
         Row i is due at ``start_ns + (i + 1) * step_ns``. No velocities: the source has none, and a
         controller then interpolates linearly.
         """
-        gripper = arm.gripper
-        stroke = gripper.command_open - gripper.command_closed
         rows = rows.copy()
-        rows[:, ARM_JOINTS] = gripper.command_closed + rows[:, ARM_JOINTS] * stroke
+        rows[:, ARM_JOINTS] = arm.gripper.command(rows[:, ARM_JOINTS])
         return self._serialise(
             TRAJECTORY,
             header=self._header(start_ns, chunk_id),

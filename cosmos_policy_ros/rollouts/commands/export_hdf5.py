@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cosmos_policy_ros.errors import CosmosPolicyError, RolloutError
+from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rollouts.commands.selection import (
     add_selection,
+    export_each,
     new_folder,
     say_left_out,
     select,
 )
-from cosmos_policy_ros.rollouts.commands.shared import open_store, run, say_count
+from cosmos_policy_ros.rollouts.commands.shared import open_store, run
+from cosmos_policy_ros.rollouts.episode import Episode
 from cosmos_policy_ros.rollouts.exchange.to_hdf5 import export_hdf5
 
 
@@ -31,22 +32,15 @@ def _export_all(options: argparse.Namespace) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RolloutError(f"{folder}: cannot be made: {error}") from error
-    index = failed = 0
-    for episode in episodes:
-        try:
-            done = export_hdf5(episode, folder, index, options.images)
-        except CosmosPolicyError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            failed += 1
-            continue
-        left_out = say_left_out(done.left_out, done.steps)
-        print(f"{episode.id}: {done.path.name}, {done.steps} steps{left_out}", flush=True)
-        index += 1
-    print(
-        f"{say_count(index, 'episode')} exported into {folder}"
-        f"{f', {failed} failed' if failed else ''}"
-    )
-    return int(failed > 0)
+    number = 0  # of the next file: an episode that fails leaves no hole
+
+    def export(episode: Episode) -> str:
+        nonlocal number
+        done = export_hdf5(episode, folder, number, options.images)
+        number += 1
+        return f"{done.path.name}, {done.steps} steps{say_left_out(done.left_out, done.steps)}"
+
+    return export_each(episodes, folder, export)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

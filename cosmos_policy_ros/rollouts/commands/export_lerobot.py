@@ -10,11 +10,12 @@ from pathlib import Path
 from cosmos_policy_ros.errors import CosmosPolicyError, RolloutError
 from cosmos_policy_ros.rollouts.commands.selection import (
     add_selection,
+    export_each,
     new_folder,
     say_left_out,
     select,
 )
-from cosmos_policy_ros.rollouts.commands.shared import open_store, run, say_count
+from cosmos_policy_ros.rollouts.commands.shared import open_store, run
 from cosmos_policy_ros.rollouts.episode import Episode
 from cosmos_policy_ros.rollouts.exchange.to_lerobot import LeRobotExport, LibraryError, load_library
 
@@ -32,27 +33,14 @@ def _export_all(options: argparse.Namespace) -> int:
     scored = all(episode.score is not None for episode in episodes)
     if not scored:
         print("not every episode has a score: the data set gets none", file=sys.stderr)
-    done = failed = 0
     with _begin(folder, episodes, options, scored) as data:
-        for episode in episodes:
-            try:
-                added = data.add(episode)
-            except LibraryError:
-                raise
-            except CosmosPolicyError as error:
-                print(f"error: {error}", file=sys.stderr, flush=True)
-                failed += 1
-                continue
+
+        def export(episode: Episode) -> str:
+            added = data.add(episode)
             left_out = say_left_out(added.left_out, added.frames)
-            print(
-                f"{episode.id}: episode {added.index}, {added.frames} frames{left_out}", flush=True
-            )
-            done += 1
-    print(
-        f"{say_count(done, 'episode')} exported into {folder}"
-        f"{f', {failed} failed' if failed else ''}"
-    )
-    return int(failed > 0)
+            return f"episode {added.index}, {added.frames} frames{left_out}"
+
+        return export_each(episodes, folder, export)
 
 
 def _begin(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from cosmos_policy_ros.errors import RolloutError
-from cosmos_policy_ros.rollouts.commands.shared import add_root, find
+from cosmos_policy_ros.errors import CosmosPolicyError, RolloutError
+from cosmos_policy_ros.rollouts.commands.shared import add_root, find, say_count
 from cosmos_policy_ros.rollouts.commands.table import Filter, read_rows
 from cosmos_policy_ros.rollouts.episode import Episode, read_episode
+from cosmos_policy_ros.rollouts.exchange.to_lerobot import LibraryError
 from cosmos_policy_ros.rollouts.store import EpisodeStore
 
 
@@ -72,6 +73,34 @@ def _good(store: EpisodeStore, options: argparse.Namespace) -> list[Episode]:
 
 def _tell(text: str) -> None:
     print(f"left out: {text}", file=sys.stderr, flush=True)
+
+
+def export_each(episodes: Iterable[Episode], folder: Path, export: Callable[[Episode], str]) -> int:
+    """Export one episode after the other and say what became of each; return the exit code.
+
+    Args:
+        episodes: to export.
+        folder: where to, for the last line.
+        export: returns what to say of an episode that was exported; one that raises
+            CosmosPolicyError is told and passed over, but for :class:`LibraryError`, which ends it.
+    """
+    done = failed = 0
+    for episode in episodes:
+        try:
+            said = export(episode)
+        except LibraryError:
+            raise
+        except CosmosPolicyError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            failed += 1
+            continue
+        print(f"{episode.id}: {said}", flush=True)
+        done += 1
+    print(
+        f"{say_count(done, 'episode')} exported into {folder}"
+        f"{f', {failed} failed' if failed else ''}"
+    )
+    return int(failed > 0)
 
 
 def new_folder(path: Path) -> Path:

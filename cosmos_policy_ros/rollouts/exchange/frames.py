@@ -45,11 +45,32 @@ class Frames(Protocol):
 
 
 @dataclass(frozen=True)
-class RawFrames:
-    """A data set (T, H, W, 3) uint8; ``where`` names it in messages."""
+class _DataSet:
+    """Pictures in a data set, one per entry; ``where`` names it in messages."""
 
     dataset: Any
     where: str
+
+    @property
+    def count(self) -> int:
+        """Length of the data set."""
+        return int(self.dataset.shape[0])
+
+    def _entries(self, stride: int) -> Iterator[tuple[int, Any]]:
+        for index in range(0, self.count, stride):
+            try:
+                entry = self.dataset[index]
+            except Exception as error:  # a damaged file may raise anything
+                raise RolloutError(
+                    f"{self.where}: picture {index} cannot be read: {error}; the file is damaged"
+                ) from error
+            yield index, entry
+
+
+@dataclass(frozen=True)
+class RawFrames(_DataSet):
+    """A data set (T, H, W, 3) uint8."""
+
     kind: ClassVar[Kind] = "raw"
 
     def __post_init__(self) -> None:
@@ -64,26 +85,16 @@ class RawFrames:
                 f"{self.where}: is {dtype} {shape}, expected uint8 (T, height, width, 3) RGB"
             )
 
-    @property
-    def count(self) -> int:
-        """Length of the data set."""
-        return int(self.dataset.shape[0])
-
     def every(self, stride: int) -> Iterator[Picture]:
         """Yield (H, W, 3) arrays; see :class:`Frames`."""
-        for index in range(0, self.count, stride):
-            try:
-                yield np.asarray(self.dataset[index])
-            except Exception as error:  # a damaged file may raise anything
-                raise _unreadable(self.where, index, error) from error
+        for _, entry in self._entries(stride):
+            yield np.asarray(entry)
 
 
 @dataclass(frozen=True)
-class JpegFrames:
+class JpegFrames(_DataSet):
     """A data set (T,) of JPEG files, uint8 of any length each; they are handed on byte for byte."""
 
-    dataset: Any
-    where: str
     kind: ClassVar[Kind] = "jpeg"
 
     def __post_init__(self) -> None:
@@ -94,24 +105,12 @@ class JpegFrames:
                 f"{self.where}: is {dtype} {self.dataset.shape}, expected (T,) of JPEG files"
             )
 
-    @property
-    def count(self) -> int:
-        """Length of the data set."""
-        return int(self.dataset.shape[0])
-
     def every(self, stride: int) -> Iterator[Picture]:
         """Yield JPEG files that were decoded once to be sure; see :class:`Frames`."""
-        for index in range(0, self.count, stride):
-            try:
-                data = np.asarray(self.dataset[index], np.uint8)
-            except Exception as error:  # a damaged file may raise anything
-                raise _unreadable(self.where, index, error) from error
+        for index, entry in self._entries(stride):
+            data = np.asarray(entry, np.uint8)
             _check_jpeg(data, f"{self.where}: picture {index}")
             yield data.tobytes()
-
-
-def _unreadable(where: str, index: int, error: Exception) -> RolloutError:
-    return RolloutError(f"{where}: picture {index} cannot be read: {error}; the file is damaged")
 
 
 def is_jpeg(data: bytes) -> bool:

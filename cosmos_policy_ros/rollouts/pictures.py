@@ -7,6 +7,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.errors import RolloutError
@@ -16,6 +17,7 @@ from cosmos_policy_ros.rollouts.mcap_file import Topic
 
 SUFFIX = "/compressed"  # image_transport's
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+JPEG_QUALITY = 95
 FORMAT = "rgb8; jpeg compressed bgr8"  # as image_transport spells it
 
 
@@ -39,6 +41,13 @@ def _compressed(camera: Camera) -> Camera:
     return replace(camera, topic=camera.topic + SUFFIX, transport="compressed")
 
 
+def to_jpeg(rgb: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> bytes:
+    """Return (H, W, 3) RGB as a JPEG file; ``quality`` is 1 to 100."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), options)
+    return jpeg.tobytes()
+
+
 @dataclass(frozen=True)
 class JpegEncoder:
     """Turns a serialised ``Image`` into a serialised ``CompressedImage`` with the same header.
@@ -49,7 +58,7 @@ class JpegEncoder:
     """
 
     types: Typestore
-    quality: int = 95
+    quality: int = JPEG_QUALITY
 
     def __call__(self, cdr: bytes) -> bytes:
         """Encode one picture.
@@ -64,7 +73,6 @@ class JpegEncoder:
             raise RolloutError(
                 f"a picture cannot become a JPEG: {error}; or record with images:=raw"
             ) from error
-        options = [cv2.IMWRITE_JPEG_QUALITY, self.quality]
-        _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), options)
-        fields = {"header": message.header, "format": FORMAT, "data": np.asarray(jpeg).ravel()}
+        data = np.frombuffer(to_jpeg(rgb, self.quality), np.uint8)
+        fields = {"header": message.header, "format": FORMAT, "data": data}
         return bytes(self.types.serialize_cdr(self.types.types[COMPRESSED](**fields), COMPRESSED))

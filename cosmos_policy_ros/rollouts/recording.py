@@ -25,7 +25,7 @@ from cosmos_policy_ros.rollouts.integrity import Integrity, Verdict
 from cosmos_policy_ros.rollouts.labelling import encode, number
 from cosmos_policy_ros.rollouts.mcap_file import Compression, Topic
 from cosmos_policy_ros.rollouts.messages import EpisodeFacts, Label, check_text
-from cosmos_policy_ros.rollouts.pictures import JpegEncoder, jpeg_topic
+from cosmos_policy_ros.rollouts.pictures import JPEG_QUALITY, JpegEncoder, jpeg_topic
 
 FLUSH_PERIOD = 0.5  # s; what was received longer ago survives this process
 QUEUE_BYTES = 256 << 20  # three seconds of three raw 640x480 cameras at 30 Hz
@@ -43,7 +43,7 @@ class Options:
     """
 
     jpegs: tuple[Topic, ...] = ()
-    jpeg_quality: int = 95
+    jpeg_quality: int = JPEG_QUALITY
     compression: Compression = "none"
     queue_bytes: int = QUEUE_BYTES
 

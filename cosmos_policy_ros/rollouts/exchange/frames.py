@@ -21,7 +21,6 @@ Picture = NDArray[np.uint8] | bytes
 """(H, W, 3) RGB, or a whole JPEG file."""
 Kind = Literal["raw", "jpeg", "video"]
 
-JPEG_QUALITY = 95
 _JPEG_BEGIN, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
@@ -116,13 +115,6 @@ class JpegFrames(_DataSet):
 def is_jpeg(data: bytes) -> bool:
     """Return whether this is a JPEG file from its first to its last marker."""
     return data.startswith(_JPEG_BEGIN) and data.rstrip(b"\0").endswith(_JPEG_END)
-
-
-def to_jpeg(rgb: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> bytes:
-    """Return a picture as a JPEG file."""
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality]
-    _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), options)
-    return jpeg.tobytes()
 
 
 def _check_jpeg(data: NDArray[np.uint8], where: str) -> None:

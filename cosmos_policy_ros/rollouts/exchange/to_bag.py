@@ -27,7 +27,7 @@ from cosmos_policy_ros.rollouts.bag_metadata import read_metadata
 from cosmos_policy_ros.rollouts.bag_writer import LABEL_TOPIC, RECORDING, BagWriter
 from cosmos_policy_ros.rollouts.durable import Hold
 from cosmos_policy_ros.rollouts.episode import INTEGRITY, OUTCOME, bare_id, episode_id
-from cosmos_policy_ros.rollouts.exchange.frames import Picture, to_jpeg
+from cosmos_policy_ros.rollouts.exchange.frames import Picture
 from cosmos_policy_ros.rollouts.exchange.hdf5_layout import SIM, SourceEpisode, open_hdf5
 from cosmos_policy_ros.rollouts.exchange.imported_rig import rig_as_imported, rig_text
 from cosmos_policy_ros.rollouts.exchange.rig_messages import RigMessages
@@ -36,6 +36,7 @@ from cosmos_policy_ros.rollouts.integrity import Integrity, Verdict, load_limits
 from cosmos_policy_ros.rollouts.labelling import encode, labels_of, number
 from cosmos_policy_ros.rollouts.mcap_file import Topic
 from cosmos_policy_ros.rollouts.messages import EpisodeFacts
+from cosmos_policy_ros.rollouts.pictures import to_jpeg
 from cosmos_policy_ros.rollouts.store import EpisodeStore
 from cosmos_policy_ros.rollouts.task import Task, load_task
 from cosmos_policy_ros.rollouts.topics import episode_topics

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rollouts.episode import Episode
 from cosmos_policy_ros.rollouts.exchange.executed import ExecutedEpisode, ExecutedStep
-from cosmos_policy_ros.rollouts.exchange.frames import to_jpeg, video_length
+from cosmos_policy_ros.rollouts.exchange.frames import video_length
 from cosmos_policy_ros.rollouts.exchange.hdf5_file import new_hdf5
 from cosmos_policy_ros.rollouts.exchange.hdf5_layout import (
     ACTION,
@@ -39,6 +39,7 @@ from cosmos_policy_ros.rollouts.exchange.hdf5_layout import (
     VIDEO_PATHS,
 )
 from cosmos_policy_ros.rollouts.exchange.source_facts import DATE_FORMAT
+from cosmos_policy_ros.rollouts.pictures import to_jpeg
 from cosmos_policy_ros.rollouts.task import FULL_SCORE
 
 Images = Literal["jpeg", "raw", "video"]

@@ -102,6 +102,7 @@ class Drill:
         self._rig = NumberedRig(rig)
         self._client = GraphClient("operator")
         self.unanswered: list[str] = []
+        self._episodes: set[str] = set()
         self._left: set[Path] = set()
         self._states: list[tuple[float, Any]] = []
         self._answers: list[Any] = []
@@ -154,12 +155,23 @@ class Drill:
                 # The dead recorder's service is seen for some time yet, and does not answer.
                 self.unanswered.append(str(error))
                 return False
+            not_yet = (*NOT_FOUND_YET, "is being recorded")
             answer = answers[-1]
-            return answer.success or not any(x in answer.message for x in NOT_FOUND_YET)
+            if answer.success or self._recording():
+                return True
+            return not any(x in answer.message for x in not_yet)
 
-        wait_for(settled, "the recorder to find the rig")
-        assert answers[-1].success, answers[-1].message
-        return str(answers[-1].episode_id)
+        wait_for(settled, lambda: f"the recorder to record; it said {answers[-1:]}")
+        # An answer may be lost where the request was not: then the state tells of the episode.
+        episode = answers[-1].episode_id or self._recording()
+        assert episode, answers[-1].message
+        self._episodes.add(episode)
+        return str(episode)
+
+    def _recording(self) -> str:
+        """Return the episode that this recorder tells of, or nothing."""
+        told = (state.episode_id for _, state in reversed(tuple(self._states)))
+        return next((x for x in told if x and x not in self._episodes), "")
 
     def _record(self, until: float, *, labelling: bool, episode: str) -> None:
         """Wait; label now and then, the last time so late that the kill may overtake it."""

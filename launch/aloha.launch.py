@@ -24,7 +24,15 @@ DESCRIPTIONS = {
     "task": "task: a name in config/tasks or a YAML file",
     "engine": "what decides: cosmos, demonstrator (simulated rig only), or auto",
     "checkpoint": "checkpoint folder of engine cosmos; 'auto' for the rig's default",
-    "device": "torch device of engine cosmos: auto (a GPU where there is one), cpu, cuda, cuda:1",
+    "devices": "torch devices of engine cosmos: auto, cpu, or a list like cuda:0,cuda:1; a search "
+    "runs on all of them, auto being every GPU",
+    "planning": "engine cosmos: direct, or a search for the best of several chunks: a name in "
+    "config/planning (best_of_8, best_of_8_quick, best_of_8_one_gpu) or a YAML file",
+    "planner": "checkpoint folder that imagines and appraises in a search; 'policy' for the "
+    "policy's own",
+    "deadline": "wall seconds that a search may take, the arms holding; 0 as the task says",
+    "ray": "search on a Ray cluster: its address, auto, or local to start one; 'none' for "
+    "processes on this machine",
     "compiled": "engine cosmos: true compiles the transformer, which takes minutes at start",
     "numerics": "engine cosmos: where NVIDIA's code and the paper differ, follow released or "
     "paper; checkpoint: as its config says",
@@ -39,7 +47,9 @@ DESCRIPTIONS = {
     "width": "simulated rig: picture columns [px]; 0 for the parameter file's",
     "height": "simulated rig: picture rows [px]; 0 for the parameter file's",
 }
-DEFAULTS = {"rig": "interbotix_1", "task": "ziploc", "checkpoint": "auto"}
+# The command line cannot pass an empty text.
+EMPTY = {"checkpoint": "auto", "planner": "policy", "ray": "none"}
+DEFAULTS = {"rig": "interbotix_1", "task": "ziploc", **EMPTY}
 
 
 def read_options(context: LaunchContext) -> GraphOptions:
@@ -51,15 +61,19 @@ def read_options(context: LaunchContext) -> GraphOptions:
             if text.lower() not in ("true", "false"):
                 raise CosmosPolicyError(f"{field.name}:={text} must be true or false")
             values[field.name] = text.lower() == "true"
-        elif isinstance(field.default, int):
+        elif isinstance(field.default, (int, float)):
+            kind, words = type(field.default), "a number"
+            if kind is int:
+                words = "a whole number"
             try:
-                values[field.name] = int(text)
+                values[field.name] = kind(text)
             except ValueError:
-                raise CosmosPolicyError(f"{field.name}:={text} must be a whole number") from None
+                raise CosmosPolicyError(f"{field.name}:={text} must be {words}") from None
         else:
             values[field.name] = text
-    if values["checkpoint"] == "auto":  # the command line cannot pass an empty text
-        values["checkpoint"] = ""
+    for name, word in EMPTY.items():
+        if values[name] == word:
+            values[name] = ""
     return GraphOptions(**values)
 
 

@@ -67,10 +67,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
     """
     folder = Path(path)
     digest = files.digest(folder)
-    try:
-        config = load_config(CheckpointConfig, folder / files.CONFIG)
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from error
+    config = read_config(folder)
     trained = files.has_weights(folder)
     precision = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
     transformer, tokenizer = (
@@ -91,6 +88,14 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
         tokenizer=tokenizer,
         random_weights=not trained,
     )
+
+
+def read_config(folder: Path) -> CheckpointConfig:
+    """Read a checkpoint's ``config.yaml`` alone; raises CheckpointError."""
+    try:
+        return load_config(CheckpointConfig, folder / files.CONFIG)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _random_networks(

@@ -62,11 +62,15 @@ class CosmosPolicy:
 
     Latents are (B, 16, T, h, w) float32, one sample per :class:`Draw`; frames that nobody asked for
     are NaN in them. Not re-entrant; one instance serves one thread.
+
+    Attributes:
+        checkpoint: whose networks these are.
+        device: where they run.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        self._device = checkpoint.transformer.device
+        self.device = checkpoint.transformer.device
         self._network = CachedTransformer(checkpoint.transformer)
         self._warnings = [RANDOM_WARNING] if checkpoint.random_weights else []
 
@@ -124,7 +128,7 @@ class CosmosPolicy:
         config, prompt = self.checkpoint.config, next(iter(self.checkpoint.text.embeddings))
         channels, height, width = config.frame_shape
         shape = (1, channels, self.checkpoint.layout.count, height, width)
-        empty = Scene(prompt, {}, torch.zeros(shape, device=self._device))
+        empty = Scene(prompt, {}, torch.zeros(shape, device=self.device))
         try:
             network = self.checkpoint.transformer
             self._network = CachedTransformer(network, compile_forward(network, backend))
@@ -146,14 +150,15 @@ class CosmosPolicy:
             CheckpointError: the checkpoint does not know the prompt.
             ObservationError: a picture or the state is missing or unusable.
         """
-        clock = _Phases(self._device)
+        clock = _Phases(self.device)
         config = self.checkpoint.config
         with clock.phase("preprocess"):
             pictures = prepare_pictures(query.observation, self.checkpoint)
         with clock.phase("encode"):
             scene = self._encode(query.prompt, pictures, query.observation)
         with clock.phase("denoise"):
-            latents = self.propose(scene, [Draw(query.seed, config.denoising_steps)])
+            draw = Draw(query.seed, config.denoising_steps)
+            latents = self.propose(scene, [draw], futures=True)
         with clock.phase("extract"):
             (positions,) = self.chunks(latents)
             (value,) = self.values(latents)
@@ -167,7 +172,9 @@ class CosmosPolicy:
             engine=ENGINE,
             checkpoint_digest=self.checkpoint.digest,
             denoising_steps=count_evaluations(config.denoising_steps, config.numerics),
+            numerics=config.numerics,
             phases=clock.seconds,
+            imagined=latents.cpu().numpy(),
         )
 
     def look(self, prompt: str, observation: Observation) -> Scene:
@@ -263,7 +270,7 @@ class CosmosPolicy:
     def _encode(self, prompt: str, pictures: dict[str, Picture], observation: Observation) -> Scene:
         self._read(prompt)  # an unknown prompt is told before the work begins
         known = 1 + len(self.checkpoint.layout.state)
-        clean = encode_known(self.checkpoint, [pictures], known, self._device)
+        clean = encode_known(self.checkpoint, [pictures], known, self.device)
         inject_proprio(self.checkpoint, clean, observation)
         return Scene(prompt, pictures, clean)
 
@@ -310,7 +317,7 @@ class CosmosPolicy:
             noise = initial_noise([draws[i].seed for i in batch], tuple(denoiser.clean.shape[1:]))
             found = sample(
                 bound,
-                noise.to(self._device),
+                noise.to(self.device),
                 [schedules[i] for i in batch],
                 last=partial(bound, wanted=wanted),
             )

@@ -60,6 +60,14 @@ class Statistics:
     actions: Range
     proprio: Range
 
+    def equals(self, other: Statistics) -> bool:
+        """Return whether both scale alike, to the last bit."""
+        mine, theirs = (self.actions, self.proprio), (other.actions, other.proprio)
+        return all(
+            np.array_equal(one.low, two.low) and np.array_equal(one.high, two.high)
+            for one, two in zip(mine, theirs, strict=True)
+        )
+
 
 def load_statistics(path: Path, action_dims: int, proprio_dims: int) -> Statistics:
     """Read the flat JSON with ten keys ("actions_min", ... "proprio_median") that NVIDIA publishes.

@@ -6,6 +6,9 @@ import dataclasses
 from array import array
 from collections.abc import Mapping
 
+import numpy as np
+from numpy.typing import NDArray
+from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
@@ -77,8 +80,11 @@ def decision_to_message(
         prompt=query.prompt,
         engine=decision.engine,
         checkpoint_digest=decision.checkpoint_digest,
+        planner_digest=decision.planner_digest,
         observation_digest=query.observation.digest(),
         denoising_steps=decision.denoising_steps,
+        numerics=decision.numerics,
+        search=decision.search,
         requested=len(decision.candidates),
         finished=sum(c.finished for c in decision.candidates),
         chosen=decision.chosen,
@@ -100,6 +106,15 @@ def decision_to_message(
         )
         for c in decision.candidates
     ]
+    return message
+
+
+def picture_to_message(picture: NDArray[np.uint8], stamp_ns: int, chunk_id: str) -> Image:
+    """Return an imagined picture (H, W, 3) RGB; it bears its decision's stamp and chunk."""
+    height, width, channels = picture.shape
+    message = Image(height=height, width=width, encoding="rgb8", step=width * channels)
+    message.header.stamp, message.header.frame_id = ns_to_stamp(stamp_ns), chunk_id
+    message.data = array("B", picture.tobytes())
     return message
 
 

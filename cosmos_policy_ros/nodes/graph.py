@@ -33,7 +33,11 @@ class GraphOptions:
         task: name in config/tasks, or a YAML file.
         engine: cosmos, demonstrator, or auto.
         checkpoint: folder of engine cosmos; empty for the rig's default.
-        device: torch device of engine cosmos; "auto" is a GPU where there is one.
+        devices: torch devices of engine cosmos, "auto" for GPUs; a search runs on all of them.
+        planning: direct, or a search: a name in config/planning or a YAML file.
+        planner: checkpoint that imagines and appraises in a search; empty for the policy's own.
+        deadline: wall seconds that a search may take; 0 as the task says.
+        ray: address of a Ray cluster to search on; empty for processes here.
         compiled: compile its transformer.
         numerics: released, paper, or checkpoint: as its config says.
         denoising_steps: 0 as the checkpoint says.
@@ -51,7 +55,11 @@ class GraphOptions:
     task: str = "transfer_cube"
     engine: str = "auto"
     checkpoint: str = ""
-    device: str = "auto"
+    devices: str = "auto"
+    planning: str = "direct"
+    planner: str = ""
+    deadline: float = 0.0
+    ray: str = ""
     compiled: bool = False
     numerics: str = "checkpoint"
     denoising_steps: int = 0
@@ -78,7 +86,11 @@ def node_processes(options: GraphOptions) -> tuple[NodeProcess, ...]:
         "task": options.task,
         "engine": options.engine,
         "checkpoint": options.checkpoint,
-        "device": options.device,
+        "devices": options.devices,
+        "planning": options.planning,
+        "planner": options.planner,
+        "deadline": options.deadline,
+        "ray": options.ray,
         "compiled": options.compiled,
         "numerics": options.numerics,
         "denoising_steps": options.denoising_steps,

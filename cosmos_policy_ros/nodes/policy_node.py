@@ -1,7 +1,7 @@
 """The policy node: observation → chunk → gate → one timed trajectory per arm.
 
 A thin shell. The run's logic is ``rig.run``, the gates are ``rig.sources`` and ``rig.gate``, the
-model lives in a worker process (``planning.worker``). Everything here happens in the executor's
+model lives in worker processes (``planning.workers``). Everything here happens in the executor's
 one thread, so there is nothing to lock; the worker thread only wakes it.
 """
 
@@ -18,6 +18,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.task import Future
+from sensor_msgs.msg import Image
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
@@ -29,6 +30,7 @@ from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.convert import (
     TrajectoryMessages,
     decision_to_message,
+    picture_to_message,
     verdict_to_message,
 )
 from cosmos_policy_ros.nodes.policy_inputs import PolicyInputs
@@ -37,11 +39,12 @@ from cosmos_policy_ros.nodes.policy_parameters import (
     PARAMETERS,
     PolicySettings,
     read_settings,
-    rig_warnings,
+    warnings,
 )
 from cosmos_policy_ros.nodes.policy_reports import PolicyReports
 from cosmos_policy_ros.planning.engines import EngineLoader, load_engine
-from cosmos_policy_ros.planning.worker import Worker
+from cosmos_policy_ros.planning.tasks import Decide, Depict, Pictures
+from cosmos_policy_ros.planning.workers import Inference, start_inference
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Decision, Query
 from cosmos_policy_ros.rig.gate import SafetyGate
@@ -67,13 +70,14 @@ class PolicyNode(LifecycleNode):
         shell.declare(self, PARAMETERS)
         self._load = load
         self._settings: PolicySettings | None = None
-        self._worker: Worker | None = None
+        self._inference: Inference | None = None
         self._run: Run | None = None
         self._ended: Future[Outcome] | None = None
         self._goal_handle: Any = None
         self._active = self._armed = False
         self._commanded: Any = None
         self._answers: deque[tuple[_Asked, Answer[Decision], float]] = deque()
+        self._imagined: deque[tuple[int, str, Pictures]] = deque()
         self._asked: _Asked | None = None
         self._last_outcome = ""
 
@@ -83,16 +87,18 @@ class PolicyNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Read the parameters, connect, start loading the engine."""
         self._settings = settings = read_settings(self)
-        for warning in rig_warnings(settings):
+        for warning in warnings(settings):
             self.get_logger().warning(warning)
         self._inputs = PolicyInputs(self, settings.rig)
         self._gate = SafetyGate(settings.rig)
         self._trajectory_messages = TrajectoryMessages(settings.rig)
         self._wake = self.create_guard_condition(self._take_answers)
-        self._worker = Worker(settings.engine, settings.worker, self._wake.trigger, self._load)
         engine = settings.engine
+        self._inference = start_inference(
+            engine, settings.devices, settings.worker, self._wake.trigger, self._load, settings.ray
+        )
         self._reports = PolicyReports(
-            self, self._worker, self._inputs.sources, engine.engine, engine.checkpoint
+            self, self._inference, self._inputs.sources, engine.engine, engine.checkpoint
         )
         self._connect(settings)
         return super().on_configure(state)
@@ -126,9 +132,9 @@ class PolicyNode(LifecycleNode):
         """Brake, end the run and the worker; called before the ROS context ends."""
         self._stop("stopped", "the node was shut down")
         self._armed = False
-        if self._worker is not None:
+        if self._inference is not None:
             self._report()
-            self._worker.close()
+            self._inference.close()
 
     def _connect(self, settings: PolicySettings) -> None:
         options = QoSOverridingOptions.with_default_policies()
@@ -145,6 +151,12 @@ class PolicyNode(LifecycleNode):
         self._verdicts = self.create_lifecycle_publisher(
             VerdictMsg, "~/verdict", 10, event_callbacks=quiet
         )
+        self._futures = {
+            camera.role: self.create_lifecycle_publisher(
+                Image, f"~/future/{camera.role}", 10, event_callbacks=quiet
+            )
+            for camera in settings.rig.cameras
+        }
         self._pace = Pace(self, settings.rig.arms.keys(), self._poll)
         self._inputs.on_joint_state = self._pace.on_joint_state
         steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -164,15 +176,16 @@ class PolicyNode(LifecycleNode):
         )
 
     def _disconnect(self) -> None:
-        if self._worker is not None:
-            self._worker.close()
-            self._worker = None
+        if self._inference is not None:
+            self._inference.close()
+            self._inference = None
         self._action.destroy()
         self._pace.close()
         self.destroy_timer(self._diagnosing)
         for service in self._served:
             self.destroy_service(service)
-        for publisher in [*self._trajectories, self._decisions, self._verdicts]:
+        futures = self._futures.values()
+        for publisher in [*self._trajectories, self._decisions, self._verdicts, *futures]:
             self.destroy_publisher(publisher)
         self._inputs.close()
         self._reports.close()
@@ -185,12 +198,12 @@ class PolicyNode(LifecycleNode):
 
     def _poll(self) -> None:
         run = self._run
-        if run is not None and self._worker is not None:
+        if run is not None and self._inference is not None:
             if self._goal_handle.is_cancel_requested:
                 self._stop("cancelled", "the goal was cancelled")
-            elif self._worker.status == "failed":
-                self._stop("fault", self._worker.message)
-            elif self._worker.status == "ready" or run.phase is Phase.EXECUTING:
+            elif self._inference.status == "failed":
+                self._stop("fault", self._inference.message)
+            elif self._inference.status == "ready" or run.phase is Phase.EXECUTING:
                 started = time.monotonic()
                 effect = run.poll(self._now_ns(), started)
                 if isinstance(effect, TimedChunk):
@@ -203,16 +216,21 @@ class PolicyNode(LifecycleNode):
         self._report()
 
     def _ask(self, query: Query, started: float) -> None:
-        assert self._worker is not None
+        assert self._inference is not None
         self._asked = asked = _Asked(query, started, time.monotonic())
 
         def done(answer: Answer[Decision]) -> None:
             self._answers.append((asked, answer, time.monotonic()))
             self._wake.trigger()
 
-        self._worker.submit(query).add_done_callback(done)
+        self._inference.submit(Decide(query)).add_done_callback(done)
 
     def _take_answers(self) -> None:
+        while self._imagined:
+            stamp_ns, chunk_id, pictures = self._imagined.popleft()
+            for role, picture in pictures.items():
+                if role in self._futures:
+                    self._futures[role].publish(picture_to_message(picture, stamp_ns, chunk_id))
         while self._answers:
             asked, answer, ready = self._answers.popleft()
             run = self._run
@@ -223,8 +241,8 @@ class PolicyNode(LifecycleNode):
                 self._act(run, asked, answer.result(), ready)
             elif isinstance(error, CosmosPolicyError):
                 self.get_logger().error(f"query failed, the arms hold: {error}")
-                assert self._worker is not None
-                recoverable = isinstance(error, WorkerError) and self._worker.status != "failed"
+                assert self._inference is not None
+                recoverable = isinstance(error, WorkerError) and self._inference.status != "failed"
                 run.query_failed(error, recoverable)
             else:
                 raise error
@@ -249,6 +267,7 @@ class PolicyNode(LifecycleNode):
         self._decisions.publish(
             decision_to_message(decision, query, run.goal.run_id, chunk_id, phases)
         )
+        self._depict(query, decision, chunk_id)
         self._verdicts.publish(verdict_to_message(verdict, chunk_id, now_ns, rig))
         if chunk is None:
             self.get_logger().error(f"chunk {chunk_id} refused: {verdict.message}")
@@ -256,6 +275,18 @@ class PolicyNode(LifecycleNode):
         feedback.seconds = (now_ns - self._run_started_ns) / shell.NS
         feedback.latency = published - started
         self._goal_handle.publish_feedback(feedback)
+
+    def _depict(self, query: Query, decision: Decision, chunk_id: str) -> None:
+        """Have what was imagined decoded while the arms move, and show it when it is there."""
+        if decision.imagined is None or self._inference is None:
+            return
+
+        def done(answer: Answer[Pictures]) -> None:
+            if answer.exception() is None:  # for people's eyes: nothing rests on it
+                self._imagined.append((query.observation.stamp_ns, chunk_id, answer.result()))
+                self._wake.trigger()
+
+        self._inference.submit(Depict(query, decision.imagined)).add_done_callback(done)
 
     def _publish_chunk(self, chunk: TimedChunk) -> None:
         assert self._settings is not None
@@ -332,15 +363,15 @@ class PolicyNode(LifecycleNode):
     def _accept(self, run_id: str, request: RunTask.Goal) -> Goal:
         """Return the goal in full, or raise CosmosPolicyError with what stands against it."""
         assert self._settings is not None
-        assert self._worker is not None
+        assert self._inference is not None
         if self._run is not None:
             raise ConfigError(
                 f"run {self._run.goal.run_id} is under way; cancel it or call ~/stop first"
             )
         if not self._armed:
             raise ConfigError("the arms are disarmed; call ~/arm with data: true first")
-        if self._worker.status == "failed":
-            raise WorkerError(f"the engine is not available: {self._worker.message}")
+        if self._inference.status == "failed":
+            raise WorkerError(f"the engine is not available: {self._inference.message}")
         if not (math.isfinite(request.time_limit) and request.time_limit >= 0):
             raise ConfigError(f"time_limit {request.time_limit} s must be finite, 0 or more")
         task = self._settings.task
@@ -353,6 +384,7 @@ class PolicyNode(LifecycleNode):
             time_limit=request.time_limit or task.time_limit,
             chunk_limit=request.chunk_limit,
             seed=request.seed or self._settings.seed,
+            deadline=self._settings.deadline or task.deadline,
         )
 
     def _on_arm(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:

@@ -15,14 +15,17 @@ from cosmos_policy_ros.model.rig_check import compare_with_rig
 from cosmos_policy_ros.model.statistics import load_statistics
 from cosmos_policy_ros.nodes.shell import Parameter
 from cosmos_policy_ros.planning.engines import ENGINES, EngineSpec
+from cosmos_policy_ros.planning.search import SearchConfig
 from cosmos_policy_ros.planning.worker import WorkerLimits
-from cosmos_policy_ros.rig.config import did_you_mean
+from cosmos_policy_ros.planning.workers import parse_devices
+from cosmos_policy_ros.rig.config import did_you_mean, load_config, named_file
 from cosmos_policy_ros.rig.run import RunLimits
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import STATE_DIM, RigSpec, load_rig
 from cosmos_policy_ros.rollouts.task import Task, load_task
 
 AS_TRAINED = "checkpoint"
+DIRECT = "direct"
 TINY_CHECKPOINT = "tiny_random"
 RELEASED_CHECKPOINT = "nvidia/Cosmos-Policy-ALOHA-Predict2-2B"
 
@@ -41,7 +44,35 @@ PARAMETERS = (
         "checkpoint folder of engine cosmos; empty: the tiny one for a simulated rig, the released "
         "one for a real rig",
     ),
-    Parameter("device", "auto", "engine cosmos: torch device; auto is a GPU where there is one"),
+    Parameter(
+        "devices",
+        "auto",
+        "engine cosmos: torch devices like cuda:0,cuda:1 or cpu,cpu. A search runs on all of them, "
+        "auto being every GPU; without one the first is used, auto being a GPU where there is one",
+    ),
+    Parameter(
+        "planning",
+        DIRECT,
+        "engine cosmos: direct, or how to search for the best of several chunks: a name in "
+        "config/planning or a YAML file",
+    ),
+    Parameter(
+        "planner",
+        "",
+        "checkpoint folder that imagines and appraises in a search; empty: the policy's own",
+    ),
+    Parameter(
+        "deadline",
+        0.0,
+        "wall s that a search may take, the arms holding; 0: as the task says",
+        0.0,
+        3600.0,
+    ),
+    Parameter(
+        "ray",
+        "",
+        "search on a Ray cluster: its address, auto, or local to start one; empty: processes here",
+    ),
     Parameter("compiled", False, "engine cosmos: compile the transformer; minutes at start"),
     Parameter(
         "numerics",
@@ -56,9 +87,7 @@ PARAMETERS = (
     Parameter("observation_timeout", 10.0, "wall s to wait for a usable observation", 0.1, 600.0),
     Parameter("brake_seconds", 0.4, "s to bring a moving arm to rest on a stop", 0.04, 2.0),
     Parameter("start_timeout", 600.0, "wall s for the model to load", 1.0, 7200.0),
-    Parameter(
-        "query_timeout", 60.0, "wall s for one decision, then it counts as hung", 0.1, 3600.0
-    ),
+    Parameter("query_timeout", 60.0, "wall s for one task of a model, then it hangs", 0.1, 3600.0),
     Parameter("restarts", 3, "times a dead inference process is started again", 0, 100),
 )
 
@@ -70,9 +99,12 @@ class PolicySettings:
     rig: RigSpec
     task: Task
     engine: EngineSpec
+    devices: tuple[str, ...]
+    ray: str
     worker: WorkerLimits
     run: RunLimits
     seed: int
+    deadline: float
 
 
 def read_settings(node: Node) -> PolicySettings:
@@ -87,9 +119,9 @@ def read_settings(node: Node) -> PolicySettings:
         return node.get_parameter(name).value
 
     rig = load_rig(value("rig"), config_folder("rigs"))
-    engine = value("engine")
+    engine, search = value("engine"), read_search(value("planning"))
     if engine == "auto":
-        engine = "cosmos" if rig.kind == "real" else "demonstrator"
+        engine = "cosmos" if rig.kind == "real" or search is not None else "demonstrator"
     if engine not in ENGINES:
         known = did_you_mean(engine, (*ENGINES, "auto"))
         raise ConfigError(f"engine '{engine}' is not one{known}")
@@ -102,37 +134,58 @@ def read_settings(node: Node) -> PolicySettings:
             f"engine demonstrator knows only the simulated rig, this is '{rig.name}'; "
             "use engine:=cosmos with a checkpoint"
         )
+    if engine != "cosmos" and search is not None:
+        raise ConfigError(f"planning {value('planning')} needs engine cosmos, not {engine}")
+    devices, planner = parse_devices(value("devices")), value("planner") if search else ""
     return PolicySettings(
         rig=rig,
         task=load_task(value("task"), config_folder("tasks")),
         engine=EngineSpec(
             engine=engine,
             checkpoint=str(_checkpoint(value("checkpoint"), rig)) if engine == "cosmos" else "",
-            device=value("device"),
+            device=devices[0],
             threads=value("threads"),
             compiled=value("compiled"),
             numerics=None if numerics == AS_TRAINED else numerics,
             denoising_steps=value("denoising_steps") or None,
+            search=search,
+            planner=str(_checkpoint(planner, rig)) if planner else "",
             gripper=rig.arms.left.gripper,
         ),
+        devices=devices,
+        ray=value("ray"),
         worker=WorkerLimits(value("start_timeout"), value("query_timeout"), value("restarts")),
         run=RunLimits(value("observation_timeout"), value("brake_seconds")),
         seed=value("seed"),
+        deadline=value("deadline"),
     )
 
 
-def rig_warnings(settings: PolicySettings) -> tuple[str, ...]:
-    """Return where the checkpoint's training data does not fit the rig's limits.
+def read_search(name: str) -> SearchConfig | None:
+    """Return the search called ``name``, None for direct.
+
+    Raises:
+        ConfigError: no such search (with the nearest name), a wrong key or value.
+    """
+    if name == DIRECT:
+        return None
+    return load_config(SearchConfig, named_file(name, config_folder("planning")))
+
+
+def warnings(settings: PolicySettings) -> tuple[str, ...]:
+    """Return what the operator should know: idle devices, a checkpoint that does not fit the rig.
 
     Raises:
         CheckpointError: its statistics cannot be read.
     """
     if settings.engine.engine != "cosmos":
         return ()
+    idle = settings.devices[1:] if settings.engine.search is None else ()
+    found = (f"planning is direct: {', '.join(idle)} stay idle",) if idle else ()
     statistics = load_statistics(
         Path(settings.engine.checkpoint) / STATISTICS, STATE_DIM, STATE_DIM
     )
-    return compare_with_rig(statistics, settings.rig)
+    return found + compare_with_rig(statistics, settings.rig)
 
 
 def _checkpoint(given: str, rig: RigSpec) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -12,7 +13,8 @@ from rclpy.node import Node
 
 from cosmos_policy_ros.msg import PolicyState
 from cosmos_policy_ros.nodes import shell
-from cosmos_policy_ros.planning.worker import Worker
+from cosmos_policy_ros.planning.planner import Planner
+from cosmos_policy_ros.planning.workers import Inference
 from cosmos_policy_ros.rig.run import Run
 from cosmos_policy_ros.rig.sources import Sources
 
@@ -36,9 +38,11 @@ class Status(NamedTuple):
 class PolicyReports:
     """Publishes the state whenever it changes, and diagnostics when asked."""
 
-    def __init__(self, node: Node, worker: Worker, sources: Sources, engine: str, checkpoint: str):
+    def __init__(
+        self, node: Node, inference: Inference, sources: Sources, engine: str, checkpoint: str
+    ):
         """Open both topics."""
-        self._node, self._worker, self._sources = node, worker, sources
+        self._node, self._inference, self._sources = node, inference, sources
         self._engine, self._checkpoint = engine, checkpoint
         quiet = shell.NO_PUBLISHER_EVENTS
         self._states = node.create_publisher(
@@ -76,7 +80,7 @@ class PolicyReports:
         until = shell.ns_to_stamp(fields.pop("executing_until_ns"))
         state = PolicyState(executing_until=until, engine=self._engine, **fields)
         state.header.stamp = self._node.get_clock().now().to_msg()
-        state.checkpoint, state.checkpoint_digest = self._checkpoint, self._worker.info.digest
+        state.checkpoint, state.checkpoint_digest = self._checkpoint, self._inference.info.digest
         self._states.publish(state)
 
     def _counts_on(self, status: Status) -> bool:
@@ -86,13 +90,13 @@ class PolicyReports:
         return _NUMBER.sub("", status.message) == _NUMBER.sub("", self._last.message)
 
     def _status(self, run: Run | None, armed: bool, task: str, last_outcome: str) -> Status:
-        if run is not None and self._worker.status == "ready":
+        if run is not None and self._inference.status == "ready":
             phase, message = run.phase.value, run.message
         else:
             phases = {"ready": "ready", "failed": "failed", "closed": "unconfigured"}
-            phase = phases.get(self._worker.status, "loading")
+            phase = phases.get(self._inference.status, "loading")
             message = last_outcome if phase == "ready" else ""
-            message = message or self._worker.message
+            message = message or self._inference.message
         chunk = run.chunk if run is not None else None
         return Status(
             phase=phase,
@@ -118,10 +122,30 @@ class PolicyReports:
             for source, age in self._sources.ages(now_ns).items()
         ]
         engine = DiagnosticStatus(name=f"{name}: engine", hardware_id="inference")
-        good = self._worker.status in ("ready", "starting")
-        engine.level = DiagnosticStatus.OK if good else DiagnosticStatus.ERROR
-        engine.message = self._worker.message
-        engine.values = [KeyValue(key="restarts", value=str(self._worker.restarts))]
-        array = DiagnosticArray(status=[inputs, engine])
+        engine.level = _level(self._inference.status)
+        engine.message = self._inference.message
+        engine.values = [KeyValue(key="restarts", value=str(self._inference.restarts))]
+        array = DiagnosticArray(status=[inputs, engine, *self._workers(name)])
         array.header.stamp = clock.now().to_msg()
         self._diagnostics.publish(array)
+
+    def _workers(self, name: str) -> Iterator[DiagnosticStatus]:
+        """Yield the state of each inference process of a search, and how fast they have been."""
+        if not isinstance(self._inference, Planner):
+            return
+        for index, worker in enumerate(self._inference.workers):
+            status = DiagnosticStatus(name=f"{name}: worker {index}", hardware_id=worker.title)
+            status.level, status.message = _level(worker.status), worker.message
+            status.values = [KeyValue(key="restarts", value=str(worker.restarts))]
+            yield status
+        pace = DiagnosticStatus(name=f"{name}: search", hardware_id="inference")
+        pace.message = self._inference.last
+        told = self._inference.durations.told()
+        pace.values = [KeyValue(key=stage, value=text) for stage, text in told.items()]
+        yield pace
+
+
+def _level(status: str) -> bytes:
+    good = status in ("ready", "starting")
+    level: bytes = DiagnosticStatus.OK if good else DiagnosticStatus.ERROR
+    return level

@@ -1,40 +1,58 @@
-"""One inference process behind one thread.
+"""One engine behind one thread: started, asked, and started again when it dies.
 
-The model lives in a process of its own: its Python never holds the node's interpreter lock, a
-crash or a kill costs one query instead of the node, and a hang ends at a deadline. The thread is
-the only one that talks to the process.
+The engine lives elsewhere (:class:`Host`). A crash or a kill costs one task, a hang ends at a
+deadline, and the thread is the only one that talks to it.
 """
 
 from __future__ import annotations
 
-import ctypes
-import multiprocessing as mp
-import os
 import queue
-import signal
-import socket
-import struct
 import threading
-import time
-import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from typing import Any, Protocol
 
 from cosmos_policy_ros.errors import CosmosPolicyError, WorkerError
-from cosmos_policy_ros.planning.engines import EngineLoader, EngineSpec, load_engine
-from cosmos_policy_ros.rig.decision import Decision, EngineInfo, Query
+from cosmos_policy_ros.planning.tasks import Task
+from cosmos_policy_ros.rig.decision import EngineInfo
+
+
+class Host(Protocol):
+    """Where an engine lives: a process here, or an actor of a Ray cluster. Used by one thread."""
+
+    title: str
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, None while there is none."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """How messages call what runs now."""
+        ...
+
+    def start(self, seconds: float, closing: threading.Event) -> EngineInfo:
+        """Load the engine. Raises WorkerError: it died, hung; CosmosPolicyError: it refused."""
+        ...
+
+    def ask(self, task: Task, seconds: float, closing: threading.Event) -> object:
+        """Have a task done. Raises as :meth:`start`."""
+        ...
+
+    def stop(self) -> None:
+        """End it, whatever it does."""
+        ...
 
 
 @dataclass(frozen=True)
 class WorkerLimits:
-    """Patience with the inference process.
+    """Patience with an inference process.
 
     Attributes:
         start_timeout: seconds from spawn to a loaded model.
-        query_timeout: seconds for one decision, after which the process counts as hung.
+        query_timeout: seconds for one task, after which the process counts as hung.
         restarts: how often a dead process is started again before giving up.
         backoff: seconds before the first restart; doubles with each.
     """
@@ -46,7 +64,7 @@ class WorkerLimits:
 
 
 class Worker:
-    """Answers queries in another process.
+    """Does tasks one after the other.
 
     Attributes:
         status: "starting", "ready", "restarting", "failed" or "closed".
@@ -55,71 +73,75 @@ class Worker:
     """
 
     def __init__(
-        self,
-        spec: EngineSpec,
-        limits: WorkerLimits,
-        on_change: Callable[[], None] = lambda: None,
-        load: EngineLoader = load_engine,
+        self, host: Host, limits: WorkerLimits, on_change: Callable[[], None] = lambda: None
     ) -> None:
         """Start loading in the background; ``on_change`` is called from the thread."""
         self.status = "starting"
-        self.message = f"loading engine {spec.engine}"
+        self.message = f"loading {host.title}"
         self.restarts = 0
         self.info = EngineInfo()
-        self._spec, self._limits, self._on_change, self._load = spec, limits, on_change, load
-        self._context = mp.get_context("spawn")
-        self._process: BaseProcess | None = None
-        self._connection: Connection | None = None
-        self._queries: queue.SimpleQueue[tuple[Query, Future[Decision]] | None]
-        self._queries = queue.SimpleQueue()
+        self.title = host.title
+        self._host, self._limits, self._on_change = host, limits, on_change
+        self._tasks: queue.SimpleQueue[tuple[Task, float, Future[Any]] | None]
+        self._tasks = queue.SimpleQueue()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="inference", daemon=True)
         self._thread.start()
 
     @property
+    def workers(self) -> tuple[Worker, ...]:
+        """Itself: one worker is the smallest pool."""
+        return (self,)
+
+    @property
     def pid(self) -> int | None:
         """Process id of the inference process, None while there is none."""
-        return self._process.pid if self._process is not None else None
+        return self._host.pid
 
-    def submit(self, query: Query) -> Future[Decision]:
+    def submit(self, task: Task, seconds: float | None = None) -> Future[Any]:
         """Ask; the future's callbacks run in the worker thread.
 
         The future raises WorkerError when the process died or hung, or the engine's own
         CosmosPolicyError when it refused.
+
+        Args:
+            task: what to do.
+            seconds: instead of the limits' own, after which the process counts as hung.
         """
-        future: Future[Decision] = Future()
+        future: Future[Any] = Future()
         if self.status in ("failed", "closed"):
             future.set_exception(WorkerError(self.message))
         else:
-            self._queries.put((query, future))
+            patience = self._limits.query_timeout if seconds is None else seconds
+            self._tasks.put((task, patience, future))
             if not self._thread.is_alive():  # it gave up between the two lines above
                 self._fail_waiting()
         return future
 
     def close(self) -> None:
-        """End the process and the thread; a query under way fails."""
+        """End the process and the thread; a task under way fails."""
         self._closing.set()
-        self._queries.put(None)
+        self._tasks.put(None)
         self._thread.join(timeout=10.0)
         self._set("closed", "inference process ended")
 
     def _serve(self) -> None:
-        """Start the process, answer until it dies, start it again while the budget lasts."""
+        """Start the engine, answer until it dies, start it again while the budget lasts."""
         while not self._closing.is_set():
             try:
-                self._start_process()
-                text = f"engine {self._spec.engine} is ready (process {self.pid})"
+                self.info = self._host.start(self._limits.start_timeout, self._closing)
+                text = f"{self._host.title} is ready ({self._host.name})"
                 self._set("ready", f"{text}; {self.info.warning}" if self.info.warning else text)
-                self._answer_queries()
+                self._answer()
             except WorkerError as error:
-                self._stop_process()
+                self._host.stop()
                 if not self._may_restart(error):
                     break
             except CosmosPolicyError as error:
                 # The engine itself refused to load: starting it again would say the same.
                 self._set("failed", str(error))
                 break
-        self._stop_process()
+        self._host.stop()
         self._fail_waiting()
 
     def _may_restart(self, error: WorkerError) -> bool:
@@ -134,147 +156,26 @@ class Worker:
         )
         return not self._closing.wait(pause)
 
-    def _answer_queries(self) -> None:
-        while (item := self._queries.get()) is not None:
-            query, future = item
+    def _answer(self) -> None:
+        while (item := self._tasks.get()) is not None:
+            task, seconds, future = item
             if not future.set_running_or_notify_cancel():
                 continue
             try:
-                self._send(query)
-                answer = self._receive(self._limits.query_timeout, "a query")
-                assert isinstance(answer, Decision)
-                future.set_result(answer)
+                future.set_result(self._host.ask(task, seconds, self._closing))
             except WorkerError as error:
+                # Before anybody hears of the failure: who then asks must not find it "ready".
+                self.status = "restarting"
                 future.set_exception(error)
                 raise
             except CosmosPolicyError as error:
                 future.set_exception(error)
 
-    def _start_process(self) -> None:
-        self._connection, theirs = self._context.Pipe()
-        self._process = self._context.Process(
-            target=_worker_main,
-            args=(self._spec, self._load, theirs),
-            name="cosmos_policy_worker",
-            daemon=True,
-        )
-        self._process.start()
-        theirs.close()
-        _limit_sending(self._connection, self._limits.query_timeout)
-        info = self._receive(self._limits.start_timeout, "start-up")
-        assert isinstance(info, EngineInfo)
-        self.info = info
-
-    def _send(self, query: Query) -> None:
-        assert self._connection is not None
-        try:
-            self._connection.send(query)
-        except BlockingIOError as error:
-            raise WorkerError(self._overdue(self._limits.query_timeout, "a query")) from error
-        except OSError as error:
-            raise WorkerError(f"inference {self._obituary()}") from error
-
-    def _receive(self, timeout: float, during: str) -> Decision | EngineInfo:
-        """Wait for an answer, the process's death, the deadline, or our own closing."""
-        assert self._process is not None
-        assert self._connection is not None
-        deadline = time.monotonic() + timeout
-        while not self._closing.is_set():
-            # Short waits, so that closing is noticed; death and answers wake it at once.
-            left = min(0.2, deadline - time.monotonic())
-            if left <= 0:
-                raise WorkerError(self._overdue(timeout, during))
-            ready = wait([self._connection, self._process.sentinel], timeout=left)
-            if self._connection in ready:
-                try:
-                    answer: Decision | EngineInfo | CosmosPolicyError = self._connection.recv()
-                except (EOFError, OSError) as error:
-                    raise WorkerError(f"inference {self._obituary()} during {during}") from error
-                if isinstance(answer, CosmosPolicyError):
-                    raise answer
-                return answer
-            if ready:
-                raise WorkerError(f"inference {self._obituary()} during {during}")
-        raise WorkerError("inference process is being closed")
-
-    def _overdue(self, timeout: float, during: str) -> str:
-        return (
-            f"inference process {self.pid} gave no answer for {timeout:g} s during {during} and "
-            "was ended"
-        )
-
-    def _obituary(self) -> str:
-        assert self._process is not None
-        self._process.join(timeout=1.0)
-        code = self._process.exitcode
-        if code is not None and code < 0:
-            return f"process {self.pid} was killed by {signal.Signals(-code).name}"
-        return f"process {self.pid} died with exit code {code}"
-
-    def _stop_process(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-
     def _fail_waiting(self) -> None:
-        while not self._queries.empty():
-            if item := self._queries.get():
-                item[1].set_exception(WorkerError(self.message))
+        while not self._tasks.empty():
+            if item := self._tasks.get():
+                item[2].set_exception(WorkerError(self.message))
 
     def _set(self, status: str, message: str) -> None:
         self.status, self.message = status, message
         self._on_change()
-
-
-def _limit_sending(connection: Connection, seconds: float) -> None:
-    """Have a send fail after ``seconds``: a query is larger than what a pipe holds.
-
-    Without it a process that has stopped reading would block its thread for ever.
-    """
-    timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
-    with socket.socket(fileno=os.dup(connection.fileno())) as end:
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
-
-
-def _worker_main(spec: EngineSpec, load: EngineLoader, connection: Connection) -> None:
-    """Load the engine, then answer until the pipe closes (which it does when the node ends)."""
-    # Ctrl-C goes to the whole process group; the node decides when its worker ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with_parent()
-    try:
-        engine = load(spec)
-        connection.send(engine.info)
-    except Exception as error:
-        connection.send(_as_answer(error))
-        return
-    while True:
-        try:
-            query: Query = connection.recv()
-        except (EOFError, OSError):
-            return
-        try:
-            connection.send(engine.decide(query))
-        except Exception as error:
-            connection.send(_as_answer(error))
-
-
-def _as_answer(error: Exception) -> CosmosPolicyError:
-    """Return an engine's refusal as it is, and what broke it as a WorkerError with its words.
-
-    The node starts a new process after a WorkerError: nobody knows what state this one is in.
-    """
-    if isinstance(error, CosmosPolicyError):
-        return error
-    traceback.print_exc()
-    return WorkerError(
-        f"inference process {os.getpid()} broke off with {type(error).__name__}: {error} (the "
-        "traceback is in the log)"
-    )
-
-
-def _end_with_parent() -> None:
-    """Have the kernel kill this process when the node dies, even in the middle of a query."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -23,6 +23,7 @@ class Query:
         seed: base noise seed; candidate i uses seed + i.
         index: 0 for the first query of a run. A policy that keeps state starts afresh at 0.
         observation: what the rig looks like now.
+        deadline: wall seconds that a search may take; 0 for as long as it takes.
     """
 
     task: str
@@ -30,6 +31,7 @@ class Query:
     seed: int
     index: int
     observation: Observation
+    deadline: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,10 @@ class Decision:
         denoising_steps: 0 for an engine that does not denoise.
         engine: "cosmos" or "demonstrator".
         checkpoint_digest: sha256 over the checkpoint's files; "" when there is none.
+        planner_digest: the same of the checkpoint that imagined and appraised; "" for no search.
+        numerics: "released" or "paper"; "" for an engine that has none.
+        search: its settings, one line of YAML; "" for no search.
+        imagined: (1, 16, T, h, w) float32 latent with the chosen chunk's future; None without one.
     """
 
     positions: NDArray[np.float64]
@@ -68,6 +74,10 @@ class Decision:
     checkpoint_digest: str = ""
     denoising_steps: int = 0
     phases: Mapping[str, float] = field(default_factory=dict)
+    planner_digest: str = ""
+    numerics: str = ""
+    search: str = ""
+    imagined: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)

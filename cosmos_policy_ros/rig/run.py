@@ -40,6 +40,7 @@ class Goal:
         time_limit: seconds of executed motion; as in the paper, thinking does not count.
         chunk_limit: chunks to execute at most; 0 for no limit.
         seed: base noise seed.
+        deadline: wall seconds for one decision; 0 for as long as it takes.
     """
 
     run_id: str
@@ -48,6 +49,7 @@ class Goal:
     time_limit: float
     chunk_limit: int
     seed: int
+    deadline: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -208,9 +210,9 @@ class Run:
             return None
         self.phase = Phase.QUERYING
         self.message = "waiting for the policy"
-        index = self._queries
+        index, goal = self._queries, self.goal
         self._queries += 1
-        return Query(self.goal.task, self.goal.prompt, self.goal.seed, index, observation)
+        return Query(goal.task, goal.prompt, goal.seed, index, observation, goal.deadline)
 
     def _refuse(self, verdict: Verdict) -> None:
         self.refused += 1

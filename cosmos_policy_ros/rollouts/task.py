@@ -69,6 +69,8 @@ class Task:
         time_limit: seconds of motion a trial may take.
         rigs: the kinds of rig that can do it.
         rubric: how a trial is scored.
+        deadline: wall seconds that one decision may take when it is searched for, the arms
+            holding; 0 for as long as it takes.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Task:
     time_limit: float
     rigs: tuple[RigKind, ...]
     rubric: Rubric
+    deadline: float = 0.0
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", self.name):
@@ -85,6 +88,8 @@ class Task:
             )
         if not (math.isfinite(self.time_limit) and self.time_limit > 0):
             raise ValueError(f"time_limit: {self.time_limit} s must be finite and above 0")
+        if not (math.isfinite(self.deadline) and self.deadline >= 0):
+            raise ValueError(f"deadline: {self.deadline} s must be finite, 0 or more")
         if not self.prompts:
             raise ValueError("prompts: the list is empty; give at least one")
         if not self.rigs:

@@ -13,6 +13,11 @@ _RELIABLE = (offered_qos(reliability="reliable", durability="volatile", depth=10
 _LATCHED = (offered_qos(reliability="reliable", durability="transient_local", depth=1),)
 
 
+def future_topic(role: str) -> str:
+    """Return where the policy node shows what it imagines of a camera."""
+    return f"{POLICY_NODE}/future/{role}"
+
+
 def episode_topics(rig: RigSpec) -> tuple[Topic, ...]:
     """Return the topics of an episode on ``rig``, names relative to the nodes' namespace."""
     topics = []
@@ -23,6 +28,10 @@ def episode_topics(rig: RigSpec) -> tuple[Topic, ...]:
     for arm in rig.arms.values():
         topics.append(Topic(arm.joint_states, "sensor_msgs/msg/JointState", _RELIABLE))
         topics.append(Topic(arm.trajectory, "trajectory_msgs/msg/JointTrajectory", _RELIABLE))
+    topics += [
+        Topic(future_topic(camera.role), "sensor_msgs/msg/Image", _RELIABLE)
+        for camera in rig.cameras
+    ]
     topics += [
         Topic(f"{POLICY_NODE}/decision", "cosmos_policy_ros/msg/Decision", _RELIABLE),
         Topic(f"{POLICY_NODE}/verdict", "cosmos_policy_ros/msg/Verdict", _RELIABLE),

@@ -11,13 +11,16 @@ if __name__ == "__main__":
     from helpers.waiting import wait_for
 
     from cosmos_policy_ros.planning.engines import EngineSpec
+    from cosmos_policy_ros.planning.process import ProcessHost
+    from cosmos_policy_ros.planning.tasks import Decide
     from cosmos_policy_ros.planning.worker import Worker, WorkerLimits
     from cosmos_policy_ros.rig.decision import Query
     from cosmos_policy_ros.rig.observation import Observation
 
-    worker = Worker(EngineSpec("cosmos"), WorkerLimits(), load=load)
+    worker = Worker(ProcessHost(EngineSpec("cosmos"), load), WorkerLimits())
     seed = Seed(int(sys.argv[1]))
-    future = worker.submit(Query("t", "p", seed, 0, Observation(0, {}, np.zeros(14), {})))
+    query = Query("t", "p", seed, 0, Observation(0, {}, np.zeros(14), {}))
+    future = worker.submit(Decide(query))
     wait_for(lambda: future.done() or (future.running() and seed == Seed.SLEEP_FIRST), "the query")
     print(worker.pid, flush=True)
     wait_for(lambda: False, "the end")

@@ -13,7 +13,7 @@ from enum import IntEnum
 import numpy as np
 
 from cosmos_policy_ros.errors import CheckpointError, ObservationError
-from cosmos_policy_ros.planning.engines import EngineSpec
+from cosmos_policy_ros.planning.engines import Admit, DirectEngine, EngineSpec
 from cosmos_policy_ros.rig.decision import Candidate, Decision, EngineInfo, Query
 
 ROWS, DT = 50, 0.04
@@ -75,7 +75,7 @@ def _chunk(query: Query) -> np.ndarray:
     return positions
 
 
-def load(spec: EngineSpec) -> StubEngine:
+def load(spec: EngineSpec, admit: Admit) -> DirectEngine:
     """Load, or fail to, as ``spec.checkpoint`` says."""
     if spec.checkpoint == "refuse":
         raise CheckpointError("stub/model.safetensors is missing; download it")
@@ -83,4 +83,4 @@ def load(spec: EngineSpec) -> StubEngine:
         os.kill(os.getpid(), signal.SIGKILL)
     if spec.checkpoint == "hang":
         time.sleep(FOR_EVER)
-    return StubEngine(spec)
+    return DirectEngine(StubEngine(spec))

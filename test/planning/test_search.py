@@ -1,23 +1,24 @@
-"""The batched search is the serial procedure of the released code, candidate by candidate."""
+"""The search is the serial procedure of the released code, candidate by candidate."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers.search import PROMPT, TINY, query_of
 
+from cosmos_policy_ros.errors import CheckpointError, ConfigError
 from cosmos_policy_ros.model.config import Numerics
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.model.sampler import Draw
-from cosmos_policy_ros.model.sequence import Scene
-from cosmos_policy_ros.planning.search import SearchConfig, evaluations, search
-from cosmos_policy_ros.rig.observation import Observation
+from cosmos_policy_ros.planning.search import SearchConfig, parse_search, run_search
+from cosmos_policy_ros.planning.search_engine import SearchEngine, check_pair, evaluations
+from cosmos_policy_ros.planning.tasks import Depict
 from cosmos_policy_ros.rig.share import config_folder
 
-PROMPT = "transfer the red cube"
-TINY = config_folder("models") / "tiny_random"
 ROUNDING = 2e-4  # of a value; batches of another size take other kernels, over many steps
 
 
@@ -30,19 +31,14 @@ def policy(request: pytest.FixtureRequest) -> CosmosPolicy:
     return load(request.param)
 
 
-def scene_of(policy: CosmosPolicy) -> Scene:
-    random = np.random.default_rng(0)
-    images = {
-        role: random.integers(0, 256, (64, 64, 3), np.uint8)
-        for role in ("left_wrist", "right_wrist", "primary")
-    }
-    statistics = policy.checkpoint.statistics.proprio
-    state = (statistics.low + statistics.high) / 2
-    return policy.look(PROMPT, Observation(1, images, state, {}))
+@pytest.fixture(scope="module")
+def engine(policy: CosmosPolicy) -> SearchEngine:
+    return SearchEngine(policy, policy)
 
 
-def serial(policy: CosmosPolicy, scene: Scene, seed: int) -> tuple[list[float], torch.Tensor]:
+def serial(policy: CosmosPolicy, seed: int) -> tuple[list[float], torch.Tensor]:
     """Appraise one candidate the literal way: a future, its values, the next future."""
+    scene = policy.look(PROMPT, query_of(policy).observation)
     released = policy.checkpoint.config.numerics == "released"
     future_steps = [1, 3, 5] if released else [5, 5, 5]
     value_steps = [1, 2, 3, 4, 5] if released else [5] * 5
@@ -55,49 +51,93 @@ def serial(policy: CosmosPolicy, scene: Scene, seed: int) -> tuple[list[float], 
     return values, action
 
 
-def test_the_batched_search_is_the_serial_one(policy: CosmosPolicy) -> None:
-    scene = scene_of(policy)
-    found = search(policy, policy, scene, [195, 196, 200], SearchConfig())
-    assert [candidate.seed for candidate in found] == [195, 196, 200]
-    for candidate in found:
-        values, action = serial(policy, scene, candidate.seed)
+@pytest.mark.parametrize("lot", [1, 2, 3])
+def test_the_search_is_the_serial_one(policy: CosmosPolicy, engine: SearchEngine, lot: int) -> None:
+    config = SearchConfig(candidates=3, lot=lot)
+    decision = run_search(engine, query_of(policy), config)
+    assert [candidate.seed for candidate in decision.candidates] == [195, 196, 197]
+    for index, candidate in enumerate(decision.candidates):
+        values, action = serial(policy, candidate.seed)
         np.testing.assert_allclose(candidate.values, values, atol=ROUNDING)
-        mine, theirs = policy.chunks(candidate.action), policy.chunks(action)
-        np.testing.assert_allclose(mine, theirs, atol=1e-6)
-        assert candidate.imagined is not None
         assert len(candidate.values) == 15
         assert candidate.spread == pytest.approx(np.std(values), abs=ROUNDING)
+        if index == decision.chosen:
+            np.testing.assert_allclose(decision.positions, policy.chunks(action)[0], atol=1e-6)
+    best = max(candidate.value for candidate in decision.candidates)
+    assert decision.candidates[decision.chosen].value == best
 
 
-def test_a_candidate_does_not_depend_on_its_company(policy: CosmosPolicy) -> None:
-    scene = scene_of(policy)
-    config = SearchConfig(futures=2, values=2)
-    together = search(policy, policy, scene, [195, 196, 197, 198], config)
-    for index, seed in enumerate((195, 196, 197, 198)):
-        (alone,) = search(policy, policy, scene, [seed], config)
-        np.testing.assert_allclose(together[index].values, alone.values, atol=ROUNDING)
-        assert together[index].value == pytest.approx(alone.value, abs=ROUNDING)
+def test_a_candidate_does_not_depend_on_how_many_there_are(
+    policy: CosmosPolicy, engine: SearchEngine
+) -> None:
+    config = SearchConfig(candidates=4, futures=2, values=2)
+    together = run_search(engine, query_of(policy), config)
+    for candidate in together.candidates:
+        query = replace(query_of(policy), seed=candidate.seed)
+        alone = run_search(engine, query, replace(config, candidates=1))
+        assert alone.candidates[0] == candidate  # to the last bit
 
 
-def test_depth_goes_on_from_what_was_imagined(policy: CosmosPolicy) -> None:
-    scene = scene_of(policy)
-    flat = SearchConfig(futures=1, values=2, aggregation="average")
-    last = SearchConfig(futures=1, values=2, aggregation="average", depth=2, combination="last")
-    both = SearchConfig(futures=1, values=2, aggregation="average", depth=2)
-    (one,), (deep,), (mean,) = (
-        search(policy, policy, scene, [195], config) for config in (flat, last, both)
+def test_depth_goes_on_from_what_was_imagined(policy: CosmosPolicy, engine: SearchEngine) -> None:
+    flat = SearchConfig(candidates=2, futures=1, values=2, aggregation="average")
+    last = replace(flat, depth=2, combination="last")
+    both = replace(flat, depth=2)
+    one, deep, mean = (run_search(engine, query_of(policy), c) for c in (flat, last, both))
+    for a, b, c in zip(one.candidates, deep.candidates, mean.candidates, strict=True):
+        assert a.values == b.values == c.values
+        assert c.value == pytest.approx((a.value + b.value) / 2)
+        assert a.value != b.value
+
+
+def test_q_needs_no_future(policy: CosmosPolicy, engine: SearchEngine) -> None:
+    config = SearchConfig(candidates=2, value="value_q", values=3)
+    decision = run_search(engine, query_of(policy), config)
+    assert [len(candidate.values) for candidate in decision.candidates] == [3, 3]
+    assert decision.imagined is None
+
+
+def test_a_tie_keeps_the_base_seed(policy: CosmosPolicy, engine: SearchEngine) -> None:
+    # Everything above 0.05, or everything below: a vote of all or nothing, the same for both.
+    config = SearchConfig(candidates=2, aggregation="success_vote", futures=1, values=1)
+    decision = run_search(engine, query_of(policy), config)
+    first, second = decision.candidates
+    assert first.value == second.value in (0.0, 1.0)
+    assert decision.chosen == 0
+    assert "the base seed 195 is kept: none is valued above" in decision.reason
+
+
+def test_the_chosen_future_can_be_looked_at(policy: CosmosPolicy, engine: SearchEngine) -> None:
+    query = query_of(policy)
+    decision = run_search(engine, query, SearchConfig(candidates=2, futures=1, values=2))
+    assert decision.imagined is not None
+    pictures = engine.answer(Depict(query, decision.imagined))
+    assert isinstance(pictures, dict)
+    assert {role: picture.shape for role, picture in pictures.items()} == dict.fromkeys(
+        ("left_wrist", "right_wrist", "primary"), (64, 64, 3)
     )
-    assert deep.values == one.values == mean.values
-    torch.testing.assert_close(deep.action, one.action, rtol=0, atol=0, equal_nan=True)
-    assert mean.value == pytest.approx((one.value + deep.value) / 2)
-    assert deep.value != one.value
 
 
-def test_q_needs_no_future(policy: CosmosPolicy) -> None:
-    scene = scene_of(policy)
-    (found,) = search(policy, policy, scene, [195], SearchConfig(value="value_q", values=3))
-    assert len(found.values) == 3
-    assert found.imagined is None
+def test_a_decision_bears_its_search(policy: CosmosPolicy, engine: SearchEngine) -> None:
+    config = SearchConfig(candidates=1, futures=1, values=2, lot=3)
+    decision = run_search(engine, query_of(policy), config)
+    assert parse_search(decision.search, "a decision") == config
+    assert decision.numerics == policy.checkpoint.config.numerics
+    assert decision.checkpoint_digest == decision.planner_digest == policy.checkpoint.digest
+    assert decision.reason.startswith("random weights, nothing was learned; ")
+
+
+def test_two_checkpoints_must_speak_of_the_same_latents() -> None:
+    with pytest.raises(CheckpointError, match="proposes with numerics released"):
+        check_pair(load("released"), load("paper"))
+
+
+def test_every_preset_is_a_search() -> None:
+    presets = sorted((config_folder("planning")).glob("*.yaml"))
+    assert len(presets) >= 3
+    for preset in presets:
+        parse_search(preset.read_text(), str(preset))
+    released = parse_search((config_folder("planning") / "best_of_8.yaml").read_text(), "it")
+    assert released == SearchConfig()
 
 
 @pytest.mark.parametrize(
@@ -118,6 +158,7 @@ def test_evaluations_are_counted(numerics: Numerics, config: SearchConfig, expec
     ("changes", "message"),
     [
         ({"futures": 0}, "futures: 0 must be at least 1"),
+        ({"lot": 0}, "lot: 0 must be at least 1"),
         ({"value": "value_q", "depth": 2}, "imagines no future"),
         ({"aggregation": "lcb", "futures": 1, "values": 1}, "no standard deviation"),
     ],
@@ -125,3 +166,8 @@ def test_evaluations_are_counted(numerics: Numerics, config: SearchConfig, expec
 def test_impossible_searches_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SearchConfig(**changes)
+
+
+def test_a_wrong_key_of_a_search_is_named() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'candidates'"):
+        parse_search("candidate: 8", "my.yaml")

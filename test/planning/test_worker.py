@@ -18,6 +18,8 @@ from helpers.waiting import is_running, wait_for
 
 from cosmos_policy_ros.errors import ObservationError, WorkerError
 from cosmos_policy_ros.planning.engines import EngineSpec
+from cosmos_policy_ros.planning.process import ProcessHost
+from cosmos_policy_ros.planning.tasks import Decide
 from cosmos_policy_ros.planning.worker import Worker, WorkerLimits
 from cosmos_policy_ros.rig.decision import Decision, Query
 from cosmos_policy_ros.rig.observation import Observation
@@ -33,7 +35,7 @@ def make() -> Iterator[Make]:
 
     def worker(checkpoint: str = "", limits: WorkerLimits = PATIENT) -> Worker:
         spec = EngineSpec("cosmos", checkpoint)
-        workers.append(Worker(spec, limits, load=stub_engine.load))
+        workers.append(Worker(ProcessHost(spec, stub_engine.load), limits))
         return workers[-1]
 
     yield worker
@@ -41,9 +43,9 @@ def make() -> Iterator[Make]:
         each.close()
 
 
-def query(seed: Seed = Seed.GOOD, index: int = 0, pixels: tuple[int, ...] = (8, 8, 3)) -> Query:
+def query(seed: Seed = Seed.GOOD, index: int = 0, pixels: tuple[int, ...] = (8, 8, 3)) -> Decide:
     images = {"primary": np.zeros(pixels, np.uint8)}
-    return Query("task", "prompt", seed, index, Observation(0, images, np.zeros(14), {}))
+    return Decide(Query("task", "prompt", seed, index, Observation(0, images, np.zeros(14), {})))
 
 
 def ready(worker: Worker) -> Worker:

@@ -18,7 +18,6 @@ from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.task import Future
-from sensor_msgs.msg import Image
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
@@ -30,9 +29,9 @@ from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.convert import (
     TrajectoryMessages,
     decision_to_message,
-    picture_to_message,
     verdict_to_message,
 )
+from cosmos_policy_ros.nodes.policy_futures import PolicyFutures
 from cosmos_policy_ros.nodes.policy_inputs import PolicyInputs
 from cosmos_policy_ros.nodes.policy_pace import Pace
 from cosmos_policy_ros.nodes.policy_parameters import (
@@ -43,7 +42,7 @@ from cosmos_policy_ros.nodes.policy_parameters import (
 )
 from cosmos_policy_ros.nodes.policy_reports import PolicyReports
 from cosmos_policy_ros.planning.engines import EngineLoader, load_engine
-from cosmos_policy_ros.planning.tasks import Decide, Depict, Pictures
+from cosmos_policy_ros.planning.tasks import Decide
 from cosmos_policy_ros.planning.workers import Inference, start_inference
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Decision, Query
@@ -77,7 +76,6 @@ class PolicyNode(LifecycleNode):
         self._active = self._armed = False
         self._commanded: Any = None
         self._answers: deque[tuple[_Asked, Answer[Decision], float]] = deque()
-        self._imagined: deque[tuple[int, str, Pictures]] = deque()
         self._asked: _Asked | None = None
         self._last_outcome = ""
 
@@ -137,6 +135,7 @@ class PolicyNode(LifecycleNode):
             self._inference.close()
 
     def _connect(self, settings: PolicySettings) -> None:
+        assert self._inference is not None
         options = QoSOverridingOptions.with_default_policies()
         self._trajectories = [
             self.create_lifecycle_publisher(
@@ -151,12 +150,7 @@ class PolicyNode(LifecycleNode):
         self._verdicts = self.create_lifecycle_publisher(
             VerdictMsg, "~/verdict", 10, event_callbacks=quiet
         )
-        self._futures = {
-            camera.role: self.create_lifecycle_publisher(
-                Image, f"~/future/{camera.role}", 10, event_callbacks=quiet
-            )
-            for camera in settings.rig.cameras
-        }
+        self._futures = PolicyFutures(self, settings.rig, self._inference, self._wake.trigger)
         self._pace = Pace(self, settings.rig.arms.keys(), self._poll)
         self._inputs.on_joint_state = self._pace.on_joint_state
         steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -184,10 +178,10 @@ class PolicyNode(LifecycleNode):
         self.destroy_timer(self._diagnosing)
         for service in self._served:
             self.destroy_service(service)
-        futures = self._futures.values()
-        for publisher in [*self._trajectories, self._decisions, self._verdicts, *futures]:
+        for publisher in [*self._trajectories, self._decisions, self._verdicts]:
             self.destroy_publisher(publisher)
         self._inputs.close()
+        self._futures.close()
         self._reports.close()
         self.destroy_guard_condition(self._wake)
 
@@ -226,11 +220,7 @@ class PolicyNode(LifecycleNode):
         self._inference.submit(Decide(query)).add_done_callback(done)
 
     def _take_answers(self) -> None:
-        while self._imagined:
-            stamp_ns, chunk_id, pictures = self._imagined.popleft()
-            for role, picture in pictures.items():
-                if role in self._futures:
-                    self._futures[role].publish(picture_to_message(picture, stamp_ns, chunk_id))
+        self._futures.publish()
         while self._answers:
             asked, answer, ready = self._answers.popleft()
             run = self._run
@@ -267,7 +257,7 @@ class PolicyNode(LifecycleNode):
         self._decisions.publish(
             decision_to_message(decision, query, run.goal.run_id, chunk_id, phases)
         )
-        self._depict(query, decision, chunk_id)
+        self._futures.ask(query, decision, chunk_id)
         self._verdicts.publish(verdict_to_message(verdict, chunk_id, now_ns, rig))
         if chunk is None:
             self.get_logger().error(f"chunk {chunk_id} refused: {verdict.message}")
@@ -275,18 +265,6 @@ class PolicyNode(LifecycleNode):
         feedback.seconds = (now_ns - self._run_started_ns) / shell.NS
         feedback.latency = published - started
         self._goal_handle.publish_feedback(feedback)
-
-    def _depict(self, query: Query, decision: Decision, chunk_id: str) -> None:
-        """Have what was imagined decoded while the arms move, and show it when it is there."""
-        if decision.imagined is None or self._inference is None:
-            return
-
-        def done(answer: Answer[Pictures]) -> None:
-            if answer.exception() is None:  # for people's eyes: nothing rests on it
-                self._imagined.append((query.observation.stamp_ns, chunk_id, answer.result()))
-                self._wake.trigger()
-
-        self._inference.submit(Depict(query, decision.imagined)).add_done_callback(done)
 
     def _publish_chunk(self, chunk: TimedChunk) -> None:
         assert self._settings is not None

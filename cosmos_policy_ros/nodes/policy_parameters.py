@@ -182,6 +182,8 @@ def warnings(settings: PolicySettings) -> tuple[str, ...]:
         return ()
     idle = settings.devices[1:] if settings.engine.search is None else ()
     found = (f"planning is direct: {', '.join(idle)} stay idle",) if idle else ()
+    if settings.ray:
+        found += ("Ray's processes listen on this machine's network, not on loopback only",)
     statistics = load_statistics(
         Path(settings.engine.checkpoint) / STATISTICS, STATE_DIM, STATE_DIM
     )

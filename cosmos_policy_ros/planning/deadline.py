@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -14,6 +15,7 @@ from cosmos_policy_ros.planning.search import STAGES, Search, SearchConfig, Stag
 from cosmos_policy_ros.planning.tasks import Proposed, SearchInfo
 from cosmos_policy_ros.rig.decision import Query
 
+DEPICT = "depict"  # beside the stages of a search
 REMEMBERED = 100  # tasks per stage
 SURE = 0.95  # share of the tasks that are expected to keep to the time planned for them
 # Answers of no size, for a search that is only gone through to see how long it takes.
@@ -27,18 +29,20 @@ class Durations:
     """
 
     def __init__(self) -> None:
-        self._measured: dict[str, deque[float]] = {s: deque(maxlen=REMEMBERED) for s in STAGES}
+        kinds = (*STAGES, DEPICT)
+        self._measured: dict[str, deque[float]] = {k: deque(maxlen=REMEMBERED) for k in kinds}
 
-    def add(self, stage: Stage, steps: int, seconds: float) -> None:
+    def add(self, stage: str, steps: int, seconds: float) -> None:
         """Note what one task has taken."""
         self._measured[stage].append(seconds / steps)
 
     def seconds(
-        self, stage: Stage, steps: int, share: float, rehearsed: Mapping[str, float]
+        self, stage: str, steps: int, share: float, rehearsed: Mapping[str, float]
     ) -> float:
-        """Return the seconds within which ``share`` of such tasks were done."""
-        measured = self._measured[stage] or [rehearsed.get(stage, 0.0)]
-        return float(np.quantile(measured, share)) * steps
+        """Return the seconds within which ``share`` of such tasks were done; inf if none was."""
+        if not self._measured[stage]:
+            return rehearsed.get(stage, math.inf) * steps
+        return float(np.quantile(self._measured[stage], share)) * steps
 
     def told(self) -> dict[str, str]:
         """Return p50 and p95 of each stage for people."""
@@ -81,16 +85,23 @@ def _most_candidates(
     query: Query, config: SearchConfig, info: SearchInfo, durations: Durations, workers: int
 ) -> int:
     """Return how many candidates fit, 0 for none; more of them never take less time."""
+    usual, slow = (
+        {
+            stage: durations.seconds(
+                stage, config.steps(stage, info.denoising_steps), share, info.pace
+            )
+            for stage in STAGES
+        }
+        for share in (0.5, SURE)
+    )
+    # Of many tasks some are slow and some are fast, but the last candidate's may all be slow.
+    slack = config.depth * sum(slow[stage] - usual[stage] for stage in STAGES)
     fitting, beyond = 0, config.candidates + 1
-    seconds = {
-        stage: durations.seconds(stage, config.steps(stage, info.denoising_steps), SURE, info.pace)
-        for stage in STAGES
-    }
     while beyond - fitting > 1:
         # All of them first: usually there is time.
         middle = beyond - 1 if beyond > config.candidates else (fitting + beyond) // 2
         search = Search(query, replace(config, candidates=middle), info)
-        if makespan(search, seconds, workers) <= query.deadline:
+        if makespan(search, usual, workers) + slack <= query.deadline:
             fitting = middle
         else:
             beyond = middle

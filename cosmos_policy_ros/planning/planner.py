@@ -12,48 +12,37 @@ import math
 import queue
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from cosmos_policy_ros.errors import CosmosPolicyError, WorkerError
-from cosmos_policy_ros.planning.deadline import Durations, fit
-from cosmos_policy_ros.planning.search import STAGES, Search, SearchConfig, Unit
+from cosmos_policy_ros.planning.deadline import DEPICT, SURE, Durations
+from cosmos_policy_ros.planning.round import HUNG_FACTOR, HUNG_LEAST, Round, nothing_finished
+from cosmos_policy_ros.planning.search import SearchConfig, Unit
 from cosmos_policy_ros.planning.tasks import Decide, Depict, SearchInfo, Task
 from cosmos_policy_ros.planning.worker import Worker, WorkerLimits
 from cosmos_policy_ros.rig.decision import Decision, EngineInfo, Query
 
 MakeWorkers = Callable[[Callable[[], None]], Sequence[Worker]]  # given what to call on a change
-# A task is overdue, and dealt a second time, after so many times what 95 % of its like have taken,
-# and not before a busy machine's hiccup.
-OVERDUE_FACTOR, OVERDUE_LEAST = 2.0, 0.25
-# Its worker counts as hung, and is ended, after so many times that, and not before these seconds.
-HUNG_FACTOR, HUNG_LEAST = 10.0, 3.0
 
 
-@dataclass
-class _Round:
-    """One query; monotonic seconds. Its search begins when the workers are ready."""
+class _Asked(NamedTuple):
+    """The query under way; monotonic seconds."""
 
     query: Query
     future: Future[Decision]
     deadline: float
-    search: Search | None = None
-    dealt: dict[Unit, list[float]] = field(default_factory=dict)  # when, once per worker at it
-    spent: dict[str, float] = field(default_factory=dict)
-    lost: list[str] = field(default_factory=list)
 
 
 class _Job(NamedTuple):
-    """What a worker is doing."""
+    """What a worker is at since when: a task of a search, or a picture."""
 
     worker: int
     since: float
-    round: _Round | None
-    unit: Unit | None
-    depicted: Future[Any] | None = None
+    work: tuple[Round, Unit] | Future[Any]
 
 
 class Planner:
@@ -76,7 +65,8 @@ class Planner:
         self.durations = Durations()
         self._config, self._limits, self._on_change = config, limits, on_change
         self._events: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
-        self._round: _Round | None = None
+        self._asked: _Asked | None = None
+        self._round: Round | None = None  # of what was asked, once the workers are ready
         self._busy: dict[int, _Job] = {}
         self._pictures: deque[tuple[Depict, Future[Any]]] = deque()
         self._closed = self._was_ready = False
@@ -155,35 +145,61 @@ class Planner:
     # ---------------------------------------------------------------- the thread
 
     def _serve(self) -> None:
+        try:
+            self._deal_until_closed()
+            self._fail(WorkerError("the workers are being closed"))
+        except Exception as error:  # nobody may be left waiting for a thread that is gone
+            traceback.print_exc()
+            self._refusal = f"a bug in the planner, see the log: {type(error).__name__}: {error}"
+            self._fail(WorkerError(self._refusal))
+            self._on_change()
+        self._fail_waiting()
+
+    def _deal_until_closed(self) -> None:
         while True:
             try:
                 event = self._events.get(timeout=self._patience())
             except queue.Empty:
-                event = ("looked",)
+                event = ("nothing",)
             if event[0] == "close":
-                break
+                return
             if event[0] == "asked":
-                self._on_asked(event[1], event[2])
+                self._take(event[1], event[2])
             elif event[0] == "answered":
-                self._on_answer(event[1], event[2])
+                self._take_answer(event[1], event[2])
             self._look()
             self._finish()
             self._deal()
-        self._fail(WorkerError("the workers are being closed"))
-        self._fail_waiting()
 
     def _patience(self) -> float:
         """Return the seconds until something is due without anything happening."""
-        if self._round is None:
+        if self._asked is None:
             return 3600.0
         now = time.monotonic()
-        due = [self._round.deadline]
-        due += [
-            since + self._overdue(u) for u, dealt in self._round.dealt.items() for since in dealt
-        ]
-        # An overdue task for which nobody is idle must not keep it awake.
-        due = [at for at in due if at > now] or [now + 0.05]
-        return max(min(*due, now + 1.0) - now, 0.0)
+        due = self._round.next_overdue(now) if self._round is not None else now + 1.0
+        return max(min(due, self._asked.deadline) - now, 0.0)
+
+    def _take(self, task: Task, future: Future[Any]) -> None:
+        if isinstance(task, Depict):
+            self._pictures.append((task, future))
+            return
+        assert isinstance(task, Decide)
+        self._fail(WorkerError("a newer query took its place"))
+        patience = task.query.deadline or math.inf
+        self._asked = _Asked(task.query, future, time.monotonic() + patience)
+
+    def _take_answer(self, job: _Job, answer: Future[Any]) -> None:
+        del self._busy[job.worker]
+        if isinstance(job.work, Future):
+            if answer.exception() is None:
+                self.durations.add(DEPICT, 1, time.monotonic() - job.since)
+            _hand_over(answer, job.work)
+            return
+        of, unit = job.work
+        try:
+            of.answered(unit, job.since, answer, late=of is not self._round)
+        except CosmosPolicyError as error:
+            self._fail(error)
 
     def _look(self) -> None:
         """See how the workers are; before the first decision all must have loaded the same."""
@@ -198,115 +214,62 @@ class Planner:
         if self._was_ready or self._refusal:
             self._on_change()
 
-    def _on_asked(self, task: Task, future: Future[Any]) -> None:
-        if isinstance(task, Depict):
-            self._pictures.append((task, future))
-            return
-        assert isinstance(task, Decide)
-        self._fail(WorkerError("a newer query took its place"))
-        patience = task.query.deadline or math.inf
-        self._round = _Round(task.query, future, time.monotonic() + patience)
-
-    def _begin(self, current: _Round) -> Search:
-        """Begin the search with as much of it as fits into the time."""
-        info, workers = self.info, sum(worker.status == "ready" for worker in self.workers)
-        assert isinstance(info, SearchInfo)
-        config = fit(current.query, self._config, info, self.durations, max(workers, 1))
-        return Search(current.query, config, info, self._config.candidates)
-
-    def _on_answer(self, job: _Job, answer: Future[Any]) -> None:
-        self._busy.pop(job.worker, None)
-        error = answer.exception()
-        if job.depicted is not None:
-            _hand_over(answer, job.depicted)
-            return
-        assert job.unit is not None
-        assert job.round is not None
-        assert job.round.search is not None
-        seconds = time.monotonic() - job.since
-        if error is None:
-            steps = job.round.search.config.steps(job.unit.stage, self._steps())
-            self.durations.add(job.unit.stage, steps, seconds)
-        if job.round is not self._round:
-            return
-        job.round.dealt[job.unit].remove(job.since)
-        if error is None:
-            spent = job.round.spent
-            spent[job.unit.stage] = spent.get(job.unit.stage, 0.0) + seconds
-            job.round.search.take(job.unit, answer.result())
-        elif isinstance(error, WorkerError):
-            job.round.lost.append(str(error))
-        else:
-            self._fail(error)
-
-    def _deal(self) -> None:
-        if self._round is not None and self._round.search is None and self.status == "ready":
-            self._round.search = self._begin(self._round)
-        for index, worker in enumerate(self.workers):
-            if self._round is None and not self._pictures:
-                return
-            if not self._was_ready or worker.status != "ready" or index in self._busy:
-                continue
-            now = time.monotonic()
-            unit = self._next_unit(now)
-            if unit is not None:
-                assert self._round is not None
-                assert self._round.search is not None
-                self._round.dealt.setdefault(unit, []).append(now)
-                task = self._round.search.task(unit)
-                self._give(_Job(index, now, self._round, unit), task, self._hung(unit))
-            elif self._pictures:
-                depict, future = self._pictures.popleft()
-                self._give(_Job(index, now, None, None, future), depict, self._limits.query_timeout)
-
-    def _next_unit(self, now: float) -> Unit | None:
-        """Return what nobody is at, or else what somebody should have done by now."""
-        if self._round is None or self._round.search is None:
-            return None
-        overdue = None
-        for unit in self._round.search.units:
-            dealt = self._round.dealt.get(unit)
-            if not dealt:
-                return unit
-            if overdue is None and all(now - since >= self._overdue(unit) for since in dealt):
-                overdue = unit
-        return overdue
-
-    def _give(self, job: _Job, task: Task, seconds: float) -> None:
-        self._busy[job.worker] = job
-        future = self.workers[job.worker].submit(task, seconds)
-        future.add_done_callback(lambda answer: self._events.put(("answered", job, answer)))
-
     def _finish(self) -> None:
         """Answer when everything is done or the deadline has come, or say why not."""
-        current = self._round
-        if current is None:
+        if self._asked is None:
             return
-        search = current.search
-        complete = search is not None and search.complete
-        if not complete and time.monotonic() < current.deadline:
+        complete = self._round is not None and self._round.complete
+        if not complete and time.monotonic() < self._asked.deadline:
             if self.status == "failed":
                 self._fail(WorkerError(self.message))
             return
-        late = "; ".join([f"the deadline of {current.query.deadline:g} s", *current.lost])
-        if search is None or not search.finished:
-            self._fail(
-                WorkerError(
-                    f"no candidate finished within {late}; give a longer deadline, a smaller "
-                    "search or more devices"
-                )
-            )
+        if self._round is None:
+            self._fail(nothing_finished(f"the deadline of {self._asked.query.deadline:g} s"))
             return
-        phases = {str(s): current.spent.get(s, 0.0) / len(self.workers) for s in STAGES}
-        self._round = None
-        decision = search.decide(phases, late)
-        self.last = f"{len(search.finished)} of {len(decision.candidates)} candidates finished"
-        current.future.set_result(decision)
+        try:
+            decision = self._round.decide()
+        except WorkerError as error:
+            self._fail(error)
+            return
+        finished = sum(candidate.finished for candidate in decision.candidates)
+        self.last = f"{finished} of {len(decision.candidates)} candidates finished"
+        asked, self._asked, self._round = self._asked, None, None
+        asked.future.set_result(decision)
+
+    def _deal(self) -> None:
+        ready = [i for i, worker in enumerate(self.workers) if worker.status == "ready"]
+        if not self._was_ready or not ready:
+            return
+        if self._asked is not None and self._round is None:
+            assert isinstance(self.info, SearchInfo)
+            self._round = Round(
+                self._asked.query, self._config, self.info, self.durations, len(ready)
+            )
+        for index in ready:
+            if index not in self._busy:
+                self._deal_to(index, time.monotonic())
+
+    def _deal_to(self, index: int, now: float) -> None:
+        """Give an idle worker something to do, if there is anything."""
+        unit = self._round.next_unit(now) if self._round is not None else None
+        if self._round is not None and unit is not None:
+            task, seconds = self._round.deal(unit, now)
+            job = _Job(index, now, (self._round, unit))
+        elif self._pictures:
+            task, future = self._pictures.popleft()
+            usual = self.durations.seconds(DEPICT, 1, SURE, {})
+            seconds = max(HUNG_FACTOR * usual, HUNG_LEAST)
+            job = _Job(index, now, future)
+        else:
+            return
+        self._busy[index] = job
+        answer = self.workers[index].submit(task, min(seconds, self._limits.query_timeout))
+        answer.add_done_callback(lambda answer: self._events.put(("answered", job, answer)))
 
     def _fail(self, error: BaseException) -> None:
-        if self._round is not None:
-            current, self._round = self._round, None
-            current.future.set_exception(error)
+        if self._asked is not None:
+            asked, self._asked, self._round = self._asked, None, None
+            asked.future.set_exception(error)
 
     def _fail_waiting(self) -> None:
         while not self._events.empty():
@@ -319,26 +282,6 @@ class Planner:
     def _changed(self) -> None:
         self._events.put(("changed",))
         self._on_change()
-
-    def _steps(self) -> int:
-        info = self.info
-        return info.denoising_steps if isinstance(info, SearchInfo) else 1
-
-    def _expected(self, unit: Unit) -> float:
-        """Return the seconds that such a task takes at most, but for one in twenty."""
-        info = self.info
-        assert self._round is not None
-        assert self._round.search is not None
-        steps = self._round.search.config.steps(unit.stage, self._steps())
-        rehearsed = info.pace if isinstance(info, SearchInfo) else {}
-        return self.durations.seconds(unit.stage, steps, 0.95, rehearsed)
-
-    def _overdue(self, unit: Unit) -> float:
-        return max(OVERDUE_FACTOR * self._expected(unit), OVERDUE_LEAST)
-
-    def _hung(self, unit: Unit) -> float:
-        patience = max(HUNG_FACTOR * self._expected(unit), HUNG_LEAST)
-        return min(patience, self._limits.query_timeout)
 
 
 def _difference(infos: Sequence[EngineInfo]) -> str:

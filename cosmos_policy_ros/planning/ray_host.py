@@ -26,7 +26,8 @@ def connect(address: str) -> Any:
 
     Args:
         address: of a running cluster ("auto" for the one this machine is part of), or "local" to
-            start one on this machine alone, reachable from nowhere else.
+            start one on this machine alone. Ray's processes listen on the machine's network, not on
+            loopback only, and admit whoever has the cluster's token.
 
     Raises:
         ConfigError: Ray is not installed, or there is no such cluster.
@@ -39,7 +40,7 @@ def connect(address: str) -> Any:
         return ray
     try:
         if address == LOCAL:
-            ray.init(include_dashboard=False, _node_ip_address="127.0.0.1")
+            ray.init(include_dashboard=False)
         else:
             ray.init(address=address)
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -172,17 +172,20 @@ class Search:
                 ahead = Propose(self._query, seeds, answer[:, -1])
                 self._open[Unit(lot, depth + 1, "propose")] = ahead
 
-    def decide(self, phases: dict[str, float], late: str = "") -> Decision:
+    def decide(
+        self, phases: dict[str, float], late: str = "", among: Sequence[int] | None = None
+    ) -> Decision:
         """Choose among the finished candidates.
 
         Args:
             phases: wall seconds by stage.
-            late: why not all have finished.
+            among: those of them that may be chosen; None for all.
+            late: the time that not all have finished within.
 
         Raises:
             ValueError: none has.
         """
-        finished = self.finished
+        finished = self.finished if among is None else list(among)
         candidates = [self._candidate(i, i in finished) for i in range(self._requested)]
         best = finished[choose([candidates[i].value for i in finished])]
         return Decision(
@@ -266,13 +269,20 @@ class Search:
                 f"the base seed {over}"
             )
         if count < len(candidates):
-            why += f"; {count} of {len(candidates)} candidates finished"
-            why += f": {late}" if late else ""
+            why += f"; {count} of {len(candidates)} candidates finished within {late}"
         return self._info.note + why
 
 
-def run_search(engine: Engine, query: Query, config: SearchConfig) -> Decision:
+def run_search(
+    engine: Engine, query: Query, config: SearchConfig, among: Sequence[int] | None = None
+) -> Decision:
     """Do a whole search in this process, one task after the other.
+
+    Args:
+        engine: does the tasks.
+        query: what is seen.
+        config: how to search.
+        among: the candidates, by index, that may be chosen; None for all.
 
     Raises:
         CosmosPolicyError: the engine refused a task.
@@ -283,4 +293,4 @@ def run_search(engine: Engine, query: Query, config: SearchConfig) -> Decision:
     while not search.complete:
         unit = search.units[0]
         search.take(unit, engine.answer(search.task(unit)))
-    return search.decide({})
+    return search.decide({}, among=among)

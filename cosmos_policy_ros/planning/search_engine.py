@@ -132,7 +132,7 @@ class SearchEngine:
         return self._scene
 
     def _tensor(self, latents: Latents) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(latents)).to(self._policy.device)
+        return torch.tensor(latents, device=self._policy.device)
 
     def _rehearse(self, lot: int) -> dict[str, float]:
         """Do every stage with one step on an empty scene, twice; return the second's seconds."""
@@ -168,7 +168,7 @@ def check_pair(policy: CosmosPolicy, planner: CosmosPolicy) -> None:
 def depict(planner: CosmosPolicy, task: Depict) -> Pictures:
     """Decode an imagined future into its pictures, by camera role."""
     scene = planner.look(task.query.prompt, task.query.observation)
-    latents = torch.from_numpy(np.ascontiguousarray(task.latents)).to(planner.device)
+    latents = torch.tensor(task.latents, device=planner.device)
     (pictures,) = planner.depict(scene, latents)
     return pictures
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -53,14 +55,16 @@ class WorkerLimits:
     Attributes:
         start_timeout: seconds from spawn to a loaded model.
         query_timeout: seconds for one task, after which the process counts as hung.
-        restarts: how often a dead process is started again before giving up.
-        backoff: seconds before the first restart; doubles with each.
+        restarts: how often a dead process is started again before giving up, within ``memory``.
+        backoff: seconds before the first restart; doubles with each within ``memory``.
+        memory: seconds after which a restart is forgotten: three in a day are no crash loop.
     """
 
     start_timeout: float = 600.0
     query_timeout: float = 60.0
     restarts: int = 3
     backoff: float = 0.5
+    memory: float = 900.0
 
 
 class Worker:
@@ -70,6 +74,7 @@ class Worker:
         status: "starting", "ready", "restarting", "failed" or "closed".
         message: the last thing that happened, for people.
         info: what the engine says of itself; empty before it is loaded.
+        restarts: how often it was started again, in all.
     """
 
     def __init__(
@@ -79,6 +84,7 @@ class Worker:
         self.status = "starting"
         self.message = f"loading {host.title}"
         self.restarts = 0
+        self._restarted: list[float] = []  # monotonic seconds of those not forgotten
         self.info = EngineInfo()
         self.title = host.title
         self._host, self._limits, self._on_change = host, limits, on_change
@@ -145,14 +151,18 @@ class Worker:
         self._fail_waiting()
 
     def _may_restart(self, error: WorkerError) -> bool:
-        if self.restarts >= self._limits.restarts:
-            self._set("failed", f"{error}; gave up after {self.restarts} restarts")
+        limits, now = self._limits, time.monotonic()
+        self._restarted = [at for at in self._restarted if now - at < limits.memory]
+        recent = len(self._restarted)
+        if recent >= limits.restarts:
+            self._set("failed", f"{error}; gave up after {recent} restarts")
             return False
-        pause = self._limits.backoff * 2**self.restarts
+        pause = limits.backoff * 2**recent
+        self._restarted.append(now)
         self.restarts += 1
         self._set(
             "restarting",
-            f"{error}; restarting in {pause:g} s ({self.restarts} of {self._limits.restarts})",
+            f"{error}; restarting in {pause:g} s ({recent + 1} of {limits.restarts})",
         )
         return not self._closing.wait(pause)
 
@@ -170,6 +180,11 @@ class Worker:
                 raise
             except CosmosPolicyError as error:
                 future.set_exception(error)
+            except Exception as error:  # nobody may be left waiting for a thread that is gone
+                traceback.print_exc()
+                text = f"a bug in the worker, see the log: {type(error).__name__}: {error}"
+                future.set_exception(WorkerError(text))
+                raise WorkerError(text) from error
 
     def _fail_waiting(self) -> None:
         while not self._tasks.empty():

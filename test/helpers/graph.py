@@ -203,6 +203,16 @@ class Graph:
 
         self.wait(all_new, "the policy node to have seen the newest of everything")
 
+    def diagnosed(self, *names: str) -> dict[str, Any]:
+        """Wait until the policy node has told the state of these parts of it; return them."""
+
+        def told() -> Any:
+            found = {s.name.split(": ")[1]: s for s in self._diagnosis.status}
+            return found if found.keys() >= set(names) else None
+
+        found: dict[str, Any] = self.wait(told, f"diagnostics of {', '.join(names)}")
+        return found
+
     def set_faults(self, *faults: str) -> None:
         """Replace the simulated rig's faults."""
         parameter = Parameter("faults", value=list(faults) or [""]).to_parameter_msg()
@@ -349,8 +359,14 @@ def start(
 
 def worker_of(node_pid: int) -> int | None:
     """Return the process id of a policy node's inference process, None while there is none."""
-    for task in Path(f"/proc/{node_pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-                return int(child)
-    return None
+    return next(iter(workers_of(node_pid)), None)
+
+
+def workers_of(node_pid: int) -> list[int]:
+    """Return the process ids of a policy node's inference processes."""
+    return [
+        int(child)
+        for task in Path(f"/proc/{node_pid}/task").iterdir()
+        for child in (task / "children").read_text().split()
+        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,6 +166,23 @@ def test_restarts_are_counted_and_end(make: Make) -> None:
     assert worker.status == "failed"
     assert worker.restarts == 2
     assert "gave up" in error_of(worker.submit(query()))
+
+
+def test_a_bug_in_its_thread_leaves_nobody_waiting(make: Make) -> None:
+    worker = ready(make())
+    unsendable: Any = lambda: None  # noqa: E731
+    assert "a bug in the worker, see the log: " in error_of(worker.submit(Decide(unsendable)))
+    answer(worker.submit(query()))
+
+
+def test_restarts_of_long_ago_are_forgotten(make: Make) -> None:
+    worker = ready(make(limits=WorkerLimits(60.0, 60.0, restarts=1, backoff=0.01, memory=0.2)))
+    for count in (1, 2, 3):
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+        error_of(worker.submit(query()))
+        answer(worker.submit(query()))  # it takes more than 0.2 s to load
+        assert worker.restarts == count
 
 
 def test_an_engine_that_refuses_to_load_is_not_tried_again(make: Make) -> None:

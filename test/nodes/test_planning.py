@@ -1,0 +1,152 @@
+"""Planning through the whole graph: searched, gated, executed, shown, recorded, made again."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cosmos_policy_ros.msg import Decision
+from helpers.graph import DECISION, Graph, workers_of
+from helpers.waiting import is_running, wait_for
+from rclpy.serialization import deserialize_message
+from sensor_msgs.msg import Image
+
+from cosmos_policy_ros.model.files import digest
+from cosmos_policy_ros.planning.replay_command import main as replay_decision
+from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rollouts.topics import future_topic
+
+ROLES = ("left_wrist", "right_wrist", "primary")
+DEADLINE = 5.0  # s
+SEARCH = """
+candidates: 4
+futures: 2
+future_steps: 2
+values: 3
+value_steps: 2
+"""
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Graph]:
+    folder = tmp_path_factory.mktemp("planning")
+    preset = folder / "best_of_4.yaml"
+    preset.write_text(SEARCH)
+    options: dict[str, Any] = {"planning": str(preset), "devices": "cpu,cpu", "restarts": 10}
+    with Graph(folder, denoising_steps=2, deadline=DEADLINE, **options) as graph:
+        yield graph
+
+
+@pytest.fixture
+def graph(running: Graph) -> Graph:
+    running.reset()
+    return running
+
+
+def pictured(graph: Graph, chunks: int) -> bool:
+    return all(len(graph.wire.read(f"/{future_topic(role)}")) == chunks for role in ROLES)
+
+
+def until_both_ready(graph: Graph) -> None:
+    graph.wait(
+        lambda: "2 of 2 workers are ready" in graph.diagnosed("engine")["engine"].message,
+        "both workers",
+    )
+
+
+def test_the_task_loop_plans_and_its_decisions_can_be_made_again(
+    graph: Graph, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with graph.recorded() as episode:
+        graph.step(2)
+        assert graph.client.arm().success
+        result = graph.run_chunks(2)
+        graph.settle()
+        wait_for(lambda: pictured(graph, 2), "what was imagined to be shown")
+    assert (result.outcome, result.chunks, result.refused) == ("chunk_limit", 2, 0)
+    episode.check_complete()
+    decisions = [deserialize_message(cdr, Decision) for cdr in episode.wire[DECISION]]
+    checkpoint = digest(config_folder("models") / "tiny_random")
+    for index, decision in enumerate(decisions):
+        assert [c.seed for c in decision.candidates] == [195, 196, 197, 198]
+        assert [len(c.values) for c in decision.candidates] == [6] * 4
+        assert all(c.finished and c.spread > 0 for c in decision.candidates)
+        assert (decision.requested, decision.finished) == (4, 4)
+        values = [c.value for c in decision.candidates]
+        assert values[decision.chosen] == max(values)
+        assert f"seed {decision.candidates[decision.chosen].seed}" in decision.reason
+        assert decision.checkpoint_digest == decision.planner_digest == checkpoint
+        assert {"observe", "propose", "imagine", "appraise", "transfer"} <= set(decision.phases)
+        assert decision.search.startswith("{candidates: 4, futures: 2")
+        for role in ROLES:
+            shown = deserialize_message(episode.wire[f"/{future_topic(role)}"][index], Image)
+            assert (shown.width, shown.height, shown.encoding) == (64, 64, "rgb8")
+            assert shown.header.stamp == decision.header.stamp
+            assert shown.header.frame_id == decision.chunk_id
+        assert replay_decision([str(episode.path), "--index", str(index)]) == 0
+        assert "the same decision, to the last bit" in capsys.readouterr().out
+
+
+def test_a_worker_killed_in_mid_search_changes_nothing(graph: Graph) -> None:
+    node = graph.processes.pid("policy_node")
+    until_both_ready(graph)
+    graph.step(2)
+    assert graph.client.arm().success
+    graph.client.start_run()
+    graph.until_phase("querying")
+    victim = workers_of(node)[0]
+    os.kill(victim, signal.SIGKILL)
+    graph.until_executing(1)
+    (decision,) = graph.wire.read(DECISION)
+    assert decision.finished == 4
+    assert [len(arm) for arm in graph.sent()] == [1, 1]
+    diagnosed = graph.diagnosed("worker 0", "worker 1", "search")
+    assert "4 of 4 candidates finished" in diagnosed["search"].message
+    assert {v.key for v in diagnosed["search"].values} >= {"propose", "imagine", "appraise"}
+    wait_for(
+        lambda: len([p for p in workers_of(node) if p != victim and is_running(p)]) == 2,
+        "the worker to be back",
+    )
+
+
+def test_without_workers_the_arms_hold_until_they_are_back(graph: Graph) -> None:
+    node = graph.processes.pid("policy_node")
+    until_both_ready(graph)
+    graph.step(2)
+    assert graph.client.arm().success
+    for worker in workers_of(node):
+        os.kill(worker, signal.SIGSTOP)
+    graph.client.start_run()
+    graph.until_said(f"no candidate finished within the deadline of {DEADLINE:g} s")
+    assert graph.sent() == [[], []]
+    assert graph.accepted() == [0, 0]
+    graph.step(2)
+    graph.until_executing(1)
+    assert len(graph.wire.read(DECISION)) == 1
+
+
+def test_a_decision_remembers_its_chunk_not_an_average(graph: Graph) -> None:
+    """The chunk sent is the chosen candidate's own."""
+    graph.step(2)
+    assert graph.client.arm().success
+    graph.client.start_run(seed=7)
+    graph.until_executing(1)
+    (decision,) = graph.wire.read(DECISION)
+    assert [c.seed for c in decision.candidates] == [7, 8, 9, 10]
+    left, _ = graph.sent()
+    rows = np.reshape(decision.positions, (50, 14))
+    waist = [point.positions[0] for point in left[0].points]
+    np.testing.assert_allclose(waist, rows[:, 0], atol=1e-9)
+
+
+def test_a_preset_that_is_not_there_is_named(tmp_path: Path) -> None:
+    from cosmos_policy_ros.errors import ConfigError
+    from cosmos_policy_ros.nodes.policy_parameters import read_search
+
+    with pytest.raises(ConfigError, match="did you mean 'best_of_8'"):
+        read_search("best_of8")

@@ -181,13 +181,13 @@ def warnings(settings: PolicySettings) -> tuple[str, ...]:
     if settings.engine.engine != "cosmos":
         return ()
     idle = settings.devices[1:] if settings.engine.search is None else ()
-    found = (f"planning is direct: {', '.join(idle)} stay idle",) if idle else ()
+    found = [f"planning is direct: {', '.join(idle)} stay idle"] if idle else []
     if settings.ray:
-        found += ("Ray's processes listen on this machine's network, not on loopback only",)
+        found.append("Ray's processes listen on this machine's network, not on loopback only")
     statistics = load_statistics(
         Path(settings.engine.checkpoint) / STATISTICS, STATE_DIM, STATE_DIM
     )
-    return found + compare_with_rig(statistics, settings.rig)
+    return (*found, *compare_with_rig(statistics, settings.rig))
 
 
 def _checkpoint(given: str, rig: RigSpec) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import socket
 import threading
 import time
 from typing import Any
@@ -19,6 +20,7 @@ from cosmos_policy_ros.planning.tasks import Task
 from cosmos_policy_ros.rig.decision import EngineInfo
 
 LOCAL = "local"
+REACH = 5.0  # s for the head of a cluster to be reached
 
 
 def connect(address: str) -> Any:
@@ -42,8 +44,11 @@ def connect(address: str) -> Any:
         if address == LOCAL:
             ray.init(include_dashboard=False)
         else:
+            host, colon, port = address.rpartition(":")
+            if colon and port.isdecimal():  # by itself Ray would try for minutes
+                socket.create_connection((host, int(port)), timeout=REACH).close()
             ray.init(address=address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
             f"no Ray cluster at '{address}' ({reason}); start one with `ray start --head`, or "

@@ -16,6 +16,7 @@ from cosmos_policy_ros.msg import Label
 from helpers.graph import (
     CHUNK,
     DECISION,
+    NOT_FOUND_YET,
     POLICY_STATE,
     RIG_STATE,
     VERDICT,
@@ -262,5 +263,8 @@ def test_one_seed_gives_one_path(trial: Trial, again: Trial) -> None:
 
 def test_the_nodes_end_without_a_word(trial: Trial) -> None:
     assert trial.exit_codes == [0, 0, 0]
+    # On a busy machine an operator may be faster than discovery, and is told so.
+    too_early = [f"refused: {words}" for words in ("task: name one", *NOT_FOUND_YET)]
+    lines = [x for x in trial.logs.splitlines() if not any(early in x for early in too_early)]
     for sign in ("Traceback", "ERROR", "FATAL", "WARN"):
-        assert sign not in trial.logs
+        assert not [line for line in lines if sign in line]

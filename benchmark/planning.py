@@ -1,0 +1,196 @@
+"""Best-of-8 planning: batched against one by one, two workers against one, and at full size.
+
+Run: ``python benchmark/planning.py [CHECKPOINT]`` from the package root; CHECKPOINT is a folder, by
+default the shipped tiny one, whose size is the scale at which a CPU can search.
+
+1.  One process, one thread. The literal procedure of the released code runs the network on one
+    sample at a time; ours runs a candidate's futures, and a future's values, in one batch (lot 1),
+    or those of all candidates (lot 8). The ways take turns; a ratio is of neighbouring laps. Where
+    their values differ by more than rounding no ratio is printed and the exit status is 1.
+2.  The same search by one worker process and by two: the decisions must be equal to the last bit.
+3.  What a search at full size costs, counted on the meta device, and how long eight H100 would take
+    at some shares of their peak, beside the paper's 4.9 s. Nothing of that was measured here.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "test")]
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from _checkpoints import describe_machine  # noqa: E402
+from helpers.search import TINY, query_of  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+from cosmos_policy_ros.model.checkpoint import read_config  # noqa: E402
+from cosmos_policy_ros.model.layout import layout_named  # noqa: E402
+from cosmos_policy_ros.model.policy import CosmosPolicy  # noqa: E402
+from cosmos_policy_ros.model.sampler import Draw, count_evaluations, ensemble  # noqa: E402
+from cosmos_policy_ros.model.transformer import Transformer  # noqa: E402
+from cosmos_policy_ros.planning.engines import EngineSpec  # noqa: E402
+from cosmos_policy_ros.planning.search import SearchConfig, run_search  # noqa: E402
+from cosmos_policy_ros.planning.search_engine import SearchEngine, evaluations  # noqa: E402
+from cosmos_policy_ros.planning.tasks import Decide  # noqa: E402
+from cosmos_policy_ros.planning.worker import WorkerLimits  # noqa: E402
+from cosmos_policy_ros.planning.workers import Inference, start_inference  # noqa: E402
+from cosmos_policy_ros.rig.decision import Decision, Query  # noqa: E402
+from cosmos_policy_ros.rig.share import config_folder  # noqa: E402
+
+LAPS = 3
+ROUNDING = 2e-4  # of a value in [0, 1]: other batches take other kernels
+PEAK = 989e12  # dense bfloat16 FLOP per second of an H100 SXM, by its data sheet
+PAPER = 4.9  # s, best of 8 on eight H100
+
+
+def one_by_one(policy: CosmosPolicy, query: Query, config: SearchConfig) -> list[list[float]]:
+    """Appraise every candidate as the released code does, a sample at a time."""
+    settings = policy.checkpoint.config
+    scene = policy.look(query.prompt, query.observation)
+    found = []
+    for index in range(config.candidates):
+        seed, values = query.seed + index, []
+        action = policy.propose(scene, [Draw(seed, settings.denoising_steps)])
+        for draw in ensemble(seed, config.futures, config.future_steps, settings.numerics):
+            future = policy.imagine(query.prompt, action, [draw])
+            for member in ensemble(seed, config.values, config.value_steps, settings.numerics):
+                values += policy.appraise(query.prompt, future, [member], config.value)
+        found.append(values)
+    return found
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = run()
+    return time.perf_counter() - start, result
+
+
+def compare_batches(folder: Path) -> bool:
+    """Print ratios of one process; return whether all ways gave the same values."""
+    policy, query, config = CosmosPolicy.load(folder), query_of(), SearchConfig()
+    engines = {lot: SearchEngine(policy, policy, lot) for lot in (1, 8)}
+    count = evaluations(policy.checkpoint.config.denoising_steps, config, "released")
+    print(f"\none process, {config.candidates} candidates, {count} evaluations each:")
+    seconds: dict[str, list[float]] = {"one by one": [], "lot 1": [], "lot 8": []}
+    worst = 0.0
+    for lap in range(LAPS + 1):
+        laps = [timed(lambda: one_by_one(policy, query, config))]
+        for lot, engine in engines.items():
+            searched = timed(lambda e=engine, n=lot: run_search(e, query, replace(config, lot=n)))
+            laps.append((searched[0], [c.values for c in searched[1].candidates]))
+        for _, values in laps[1:]:
+            worst = max(worst, float(np.abs(np.array(values) - np.array(laps[0][1])).max()))
+        if lap:  # the first one warms up
+            for name, (took, _) in zip(seconds, laps, strict=True):
+                seconds[name].append(took)
+    print(f"largest difference of a value: {worst:.1e} (rounding is up to {ROUNDING:.0e})")
+    if worst > ROUNDING:
+        print("THE WAYS COMPUTE DIFFERENT THINGS: no ratio means anything")
+        return False
+    print_ratios(seconds)
+    return True
+
+
+def compare_workers(folder: Path) -> bool:
+    """Print the ratio of two workers to one; return whether they decided alike."""
+    query, config = query_of(), SearchConfig()
+    spec = EngineSpec("cosmos", str(folder), search=config)
+    pools = {f"{n} worker(s)": start_inference(spec, ["cpu"] * n, WorkerLimits()) for n in (1, 2)}
+    try:
+        seconds: dict[str, list[float]] = {name: [] for name in pools}
+        decisions = []
+        for lap in range(LAPS + 1):
+            for name, pool in pools.items():
+                took, decision = timed(lambda p=pool: ask(p, query))
+                decisions.append(decision)
+                if lap:
+                    seconds[name].append(took)
+    finally:
+        for pool in pools.values():
+            pool.close()
+    same = all(d.candidates == decisions[0].candidates for d in decisions)
+    print(f"\nworker processes, lot 1; decisions equal to the last bit: {'yes' if same else 'NO'}")
+    print_ratios(seconds)
+    return same
+
+
+def ask(pool: Inference, query: Query) -> Decision:
+    decision: Decision = pool.submit(Decide(query)).result()
+    return decision
+
+
+def print_ratios(seconds: dict[str, list[float]]) -> None:
+    first = next(iter(seconds))
+    for name, laps in seconds.items():
+        ratios = [a / b for a, b in zip(seconds[first], laps, strict=True)]
+        print(
+            f"- {name:>12}: {statistics.median(laps):6.2f} s, {statistics.median(ratios):.2f}x "
+            f"({min(ratios):.2f} to {max(ratios):.2f})"
+        )
+
+
+def full_size() -> None:
+    """Count a search of the released 2B model, and what it means for eight H100."""
+    settings, config = read_config(config_folder("models") / "aloha_2b"), SearchConfig()
+    layout = layout_named(settings.layout)
+    with torch.device("meta"):
+        network = Transformer(settings.transformer).requires_grad_(False)
+        channels, height, width = settings.frame_shape
+        latent = torch.empty(1, channels, layout.count, height, width)
+        memory = network.read(torch.empty(1, 16, 1024), torch.empty(1, 1, 1, 16))
+        when = network.modulation(torch.empty(1, layout.count))
+
+    def tera(known: torch.Tensor, wanted: list[int]) -> float:
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
+            network(latent, when, torch.empty(1, layout.count, dtype=torch.bool), memory, wanted)
+        return counter.get_total_flops() / 1e12
+
+    total, samples = 0.0, 0
+    numerics = settings.numerics
+    stages = [
+        ("policy", ["action", "value"], [Draw(0, settings.denoising_steps)], 1),
+        ("world_model", list(layout.future), ensemble(0, 3, config.future_steps, numerics), 1),
+        ("value_s", ["value"], ensemble(0, 5, config.value_steps, numerics), config.futures),
+    ]
+    print("\nat full size, counted, per candidate:")
+    for mode, read, draws, times in stages:
+        known = layout.mask(mode)
+        generated = [i for i, k in enumerate(known) if not k]
+        each = tera(known, generated)
+        last = tera(known, [layout.index(name) for name in read])
+        counts = [count_evaluations(draw.steps, numerics) for draw in draws]
+        flops = times * (sum(counts) * each - len(counts) * (each - last))
+        print(f"- {mode}: {times * sum(counts)} evaluations, {flops:.0f} TFLOP")
+        total, samples = total + flops, samples + times * sum(counts)
+    print(f"- in all: {samples} evaluations, {total:.0f} TFLOP")
+    implied = total * 1e12 / PAPER
+    print(
+        f"\neight candidates on eight H100, one each: the paper's {PAPER} s would be "
+        f"{implied / 1e12:.0f} TFLOP/s of ours per GPU, {implied / PEAK:.0%} of the peak. "
+        "Estimates for ours:"
+    )
+    for share in (0.1, 0.2, 0.3, 0.4):
+        print(f"- at {share:.0%} of the peak: {total * 1e12 / (share * PEAK):.1f} s")
+
+
+def main() -> int:
+    """Print all three parts; returns the exit status."""
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else TINY
+    print(describe_machine())
+    same = compare_batches(folder)
+    same = compare_workers(folder) and same
+    full_size()
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

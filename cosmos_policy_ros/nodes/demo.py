@@ -60,8 +60,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         prog="scripts/demo",
         description="Run Cosmos Policy's whole ROS graph on the simulated ALOHA.",
     )
-    parser.add_argument("--engine", choices=ENGINES, default="demonstrator", help="what decides")
+    parser.add_argument("--engine", choices=("auto", *ENGINES), default="auto", help="what decides")
     parser.add_argument("--checkpoint", default="", help="folder of engine cosmos")
+    parser.add_argument(
+        "--planning", default="direct", help="engine cosmos: a search in config/planning"
+    )
+    parser.add_argument("--devices", default="auto", help="engine cosmos: such as cpu,cpu")
     parser.add_argument("--task", choices=("transfer_cube", "insertion"), default="transfer_cube")
     parser.add_argument("--seed", type=int, default=0, help="places the objects of episode one")
     parser.add_argument(
@@ -175,6 +179,8 @@ def _run(options: argparse.Namespace) -> list[EpisodeReport]:
         task=options.task,
         engine=options.engine,
         checkpoint=options.checkpoint,
+        planning=options.planning,
+        devices=options.devices,
         root=str(options.root),
         scene_seed=options.seed,
     )

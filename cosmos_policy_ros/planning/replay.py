@@ -71,6 +71,11 @@ def recorded_decision(path: Path, index: int) -> tuple[Any, Observation]:
             f"{path}: decision {index} was made by engine {recorded.engine}, which keeps a plan "
             "between its queries; only decisions of engine cosmos can be made again"
         )
+    if not hasattr(recorded, "search"):
+        raise RolloutError(
+            f"{path}: decision {index} does not tell how it was made; it was recorded by a version "
+            "of this package before 0.1.0"
+        )
     seen = next(islice(observations(path), index, None))
     if isinstance(seen, ObservationError):
         raise seen

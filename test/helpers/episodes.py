@@ -136,18 +136,19 @@ class Writing:
                 points=points,
             )
 
-    def decision(self, at: int, digest: str, received: int | None = None) -> None:
-        """Write a decision on the observation stamped ``at`` ms."""
+    def decision(self, at: int, digest: str, received: int | None = None, **told: Any) -> None:
+        """Write a decision on the observation stamped ``at`` ms; ``told`` are fields of it."""
         numbers: dict[str, Any] = {
             "positions": np.zeros(0),
             "phase_seconds": np.zeros(0, np.float32),
         }
+        texts = ("run_id", "task", "prompt", "engine", "reason", "numerics", "search")
         empty: Mapping[str, Any] = {
-            **dict.fromkeys(("run_id", "task", "prompt", "engine", "reason"), ""),
+            **dict.fromkeys((*texts, "checkpoint_digest", "planner_digest"), ""),
             **dict.fromkeys(("denoising_steps", "requested", "finished", "chosen", "steps"), 0),
-            **{"checkpoint_digest": "", "candidates": [], "phases": [], "dt": 0.04, **numbers},
+            **{"candidates": [], "phases": [], "dt": 0.04, **numbers},
         }
-        fields = {**empty, "chunk_id": f"run/{at}", "observation_digest": digest}
+        fields = {**empty, "chunk_id": f"run/{at}", "observation_digest": digest, **told}
         self._write(DECISION, DECISION_TYPE, at, received, **fields)
 
     def seconds(self, seconds: float, *, without: str = "") -> None:

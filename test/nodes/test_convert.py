@@ -11,6 +11,7 @@ import pytest
 from cosmos_policy_ros.nodes.convert import (
     TrajectoryMessages,
     decision_to_message,
+    picture_to_message,
     verdict_to_message,
 )
 from cosmos_policy_ros.rig.chunk import TimedChunk
@@ -98,12 +99,16 @@ def test_a_decision_is_told_whole() -> None:
     query = Query("ziploc", "put candy in bag", 195, 4, observation)
     candidates = (Candidate(195, (0.25, 0.75), 0.5, 0.25), Candidate(196, finished=False))
     positions = np.arange(700.0).reshape(50, 14)
-    decision = Decision(positions, 0.04, candidates, 0, "best value", "cosmos", "digest", 10)
+    search = {"planner_digest": "other", "numerics": "paper", "search": "{candidates: 2}"}
+    decision = Decision(
+        positions, 0.04, candidates, 0, "best value", "cosmos", "digest", 10, **search
+    )
     told = decision_to_message(decision, query, "run", "run/4", {"encode": 0.5, "denoise": 1.5})
     assert told.header.stamp.sec * 10**9 + told.header.stamp.nanosec == START_NS
     assert (told.run_id, told.chunk_id, told.task) == ("run", "run/4", "ziploc")
     assert (told.prompt, told.engine) == ("put candy in bag", "cosmos")
     assert (told.checkpoint_digest, told.denoising_steps) == ("digest", 10)
+    assert {name: getattr(told, name) for name in search} == search
     assert told.observation_digest == observation.digest()
     assert (told.requested, told.finished, told.chosen, told.reason) == (2, 1, 0, "best value")
     assert list(told.phases) == ["encode", "denoise"]
@@ -115,6 +120,15 @@ def test_a_decision_is_told_whole() -> None:
     assert list(first.values) == [0.25, 0.75]
     assert not second.finished
     assert math.isnan(second.value)
+
+
+def test_an_imagined_picture_bears_its_decisions_stamp_and_chunk() -> None:
+    picture = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    told = picture_to_message(picture, START_NS, "run/4")
+    assert told.header.stamp.sec * 10**9 + told.header.stamp.nanosec == START_NS
+    assert (told.header.frame_id, told.encoding) == ("run/4", "rgb8")
+    assert (told.height, told.width, told.step) == (2, 4, 12)
+    assert bytes(told.data) == picture.tobytes()
 
 
 def test_a_verdict_names_its_joint(rig: RigSpec) -> None:

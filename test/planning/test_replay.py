@@ -1,0 +1,134 @@
+"""A recorded decision is made again, and what differs is told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.episodes import Writing
+from helpers.search import TINY, query_of
+
+from cosmos_policy_ros.errors import CheckpointError, RolloutError
+from cosmos_policy_ros.model.files import digest
+from cosmos_policy_ros.model.policy import CosmosPolicy
+from cosmos_policy_ros.planning import replay
+from cosmos_policy_ros.planning.replay_command import main
+from cosmos_policy_ros.planning.search import SearchConfig, run_search
+from cosmos_policy_ros.planning.search_engine import SearchEngine
+from cosmos_policy_ros.rig.decision import Candidate, Decision, Query
+from cosmos_policy_ros.rig.share import share_folder
+from cosmos_policy_ros.rollouts.store import EpisodeStore
+from cosmos_policy_ros.rollouts.types import load_types
+
+
+@pytest.fixture(scope="module")
+def engine() -> SearchEngine:
+    policy = CosmosPolicy.load(TINY, denoising_steps=1)
+    return SearchEngine(policy, policy)
+
+
+@pytest.fixture(scope="module")
+def decided(engine: SearchEngine) -> tuple[Query, Decision]:
+    query = query_of()
+    config = SearchConfig(candidates=3, futures=1, future_steps=1, values=2, value_steps=1)
+    return query, run_search(engine, query, config)
+
+
+def recorded(query: Query, decision: Decision, **changes: Any) -> Any:
+    """Return a decision as a bag has it."""
+    candidates = [
+        SimpleNamespace(
+            seed=c.seed, finished=c.finished, value=c.value, values=np.float32(c.values)
+        )
+        for c in decision.candidates
+    ]
+    fields = {
+        "task": query.task,
+        "prompt": query.prompt,
+        "search": decision.search,
+        "positions": decision.positions.ravel(),
+        "chosen": decision.chosen,
+        "reason": decision.reason,
+        "candidates": candidates,
+    }
+    return SimpleNamespace(**{**fields, **changes})
+
+
+def test_the_same_comes_out(engine: SearchEngine, decided: tuple[Query, Decision]) -> None:
+    query, decision = decided
+    difference = replay.replay(recorded(query, decision), query.observation, engine)
+    assert difference.exact
+    assert list(replay.lines(difference))[-1] == "the same decision, to the last bit"
+
+
+def test_candidates_that_had_no_time_are_not_chosen(
+    engine: SearchEngine, decided: tuple[Query, Decision]
+) -> None:
+    query, decision = decided
+    candidates = list(decision.candidates)
+    candidates[decision.chosen] = Candidate(candidates[decision.chosen].seed, finished=False)
+    left = [i for i, c in enumerate(candidates) if c.finished]
+    best = max(left, key=lambda i: candidates[i].value)
+    fewer = replace(decision, candidates=tuple(candidates), chosen=best)
+    difference = replay.replay(recorded(query, fewer), query.observation, engine)
+    assert difference.same_choice
+    assert not any(difference.values)
+    assert "not finished in time" in "\n".join(replay.lines(difference))
+
+
+def test_another_observation_is_noticed(
+    engine: SearchEngine, decided: tuple[Query, Decision]
+) -> None:
+    query, decision = decided
+    seen = replace(query.observation, state=query.observation.state + 1e-3)
+    difference = replay.replay(recorded(query, decision), seen, engine)
+    assert not difference.exact
+    assert max(difference.values) > 0
+
+
+def test_another_choice_is_told(engine: SearchEngine, decided: tuple[Query, Decision]) -> None:
+    query, decision = decided
+    other = (decision.chosen + 1) % 3
+    difference = replay.replay(recorded(query, decision, chosen=other), query.observation, engine)
+    assert not difference.same_choice
+    words = f"ANOTHER CHOICE: candidate {other} then, {decision.chosen} now"
+    assert list(replay.lines(difference))[-1] == words
+
+
+def test_a_checkpoint_is_found_by_its_digest(tmp_path: Path) -> None:
+    bag = episode(tmp_path)
+    found = replay.find_checkpoint(bag, digest(TINY), "", "--checkpoint")
+    assert Path(found) == TINY
+    with pytest.raises(CheckpointError, match=r"no checkpoint with digest feed.*by --planner"):
+        replay.find_checkpoint(bag, "feed", str(TINY), "--planner")
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (1, "no decision 1: it has 1, 0 to 0"),
+        (-1, "no decision -1"),
+        (0, "was made by engine demonstrator, which keeps a plan"),
+    ],
+)
+def test_what_cannot_be_made_again_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], index: int, message: str
+) -> None:
+    bag = episode(tmp_path)
+    assert main([str(bag), "--index", str(index)]) == 1
+    assert message in capsys.readouterr().err
+    with pytest.raises(RolloutError):
+        replay.recorded_decision(bag, index)
+
+
+def episode(folder: Path) -> Path:
+    """Return a bag with one decision, of the demonstrator."""
+    types = load_types(share_folder() / "msg")
+    writing = Writing(EpisodeStore(folder, types), types)
+    writing.seconds(0.2)
+    writing.decision(100, "", engine="demonstrator")
+    return writing.recording.finish("time_limit")

@@ -257,7 +257,8 @@ class PolicyNode(LifecycleNode):
         self._decisions.publish(
             decision_to_message(decision, query, run.goal.run_id, chunk_id, phases)
         )
-        self._futures.ask(query, decision, chunk_id)
+        if self._settings.futures:
+            self._futures.ask(query, decision, chunk_id)
         self._verdicts.publish(verdict_to_message(verdict, chunk_id, now_ns, rig))
         if chunk is None:
             self.get_logger().error(f"chunk {chunk_id} refused: {verdict.message}")

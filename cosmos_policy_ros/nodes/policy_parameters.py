@@ -82,6 +82,12 @@ PARAMETERS = (
     ),
     Parameter("denoising_steps", 0, "engine cosmos: steps; 0: as the checkpoint says", 0, 1000),
     Parameter("threads", 1, "torch threads on a CPU; more than one delays the node", 1, 256),
+    Parameter(
+        "futures",
+        True,
+        "engine cosmos: show what is imagined on ~/future/<camera>; decoding it takes an inference "
+        "process a while, during which the arms move",
+    ),
     Parameter("autostart", True, "configure and activate at start, without a lifecycle manager"),
     Parameter("seed", 195, "base noise seed when the goal gives none", 0, 2**32 - 1),
     Parameter("observation_timeout", 10.0, "wall s to wait for a usable observation", 0.1, 600.0),
@@ -105,6 +111,7 @@ class PolicySettings:
     run: RunLimits
     seed: int
     deadline: float
+    futures: bool
 
 
 def read_settings(node: Node) -> PolicySettings:
@@ -158,6 +165,7 @@ def read_settings(node: Node) -> PolicySettings:
         run=RunLimits(value("observation_timeout"), value("brake_seconds")),
         seed=value("seed"),
         deadline=value("deadline"),
+        futures=value("futures"),
     )
 
 

@@ -47,7 +47,8 @@ class Durations:
     def told(self) -> dict[str, str]:
         """Return p50 and p95 of each stage for people."""
         return {
-            stage: "p50 {:.4g} s, p95 {:.4g} s per step".format(*np.quantile(found, (0.5, 0.95)))
+            stage: "p50 {:.4g} s, p95 {:.4g} s".format(*np.quantile(found, (0.5, 0.95)))
+            + ("" if stage == DEPICT else " per step")
             for stage, found in self._measured.items()
             if found
         }

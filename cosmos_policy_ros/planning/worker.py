@@ -19,6 +19,8 @@ from cosmos_policy_ros.errors import CosmosPolicyError, WorkerError
 from cosmos_policy_ros.planning.tasks import Task
 from cosmos_policy_ros.rig.decision import EngineInfo
 
+LONGEST_PAUSE = 30.0  # s before a restart, however many there have been
+
 
 class Host(Protocol):
     """Where an engine lives: a process here, or an actor of a Ray cluster. Used by one thread."""
@@ -157,7 +159,7 @@ class Worker:
         if recent >= limits.restarts:
             self._set("failed", f"{error}; gave up after {recent} restarts")
             return False
-        pause = limits.backoff * 2**recent
+        pause = min(limits.backoff * 2**recent, LONGEST_PAUSE)
         self._restarted.append(now)
         self.restarts += 1
         self._set(

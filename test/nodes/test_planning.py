@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -142,11 +141,3 @@ def test_a_decision_remembers_its_chunk_not_an_average(graph: Graph) -> None:
     rows = np.reshape(decision.positions, (50, 14))
     waist = [point.positions[0] for point in left[0].points]
     np.testing.assert_allclose(waist, rows[:, 0], atol=1e-9)
-
-
-def test_a_preset_that_is_not_there_is_named(tmp_path: Path) -> None:
-    from cosmos_policy_ros.errors import ConfigError
-    from cosmos_policy_ros.nodes.policy_parameters import read_search
-
-    with pytest.raises(ConfigError, match="did you mean 'best_of_8'"):
-        read_search("best_of8")

@@ -51,6 +51,18 @@ def group_is_gone(leader: int) -> bool:
         ("policy_node", {"engine": "cosmoss"}, ["engine 'cosmoss'", "did you mean 'cosmos'"]),
         ("policy_node", {"engine": "cosmos", "checkpoint": "/nowhere"}, ["/nowhere"]),
         ("policy_node", {"numerics": "papr"}, ["numerics 'papr'", "did you mean 'paper'"]),
+        ("policy_node", {"planning": "best_of8"}, ["best_of8", "did you mean 'best_of_8'"]),
+        (
+            "policy_node",
+            {"planning": "best_of_8", "engine": "demonstrator"},
+            ["planning best_of_8 needs engine cosmos, not demonstrator"],
+        ),
+        ("policy_node", {"devices": "cpu,"}, ["devices 'cpu,' has an empty entry"]),
+        (
+            "policy_node",
+            {"planning": "best_of_8", "planner": "/nowhere"},
+            ["/nowhere"],
+        ),
         ("recorder_node", {"rig": "simm"}, ["simm", "did you mean 'sim'"]),
         ("recorder_node", {"root": "/proc/nowhere"}, ["/proc/nowhere", "folder of episodes"]),
         ("sim_rig_node", {"task": "transfer_cub"}, ["transfer_cub", "transfer_cube"]),

@@ -10,6 +10,7 @@ from typing import Any
 from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import Image
 
+from cosmos_policy_ros.errors import WorkerError
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.convert import picture_to_message
 from cosmos_policy_ros.planning.tasks import Depict, Pictures
@@ -48,9 +49,12 @@ class PolicyFutures:
             return
 
         def done(answer: Answer[Pictures]) -> None:
-            if answer.exception() is None:
+            error = answer.exception()
+            if error is None:
                 self._decoded.append((query.observation.stamp_ns, chunk_id, answer.result()))
                 self._wake()
+            elif not isinstance(error, WorkerError):  # what befell a process is told elsewhere
+                self._node.get_logger().warning(f"no imagined pictures of {chunk_id}: {error}")
 
         self._inference.submit(Depict(query, decision.imagined)).add_done_callback(done)
 

@@ -263,7 +263,7 @@ class Search:
         if best == 0:
             why = f"the base seed {base.seed} is kept: none is valued above its {base.value:.3f}"
         else:
-            over = f"{base.value:.3f}" if base.finished else "nothing, it did not finish"
+            over = f"has {base.value:.3f}" if base.finished else "did not finish"
             why = (
                 f"candidate {best}, seed {chosen.seed}, is valued highest: {chosen.value:.3f}; "
                 f"the base seed {over}"

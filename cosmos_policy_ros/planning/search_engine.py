@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cosmos_policy_ros.errors import CheckpointError
+from cosmos_policy_ros.errors import CheckpointError, CosmosPolicyError
 from cosmos_policy_ros.model.config import Numerics
 from cosmos_policy_ros.model.policy import RANDOM_WEIGHTS, CosmosPolicy
 from cosmos_policy_ros.model.sampler import Draw, count_evaluations, ensemble
@@ -166,7 +166,22 @@ def check_pair(policy: CosmosPolicy, planner: CosmosPolicy) -> None:
 
 
 def depict(planner: CosmosPolicy, task: Depict) -> Pictures:
-    """Decode an imagined future into its pictures, by camera role."""
+    """Decode an imagined future into its pictures, by camera role.
+
+    Raises:
+        CosmosPolicyError: there is no memory for it; decoding takes more than anything else, and
+            what is for people's eyes must not cost the process.
+    """
+    try:
+        return _depict(planner, task)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise CosmosPolicyError(
+            "there is no memory to decode an imagined future; set futures: false, or leave the "
+            f"device to this process alone ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _depict(planner: CosmosPolicy, task: Depict) -> Pictures:
     scene = planner.look(task.query.prompt, task.query.observation)
     latents = torch.tensor(task.latents, device=planner.device)
     (pictures,) = planner.depict(scene, latents)

@@ -10,7 +10,12 @@ import pytest
 import torch
 from helpers.search import PROMPT, TINY, query_of
 
-from cosmos_policy_ros.errors import CheckpointError, ConfigError
+from cosmos_policy_ros.errors import (
+    CheckpointError,
+    ConfigError,
+    CosmosPolicyError,
+    WorkerError,
+)
 from cosmos_policy_ros.model.config import Numerics
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.model.sampler import Draw
@@ -115,6 +120,22 @@ def test_the_chosen_future_can_be_looked_at(policy: CosmosPolicy, engine: Search
     assert {role: picture.shape for role, picture in pictures.items()} == dict.fromkeys(
         ("left_wrist", "right_wrist", "primary"), (64, 64, 3)
     )
+
+
+def test_a_picture_without_memory_costs_no_process(
+    policy: CosmosPolicy, engine: SearchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore.")
+
+    query = query_of(policy)
+    decision = run_search(engine, query, SearchConfig(candidates=1, futures=1, values=2))
+    assert decision.imagined is not None
+    monkeypatch.setattr(policy, "depict", full)
+    with pytest.raises(CosmosPolicyError, match=r"set futures: false.*20\.00 GiB") as caught:
+        engine.answer(Depict(query, decision.imagined))
+    # After one of these the process would be started again.
+    assert not isinstance(caught.value, WorkerError)
 
 
 def test_a_decision_bears_its_search(policy: CosmosPolicy, engine: SearchEngine) -> None:

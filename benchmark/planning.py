@@ -36,7 +36,7 @@ from cosmos_policy_ros.model.layout import layout_named  # noqa: E402
 from cosmos_policy_ros.model.policy import CosmosPolicy  # noqa: E402
 from cosmos_policy_ros.model.sampler import Draw, count_evaluations, ensemble  # noqa: E402
 from cosmos_policy_ros.model.transformer import Transformer  # noqa: E402
-from cosmos_policy_ros.planning.engines import EngineSpec  # noqa: E402
+from cosmos_policy_ros.planning.engine_spec import EngineSpec  # noqa: E402
 from cosmos_policy_ros.planning.search import SearchConfig, run_search  # noqa: E402
 from cosmos_policy_ros.planning.search_engine import SearchEngine, evaluations  # noqa: E402
 from cosmos_policy_ros.planning.tasks import Decide  # noqa: E402

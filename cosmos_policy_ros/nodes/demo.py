@@ -27,7 +27,7 @@ from cosmos_policy_ros.msg import Decision
 from cosmos_policy_ros.nodes.client import GraphClient
 from cosmos_policy_ros.nodes.graph import GraphOptions, node_processes
 from cosmos_policy_ros.nodes.processes import NodeProcesses
-from cosmos_policy_ros.planning.engines import ENGINES
+from cosmos_policy_ros.planning.engine_spec import ENGINES
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 from cosmos_policy_ros.rollouts.contact_sheet import save_contact_sheet

@@ -41,7 +41,8 @@ from cosmos_policy_ros.nodes.policy_parameters import (
     warnings,
 )
 from cosmos_policy_ros.nodes.policy_reports import PolicyReports
-from cosmos_policy_ros.planning.engines import EngineLoader, load_engine
+from cosmos_policy_ros.planning.engine_spec import EngineLoader
+from cosmos_policy_ros.planning.engines import load_engine
 from cosmos_policy_ros.planning.tasks import Decide
 from cosmos_policy_ros.planning.workers import Inference, start_inference
 from cosmos_policy_ros.rig.chunk import TimedChunk

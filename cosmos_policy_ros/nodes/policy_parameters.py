@@ -14,7 +14,7 @@ from cosmos_policy_ros.model.files import STATISTICS, describe_missing
 from cosmos_policy_ros.model.rig_check import compare_with_rig
 from cosmos_policy_ros.model.statistics import load_statistics
 from cosmos_policy_ros.nodes.shell import Parameter
-from cosmos_policy_ros.planning.engines import ENGINES, EngineSpec
+from cosmos_policy_ros.planning.engine_spec import ENGINES, EngineSpec
 from cosmos_policy_ros.planning.search import SearchConfig
 from cosmos_policy_ros.planning.worker import WorkerLimits
 from cosmos_policy_ros.planning.workers import parse_devices

@@ -13,7 +13,8 @@ from cosmos_policy_ros.model.devices import choose_device
 from cosmos_policy_ros.model.policy import TOKENS_AT_ONCE, CosmosPolicy
 from cosmos_policy_ros.model.tokenizer import Tokenizer
 from cosmos_policy_ros.model.transformer import Transformer
-from cosmos_policy_ros.planning.engines import Admit, DirectEngine, EngineSpec
+from cosmos_policy_ros.planning.direct_engine import DirectEngine
+from cosmos_policy_ros.planning.engine_spec import Admit, EngineSpec
 from cosmos_policy_ros.planning.memory import Footprint
 from cosmos_policy_ros.planning.search_engine import SearchEngine
 from cosmos_policy_ros.planning.tasks import Engine

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from cosmos_policy_ros.errors import CosmosPolicyError, WorkerError
-from cosmos_policy_ros.planning.engines import EngineLoader, EngineSpec
+from cosmos_policy_ros.planning.engine_spec import EngineLoader, EngineSpec
 from cosmos_policy_ros.planning.memory import Footprint, Ledger
 from cosmos_policy_ros.planning.tasks import Task
 from cosmos_policy_ros.rig.decision import EngineInfo

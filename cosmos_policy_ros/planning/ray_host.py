@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from cosmos_policy_ros.errors import ConfigError, CosmosPolicyError, WorkerError
-from cosmos_policy_ros.planning.engines import EngineLoader, EngineSpec
+from cosmos_policy_ros.planning.engine_spec import EngineLoader, EngineSpec
 from cosmos_policy_ros.planning.memory import Ledger
 from cosmos_policy_ros.planning.process import as_answer
 from cosmos_policy_ros.planning.tasks import Task

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cosmos_policy_ros.planning import replay
 from cosmos_policy_ros.planning.cosmos_engine import load_cosmos
-from cosmos_policy_ros.planning.engines import EngineSpec
+from cosmos_policy_ros.planning.engine_spec import EngineSpec
 from cosmos_policy_ros.planning.memory import Ledger
 from cosmos_policy_ros.planning.search import parse_search
 from cosmos_policy_ros.rollouts.commands.shared import run

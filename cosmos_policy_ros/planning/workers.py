@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from cosmos_policy_ros.errors import ConfigError
-from cosmos_policy_ros.planning.engines import EngineLoader, EngineSpec, load_engine
+from cosmos_policy_ros.planning.engine_spec import EngineLoader, EngineSpec
+from cosmos_policy_ros.planning.engines import load_engine
 from cosmos_policy_ros.planning.memory import Ledger
 from cosmos_policy_ros.planning.planner import Planner
 from cosmos_policy_ros.planning.process import ProcessHost

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cosmos_policy_ros.errors import ObservationError
-from cosmos_policy_ros.planning.engines import Admit, EngineSpec
+from cosmos_policy_ros.planning.engine_spec import Admit, EngineSpec
 from cosmos_policy_ros.planning.memory import Footprint
 from cosmos_policy_ros.planning.tasks import Appraise, Imagine, Propose, Proposed, SearchInfo
 from cosmos_policy_ros.rig.decision import Query

@@ -8,7 +8,7 @@ import pytest
 
 from cosmos_policy_ros.errors import CheckpointError, ConfigError
 from cosmos_policy_ros.planning.cosmos_engine import footprint
-from cosmos_policy_ros.planning.engines import EngineSpec
+from cosmos_policy_ros.planning.engine_spec import EngineSpec
 from cosmos_policy_ros.planning.memory import Footprint, Ledger
 from cosmos_policy_ros.planning.search import SearchConfig
 from cosmos_policy_ros.rig.share import config_folder

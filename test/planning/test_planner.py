@@ -17,7 +17,8 @@ from helpers.waiting import is_running, wait_for
 
 from cosmos_policy_ros.errors import ConfigError, ObservationError, WorkerError
 from cosmos_policy_ros.planning.cosmos_engine import load_cosmos
-from cosmos_policy_ros.planning.engines import EngineLoader, EngineSpec, load_engine
+from cosmos_policy_ros.planning.engine_spec import EngineLoader, EngineSpec
+from cosmos_policy_ros.planning.engines import load_engine
 from cosmos_policy_ros.planning.planner import Planner
 from cosmos_policy_ros.planning.search import SearchConfig, run_search
 from cosmos_policy_ros.planning.tasks import Decide, Depict

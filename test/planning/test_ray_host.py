@@ -17,7 +17,8 @@ from helpers.waiting import wait_for
 
 from cosmos_policy_ros.errors import CheckpointError, ConfigError, WorkerError
 from cosmos_policy_ros.planning.cosmos_engine import load_cosmos
-from cosmos_policy_ros.planning.engines import EngineSpec, load_engine
+from cosmos_policy_ros.planning.engine_spec import EngineSpec
+from cosmos_policy_ros.planning.engines import load_engine
 from cosmos_policy_ros.planning.ray_host import RayHost, connect
 from cosmos_policy_ros.planning.search import SearchConfig, run_search
 from cosmos_policy_ros.planning.tasks import Decide

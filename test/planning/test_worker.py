@@ -18,7 +18,7 @@ from helpers.stub_engine import Seed
 from helpers.waiting import is_running, wait_for
 
 from cosmos_policy_ros.errors import ObservationError, WorkerError
-from cosmos_policy_ros.planning.engines import EngineSpec
+from cosmos_policy_ros.planning.engine_spec import EngineSpec
 from cosmos_policy_ros.planning.process import ProcessHost
 from cosmos_policy_ros.planning.tasks import Decide
 from cosmos_policy_ros.planning.worker import Worker, WorkerLimits

@@ -80,7 +80,7 @@ def test_a_decision_is_the_proposal_of_its_seed(
     tiny: CosmosPolicy, query: Query, scene: Scene
 ) -> None:
     decision = tiny.decide(query)
-    latents = tiny.propose(scene, [Draw(query.seed, 10)])
+    latents = tiny.propose(scene, [Draw(query.seed, 10)], futures=True)
     np.testing.assert_array_equal(tiny.chunks(latents)[0], decision.positions)
     assert tiny.values(latents) == decision.candidates[0].values
 

@@ -40,7 +40,8 @@ class Checkpoint:
         text: the prompts it knows.
         transformer: the diffusion transformer.
         tokenizer: the video autoencoder.
-        random_weights: True when the folder has no weights: nothing in it was learned.
+        random_weights: True when the folder has no weights, or those of the autoencoder alone:
+            nothing that it does was learned.
     """
 
     path: Path
@@ -54,25 +55,31 @@ class Checkpoint:
     random_weights: bool
 
 
-def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
+def load_checkpoint(
+    path: str | Path, device: torch.device | str = "cpu", *, unfinished: bool = False
+) -> Checkpoint:
     """Read a checkpoint folder whole.
 
     Args:
         path: the folder.
         device: where the networks go, in torch's names.
+        unfinished: whether the autoencoder may be there alone, for a training to begin with; the
+            transformer is random then.
 
     Raises:
         CheckpointError: files are missing or truncated, or do not fit together; names the file
             and the tensors or keys.
     """
     folder = Path(path)
-    digest = files.digest(folder)
+    digest = files.digest(folder, unfinished=unfinished)
     config = read_config(folder)
     trained = files.has_weights(folder)
     precision = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
     transformer, tokenizer = (
         _read_networks(config, folder) if trained else _random_networks(config, precision)
     )
+    if not trained and (folder / files.VAE).is_file():
+        tokenizer = _read_tokenizer(config, folder)  # all that was trained so far
     for network in (transformer, tokenizer):
         network.to(device=device, dtype=precision).eval().requires_grad_(False)
     return Checkpoint(
@@ -117,9 +124,15 @@ def _read_networks(config: CheckpointConfig, folder: Path) -> tuple[Transformer,
     # On the meta device no random weights are made only to be thrown away: 8 GB and half a minute
     # for the 2B network.
     with torch.device("meta"):
-        transformer, tokenizer = Transformer(config.transformer), Tokenizer(config.vae)
+        transformer = Transformer(config.transformer)
     file = folder / files.TRANSFORMER
     transformer_keys.load_weights(transformer, read_weights(file), str(file))
+    return transformer, _read_tokenizer(config, folder)
+
+
+def _read_tokenizer(config: CheckpointConfig, folder: Path) -> Tokenizer:
+    with torch.device("meta"):
+        tokenizer = Tokenizer(config.vae)
     file = folder / files.VAE
     vae_keys.load_weights(tokenizer.vae, read_weights(file), config.vae.blocks, str(file))
-    return transformer, tokenizer
+    return tokenizer

@@ -72,8 +72,12 @@ RELEASES = (
 )
 
 
-def describe_missing(path: str | Path) -> str | None:
+def describe_missing(path: str | Path, *, unfinished: bool = False) -> str | None:
     """Say what stands between ``path`` and a checkpoint folder that can be loaded.
+
+    Args:
+        path: the folder.
+        unfinished: whether the autoencoder may be there alone, for a training to begin with.
 
     Returns:
         None when every needed file is there, else one message for the operator: what is missing,
@@ -93,6 +97,8 @@ def describe_missing(path: str | Path) -> str | None:
             f"checkpoint '{path}' lacks {', '.join(absent)}; it needs {', '.join(REQUIRED)}"
             f"{_describe_config_only(folder)}"
         )
+    if unfinished and not (folder / TRANSFORMER).is_file():
+        return None
     return _describe_half(folder)
 
 
@@ -113,16 +119,16 @@ def has_weights(path: str | Path) -> bool:
     return all((Path(path) / name).is_file() for name in WEIGHTS)
 
 
-def digest(path: str | Path) -> str:
+def digest(path: str | Path, *, unfinished: bool = False) -> str:
     """Return the sha256 (hex) over the names and bytes of the folder's checkpoint files.
 
     Other files in the folder (a readme, say) do not count. Reads everything once: about a second
-    per GB from a warm disk cache.
+    per GB from a warm disk cache. ``unfinished`` is for :func:`describe_missing`.
 
     Raises:
         CheckpointError: a needed file is missing or cannot be read.
     """
-    problem = describe_missing(path)
+    problem = describe_missing(path, unfinished=unfinished)
     if problem is not None:
         raise CheckpointError(problem)
     sha = hashlib.sha256()

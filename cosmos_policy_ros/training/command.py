@@ -151,7 +151,7 @@ def _dry_run(config: TrainingConfig, processes: int) -> None:
     from cosmos_policy_ros.training.start import census_for, start_folder
 
     check_sharing(config.run, processes)
-    folder = start_folder(config.start)
+    folder = start_folder(config.start.checkpoint)
     model = load_config(CheckpointConfig, folder / files.CONFIG)
     text = load_text(folder / files.TEXT, model.text_tokens, model.transformer.text_width)
     census = census_for(config.data, model, text)

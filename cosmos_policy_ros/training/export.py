@@ -47,14 +47,23 @@ def write_weights(tensors: Mapping[str, Tensor], checkpoint: Checkpoint, folder:
     if not (folder / files.VAE).is_file():
         contents = {files.VAE: checkpoint.tokenizer.vae.state_dict(), **contents}
     for name, content in contents.items():
-        partial = folder / f".{name}.partial"
-        kept = {k: t.detach().to("cpu", precision).contiguous() for k, t in content.items()}
-        try:
-            save_file(kept, partial)
-            partial.chmod((folder / files.CONFIG).stat().st_mode)  # not for the owner alone
-            partial.replace(folder / name)
-        except (OSError, SafetensorError) as error:
-            raise TrainingError(f"{folder / name}: cannot be written: {error}") from error
+        write_tensors(content, precision, folder / name)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], precision: torch.dtype, file: Path) -> None:
+    """Write a file whole or not at all, beside a ``config.yaml``.
+
+    Raises:
+        TrainingError: the disk refused.
+    """
+    partial = file.with_name(f".{file.name}.partial")
+    kept = {k: t.detach().to("cpu", precision).contiguous() for k, t in tensors.items()}
+    try:
+        save_file(kept, partial)
+        partial.chmod((file.parent / files.CONFIG).stat().st_mode)  # not for the owner alone
+        partial.replace(file)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"{file}: cannot be written: {error}") from error
 
 
 def write_card(folder: Path, facts: Mapping[str, Any], lines: list[str]) -> None:

@@ -32,10 +32,10 @@ LAST_LAYERS = re.compile(r"adaln_modulation[a-z_]*\.2$|final_layer\.linear$")
 RANDOM_SEED = 1  # not the one that folders without weights are filled from
 
 
-def start_folder(start: StartConfig) -> Path:
+def start_folder(name: str) -> Path:
     """Return the checkpoint's folder: a path, or a name in ``config/models``."""
-    path = Path(start.checkpoint).expanduser()
-    shipped = config_folder("models") / start.checkpoint
+    path = Path(name).expanduser()
+    shipped = config_folder("models") / name
     return path if path.exists() or not shipped.is_dir() else shipped
 
 
@@ -46,8 +46,8 @@ def load_start(start: StartConfig, device: torch.device, seed: int) -> Checkpoin
         TrainingError: it has no weights, and ``scratch`` does not say that this is meant.
         CheckpointError: it is no checkpoint.
     """
-    folder = start_folder(start)
-    checkpoint = load_checkpoint(folder, device)
+    folder = start_folder(start.checkpoint)
+    checkpoint = load_checkpoint(folder, device, unfinished=start.scratch)
     if checkpoint.random_weights and not start.scratch:
         raise TrainingError(
             f"{folder}: holds no weights, so the training would begin with random ones; give a "

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from helpers.search import TINY, query_of
 from helpers.waiting import is_running, wait_for
 
 from cosmos_policy_ros.errors import ConfigError, ObservationError, WorkerError
+from cosmos_policy_ros.model.files import digest
 from cosmos_policy_ros.planning.cosmos_engine import load_cosmos
 from cosmos_policy_ros.planning.engine_spec import EngineLoader, EngineSpec
 from cosmos_policy_ros.planning.engines import load_engine
@@ -110,9 +112,11 @@ def test_a_future_is_depicted_by_whoever_is_idle(make: Make) -> None:
     assert {role: p.shape for role, p in pictures.items()}["primary"] == (64, 64, 3)
 
 
-def test_two_checkpoints_take_part(make: Make) -> None:
-    planner = make(1, replace(TINY_SPEC, planner=str(TINY)), load_engine)
-    assert planner.info.digest == ask(planner).result(timeout=60).planner_digest
+def test_two_checkpoints_take_part(make: Make, planning_checkpoint: Path) -> None:
+    spec = replace(TINY_SPEC, planner=str(planning_checkpoint))
+    decision = ask(make(1, spec, load_engine)).result(timeout=60)
+    assert decision.checkpoint_digest == digest(TINY)
+    assert decision.planner_digest == digest(planning_checkpoint)
 
 
 def test_an_unknown_prompt_is_refused_once(make: Make) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,11 @@ def engine(policy: CosmosPolicy) -> SearchEngine:
     return SearchEngine(policy, policy)
 
 
-def serial(policy: CosmosPolicy, seed: int) -> tuple[list[float], torch.Tensor]:
+def serial(
+    policy: CosmosPolicy, seed: int, planner: CosmosPolicy | None = None
+) -> tuple[list[float], torch.Tensor]:
     """Appraise one candidate the literal way: a future, its values, the next future."""
+    planner = planner or policy
     scene = policy.look(PROMPT, query_of(policy).observation)
     released = policy.checkpoint.config.numerics == "released"
     future_steps = [1, 3, 5] if released else [5, 5, 5]
@@ -50,9 +54,9 @@ def serial(policy: CosmosPolicy, seed: int) -> tuple[list[float], torch.Tensor]:
     action = policy.propose(scene, [Draw(seed, 3)])
     values: list[float] = []
     for i, steps in enumerate(future_steps):
-        future = policy.imagine(PROMPT, action, [Draw(seed + i, steps)])
+        future = planner.imagine(PROMPT, action, [Draw(seed + i, steps)])
         for j, more in enumerate(value_steps):
-            values += policy.appraise(PROMPT, future, [Draw(seed + j, more)], "value_s")
+            values += planner.appraise(PROMPT, future, [Draw(seed + j, more)], "value_s")
     return values, action
 
 
@@ -70,6 +74,24 @@ def test_the_search_is_the_serial_one(policy: CosmosPolicy, engine: SearchEngine
             np.testing.assert_allclose(decision.positions, policy.chunks(action)[0], atol=1e-6)
     best = max(candidate.value for candidate in decision.candidates)
     assert decision.candidates[decision.chosen].value == best
+
+
+def test_the_policy_proposes_and_the_planner_does_the_rest(
+    policy: CosmosPolicy, planning_checkpoint: Path
+) -> None:
+    numerics = policy.checkpoint.config.numerics
+    planner = CosmosPolicy.load(planning_checkpoint, numerics=numerics)
+    decision = run_search(
+        SearchEngine(policy, planner), query_of(policy), SearchConfig(candidates=1)
+    )
+    (candidate,) = decision.candidates
+    values, action = serial(policy, candidate.seed, planner)
+    np.testing.assert_allclose(candidate.values, values, atol=ROUNDING)
+    np.testing.assert_allclose(decision.positions, policy.chunks(action)[0], atol=1e-6)
+    alone, _ = serial(policy, candidate.seed)
+    assert np.abs(np.array(values) - alone).max() > 10 * ROUNDING, "two different networks"
+    assert decision.checkpoint_digest == policy.checkpoint.digest
+    assert decision.planner_digest == planner.checkpoint.digest != policy.checkpoint.digest
 
 
 def test_a_candidate_does_not_depend_on_how_many_there_are(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from cosmos_policy_ros.msg import Decision
 from helpers.graph import DECISION, Graph, workers_of
 from helpers.waiting import is_running, wait_for
@@ -17,11 +19,12 @@ from sensor_msgs.msg import Image
 
 from cosmos_policy_ros.model.files import digest
 from cosmos_policy_ros.planning.replay_command import main as replay_decision
+from cosmos_policy_ros.rig.config import load_yaml
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rollouts.topics import future_topic
 
 ROLES = ("left_wrist", "right_wrist", "primary")
-DEADLINE = 5.0  # s
+DEADLINE = 2.0  # s; sooner than a hung worker is ended, let alone replaced
 SEARCH = """
 candidates: 4
 futures: 2
@@ -37,7 +40,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Graph]:
     preset = folder / "best_of_4.yaml"
     preset.write_text(SEARCH)
     options: dict[str, Any] = {"planning": str(preset), "devices": "cpu,cpu", "restarts": 10}
-    with Graph(folder, denoising_steps=2, deadline=DEADLINE, **options) as graph:
+    with Graph(folder, denoising_steps=2, **options) as graph:
         yield graph
 
 
@@ -113,14 +116,18 @@ def test_a_worker_killed_in_mid_search_changes_nothing(graph: Graph) -> None:
     )
 
 
-def test_without_workers_the_arms_hold_until_they_are_back(graph: Graph) -> None:
+def test_without_workers_the_arms_hold_until_they_are_back(graph: Graph, tmp_path: Path) -> None:
+    """The deadline is the task's own."""
+    task = tmp_path / "hasty_cube.yaml"
+    content = load_yaml(config_folder("tasks") / "transfer_cube.yaml")
+    task.write_text(yaml.safe_dump({**content, "name": task.stem, "deadline": DEADLINE}))
     node = graph.processes.pid("policy_node")
     until_both_ready(graph)
     graph.step(2)
     assert graph.client.arm().success
     for worker in workers_of(node):
         os.kill(worker, signal.SIGSTOP)
-    graph.client.start_run()
+    graph.client.start_run(task=str(task))
     graph.until_said(f"no candidate finished within the deadline of {DEADLINE:g} s")
     assert graph.sent() == [[], []]
     assert graph.accepted() == [0, 0]

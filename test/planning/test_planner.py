@@ -22,6 +22,7 @@ from cosmos_policy_ros.planning.cosmos_engine import load_cosmos
 from cosmos_policy_ros.planning.engine_spec import EngineLoader, EngineSpec
 from cosmos_policy_ros.planning.engines import load_engine
 from cosmos_policy_ros.planning.planner import Planner
+from cosmos_policy_ros.planning.round import HUNG_LEAST
 from cosmos_policy_ros.planning.search import SearchConfig, run_search
 from cosmos_policy_ros.planning.tasks import Decide, Depict
 from cosmos_policy_ros.planning.worker import WorkerLimits
@@ -33,7 +34,7 @@ TINY_SPEC = EngineSpec("cosmos", str(TINY), denoising_steps=2, search=SMALL)
 STUB_SPEC = EngineSpec("cosmos", "stub", search=SearchConfig(candidates=8))
 LIMITS = WorkerLimits(start_timeout=60.0, query_timeout=60.0, restarts=5, backoff=0.05)
 # What a decision may come after its deadline, and what the machine may add when others use it too.
-LATE, BUSY = 0.1, 0.4
+LATE, BUSY = 0.1, 1.0
 Make = Callable[..., Planner]
 
 
@@ -199,7 +200,7 @@ def test_a_hang_in_mid_search_is_worked_around_and_ended(make: Make) -> None:
     os.kill(victim, signal.SIGSTOP)
     same(future.result(timeout=60), whole)
     # Its task was overdue soon, and done by the other; it was not waited for until it was ended.
-    assert time.monotonic() - started < 3.0 + BUSY
+    assert time.monotonic() - started < HUNG_LEAST
     wait_for(lambda: not is_running(victim), "the hung worker to be ended")
     wait_for(lambda: all(w.status == "ready" for w in planner.workers), "the worker to be back")
     assert planner.restarts == 1

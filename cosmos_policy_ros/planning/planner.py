@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from cosmos_policy_ros.errors import CosmosPolicyError, WorkerError
 from cosmos_policy_ros.planning.deadline import DEPICT, SURE, Durations
-from cosmos_policy_ros.planning.round import HUNG_FACTOR, HUNG_LEAST, Round, nothing_finished
+from cosmos_policy_ros.planning.round import Round, hung_after, nothing_finished
 from cosmos_policy_ros.planning.search import SearchConfig, Unit
 from cosmos_policy_ros.planning.tasks import Decide, Depict, SearchInfo, Task
 from cosmos_policy_ros.planning.worker import Worker, WorkerLimits
@@ -92,18 +92,16 @@ class Planner:
     @property
     def message(self) -> str:
         """The last thing that happened, for people."""
-        ready = sum(worker.status == "ready" for worker in self.workers)
-        troubled = [w.message for w in self.workers if w.status not in ("ready", "starting")]
-        text = f"{ready} of {len(self.workers)} workers are ready"
         if self._closed:
-            text = "the workers have ended"
-        elif self._refusal:
-            text = self._refusal
-        elif self.status == "starting":
+            return "the workers have ended"
+        if self._refusal:
+            return self._refusal
+        ready = sum(worker.status == "ready" for worker in self.workers)
+        text = f"{ready} of {len(self.workers)} workers are ready"
+        if self.status == "starting":
             text = f"loading: {text}"
-        warning = self.info.warning
-        extra = [*dict.fromkeys(troubled)] if not self._refusal and not self._closed else []
-        return "; ".join([text, *extra, *([warning] if warning and not extra else [])])
+        troubled = [w.message for w in self.workers if w.status not in ("ready", "starting")]
+        return "; ".join(dict.fromkeys([text, *(troubled or filter(None, [self.info.warning]))]))
 
     @property
     def restarts(self) -> int:
@@ -257,8 +255,7 @@ class Planner:
             job = _Job(index, now, (self._round, unit))
         elif self._pictures:
             task, future = self._pictures.popleft()
-            usual = self.durations.seconds(DEPICT, 1, SURE, {})
-            seconds = max(HUNG_FACTOR * usual, HUNG_LEAST)
+            seconds = hung_after(self.durations.seconds(DEPICT, 1, SURE, {}))
             job = _Job(index, now, future)
         else:
             return

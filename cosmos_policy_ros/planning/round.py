@@ -66,7 +66,7 @@ class Round:
     def deal(self, unit: Unit, now: float) -> tuple[Task, float]:
         """Return a task that somebody begins, and the seconds after which he counts as hung."""
         self._dealt.setdefault(unit, []).append(now)
-        return self._search.task(unit), max(HUNG_FACTOR * self._expected(unit), HUNG_LEAST)
+        return self._search.task(unit), hung_after(self._expected(unit))
 
     def answered(self, unit: Unit, since: float, answer: Future[Any], *, late: bool) -> None:
         """Take what became of a task dealt at ``since``; ``late`` if its search is over.
@@ -113,6 +113,11 @@ class Round:
 
     def _overdue(self, unit: Unit) -> float:
         return max(OVERDUE_FACTOR * self._expected(unit), OVERDUE_LEAST)
+
+
+def hung_after(expected: float) -> float:
+    """Return the seconds after which whoever is at a task counts as hung."""
+    return max(HUNG_FACTOR * expected, HUNG_LEAST)
 
 
 def nothing_finished(within: str) -> WorkerError:

@@ -37,9 +37,7 @@ def connect(address: str) -> Any:
     try:
         import ray
     except ImportError as error:
-        raise ConfigError(
-            f"ray:={address} needs Ray ({error}); install it with: pip install ray"
-        ) from error
+        raise ConfigError(f"ray:={address} needs Ray ({error}): pip install ray") from error
     if ray.is_initialized():
         return ray
     try:

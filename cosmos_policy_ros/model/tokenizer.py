@@ -133,6 +133,11 @@ class Tokenizer(nn.Module):
         beginning = self._black[key]
         return torch.cat([beginning.latent, self.encode_after(beginning, video)], dim=2)
 
+    def normalise(self, mean: Tensor) -> Tensor:
+        """Map the posterior's mean (B, 16, n, h, w) to what the network is given, float32."""
+        shift, scale = self._constants(mean.device)
+        return ((mean - shift) * (1 / scale)).float()
+
     def forget(self) -> None:
         """Drop what is kept of black pictures; needed after writing other weights in place."""
         self._black.clear()
@@ -174,9 +179,7 @@ class Tokenizer(nn.Module):
 
     def _normalised(self, moments: Sequence[Tensor]) -> Tensor:
         joined = torch.cat(list(moments), dim=2)
-        mean = self.vae.quant_conv(joined)[:, :LATENT_CHANNELS]
-        shift, scale = self._constants(joined.device)
-        return cast(Tensor, ((mean - shift) * (1 / scale)).float())
+        return self.normalise(self.vae.quant_conv(joined)[:, :LATENT_CHANNELS])
 
     def _decode(self, latent: Tensor, wanted: Sequence[int]) -> list[Tensor]:
         """Return the pictures (B, 3, 1 or 4, H, W) float32 of the ``wanted`` frames, ascending."""

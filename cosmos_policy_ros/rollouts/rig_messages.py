@@ -1,7 +1,8 @@
-"""A rig's messages made from a file's numbers and pictures, serialised, without ROS."""
+"""A rig's messages made from numbers and pictures, serialised, without ROS."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -68,38 +69,63 @@ class RigMessages:
         if velocity is not None:
             velocity = velocity.copy()
             velocity[ARM_JOINTS] *= stroke
+        return self.joints((*arm.joints, joint), stamp_ns, position, velocity, effort)
+
+    def joints(
+        self,
+        names: Sequence[str],
+        stamp_ns: int,
+        position: Array,
+        velocity: Array | None = None,
+        effort: Array | None = None,
+    ) -> bytes:
+        """Return a JointState of these joints, in a driver's units."""
         return self._serialise(
             JOINT_STATE,
             header=self._header(stamp_ns),
-            name=[*arm.joints, joint],
+            name=list(names),
             position=position,
             velocity=_NONE if velocity is None else velocity,
             effort=_NONE if effort is None else effort.copy(),
         )
 
     def trajectory(
-        self, arm: Arm, chunk_id: str, start_ns: int, step_ns: int, rows: Array
+        self,
+        arm: Arm,
+        chunk_id: str,
+        start_ns: int,
+        step_ns: int,
+        rows: Array,
+        velocities: Array | None = None,
     ) -> bytes:
         """Return a JointTrajectory of (K, 7) targets in policy units.
 
-        Row i is due at ``start_ns + (i + 1) * step_ns``. No velocities: the source has none, and a
-        controller then interpolates linearly.
+        Row i is due at ``start_ns + (i + 1) * step_ns``. Without ``velocities``, (K, 7) in policy
+        units per second, a controller interpolates linearly.
         """
         rows = rows.copy()
         rows[:, ARM_JOINTS] = arm.gripper.command(rows[:, ARM_JOINTS])
+        speeds = [_NONE] * len(rows)
+        if velocities is not None:
+            speeds = list(velocities.copy())
+            for speed in speeds:
+                speed[ARM_JOINTS] *= arm.gripper.command_stroke
         return self._serialise(
             TRAJECTORY,
             header=self._header(start_ns, chunk_id),
             joint_names=list(arm.names),
-            points=[self._point(row, (i + 1) * step_ns) for i, row in enumerate(rows)],
+            points=[
+                self._point(row, speed, (i + 1) * step_ns)
+                for i, (row, speed) in enumerate(zip(rows, speeds, strict=True))
+            ],
         )
 
-    def _point(self, row: Array, offset_ns: int) -> Any:
+    def _point(self, row: Array, speed: Array, offset_ns: int) -> Any:
         sec, nanosec = divmod(offset_ns, _SECOND)
         make = self._types.types
         return make[_POINT](
             positions=row,
-            velocities=_NONE,
+            velocities=speed,
             accelerations=_NONE,
             effort=_NONE,
             time_from_start=make[_DURATION](sec=sec, nanosec=nanosec),

@@ -22,7 +22,7 @@ from cosmos_policy_ros.sim.decimate import merge_vertices, read_stl
 
 Quality = Literal["fast", "full"]
 
-TASKS = ("transfer_cube", "insertion")
+TASKS = ("transfer_cube", "insertion", "either_cube")
 ARMS = ("left", "right")
 ARM_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
 
@@ -38,6 +38,9 @@ _WRIST_POSITION = (0.0, 0.0, 0.115)
 _WRIST_PITCH_DEG = 38.0
 """The wrist camera sits above the gripper and looks forward and down, fingertips in the picture's
 lower half, as on an ALOHA; in the gripper's frame (x along the fingers, z up) [m]."""
+
+_SECOND_CUBE = ("blue_box", (0.0, 0.0, 1.0, 1.0))
+"""Name and colour of what ``either_cube`` adds to the scene of ``transfer_cube``."""
 
 _NEAR_PLANE = 0.01
 """In units of the scene's extent (1.7 m); the models' 0.1 would cut the fingers away."""
@@ -103,7 +106,8 @@ def _assets() -> Path:
 def _load_spec(task: str) -> Any:
     if task not in TASKS:
         raise RigError(f"no simulated task '{task}'{did_you_mean(task, TASKS)}")
-    path = _assets() / f"bimanual_viperx_{task}.xml"
+    scene = "transfer_cube" if task == "either_cube" else task
+    path = _assets() / f"bimanual_viperx_{scene}.xml"
     try:
         spec = mujoco.MjSpec.from_file(str(path))
     except ValueError as error:
@@ -114,7 +118,26 @@ def _load_spec(task: str) -> Any:
     spec.option.timestep = PHYSICS_STEP_NS / 1e9
     for arm in ARMS:
         _place_wrist_camera(spec.camera(f"{arm}_wrist"))
+    if task == "either_cube":
+        _add_second_cube(spec)
     return spec
+
+
+def _add_second_cube(spec: Any) -> None:
+    for key in spec.keys:  # has no place for another object's pose
+        spec.delete(key)
+    first, (name, colour) = spec.geom("red_box"), _SECOND_CUBE
+    body = spec.worldbody.add_body(name=name)
+    body.mass, body.inertia = first.parent.mass, first.parent.inertia
+    body.explicitinertial = True
+    body.add_joint(
+        name=f"{name}_joint",
+        type=mujoco.mjtJoint.mjJNT_FREE,
+        frictionloss=spec.joint("red_box_joint").frictionloss,
+    )
+    geom = body.add_geom(name=name, type=first.type, size=first.size, rgba=colour)
+    for same in ("condim", "friction", "solimp", "solref"):
+        setattr(geom, same, getattr(first, same))
 
 
 def _simplify(mesh: Any, cell: float) -> None:

@@ -16,6 +16,7 @@ from cosmos_policy_ros.sim.sight import Thing
 Places = Mapping[str, tuple[float, float]]
 
 CUBE = Thing("cube", "red", (0.04, 0.04, 0.04))
+BLUE_CUBE = Thing("blue cube", "blue", CUBE.size)
 PEG = Thing("peg", "red", (0.12, 0.02, 0.02))
 SOCKET = Thing("socket", "blue", (0.12, 0.044, 0.044))
 
@@ -27,6 +28,8 @@ _SOCKET_PINCH = 0.028
 """Height [m] at which the socket is grasped: 6 mm above its middle, so that it hangs level."""
 _HOVER = 0.08
 """Height [m] above a grasp from which the gripper descends."""
+_LOOK = 1.8
+"""Duration [s] of the way to above one of two cubes: at the next query the wrist camera sees it."""
 _SETTLE = 0.2
 """Rest [s] before a grasp or a release, for the arms to catch up with their targets."""
 
@@ -37,23 +40,27 @@ _CLOSED = angle_from_finger(0.021, CRANK_RADIUS, ROD_LENGTH)
 
 @dataclass(frozen=True)
 class Variation:
-    """How one demonstration differs from the next [m].
+    """How one demonstration differs from the next.
 
     Attributes:
-        grasp: along the table, added to where the objects are grasped.
-        meet_y: added to where the grippers meet, sideways.
-        meet_z: the same, upwards.
+        grasp: along the table, added to where the objects are grasped [m].
+        meet_y: added to where the grippers meet, sideways [m].
+        meet_z: the same, upwards [m].
+        choice: 0 to 1, of several ways that are as good.
     """
 
     grasp: float
     meet_y: float
     meet_z: float
+    choice: float = 0.0
 
     @staticmethod
     def draw(seed: int, amount: float) -> Variation:
         """Draw one; ``amount`` scales standard deviations of 2, 10 and 15 mm, cut at two."""
-        draws = np.clip(np.random.default_rng(seed).normal(size=3), -2.0, 2.0) * amount
-        return Variation(*(draws * np.array([0.002, 0.010, 0.015])).tolist())
+        random = np.random.default_rng(seed)
+        draws = np.clip(random.normal(size=3), -2.0, 2.0) * amount
+        grasp, meet_y, meet_z = (draws * np.array([0.002, 0.010, 0.015])).tolist()
+        return Variation(grasp, meet_y, meet_z, choice=random.random())
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class Script:
     phases: Callable[[Places, Variation], Iterator[Phase]]
 
 
-def _transfer_cube(seen: Places, variation: Variation) -> Iterator[Phase]:
+def _transfer_cube(seen: Places, variation: Variation, approach: float = 0.4) -> Iterator[Phase]:
     x, y = seen[CUBE.name]
     grasp = gripper_pose("right", np.array([x + variation.grasp, y, 0.022]), _PICK_PITCH)
     meet = np.array([0.0, 0.5 + variation.meet_y, 0.25 + variation.meet_z])
@@ -72,7 +79,7 @@ def _transfer_cube(seen: Places, variation: Variation) -> Iterator[Phase]:
     take = gripper_pose("left", meet, 0.0, roll_deg=90.0)
     wait = take.backed_off(0.12)
 
-    yield Phase({"right": Move(grasp.moved(z=_HOVER), gripper=_OPEN)})
+    yield Phase({"right": Move(grasp.moved(z=_HOVER), gripper=_OPEN)}, approach)
     yield Phase({"right": Move(grasp, straight=True), "left": Move(wait, gripper=_OPEN)})
     yield Phase({}, _SETTLE)
     yield Phase({"right": Move(gripper=_CLOSED)}, 0.8)
@@ -84,6 +91,11 @@ def _transfer_cube(seen: Places, variation: Variation) -> Iterator[Phase]:
     yield Phase({"right": Move(gripper=_OPEN)}, 0.6)
     yield Phase({"right": Move(offer.backed_off(0.10), straight=True)}, 0.8)
     yield Phase({"left": Move(wait, straight=True)}, 1.0)
+
+
+def _either_cube(seen: Places, variation: Variation) -> Iterator[Phase]:
+    chosen = CUBE if variation.choice < 0.5 else BLUE_CUBE
+    return _transfer_cube({CUBE.name: seen[chosen.name]}, variation, _LOOK)
 
 
 def _insertion(seen: Places, variation: Variation) -> Iterator[Phase]:
@@ -131,5 +143,6 @@ def _insertion(seen: Places, variation: Variation) -> Iterator[Phase]:
 SCRIPTS = {
     "transfer_cube": Script((CUBE,), _transfer_cube),
     "insertion": Script((PEG, SOCKET), _insertion),
+    "either_cube": Script((CUBE, BLUE_CUBE), _either_cube),
 }
 """Task -> its script."""

@@ -1,8 +1,9 @@
 """The simulated tasks: where their objects start, and a judge that says how far an episode got.
 
-The tasks, object ranges and stages are those of the ACT paper's two simulated benchmarks, as
-published in gym-aloha; the judge asks a little more of "handed over" and "touched" than those
-rewards do.
+Two tasks, their object ranges and stages, are the ACT paper's simulated benchmarks, as published in
+gym-aloha; the judge asks a little more of "handed over" and "touched" than those rewards do.
+``either_cube`` is ours: a cube to hand over and another one, which would do as well, so that there
+is something to choose.
 """
 
 from __future__ import annotations
@@ -21,6 +22,12 @@ STAGES = {
         "left gripper touches the lifted cube",
         "left gripper alone holds the cube",
     ),
+    "either_cube": (
+        "right gripper touches a cube",
+        "right gripper lifts a cube",
+        "left gripper touches a lifted cube",
+        "left gripper alone holds a cube",
+    ),
     "insertion": (
         "both grippers touch their part",
         "both parts are lifted",
@@ -34,6 +41,11 @@ OBJECT_RANGES: dict[str, dict[str, Box]] = {
     "insertion": {
         "red_peg_joint": ((0.1, 0.2), (0.4, 0.6)),
         "blue_socket_joint": ((-0.2, -0.1), (0.4, 0.6)),
+    },
+    # Open fingers around one cube stay clear of the other.
+    "either_cube": {
+        "red_box_joint": ((0.0, 0.2), (0.38, 0.44)),
+        "blue_box_joint": ((0.0, 0.2), (0.56, 0.62)),
     },
 }
 """Task -> free joint of an object -> ranges of its x and y [m]."""
@@ -64,7 +76,7 @@ class Judge:
     def __init__(self, task: str, model: Any) -> None:
         self.stages = STAGES[task]
         self.best = 0
-        self._stage = _transfer_stage if task == "transfer_cube" else _insertion_stage
+        self._stage = _STAGE_OF[task]
         self._names = [
             mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_GEOM, i) or "" for i in range(model.ngeom)
         ]
@@ -96,18 +108,22 @@ def _fingers(arm: str) -> tuple[str, str]:
     return (f"vx300s_{arm}/10_left_gripper_finger", f"vx300s_{arm}/10_right_gripper_finger")
 
 
-def _transfer_stage(contacts: _Contacts) -> int:
-    cube = ("red_box",)
+def _transfer_stage(contacts: _Contacts, name: str = "red_box") -> int:
+    cube = (name,)
     right = contacts.any(cube, _fingers("right"))
     left = contacts.any(cube, _fingers("left"))
     lifted = not contacts.any(cube, ("table",))
-    if lifted and not right and contacts.all("red_box", _fingers("left")):
+    if lifted and not right and contacts.all(name, _fingers("left")):
         return 4
     if left and lifted:
         return 3
     if right:
         return 2 if lifted else 1
     return 0
+
+
+def _either_stage(contacts: _Contacts) -> int:
+    return max(_transfer_stage(contacts, name) for name in ("red_box", "blue_box"))
 
 
 def _insertion_stage(contacts: _Contacts) -> int:
@@ -121,3 +137,10 @@ def _insertion_stage(contacts: _Contacts) -> int:
     if touched:
         return 2 if lifted else 1
     return 0
+
+
+_STAGE_OF = {
+    "transfer_cube": _transfer_stage,
+    "insertion": _insertion_stage,
+    "either_cube": _either_stage,
+}

@@ -150,7 +150,7 @@ def _dry_run(config: TrainingConfig, processes: int) -> None:
     from cosmos_policy_ros.training.parallel import check_sharing
     from cosmos_policy_ros.training.start import census_for, start_folder
 
-    check_sharing(config.run, processes)
+    check_sharing(config, processes)
     folder = start_folder(config.start.checkpoint)
     model = load_config(CheckpointConfig, folder / files.CONFIG)
     text = load_text(folder / files.TEXT, model.text_tokens, model.transformer.text_width)

@@ -75,8 +75,16 @@ class Lesson:
         self._targets, self._device = targets, device
         layout, value = checkpoint.layout, objective.value
         self._known = {role: layout.mask(mode_of(role, value)) for role in ROLES}
-        self._counted = {
-            role: counted_frames(layout, role, value, auxiliary=objective.auxiliary)
+        weights = [objective.weights.of(frame) for frame in layout.frames]
+        self._weights = {
+            role: [
+                weight * counts
+                for weight, counts in zip(
+                    weights,
+                    counted_frames(layout, role, value, auxiliary=objective.auxiliary),
+                    strict=True,
+                )
+            ]
             for role in ROLES
         }
 
@@ -84,7 +92,7 @@ class Lesson:
         """Return the loss of a micro-batch, times its ``share`` of the step's samples."""
         clean = self._targets(batch)
         known = torch.tensor([self._known[role] for role in batch.roles], device=self._device)
-        counted = torch.tensor([self._counted[role] for role in batch.roles], device=self._device)
+        weights = torch.tensor([self._weights[role] for role in batch.roles], device=self._device)
         sigma, noise = self.draw(batch, tuple(clean.shape[1:]))
         errors = frame_errors(
             network,
@@ -95,7 +103,7 @@ class Lesson:
             sigma,
             noise,
         )
-        loss = share * total_loss(errors.losses, counted, self._objective.loss_scale)
+        loss = share * total_loss(errors.losses, weights, self._objective.loss_scale)
         tally.add(batch.roles, ~known, errors.l1, loss)
         return loss
 

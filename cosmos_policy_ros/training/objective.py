@@ -32,6 +32,8 @@ class NoiseConfig:
         log_mean, log_std: of ln sigma.
         uniform_share: of the samples that draw from the uniform part.
         uniform_low, uniform_high: its bounds.
+        lowest: none is drawn below, before what ``numerics`` makes of it. 0 is as in the paper;
+            levels that no query ever visits are a waste of a small network's training.
     """
 
     log_mean: float = math.log(4.0)
@@ -39,8 +41,13 @@ class NoiseConfig:
     uniform_share: float = 0.3
     uniform_low: float = 1.0
     uniform_high: float = 85.0
+    lowest: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.lowest <= self.uniform_low:
+            raise ValueError(
+                f"lowest: {self.lowest} must be from 0 to uniform_low, {self.uniform_low}"
+            )
         if not 0 <= self.uniform_share <= 1:
             raise ValueError(f"uniform_share: {self.uniform_share} lies outside 0 ... 1")
         if not 0 < self.uniform_low < self.uniform_high:
@@ -63,12 +70,23 @@ def draw_sigmas(
     Returns:
         (count,) float32.
     """
-    normal = torch.randn(count, generator=generator) * config.log_std + config.log_mean
+    normal = _normal(count, config, generator) * config.log_std + config.log_mean
     width = config.uniform_high - config.uniform_low
     uniform = torch.rand(count, generator=generator) * width + config.uniform_low
     picks = torch.rand(count, generator=generator) < config.uniform_share
     sigma = torch.where(picks, uniform, normal.exp())
     return sigma * math.sqrt(frames) if numerics == "released" else sigma
+
+
+def _normal(count: int, config: NoiseConfig, generator: torch.Generator) -> Tensor:
+    """Draw standard normal numbers, none that means a level below the lowest."""
+    if not config.lowest:
+        return torch.randn(count, generator=generator)
+    least = torch.tensor((math.log(config.lowest) - config.log_mean) / config.log_std)
+    below = torch.special.ndtr(least)
+    share = torch.rand(count, generator=generator)
+    drawn: Tensor = torch.special.ndtri(below + (1 - below) * share)
+    return drawn.clamp(min=least)
 
 
 def mode_of(role: Role, value: ValueMode) -> Mode:
@@ -138,12 +156,12 @@ def frame_errors(
     return FrameErrors(weight[:, None] * squared, off.detach().abs().mean(dim=(1, 3, 4)))
 
 
-def total_loss(losses: Tensor, counted: Tensor, scale: float = 10.0) -> Tensor:
+def total_loss(losses: Tensor, weights: Tensor, scale: float = 10.0) -> Tensor:
     """Return the loss of a batch: ``scale`` times the mean over *all* frames of what counts.
 
     Args:
         losses: (B, T).
-        counted: (B, T) bool.
+        weights: (B, T); 0 where a frame does not count.
         scale: NVIDIA's; it moves nothing but the gradient's clipping.
     """
-    return scale * torch.where(counted, losses, 0.0).mean()
+    return scale * torch.where(weights > 0, weights * losses, 0.0).mean()

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from cosmos_policy_ros.errors import CosmosPolicyError, TrainingError
 from cosmos_policy_ros.model.devices import choose_device
 from cosmos_policy_ros.model.transformer import Transformer
-from cosmos_policy_ros.training.config import RunConfig
+from cosmos_policy_ros.training.config import RunConfig, TrainingConfig
 
 T = TypeVar("T")
 
@@ -93,8 +93,18 @@ def joined(device_name: str) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def check_sharing(run: RunConfig, size: int) -> None:
-    """Refuse numbers that do not divide each other. Raises TrainingError."""
+def check_sharing(config: TrainingConfig, size: int) -> None:
+    """Refuse numbers that do not divide each other, and what cannot be shared.
+
+    Raises:
+        TrainingError: says which.
+    """
+    run = config.run
+    if config.optimiser.matrix_rate and (size > 1 or run.precision != "float32"):
+        raise TrainingError(
+            f"optimiser.matrix_rate: Muon needs whole matrices, in one process and in float32; "
+            f"there are {size} processes in {run.precision}; set it to 0"
+        )
     if run.batch % size:
         raise TrainingError(
             f"run.batch: {run.batch} samples cannot be shared by {size} processes; take a multiple"

@@ -69,6 +69,12 @@ def inflate(vae: AutoencoderKLWan) -> None:
             conv.weight[:, :, -1, 0, 0] = same.repeat(conv.out_channels // conv.in_channels, 1)
 
 
+def is_of_pictures(vae: AutoencoderKLWan) -> bool:
+    """Tell whether an autoencoder has no memory, so that only a picture itself counts."""
+    layers = [module for module in vae.modules() if isinstance(module, WanCausalConv3d)]
+    return not any(bool(layer.weight[:, :, :-1].any()) for layer in layers)
+
+
 def _last_tap(layer: WanCausalConv3d, x: Tensor) -> Tensor:
     _, width, _, height, *_ = map(int, layer._padding)
     weight = layer.weight[:, :, -1]

@@ -48,6 +48,7 @@ class Sample:
         proprio, future_proprio: (p,) float32, normalised.
         actions: (K d,) float32, normalised, time-major.
         value: the return of s' in [-1, 1].
+        future: the step of s'.
         replaced: why earlier picks for this place could not be read.
     """
 
@@ -58,6 +59,7 @@ class Sample:
     actions: NDArray[np.float32]
     future_proprio: NDArray[np.float32]
     value: float
+    future: int
     replaced: tuple[str, ...] = ()
 
 
@@ -72,6 +74,7 @@ class Batch:
     actions: Tensor
     future_proprio: Tensor
     value: Tensor
+    futures: tuple[int, ...]
     replaced: tuple[str, ...]
 
     @property
@@ -158,6 +161,7 @@ class SampleMaker(Dataset[Sample]):
             actions=self.statistics.actions.normalise(actions).ravel().astype(np.float32),
             future_proprio=proprio.normalise(later.state).astype(np.float32),
             value=self._value(source.score, len(windows) - 1 - future),
+            future=future,
             replaced=replaced,
         )
 
@@ -207,6 +211,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         actions=stacked("actions"),
         future_proprio=stacked("future_proprio"),
         value=torch.tensor([sample.value for sample in samples], dtype=torch.float32),
+        futures=tuple(sample.future for sample in samples),
         replaced=tuple(reason for sample in samples for reason in sample.replaced),
     )
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
@@ -21,13 +19,26 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from cosmos_policy_ros.errors import CheckpointError, TrainingError
-from cosmos_policy_ros.model.transformer import Transformer
 from cosmos_policy_ros.model.weights import distributed_reader
+from cosmos_policy_ros.training.optimisers import Average, Optimisers
 from cosmos_policy_ros.training.parallel import World
 
 PARTIAL = ".partial"
-MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, per parameter
 _NAME = re.compile(r"step_(\d{9})")
+
+
+class TrainingState(NamedTuple):
+    """All that a training is, at one step."""
+
+    optimisers: Optimisers
+    average: Average | None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what a point consists of; the learning rate and its like stand in the config."""
+        tensors = {f"network.{n}": p.detach() for n, p in self.optimisers.parameters.items()}
+        if self.average is not None:
+            tensors |= {f"average.{n}": t for n, t in self.average.tensors.items()}
+        return tensors | self.optimisers.moments()
 
 
 class SavedSteps:
@@ -42,7 +53,7 @@ class SavedSteps:
         """Return the newest step that is whole; 0 for none."""
         return max(self._steps(), default=0)
 
-    def save(self, step: int, network: Transformer, optimiser: torch.optim.Optimizer) -> None:
+    def save(self, step: int, state: TrainingState) -> None:
         """Begin to write a point; training may go on at once.
 
         Raises:
@@ -55,7 +66,7 @@ class SavedSteps:
             partial.mkdir(parents=True)
         self._world.wait()
         response = async_save(
-            _tensors(network, optimiser),
+            state.tensors(),
             storage_writer=FileSystemWriter(partial),
             process_group=self._world.savers,
         )
@@ -80,21 +91,17 @@ class SavedSteps:
                 shutil.rmtree(self._path(step), ignore_errors=True)
         self._world.wait()
 
-    def restore(self, step: int, network: Transformer, optimiser: torch.optim.Optimizer) -> None:
-        """Bring network and optimiser back to a point.
+    def restore(self, step: int, state: TrainingState) -> None:
+        """Bring everything back to a point.
 
         Raises:
             TrainingError: it does not fit, or is damaged.
         """
         path = self._path(step)
-        for parameter in _trained(network):
-            optimiser.state[parameter] = {
-                "step": torch.tensor(float(step)),
-                **{name: torch.zeros_like(parameter) for name in MOMENTS},
-            }
+        state.optimisers.begin_after(step)
         try:
             load(
-                _tensors(network, optimiser),
+                state.tensors(),
                 storage_reader=distributed_reader(path),
                 process_group=self._world.savers,
             )
@@ -109,18 +116,3 @@ class SavedSteps:
     def _steps(self) -> list[int]:
         names = self._folder.glob("step_*") if self._folder.is_dir() else ()
         return [int(match[1]) for path in names if (match := _NAME.fullmatch(path.name))]
-
-
-def _trained(network: Transformer) -> Iterable[Tensor]:
-    return (parameter for parameter in network.parameters() if parameter.requires_grad)
-
-
-def _tensors(network: Transformer, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return what a point consists of; the learning rate and its like stand in the config."""
-    tensors = {}
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            tensors[f"network.{name}"] = parameter.detach()
-            for moment in MOMENTS:
-                tensors[f"{moment}.{name}"] = optimiser.state[parameter][moment]
-    return tensors

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from cosmos_policy_ros.model.checkpoint import Checkpoint
-from cosmos_policy_ros.model.images import Picture
+from cosmos_policy_ros.model.images import Picture, to_model
 from cosmos_policy_ros.model.injection import inject, inject_value
 from cosmos_policy_ros.model.layout import FUTURE
 from cosmos_policy_ros.model.sequence import encode_known
+from cosmos_policy_ros.training.pictures import as_pictures, encode_pictures, is_of_pictures
 from cosmos_policy_ros.training.samples import GIGABYTE, Batch
 
 # Of one call of the autoencoder: four samples of the released models. Small pictures go several
@@ -21,17 +25,20 @@ class TargetMaker:
     """Encodes pictures and writes vectors over their frames, as the policy does when it is asked.
 
     Unlike a query, training encodes the whole sequence, with the pictures of s' in their places:
-    the autoencoder is causal, so each latent depends on all the pictures before it.
+    the autoencoder is causal, so each latent depends on all the pictures before it. One that was
+    made of single pictures (:mod:`training.pictures`) has no such memory: then each moment's
+    pictures are encoded by themselves, and kept for all the windows that begin or end there.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, cache_gb: float = 0.0) -> None:
-        """Bind the autoencoder; ``cache_gb`` of encoded windows are kept in memory."""
+        """Bind the autoencoder; ``cache_gb`` of what was encoded is kept in memory."""
         self._checkpoint, self._device = checkpoint, device
         self._kept: dict[tuple[int, int], Tensor] = {}
-        channels, height, width = checkpoint.config.frame_shape
-        bytes_each = 4 * channels * checkpoint.layout.count * height * width
-        self._most_kept = int(cache_gb * GIGABYTE / bytes_each)
+        self._left = cache_gb * GIGABYTE
         self._at_once = max(PIXELS_AT_ONCE // checkpoint.config.image_size**2, 1)
+        # Pictures that are changed at random are never seen twice, and their steps tell nothing.
+        by_moment = bool(cache_gb) and is_of_pictures(checkpoint.tokenizer.vae)
+        self._encoded = self._moments if by_moment else self._windows
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
@@ -47,21 +54,74 @@ class TargetMaker:
         clean[:, :, layout.index("value")] = inject_value(self._rounded(batch.value), shape)
         return clean
 
-    def _encoded(self, batch: Batch) -> Tensor:
+    def _windows(self, batch: Batch) -> Tensor:
+        """Encode whole sequences."""
+
+        def encode(indices: Sequence[int]) -> Tensor:
+            pictures = [self._pictures(batch, index) for index in indices]
+            frames = self._checkpoint.layout.index("value")
+            return encode_known(self._checkpoint, pictures, frames, self._device)
+
         keys = [(pick.source, pick.start) for pick in batch.picks]
+        return torch.stack(self._remembered(keys, encode))
+
+    def _moments(self, batch: Batch) -> Tensor:
+        """Put together sequences of what was encoded one moment at a time."""
+        cameras = self._checkpoint.layout.cameras
+        sources = [pick.source for pick in batch.picks]
+        keys = [(s, pick.start) for s, pick in zip(sources, batch.picks, strict=True)]
+        keys += list(zip(sources, batch.futures, strict=True))
+        count = len(cameras)
+        now, later = batch.pictures[:, :count], batch.pictures[:, count:]
+        pictures = torch.cat([now, later])  # (2 B, C, S, S, 3)
+
+        def encode(indices: Sequence[int]) -> Tensor:
+            chosen = pictures[list(indices)].flatten(0, 1).numpy()
+            latents = self._alone(chosen)
+            return latents.view(len(indices), count, *latents.shape[1:])
+
+        moments = self._remembered(keys, encode)
+        clean = self._black().repeat(len(batch.picks), 1, 1, 1, 1)
+        for index, moment in enumerate(moments):
+            sample, is_later = index % len(sources), index >= len(sources)
+            for camera, latent in zip(cameras, moment, strict=True):
+                frame = self._checkpoint.layout.index((FUTURE if is_later else "") + camera)
+                clean[sample, :, frame] = latent
+        return clean
+
+    def _alone(self, pictures: Picture) -> Tensor:
+        """Map (N, S, S, 3) pictures to (N, 16, h, w)."""
+        tokenizer, patch = self._checkpoint.tokenizer, self._checkpoint.config.vae.patch
+        seen = to_model(pictures, tokenizer.dtype)[0].transpose(0, 1).to(self._device)
+        with as_pictures(tokenizer.vae):
+            means = encode_pictures(tokenizer.vae, seen, patch)
+        return tokenizer.normalise(means.unsqueeze(2))[:, :, 0]
+
+    def _black(self) -> Tensor:
+        """Return the latent (1, 16, T, h, w) of a sequence of black pictures."""
+        size, layout = self._checkpoint.config.image_size, self._checkpoint.layout
+        black = self._alone(np.zeros((1, size, size, 3), np.uint8))
+        return black.unsqueeze(2).repeat(1, 1, layout.count, 1, 1)
+
+    def _remembered(
+        self,
+        keys: Sequence[tuple[int, int]],
+        encode: Callable[[Sequence[int]], Tensor],
+    ) -> list[Tensor]:
+        """Return what belongs to each key, encoded only where it is not in memory."""
         found = {key: self._kept[key] for key in keys if key in self._kept}
         new = {key: index for index, key in enumerate(keys) if key not in found}
         missing = list(new)
-        for group in (
-            missing[i : i + self._at_once] for i in range(0, len(missing), self._at_once)
-        ):
-            pictures = [self._pictures(batch, new[key]) for key in group]
-            frames = self._checkpoint.layout.index("value")
-            encoded = encode_known(self._checkpoint, pictures, frames, self._device)
+        for first in range(0, len(missing), self._at_once):
+            group = missing[first : first + self._at_once]
+            encoded = encode([new[key] for key in group])
             found |= dict(zip(group, encoded, strict=True))
-        for key in missing[: max(self._most_kept - len(self._kept), 0)]:
-            self._kept[key] = found[key].cpu()
-        return torch.stack([found[key].to(self._device) for key in keys])
+        for key in missing:
+            size = found[key].numel() * found[key].element_size()
+            if size <= self._left:
+                self._left -= size
+                self._kept[key] = found[key].to("cpu", copy=True)
+        return [found[key].to(self._device) for key in keys]
 
     def _pictures(self, batch: Batch, index: int) -> dict[str, Picture]:
         cameras = self._checkpoint.layout.cameras

@@ -10,7 +10,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from cosmos_policy_ros.training.export import gather, write_card, write_weights
 from cosmos_policy_ros.training.judging import Judgement, judge
 from cosmos_policy_ros.training.learning import Lesson, Tally
 from cosmos_policy_ros.training.mixture import Mixture
+from cosmos_policy_ros.training.optimisers import Average, Optimisers
 from cosmos_policy_ros.training.parallel import (
     World,
     check_sharing,
@@ -36,7 +37,7 @@ from cosmos_policy_ros.training.parallel import (
 )
 from cosmos_policy_ros.training.reports import Reports, card
 from cosmos_policy_ros.training.samples import Batch, SampleMaker, Share, collate, load
-from cosmos_policy_ros.training.saving import SavedSteps
+from cosmos_policy_ros.training.saving import SavedSteps, TrainingState
 from cosmos_policy_ros.training.schedule import learning_rate
 from cosmos_policy_ros.training.start import (
     census_for,
@@ -68,7 +69,7 @@ class Trainer:
         Raises:
             CosmosPolicyError: something is wrong with data, checkpoint or config; says what.
         """
-        check_sharing(config.run, world.size)
+        check_sharing(config, world.size)
         self.config, self.output, self.world = config, output, world
         torch.set_num_threads(config.run.threads)
         checkpoint = load_start(config.start, world.device, config.run.seed)
@@ -93,10 +94,12 @@ class Trainer:
         self.start_loss = self._check_start()
         self.network = prepare_network(self.checkpoint, config)
         share_network(self.network, world, config.run)
-        self.trained = [p for p in self.network.parameters() if p.requires_grad]
-        self.optimiser = self._make_optimiser()
+        self.optimisers = Optimisers(self.network, config.optimiser, world.device)
+        self.trained = list(self.optimisers.parameters.values())
+        self.average = self._make_average()
+        self.state = TrainingState(self.optimisers, self.average)
         if self.first_step:
-            self.saved.restore(self.first_step, self.network, self.optimiser)
+            self.saved.restore(self.first_step, self.state)
         self._stopping = False
 
     # ---------------------------------------------------------------- before the first step
@@ -126,16 +129,9 @@ class Trainer:
         batch = collate([self.maker[place] for place in places])
         return check_start(self.checkpoint, self.lesson, batch, self.world)
 
-    def _make_optimiser(self) -> torch.optim.AdamW:
-        settings = self.config.optimiser
-        return torch.optim.AdamW(
-            self.trained,
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            eps=settings.epsilon,
-            weight_decay=settings.weight_decay,
-            fused=self.world.device.type == "cuda",
-        )
+    def _make_average(self) -> Average | None:
+        decay = self.config.optimiser.average
+        return Average(self.optimisers.parameters, decay) if decay else None
 
     def _share(self, first_step: int) -> Share:
         run, world = self.config.run, self.world
@@ -185,6 +181,8 @@ class Trainer:
             torch.autograd.backward(loss * self.world.size)
         rate = learning_rate(step, self.config.optimiser)
         norm = self._update(rate)
+        if self.average is not None:
+            self.average.update(step + 1)
         stopping = torch.tensor([float(self._stopping)], device=self.world.device)
         for numbers in (tally.errors, tally.loss, stopping):
             self.world.total(numbers)
@@ -217,16 +215,14 @@ class Trainer:
                 torch.nan_to_num_(_local(parameter.grad), nan=0.0, posinf=0.0, neginf=0.0)
         clip = self.config.optimiser.clip_norm
         norm = torch.nn.utils.clip_grad_norm_(self.trained, clip)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimisers.step(rate)
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def _save(self, step: int, reports: Reports | None) -> Judgement | None:
         """Write what can be resumed and what can be deployed; judge the latter."""
-        self.saved.save(step, self.network, self.optimiser)
-        tensors = gather(self.network, self.config.lora)
+        self.saved.save(step, self.state)
+        with nullcontext() if self.average is None else self.average.applied():
+            tensors = gather(self.network, self.config.lora)
         judgement = None
         if reports is not None:
             write_weights(tensors, self.checkpoint, self.output)

@@ -37,7 +37,9 @@ def query() -> Query:
         return Query("transfer_cube", "", 3, 0, observe(rig, renderer))
 
 
-@pytest.mark.parametrize(("task", "seeds"), [("transfer_cube", 8), ("insertion", 4)])
+@pytest.mark.parametrize(
+    ("task", "seeds"), [("transfer_cube", 8), ("insertion", 4), ("either_cube", 4)]
+)
 def test_succeeds_on_seeds_chosen_beforehand(task: str, seeds: int) -> None:
     rig = SimRig(task)
     reached = []
@@ -47,6 +49,20 @@ def test_succeeds_on_seeds_chosen_beforehand(task: str, seeds: int) -> None:
             rig.advance(0.2)
             reached.append(episode(rig, renderer, Demonstrator()))
     assert reached == [4] * seeds
+
+
+def test_either_cube_is_taken_about_as_often() -> None:
+    rig = settled("either_cube", 2)
+    with Renderer("either_cube", 128, 128) as renderer:
+        seen = observe(rig, renderer)
+    first = [
+        Demonstrator(jitter=0.0).decide(Query("either_cube", "", seed, 0, seen)).positions
+        for seed in range(20)
+    ]
+    ways = np.unique(np.stack(first).round(6), axis=0)
+    assert len(ways) == 2  # the cubes lie 12 cm apart or more, and the arm goes to one of them
+    taken = [np.array_equal(np.round(chunk, 6), ways[0]) for chunk in first]
+    assert 5 <= sum(taken) <= 15
 
 
 def test_a_rest_between_chunks_does_no_harm() -> None:

@@ -37,6 +37,13 @@ TRANSFER = [
     (0, [(CUBE, TABLE), (CUBE, LEFT[0]), (CUBE, LEFT[1])]),
 ]
 
+BLUE = "blue_box"
+EITHER = [
+    (2, [(CUBE, TABLE), (BLUE, RIGHT[0])]),
+    (4, [(CUBE, TABLE), (BLUE, LEFT[0]), (BLUE, LEFT[1])]),
+    (2, [(CUBE, RIGHT[0]), (BLUE, TABLE), (BLUE, LEFT[0])]),
+]
+
 INSERTION = [
     (0, [(PEG, TABLE), (WALL, TABLE)]),
     (0, [(PEG, RIGHT[0]), (WALL, TABLE)]),
@@ -50,7 +57,9 @@ INSERTION = [
 
 @pytest.mark.parametrize(
     ("task", "stage", "pairs"),
-    [("transfer_cube", *row) for row in TRANSFER] + [("insertion", *row) for row in INSERTION],
+    [("transfer_cube", *row) for row in TRANSFER]
+    + [("insertion", *row) for row in INSERTION]
+    + [("either_cube", *row) for row in TRANSFER + EITHER],
 )
 def test_stage_of_contacts(task: str, stage: int, pairs: list[tuple[str, str]]) -> None:
     model = load_physics_model(task)
@@ -69,4 +78,5 @@ def test_every_task_has_four_named_stages() -> None:
     assert {task: len(stages) for task, stages in STAGES.items()} == {
         "transfer_cube": 4,
         "insertion": 4,
+        "either_cube": 4,
     }

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cosmos_policy_ros.model.config import Preconditioning
 from cosmos_policy_ros.model.layout import LAYOUTS, ValueMode
+from cosmos_policy_ros.training.config import FrameWeights
 from cosmos_policy_ros.training.objective import (
     NoiseConfig,
     Role,
@@ -106,6 +107,17 @@ def test_the_total_is_the_mean_over_all_frames() -> None:
     assert float(total_loss(losses, counted)) == pytest.approx(10 * 0.5 * 4 / 20)
 
 
+def test_frames_count_as_much_as_their_weights_say() -> None:
+    losses = torch.full((1, 11), 0.5)
+    weights = FrameWeights(action=5.0, images=0.5)
+    row = torch.tensor([[weights.of(frame) for frame in ALOHA.frames]])
+    named = dict(zip(ALOHA.frames, row[0].tolist(), strict=True))
+    assert named["action"] == 5.0
+    assert named["future_primary"] == named["left_wrist"] == 0.5
+    assert named["future_proprio"] == named["value"] == 1.0
+    assert float(total_loss(losses, row)) == pytest.approx(10 * 0.5 * float(row.sum()) / 11)
+
+
 @pytest.mark.parametrize("auxiliary", [True, False])
 def test_gradients_flow_where_the_role_says_and_nowhere_else(
     batch: dict[str, Tensor], auxiliary: bool
@@ -154,6 +166,18 @@ def test_noise_levels_are_a_mixture() -> None:
     assert float(paper.median()) == pytest.approx(7.3, abs=0.5)
 
 
+def test_no_noise_is_drawn_below_the_lowest_and_the_rest_keeps_its_shape() -> None:
+    config = NoiseConfig(uniform_low=2.0, lowest=2.0)
+    drawn = draw_sigmas(200_000, 11, config, "paper", torch.Generator().manual_seed(0))
+    assert float(drawn.min()) >= 2.0 - 1e-6
+    normal = torch.distributions.Normal(config.log_mean, config.log_std)
+    least, eight, high = (normal.cdf(torch.tensor(math.log(x))) for x in (2.0, 8.0, 85.0))
+    expected = 0.7 * (eight - least) / (1 - least) + 0.3 * (8 - 2) / (85 - 2)
+    assert float((drawn < 8).float().mean()) == pytest.approx(float(expected), abs=0.005)
+    assert high < 1  # the tail is drawn too
+    assert float(drawn.max()) > 85
+
+
 def test_released_noise_grows_with_the_number_of_frames() -> None:
     both = [
         draw_sigmas(100, 11, NoiseConfig(), numerics, torch.Generator().manual_seed(3))  # type: ignore[arg-type]
@@ -168,6 +192,7 @@ def test_released_noise_grows_with_the_number_of_frames() -> None:
         ({"uniform_share": 1.5}, "uniform_share: 1.5"),
         ({"uniform_low": 90.0}, "uniform_low: 90.0"),
         ({"log_std": 0.0}, "log_std: 0.0"),
+        ({"lowest": 1.5}, "lowest: 1.5 must be from 0 to uniform_low, 1.0"),
     ],
 )
 def test_impossible_noise_is_named(changes: dict[str, float], message: str) -> None:

@@ -12,6 +12,7 @@ from cosmos_policy_ros.errors import ObservationError, TrainingError
 from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.rollouts.windows import EpisodeWindows
+from cosmos_policy_ros.training import pictures, targets
 from cosmos_policy_ros.training.config import TrainingConfig
 from cosmos_policy_ros.training.mixture import Mixture, Pick
 from cosmos_policy_ros.training.samples import Place, SampleMaker, Share, collate, load
@@ -99,6 +100,31 @@ def test_kept_latents_and_pictures_change_nothing(config: Config, checkpoint: Ch
         expected = collate([plain.make(pick) for pick in picks])
         assert torch.equal(found.pictures, expected.pictures)
         torch.testing.assert_close(kept(found), forgetful(expected), atol=2e-5, rtol=0)
+
+
+def test_an_autoencoder_of_pictures_encodes_each_moment_once(
+    config: Config, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its weights the short way and the long one give the same latents."""
+    pictures.inflate(checkpoint.tokenizer.vae)
+    checkpoint.tokenizer.forget()
+    maker = maker_of(config(), checkpoint)
+    whole = TargetMaker(checkpoint, torch.device("cpu"))
+    each = TargetMaker(checkpoint, torch.device("cpu"), 0.001)
+    picks = [Pick("policy", 0, start, 7) for start in (0, 3, 0, 8)]
+    batch = collate([maker.make(pick) for pick in picks])
+    torch.testing.assert_close(each(batch), whole(batch), atol=2e-5, rtol=0)
+    encoded: list[int] = []
+    encode = targets.encode_pictures
+
+    def count(vae: object, seen: torch.Tensor, patch: int) -> torch.Tensor:
+        encoded.append(len(seen))
+        return encode(vae, seen, patch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(targets, "encode_pictures", count)
+    again = collate([maker.make(Pick("value", 0, start, 1)) for start in (0, 8, 9)])
+    torch.testing.assert_close(each(again), whole(again), atol=2e-5, rtol=0)
+    assert sum(encoded) == 2 * 3 + 1  # step 9's cameras, those of its future, and a black picture
 
 
 def test_the_picture_cache_keeps_its_limit(config: Config, checkpoint: Checkpoint) -> None:

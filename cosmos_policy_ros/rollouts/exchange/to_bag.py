@@ -30,13 +30,13 @@ from cosmos_policy_ros.rollouts.episode import INTEGRITY, OUTCOME, bare_id, epis
 from cosmos_policy_ros.rollouts.exchange.frames import Picture
 from cosmos_policy_ros.rollouts.exchange.hdf5_layout import SIM, SourceEpisode, open_hdf5
 from cosmos_policy_ros.rollouts.exchange.imported_rig import rig_as_imported, rig_text
-from cosmos_policy_ros.rollouts.exchange.rig_messages import RigMessages
 from cosmos_policy_ros.rollouts.exchange.source_facts import SourceFacts, facts_of
 from cosmos_policy_ros.rollouts.integrity import Integrity, Verdict, load_limits, sensors_of
 from cosmos_policy_ros.rollouts.labelling import encode, labels_of, number
 from cosmos_policy_ros.rollouts.mcap_file import Topic
 from cosmos_policy_ros.rollouts.messages import EpisodeFacts
 from cosmos_policy_ros.rollouts.pictures import to_jpeg
+from cosmos_policy_ros.rollouts.rig_messages import RigMessages
 from cosmos_policy_ros.rollouts.store import EpisodeStore
 from cosmos_policy_ros.rollouts.task import Task, load_task
 from cosmos_policy_ros.rollouts.topics import episode_topics

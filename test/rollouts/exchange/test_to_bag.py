@@ -28,9 +28,9 @@ from cosmos_policy_ros.rig.sources import read_arm
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 from cosmos_policy_ros.rollouts.episode import read_episode
 from cosmos_policy_ros.rollouts.exchange.imported_rig import rig_as_imported, rig_text
-from cosmos_policy_ros.rollouts.exchange.rig_messages import RigMessages
 from cosmos_policy_ros.rollouts.exchange.to_bag import Importer, ImportOptions, KnownSourceError
 from cosmos_policy_ros.rollouts.integrity import Integrity, load_limits
+from cosmos_policy_ros.rollouts.rig_messages import RigMessages
 from cosmos_policy_ros.rollouts.salvage import unfinished
 from cosmos_policy_ros.rollouts.store import EpisodeStore
 from cosmos_policy_ros.rollouts.verify import verify

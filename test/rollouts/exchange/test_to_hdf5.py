@@ -25,9 +25,9 @@ from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.rollouts.episode import read_episode
 from cosmos_policy_ros.rollouts.exchange.executed import opening_per_reading
 from cosmos_policy_ros.rollouts.exchange.imported_rig import rig_text
-from cosmos_policy_ros.rollouts.exchange.rig_messages import RigMessages
 from cosmos_policy_ros.rollouts.exchange.to_bag import Importer, ImportOptions
 from cosmos_policy_ros.rollouts.exchange.to_hdf5 import export_hdf5
+from cosmos_policy_ros.rollouts.rig_messages import RigMessages
 from cosmos_policy_ros.rollouts.rubric import Judgement
 from cosmos_policy_ros.rollouts.store import EpisodeStore
 

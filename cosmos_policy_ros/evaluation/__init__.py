@@ -1,0 +1,1 @@
+"""Trials on the simulated rig without ROS: demonstrations, evaluations, and the loop of both."""

@@ -1,0 +1,237 @@
+"""One trial on the simulated rig in one process: what the nodes do together, without a wall clock.
+
+Rig, observation gates, run, safety gate and chunks are the nodes' own; only the messages between
+them are left out. The rig waits while the policy thinks, as in stepped mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cosmos_policy_ros.errors import CosmosPolicyError, RigError
+from cosmos_policy_ros.model.images import reduce
+from cosmos_policy_ros.rig.chunk import TimedChunk
+from cosmos_policy_ros.rig.decision import Decision, Policy, Query
+from cosmos_policy_ros.rig.gate import SafetyGate
+from cosmos_policy_ros.rig.run import Goal, Outcome, Run, RunLimits
+from cosmos_policy_ros.rig.sources import Sources
+from cosmos_policy_ros.rig.spec import ARM_DIM, ARM_JOINTS, RigSpec
+from cosmos_policy_ros.sim.render import Image, Renderer
+from cosmos_policy_ros.sim.rig import CONTROLLER_JOINTS, JointSample, SimRig
+from cosmos_policy_ros.sim.trajectory_controller import TrajectoryPoint
+
+CAMERA_SIZE = (240, 320)  # px, the simulated rig node's default
+SETTLE = 0.2  # s in which the objects fall onto the table
+LIMITS = RunLimits(observation_timeout=5.0, brake_seconds=0.4)  # the policy node's defaults
+
+
+class Witness(Protocol):
+    """Who is told what happens in a trial, in order of the rig's time."""
+
+    def joints(self, side: str, sample: JointSample) -> None:
+        """Take a joint state."""
+
+    def pictures(self, stamp_ns: int, pictures: dict[str, Image]) -> None:
+        """Take what the cameras see."""
+
+    def decided(self, query: Query, decision: Decision) -> None:
+        """Take an answer of the policy."""
+
+    def sent(self, chunk: TimedChunk) -> None:
+        """Take a chunk that the arms were told."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How a trial ended.
+
+    Attributes:
+        seed: placed the objects.
+        outcome: of the run; "done" when the last stage was reached before its limits.
+        reached, stages: how far it got, of how many.
+        chunks, refused: executed and refused.
+        seconds: of the rig's time.
+    """
+
+    seed: int
+    outcome: Outcome
+    reached: int
+    stages: int
+    chunks: int
+    refused: int
+    seconds: float
+
+    @property
+    def success(self) -> bool:
+        """Whether every stage was reached."""
+        return self.reached == self.stages
+
+    @property
+    def score(self) -> float:
+        """0 to 100, as the simulated tasks' rubrics say."""
+        return 100.0 * self.reached / self.stages
+
+    @property
+    def crashed(self) -> bool:
+        """Whether something other than the policy's skill ended it: it must not be counted."""
+        return self.outcome.outcome == "fault"
+
+
+class _RawImage(NamedTuple):
+    """What is read of a sensor_msgs/Image."""
+
+    height: int
+    width: int
+    encoding: str
+    is_bigendian: int
+    step: int
+    data: NDArray[np.uint8]
+
+
+class TrialRoom:
+    """A simulated rig, its cameras and the gate, for one trial after another."""
+
+    def __init__(self, rig: RigSpec, task: str, size: int) -> None:
+        """Load the scene.
+
+        Args:
+            rig: description of the simulated rig.
+            task: of the scene.
+            size: the model's pictures' [px]. What the cameras see is brought to it at once, as the
+                model would bring it, so that bags are small.
+
+        Raises:
+            RigError: unknown task, or EGL is missing.
+        """
+        self._size = size
+        self._spec, self._gate, self._sides = rig, SafetyGate(rig), rig.arms.keys()
+        self._renderer = Renderer(task, *CAMERA_SIZE)
+        self._rig = SimRig(task)
+        self._tick_ns = round(1e9 / rig.rates.joint_states)
+        self._picture_ns = round(1e9 / rig.rates.cameras)
+
+    def close(self) -> None:
+        """Free the renderer."""
+        self._renderer.close()
+
+    @property
+    def time_ns(self) -> int:
+        """The rig's clock."""
+        return self._rig.time_ns
+
+    def run(
+        self, goal: Goal, scene_seed: int, policy: Policy, witnesses: Sequence[Witness] = ()
+    ) -> Trial:
+        """Place the objects and let a policy try.
+
+        Pictures are drawn when a query needs them, and at the cameras' rate if anybody watches.
+
+        Args:
+            goal: what is asked of the policy.
+            scene_seed: places the objects.
+            policy: decides.
+            witnesses: are told.
+        """
+        rig, began_ns = self._rig, self._rig.time_ns
+        rig.reset(goal.task, scene_seed)
+        rig.advance(SETTLE)
+        sources = Sources(self._spec)
+        run = Run(goal, self._spec, sources, self._gate, LIMITS, None)
+        self._seen_ns = -1
+        try:
+            self._play(run, sources, policy, witnesses)
+        except RigError as error:  # the physics became unstable
+            run.stop(rig.time_ns, "fault", str(error))
+        assert run.outcome is not None
+        return Trial(
+            seed=scene_seed,
+            outcome=run.outcome,
+            reached=rig.reached,
+            stages=len(rig.stages),
+            chunks=run.chunks,
+            refused=run.refused,
+            seconds=(rig.time_ns - began_ns) / 1e9,
+        )
+
+    def _play(
+        self, run: Run, sources: Sources, policy: Policy, witnesses: Sequence[Witness]
+    ) -> None:
+        rig, began_ns = self._rig, self._rig.time_ns
+        self._feel(sources, witnesses)
+        while True:
+            moving = run.chunk is not None and rig.time_ns < run.chunk.end_ns
+            if not moving or (witnesses and (rig.time_ns - began_ns) % self._picture_ns == 0):
+                self._look(sources, witnesses)
+            if not moving and rig.reached == len(rig.stages):
+                run.stop(rig.time_ns, "done", "reached the last stage")
+            effect = run.poll(rig.time_ns, rig.time_ns / 1e9)
+            if isinstance(effect, TimedChunk):
+                self._send(effect, witnesses)
+            elif effect is not None:
+                self._ask(run, effect, policy, witnesses)
+            elif run.outcome is not None:
+                return
+            else:
+                rig.advance(self._tick_ns / 1e9)
+                self._feel(sources, witnesses)
+
+    def _ask(self, run: Run, query: Query, policy: Policy, witnesses: Sequence[Witness]) -> None:
+        try:
+            decision = policy.decide(query)
+        except CosmosPolicyError as error:
+            run.query_failed(error, recoverable=False)
+            return
+        for witness in witnesses:
+            witness.decided(query, decision)
+        _, chunk = run.answer(decision, self._rig.time_ns)
+        if chunk is not None:
+            self._send(chunk, witnesses)
+
+    def _send(self, chunk: TimedChunk, witnesses: Sequence[Witness]) -> None:
+        positions, velocities = chunk.positions.copy(), chunk.velocities()
+        for index, (side, arm) in enumerate(self._spec.arms.items()):
+            first = index * ARM_DIM
+            gripper = first + ARM_JOINTS
+            positions[:, gripper] = arm.gripper.command(positions[:, gripper])
+            velocities[:, gripper] *= arm.gripper.command_stroke
+            part = slice(first, first + ARM_DIM)
+            points = [
+                TrajectoryPoint(tuple(position), tuple(velocity), due_ns)
+                for position, velocity, due_ns in zip(
+                    positions[:, part].tolist(),
+                    velocities[:, part].tolist(),
+                    chunk.times_ns(),
+                    strict=True,
+                )
+            ]
+            with suppress(RigError):  # the arm stays where it is, as on a real rig
+                self._rig.command(side, CONTROLLER_JOINTS, points, 0)
+        for witness in witnesses:
+            witness.sent(chunk)
+
+    def _feel(self, sources: Sources, witnesses: Sequence[Witness]) -> None:
+        for side in self._sides:
+            sample = self._rig.joint_states(side)
+            sources.add_joint_state(side, sample.names, sample.positions, sample.stamp_ns)
+            for witness in witnesses:
+                witness.joints(side, sample)
+
+    def _look(self, sources: Sources, witnesses: Sequence[Witness]) -> None:
+        now_ns = self._rig.time_ns
+        if now_ns == self._seen_ns:
+            return
+        self._seen_ns = now_ns
+        seen = self._renderer.render(self._rig.snapshot())
+        pictures = {role: reduce(pixels, self._size, role) for role, pixels in seen.items()}
+        for role, pixels in pictures.items():
+            height, width, _ = pixels.shape
+            image = _RawImage(height, width, "rgb8", 0, 3 * width, pixels.ravel())
+            sources.add_image(role, image, now_ns)
+        for witness in witnesses:
+            witness.pictures(now_ns, pictures)

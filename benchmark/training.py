@@ -169,6 +169,7 @@ def make_batch(size: int) -> Batch:
         actions=vector(700),
         future_proprio=vector(14),
         value=torch.tensor([0.5]),
+        futures=(50,),
         replaced=(),
     )
 

@@ -22,6 +22,7 @@ from cosmos_policy_ros.rig.gate import SafetyGate
 from cosmos_policy_ros.rig.run import Goal, Outcome, Run, RunLimits
 from cosmos_policy_ros.rig.sources import Sources
 from cosmos_policy_ros.rig.spec import ARM_DIM, ARM_JOINTS, RigSpec
+from cosmos_policy_ros.sim.conditions import USUAL
 from cosmos_policy_ros.sim.render import Image, Renderer
 from cosmos_policy_ros.sim.rig import CONTROLLER_JOINTS, JointSample, SimRig
 from cosmos_policy_ros.sim.trajectory_controller import TrajectoryPoint
@@ -38,7 +39,7 @@ class Witness(Protocol):
         """Take a joint state."""
 
     def pictures(self, stamp_ns: int, pictures: dict[str, Image]) -> None:
-        """Take what the cameras see."""
+        """Take what the cameras see, at the model's size."""
 
     def decided(self, query: Query, decision: Decision) -> None:
         """Take an answer of the policy."""
@@ -103,8 +104,8 @@ class TrialRoom:
         Args:
             rig: description of the simulated rig.
             task: of the scene.
-            size: the model's pictures' [px]. What the cameras see is brought to it at once, as the
-                model would bring it, so that bags are small.
+            size: the model's pictures' [px]. Witnesses are shown what the model makes of what the
+                cameras see, so that bags are small and a training from them misses nothing.
 
         Raises:
             RigError: unknown task, or EGL is missing.
@@ -126,7 +127,13 @@ class TrialRoom:
         return self._rig.time_ns
 
     def run(
-        self, goal: Goal, scene_seed: int, policy: Policy, witnesses: Sequence[Witness] = ()
+        self,
+        goal: Goal,
+        scene_seed: int,
+        policy: Policy,
+        witnesses: Sequence[Witness] = (),
+        *,
+        condition: str = USUAL,
     ) -> Trial:
         """Place the objects and let a policy try.
 
@@ -137,9 +144,10 @@ class TrialRoom:
             scene_seed: places the objects.
             policy: decides.
             witnesses: are told.
+            condition: of the scene, see :mod:`sim.conditions`.
         """
         rig, began_ns = self._rig, self._rig.time_ns
-        rig.reset(goal.task, scene_seed)
+        rig.reset(goal.task, scene_seed, condition)
         rig.advance(SETTLE)
         sources = Sources(self._spec)
         run = Run(goal, self._spec, sources, self._gate, LIMITS, None)
@@ -227,11 +235,12 @@ class TrialRoom:
         if now_ns == self._seen_ns:
             return
         self._seen_ns = now_ns
-        seen = self._renderer.render(self._rig.snapshot())
-        pictures = {role: reduce(pixels, self._size, role) for role, pixels in seen.items()}
+        pictures = self._renderer.render(self._rig.snapshot())
         for role, pixels in pictures.items():
             height, width, _ = pixels.shape
             image = _RawImage(height, width, "rgb8", 0, 3 * width, pixels.ravel())
             sources.add_image(role, image, now_ns)
+        if witnesses:
+            pictures = {role: reduce(seen, self._size, role) for role, seen in pictures.items()}
         for witness in witnesses:
             witness.pictures(now_ns, pictures)

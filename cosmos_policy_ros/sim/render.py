@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.errors import RigError
+from cosmos_policy_ros.sim.conditions import USUAL
 from cosmos_policy_ros.sim.rig import Snapshot
 from cosmos_policy_ros.sim.scene import CAMERAS, Quality, camera_matrix, load_picture_model
 
@@ -83,9 +84,9 @@ class Renderer:
         if self._gl is None:
             raise RigError("the renderer is closed; make a new one")
         self._gl.make_current()
-        if snapshot.task != self._task:
+        if (snapshot.task, snapshot.condition) != self._shown:
             self._context.free()
-            self._load(snapshot.task)
+            self._load(snapshot.task, snapshot.condition)
         self._data.qpos[:] = snapshot.qpos
         mujoco.mj_kinematics(self._model, self._data)
         mujoco.mj_comPos(self._model, self._data)
@@ -104,10 +105,10 @@ class Renderer:
             self._gl.free()
             self._gl = None
 
-    def _load(self, task: str) -> None:
-        self._model = load_picture_model(task, self._quality, self.height, self.width)
+    def _load(self, task: str, condition: str = USUAL) -> None:
+        self._model = load_picture_model(task, self._quality, self.height, self.width, condition)
         self._data = mujoco.MjData(self._model)
-        self._task = task
+        self._shown = (task, condition)
         self._scene = mujoco.MjvScene(self._model, _MAX_GEOMS)
         if self._quality == "fast":
             for effect in _COSTLY_EFFECTS:

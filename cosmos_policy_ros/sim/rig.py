@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from cosmos_policy_ros.errors import RigError
 from cosmos_policy_ros.rig.config import did_you_mean
 from cosmos_policy_ros.rig.crank import angle_from_finger, finger_from_angle
+from cosmos_policy_ros.sim.conditions import USUAL
 from cosmos_policy_ros.sim.scene import ARM_JOINTS, ARMS, PHYSICS_STEP_NS, load_physics_model
 from cosmos_policy_ros.sim.tasks import Judge, place_objects
 from cosmos_policy_ros.sim.trajectory_controller import TrajectoryController, TrajectoryPoint
@@ -64,11 +65,13 @@ class Snapshot:
         stamp_ns: rig time.
         task: which scene.
         qpos: MuJoCo's generalised positions.
+        condition: how the scene differs from the task's own.
     """
 
     stamp_ns: int
     task: str
     qpos: NDArray[np.float64]
+    condition: str = USUAL
 
 
 class SimRig:
@@ -88,7 +91,7 @@ class SimRig:
         self, task: str = "transfer_cube", seed: int = 0, start_ns: int = 1_000_000_000
     ) -> None:
         self._time_ns = start_ns
-        self._task = ""
+        self._task = self._condition = ""
         self.reset(task, seed)
 
     @property
@@ -111,22 +114,22 @@ class SimRig:
         """Name of the task whose scene is loaded."""
         return self._task
 
-    def reset(self, task: str, seed: int) -> None:
+    def reset(self, task: str, seed: int, condition: str = USUAL) -> None:
         """Put both arms at the start pose and place the objects by ``seed``.
 
         Raises:
-            RigError: unknown task, negative seed, or gym-aloha is not installed.
+            RigError: unknown task or condition, negative seed, or gym-aloha is not installed.
         """
         if seed < 0:
             raise RigError(f"seed {seed} is negative; give 0 or more")
-        if task != self._task:
-            self._model = load_physics_model(task)
+        if (task, condition) != (self._task, self._condition):
+            self._model = load_physics_model(task, condition)
             self._data = mujoco.MjData(self._model)
             self._addresses = {arm: _Addresses.find(self._model, arm) for arm in ARMS}
-            self._task = task
+            self._task, self._condition = task, condition
         self.seed = seed
         mujoco.mj_resetData(self._model, self._data)
-        place_objects(task, seed, self._model, self._data)
+        place_objects(task, seed, self._model, self._data, condition)
         start = np.array([*START_POSE, _angle(START_FINGER)])
         for addresses in self._addresses.values():
             self._data.qpos[addresses.qpos] = [*START_POSE, START_FINGER, -START_FINGER]
@@ -196,7 +199,7 @@ class SimRig:
 
     def snapshot(self) -> Snapshot:
         """Return what :class:`~cosmos_policy_ros.sim.render.Renderer` draws."""
-        return Snapshot(self._time_ns, self._task, self._data.qpos.copy())
+        return Snapshot(self._time_ns, self._task, self._data.qpos.copy(), self._condition)
 
     def _step(self) -> None:
         self._time_ns += PHYSICS_STEP_NS

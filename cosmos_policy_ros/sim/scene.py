@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from cosmos_policy_ros.errors import RigError
 from cosmos_policy_ros.rig.config import did_you_mean
+from cosmos_policy_ros.sim.conditions import USUAL, condition
 from cosmos_policy_ros.sim.decimate import merge_vertices, read_stl
 
 Quality = Literal["fast", "full"]
@@ -42,6 +43,8 @@ lower half, as on an ALOHA; in the gripper's frame (x along the fingers, z up) [
 _SECOND_CUBE = ("blue_box", (0.0, 0.0, 1.0, 1.0))
 """Name and colour of what ``either_cube`` adds to the scene of ``transfer_cube``."""
 
+_BLOCK_COLOUR = (0.1, 0.7, 0.1, 1.0)
+
 _NEAR_PLANE = 0.01
 """In units of the scene's extent (1.7 m); the models' 0.1 would cut the fingers away."""
 
@@ -51,25 +54,27 @@ _FINGER_MERGE_CELL = 2.0
 fillets are most of their 30 000 triangles, and without a GPU triangles are what a picture costs."""
 
 
-def load_physics_model(task: str) -> Any:
+def load_physics_model(task: str, condition_name: str = USUAL) -> Any:
     """Return the ``mujoco.MjModel`` the rig is stepped with.
 
     Raises:
-        RigError: unknown task, or gym-aloha is not installed.
+        RigError: unknown task or condition, or gym-aloha is not installed.
     """
-    return _load_spec(task).compile()
+    return _load_spec(task, condition_name).compile()
 
 
-def load_picture_model(task: str, quality: Quality, height: int, width: int) -> Any:
+def load_picture_model(
+    task: str, quality: Quality, height: int, width: int, condition_name: str = USUAL
+) -> Any:
     """Return a ``mujoco.MjModel`` with the same joints, prepared for (height, width) pictures.
 
     ``full`` keeps the models' meshes, shadows and anti-aliasing; ``fast`` drops what costs most
     and shows least when a CPU draws the picture.
 
     Raises:
-        RigError: unknown task, or gym-aloha is not installed.
+        RigError: unknown task or condition, or gym-aloha is not installed.
     """
-    spec = _load_spec(task)
+    spec = _load_spec(task, condition_name)
     spec.visual.global_.offheight = height
     spec.visual.global_.offwidth = width
     spec.visual.map.znear = _NEAR_PLANE
@@ -103,9 +108,10 @@ def _assets() -> Path:
     return Path(found.submodule_search_locations[0]) / "assets"
 
 
-def _load_spec(task: str) -> Any:
+def _load_spec(task: str, condition_name: str) -> Any:
     if task not in TASKS:
         raise RigError(f"no simulated task '{task}'{did_you_mean(task, TASKS)}")
+    shown = condition(task, condition_name)
     scene = "transfer_cube" if task == "either_cube" else task
     path = _assets() / f"bimanual_viperx_{scene}.xml"
     try:
@@ -120,6 +126,12 @@ def _load_spec(task: str) -> Any:
         _place_wrist_camera(spec.camera(f"{arm}_wrist"))
     if task == "either_cube":
         _add_second_cube(spec)
+    for geom, colour in shown.colours.items():
+        spec.geom(geom).rgba = (*colour, 1.0)
+    for x, y in shown.blocks:
+        spec.worldbody.add_geom(
+            type=mujoco.mjtGeom.mjGEOM_BOX, size=[0.015] * 3, pos=[x, y, 0.015], rgba=_BLOCK_COLOUR
+        )
     return spec
 
 

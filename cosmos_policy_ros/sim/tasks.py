@@ -13,6 +13,8 @@ from typing import Any
 import mujoco  # type: ignore[import-untyped]
 import numpy as np
 
+from cosmos_policy_ros.sim.conditions import USUAL, condition
+
 Box = tuple[tuple[float, float], tuple[float, float]]
 
 STAGES = {
@@ -56,10 +58,14 @@ _DROP_HEIGHT = 0.05
 _SOCKET_WALLS = ("socket-1", "socket-2", "socket-3", "socket-4")
 
 
-def place_objects(task: str, seed: int, model: Any, data: Any) -> None:
-    """Write the objects' start poses, uniform in :data:`OBJECT_RANGES`, into ``data.qpos``."""
+def place_objects(task: str, seed: int, model: Any, data: Any, condition_name: str = USUAL) -> None:
+    """Write the objects' start poses into ``data.qpos``.
+
+    They are uniform in the condition's ranges, in :data:`OBJECT_RANGES` where it has none.
+    """
     rng = np.random.default_rng(seed)
-    for joint, (x_range, y_range) in OBJECT_RANGES[task].items():
+    ranges = {**OBJECT_RANGES[task], **condition(task, condition_name).ranges}
+    for joint, (x_range, y_range) in ranges.items():
         address = int(model.joint(joint).qposadr[0])
         pose = [rng.uniform(*x_range), rng.uniform(*y_range), _DROP_HEIGHT, 1.0, 0.0, 0.0, 0.0]
         data.qpos[address : address + 7] = pose

@@ -178,6 +178,7 @@ class TrialRoom:
                 self._look(sources, witnesses)
             if not moving and rig.reached == len(rig.stages):
                 run.stop(rig.time_ns, "done", "reached the last stage")
+            phase = run.phase
             effect = run.poll(rig.time_ns, rig.time_ns / 1e9)
             if isinstance(effect, TimedChunk):
                 self._send(effect, witnesses)
@@ -185,7 +186,7 @@ class TrialRoom:
                 self._ask(run, effect, policy, witnesses)
             elif run.outcome is not None:
                 return
-            else:
+            elif run.phase is phase:
                 rig.advance(self._tick_ns / 1e9)
                 self._feel(sources, witnesses)
 

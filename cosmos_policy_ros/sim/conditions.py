@@ -23,6 +23,7 @@ class Condition:
         ranges: free joint -> ranges of x and y [m] in place of the task's.
         colours: by geom.
         blocks: x and y [m] of green blocks fixed to the table.
+        covered: the cameras show nothing: what a policy that only pretends to look does as well.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Condition:
     ranges: Mapping[str, tuple[Range, Range]] = field(default_factory=dict)
     colours: Mapping[str, Colour] = field(default_factory=dict)
     blocks: tuple[tuple[float, float], ...] = ()
+    covered: bool = False
 
 
 _LIST: dict[str, tuple[Condition, ...]] = {
@@ -64,7 +66,8 @@ _LIST: dict[str, tuple[Condition, ...]] = {
 def conditions(task: str) -> tuple[Condition, ...]:
     """Return a task's conditions, the usual one first."""
     usual = Condition(USUAL, "as in the demonstrations, other places")
-    return (usual, *_LIST.get(task, ()))
+    covered = Condition("covered", "the cameras are covered", covered=True)
+    return (usual, *_LIST.get(task, ()), covered)
 
 
 def condition(task: str, name: str = USUAL) -> Condition:

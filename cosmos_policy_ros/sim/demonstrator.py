@@ -59,7 +59,7 @@ class Demonstrator:
     """
 
     def __init__(self, *, grippers: GripperConstants | None = None, jitter: float = 1.0) -> None:
-        """Prepare the camera's geometry.
+        """Remember how to demonstrate.
 
         Args:
             grippers: the rig's constants.
@@ -68,7 +68,7 @@ class Demonstrator:
         """
         self._grippers = grippers or GripperConstants()
         self._jitter = jitter
-        self._sight = PrimarySight()
+        self._sight: dict[str, PrimarySight] = {}  # by task: each has its lens
         self._plan: NDArray[np.float64] | None = None
         self._next = 0
         self._reason = ""
@@ -133,7 +133,10 @@ class Demonstrator:
                 "the demonstrator needs the primary picture; the observation has "
                 f"{', '.join(query.observation.images) or 'none'}"
             )
-        seen = {thing.name: self._sight.locate(image, thing) for thing in script.things}
+        if query.task not in self._sight:
+            self._sight[query.task] = PrimarySight(query.task)
+        sight = self._sight[query.task]
+        seen = {thing.name: sight.locate(image, thing) for thing in script.things}
         planner = MotionPlanner(self._motor_state(query.observation), DT)
         for phase in script.phases(seen, Variation.draw(query.seed, self._jitter)):
             planner.add(phase)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cosmos_policy_ros.errors import RigError
 from cosmos_policy_ros.sim.conditions import USUAL
+from cosmos_policy_ros.sim.conditions import condition as find_condition
 from cosmos_policy_ros.sim.rig import Snapshot
 from cosmos_policy_ros.sim.scene import CAMERAS, Quality, camera_matrix, load_picture_model
 
@@ -109,6 +110,7 @@ class Renderer:
         self._model = load_picture_model(task, self._quality, self.height, self.width, condition)
         self._data = mujoco.MjData(self._model)
         self._shown = (task, condition)
+        self._covered = find_condition(task, condition).covered
         self._scene = mujoco.MjvScene(self._model, _MAX_GEOMS)
         if self._quality == "fast":
             for effect in _COSTLY_EFFECTS:
@@ -127,6 +129,8 @@ class Renderer:
         upside_down = np.empty((self.height, self.width, 3), np.uint8)
         mujoco.mjr_render(self._rect, self._scene, self._context)
         mujoco.mjr_readPixels(upside_down, None, self._rect, self._context)
+        if self._covered:
+            upside_down[:] = 0
         return self._noise.add(cv2.flip(upside_down, 0), role, stamp_ns)
 
 

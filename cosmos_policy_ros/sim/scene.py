@@ -35,6 +35,9 @@ PHYSICS_STEP_NS = 2_000_000
 
 _WRIST_FOVY_DEG = 58.0
 """A RealSense D405's vertical field of view; the models ship 20 degrees."""
+_NARROW_TOP_FOVY_DEG = 42.0
+"""Of ``either_cube``'s primary camera, which sees the table where both arms reach; the models' 78
+degrees show the room around it, and a cube is two of a small model's pixels."""
 _WRIST_POSITION = (0.0, 0.0, 0.115)
 _WRIST_PITCH_DEG = 38.0
 """The wrist camera sits above the gripper and looks forward and down, fingertips in the picture's
@@ -126,6 +129,7 @@ def _load_spec(task: str, condition_name: str) -> Any:
         _place_wrist_camera(spec.camera(f"{arm}_wrist"))
     if task == "either_cube":
         _add_second_cube(spec)
+        spec.camera(CAMERAS["primary"]).fovy = _NARROW_TOP_FOVY_DEG
     for geom, colour in shown.colours.items():
         spec.geom(geom).rgba = (*colour, 1.0)
     for x, y in shown.blocks:

@@ -43,8 +43,8 @@ class Thing:
 class PrimarySight:
     """The primary camera as a measuring device: pose and lens are known from the scene."""
 
-    def __init__(self) -> None:
-        self._model = load_physics_model("transfer_cube")
+    def __init__(self, task: str = "transfer_cube") -> None:
+        self._model = load_physics_model(task)
         data = mujoco.MjData(self._model)
         mujoco.mj_forward(self._model, data)
         camera = self._model.camera(CAMERAS["primary"]).id

@@ -54,8 +54,8 @@ class AutoencoderConfig:
         batch: pictures per step.
         moments: of the episodes, whose pictures are learned from; all are kept in memory.
         learning_rate: at first; it falls to zero along a cosine.
-        contrast: weight of a pixel per unit of its distance from its camera's mean picture: what
-            moves is small, and matters.
+        contrast: weight of a pixel per squared distance from its camera's mean picture: what moves
+            is small, and matters.
         latent_noise: in standard deviations of the latent; the decoder must bear with as much.
         seed: of everything random.
         threads: CPU threads.
@@ -191,7 +191,7 @@ def _learn(
         spread = latents.detach().std(dim=(0, 2, 3), keepdim=True)
         noise = torch.randn(latents.shape, generator=source) * spread * config.latent_noise
         off = decode_pictures(vae, latents + noise, patch) - seen
-        weight = 1 + config.contrast * (seen - usual[camera]).abs()
+        weight = 1 + config.contrast * (seen - usual[camera]).square()
         loss = (weight * (off.abs() + off.square())).mean()
         total = loss + LATENT_PENALTY * latents.square().mean()
         optimiser.zero_grad(set_to_none=True)

@@ -1,0 +1,145 @@
+"""Who takes part in an evaluation: a checkpoint, asked directly or by a search, or a baseline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from cosmos_policy_ros.errors import ConfigError
+from cosmos_policy_ros.planning.engine_spec import EngineSpec
+from cosmos_policy_ros.planning.engines import load_engine
+from cosmos_policy_ros.planning.search import SearchConfig, run_search
+from cosmos_policy_ros.planning.tasks import Decide, Engine
+from cosmos_policy_ros.rig.config import load_config, named_file
+from cosmos_policy_ros.rig.decision import Candidate, Decision, EngineInfo, Policy, Query
+from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.spec import RigSpec
+from cosmos_policy_ros.rollouts.episode import read_episode
+from cosmos_policy_ros.rollouts.windows import EpisodeWindows
+
+DIRECT = "direct"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row of the table.
+
+    Attributes:
+        name: of the row.
+        engine: cosmos; demonstrator, the ceiling; or replay, the floor: a demonstration of another
+            scene, drawn anew in every trial.
+        checkpoint: of cosmos, a folder or a name in ``config/models``; of replay, a folder of
+            demonstrations.
+        planning: direct, or a search: a name in ``config/planning`` or a file.
+        planner: checkpoint that imagines and appraises in a search; empty for ``checkpoint``.
+        denoising_steps: 0 as the checkpoint says.
+    """
+
+    name: str
+    engine: Literal["cosmos", "demonstrator", "replay"] = "cosmos"
+    checkpoint: str = ""
+    planning: str = DIRECT
+    planner: str = ""
+    denoising_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("name: a contender needs one")
+        if self.engine != "demonstrator" and not self.checkpoint:
+            raise ValueError(f"contender '{self.name}': engine {self.engine} needs a checkpoint")
+        if self.denoising_steps < 0:
+            raise ValueError(f"contender '{self.name}': denoising_steps must not be negative")
+
+
+def load_policy(contender: Contender, rig: RigSpec, threads: int) -> Policy:
+    """Load a contender's networks, on the CPU or the GPU that there is.
+
+    Raises:
+        CosmosPolicyError: checkpoint, search or demonstrations are missing or wrong.
+    """
+    if contender.engine == "replay":
+        return DemonstrationReplay(Path(contender.checkpoint).expanduser())
+    search = None
+    if contender.planning != DIRECT:
+        search = load_config(
+            SearchConfig, named_file(contender.planning, config_folder("planning"))
+        )
+    spec = EngineSpec(
+        engine=contender.engine,
+        checkpoint=str(checkpoint_folder(contender.checkpoint)),
+        threads=threads,
+        denoising_steps=contender.denoising_steps or None,
+        search=search,
+        planner=str(checkpoint_folder(contender.planner)) if contender.planner else "",
+        gripper=rig.arms.left.gripper,
+    )
+    return EnginePolicy(load_engine(spec), search)
+
+
+def checkpoint_folder(name: str) -> Path:
+    """Return a checkpoint's folder: a path, or a name in ``config/models``."""
+    shipped = config_folder("models") / name
+    return shipped if name and shipped.is_dir() else Path(name).expanduser()
+
+
+class EnginePolicy:
+    """An engine in this process, searched with if there is a search."""
+
+    def __init__(self, engine: Engine, search: SearchConfig | None) -> None:
+        self._engine, self._search = engine, search
+
+    @property
+    def info(self) -> EngineInfo:
+        """The engine's own."""
+        info = self._engine.info
+        assert isinstance(info, EngineInfo)
+        return info
+
+    def decide(self, query: Query) -> Decision:
+        """Answer one query. Raises CosmosPolicyError when the engine cannot."""
+        if self._search is not None:
+            return run_search(self._engine, query, self._search)
+        decision = self._engine.answer(Decide(query))
+        assert isinstance(decision, Decision)
+        return decision
+
+
+class DemonstrationReplay:
+    """Does what was once right, without looking: what a policy must beat."""
+
+    def __init__(self, root: Path) -> None:
+        """Take the finished episodes in a folder, or in the folders in it.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        self._episodes = sorted(path.parent for path in root.glob("**/metadata.yaml"))
+        if not self._episodes:
+            raise ConfigError(f"{root}: holds no demonstration to replay")
+
+    @property
+    def info(self) -> EngineInfo:
+        """Nothing to say."""
+        return EngineInfo()
+
+    def decide(self, query: Query) -> Decision:
+        """Return the next 50 rows of the demonstration that the query's seed draws.
+
+        Raises:
+            RolloutError: its bag cannot be read.
+        """
+        drawn = int(np.random.default_rng(query.seed).integers(len(self._episodes)))
+        windows = EpisodeWindows(read_episode(self._episodes[drawn]))
+        steps = windows.rig.rig.rates.chunk_steps
+        first = min(query.index * steps, len(windows) - 1)
+        return Decision(
+            positions=windows.chunk(first, steps),
+            dt=windows.rig.rig.rates.dt,
+            candidates=(Candidate(query.seed),),
+            chosen=0,
+            reason=f"replays {self._episodes[drawn].name}",
+            engine="demonstrator",
+        )

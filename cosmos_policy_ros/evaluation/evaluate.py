@@ -1,0 +1,250 @@
+"""An evaluation: every contender on the same scenes with the same noise, in shuffled order.
+
+A line is written per trial as it ends; what was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.synchronize import Lock
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from tqdm import tqdm
+
+from cosmos_policy_ros.evaluation.contenders import Contender, load_policy
+from cosmos_policy_ros.evaluation.results import Result, read_results, to_line
+from cosmos_policy_ros.evaluation.trial import TrialRoom
+from cosmos_policy_ros.evaluation.trial_bag import TrialBag
+from cosmos_policy_ros.rig.decision import Decision, EngineInfo, Policy, Query
+from cosmos_policy_ros.rig.run import Goal
+from cosmos_policy_ros.rig.share import config_folder, share_folder
+from cosmos_policy_ros.rig.spec import load_rig
+from cosmos_policy_ros.rollouts.store import EpisodeStore
+from cosmos_policy_ros.rollouts.task import load_task
+from cosmos_policy_ros.rollouts.types import load_types
+from cosmos_policy_ros.sim.conditions import USUAL, condition
+
+TRIALS = "trials.jsonl"
+ROLLOUTS = "rollouts"
+SEEDS_PER_SCENE = 1000  # a search's candidates take seeds in a row
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """A file of ``config/evaluations``.
+
+    Attributes:
+        task: a name in ``config/tasks`` that the simulated rig knows.
+        contenders: who takes part; the others are compared with the first.
+        conditions: of the scenes, see :mod:`sim.conditions`.
+        trials: scenes per condition.
+        first_seed: of the scenes; demonstrations are made of low ones, which are not held out.
+        noise_seed: of the policies. The noise of a scene is the same for all.
+        order_seed: shuffles the trials.
+        record: keep every trial as a bag in ``rollouts``, scored.
+        picture_size: of the bags [px]; the checkpoints'.
+        processes: trials at once.
+        threads: torch's, per process.
+    """
+
+    task: str
+    contenders: tuple[Contender, ...]
+    conditions: tuple[str, ...] = (USUAL,)
+    trials: int = 100
+    first_seed: int = 100_000
+    noise_seed: int = 1
+    order_seed: int = 0
+    record: bool = False
+    picture_size: int = 64
+    processes: int = 2
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        names = [contender.name for contender in self.contenders]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"contenders: {names} must be at least one, with different names")
+        for name in ("trials", "processes", "threads", "picture_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
+        if min(self.first_seed, self.noise_seed, self.order_seed) < 0:
+            raise ValueError("first_seed, noise_seed and order_seed must not be negative")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trial to be made."""
+
+    contender: Contender
+    condition: str
+    seed: int
+    noise_seed: int
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """As of its :class:`Result`."""
+        return self.contender.name, self.condition, self.seed
+
+
+def plan(config: EvaluationConfig) -> list[Job]:
+    """Return all trials, shuffled: contenders alternate, and drift of the machine hits all alike.
+
+    Raises:
+        RigError: a condition is not known.
+    """
+    for name in config.conditions:
+        condition(config.task, name)
+    jobs = [
+        Job(contender, name, config.first_seed + i, (config.noise_seed + i) * SEEDS_PER_SCENE)
+        for contender in config.contenders
+        for name in config.conditions
+        for i in range(config.trials)
+    ]
+    order = np.random.default_rng(config.order_seed).permutation(len(jobs))
+    return [jobs[index] for index in order]
+
+
+def evaluate(config: EvaluationConfig, output: Path) -> list[Result]:
+    """Make all trials that ``output`` does not hold yet; return the results of all.
+
+    Raises:
+        CosmosPolicyError: a contender, the task or a condition is wrong, or the disk refused.
+    """
+    load_task(config.task, config_folder("tasks"))
+    jobs = plan(config)
+    path = output / TRIALS
+    done = read_results(path)
+    wanted = {job.key for job in jobs}
+    done = [result for result in done if result.key in wanted]
+    # A line that a kill has cut short would spoil the next one.
+    path.write_text("".join(map(to_line, done)), encoding="utf-8")
+    left = [job for job in jobs if job.key not in {result.key for result in done}]
+    bar = tqdm(total=len(jobs), initial=len(done), desc="trials", disable=None)
+    context = get_context("spawn")
+    with (
+        bar,
+        path.open("a", encoding="utf-8") as lines,
+        ProcessPoolExecutor(
+            config.processes,
+            context,
+            initializer=_prepare,
+            initargs=(config, output, context.Lock()),
+        ) as pool,
+    ):
+        waiting = iter(left)
+        running: set[Future[Result]] = set()
+        while True:
+            for job in waiting:
+                running.add(pool.submit(_make, job))
+                if len(running) >= 2 * config.processes:
+                    break
+            if not running:
+                return done
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                result = future.result()
+                done.append(result)
+                lines.write(to_line(result))
+                lines.flush()
+                bar.update()
+
+
+@dataclass
+class _Stopwatch:
+    """A policy whose thinking is timed."""
+
+    policy: Policy
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def info(self) -> EngineInfo:
+        return self.policy.info
+
+    def decide(self, query: Query) -> Decision:
+        began = time.perf_counter()
+        try:
+            return self.policy.decide(query)
+        finally:
+            self.seconds.append(time.perf_counter() - began)
+
+
+class Worker:
+    """What one process keeps from trial to trial."""
+
+    def __init__(self, config: EvaluationConfig, output: Path, lock: Lock) -> None:
+        """Load the rig; contenders are loaded when their first trial comes."""
+        self._config, self._output, self._lock = config, output, lock
+        self._rig = load_rig("sim", config_folder("rigs"))
+        self._task = load_task(config.task, config_folder("tasks"))
+        self._room = TrialRoom(self._rig, config.task, config.picture_size)
+        self._policies: dict[str, Policy] = {}
+        self._types = load_types(share_folder() / "msg")
+
+    def make(self, job: Job) -> Result:
+        """Make one trial."""
+        contender = job.contender
+        if contender.name not in self._policies:
+            self._policies[contender.name] = load_policy(contender, self._rig, self._config.threads)
+        policy = _Stopwatch(self._policies[contender.name])
+        run_id = f"{contender.name}/{job.condition}/{job.seed}".replace(" ", "_")
+        prompt, limit = self._task.prompts[0], self._task.time_limit
+        goal = Goal(run_id, self._task.name, prompt, limit, 0, job.noise_seed)
+        bag = self._begin(job, policy.info) if self._config.record else None
+        watching = () if bag is None else (bag,)
+        trial = self._room.run(goal, job.seed, policy, watching, condition=job.condition)
+        episode = ""
+        if bag is not None and trial.crashed:
+            bag.discard(trial.outcome.message)
+        elif bag is not None:
+            episode = str(bag.finish(trial.outcome.outcome, trial.score))
+        return Result(
+            contender=contender.name,
+            condition=job.condition,
+            seed=job.seed,
+            noise_seed=job.noise_seed,
+            outcome=trial.outcome.outcome,
+            message=trial.outcome.message if trial.crashed else "",
+            crashed=trial.crashed,
+            score=trial.score,
+            success=trial.success,
+            chunks=trial.chunks,
+            refused=trial.refused,
+            seconds=trial.seconds,
+            thinking=median(policy.seconds) if policy.seconds else 0.0,
+            episode=episode,
+        )
+
+    def _begin(self, job: Job, info: EngineInfo) -> TrialBag:
+        folder = self._output / ROLLOUTS / job.contender.name.replace(" ", "_")
+        store = EpisodeStore(folder, self._types, clock=lambda: self._room.time_ns)
+        with self._lock:  # two stores of one folder must not number their episodes at once
+            return self._bag(store, job, info)
+
+    def _bag(self, store: EpisodeStore, job: Job, info: EngineInfo) -> TrialBag:
+        return TrialBag(
+            store,
+            self._types,
+            self._rig,
+            self._task,
+            seed=job.noise_seed,
+            engine=job.contender.engine,
+            checkpoint=job.contender.checkpoint,
+            checkpoint_digest=info.digest,
+        )
+
+
+_worker: Worker | None = None
+
+
+def _prepare(config: EvaluationConfig, output: Path, lock: Lock) -> None:
+    global _worker
+    _worker = Worker(config, output, lock)
+
+
+def _make(job: Job) -> Result:
+    assert _worker is not None
+    return _worker.make(job)

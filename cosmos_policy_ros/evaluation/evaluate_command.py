@@ -1,0 +1,119 @@
+"""``scripts/evaluate``: contenders on the same scenes of the simulated rig, and a table."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cosmos_policy_ros.errors import ConfigError, CosmosPolicyError
+from cosmos_policy_ros.evaluation.evaluate import EvaluationConfig, evaluate
+from cosmos_policy_ros.evaluation.results import Result, comparison, table
+from cosmos_policy_ros.rig.config import load_config, load_yaml, named_file
+from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.sim.conditions import condition
+
+CONFIG, TABLE = "evaluation.yaml", "table.md"
+FREE = ("processes", "threads", "trials", "conditions")  # may change in between
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``scripts/evaluate``; returns the exit code."""
+    options = _parse(arguments)
+    output = options.output.expanduser()
+    try:
+        config = load_config(
+            EvaluationConfig, named_file(options.config, config_folder("evaluations"))
+        )
+        config = _changed(config, options)
+        _open(config, output)
+        results = evaluate(config, output)
+        lines = report(config, results)
+        (output / TABLE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    except (CosmosPolicyError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\ninterrupted: the same command goes on with {output}", file=sys.stderr)
+        return 130
+    print("\n".join(lines))
+    return 0
+
+
+def report(config: EvaluationConfig, results: Sequence[Result]) -> list[str]:
+    """Return the table and what it is about, as Markdown."""
+    names = [contender.name for contender in config.contenders]
+    known = {name: condition(config.task, name).says for name in config.conditions}
+    return [
+        f"# {config.task}: {config.trials} scenes per condition",
+        "",
+        "Mean score of 100 (95 % bootstrap interval); successes (95 % Wilson interval).",
+        "",
+        *table(results, names, config.conditions),
+        "",
+        *(f"- {name.replace('_', ' ')}: {says}" for name, says in known.items()),
+        *comparison(results, names),
+    ]
+
+
+def _changed(config: EvaluationConfig, options: argparse.Namespace) -> EvaluationConfig:
+    given = {
+        name: value
+        for name in ("trials", "processes", "noise_seed")
+        if (value := getattr(options, name)) is not None
+    }
+    try:
+        return dataclasses.replace(config, **given)
+    except ValueError as error:
+        raise ConfigError(f"{options.config}: {error}") from error
+
+
+def _open(config: EvaluationConfig, output: Path) -> None:
+    """Make the output folder, or make sure that its trials are of the same evaluation."""
+    now = yaml.safe_load(yaml.safe_dump(_plain(dataclasses.asdict(config))))
+    path = output / CONFIG
+    if path.is_file():
+        before, after = _by_name(load_yaml(path)), _by_name(now)
+        for key in sorted(before.keys() & after.keys() - set(FREE)):
+            if before[key] != after[key]:
+                raise ConfigError(
+                    f"{output}: holds an evaluation with {key} {before[key]!r}, this one has "
+                    f"{after[key]!r}; give the same config, or another --output"
+                )
+    output.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(now, sort_keys=False), encoding="utf-8")
+
+
+def _by_name(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys with each contender by its name: there may be more of them, or fewer."""
+    named = {f"contender {each['name']}": each for each in content["contenders"]}
+    return {**{key: value for key, value in content.items() if key != "contenders"}, **named}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="evaluate",
+        description="Let checkpoints, searches and baselines try the same scenes of the simulated "
+        "rig with the same noise, in shuffled order, and compare them. A killed evaluation goes on "
+        "where it was.",
+    )
+    known = ", ".join(sorted(p.stem for p in config_folder("evaluations").glob("*.yaml")))
+    parser.add_argument("config", help=f"a YAML file, or one of {known}")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder of the trials and the table"
+    )
+    parser.add_argument("--trials", type=int, help="scenes per condition")
+    parser.add_argument("--processes", type=int, help="trials at once")
+    parser.add_argument("--noise-seed", type=int, help="of the policies")
+    return parser.parse_args(arguments)

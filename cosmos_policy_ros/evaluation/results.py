@@ -1,0 +1,235 @@
+"""What trials add up to: rates with intervals, paired differences, and a table of both."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cosmos_policy_ros.rig.config import from_mapping
+
+RESAMPLES = 10_000  # of a bootstrap; its ends are steady to about a tenth of a point
+Z = 1.959964  # of a 95 % interval
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of ``trials.jsonl``.
+
+    Attributes:
+        contender, condition: of the evaluation.
+        seed: of the scene.
+        noise_seed: of the policy.
+        outcome: of the run.
+        message: why, where it crashed.
+        crashed: it ended by a fault, not by the policy's skill, and does not count.
+        score: 0 to 100.
+        success: whether every stage was reached.
+        chunks, refused: executed and refused.
+        seconds: of the rig.
+        thinking: wall seconds per decision, the median.
+        episode: the bag's folder; empty where none was kept.
+    """
+
+    contender: str
+    condition: str
+    seed: int
+    noise_seed: int
+    outcome: str
+    message: str
+    crashed: bool
+    score: float
+    success: bool
+    chunks: int
+    refused: int
+    seconds: float
+    thinking: float
+    episode: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """Which trial of the evaluation it is."""
+        return self.contender, self.condition, self.seed
+
+
+def read_results(path: Path) -> list[Result]:
+    """Read ``trials.jsonl``; a last line that was cut short is left out.
+
+    Raises:
+        ConfigError: a line is of another kind.
+    """
+    if not path.is_file():
+        return []
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            content = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        found.append(from_mapping(Result, content, f"{path}, line {number}"))
+    return found
+
+
+def to_line(result: Result) -> str:
+    """Return a line of ``trials.jsonl``."""
+    return json.dumps(asdict(result)) + "\n"
+
+
+def wilson(successes: int, trials: int) -> Interval:
+    """Return the 95 % interval of a rate (Wilson 1927); the whole range without a trial."""
+    if not trials:
+        return 0.0, 1.0
+    rate, square = successes / trials, Z * Z
+    middle = (rate + square / (2 * trials)) / (1 + square / trials)
+    half = Z / (1 + square / trials)
+    half *= math.sqrt(rate * (1 - rate) / trials + square / (4 * trials**2))
+    return middle - half, middle + half
+
+
+def bootstrap(numbers: Sequence[float], seed: int = 0) -> Interval:
+    """Return the 95 % interval of a mean by resampling; NaN without numbers."""
+    if not numbers:
+        return math.nan, math.nan
+    values: NDArray[np.float64] = np.asarray(numbers, dtype=np.float64)
+    draws = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A contender under a condition.
+
+    Attributes:
+        trials: that count.
+        crashed: that do not.
+        successes: of those that count.
+        score: their mean.
+        score_interval: its 95 % interval.
+    """
+
+    trials: int
+    crashed: int
+    successes: int
+    score: float
+    score_interval: Interval
+
+    @property
+    def rate(self) -> float:
+        """Share of successes."""
+        return self.successes / self.trials if self.trials else math.nan
+
+
+def cell(results: Iterable[Result]) -> Cell:
+    """Sum up trials of one contender under one condition."""
+    every = list(results)
+    counted = [r for r in every if not r.crashed]
+    scores = [r.score for r in counted]
+    return Cell(
+        trials=len(counted),
+        crashed=len(every) - len(counted),
+        successes=sum(r.success for r in counted),
+        score=float(np.mean(scores)) if scores else math.nan,
+        score_interval=bootstrap(scores),
+    )
+
+
+@dataclass(frozen=True)
+class Paired:
+    """One contender less another on the scenes that count for both.
+
+    Attributes:
+        scenes: how many.
+        success, score: mean differences, of the rate and in points.
+        success_interval, score_interval: their 95 % intervals.
+    """
+
+    scenes: int
+    success: float
+    success_interval: Interval
+    score: float
+    score_interval: Interval
+
+
+def paired(results: Sequence[Result], one: str, other: str) -> Paired:
+    """Compare ``one`` with ``other`` scene by scene."""
+    found = {r.key: r for r in results if not r.crashed}
+    pairs = [
+        (result, found[(other, result.condition, result.seed)])
+        for result in found.values()
+        if result.contender == one and (other, result.condition, result.seed) in found
+    ]
+    success = [float(a.success) - float(b.success) for a, b in pairs]
+    score = [a.score - b.score for a, b in pairs]
+    return Paired(
+        scenes=len(pairs),
+        success=float(np.mean(success)) if pairs else math.nan,
+        success_interval=bootstrap(success),
+        score=float(np.mean(score)) if pairs else math.nan,
+        score_interval=bootstrap(score),
+    )
+
+
+def table(
+    results: Sequence[Result], contenders: Sequence[str], conditions: Sequence[str]
+) -> list[str]:
+    """Return a Markdown table: a row per contender, a column per condition, and the mean.
+
+    In a cell: the mean score with its 95 % bootstrap interval, and the success rate with its 95 %
+    Wilson interval, as the paper's Table 3 and its text give them.
+    """
+    head = ["", *(c.replace("_", " ") for c in conditions)]
+    if len(conditions) > 1:
+        head.append("all")
+    lines = [_row(head), _row(["---"] * len(head))]
+    for name in contenders:
+        mine = [r for r in results if r.contender == name]
+        cells = [cell(r for r in mine if r.condition == each) for each in conditions]
+        if len(conditions) > 1:
+            cells.append(cell(mine))
+        lines.append(_row([name, *(_say(each) for each in cells)]))
+    crashed = [r for r in results if r.crashed]
+    if crashed:
+        lines += ["", f"{len(crashed)} trials crashed and do not count: {crashed[0].message}"]
+    return lines
+
+
+def comparison(results: Sequence[Result], contenders: Sequence[str]) -> list[str]:
+    """Return Markdown lines: every contender less the first, over all conditions."""
+    first, *others = contenders
+    lines = []
+    for name in others:
+        found = paired(results, name, first)
+        if not found.scenes:
+            continue
+        lines.append(
+            f"- {name} less {first}, {found.scenes} scenes: success {100 * found.success:+.1f} "
+            f"points ({_points(found.success_interval)}), score {found.score:+.1f} "
+            f"({found.score_interval[0]:+.1f} to {found.score_interval[1]:+.1f})"
+        )
+    return lines
+
+
+def _say(found: Cell) -> str:
+    if not found.trials:
+        return "no trial"
+    low, high = wilson(found.successes, found.trials)
+    score_low, score_high = found.score_interval
+    return (
+        f"**{found.score:.1f}** ({score_low:.1f} to {score_high:.1f}); "
+        f"{100 * found.rate:.0f} % of {found.trials} ({100 * low:.0f} to {100 * high:.0f})"
+    )
+
+
+def _points(interval: Interval) -> str:
+    return f"{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

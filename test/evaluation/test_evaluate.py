@@ -1,0 +1,114 @@
+"""Evaluations: paired, shuffled, resumable, and what they refuse."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cosmos_policy_ros.evaluation.contenders import Contender
+from cosmos_policy_ros.evaluation.evaluate import (
+    ROLLOUTS,
+    TRIALS,
+    EvaluationConfig,
+    evaluate,
+    plan,
+)
+from cosmos_policy_ros.evaluation.evaluate_command import main
+from cosmos_policy_ros.evaluation.results import read_results, to_line
+from cosmos_policy_ros.rollouts.episode import read_episode
+
+TASK = "either_cube"
+DEMONSTRATOR = Contender("demonstrator", engine="demonstrator")
+
+
+def write(folder: Path, **changes: object) -> Path:
+    path = folder / "evaluation.yaml"
+    content = {
+        "task": TASK,
+        "contenders": [{"name": "demonstrator", "engine": "demonstrator"}],
+        "trials": 2,
+        "record": True,
+    }
+    path.write_text(yaml.safe_dump(content | changes))
+    return path
+
+
+def test_contenders_meet_the_same_scenes_with_the_same_noise_in_shuffled_order() -> None:
+    two = (DEMONSTRATOR, Contender("other", engine="demonstrator"))
+    config = EvaluationConfig(TASK, two, ("usual", "colours"), trials=20)
+    jobs = plan(config)
+    assert len({job.key for job in jobs}) == len(jobs) == 80
+    faced = [
+        sorted((j.condition, j.seed, j.noise_seed) for j in jobs if j.contender is contender)
+        for contender in two
+    ]
+    assert faced[0] == faced[1]
+    assert len({job.noise_seed for job in jobs}) == 20
+    first_half = Counter(job.contender.name for job in jobs[:40])
+    assert min(first_half.values()) > 10
+    assert plan(config) == jobs
+
+
+def test_a_killed_evaluation_goes_on_and_its_bags_are_scored(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert main([str(write(tmp_path)), "--output", str(output)]) == 0
+    results = read_results(output / TRIALS)
+    assert sorted(r.seed for r in results) == [100_000, 100_001]
+    for each in results:
+        episode = read_episode(Path(each.episode))
+        assert episode.score is not None
+        assert episode.score.points == each.score
+    assert len(list((output / ROLLOUTS / "demonstrator").iterdir())) == 2
+    text = (output / "table.md").read_text()
+    assert "| demonstrator | **100.0**" in text
+    # As if it had been killed while it wrote its second line.
+    (output / TRIALS).write_text(to_line(results[0]) + to_line(results[1])[:30])
+    assert main([str(write(tmp_path)), "--output", str(output)]) == 0
+    again = read_results(output / TRIALS)
+    assert again[0] == results[0]
+    assert [(r.key, r.score, r.seconds) for r in again] == [
+        (r.key, r.score, r.seconds) for r in results
+    ]
+
+
+def test_the_floor_replays_other_scenes(tmp_path: Path) -> None:
+    main([str(write(tmp_path)), "--output", str(tmp_path / "out")])
+    demonstrations = tmp_path / "out" / ROLLOUTS
+    floor = Contender("floor", engine="replay", checkpoint=str(demonstrations))
+    config = EvaluationConfig(TASK, (floor,), trials=2, first_seed=7, processes=1)
+    (tmp_path / "floor").mkdir()
+    found = evaluate(config, tmp_path / "floor")
+    assert [r.crashed for r in found] == [False, False]
+    assert not any(r.success for r in found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"task": "either_cub"}, "did you mean 'either_cube'?"),
+        ({"conditions": ["coulours"]}, "did you mean 'colours'?"),
+        ({"trials": 0}, "trials: 0 must be at least 1"),
+        ({"contenders": [{"name": "a"}]}, "contender 'a': engine cosmos needs a checkpoint"),
+        ({"contenders": [{"name": "a", "checkpoint": "/nowhere"}]}, "/nowhere"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], words: str
+) -> None:
+    assert main([str(write(tmp_path, **changes)), "--output", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+
+
+def test_another_evaluation_in_the_same_folder_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    arguments = [str(write(tmp_path, noise_seed=5)), "--output", str(output)]
+    assert main([*arguments, "--trials", "1"]) == 0
+    assert main([str(write(tmp_path)), "--output", str(output)]) == 1
+    assert "holds an evaluation with noise_seed 5, this one has 1" in capsys.readouterr().err

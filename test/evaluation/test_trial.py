@@ -1,0 +1,191 @@
+"""A trial in one process: it goes as on the graph, ends as it should, and is recorded whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rosbags.typesys.store import Typestore
+
+from cosmos_policy_ros.errors import ObservationError
+from cosmos_policy_ros.evaluation.demonstrations import DemonstrationConfig, demonstrate, record
+from cosmos_policy_ros.evaluation.trial import TrialRoom
+from cosmos_policy_ros.evaluation.trial_bag import JUDGE, TrialBag
+from cosmos_policy_ros.model.images import reduce
+from cosmos_policy_ros.rig.chunk import TimedChunk
+from cosmos_policy_ros.rig.decision import Decision, EngineInfo, Query
+from cosmos_policy_ros.rig.run import Goal
+from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.spec import RigSpec
+from cosmos_policy_ros.rollouts.episode import read_episode
+from cosmos_policy_ros.rollouts.store import EpisodeStore
+from cosmos_policy_ros.rollouts.task import load_task
+from cosmos_policy_ros.rollouts.windows import EpisodeWindows
+from cosmos_policy_ros.sim.conditions import conditions
+from cosmos_policy_ros.sim.demonstrator import Demonstrator
+from cosmos_policy_ros.sim.render import Image
+from cosmos_policy_ros.sim.rig import JointSample
+
+TASK, PROMPT = "either_cube", "hand over a cube"
+
+
+def goal(**changes: object) -> Goal:
+    return replace(Goal("run", TASK, PROMPT, 20.0, 0, 3), **changes)  # type: ignore[arg-type]
+
+
+class Notes:
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.joint_stamps: list[int] = []
+        self.seen: dict[int, dict[str, Image]] = {}
+        self.queries: list[Query] = []
+        self.chunks: list[TimedChunk] = []
+
+    def joints(self, side: str, sample: JointSample) -> None:
+        if side == "left":
+            self.joint_stamps.append(sample.stamp_ns)
+
+    def pictures(self, stamp_ns: int, pictures: dict[str, Image]) -> None:
+        self.seen[stamp_ns] = pictures
+
+    def decided(self, query: Query, decision: Decision) -> None:
+        self.queries.append(query)
+
+    def sent(self, chunk: TimedChunk) -> None:
+        self.chunks.append(chunk)
+
+
+def test_the_demonstrator_succeeds_and_a_witness_sees_all_of_it(room: TrialRoom) -> None:
+    notes = Notes()
+    trial = room.run(goal(), 3, Demonstrator(), [notes])
+    assert (trial.outcome.outcome, trial.score, trial.success) == ("done", 100.0, True)
+    assert trial.chunks == len(notes.chunks) == len(notes.queries) in (5, 6)
+    assert trial.seconds == pytest.approx(0.2 + 2.0 * trial.chunks)
+    assert set(np.diff(notes.joint_stamps)) == {10_000_000}
+    assert set(np.diff(list(notes.seen))) == {40_000_000}
+    # Each chunk begins at its query, and the next query when it has been executed.
+    for query, chunk in zip(notes.queries, notes.chunks, strict=True):
+        assert query.observation.stamp_ns == chunk.start_ns
+    for chunk, query in zip(notes.chunks, notes.queries[1:], strict=False):
+        assert query.observation.stamp_ns == chunk.end_ns
+    # The policy sees what the cameras saw; witnesses what the model makes of it.
+    first = notes.queries[0].observation
+    assert first.images["primary"].shape == (240, 320, 3)
+    np.testing.assert_array_equal(
+        notes.seen[first.stamp_ns]["primary"], reduce(first.images["primary"], 64, "primary")
+    )
+
+
+def test_who_watches_changes_nothing(room: TrialRoom) -> None:
+    def chunks(*witnesses: Notes) -> list[np.ndarray]:
+        notes = Notes()
+        room.run(goal(chunk_limit=2), 5, Demonstrator(), [notes, *witnesses])
+        return [chunk.positions for chunk in notes.chunks]
+
+    alone, watched = chunks(), chunks(Notes())
+    np.testing.assert_array_equal(alone, watched)
+    assert room.run(goal(chunk_limit=2), 5, Demonstrator()).outcome.outcome == "chunk_limit"
+
+
+@pytest.mark.parametrize("name", ["one_outside", "both_outside", "distractors"])
+def test_every_harder_condition_can_be_done(room: TrialRoom, name: str) -> None:
+    assert room.run(goal(), 1, Demonstrator(jitter=0.0), condition=name).success
+
+
+def test_conditions_look_different_and_covered_cameras_show_nothing(room: TrialRoom) -> None:
+    pictures = {}
+    for condition in conditions(TASK):
+        notes = Notes()
+        room.run(goal(chunk_limit=1), 1, Hold(), [notes], condition=condition.name)
+        pictures[condition.name] = next(iter(notes.seen.values()))["primary"].astype(int)
+    usual = pictures.pop("usual")
+    assert pictures.pop("covered").max() < 10
+    for name, picture in pictures.items():
+        assert np.abs(picture - usual).max() > 60, name
+
+
+class Hold:
+    """Never moves."""
+
+    @property
+    def info(self) -> EngineInfo:
+        return EngineInfo()
+
+    def decide(self, query: Query) -> Decision:
+        rows = np.repeat(query.observation.state[None], 50, axis=0)
+        return Decision(rows, 0.04, (), 0, "", "demonstrator")
+
+
+class Fails(Hold):
+    """Cannot answer."""
+
+    def decide(self, query: Query) -> Decision:
+        raise ObservationError("nothing to be seen")
+
+
+class Leaps(Hold):
+    """Asks for what the gate refuses."""
+
+    def decide(self, query: Query) -> Decision:
+        decision = super().decide(query)
+        return replace(decision, positions=decision.positions + 1.0)
+
+
+def test_a_policy_that_does_nothing_runs_out_of_time(room: TrialRoom) -> None:
+    trial = room.run(goal(time_limit=4.0), 0, Hold())
+    assert (trial.outcome.outcome, trial.chunks, trial.score) == ("time_limit", 2, 0.0)
+    assert not trial.crashed
+
+
+@pytest.mark.parametrize(
+    ("policy", "words", "refused"),
+    [(Fails(), "nothing to be seen", 0), (Leaps(), "3 chunks refused in a row", 3)],
+)
+def test_faults_are_no_failures_of_skill(
+    room: TrialRoom, policy: Hold, words: str, refused: int
+) -> None:
+    trial = room.run(goal(), 0, policy)
+    assert trial.crashed
+    assert words in trial.outcome.message
+    assert (trial.chunks, trial.refused) == (0, refused)
+
+
+def test_a_trials_bag_holds_what_was_seen_and_told(
+    room: TrialRoom, rig: RigSpec, types: Typestore, tmp_path: Path
+) -> None:
+    notes, task = Notes(), load_task(TASK, config_folder("tasks"))
+    store = EpisodeStore(tmp_path, types, clock=lambda: room.time_ns)
+    bag = TrialBag(store, types, rig, task, seed=3, engine="demonstrator")
+    trial = room.run(goal(), 3, Demonstrator(), [bag, notes])
+    episode = read_episode(bag.finish(trial.outcome.outcome, trial.score))
+    assert episode.score is not None
+    assert (episode.score.points, episode.score.success) == (100.0, True)
+    assert episode.score.operator_name == JUDGE
+    assert (episode.facts.prompt, episode.facts.seed) == (PROMPT, 3)
+    windows = EpisodeWindows(episode)
+    np.testing.assert_allclose(
+        windows.steps.actions[:50], notes.chunks[0].positions, rtol=0, atol=1e-9
+    )
+    assert len(windows) == 50 * trial.chunks
+    for query in notes.queries:
+        seen = windows.observe(query.observation.stamp_ns)
+        np.testing.assert_allclose(seen.state, query.observation.state, atol=1e-12)
+        for role, picture in seen.images.items():
+            np.testing.assert_array_equal(picture, reduce(query.observation.images[role], 64, role))
+
+
+def test_demonstrations_are_recorded_once_and_failures_discarded(tmp_path: Path) -> None:
+    config = DemonstrationConfig(TASK, count=2, processes=2)
+    folders = demonstrate(config, tmp_path)
+    found = [read_episode(path) for folder in folders for path in folder.iterdir()]
+    assert sorted(episode.facts.seed for episode in found) == [0, 1]
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")}
+    demonstrate(config, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")} == before
+    # So sloppy that it misses.
+    record(DemonstrationConfig(TASK, count=1, jitter=30.0), tmp_path / "sloppy", [4])
+    (sloppy,) = (tmp_path / "sloppy").iterdir()
+    assert sloppy.name.endswith(".discarded")

@@ -16,9 +16,9 @@ from cosmos_policy_ros.planning.tasks import Decide, Engine
 from cosmos_policy_ros.rig.config import load_config, named_file
 from cosmos_policy_ros.rig.decision import Candidate, Decision, EngineInfo, Policy, Query
 from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rollouts.episode import read_episode
 from cosmos_policy_ros.rollouts.windows import EpisodeWindows
+from cosmos_policy_ros.sim.demonstrator import Demonstrator
 
 DIRECT = "direct"
 
@@ -36,6 +36,7 @@ class Contender:
         planning: direct, or a search: a name in ``config/planning`` or a file.
         planner: checkpoint that imagines and appraises in a search; empty for ``checkpoint``.
         denoising_steps: 0 as the checkpoint says.
+        jitter: how much the demonstrator's ways differ; above 3 or so it fails.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Contender:
     planning: str = DIRECT
     planner: str = ""
     denoising_steps: int = 0
+    jitter: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -54,7 +56,7 @@ class Contender:
             raise ValueError(f"contender '{self.name}': denoising_steps must not be negative")
 
 
-def load_policy(contender: Contender, rig: RigSpec, threads: int) -> Policy:
+def load_policy(contender: Contender, threads: int) -> Policy:
     """Load a contender's networks, on the CPU or the GPU that there is.
 
     Raises:
@@ -62,6 +64,8 @@ def load_policy(contender: Contender, rig: RigSpec, threads: int) -> Policy:
     """
     if contender.engine == "replay":
         return DemonstrationReplay(Path(contender.checkpoint).expanduser())
+    if contender.engine == "demonstrator":
+        return Demonstrator(jitter=contender.jitter)
     search = None
     if contender.planning != DIRECT:
         search = load_config(
@@ -74,7 +78,6 @@ def load_policy(contender: Contender, rig: RigSpec, threads: int) -> Policy:
         denoising_steps=contender.denoising_steps or None,
         search=search,
         planner=str(checkpoint_folder(contender.planner)) if contender.planner else "",
-        gripper=rig.arms.left.gripper,
     )
     return EnginePolicy(load_engine(spec), search)
 

@@ -12,6 +12,7 @@ from multiprocessing import get_context
 from multiprocessing.synchronize import Lock
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -46,7 +47,8 @@ class EvaluationConfig:
         first_seed: of the scenes; demonstrations are made of low ones, which are not held out.
         noise_seed: of the policies. The noise of a scene is the same for all.
         order_seed: shuffles the trials.
-        record: keep every trial as a bag in ``rollouts``, scored.
+        keep: which trials' bags stay in ``rollouts``, scored: those with success are
+            demonstrations to train on, the others are marked as discarded then.
         picture_size: of the bags [px]; the checkpoints'.
         processes: trials at once.
         threads: torch's, per process.
@@ -59,7 +61,7 @@ class EvaluationConfig:
     first_seed: int = 100_000
     noise_seed: int = 1
     order_seed: int = 0
-    record: bool = False
+    keep: Literal["none", "successes", "all"] = "none"
     picture_size: int = 64
     processes: int = 2
     threads: int = 1
@@ -188,17 +190,20 @@ class Worker:
         """Make one trial."""
         contender = job.contender
         if contender.name not in self._policies:
-            self._policies[contender.name] = load_policy(contender, self._rig, self._config.threads)
+            self._policies[contender.name] = load_policy(contender, self._config.threads)
         policy = _Stopwatch(self._policies[contender.name])
         run_id = f"{contender.name}/{job.condition}/{job.seed}".replace(" ", "_")
         prompt, limit = self._task.prompts[0], self._task.time_limit
         goal = Goal(run_id, self._task.name, prompt, limit, 0, job.noise_seed)
-        bag = self._begin(job, policy.info) if self._config.record else None
+        keep = self._config.keep
+        bag = None if keep == "none" else self._begin(job, policy.info)
         watching = () if bag is None else (bag,)
         trial = self._room.run(goal, job.seed, policy, watching, condition=job.condition)
         episode = ""
         if bag is not None and trial.crashed:
             bag.discard(trial.outcome.message)
+        elif bag is not None and keep == "successes" and not trial.success:
+            bag.discard(f"reached {trial.reached} of {trial.stages} stages")
         elif bag is not None:
             episode = str(bag.finish(trial.outcome.outcome, trial.score))
         return Result(

@@ -222,10 +222,11 @@ class Trainer:
         """Write what can be resumed and what can be deployed; judge the latter."""
         self.saved.save(step, self.state)
         with nullcontext() if self.average is None else self.average.applied():
-            tensors = gather(self.network, self.config.lora)
+            tensors = gather(self.network, self.config.lora)  # on a CPU the network's own memory
+            if reports is not None:
+                write_weights(tensors, self.checkpoint, self.output)
         judgement = None
         if reports is not None:
-            write_weights(tensors, self.checkpoint, self.output)
             run = self.config.run
             judgement = judge(
                 self.output,

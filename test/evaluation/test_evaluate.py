@@ -30,7 +30,7 @@ def write(folder: Path, **changes: object) -> Path:
         "task": TASK,
         "contenders": [{"name": "demonstrator", "engine": "demonstrator"}],
         "trials": 2,
-        "record": True,
+        "keep": "all",
     }
     path.write_text(yaml.safe_dump(content | changes))
     return path
@@ -83,6 +83,19 @@ def test_the_floor_replays_other_scenes(tmp_path: Path) -> None:
     found = evaluate(config, tmp_path / "floor")
     assert [r.crashed for r in found] == [False, False]
     assert not any(r.success for r in found)
+
+
+def test_demonstrations_are_those_that_succeed(tmp_path: Path) -> None:
+    contenders = [
+        {"name": "good", "engine": "demonstrator"},
+        {"name": "sloppy", "engine": "demonstrator", "jitter": 30.0},  # it misses
+    ]
+    path = write(tmp_path, contenders=contenders, keep="successes")
+    assert main([str(path), "--output", str(tmp_path / "out"), "--trials", "1"]) == 0
+    (good,) = (tmp_path / "out" / ROLLOUTS / "good").iterdir()
+    (sloppy,) = (tmp_path / "out" / ROLLOUTS / "sloppy").iterdir()
+    assert read_episode(good).outcome == "done"
+    assert sloppy.name.endswith(".discarded")
 
 
 @pytest.mark.parametrize(

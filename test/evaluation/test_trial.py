@@ -10,7 +10,6 @@ import pytest
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.errors import ObservationError
-from cosmos_policy_ros.evaluation.demonstrations import DemonstrationConfig, demonstrate, record
 from cosmos_policy_ros.evaluation.trial import TrialRoom
 from cosmos_policy_ros.evaluation.trial_bag import JUDGE, TrialBag
 from cosmos_policy_ros.model.images import reduce
@@ -175,17 +174,3 @@ def test_a_trials_bag_holds_what_was_seen_and_told(
         np.testing.assert_allclose(seen.state, query.observation.state, atol=1e-12)
         for role, picture in seen.images.items():
             np.testing.assert_array_equal(picture, reduce(query.observation.images[role], 64, role))
-
-
-def test_demonstrations_are_recorded_once_and_failures_discarded(tmp_path: Path) -> None:
-    config = DemonstrationConfig(TASK, count=2, processes=2)
-    folders = demonstrate(config, tmp_path)
-    found = [read_episode(path) for folder in folders for path in folder.iterdir()]
-    assert sorted(episode.facts.seed for episode in found) == [0, 1]
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")}
-    demonstrate(config, tmp_path)
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")} == before
-    # So sloppy that it misses.
-    record(DemonstrationConfig(TASK, count=1, jitter=30.0), tmp_path / "sloppy", [4])
-    (sloppy,) = (tmp_path / "sloppy").iterdir()
-    assert sloppy.name.endswith(".discarded")

@@ -218,6 +218,30 @@ def test_a_run_goes_on_from_its_newest_whole_point(tmp_path: Path, config: Confi
     assert sorted(path.name for path in resume.iterdir()) == ["step_000000003", "step_000000004"]
 
 
+def test_muon_and_the_average_go_on_where_they_were(tmp_path: Path, config: Config) -> None:
+    optimiser = {"matrix_rate": 0.01, "average": 0.9}
+    run = {"save_every": 2, "judged_windows": 0}
+    train(config(run={"steps": 4, **run}, optimiser=optimiser), tmp_path / "whole")
+    train(config(run={"steps": 2, **run}, optimiser=optimiser), tmp_path / "halves")
+    second = train(config(run={"steps": 4, **run}, optimiser=optimiser), tmp_path / "halves")
+    assert second.first_step == 2
+    assert curve(tmp_path / "halves") == curve(tmp_path / "whole")
+    file = files.TRANSFORMER
+    whole, halves = (load_file(tmp_path / name / file) for name in ("whole", "halves"))
+    assert all(torch.equal(whole[name], halves[name]) for name in whole)
+    # What is deployed is the average, not the last step's weights.
+    assert second.average is not None
+    name = "final_layer.linear.weight"
+    deployed = load_checkpoint(tmp_path / "halves").transformer.state_dict()[name]
+    assert torch.equal(deployed, second.average.tensors[name])
+    assert not torch.equal(deployed, second.optimisers.parameters[name])
+
+
+def test_muon_is_for_one_process_in_float32(tmp_path: Path, config: Config) -> None:
+    with pytest.raises(TrainingError, match=r"matrix_rate: Muon needs whole matrices"):
+        train(config(run={"precision": "bfloat16"}, optimiser={"matrix_rate": 0.1}), tmp_path)
+
+
 def test_a_run_that_goes_on_with_other_data_says_so(
     tmp_path: Path, config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:

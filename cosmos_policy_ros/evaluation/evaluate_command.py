@@ -67,6 +67,13 @@ def _changed(config: EvaluationConfig, options: argparse.Namespace) -> Evaluatio
         for name in ("trials", "processes", "noise_seed")
         if (value := getattr(options, name)) is not None
     }
+    if options.checkpoint:
+        given["contenders"] = tuple(
+            dataclasses.replace(each, checkpoint=options.checkpoint)
+            if each.engine == "cosmos"
+            else each
+            for each in config.contenders
+        )
     try:
         return dataclasses.replace(config, **given)
     except ValueError as error:
@@ -115,5 +122,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--trials", type=int, help="scenes per condition")
     parser.add_argument("--processes", type=int, help="trials at once")
+    parser.add_argument("--checkpoint", help="in place of those that the config names")
     parser.add_argument("--noise-seed", type=int, help="of the policies")
     return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,7 +11,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,6 +63,31 @@ def load_config(cls: type[T], path: Path) -> T:
             dataclass itself refuses (``ValueError`` in ``__post_init__``).
     """
     return from_mapping(cls, load_yaml(path), str(path))
+
+
+def load_changed(cls: type[T], path: Path, changes: Sequence[str]) -> T:
+    """Read ``path`` into ``cls`` with single keys changed, such as ``run.steps=100``.
+
+    Raises:
+        ConfigError: as for :func:`load_config`, or a change that is none.
+    """
+    content = load_yaml(path)
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {change}: expected KEY=VALUE, such as run.steps=100")
+        place = content
+        *sections, last = key.split(".")
+        for section in sections:
+            inner = place.setdefault(section, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"--set {change}: '{section}' is no section of {path}")
+            place = inner
+        try:
+            place[last] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {change}: cannot be read as YAML: {error}") from error
+    return from_mapping(cls, content, str(path))
 
 
 def parse_config(cls: type[T], text: str, where: str) -> T:

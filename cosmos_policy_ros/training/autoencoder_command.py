@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cosmos_policy_ros.errors import CosmosPolicyError, TrainingError
 from cosmos_policy_ros.model import files
-from cosmos_policy_ros.rig.config import load_config, named_file
+from cosmos_policy_ros.rig.config import load_changed, named_file
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.training.autoencoder import AutoencoderConfig, train_autoencoder
 
@@ -18,9 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``scripts/train_autoencoder``; returns the exit code."""
     options = _parse(arguments)
     try:
-        config = load_config(
-            AutoencoderConfig, named_file(options.config, config_folder("autoencoder"))
-        )
+        file = named_file(options.config, config_folder("autoencoder"))
+        config = load_changed(AutoencoderConfig, file, options.set)
         output = options.output.expanduser()
         if (output / files.VAE).exists():
             raise TrainingError(f"{output}: holds an autoencoder; give another folder")
@@ -45,4 +44,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, required=True, help="the checkpoint folder to make, to train from"
     )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the config"
+    )
     return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -12,14 +12,13 @@ from typing import Any
 
 import yaml
 
-from cosmos_policy_ros.errors import ConfigError, CosmosPolicyError, TrainingError
-from cosmos_policy_ros.rig.config import from_mapping, load_yaml, named_file
+from cosmos_policy_ros.errors import CosmosPolicyError, TrainingError
+from cosmos_policy_ros.rig.config import load_changed, load_yaml, named_file
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.training.config import TrainingConfig
 
-CONFIG = (
-    "config.yaml"  # in the log folder: what the run was started with, every default spelled out
-)
+# In the log folder: what the run was started with, every default spelled out.
+CONFIG = "config.yaml"
 MODULE = "cosmos_policy_ros.training.command"  # its name, also where it is the main program
 # What may differ when a run is gone on with: none of it changes a step that was done.
 FREE = {
@@ -54,24 +53,7 @@ def read_config(name: str, changes: Sequence[str] = ()) -> TrainingConfig:
     Raises:
         ConfigError: no such file or key, or a value that is none.
     """
-    path = named_file(name, config_folder("training"))
-    content = load_yaml(path)
-    for change in changes:
-        key, equals, text = change.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {change}: expected KEY=VALUE, such as run.steps=100")
-        place = content
-        *sections, last = key.split(".")
-        for section in sections:
-            inner = place.setdefault(section, {})
-            if not isinstance(inner, dict):
-                raise ConfigError(f"--set {change}: '{section}' is no section of {path}")
-            place = inner
-        try:
-            place[last] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {change}: cannot be read as YAML: {error}") from error
-    return from_mapping(TrainingConfig, content, str(path))
+    return load_changed(TrainingConfig, named_file(name, config_folder("training")), changes)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

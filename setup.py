@@ -52,7 +52,7 @@ setup(
         "tqdm>=4.65",
     ],
     extras_require={
-        "sim": ["mujoco>=3.3.7,<3.8", "gym-aloha==0.1.5"],
+        "sim": ["mujoco>=3.3.7,<3.8", "gym-aloha==0.1.5", "matplotlib>=3.5", "markdown>=3.3"],
         # To search on GPUs of other machines.
         "ray": ["ray>=2.9"],
         # From 0.4 on it writes v3 data sets; from 0.5 on it needs Python 3.12.

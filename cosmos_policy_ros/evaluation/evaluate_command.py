@@ -14,7 +14,7 @@ import yaml
 from cosmos_policy_ros.errors import ConfigError, CosmosPolicyError
 from cosmos_policy_ros.evaluation.evaluate import EvaluationConfig, evaluate
 from cosmos_policy_ros.evaluation.results import Result, comparison, table
-from cosmos_policy_ros.rig.config import load_config, load_yaml, named_file
+from cosmos_policy_ros.rig.config import load_changed, load_yaml, named_file
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.sim.conditions import condition
 
@@ -27,10 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     output = options.output.expanduser()
     try:
-        config = load_config(
-            EvaluationConfig, named_file(options.config, config_folder("evaluations"))
-        )
-        config = _changed(config, options)
+        file = named_file(options.config, config_folder("evaluations"))
+        config = load_changed(EvaluationConfig, file, options.set)
+        if options.checkpoint:
+            config = _with_checkpoint(config, options.checkpoint)
         _open(config, output)
         results = evaluate(config, output)
         lines = report(config, results)
@@ -61,23 +61,12 @@ def report(config: EvaluationConfig, results: Sequence[Result]) -> list[str]:
     ]
 
 
-def _changed(config: EvaluationConfig, options: argparse.Namespace) -> EvaluationConfig:
-    given = {
-        name: value
-        for name in ("trials", "processes", "noise_seed")
-        if (value := getattr(options, name)) is not None
-    }
-    if options.checkpoint:
-        given["contenders"] = tuple(
-            dataclasses.replace(each, checkpoint=options.checkpoint)
-            if each.engine == "cosmos"
-            else each
-            for each in config.contenders
-        )
-    try:
-        return dataclasses.replace(config, **given)
-    except ValueError as error:
-        raise ConfigError(f"{options.config}: {error}") from error
+def _with_checkpoint(config: EvaluationConfig, checkpoint: str) -> EvaluationConfig:
+    contenders = tuple(
+        dataclasses.replace(each, checkpoint=checkpoint) if each.engine == "cosmos" else each
+        for each in config.contenders
+    )
+    return dataclasses.replace(config, contenders=contenders)
 
 
 def _open(config: EvaluationConfig, output: Path) -> None:
@@ -120,10 +109,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, required=True, help="folder of the trials and the table"
     )
-    parser.add_argument("--trials", type=int, help="scenes per condition")
-    parser.add_argument("--processes", type=int, help="trials at once")
     parser.add_argument("--checkpoint", help="in place of those that the config names")
-    parser.add_argument("--noise-seed", type=int, help="of the policies")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the config"
+    )
     return parser.parse_args(arguments)
 
 

@@ -1,40 +1,32 @@
 """``scripts/reproduce_tiny``: the checkpoint that ships with the package, from nothing.
 
 Demonstrations, autoencoder, policy and evaluation are the package's own commands with the package's
-own configs, run in one folder. A stage that is done is passed over, and one that was killed goes on
-where it was; only the autoencoder begins again.
+own configs, run in one folder.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-from cosmos_policy_ros.errors import ConfigError, CosmosPolicyError
+from cosmos_policy_ros.errors import CosmosPolicyError
 from cosmos_policy_ros.evaluation.evaluate_command import TABLE
+from cosmos_policy_ros.evaluation.stages import Stages, changed
 from cosmos_policy_ros.model import files
-from cosmos_policy_ros.rig.config import load_yaml
 from cosmos_policy_ros.training.export import CARD, write_tensors
 from cosmos_policy_ros.training.start import copy_file
 
-PACKAGE = "cosmos_policy_ros"
 CHECKPOINT = "tiny"  # the folder that comes out
-NOTES = "stages.json"  # minutes of each stage that is done
 # On two cores of 2020; what is asked for is at most three hours.
 MINUTES = {"demonstrations": 12, "autoencoder": 14, "policy": 70, "checkpoint": 1, "evaluation": 20}
-
 REHEARSED_AUTOENCODER = ("steps=2", "moments=16", "data.held_out=0.25")
 REHEARSED_POLICY = (
     "run.steps=2",
@@ -64,56 +56,31 @@ class Reproduction:
         """Do what is left; return the checkpoint's folder.
 
         Raises:
-            ConfigError: a stage failed, or the folder holds a run with another seed.
+            ConfigError: a stage failed, or the folder holds another run.
         """
-        self.output.mkdir(parents=True, exist_ok=True)
-        notes = self._notes()
-        stages: dict[str, Callable[[], None]] = {
-            "demonstrations": self._demonstrations,
-            "autoencoder": self._autoencoder,
-            "policy": self._policy,
+        stages = Stages(self.output, {"seed": self.seed, "rehearsal": self.rehearsal})
+        work = {
+            "demonstrations": lambda: self._demonstrations(stages),
+            "autoencoder": lambda: self._autoencoder(stages),
+            "policy": lambda: self._policy(stages),
             "checkpoint": self._checkpoint,
-            "evaluation": self._evaluation,
+            "evaluation": lambda: self._evaluation(stages),
         }
-        for number, (name, stage) in enumerate(stages.items(), 1):
-            if name in notes["minutes"]:
-                print(f"{number}/{len(stages)} {name}: done before")
-                continue
-            left = sum(MINUTES[other] for other in stages if other not in notes["minutes"])
-            print(f"{number}/{len(stages)} {name}; about {left} minutes are left", flush=True)
-            began = time.monotonic()
-            stage()
-            notes["minutes"][name] = round((time.monotonic() - began) / 60, 1)
-            (self.output / NOTES).write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
-        self._finish_card(notes["minutes"])
+        stages.run(work, MINUTES)
+        self._finish_card(stages)
         return self.output / CHECKPOINT
 
-    def _notes(self) -> dict[str, Any]:
-        path = self.output / NOTES
-        if not path.is_file():
-            return {"seed": self.seed, "rehearsal": self.rehearsal, "minutes": {}}
-        notes: dict[str, Any] = load_yaml(path)  # JSON is YAML
-        for name in ("seed", "rehearsal"):
-            if notes[name] != getattr(self, name):
-                raise ConfigError(
-                    f"{self.output}: holds a run with {name} {notes[name]}, not "
-                    f"{getattr(self, name)}; give another --output"
-                )
-        return notes
+    def _demonstrations(self, stages: Stages) -> None:
+        few = changed(["trials=4"] if self.rehearsal else [])
+        stages.command("evaluation.evaluate_command", "demonstrations", "demonstrations", *few)
 
-    def _demonstrations(self) -> None:
-        few = ["--trials", "4"] if self.rehearsal else []
-        self._command("evaluation.evaluate_command", "demonstrations", "demonstrations", *few)
-
-    def _autoencoder(self) -> None:
+    def _autoencoder(self, stages: Stages) -> None:
         changes = [f"seed={self.seed}", *(REHEARSED_AUTOENCODER if self.rehearsal else ())]
-        self._command("training.autoencoder_command", "tiny", "autoencoder", *_set(changes))
+        stages.command("training.autoencoder_command", "tiny", "autoencoder", *changed(changes))
 
-    def _policy(self) -> None:
-        begun = (self.output / "policy" / "training").is_dir()
+    def _policy(self, stages: Stages) -> None:
         changes = [f"run.seed={self.seed}", *(REHEARSED_POLICY if self.rehearsal else ())]
-        more = ["--resume"] if begun else []
-        self._command("training.command", "tiny_base", "policy", *_set(changes), *more)
+        stages.train("tiny_base", "policy", changes)
 
     def _checkpoint(self) -> None:
         """Write what the training made in half precision."""
@@ -124,22 +91,22 @@ class Reproduction:
         for name in files.WEIGHTS:
             write_tensors(load_file(source / name), torch.float16, target / name)
 
-    def _evaluation(self) -> None:
+    def _evaluation(self, stages: Stages) -> None:
         folder = str((self.output / CHECKPOINT).resolve())
-        few = ["--trials", "1"] if self.rehearsal else []
-        more = ["--checkpoint", folder, *few]
-        self._command("evaluation.evaluate_command", "tiny", "evaluation", *more)
+        more = ["--checkpoint", folder, *changed(["trials=1"] if self.rehearsal else [])]
+        stages.command("evaluation.evaluate_command", "tiny", "evaluation", *more)
 
-    def _finish_card(self, minutes: dict[str, float]) -> None:
+    def _finish_card(self, stages: Stages) -> None:
         source, target = self.output / "policy", self.output / CHECKPOINT
-        took = ", ".join(f"{name} {value:g}" for name, value in minutes.items())
+        took = ", ".join(f"{name} {value:g}" for name, value in stages.minutes.items())
+        machine = f"{platform.processor() or 'a CPU'} ({platform.machine()})"
         lines = [
             (source / CARD).read_text(encoding="utf-8").rstrip(),
             "",
             "## How it was made",
             "",
-            f"`scripts/reproduce_tiny --seed {self.seed}`, on {platform.processor() or 'a CPU'} "
-            f"({platform.machine()}); minutes: {took}. The weights are rounded to float16.",
+            f"`scripts/reproduce_tiny --seed {self.seed}`, on {machine}; minutes: {took}. The "
+            "weights are rounded to float16.",
             "",
             "## Closed loop",
             "",
@@ -147,22 +114,6 @@ class Reproduction:
         ]
         (target / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
         shutil.copyfile(source / files.PROVENANCE, target / files.PROVENANCE)
-
-    def _command(self, module: str, config: str, folder: str, *more: str) -> None:
-        arguments = [sys.executable, "-m", f"{PACKAGE}.{module}", config, "--output", folder]
-        # Configs name the other stages' folders as seen from the output.
-        done = subprocess.run([*arguments, *more], cwd=self.output, check=False)
-        if done.returncode == -2 or done.returncode == 130:
-            raise KeyboardInterrupt
-        if done.returncode:
-            raise ConfigError(
-                f"{self.output / folder}: '{module} {config}' ended with exit code "
-                f"{done.returncode}; mend what it says, and the same command goes on"
-            )
-
-
-def _set(changes: Sequence[str]) -> list[str]:
-    return [word for change in changes for word in ("--set", change)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

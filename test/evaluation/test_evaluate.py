@@ -91,7 +91,7 @@ def test_demonstrations_are_those_that_succeed(tmp_path: Path) -> None:
         {"name": "sloppy", "engine": "demonstrator", "jitter": 30.0},  # it misses
     ]
     path = write(tmp_path, contenders=contenders, keep="successes")
-    assert main([str(path), "--output", str(tmp_path / "out"), "--trials", "1"]) == 0
+    assert main([str(path), "--output", str(tmp_path / "out"), "--set", "trials=1"]) == 0
     (good,) = (tmp_path / "out" / ROLLOUTS / "good").iterdir()
     (sloppy,) = (tmp_path / "out" / ROLLOUTS / "sloppy").iterdir()
     assert read_episode(good).outcome == "done"
@@ -122,6 +122,6 @@ def test_another_evaluation_in_the_same_folder_is_refused(
 ) -> None:
     output = tmp_path / "out"
     arguments = [str(write(tmp_path, noise_seed=5)), "--output", str(output)]
-    assert main([*arguments, "--trials", "1"]) == 0
+    assert main([*arguments, "--set", "trials=1"]) == 0
     assert main([str(write(tmp_path)), "--output", str(output)]) == 1
     assert "holds an evaluation with noise_seed 5, this one has 1" in capsys.readouterr().err

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from cosmos_policy_ros.evaluation.reproduce import CHECKPOINT, NOTES, main
+from cosmos_policy_ros.evaluation.reproduce import CHECKPOINT, main
 from cosmos_policy_ros.evaluation.results import read_results
+from cosmos_policy_ros.evaluation.stages import NOTES
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.policy import CosmosPolicy
 

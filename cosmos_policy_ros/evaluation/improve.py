@@ -1,0 +1,178 @@
+"""``scripts/improve``: the paper's loop in one command (sections 4.2, 4.3 and 5.3).
+
+A checkpoint tries, its rollouts are scored, a planning model is fine-tuned on them, and the same
+checkpoint is evaluated with and without it on the same scenes and noise. Before the comparison
+stands what must be true for planning to help at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cosmos_policy_ros.errors import CosmosPolicyError
+from cosmos_policy_ros.evaluation.contenders import checkpoint_folder
+from cosmos_policy_ros.evaluation.evaluate import ROLLOUTS
+from cosmos_policy_ros.evaluation.stages import Stages, changed
+
+DEMONSTRATIONS, COLLECTED, HELD_OUT, PLANNER, COMPARISON = (
+    "demonstrations",
+    "rollouts",
+    "held_out",
+    "planner",
+    "comparison",
+)
+PRECONDITIONS, REPORT = "preconditions.json", "report"
+HELD_OUT_SEED = 300_000
+MINUTES = {
+    DEMONSTRATIONS: 5,
+    COLLECTED: 30,
+    HELD_OUT: 8,
+    PLANNER: 15,
+    "preconditions": 3,
+    COMPARISON: 40,
+    REPORT: 1,
+}
+REHEARSED_PLANNER = (
+    "run.steps=2",
+    "run.batch=8",
+    "run.micro_batch=8",
+    "run.judged_windows=2",
+    "data.held_out=0.25",
+)
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """One turn of the loop.
+
+    Attributes:
+        output: the folder that all stages work in.
+        checkpoint: the policy's folder.
+        rollouts: trials per condition to learn from.
+        trials: per condition and contender, to compare.
+        rehearsal: every stage as small as it can be.
+    """
+
+    output: Path
+    checkpoint: Path
+    rollouts: int
+    trials: int
+    rehearsal: bool = False
+
+    def run(self) -> Path:
+        """Do what is left; return the report.
+
+        Raises:
+            CosmosPolicyError: a stage failed, or the folder holds another turn.
+        """
+        settings = {
+            "checkpoint": str(self.checkpoint),
+            "rollouts": self.rollouts,
+            "trials": self.trials,
+            "rehearsal": self.rehearsal,
+        }
+        stages = Stages(self.output, settings)
+        work = {
+            DEMONSTRATIONS: lambda: self._demonstrate(stages),
+            COLLECTED: lambda: self._collect(stages, COLLECTED, self.rollouts),
+            HELD_OUT: lambda: self._collect(
+                stages, HELD_OUT, max(self.rollouts // 5, 1), f"first_seed={HELD_OUT_SEED}"
+            ),
+            PLANNER: lambda: self._train(stages),
+            "preconditions": self._measure,
+            COMPARISON: lambda: self._compare(stages),
+            REPORT: self._report,
+        }
+        stages.run(work, MINUTES)
+        return self.output / f"{REPORT}.html"
+
+    def _demonstrate(self, stages: Stages) -> None:
+        """A tenth of the planner's batches are a policy's; these are what it must not forget."""
+        few = changed([f"trials={4 if self.rehearsal else 60}"])
+        stages.command("evaluation.evaluate_command", DEMONSTRATIONS, DEMONSTRATIONS, *few)
+
+    def _collect(self, stages: Stages, folder: str, trials: int, *changes: str) -> None:
+        more = ["--checkpoint", str(self.checkpoint), *changed([f"trials={trials}", *changes])]
+        stages.command("evaluation.evaluate_command", COLLECTED, folder, *more)
+
+    def _train(self, stages: Stages) -> None:
+        changes = [f"start.checkpoint={self.checkpoint}"]
+        changes += REHEARSED_PLANNER if self.rehearsal else ()
+        stages.train("tiny_planning", PLANNER, changes)
+
+    def _measure(self) -> None:
+        # Networks are needed here alone.
+        from cosmos_policy_ros.evaluation.preconditions import measure_preconditions
+
+        held_out = self.output / HELD_OUT / ROLLOUTS / "direct"
+        found = measure_preconditions(self.checkpoint, self.output / PLANNER, held_out)
+        text = json.dumps(found, indent=2, default=np.ndarray.tolist)
+        (self.output / PRECONDITIONS).write_text(text + "\n", encoding="utf-8")
+
+    def _compare(self, stages: Stages) -> None:
+        more = ["--checkpoint", str(self.checkpoint), *changed([f"trials={self.trials}"])]
+        stages.command("evaluation.evaluate_command", "planning", COMPARISON, *more)
+
+    def _report(self) -> None:
+        from cosmos_policy_ros.evaluation.report import write_report
+
+        write_report(self.output)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``scripts/improve``; returns the exit code."""
+    options = _parse(arguments)
+    checkpoint = checkpoint_folder(options.checkpoint).resolve()
+    few = options.rehearsal
+    turn = Improvement(
+        output=options.output.expanduser(),
+        checkpoint=checkpoint,
+        rollouts=1 if few else options.rollouts,
+        trials=1 if few else options.trials,
+        rehearsal=few,
+    )
+    try:
+        report = turn.run()
+    except (CosmosPolicyError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command goes on", file=sys.stderr)
+        return 130
+    print(report.with_suffix(".md").read_text(encoding="utf-8"))
+    print(f"with plots: {report}")
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="improve",
+        description="Let a checkpoint try on the simulated rig, score its rollouts, fine-tune a "
+        "planning model on them, and compare the checkpoint with and without planning. Two cores "
+        f"take about {sum(MINUTES.values())} minutes. The same command goes on after a break.",
+    )
+    parser.add_argument(
+        "--checkpoint", default="tiny", help="a folder, or a name in config/models (tiny)"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder of everything it makes")
+    parser.add_argument(
+        "--rollouts", type=int, default=100, help="per condition, to learn from (100)"
+    )
+    parser.add_argument(
+        "--trials", type=int, default=100, help="per condition and contender, to compare (100)"
+    )
+    parser.add_argument(
+        "--rehearsal", action="store_true", help="every stage as small as it can be: minutes"
+    )
+    options = parser.parse_args(arguments)
+    for name in ("rollouts", "trials"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name}: must be at least 1")
+    return options

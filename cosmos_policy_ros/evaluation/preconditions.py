@@ -1,0 +1,193 @@
+"""What must be true before a search can help, measured on rollouts that nothing was learned from.
+
+Proposals must differ, or there is nothing to choose from; values must tell good from bad, or the
+choice is blind; and futures must be right where it matters, or values are of something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cosmos_policy_ros.model.layout import FUTURE, ValueMode
+from cosmos_policy_ros.model.policy import CosmosPolicy
+from cosmos_policy_ros.model.sampler import Draw
+from cosmos_policy_ros.rig.spec import ARM_DIM, ARM_JOINTS
+from cosmos_policy_ros.sim.kinematics import ArmKinematics
+from cosmos_policy_ros.sim.scene import ARMS
+from cosmos_policy_ros.training.census import Census, Source
+from cosmos_policy_ros.training.config import DataConfig, MixtureConfig, ObjectiveConfig
+from cosmos_policy_ros.training.mixture import Mixture, Pick
+from cosmos_policy_ros.training.samples import SampleMaker, collate
+from cosmos_policy_ros.training.start import census_for
+from cosmos_policy_ros.training.targets import TargetMaker
+
+CPU = torch.device("cpu")
+LOTS = 16  # windows at once
+
+
+@dataclass(frozen=True)
+class Appraisal:
+    """How a checkpoint appraises windows of rollouts whose end is known.
+
+    Attributes:
+        succeeded: per window, whether its episode did.
+        true, imagined: per window, the value of the future that came, and of the one imagined from
+            what was seen and done.
+        world_l1: mean absolute error of the imagined cameras' latents, whose scale is 1.
+    """
+
+    succeeded: NDArray[np.bool_]
+    true: NDArray[np.float64]
+    imagined: NDArray[np.float64]
+    world_l1: float
+
+    @property
+    def auc_true(self) -> float:
+        """How often a window of a success is valued above one of a failure, by what came."""
+        return auc(self.true, self.succeeded)
+
+    @property
+    def auc_imagined(self) -> float:
+        """The same by what was imagined."""
+        return auc(self.imagined, self.succeeded)
+
+
+def auc(values: NDArray[np.float64], succeeded: NDArray[np.bool_]) -> float:
+    """Return the area under the ROC curve, ties counting half; NaN where all ended alike."""
+    good, bad = values[succeeded], values[~succeeded]
+    if not len(good) or not len(bad):
+        return float("nan")
+    above = (good[:, None] > bad).mean() + 0.5 * (good[:, None] == bad).mean()
+    return float(above)
+
+
+def appraise(
+    policy: CosmosPolicy,
+    rollouts: Sequence[Path],
+    mode: ValueMode,
+    *,
+    steps: int,
+    every: int = 50,
+) -> Appraisal:
+    """Imagine and value what follows on every ``every``-th step of scored episodes.
+
+    Args:
+        policy: a checkpoint; as a planner it should have been trained for ``mode``.
+        rollouts: folders of episodes that it did not learn from.
+        mode: what values are conditioned on.
+        steps: of denoising.
+        every: control steps between two windows.
+
+    Raises:
+        TrainingError: a folder is missing or empty.
+    """
+    data = DataConfig(
+        demonstrations=(),
+        rollouts=tuple(map(str, rollouts)),
+        held_out=0.0,
+        augmentation="none",
+        workers=0,
+    )
+    checkpoint = policy.checkpoint
+    census = census_for(data, checkpoint.config, checkpoint.text)
+    maker, targets = _maker(policy, census, data), TargetMaker(checkpoint, CPU)
+    picks = [
+        Pick("world_model", index, int(start), 0)
+        for index, source in enumerate(census.sources)
+        for start in source.starts[::every]
+    ]
+    cameras = [checkpoint.layout.index(FUTURE + c) for c in checkpoint.layout.cameras]
+    true: list[float] = []
+    imagined: list[float] = []
+    errors: list[float] = []
+    for lot in (picks[i : i + LOTS] for i in range(0, len(picks), LOTS)):
+        batch = collate([maker.make(pick) for pick in lot])
+        clean, prompt = targets(batch), batch.prompts[0]
+        draws = [Draw(number, steps) for number in range(len(lot))]
+        future = policy.imagine(prompt, clean, draws)
+        true += policy.appraise(prompt, clean, draws, mode)
+        imagined += policy.appraise(prompt, future, draws, mode)
+        off = (future[:, :, cameras] - clean[:, :, cameras]).abs().mean(dim=(1, 2, 3, 4))
+        errors += off.tolist()
+    ended = np.array([census.sources[pick.source].pool == "success" for pick in picks])
+    return Appraisal(ended, np.array(true), np.array(imagined), float(np.mean(errors)))
+
+
+def proposal_spread(
+    policy: CosmosPolicy, sources: Sequence[Source], *, steps: int, proposals: int = 8
+) -> NDArray[np.float64]:
+    """Return how far apart proposals put the grippers, per episode's beginning and arm [m].
+
+    The root mean square distance of the pinch points from their mean, a second before the chunk's
+    end; (episodes, 2) left and right.
+    """
+    arms = [ArmKinematics(arm) for arm in ARMS]
+    found = []
+    for source in sources:
+        step = int(source.starts[0])
+        seen = source.windows.observe(int(source.windows.steps.times_ns[step]))
+        scene = policy.look(source.prompt, seen)
+        draws = [Draw(seed, steps) for seed in range(proposals)]
+        chunks = policy.chunks(policy.propose(scene, draws))
+        rows = chunks[:, chunks.shape[1] // 2]
+        spread = []
+        for index, arm in enumerate(arms):
+            joints = rows[:, index * ARM_DIM : index * ARM_DIM + ARM_JOINTS]
+            points = np.stack([arm.forward(each).position for each in joints])
+            off = points - points.mean(axis=0)
+            spread.append(float(np.sqrt((off**2).sum(axis=1).mean())))
+        found.append(spread)
+    return np.array(found)
+
+
+def measure_preconditions(checkpoint: Path, planner: Path, rollouts: Path) -> dict[str, Any]:
+    """Measure policy and planner on rollouts that neither learned from.
+
+    Returns:
+        What goes into ``preconditions.json``: numbers, and per window the values behind them.
+
+    Raises:
+        CosmosPolicyError: a folder is no checkpoint, or holds no episodes.
+    """
+    policy, after = CosmosPolicy.load(checkpoint), CosmosPolicy.load(planner)
+    steps = policy.checkpoint.config.denoising_steps
+    data = DataConfig(demonstrations=(), rollouts=(str(rollouts),), held_out=0.0)
+    census = census_for(data, policy.checkpoint.config, policy.checkpoint.text)
+    spread = proposal_spread(policy, census.sources, steps=steps)
+    before = appraise(policy, [rollouts], "value_sas", steps=steps)
+    found = appraise(after, [rollouts], "value_s", steps=steps)
+    return {
+        "episodes": len(census.sources),
+        "successes": len(census.pool("success")),
+        "windows": len(found.succeeded),
+        "spread_mm": [round(1000 * float(x), 1) for x in np.median(spread, axis=0)],
+        "policy": {"auc_true": before.auc_true, "world_l1": before.world_l1},
+        "planner": {
+            "auc_true": found.auc_true,
+            "auc_imagined": found.auc_imagined,
+            "world_l1": found.world_l1,
+        },
+        "succeeded": found.succeeded,
+        "value_true": found.true,
+        "value_imagined": found.imagined,
+    }
+
+
+def _maker(policy: CosmosPolicy, census: Census, data: DataConfig) -> SampleMaker:
+    checkpoint = policy.checkpoint
+    return SampleMaker(
+        census,
+        Mixture(census, MixtureConfig(policy=0.0, world_model=0.5, value=0.5), 0),
+        1,
+        checkpoint.config,
+        checkpoint.statistics,
+        data,
+        ObjectiveConfig(),
+    )

@@ -30,7 +30,7 @@ from cosmos_policy_ros.nodes.processes import NodeProcesses
 from cosmos_policy_ros.planning.engine_spec import ENGINES
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
-from cosmos_policy_ros.rollouts.contact_sheet import save_contact_sheet
+from cosmos_policy_ros.rollouts.contact_sheet import contact_sheet, future_sheet, save_sheet
 from cosmos_policy_ros.rollouts.episode import read_episode
 from cosmos_policy_ros.rollouts.task import Task, load_task
 from cosmos_policy_ros.rollouts.topics import POLICY_NODE
@@ -195,8 +195,8 @@ def _run(options: argparse.Namespace) -> list[EpisodeReport]:
             reports = []
             for seed in range(options.seed, options.seed + options.episodes):
                 report = demo.run_episode(seed)
-                sheet = save_contact_sheet(report.bag, rig, report.bag / "contact_sheet.png")
-                _print_report(report, sheet)
+                sheets = _save_sheets(report.bag, rig)
+                _print_report(report, sheets)
                 reports.append(report)
         finally:
             client.close()
@@ -206,7 +206,16 @@ def _run(options: argparse.Namespace) -> list[EpisodeReport]:
     return reports
 
 
-def _print_report(report: EpisodeReport, sheet: Path) -> None:
+def _save_sheets(bag: Path, rig: RigSpec) -> list[Path]:
+    """Save what was seen and, where something was imagined, that beside what came."""
+    sheets = [save_sheet(contact_sheet(bag, rig), bag / "contact_sheet.png")]
+    future = future_sheet(bag, rig)
+    if future is not None:
+        sheets.append(save_sheet(future, bag / "futures.png"))
+    return sheets
+
+
+def _print_report(report: EpisodeReport, sheets: Sequence[Path]) -> None:
     result = report.result
     idle = result.idle_seconds / result.seconds if result.seconds else 0.0
     latency = "  ".join(
@@ -223,7 +232,7 @@ images      {images}   (recorded)
 stages      {report.reached} of {len(report.stages)}: {", ".join(report.stages)}
 score       {report.score:g} of 100, seed {report.seed}
 bag         {report.bag} ({report.size / 1e6:.1f} MB)
-pictures    {sheet}"""
+pictures    {"  ".join(map(str, sheets))}"""
     )
 
 

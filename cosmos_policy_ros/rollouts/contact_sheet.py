@@ -1,4 +1,4 @@
-"""One picture of an episode: a row per camera, time from left to right."""
+"""Pictures of an episode, time from left to right: what was seen, and what had been imagined."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rig.images import decode_image
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rollouts.episode import read_messages
+from cosmos_policy_ros.rollouts.topics import future_topic
 
 TILE = (120, 160)  # px, rows and columns
 MARGIN = 22  # px, for the times above and the names at the left
 BACKGROUND, INK = 255, (40, 40, 40)
 NS = 1_000_000_000
 Picture = NDArray[np.uint8]
+Shots = list[tuple[int, Picture]]  # stamps and tiles
 
 
 def contact_sheet(bag: Path, rig: RigSpec, namespace: str = "/", columns: int = 8) -> Picture:
@@ -26,38 +28,81 @@ def contact_sheet(bag: Path, rig: RigSpec, namespace: str = "/", columns: int = 
     Raises:
         RolloutError: the bag is unreadable or holds no image.
     """
-    topics = {namespace.rstrip("/") + "/" + c.topic: c.role for c in rig.cameras}
-    frames: dict[str, list[tuple[int, Picture]]] = {role: [] for role in topics.values()}
-    for topic, stamp_ns, message in read_messages(bag, topics):
-        image = decode_image(message, topic)
-        tile = cv2.resize(image, TILE[::-1], interpolation=cv2.INTER_AREA)
-        frames[topics[topic]].append((stamp_ns, np.asarray(tile, np.uint8)))
+    frames = _read(bag, {_topic(namespace, c.topic): c.role for c in rig.cameras})
     stamps = [stamp for row in frames.values() for stamp, _ in row]
     if not stamps:
         raise RolloutError(f"{bag}: holds no image of rig '{rig.name}'")
     times = np.linspace(min(stamps), max(stamps), columns).astype(np.int64)
-    height, width = TILE
-    sheet = np.full((MARGIN + len(frames) * height, columns * width, 3), BACKGROUND, np.uint8)
-    for column, time_ns in enumerate(times):
-        _write(sheet, f"{(time_ns - times[0]) / NS:.1f} s", column * width + 4, MARGIN - 7)
-    for row, (role, shots) in enumerate(frames.items()):
-        top = MARGIN + row * height
-        for column, time_ns in enumerate(times):
-            if shots:
-                _, tile = min(shots, key=lambda shot: abs(shot[0] - int(time_ns)))
-                left = column * width
-                sheet[top : top + height, left : left + width] = tile
-        _write(sheet, role, 4, top + 14, (255, 255, 255))
-    return sheet
+    heads = [f"{(time_ns - times[0]) / NS:.1f} s" for time_ns in times]
+    rows: dict[str, list[Picture | None]] = {
+        role: [_nearest(shots, int(time_ns)) for time_ns in times] for role, shots in frames.items()
+    }
+    return _grid(heads, rows)
 
 
-def save_contact_sheet(bag: Path, rig: RigSpec, file: Path) -> Path:
-    """Write the contact sheet as a PNG; returns ``file``."""
-    sheet = contact_sheet(bag, rig)
+def future_sheet(bag: Path, rig: RigSpec, namespace: str = "/") -> Picture | None:
+    """Return what was imagined of each chunk's end, above what the cameras then saw.
+
+    None for an episode in which nothing was imagined.
+
+    Raises:
+        RolloutError: the bag is unreadable.
+    """
+    cameras = {_topic(namespace, c.topic): c.role for c in rig.cameras}
+    futures = {_topic(namespace, future_topic(role)): role for role in cameras.values()}
+    seen, imagined = _read(bag, cameras), _read(bag, futures)
+    stamps = sorted({stamp for shots in imagined.values() for stamp, _ in shots})
+    if not stamps:
+        return None
+    chunk_ns = round(rig.rates.chunk_steps * rig.rates.dt * NS)
+    rows: dict[str, list[Picture | None]] = {}
+    for role in cameras.values():
+        by_stamp = dict(imagined[role])
+        rows[f"{role}, imagined"] = [by_stamp.get(stamp) for stamp in stamps]
+        rows[f"{role}, came"] = [_nearest(seen[role], stamp + chunk_ns) for stamp in stamps]
+    return _grid([f"chunk {number}" for number in range(1, len(stamps) + 1)], rows)
+
+
+def save_sheet(sheet: Picture, file: Path) -> Path:
+    """Write a sheet as a PNG; returns ``file``. Raises RolloutError when the disk refuses."""
     file.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(file), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
         raise RolloutError(f"{file}: the picture could not be written")
     return file
+
+
+def _topic(namespace: str, topic: str) -> str:
+    return namespace.rstrip("/") + "/" + topic
+
+
+def _read(bag: Path, topics: dict[str, str]) -> dict[str, Shots]:
+    """Return the pictures of some topics by role, by the stamps in their headers."""
+    frames: dict[str, Shots] = {role: [] for role in topics.values()}
+    for topic, _, message in read_messages(bag, topics):
+        image = decode_image(message, topic)
+        tile = cv2.resize(image, TILE[::-1], interpolation=cv2.INTER_AREA)
+        stamp = message.header.stamp
+        stamp_ns = stamp.sec * NS + stamp.nanosec
+        frames[topics[topic]].append((stamp_ns, np.asarray(tile, np.uint8)))
+    return frames
+
+
+def _nearest(shots: Shots, time_ns: int) -> Picture | None:
+    return min(shots, key=lambda shot: abs(shot[0] - time_ns))[1] if shots else None
+
+
+def _grid(heads: list[str], rows: dict[str, list[Picture | None]]) -> Picture:
+    height, width = TILE
+    sheet = np.full((MARGIN + len(rows) * height, len(heads) * width, 3), BACKGROUND, np.uint8)
+    for column, head in enumerate(heads):
+        _write(sheet, head, column * width + 4, MARGIN - 7)
+    for row, (name, tiles) in enumerate(rows.items()):
+        top = MARGIN + row * height
+        for column, tile in enumerate(tiles):
+            if tile is not None:
+                sheet[top : top + height, column * width : (column + 1) * width] = tile
+        _write(sheet, name, 4, top + 14, (255, 255, 255))
+    return sheet
 
 
 def _write(sheet: Picture, text: str, x: int, y: int, ink: tuple[int, int, int] = INK) -> None:

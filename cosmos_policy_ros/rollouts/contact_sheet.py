@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
@@ -75,7 +76,7 @@ def _topic(namespace: str, topic: str) -> str:
     return namespace.rstrip("/") + "/" + topic
 
 
-def _read(bag: Path, topics: dict[str, str]) -> dict[str, Shots]:
+def _read(bag: Path, topics: Mapping[str, str]) -> dict[str, Shots]:
     """Return the pictures of some topics by role, by the stamps in their headers."""
     frames: dict[str, Shots] = {role: [] for role in topics.values()}
     for topic, _, message in read_messages(bag, topics):

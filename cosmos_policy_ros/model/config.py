@@ -124,6 +124,8 @@ class CheckpointConfig:
         text_tokens: positions of a prompt embedding, padding included.
         transformer: its sizes.
         vae: its sizes.
+        smoothing: rows of the window in which a parabola is fitted to each chunk, odd; 0 for the
+            chunk as it was generated, as released.
         flip_images: whether the cameras show the picture upside down, as the simulators' renderings
             do, and are to be turned before use.
         jpeg_quality: 1 to 95, of the JPEG that the training pictures were stored as, to be repeated
@@ -143,6 +145,7 @@ class CheckpointConfig:
     text_tokens: int
     transformer: TransformerConfig
     vae: VaeConfig
+    smoothing: int = 0
     flip_images: bool = False
     jpeg_quality: int | None = None
 
@@ -154,6 +157,10 @@ class CheckpointConfig:
         for name in ("chunk_steps", "action_dims", "proprio_dims", "text_tokens"):
             _at_least_one(name, getattr(self, name))
         _at_least_one("denoising_steps", self.denoising_steps)
+        if self.smoothing and (self.smoothing < 3 or self.smoothing % 2 == 0):
+            raise ValueError(
+                f"smoothing is {self.smoothing} rows, must be 0, or odd and at least 3"
+            )
         _positive("dt", self.dt)
         if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= MAX_JPEG_QUALITY:
             raise ValueError(

@@ -41,6 +41,7 @@ from cosmos_policy_ros.model.sequence import (
     prepare_pictures,
     restore_placeholders,
 )
+from cosmos_policy_ros.model.smoothing import smooth
 from cosmos_policy_ros.model.transformer import Memory
 from cosmos_policy_ros.model.transformer_cache import CachedTransformer
 from cosmos_policy_ros.rig.decision import Candidate, Decision, EngineInfo, Query
@@ -241,7 +242,7 @@ class CosmosPolicy:
         frames = latents[:, :, self.checkpoint.layout.index("action")]
         flat = extract(frames, config.chunk_steps * config.action_dims).cpu().double().numpy()
         chunks = flat.reshape(-1, config.chunk_steps, config.action_dims)
-        return self.checkpoint.statistics.actions.unnormalise(chunks)
+        return smooth(self.checkpoint.statistics.actions.unnormalise(chunks), config.smoothing)
 
     def values(self, latents: Tensor) -> tuple[float, ...]:
         """Read the values, in [0, 1]."""

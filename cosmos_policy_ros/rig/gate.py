@@ -22,7 +22,8 @@ class Verdict:
 
     Attributes:
         accepted: False means that nothing of the chunk may reach an arm.
-        positions: (K, 14) the chunk to execute, clamped onto position limits; None when refused.
+        positions: (K, 14) the chunk to execute, led over from the commanded pose where the rig
+            asks for that, clamped onto position limits; None when refused.
         clamped: values that were pulled back.
         rule: the rule that refused, else "".
         joint: index into the 14-vector, -1 when no one joint is meant.
@@ -57,6 +58,8 @@ class SafetyGate:
             self._start_jump[gripper] = rig.gate.gripper_start_jump
             self._overshoot[gripper] = rig.gate.gripper_overshoot
         self._step = rig.max_velocity * rig.gate.velocity_scale * rig.rates.dt
+        self._lead_in = round(rig.gate.lead_in / rig.rates.dt)  # rows
+        self._lead_in_jump = rig.gate.lead_in_jump
 
     def judge(self, positions: Array, dt: float, commanded: Array, measured: Array) -> Verdict:
         """Judge one chunk.
@@ -70,18 +73,36 @@ class SafetyGate:
         Returns:
             The first rule broken, or acceptance with the clamped positions.
         """
-        return (
+        unusable = (
             self._check_shape(positions, dt)
             or self._check_finite(positions)
             or self._check_limits(positions)
-            or self._check_start(np.clip(positions, self._lower, self._upper), commanded, measured)
-            or self._check_speed(np.clip(positions, self._lower, self._upper))
-            or self._accept(positions)
+        )
+        if unusable:
+            return unusable
+        clipped = np.clip(positions, self._lower, self._upper)
+        chunk, message = self._led_over(clipped, commanded)
+        return (
+            self._check_start(chunk, commanded, measured)
+            or self._check_speed(chunk)
+            or Verdict(True, chunk, int(np.count_nonzero(clipped != positions)), message=message)
         )
 
-    def _accept(self, positions: Array) -> Verdict:
-        clipped = np.clip(positions, self._lower, self._upper)
-        return Verdict(True, clipped, int(np.count_nonzero(clipped != positions)))
+    def _led_over(self, chunk: Array, commanded: Array) -> tuple[Array, str]:
+        """Begin a chunk where the arms are held, if the rig asks for it and it is near enough."""
+        off = commanded - chunk[0]
+        jump = np.delete(np.abs(off), GRIPPER_INDICES)
+        furthest = float(jump.max())
+        # A held pose outside the limits leads nowhere that the limits allow.
+        inside = bool(((commanded >= self._lower) & (commanded <= self._upper)).all())
+        if not self._lead_in or furthest > self._lead_in_jump or not inside:
+            return chunk, ""
+        share = (1 + np.cos(np.pi * np.arange(self._lead_in) / self._lead_in)) / 2
+        led = chunk.copy()
+        led[: self._lead_in] += share[:, None] * off
+        # Between two poses within the limits, but not always on the straight way.
+        led = np.clip(led, self._lower, self._upper)
+        return led, f"led over from the held pose, {furthest:.3f} rad off" if furthest else ""
 
     def _check_shape(self, positions: Array, dt: float) -> Verdict | None:
         if positions.shape == (self._steps, STATE_DIM) and abs(dt - self._dt) < 1e-9:

@@ -235,6 +235,10 @@ class GateLimits:
         gripper_overshoot: the same for grippers [strokes].
         velocity_scale: share of each joint's max_velocity a step may use.
         refusals: consecutive refused chunks that end a run.
+        lead_in: seconds in which a chunk that begins off the commanded pose, and no further than
+            ``lead_in_jump``, is led over from there; 0 leaves chunks as they are, and
+            ``start_jump`` refuses.
+        lead_in_jump: of any arm joint [rad].
     """
 
     start_jump: float
@@ -243,6 +247,11 @@ class GateLimits:
     gripper_overshoot: float
     velocity_scale: float
     refusals: int
+    lead_in: float = 0.0
+    lead_in_jump: float = 0.0
+
+
+_OFF_AT_0 = ("frozen_after", "lead_in", "lead_in_jump")
 
 
 @dataclass(frozen=True)
@@ -285,7 +294,7 @@ class RigSpec:
             raise ValueError("cameras and arms: two of them share a topic")
         for block in (self.rates, self.observation, self.gate):
             for key, value in vars(block).items():
-                if not math.isfinite(value) or value < 0 or (value == 0 and key != "frozen_after"):
+                if not math.isfinite(value) or value < 0 or (value == 0 and key not in _OFF_AT_0):
                     raise ValueError(f"{key}: {value} must be above 0")
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,8 +13,9 @@ from cosmos_policy_ros.rig.gate import SafetyGate, Verdict
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import GRIPPER_INDICES, load_rig
 
-RIG = load_rig("sim", config_folder("rigs"))
-GATE = SafetyGate(RIG)
+LEADING = load_rig("sim", config_folder("rigs"))
+RIG = replace(LEADING, gate=replace(LEADING.gate, lead_in=0.0))  # as every real rig
+GATE, LEADING_GATE = SafetyGate(RIG), SafetyGate(LEADING)
 POSE = np.concatenate([[*arm.start, 0.5] for _, arm in RIG.arms.items()])
 joints = st.integers(0, 13)
 steps = st.integers(0, 49)
@@ -124,3 +127,69 @@ def test_far_past_a_limit_is_refused(joint: int, sign: float) -> None:
     verdict = judge(chunk)
     assert (verdict.rule, verdict.joint, verdict.step) == ("joint_limits", joint, 30)
     assert verdict.positions is None
+
+
+@given(joints, signs, st.floats(0.001, 0.999))
+def test_a_chunk_that_begins_a_little_off_is_led_over(
+    joint: int, sign: float, share: float
+) -> None:
+    """From the held pose, within the rows of the lead-in; behind them it is as it was."""
+    gripper = joint in GRIPPER_INDICES
+    jump = sign * share * (0.3 if gripper else LEADING.gate.lead_in_jump)
+    chunk = still()
+    chunk[:, joint] += jump
+    verdict = LEADING_GATE.judge(chunk, 0.04, POSE, POSE)
+    assert verdict.accepted, verdict.message
+    assert verdict.positions is not None
+    np.testing.assert_allclose(verdict.positions[0], POSE, atol=1e-12)
+    np.testing.assert_array_equal(verdict.positions[10:], chunk[10:])
+    assert (np.diff(verdict.positions[:11, joint]) * sign >= 0).all()
+    if not gripper:
+        assert f"led over from the held pose, {abs(jump):.3f} rad off" in verdict.message
+
+
+@given(joints, signs)
+def test_further_off_it_is_refused_as_ever(joint: int, sign: float) -> None:
+    jump = 0.9 if joint in GRIPPER_INDICES else LEADING.gate.lead_in_jump + 0.01
+    chunk = still()
+    chunk[:, joint] += sign * jump
+    if joint in GRIPPER_INDICES:  # it goes along with arms that are led over, or not at all
+        chunk[:, 0] += LEADING.gate.lead_in_jump + 0.01
+    verdict = LEADING_GATE.judge(chunk, 0.04, POSE, POSE)
+    assert (verdict.rule, verdict.positions) == ("start_jump", None)
+
+
+wandering = st.integers(0, 2**32 - 1).map(np.random.default_rng)
+
+
+@given(wandering, st.floats(0.0, 0.5), st.floats(0.0, 0.12))
+def test_nothing_that_passes_breaks_a_limit_a_speed_or_a_jump(
+    random: np.random.Generator, off: float, speed: float
+) -> None:
+    commanded = random.uniform(RIG.lower, RIG.upper)
+    start = commanded + random.uniform(-off, off, 14)
+    chunk = start + np.cumsum(random.uniform(-speed, speed, (50, 14)), axis=0)
+    for gate, rig in ((GATE, RIG), (LEADING_GATE, LEADING)):
+        verdict = gate.judge(chunk, 0.04, commanded, commanded)
+        if verdict.positions is None:
+            assert not verdict.accepted
+            continue
+        path = np.vstack([commanded, verdict.positions])
+        assert (path >= rig.lower).all()
+        assert (path <= rig.upper).all()
+        assert (np.abs(np.diff(path[1:], axis=0)) <= rig.max_velocity * 0.04 + 1e-9).all()
+        jump = np.abs(path[1] - commanded)
+        assert (np.delete(jump, GRIPPER_INDICES) <= rig.gate.start_jump + 1e-9).all()
+        assert (jump[[*GRIPPER_INDICES]] <= rig.gate.gripper_start_jump + 1e-9).all()
+
+
+@pytest.mark.parametrize("joint", range(14))
+def test_a_held_pose_outside_the_limits_leads_nowhere(joint: int) -> None:
+    held = POSE.copy()
+    held[joint] = RIG.upper[joint] + 0.05
+    chunk = np.tile(held, (50, 1))
+    chunk[:, joint] = RIG.upper[joint] - 0.05
+    verdict = LEADING_GATE.judge(chunk, 0.04, held, held)
+    assert verdict.accepted
+    assert verdict.positions is not None
+    np.testing.assert_array_equal(verdict.positions, chunk)

@@ -80,8 +80,11 @@ class Trial:
 
     @property
     def crashed(self) -> bool:
-        """Whether something other than the policy's skill ended it: it must not be counted."""
-        return self.outcome.outcome == "fault"
+        """Whether something other than the policy's skill ended it: it must not be counted.
+
+        A policy whose chunks the gate refuses has failed.
+        """
+        return self.outcome.outcome == "fault" and not self.refused
 
 
 class _RawImage(NamedTuple):

@@ -36,6 +36,8 @@ from cosmos_policy_ros.rollouts.task import Task, load_task
 from cosmos_policy_ros.rollouts.topics import POLICY_NODE
 
 START_TIMEOUT = 120.0  # wall s for the nodes and the engine
+TRAINED_TASK, TRAINED_CHECKPOINT = "either_cube", "tiny"
+HELD_OUT_SEED = 1000
 BAR = 24  # characters of the progress line
 
 
@@ -60,14 +62,27 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         prog="scripts/demo",
         description="Run Cosmos Policy's whole ROS graph on the simulated ALOHA.",
     )
-    parser.add_argument("--engine", choices=("auto", *ENGINES), default="auto", help="what decides")
+    parser.add_argument(
+        "--engine",
+        choices=("auto", *ENGINES),
+        default="auto",
+        help="what decides; auto: the checkpoint that ships with the package where it knows the "
+        f"task, {TRAINED_TASK}, else the demonstrator",
+    )
     parser.add_argument("--checkpoint", default="", help="folder of engine cosmos")
     parser.add_argument(
         "--planning", default="direct", help="engine cosmos: a search in config/planning"
     )
     parser.add_argument("--devices", default="auto", help="engine cosmos: such as cpu,cpu")
-    parser.add_argument("--task", choices=("transfer_cube", "insertion"), default="transfer_cube")
-    parser.add_argument("--seed", type=int, default=0, help="places the objects of episode one")
+    parser.add_argument(
+        "--task", choices=(TRAINED_TASK, "transfer_cube", "insertion"), default=TRAINED_TASK
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=HELD_OUT_SEED,
+        help="places the objects of episode one; from 1000 on scenes that no training has seen",
+    )
     parser.add_argument(
         "--episodes", type=int, default=1, help="how many, with seeds seed, seed+1…"
     )
@@ -174,17 +189,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> list[EpisodeReport]:
     rig = load_rig("sim", config_folder("rigs"))
     task = load_task(options.task, config_folder("tasks"))
+    engine, checkpoint = options.engine, options.checkpoint
+    if engine == "auto" and options.task == TRAINED_TASK:
+        engine, checkpoint = "cosmos", checkpoint or TRAINED_CHECKPOINT
     graph = GraphOptions(
         rig="sim",
         task=options.task,
-        engine=options.engine,
-        checkpoint=options.checkpoint,
+        engine=engine,
+        checkpoint=checkpoint,
         planning=options.planning,
         devices=options.devices,
         root=str(options.root),
         scene_seed=options.seed,
     )
-    print(f"starting sim_rig_node, policy_node (engine {options.engine}) and recorder_node")
+    print(f"starting sim_rig_node, policy_node (engine {engine}) and recorder_node")
     with NodeProcesses(node_processes(graph), options.root / "log") as processes:
         client = GraphClient("demo", processes.check)
         try:

@@ -48,7 +48,7 @@ CLOCK_PERIOD = 0.1  # wall s
 
 PARAMETERS = (
     Parameter("rig", "sim", "rig description: a name in config/rigs or a YAML file"),
-    Parameter("task", "transfer_cube", "scene: transfer_cube or insertion"),
+    Parameter("task", "transfer_cube", "scene: transfer_cube, insertion or either_cube"),
     Parameter("seed", 0, "places the objects", 0, 2**31 - 1),
     Parameter("stepped", False, "advance only on ~/step, publish /clock"),
     Parameter("width", 320, "picture columns [px]", 16, 1920),

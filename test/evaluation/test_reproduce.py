@@ -29,7 +29,7 @@ def test_a_rehearsal_makes_a_checkpoint_from_nothing_and_only_once(
         assert words in card
     results = read_results(tmp_path / "evaluation" / "trials.jsonl")
     assert len({r.contender for r in results}) == len(results) == 5
-    assert not any(r.crashed and "refused" not in r.message for r in results)
+    assert not any(r.crashed for r in results)
     capfd.readouterr()
     assert main(arguments) == 0
     assert capfd.readouterr().out.count("done before") == 5

@@ -110,16 +110,25 @@ NOT_FOUND_YET = ("nobody publishes", "there is no policy node")
 class Graph:
     """A running graph and its operator; a context manager that ends it."""
 
-    def __init__(self, root: Path, *, stub: bool = False, **policy: Any) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        stub: bool = False,
+        size: tuple[int, int] = (128, 128),
+        **policy: Any,
+    ) -> None:
         """Start the nodes and wait until the engine is loaded.
 
         Args:
             root: folder of the episodes; logs go into its ``log``.
             stub: let ``helpers.stub_engine`` decide instead of the demonstrator.
+            size: rows and columns of the pictures [px].
             policy: parameters of the policy node.
         """
         self.rig = load_rig("sim", config_folder("rigs"))
-        options = GraphOptions(stepped=True, width=128, height=128, root=str(root))
+        height, width = size
+        options = GraphOptions(stepped=True, width=width, height=height, root=str(root))
         self.processes = start(node_processes(options), root / "log", stub=stub, **policy)
         self.client = GraphClient("operator", self.processes.check)
         try:

@@ -55,12 +55,15 @@ def future_sheet(bag: Path, rig: RigSpec, namespace: str = "/") -> Picture | Non
     stamps = sorted({stamp for shots in imagined.values() for stamp, _ in shots})
     if not stamps:
         return None
+    # The next query came when the chunk had been executed, however long the first one was thought
+    # about; the last chunk has none behind it.
     chunk_ns = round(rig.rates.chunk_steps * rig.rates.dt * NS)
+    ends = [*stamps[1:], stamps[-1] + chunk_ns]
     rows: dict[str, list[Picture | None]] = {}
     for role in cameras.values():
         by_stamp = dict(imagined[role])
         rows[f"{role}, imagined"] = [by_stamp.get(stamp) for stamp in stamps]
-        rows[f"{role}, came"] = [_nearest(seen[role], stamp + chunk_ns) for stamp in stamps]
+        rows[f"{role}, came"] = [_nearest(seen[role], end) for end in ends]
     return _grid([f"chunk {number}" for number in range(1, len(stamps) + 1)], rows)
 
 

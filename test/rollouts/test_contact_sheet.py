@@ -49,7 +49,7 @@ def test_cameras_at_even_times(writing: Writing) -> None:
 
 
 def test_what_was_imagined_stands_above_what_came(writing: Writing, types: Typestore) -> None:
-    """A chunk takes two seconds: what was imagined at second 1 is held against second 3."""
+    """What was imagined at second 1 is held against the next query's moment, second 3."""
     messages = RigMessages(types)
     for at, level in ((1000, 200), (3000, 210)):
         for camera in RIG.cameras:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from helpers.graph import Graph
-
 from cosmos_policy_ros.evaluation.contenders import Contender
 from cosmos_policy_ros.evaluation.evaluate import EvaluationConfig, evaluate
 from cosmos_policy_ros.evaluation.results import Result
-from cosmos_policy_ros.evaluation.trial import CAMERA_SIZE
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.checkpoint import load_checkpoint
 from cosmos_policy_ros.rig.share import config_folder
@@ -21,7 +18,6 @@ MOST_BYTES = 20e6
 # Of a hundred it does about eighty. Fewer than half of twenty-four would be chance once in a
 # thousand checkpoints as good; other processors round otherwise, and miss other scenes.
 TRIALS, FLOOR = 24, 12
-SCENE, NOISE = 100_041, 42_000
 
 
 def trials(output: Path, condition: str, count: int) -> list[Result]:
@@ -54,15 +50,3 @@ def test_with_covered_cameras_it_fails(tmp_path: Path) -> None:
     """No state leaks around the pictures."""
     results = trials(tmp_path / "out", "covered", 6)
     assert not any(result.success for result in results)
-
-
-def test_it_does_it_on_the_graph(tmp_path: Path) -> None:
-    """Through the policy node, the gate and the wire, in one of those scenes."""
-    with Graph(tmp_path, size=CAMERA_SIZE, engine="cosmos", checkpoint="tiny", task=TASK) as graph:
-        assert graph.client.reset_rig(TASK, SCENE).success
-        graph.step(5)
-        assert graph.client.arm().success
-        graph.run_chunks(6, task=TASK, seed=NOISE)
-        state = graph.client.rig_state
-        assert state is not None
-        assert state.reached == len(state.stages)

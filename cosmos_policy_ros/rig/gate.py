@@ -89,20 +89,24 @@ class SafetyGate:
         )
 
     def _led_over(self, chunk: Array, commanded: Array) -> tuple[Array, str]:
-        """Begin a chunk where the arms are held, if the rig asks for it and it is near enough."""
+        """Begin a chunk where the arms are held, if the rig asks for it and it is near enough.
+
+        One that may begin where it does is left as it was decided.
+        """
         off = commanded - chunk[0]
         jump = np.delete(np.abs(off), GRIPPER_INDICES)
         furthest = float(jump.max())
         # A held pose outside the limits leads nowhere that the limits allow.
         inside = bool(((commanded >= self._lower) & (commanded <= self._upper)).all())
-        if not self._lead_in or furthest > self._lead_in_jump or not inside:
+        acceptable = bool((np.abs(off) <= self._start_jump).all())
+        if not self._lead_in or acceptable or furthest > self._lead_in_jump or not inside:
             return chunk, ""
         share = (1 + np.cos(np.pi * np.arange(self._lead_in) / self._lead_in)) / 2
         led = chunk.copy()
         led[: self._lead_in] += share[:, None] * off
         # Between two poses within the limits, but not always on the straight way.
         led = np.clip(led, self._lower, self._upper)
-        return led, f"led over from the held pose, {furthest:.3f} rad off" if furthest else ""
+        return led, f"led over from the held pose, {furthest:.3f} rad off"
 
     def _check_shape(self, positions: Array, dt: float) -> Verdict | None:
         if positions.shape == (self._steps, STATE_DIM) and abs(dt - self._dt) < 1e-9:

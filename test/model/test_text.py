@@ -19,6 +19,7 @@ SHIPPED = (
     "put brown chicken wing on plate",
     "transfer the red cube",
     "insert the peg into the socket",
+    "hand over a cube",
 )
 
 
@@ -39,7 +40,7 @@ def test_near_miss_is_answered_with_the_prompt_that_exists(tiny_path: Path) -> N
     table = load_text(tiny_path / "text.safetensors", 2, 64)
     with pytest.raises(CheckpointError, match="'put candy in bags'; did you mean 'put candy in b"):
         table.embedding("put candy in bags")
-    with pytest.raises(CheckpointError, match="known: fold shirt, insert the peg"):
+    with pytest.raises(CheckpointError, match="known: fold shirt, hand over a cube, insert"):
         table.embedding("make coffee")
 
 

@@ -41,6 +41,7 @@ def _write(folder: Path, content: dict[str, Any], name: str = "stack") -> Path:
         ("plate", 350, ("put purple eggplant on plate", "put brown chicken wing on plate")),
         ("transfer_cube", 500, ("transfer the red cube",)),
         ("insertion", 500, ("insert the peg into the socket",)),
+        ("either_cube", 500, ("hand over a cube",)),
     ],
 )
 def test_shipped_task_has_the_papers_prompt_and_time(
@@ -60,6 +61,7 @@ def test_every_shipped_task_is_listed_above() -> None:
         "plate",
         "transfer_cube",
         "insertion",
+        "either_cube",
     }
 
 

@@ -127,8 +127,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, types: Typestore) -> Path:
 def test_it_learns(trained: Path) -> None:
     lines = [json.loads(line) for line in (trained / LOG).read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
-    first, last = (np.mean([line["l1"] for line in part]) for part in (lines[:3], lines[-3:]))
-    assert last < 0.7 * first
+    first, last = (np.mean([line["loss"] for line in part]) for part in (lines[:3], lines[-3:]))
+    assert last < 0.7 * first, (first, last)
 
 
 def test_what_comes_out_is_what_a_training_begins_with(trained: Path) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 
 from cosmos_policy_ros.errors import ConfigError, CosmosPolicyError
-from cosmos_policy_ros.evaluation.evaluate import EvaluationConfig, evaluate
-from cosmos_policy_ros.evaluation.results import Result, comparison, table
-from cosmos_policy_ros.rig.config import load_changed, load_yaml, named_file
+from cosmos_policy_ros.evaluation.evaluate import TRIALS, EvaluationConfig, evaluate
+from cosmos_policy_ros.evaluation.results import Result, comparison, read_results, table
+from cosmos_policy_ros.rig.config import load_changed, load_yaml, named_file, to_plain
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.sim.conditions import condition
 
@@ -71,9 +71,9 @@ def _with_checkpoint(config: EvaluationConfig, checkpoint: str) -> EvaluationCon
 
 def _open(config: EvaluationConfig, output: Path) -> None:
     """Make the output folder, or make sure that its trials are of the same evaluation."""
-    now = yaml.safe_load(yaml.safe_dump(_plain(dataclasses.asdict(config))))
+    now = to_plain(config)
     path = output / CONFIG
-    if path.is_file():
+    if path.is_file() and read_results(output / TRIALS):
         before, after = _by_name(load_yaml(path)), _by_name(now)
         for key in sorted(before.keys() & after.keys() - set(FREE)):
             if before[key] != after[key]:
@@ -89,12 +89,6 @@ def _by_name(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys with each contender by its name: there may be more of them, or fewer."""
     named = {f"contender {each['name']}": each for each in content["contenders"]}
     return {**{key: value for key, value in content.items() if key != "contenders"}, **named}
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

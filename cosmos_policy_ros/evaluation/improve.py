@@ -19,7 +19,7 @@ import numpy as np
 from cosmos_policy_ros.errors import CosmosPolicyError
 from cosmos_policy_ros.evaluation.contenders import checkpoint_folder
 from cosmos_policy_ros.evaluation.evaluate import ROLLOUTS
-from cosmos_policy_ros.evaluation.stages import Stages, changed
+from cosmos_policy_ros.evaluation.stages import REHEARSED_TRAINING, Stages, changed
 
 DEMONSTRATIONS, COLLECTED, HELD_OUT, PLANNER, COMPARISON = (
     "demonstrations",
@@ -39,13 +39,6 @@ MINUTES = {
     COMPARISON: 40,
     REPORT: 1,
 }
-REHEARSED_PLANNER = (
-    "run.steps=2",
-    "run.batch=8",
-    "run.micro_batch=8",
-    "run.judged_windows=2",
-    "data.held_out=0.25",
-)
 
 
 @dataclass(frozen=True)
@@ -104,7 +97,7 @@ class Improvement:
 
     def _train(self, stages: Stages) -> None:
         changes = [f"start.checkpoint={self.checkpoint}"]
-        changes += REHEARSED_PLANNER if self.rehearsal else ()
+        changes += REHEARSED_TRAINING if self.rehearsal else ()
         stages.train("tiny_planning", PLANNER, changes)
 
     def _measure(self) -> None:

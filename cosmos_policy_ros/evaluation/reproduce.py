@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from cosmos_policy_ros.errors import CosmosPolicyError
 from cosmos_policy_ros.evaluation.evaluate_command import TABLE
-from cosmos_policy_ros.evaluation.stages import Stages, changed
+from cosmos_policy_ros.evaluation.stages import REHEARSED_TRAINING, Stages, changed
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.checkpoint import read_config
 from cosmos_policy_ros.model.text import load_text, save_text
@@ -33,13 +33,6 @@ CHECKPOINT = "tiny"  # the folder that comes out
 # On two cores of 2020; what is asked for is at most three hours.
 MINUTES = {"demonstrations": 12, "autoencoder": 14, "policy": 70, "checkpoint": 1, "evaluation": 20}
 REHEARSED_AUTOENCODER = ("steps=2", "moments=16", "data.held_out=0.25")
-REHEARSED_POLICY = (
-    "run.steps=2",
-    "run.batch=8",
-    "run.micro_batch=8",
-    "run.judged_windows=2",
-    "data.held_out=0.25",
-)
 
 
 @dataclass(frozen=True)
@@ -84,7 +77,7 @@ class Reproduction:
         stages.command("training.autoencoder_command", "tiny", "autoencoder", *changed(changes))
 
     def _policy(self, stages: Stages) -> None:
-        changes = [f"run.seed={self.seed}", *(REHEARSED_POLICY if self.rehearsal else ())]
+        changes = [f"run.seed={self.seed}", *(REHEARSED_TRAINING if self.rehearsal else ())]
         stages.train("tiny_base", "policy", changes)
 
     def _checkpoint(self) -> None:

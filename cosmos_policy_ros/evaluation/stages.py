@@ -15,6 +15,14 @@ from cosmos_policy_ros.rig.config import load_yaml
 
 PACKAGE = "cosmos_policy_ros"
 NOTES = "stages.json"
+# Changes that make a training as small as it can be.
+REHEARSED_TRAINING = (
+    "run.steps=2",
+    "run.batch=8",
+    "run.micro_batch=8",
+    "run.judged_windows=2",
+    "data.held_out=0.25",
+)
 INTERRUPTED = (-2, 130)  # exit codes after Ctrl-C
 
 

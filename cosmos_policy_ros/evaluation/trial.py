@@ -29,7 +29,7 @@ from cosmos_policy_ros.sim.trajectory_controller import TrajectoryPoint
 
 CAMERA_SIZE = (240, 320)  # px, the simulated rig node's default
 SETTLE = 0.2  # s in which the objects fall onto the table
-LIMITS = RunLimits(observation_timeout=5.0, brake_seconds=0.4)  # the policy node's defaults
+LIMITS = RunLimits(observation_timeout=10.0, brake_seconds=0.4)  # the policy node's defaults
 
 
 class Witness(Protocol):

@@ -99,6 +99,15 @@ def parse_config(cls: type[T], text: str, where: str) -> T:
     return from_mapping(cls, _parse(text, where), where)
 
 
+def to_plain(value: Any) -> Any:
+    """Return a config, or a part of one, as YAML has it: mappings and lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return {key: to_plain(each) for key, each in value.items()}
+    return [to_plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
 def from_mapping(cls: type[T], content: Mapping[str, Any], where: str) -> T:
     """Build the dataclass ``cls`` from ``content``; ``where`` prefixes every message."""
     assert dataclasses.is_dataclass(cls)

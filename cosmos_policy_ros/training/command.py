@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 import yaml
 
 from cosmos_policy_ros.errors import CosmosPolicyError, TrainingError
-from cosmos_policy_ros.rig.config import load_changed, load_yaml, named_file
+from cosmos_policy_ros.rig.config import load_changed, load_yaml, named_file, to_plain
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.training.config import TrainingConfig
 
@@ -97,14 +96,14 @@ def _train(config: TrainingConfig, output: Path, resume: bool) -> None:
 
 def _open(config: TrainingConfig, output: Path, remembered: Path, resume: bool) -> None:
     """Make the output folder, or make sure that the one there is the same run's."""
-    now = dataclasses.asdict(config)
+    now = to_plain(config)
     if remembered.is_file():
         if not resume:
             raise TrainingError(f"{output}: holds a run; --resume goes on with it")
         before = _flat(load_yaml(remembered))
         changed = [
             f"{key} was {before.get(key)!r}, is {value!r}"
-            for key, value in _flat(_plain(now)).items()
+            for key, value in _flat(now).items()
             if before.get(key) != value and key not in FREE
         ]
         if changed:
@@ -116,7 +115,7 @@ def _open(config: TrainingConfig, output: Path, remembered: Path, resume: bool) 
         raise TrainingError(f"{output}: exists and is no run of this program; give a new folder")
     try:
         remembered.parent.mkdir(parents=True, exist_ok=True)
-        remembered.write_text(yaml.safe_dump(_plain(now), sort_keys=False), encoding="utf-8")
+        remembered.write_text(yaml.safe_dump(now, sort_keys=False), encoding="utf-8")
     except OSError as error:
         raise TrainingError(f"{output}: cannot be made: {error}") from error
 
@@ -142,13 +141,6 @@ def _dry_run(config: TrainingConfig, processes: int) -> None:
     lines = [*census.lines(), f"a batch of {config.run.batch}: {shares}"]
     lines += estimate(config, model, processes, choose_device(config.run.device)).lines()
     print("\n".join(lines))
-
-
-def _plain(value: Any) -> Any:
-    """Return a config's values as YAML has them: lists, not tuples."""
-    if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -81,7 +82,7 @@ class TargetMaker:
             return latents.view(len(indices), count, *latents.shape[1:])
 
         moments = self._remembered(keys, encode)
-        clean = self._black().repeat(len(batch.picks), 1, 1, 1, 1)
+        clean = self._black.repeat(len(batch.picks), 1, 1, 1, 1)
         for index, moment in enumerate(moments):
             sample, is_later = index % len(sources), index >= len(sources)
             for camera, latent in zip(cameras, moment, strict=True):
@@ -97,6 +98,7 @@ class TargetMaker:
             means = encode_pictures(tokenizer.vae, seen, patch)
         return tokenizer.normalise(means.unsqueeze(2))[:, :, 0]
 
+    @cached_property
     def _black(self) -> Tensor:
         """Return the latent (1, 16, T, h, w) of a sequence of black pictures."""
         size, layout = self._checkpoint.config.image_size, self._checkpoint.layout

@@ -1,4 +1,4 @@
-"""The loop rehearsed, and what it reports."""
+"""What the loop measures before it compares, and what it reports."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def test_an_autoencoder_of_pictures_encodes_each_moment_once(
     monkeypatch.setattr(targets, "encode_pictures", count)
     again = collate([maker.make(Pick("value", 0, start, 1)) for start in (0, 8, 9)])
     torch.testing.assert_close(each(again), whole(again), atol=2e-5, rtol=0)
-    assert sum(encoded) == 2 * 3 + 1  # step 9's cameras, those of its future, and a black picture
+    assert sum(encoded) == 2 * 3  # step 9's cameras, and those of its future
 
 
 def test_the_picture_cache_keeps_its_limit(config: Config, checkpoint: Checkpoint) -> None:

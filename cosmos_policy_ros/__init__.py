@@ -1,7 +1,7 @@
 """Cosmos Policy on the ALOHA bimanual rig.
 
 Rooms, lowest first (imports run downwards only): ``rig``, ``model``, ``sim``, ``rollouts``,
-``planning``, ``training``, ``nodes``.
+``planning``, ``training``, ``evaluation``, ``nodes``.
 """
 
 from pkgutil import extend_path

@@ -6,10 +6,12 @@ A line is written per trial as it ends; what was killed goes on where it was.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from multiprocessing import get_context
-from multiprocessing.synchronize import Lock
 from pathlib import Path
 from statistics import median
 from typing import Literal
@@ -50,7 +52,7 @@ class EvaluationConfig:
         keep: which trials' bags stay in ``rollouts``, scored: those with success are
             demonstrations to train on, the others are marked as discarded then.
         picture_size: of the bags [px]; the checkpoints'.
-        processes: trials at once.
+        processes: trials at once; 0 makes them one by one in this process.
         threads: torch's, per process.
     """
 
@@ -70,11 +72,12 @@ class EvaluationConfig:
         names = [contender.name for contender in self.contenders]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"contenders: {names} must be at least one, with different names")
-        for name in ("trials", "processes", "threads", "picture_size"):
+        for name in ("trials", "threads", "picture_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
-        if min(self.first_seed, self.noise_seed, self.order_seed) < 0:
-            raise ValueError("first_seed, noise_seed and order_seed must not be negative")
+        for name in ("first_seed", "noise_seed", "order_seed", "processes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)} must not be negative")
 
 
 @dataclass(frozen=True)
@@ -125,34 +128,39 @@ def evaluate(config: EvaluationConfig, output: Path) -> list[Result]:
     # A line that a kill has cut short would spoil the next one.
     path.write_text("".join(map(to_line, done)), encoding="utf-8")
     left = [job for job in jobs if job.key not in {result.key for result in done}]
-    bar = tqdm(total=len(jobs), initial=len(done), desc="trials", disable=None)
+    made = _in_processes(config, output, left) if config.processes else _here(config, output, left)
+    with path.open("a", encoding="utf-8") as lines:
+        for result in tqdm(
+            made, "trials", total=len(jobs), initial=len(done), disable=None, smoothing=0.0
+        ):
+            done.append(result)
+            lines.write(to_line(result))
+            lines.flush()
+    return done
+
+
+def _here(config: EvaluationConfig, output: Path, jobs: Sequence[Job]) -> Iterator[Result]:
+    worker = Worker(config, output, nullcontext())
+    try:
+        yield from map(worker.make, jobs)
+    finally:
+        worker.close()
+
+
+def _in_processes(config: EvaluationConfig, output: Path, jobs: Sequence[Job]) -> Iterator[Result]:
     context = get_context("spawn")
-    with (
-        bar,
-        path.open("a", encoding="utf-8") as lines,
-        ProcessPoolExecutor(
-            config.processes,
-            context,
-            initializer=_prepare,
-            initargs=(config, output, context.Lock()),
-        ) as pool,
-    ):
-        waiting = iter(left)
+    setting_up = (config, output, context.Lock())
+    with ProcessPoolExecutor(config.processes, context, _prepare, setting_up) as pool:
+        waiting = iter(jobs)
         running: set[Future[Result]] = set()
         while True:
-            for job in waiting:
+            # No more than keep all busy: what has not begun when somebody interrupts never does.
+            for job in islice(waiting, 2 * config.processes - len(running)):
                 running.add(pool.submit(_make, job))
-                if len(running) >= 2 * config.processes:
-                    break
             if not running:
-                return done
+                return
             finished, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                result = future.result()
-                done.append(result)
-                lines.write(to_line(result))
-                lines.flush()
-                bar.update()
+            yield from (future.result() for future in finished)
 
 
 @dataclass
@@ -177,14 +185,26 @@ class _Stopwatch:
 class Worker:
     """What one process keeps from trial to trial."""
 
-    def __init__(self, config: EvaluationConfig, output: Path, lock: Lock) -> None:
-        """Load the rig; contenders are loaded when their first trial comes."""
+    def __init__(
+        self, config: EvaluationConfig, output: Path, lock: AbstractContextManager[object]
+    ) -> None:
+        """Load the rig; contenders are loaded when their first trial comes.
+
+        Args:
+            config: of the evaluation.
+            output: its folder.
+            lock: held while an episode gets its number.
+        """
         self._config, self._output, self._lock = config, output, lock
         self._rig = load_rig("sim", config_folder("rigs"))
         self._task = load_task(config.task, config_folder("tasks"))
         self._room = TrialRoom(self._rig, config.task, config.picture_size)
         self._policies: dict[str, Policy] = {}
         self._types = load_types(share_folder() / "msg")
+
+    def close(self) -> None:
+        """Free the renderer."""
+        self._room.close()
 
     def make(self, job: Job) -> Result:
         """Make one trial."""
@@ -245,7 +265,7 @@ class Worker:
 _worker: Worker | None = None
 
 
-def _prepare(config: EvaluationConfig, output: Path, lock: Lock) -> None:
+def _prepare(config: EvaluationConfig, output: Path, lock: AbstractContextManager[object]) -> None:
     global _worker
     _worker = Worker(config, output, lock)
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import yaml
 
-from cosmos_policy_ros.errors import ConfigError, CosmosPolicyError
+from cosmos_policy_ros.errors import ConfigError
 from cosmos_policy_ros.evaluation.evaluate import TRIALS, EvaluationConfig, evaluate
 from cosmos_policy_ros.evaluation.results import Result, comparison, read_results, table
+from cosmos_policy_ros.evaluation.stages import GOES_ON
 from cosmos_policy_ros.rig.config import load_changed, load_yaml, named_file, to_plain
 from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rollouts.commands.shared import run
 from cosmos_policy_ros.sim.conditions import condition
 
 CONFIG, TABLE = "evaluation.yaml", "table.md"
@@ -25,22 +27,21 @@ FREE = ("processes", "threads", "trials", "conditions")  # may change in between
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``scripts/evaluate``; returns the exit code."""
     options = _parse(arguments)
+    return run(lambda: _evaluate(options), GOES_ON)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
     output = options.output.expanduser()
+    file = named_file(options.config, config_folder("evaluations"))
+    config = load_changed(EvaluationConfig, file, options.set)
+    if options.checkpoint:
+        config = _with_checkpoint(config, options.checkpoint)
     try:
-        file = named_file(options.config, config_folder("evaluations"))
-        config = load_changed(EvaluationConfig, file, options.set)
-        if options.checkpoint:
-            config = _with_checkpoint(config, options.checkpoint)
         _open(config, output)
-        results = evaluate(config, output)
-        lines = report(config, results)
+        lines = report(config, evaluate(config, output))
         (output / TABLE).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    except (CosmosPolicyError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"\ninterrupted: the same command goes on with {output}", file=sys.stderr)
-        return 130
+    except OSError as error:
+        raise ConfigError(f"{output}: cannot be written: {error}") from error
     print("\n".join(lines))
     return 0
 

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from cosmos_policy_ros.errors import CosmosPolicyError
 from cosmos_policy_ros.evaluation.contenders import checkpoint_folder
 from cosmos_policy_ros.evaluation.evaluate import ROLLOUTS
-from cosmos_policy_ros.evaluation.stages import REHEARSED_TRAINING, Stages, changed
+from cosmos_policy_ros.evaluation.stages import GOES_ON, REHEARSED_TRAINING, Stages, changed
+from cosmos_policy_ros.rollouts.commands.shared import run
 
 DEMONSTRATIONS, COLLECTED, HELD_OUT, PLANNER, COMPARISON = (
     "demonstrations",
@@ -131,17 +130,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         trials=1 if few else options.trials,
         rehearsal=few,
     )
-    try:
+
+    def improve() -> int:
         report = turn.run()
-    except (CosmosPolicyError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted: the same command goes on", file=sys.stderr)
-        return 130
-    print(report.with_suffix(".md").read_text(encoding="utf-8"))
-    print(f"with plots: {report}")
-    return 0
+        print(report.with_suffix(".md").read_text(encoding="utf-8"))
+        print(f"with plots: {report}")
+        return 0
+
+    return run(improve, GOES_ON)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

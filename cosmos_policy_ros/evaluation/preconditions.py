@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.model.layout import FUTURE, ValueMode
@@ -28,7 +27,6 @@ from cosmos_policy_ros.training.samples import SampleMaker, collate
 from cosmos_policy_ros.training.start import census_for
 from cosmos_policy_ros.training.targets import TargetMaker
 
-CPU = torch.device("cpu")
 LOTS = 16  # windows at once
 
 
@@ -70,7 +68,8 @@ def auc(values: NDArray[np.float64], succeeded: NDArray[np.bool_]) -> float:
 
 def appraise(
     policy: CosmosPolicy,
-    rollouts: Sequence[Path],
+    data: DataConfig,
+    census: Census,
     mode: ValueMode,
     *,
     steps: int,
@@ -80,24 +79,23 @@ def appraise(
 
     Args:
         policy: a checkpoint; as a planner it should have been trained for ``mode``.
-        rollouts: folders of episodes that it did not learn from.
+        data: names scored episodes that it did not learn from.
+        census: of them.
         mode: what values are conditioned on.
         steps: of denoising.
         every: control steps between two windows.
-
-    Raises:
-        TrainingError: a folder is missing or empty.
     """
-    data = DataConfig(
-        demonstrations=(),
-        rollouts=tuple(map(str, rollouts)),
-        held_out=0.0,
-        augmentation="none",
-        workers=0,
-    )
     checkpoint = policy.checkpoint
-    census = census_for(data, checkpoint.config, checkpoint.text)
-    maker, targets = _maker(policy, census, data), TargetMaker(checkpoint, CPU)
+    maker = SampleMaker(
+        census,
+        Mixture(census, MixtureConfig(policy=0.0, world_model=0.5, value=0.5), 0),
+        1,
+        checkpoint.config,
+        checkpoint.statistics,
+        data,
+        ObjectiveConfig(),
+    )
+    targets = TargetMaker(checkpoint, policy.device)
     picks = [
         Pick("world_model", index, int(start), 0)
         for index, source in enumerate(census.sources)
@@ -158,11 +156,17 @@ def measure_preconditions(checkpoint: Path, planner: Path, rollouts: Path) -> di
     """
     policy, after = CosmosPolicy.load(checkpoint), CosmosPolicy.load(planner)
     steps = policy.checkpoint.config.denoising_steps
-    data = DataConfig(demonstrations=(), rollouts=(str(rollouts),), held_out=0.0)
+    data = DataConfig(
+        demonstrations=(),
+        rollouts=(str(rollouts),),
+        held_out=0.0,
+        augmentation="none",
+        workers=0,
+    )
     census = census_for(data, policy.checkpoint.config, policy.checkpoint.text)
     spread = proposal_spread(policy, census.sources, steps=steps)
-    before = appraise(policy, [rollouts], "value_sas", steps=steps)
-    found = appraise(after, [rollouts], "value_s", steps=steps)
+    before = appraise(policy, data, census, "value_sas", steps=steps)
+    found = appraise(after, data, census, "value_s", steps=steps)
     return {
         "episodes": len(census.sources),
         "successes": len(census.pool("success")),
@@ -178,16 +182,3 @@ def measure_preconditions(checkpoint: Path, planner: Path, rollouts: Path) -> di
         "value_true": found.true,
         "value_imagined": found.imagined,
     }
-
-
-def _maker(policy: CosmosPolicy, census: Census, data: DataConfig) -> SampleMaker:
-    checkpoint = policy.checkpoint
-    return SampleMaker(
-        census,
-        Mixture(census, MixtureConfig(policy=0.0, world_model=0.5, value=0.5), 0),
-        1,
-        checkpoint.config,
-        checkpoint.statistics,
-        data,
-        ObjectiveConfig(),
-    )

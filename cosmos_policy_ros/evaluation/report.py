@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import markdown  # type: ignore[import-untyped]
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cosmos_policy_ros.evaluation.contenders import DIRECT
 from cosmos_policy_ros.evaluation.evaluate import TRIALS
 from cosmos_policy_ros.evaluation.improve import COMPARISON, PRECONDITIONS, REPORT
 from cosmos_policy_ros.evaluation.results import Result, cell, comparison, read_results, table
+from cosmos_policy_ros.sim.conditions import USUAL
 
-mpl.use("Agg")
 STYLE = (
     "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"
     "table{border-collapse:collapse}td,th{border:1px solid #bbb;padding:.3em .6em}"
@@ -49,9 +49,7 @@ def write_report(output: Path) -> None:
 
 def report_lines(results: Sequence[Result], found: dict[str, Any]) -> list[str]:
     """Return the report as Markdown lines."""
-    contenders = list(dict.fromkeys(sorted(r.contender for r in results)))
-    contenders.sort(key=lambda name: name != "direct")
-    conditions = list(dict.fromkeys(sorted((r.condition for r in results), reverse=True)))
+    contenders, conditions = _names(results)
     policy, planner = found["policy"], found["planner"]
     left, right = found["spread_mm"]
     return [
@@ -82,6 +80,13 @@ def report_lines(results: Sequence[Result], found: dict[str, Any]) -> list[str]:
     ]
 
 
+def _names(results: Sequence[Result]) -> tuple[list[str], list[str]]:
+    """Return contenders and conditions, what the others are compared with first."""
+    contenders = sorted({r.contender for r in results}, key=lambda name: (name != DIRECT, name))
+    conditions = sorted({r.condition for r in results}, key=lambda name: (name != USUAL, name))
+    return contenders, conditions
+
+
 def _plot(draw: Callable[[Axes], None]) -> str:
     """Return a plot as the source of an image."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
@@ -92,8 +97,7 @@ def _plot(draw: Callable[[Axes], None]) -> str:
 
 
 def _plot_scores(axes: Axes, results: Sequence[Result]) -> None:
-    contenders = sorted({r.contender for r in results}, key=lambda name: name != "direct")
-    conditions = sorted({r.condition for r in results}, reverse=True)
+    contenders, conditions = _names(results)
     for offset, name in enumerate(contenders):
         cells = [
             cell(r for r in results if (r.contender, r.condition) == (name, each))

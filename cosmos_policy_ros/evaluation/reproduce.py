@@ -9,23 +9,19 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
-
-from cosmos_policy_ros.errors import CosmosPolicyError
 from cosmos_policy_ros.evaluation.evaluate_command import TABLE
-from cosmos_policy_ros.evaluation.stages import REHEARSED_TRAINING, Stages, changed
+from cosmos_policy_ros.evaluation.stages import GOES_ON, REHEARSED_TRAINING, Stages, changed
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.checkpoint import read_config
 from cosmos_policy_ros.model.text import load_text, save_text
 from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rollouts.commands.shared import run
 from cosmos_policy_ros.rollouts.task import load_task
-from cosmos_policy_ros.training.export import CARD, write_tensors
+from cosmos_policy_ros.training.export import CARD, write_rounded
 from cosmos_policy_ros.training.start import copy_file
 
 TASK = "either_cube"
@@ -90,8 +86,7 @@ class Reproduction:
         text = load_text(source / files.TEXT, config.text_tokens, config.transformer.text_width)
         prompts = load_task(TASK, config_folder("tasks")).prompts
         save_text(target / files.TEXT, {prompt: text.embeddings[prompt] for prompt in prompts})
-        for name in files.WEIGHTS:
-            write_tensors(load_file(source / name), torch.float16, target / name)
+        write_rounded(source, target)
 
     def _evaluation(self, stages: Stages) -> None:
         folder = str((self.output / CHECKPOINT).resolve())
@@ -137,14 +132,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="every stage as small as it can be: minutes, and a checkpoint that knows nothing",
     )
     options = parser.parse_args(arguments)
-    run = Reproduction(options.output.expanduser(), options.seed, options.rehearsal)
-    try:
-        made = run.run()
-    except (CosmosPolicyError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted: the same command goes on", file=sys.stderr)
-        return 130
-    print(f"{made}: a checkpoint like any other; its README.md tells how good it is")
-    return 0
+    reproduction = Reproduction(options.output.expanduser(), options.seed, options.rehearsal)
+
+    def make() -> int:
+        made = reproduction.run()
+        print(f"{made}: a checkpoint like any other; its README.md tells how good it is")
+        return 0
+
+    return run(make, GOES_ON)

@@ -23,6 +23,7 @@ REHEARSED_TRAINING = (
     "run.judged_windows=2",
     "data.held_out=0.25",
 )
+GOES_ON = "interrupted: the same command goes on where it was"
 INTERRUPTED = (-2, 130)  # exit codes after Ctrl-C
 
 
@@ -66,8 +67,16 @@ class Stages:
             expected: minutes that each takes.
 
         Raises:
-            ConfigError: a command failed.
+            ConfigError: a command failed, or the disk refused.
         """
+        try:
+            self._run(stages, expected)
+        except OSError as error:
+            raise ConfigError(
+                f"{self._output}: {error}; free disk space, and the same command goes on"
+            ) from error
+
+    def _run(self, stages: Mapping[str, Callable[[], None]], expected: Mapping[str, float]) -> None:
         for number, (name, stage) in enumerate(stages.items(), 1):
             if name in self.minutes:
                 print(f"{number}/{len(stages)} {name}: done before")

@@ -6,7 +6,7 @@ them are left out. The rig waits while the policy thinks, as in stepped mode.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from cosmos_policy_ros.errors import CosmosPolicyError, RigError
 from cosmos_policy_ros.model.images import reduce
 from cosmos_policy_ros.rig.chunk import TimedChunk
-from cosmos_policy_ros.rig.decision import Decision, Policy, Query
+from cosmos_policy_ros.rig.decision import Policy, Query
 from cosmos_policy_ros.rig.gate import SafetyGate
 from cosmos_policy_ros.rig.run import Goal, Outcome, Run, RunLimits
 from cosmos_policy_ros.rig.sources import Sources
-from cosmos_policy_ros.rig.spec import ARM_DIM, ARM_JOINTS, RigSpec
+from cosmos_policy_ros.rig.spec import ARM_DIM, RigSpec
 from cosmos_policy_ros.sim.conditions import USUAL
 from cosmos_policy_ros.sim.render import Image, Renderer
 from cosmos_policy_ros.sim.rig import CONTROLLER_JOINTS, JointSample, SimRig
@@ -40,9 +40,6 @@ class Witness(Protocol):
 
     def pictures(self, stamp_ns: int, pictures: dict[str, Image]) -> None:
         """Take what the cameras see, at the model's size."""
-
-    def decided(self, query: Query, decision: Decision) -> None:
-        """Take an answer of the policy."""
 
     def sent(self, chunk: TimedChunk) -> None:
         """Take a chunk that the arms were told."""
@@ -96,6 +93,23 @@ class _RawImage(NamedTuple):
     is_bigendian: int
     step: int
     data: NDArray[np.uint8]
+
+
+def trajectories(spec: RigSpec, chunk: TimedChunk) -> Iterator[tuple[str, list[TrajectoryPoint]]]:
+    """Yield (side, points) of a chunk as the policy node sends it to each arm's controller."""
+    velocities = chunk.velocities()
+    for index, (side, arm) in enumerate(spec.arms.items()):
+        part = slice(index * ARM_DIM, (index + 1) * ARM_DIM)
+        points = [
+            TrajectoryPoint(tuple(position), tuple(velocity), due_ns)
+            for position, velocity, due_ns in zip(
+                arm.command(chunk.positions[:, part]).tolist(),
+                arm.command_speed(velocities[:, part]).tolist(),
+                chunk.times_ns(),
+                strict=True,
+            )
+        ]
+        yield side, points
 
 
 class TrialRoom:
@@ -199,29 +213,12 @@ class TrialRoom:
         except CosmosPolicyError as error:
             run.query_failed(error, recoverable=False)
             return
-        for witness in witnesses:
-            witness.decided(query, decision)
         _, chunk = run.answer(decision, self._rig.time_ns)
         if chunk is not None:
             self._send(chunk, witnesses)
 
     def _send(self, chunk: TimedChunk, witnesses: Sequence[Witness]) -> None:
-        positions, velocities = chunk.positions.copy(), chunk.velocities()
-        for index, (side, arm) in enumerate(self._spec.arms.items()):
-            first = index * ARM_DIM
-            gripper = first + ARM_JOINTS
-            positions[:, gripper] = arm.gripper.command(positions[:, gripper])
-            velocities[:, gripper] *= arm.gripper.command_stroke
-            part = slice(first, first + ARM_DIM)
-            points = [
-                TrajectoryPoint(tuple(position), tuple(velocity), due_ns)
-                for position, velocity, due_ns in zip(
-                    positions[:, part].tolist(),
-                    velocities[:, part].tolist(),
-                    chunk.times_ns(),
-                    strict=True,
-                )
-            ]
+        for side, points in trajectories(self._spec, chunk):
             with suppress(RigError):  # the arm stays where it is, as on a real rig
                 self._rig.command(side, CONTROLLER_JOINTS, points, 0)
         for witness in witnesses:

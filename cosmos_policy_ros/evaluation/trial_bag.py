@@ -10,7 +10,6 @@ from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros import __version__
 from cosmos_policy_ros.rig.chunk import TimedChunk
-from cosmos_policy_ros.rig.decision import Decision, Query
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import ARM_DIM, RigSpec
 from cosmos_policy_ros.rollouts.integrity import Integrity, load_limits, sensors_of
@@ -94,9 +93,6 @@ class TrialBag:
         for camera in self._rig.cameras:
             cdr = self._messages.picture(pictures[camera.role], stamp_ns)
             self._recording.write(_absolute(camera.topic), stamp_ns, cdr)
-
-    def decided(self, query: Query, decision: Decision) -> None:
-        """Leave decisions out: who is in the process can look at them as they are."""
 
     def sent(self, chunk: TimedChunk) -> None:
         """Record what the arms are told, unstamped as the policy node sends it."""

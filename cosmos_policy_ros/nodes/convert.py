@@ -20,7 +20,7 @@ from cosmos_policy_ros.nodes.shell import NS, ns_to_stamp
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Decision, Query
 from cosmos_policy_ros.rig.gate import Verdict
-from cosmos_policy_ros.rig.spec import ARM_DIM, ARM_JOINTS, RigSpec
+from cosmos_policy_ros.rig.spec import ARM_DIM, RigSpec
 from cosmos_policy_ros.rollouts.messages import Label
 
 
@@ -45,9 +45,8 @@ class TrajectoryMessages:
         messages, velocities = self._blank(len(chunk.positions)), chunk.velocities()
         for index, (arm, message) in enumerate(zip(self._rig.arms.values(), messages, strict=True)):
             part = slice(index * ARM_DIM, (index + 1) * ARM_DIM)
-            q, v = chunk.positions[:, part].copy(), velocities[:, part].copy()
-            q[:, ARM_JOINTS] = arm.gripper.command(q[:, ARM_JOINTS])
-            v[:, ARM_JOINTS] *= arm.gripper.command_stroke
+            q = arm.command(chunk.positions[:, part])
+            v = arm.command_speed(velocities[:, part])
             message.header.frame_id = chunk.chunk_id
             if self._rig.trajectory_stamp == "start":
                 message.header.stamp = ns_to_stamp(chunk.start_ns)

@@ -140,6 +140,18 @@ class Arm:
         """The seven names of this arm's trajectory."""
         return (*self.joints, self.gripper.joint)
 
+    def command(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return (K, 7) targets in policy units as the arm's driver takes them."""
+        sent: NDArray[np.float64] = positions.copy()
+        sent[:, ARM_JOINTS] = self.gripper.command(sent[:, ARM_JOINTS])
+        return sent
+
+    def command_speed(self, velocities: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return (K, 7) velocities in policy units per second as the arm's driver takes them."""
+        sent: NDArray[np.float64] = velocities.copy()
+        sent[:, ARM_JOINTS] *= self.gripper.command_stroke
+        return sent
+
 
 @dataclass(frozen=True)
 class Arms:

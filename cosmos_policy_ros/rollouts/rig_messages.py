@@ -103,13 +103,8 @@ class RigMessages:
         Row i is due at ``start_ns + (i + 1) * step_ns``. Without ``velocities``, (K, 7) in policy
         units per second, a controller interpolates linearly.
         """
-        rows = rows.copy()
-        rows[:, ARM_JOINTS] = arm.gripper.command(rows[:, ARM_JOINTS])
-        speeds = [_NONE] * len(rows)
-        if velocities is not None:
-            speeds = list(velocities.copy())
-            for speed in speeds:
-                speed[ARM_JOINTS] *= arm.gripper.command_stroke
+        rows = arm.command(rows)
+        speeds = [_NONE] * len(rows) if velocities is None else arm.command_speed(velocities)
         return self._serialise(
             TRAJECTORY,
             header=self._header(start_ns, chunk_id),

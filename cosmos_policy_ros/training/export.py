@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -64,6 +64,16 @@ def write_tensors(tensors: Mapping[str, Tensor], precision: torch.dtype, file: P
         partial.replace(file)
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"{file}: cannot be written: {error}") from error
+
+
+def write_rounded(source: Path, target: Path) -> None:
+    """Write a checkpoint's weights anew in half precision; they are loaded as before.
+
+    Raises:
+        TrainingError: the disk refused.
+    """
+    for name in files.WEIGHTS:
+        write_tensors(load_file(source / name), torch.float16, target / name)
 
 
 def write_card(folder: Path, facts: Mapping[str, Any], lines: list[str]) -> None:

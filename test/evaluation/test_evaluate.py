@@ -31,6 +31,7 @@ def write(folder: Path, **changes: object) -> Path:
         "contenders": [{"name": "demonstrator", "engine": "demonstrator"}],
         "trials": 2,
         "keep": "all",
+        "processes": 0,
     }
     path.write_text(yaml.safe_dump(content | changes))
     return path
@@ -54,7 +55,9 @@ def test_contenders_meet_the_same_scenes_with_the_same_noise_in_shuffled_order()
 
 def test_a_killed_evaluation_goes_on_and_its_bags_are_scored(tmp_path: Path) -> None:
     output = tmp_path / "out"
-    assert main([str(write(tmp_path)), "--output", str(output)]) == 0
+    # In two processes that number their episodes in one folder, and then in this one.
+    first = ["--set", "processes=2"]
+    assert main([str(write(tmp_path)), "--output", str(output), *first]) == 0
     results = read_results(output / TRIALS)
     assert sorted(r.seed for r in results) == [100_000, 100_001]
     for each in results:
@@ -78,7 +81,7 @@ def test_the_floor_replays_other_scenes(tmp_path: Path) -> None:
     main([str(write(tmp_path)), "--output", str(tmp_path / "out")])
     demonstrations = tmp_path / "out" / ROLLOUTS
     floor = Contender("floor", engine="replay", checkpoint=str(demonstrations))
-    config = EvaluationConfig(TASK, (floor,), trials=2, first_seed=7, processes=1)
+    config = EvaluationConfig(TASK, (floor,), trials=2, first_seed=7, processes=0)
     (tmp_path / "floor").mkdir()
     found = evaluate(config, tmp_path / "floor")
     assert [r.crashed for r in found] == [False, False]

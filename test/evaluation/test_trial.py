@@ -34,13 +34,24 @@ def goal(**changes: object) -> Goal:
     return replace(Goal("run", TASK, PROMPT, 20.0, 0, 3), **changes)  # type: ignore[arg-type]
 
 
+class Asked(Demonstrator):
+    """A demonstrator that remembers what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries: list[Query] = []
+
+    def decide(self, query: Query) -> Decision:
+        self.queries.append(query)
+        return super().decide(query)
+
+
 class Notes:
     """Remembers what it was told."""
 
     def __init__(self) -> None:
         self.joint_stamps: list[int] = []
         self.seen: dict[int, dict[str, Image]] = {}
-        self.queries: list[Query] = []
         self.chunks: list[TimedChunk] = []
 
     def joints(self, side: str, sample: JointSample) -> None:
@@ -50,28 +61,25 @@ class Notes:
     def pictures(self, stamp_ns: int, pictures: dict[str, Image]) -> None:
         self.seen[stamp_ns] = pictures
 
-    def decided(self, query: Query, decision: Decision) -> None:
-        self.queries.append(query)
-
     def sent(self, chunk: TimedChunk) -> None:
         self.chunks.append(chunk)
 
 
 def test_the_demonstrator_succeeds_and_a_witness_sees_all_of_it(room: TrialRoom) -> None:
-    notes = Notes()
-    trial = room.run(goal(), 3, Demonstrator(), [notes])
+    notes, policy = Notes(), Asked()
+    trial = room.run(goal(), 3, policy, [notes])
     assert (trial.outcome.outcome, trial.score, trial.success) == ("done", 100.0, True)
-    assert trial.chunks == len(notes.chunks) == len(notes.queries) in (5, 6)
+    assert trial.chunks == len(notes.chunks) == len(policy.queries) in (5, 6)
     assert trial.seconds == pytest.approx(0.2 + 2.0 * trial.chunks)
     assert set(np.diff(notes.joint_stamps)) == {10_000_000}
     assert set(np.diff(list(notes.seen))) == {40_000_000}
     # Each chunk begins at its query, and the next query when it has been executed.
-    for query, chunk in zip(notes.queries, notes.chunks, strict=True):
+    for query, chunk in zip(policy.queries, notes.chunks, strict=True):
         assert query.observation.stamp_ns == chunk.start_ns
-    for chunk, query in zip(notes.chunks, notes.queries[1:], strict=False):
+    for chunk, query in zip(notes.chunks, policy.queries[1:], strict=False):
         assert query.observation.stamp_ns == chunk.end_ns
     # The policy sees what the cameras saw; witnesses what the model makes of it.
-    first = notes.queries[0].observation
+    first = policy.queries[0].observation
     assert first.images["primary"].shape == (240, 320, 3)
     np.testing.assert_array_equal(
         notes.seen[first.stamp_ns]["primary"], reduce(first.images["primary"], 64, "primary")
@@ -155,10 +163,10 @@ def test_faults_are_no_failures_of_skill_but_refused_chunks_are(
 def test_a_trials_bag_holds_what_was_seen_and_told(
     room: TrialRoom, rig: RigSpec, types: Typestore, tmp_path: Path
 ) -> None:
-    notes, task = Notes(), load_task(TASK, config_folder("tasks"))
+    notes, policy, task = Notes(), Asked(), load_task(TASK, config_folder("tasks"))
     store = EpisodeStore(tmp_path, types, clock=lambda: room.time_ns)
     bag = TrialBag(store, types, rig, task, seed=3, engine="demonstrator")
-    trial = room.run(goal(), 3, Demonstrator(), [bag, notes])
+    trial = room.run(goal(), 3, policy, [bag, notes])
     episode = read_episode(bag.finish(trial.outcome.outcome, trial.score))
     assert episode.score is not None
     assert (episode.score.points, episode.score.success) == (100.0, True)
@@ -169,7 +177,7 @@ def test_a_trials_bag_holds_what_was_seen_and_told(
         windows.steps.actions[:50], notes.chunks[0].positions, rtol=0, atol=1e-9
     )
     assert len(windows) == 50 * trial.chunks
-    for query in notes.queries:
+    for query in policy.queries:
         seen = windows.observe(query.observation.stamp_ns)
         np.testing.assert_allclose(seen.state, query.observation.state, atol=1e-12)
         for role, picture in seen.images.items():

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cosmos_policy_ros.evaluation.trial import trajectories
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Policy, Query
 from cosmos_policy_ros.rig.gate import SafetyGate
 from cosmos_policy_ros.rig.observation import Observation
-from cosmos_policy_ros.rig.spec import GRIPPER_INDICES, load_rig
+from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.sim.render import Renderer
 from cosmos_policy_ros.sim.rig import CONTROLLER_JOINTS, SimRig
-from cosmos_policy_ros.sim.trajectory_controller import TrajectoryPoint
 
 SPEC = load_rig("sim", Path(__file__).parents[2] / "config" / "rigs")
 GATE = SafetyGate(SPEC)
@@ -33,23 +33,8 @@ def observe(rig: SimRig, renderer: Renderer) -> Observation:
 
 
 def send(rig: SimRig, chunk: TimedChunk) -> None:
-    """Send one chunk as the policy node does: grippers in motor angles, stamp 0."""
-    positions, velocities = chunk.positions.copy(), chunk.velocities()
-    for (_, arm), index in zip(SPEC.arms.items(), GRIPPER_INDICES, strict=True):
-        gripper = arm.gripper
-        span = gripper.command_open - gripper.command_closed
-        positions[:, index] = gripper.command_closed + span * positions[:, index]
-        velocities[:, index] *= span
-    for side, columns in (("left", slice(0, 7)), ("right", slice(7, 14))):
-        points = [
-            TrajectoryPoint(tuple(p), tuple(v), t)
-            for p, v, t in zip(
-                positions[:, columns].tolist(),
-                velocities[:, columns].tolist(),
-                chunk.times_ns(),
-                strict=True,
-            )
-        ]
+    """Send one chunk to both arms; raises RigError when one refuses it."""
+    for side, points in trajectories(SPEC, chunk):
         rig.command(side, CONTROLLER_JOINTS, points, 0)
 
 

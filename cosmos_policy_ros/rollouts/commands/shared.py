@@ -20,7 +20,9 @@ _ID_TIME = "%Y%m%d-%H%M%S"
 _ID_TIME_CHARACTERS = 15
 
 
-def run(command: Callable[[], int]) -> int:
+def run(
+    command: Callable[[], int], interrupted: str = "interrupted: nothing further was written"
+) -> int:
     """Run a command and return its exit code; no traceback for what an operator can meet."""
     try:
         code = command()
@@ -29,7 +31,7 @@ def run(command: Callable[[], int]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted: nothing further was written", file=sys.stderr)
+        print(f"\n{interrupted}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The interpreter flushes once more at its end, and would complain again.

@@ -30,7 +30,6 @@ def write(folder: Path, **changes: object) -> Path:
         "task": TASK,
         "contenders": [{"name": "demonstrator", "engine": "demonstrator"}],
         "trials": 2,
-        "keep": "all",
         "processes": 0,
     }
     path.write_text(yaml.safe_dump(content | changes))
@@ -54,10 +53,10 @@ def test_contenders_meet_the_same_scenes_with_the_same_noise_in_shuffled_order()
 
 
 def test_a_killed_evaluation_goes_on_and_its_bags_are_scored(tmp_path: Path) -> None:
-    output = tmp_path / "out"
+    output, path = tmp_path / "out", str(write(tmp_path, keep="all"))
     # In two processes that number their episodes in one folder, and then in this one.
     first = ["--set", "processes=2"]
-    assert main([str(write(tmp_path)), "--output", str(output), *first]) == 0
+    assert main([path, "--output", str(output), *first]) == 0
     results = read_results(output / TRIALS)
     assert sorted(r.seed for r in results) == [100_000, 100_001]
     for each in results:
@@ -69,7 +68,7 @@ def test_a_killed_evaluation_goes_on_and_its_bags_are_scored(tmp_path: Path) -> 
     assert "| demonstrator | **100.0**" in text
     # As if it had been killed while it wrote its second line.
     (output / TRIALS).write_text(to_line(results[0]) + to_line(results[1])[:30])
-    assert main([str(write(tmp_path)), "--output", str(output)]) == 0
+    assert main([path, "--output", str(output)]) == 0
     again = read_results(output / TRIALS)
     assert again[0] == results[0]
     assert [(r.key, r.score, r.seconds) for r in again] == [
@@ -78,7 +77,8 @@ def test_a_killed_evaluation_goes_on_and_its_bags_are_scored(tmp_path: Path) -> 
 
 
 def test_the_floor_replays_other_scenes(tmp_path: Path) -> None:
-    main([str(write(tmp_path)), "--output", str(tmp_path / "out")])
+    path = write(tmp_path, keep="all", trials=1)
+    assert main([str(path), "--output", str(tmp_path / "out")]) == 0
     demonstrations = tmp_path / "out" / ROLLOUTS
     floor = Contender("floor", engine="replay", checkpoint=str(demonstrations))
     config = EvaluationConfig(TASK, (floor,), trials=2, first_seed=7, processes=0)

@@ -89,12 +89,12 @@ def test_the_demonstrator_succeeds_and_a_witness_sees_all_of_it(room: TrialRoom)
 def test_who_watches_changes_nothing(room: TrialRoom) -> None:
     def chunks(*witnesses: Notes) -> list[np.ndarray]:
         notes = Notes()
-        room.run(goal(chunk_limit=2), 5, Demonstrator(), [notes, *witnesses])
+        room.run(goal(chunk_limit=1), 5, Demonstrator(), [notes, *witnesses])
         return [chunk.positions for chunk in notes.chunks]
 
     alone, watched = chunks(), chunks(Notes())
     np.testing.assert_array_equal(alone, watched)
-    assert room.run(goal(chunk_limit=2), 5, Demonstrator()).outcome.outcome == "chunk_limit"
+    assert room.run(goal(chunk_limit=1), 5, Demonstrator()).outcome.outcome == "chunk_limit"
 
 
 @pytest.mark.parametrize("name", ["one_outside", "both_outside", "distractors"])
@@ -106,7 +106,7 @@ def test_conditions_look_different_and_covered_cameras_show_nothing(room: TrialR
     pictures = {}
     for condition in conditions(TASK):
         notes = Notes()
-        room.run(goal(chunk_limit=1), 1, Hold(), [notes], condition=condition.name)
+        room.run(goal(), 1, Fails(), [notes], condition=condition.name)
         pictures[condition.name] = next(iter(notes.seen.values()))["primary"].astype(int)
     usual = pictures.pop("usual")
     assert pictures.pop("covered").max() < 10

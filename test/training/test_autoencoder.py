@@ -35,7 +35,8 @@ from cosmos_policy_ros.training.start import load_start
 
 from .conftest import TINY, wave
 
-STEPS = 40
+# A random autoencoder shows one grey for a while before it tells the cameras apart.
+STEPS, BATCH, RATE = 120, 6, 1e-3
 
 
 @pytest.fixture
@@ -115,6 +116,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, types: Typestore) -> Path:
         "checkpoint": str(TINY),
         "data": {"demonstrations": [str(folder / "episodes")], "held_out": 0.34},
         "steps": STEPS,
+        "batch": BATCH,
+        "learning_rate": RATE,
         "moments": 50,
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -127,7 +130,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, types: Typestore) -> Path:
 def test_it_learns(trained: Path) -> None:
     lines = [json.loads(line) for line in (trained / LOG).read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
-    first, last = (np.mean([line["loss"] for line in part]) for part in (lines[:3], lines[-3:]))
+    first, last = (np.mean([x["loss"] for x in part]) for part in (lines[:20], lines[-20:]))
     assert last < 0.7 * first, (first, last)
 
 

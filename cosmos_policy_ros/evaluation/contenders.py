@@ -37,6 +37,7 @@ class Contender:
         planner: checkpoint that imagines and appraises in a search; empty for ``checkpoint``.
         denoising_steps: 0 as the checkpoint says.
         jitter: how much the demonstrator's ways differ; above 3 or so it fails.
+        choice: 0 to 1, which of a task's several ways the demonstrator takes; drawn where None.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Contender:
     planner: str = ""
     denoising_steps: int = 0
     jitter: float = 1.0
+    choice: float | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -54,6 +56,8 @@ class Contender:
             raise ValueError(f"contender '{self.name}': engine {self.engine} needs a checkpoint")
         if self.denoising_steps < 0:
             raise ValueError(f"contender '{self.name}': denoising_steps must not be negative")
+        if self.choice is not None and not 0 <= self.choice <= 1:
+            raise ValueError(f"contender '{self.name}': choice {self.choice} lies outside 0 ... 1")
 
 
 def load_policy(contender: Contender, threads: int) -> Policy:
@@ -65,7 +69,7 @@ def load_policy(contender: Contender, threads: int) -> Policy:
     if contender.engine == "replay":
         return DemonstrationReplay(Path(contender.checkpoint).expanduser())
     if contender.engine == "demonstrator":
-        return Demonstrator(jitter=contender.jitter)
+        return Demonstrator(jitter=contender.jitter, choice=contender.choice)
     search = None
     if contender.planning != DIRECT:
         search = load_config(

@@ -9,16 +9,23 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from cosmos_policy_ros.evaluation.contenders import checkpoint_folder
+from cosmos_policy_ros.evaluation.contenders import DIRECT, checkpoint_folder
 from cosmos_policy_ros.evaluation.evaluate import ROLLOUTS
-from cosmos_policy_ros.evaluation.stages import GOES_ON, REHEARSED_TRAINING, Stages, changed
+from cosmos_policy_ros.evaluation.stages import (
+    GOES_ON,
+    REHEARSED_EVALUATION,
+    REHEARSED_TRAINING,
+    Stages,
+    changed,
+)
 from cosmos_policy_ros.rollouts.commands.shared import run
+from cosmos_policy_ros.rollouts.contact_sheet import save_sheet
 
 DEMONSTRATIONS, COLLECTED, HELD_OUT, PLANNER, COMPARISON = (
     "demonstrations",
@@ -27,7 +34,7 @@ DEMONSTRATIONS, COLLECTED, HELD_OUT, PLANNER, COMPARISON = (
     "planner",
     "comparison",
 )
-PRECONDITIONS, REPORT = "preconditions.json", "report"
+PRECONDITIONS, IMAGINATION, REPORT = "preconditions.json", "imagination.png", "report"
 HELD_OUT_SEED = 300_000
 MINUTES = {
     DEMONSTRATIONS: 5,
@@ -49,6 +56,7 @@ class Improvement:
         checkpoint: the policy's folder.
         rollouts: trials per condition to learn from.
         trials: per condition and contender, to compare.
+        demonstrations: folders of those that the checkpoint learned from; none makes some.
         rehearsal: every stage as small as it can be.
     """
 
@@ -56,6 +64,7 @@ class Improvement:
     checkpoint: Path
     rollouts: int
     trials: int
+    demonstrations: tuple[Path, ...] = ()
     rehearsal: bool = False
 
     def run(self) -> Path:
@@ -68,11 +77,14 @@ class Improvement:
             "checkpoint": str(self.checkpoint),
             "rollouts": self.rollouts,
             "trials": self.trials,
+            "demonstrations": list(map(str, self.demonstrations)),
             "rehearsal": self.rehearsal,
         }
         stages = Stages(self.output, settings)
-        work = {
-            DEMONSTRATIONS: lambda: self._demonstrate(stages),
+        work: dict[str, Callable[[], None]] = {}
+        if not self.demonstrations:
+            work[DEMONSTRATIONS] = lambda: self._demonstrate(stages)
+        work |= {
             COLLECTED: lambda: self._collect(stages, COLLECTED, self.rollouts),
             HELD_OUT: lambda: self._collect(
                 stages, HELD_OUT, max(self.rollouts // 5, 1), f"first_seed={HELD_OUT_SEED}"
@@ -87,29 +99,44 @@ class Improvement:
 
     def _demonstrate(self, stages: Stages) -> None:
         """A tenth of the planner's batches are a policy's; these are what it must not forget."""
-        few = changed([f"trials={4 if self.rehearsal else 60}"])
+        few = self._trials(30)
         stages.command("evaluation.evaluate_command", DEMONSTRATIONS, DEMONSTRATIONS, *few)
 
     def _collect(self, stages: Stages, folder: str, trials: int, *changes: str) -> None:
-        more = ["--checkpoint", str(self.checkpoint), *changed([f"trials={trials}", *changes])]
+        more = ["--checkpoint", str(self.checkpoint), *self._trials(trials, *changes)]
         stages.command("evaluation.evaluate_command", COLLECTED, folder, *more)
+
+    def _trials(self, count: int, *changes: str) -> list[str]:
+        few = REHEARSED_EVALUATION if self.rehearsal else (f"trials={count}",)
+        return changed([*few, *changes])
 
     def _train(self, stages: Stages) -> None:
         changes = [f"start.checkpoint={self.checkpoint}"]
+        if self.demonstrations:
+            folders = ", ".join(map(str, self.demonstrations))
+            changes.append(f"data.demonstrations=[{folders}]")
         changes += REHEARSED_TRAINING if self.rehearsal else ()
         stages.train("tiny_planning", PLANNER, changes)
 
     def _measure(self) -> None:
         # Networks are needed here alone.
-        from cosmos_policy_ros.evaluation.preconditions import measure_preconditions
+        from cosmos_policy_ros.evaluation.imagination import imagination_sheet
+        from cosmos_policy_ros.evaluation.preconditions import held_out, measure_preconditions
+        from cosmos_policy_ros.model.policy import CosmosPolicy
 
-        held_out = self.output / HELD_OUT / ROLLOUTS / "direct"
-        found = measure_preconditions(self.checkpoint, self.output / PLANNER, held_out)
+        policy = CosmosPolicy.load(self.checkpoint)
+        planner = CosmosPolicy.load(self.output / PLANNER)
+        data, census = held_out(self.output / HELD_OUT / ROLLOUTS / DIRECT, policy)
+        steps = policy.checkpoint.config.denoising_steps
+        both = {"imagined before": policy, "imagined after": planner}
+        sheet = imagination_sheet(both, data, census, steps=steps)
+        save_sheet(sheet, self.output / IMAGINATION)
+        found = measure_preconditions(policy, planner, data, census)
         text = json.dumps(found, indent=2, default=np.ndarray.tolist)
         (self.output / PRECONDITIONS).write_text(text + "\n", encoding="utf-8")
 
     def _compare(self, stages: Stages) -> None:
-        more = ["--checkpoint", str(self.checkpoint), *changed([f"trials={self.trials}"])]
+        more = ["--checkpoint", str(self.checkpoint), *self._trials(self.trials)]
         stages.command("evaluation.evaluate_command", "planning", COMPARISON, *more)
 
     def _report(self) -> None:
@@ -122,13 +149,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``scripts/improve``; returns the exit code."""
     options = _parse(arguments)
     checkpoint = checkpoint_folder(options.checkpoint).resolve()
-    few = options.rehearsal
     turn = Improvement(
         output=options.output.expanduser(),
         checkpoint=checkpoint,
-        rollouts=1 if few else options.rollouts,
-        trials=1 if few else options.trials,
-        rehearsal=few,
+        rollouts=options.rollouts,
+        trials=options.trials,
+        demonstrations=tuple(path.expanduser().resolve() for path in options.demonstrations),
+        rehearsal=options.rehearsal,
     )
 
     def improve() -> int:
@@ -156,6 +183,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--trials", type=int, default=100, help="per condition and contender, to compare (100)"
+    )
+    parser.add_argument(
+        "--demonstrations",
+        type=Path,
+        nargs="+",
+        default=(),
+        metavar="FOLDER",
+        help="those that the checkpoint learned from; 60 are made where none are given",
     )
     parser.add_argument(
         "--rehearsal", action="store_true", help="every stage as small as it can be: minutes"

@@ -6,14 +6,18 @@ choice is blind; and futures must be right where it matters, or values are of so
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from cosmos_policy_ros.errors import ObservationError, RolloutError
 from cosmos_policy_ros.model.layout import FUTURE, ValueMode
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.model.sampler import Draw
@@ -23,11 +27,27 @@ from cosmos_policy_ros.sim.scene import ARMS
 from cosmos_policy_ros.training.census import Census, Source
 from cosmos_policy_ros.training.config import DataConfig, MixtureConfig, ObjectiveConfig
 from cosmos_policy_ros.training.mixture import Mixture, Pick
-from cosmos_policy_ros.training.samples import SampleMaker, collate
+from cosmos_policy_ros.training.samples import Batch, SampleMaker, collate
 from cosmos_policy_ros.training.start import census_for
 from cosmos_policy_ros.training.targets import TargetMaker
 
-LOTS = 16  # windows at once
+AT_ONCE = 16  # windows
+CHUNK_ROWS = 50  # from one window to the next
+
+
+@dataclass(frozen=True)
+class Lot:
+    """Windows of an episode side by side.
+
+    Attributes:
+        source: the episode.
+        batch: its windows.
+        clean: (B, 16, T, h, w), all that was seen, done and came.
+    """
+
+    source: Source
+    batch: Batch
+    clean: Tensor
 
 
 @dataclass(frozen=True)
@@ -73,7 +93,7 @@ def appraise(
     mode: ValueMode,
     *,
     steps: int,
-    every: int = 50,
+    every: int = CHUNK_ROWS,
 ) -> Appraisal:
     """Imagine and value what follows on every ``every``-th step of scored episodes.
 
@@ -85,37 +105,60 @@ def appraise(
         steps: of denoising.
         every: control steps between two windows.
     """
-    checkpoint = policy.checkpoint
-    maker = SampleMaker(
-        census,
-        Mixture(census, MixtureConfig(policy=0.0, world_model=0.5, value=0.5), 0),
-        1,
-        checkpoint.config,
-        checkpoint.statistics,
-        data,
-        ObjectiveConfig(),
-    )
-    targets = TargetMaker(checkpoint, policy.device)
-    picks = [
-        Pick("world_model", index, int(start), 0)
-        for index, source in enumerate(census.sources)
-        for start in source.starts[::every]
-    ]
-    cameras = [checkpoint.layout.index(FUTURE + c) for c in checkpoint.layout.cameras]
+    layout = policy.checkpoint.layout
+    cameras = [layout.index(FUTURE + camera) for camera in layout.cameras]
+    succeeded: list[bool] = []
     true: list[float] = []
     imagined: list[float] = []
     errors: list[float] = []
-    for lot in (picks[i : i + LOTS] for i in range(0, len(picks), LOTS)):
-        batch = collate([maker.make(pick) for pick in lot])
-        clean, prompt = targets(batch), batch.prompts[0]
-        draws = [Draw(number, steps) for number in range(len(lot))]
+    for lot in read_lots(policy, data, census, windows_of(census, every), AT_ONCE):
+        prompt, clean = lot.source.prompt, lot.clean
+        draws = [Draw(number, steps) for number in range(len(clean))]
         future = policy.imagine(prompt, clean, draws)
         true += policy.appraise(prompt, clean, draws, mode)
         imagined += policy.appraise(prompt, future, draws, mode)
         off = (future[:, :, cameras] - clean[:, :, cameras]).abs().mean(dim=(1, 2, 3, 4))
         errors += off.tolist()
-    ended = np.array([census.sources[pick.source].pool == "success" for pick in picks])
-    return Appraisal(ended, np.array(true), np.array(imagined), float(np.mean(errors)))
+        succeeded += [lot.source.pool == "success"] * len(clean)
+    return Appraisal(
+        np.array(succeeded, dtype=bool), np.array(true), np.array(imagined), float(np.mean(errors))
+    )
+
+
+def windows_of(census: Census, every: int = CHUNK_ROWS) -> list[Pick]:
+    """Return every ``every``-th window of each episode."""
+    return [
+        Pick("world_model", index, int(start), 0)
+        for index, source in enumerate(census.sources)
+        for start in source.starts[::every]
+    ]
+
+
+def read_lots(
+    policy: CosmosPolicy, data: DataConfig, census: Census, windows: Sequence[Pick], at_once: int
+) -> Iterator[Lot]:
+    """Read windows as a checkpoint takes them; what is damaged is left out.
+
+    Args:
+        policy: whose sizes and autoencoder they are for.
+        data: names the episodes.
+        census: of them.
+        windows: those of one episode together.
+        at_once: most windows in a lot.
+    """
+    checkpoint = policy.checkpoint
+    mixture = Mixture(census, MixtureConfig(policy=0.0, world_model=0.5, value=0.5), 0)
+    config, statistics = checkpoint.config, checkpoint.statistics
+    maker = SampleMaker(census, mixture, 1, config, statistics, data, ObjectiveConfig())
+    targets = TargetMaker(checkpoint, policy.device)
+    for index, picks in groupby(windows, key=lambda pick: pick.source):
+        readable = []
+        for pick in picks:
+            with suppress(ObservationError, RolloutError):
+                readable.append(maker.make(pick))
+        for first in range(0, len(readable), at_once):
+            batch = collate(readable[first : first + at_once])
+            yield Lot(census.sources[index], batch, targets(batch))
 
 
 def proposal_spread(
@@ -145,17 +188,47 @@ def proposal_spread(
     return np.array(found)
 
 
-def measure_preconditions(checkpoint: Path, planner: Path, rollouts: Path) -> dict[str, Any]:
+def measure_preconditions(
+    policy: CosmosPolicy, planner: CosmosPolicy, data: DataConfig, census: Census
+) -> dict[str, Any]:
     """Measure policy and planner on rollouts that neither learned from.
+
+    Args:
+        policy: proposes.
+        planner: trained for V(s').
+        data: names the rollouts.
+        census: of them.
 
     Returns:
         What goes into ``preconditions.json``: numbers, and per window the values behind them.
+    """
+    steps = policy.checkpoint.config.denoising_steps
+    spread = proposal_spread(policy, census.sources, steps=steps)
+    before = appraise(policy, data, census, "value_sas", steps=steps)
+    after = appraise(planner, data, census, "value_s", steps=steps)
+    return {
+        "episodes": len(census.sources),
+        "successes": len(census.pool("success")),
+        "windows": len(after.succeeded),
+        "spread_mm": [round(1000 * float(x), 1) for x in np.median(spread, axis=0)],
+        "policy": {"auc_true": before.auc_true, "world_l1": before.world_l1},
+        "planner": {
+            "auc_true": after.auc_true,
+            "auc_imagined": after.auc_imagined,
+            "world_l1": after.world_l1,
+        },
+        "succeeded": after.succeeded,
+        "value_true": after.true,
+        "value_imagined": after.imagined,
+    }
+
+
+def held_out(rollouts: Path, policy: CosmosPolicy) -> tuple[DataConfig, Census]:
+    """Return the scored rollouts in a folder, all of them to measure on.
 
     Raises:
-        CosmosPolicyError: a folder is no checkpoint, or holds no episodes.
+        CosmosPolicyError: it holds none.
     """
-    policy, after = CosmosPolicy.load(checkpoint), CosmosPolicy.load(planner)
-    steps = policy.checkpoint.config.denoising_steps
     data = DataConfig(
         demonstrations=(),
         rollouts=(str(rollouts),),
@@ -163,22 +236,4 @@ def measure_preconditions(checkpoint: Path, planner: Path, rollouts: Path) -> di
         augmentation="none",
         workers=0,
     )
-    census = census_for(data, policy.checkpoint.config, policy.checkpoint.text)
-    spread = proposal_spread(policy, census.sources, steps=steps)
-    before = appraise(policy, data, census, "value_sas", steps=steps)
-    found = appraise(after, data, census, "value_s", steps=steps)
-    return {
-        "episodes": len(census.sources),
-        "successes": len(census.pool("success")),
-        "windows": len(found.succeeded),
-        "spread_mm": [round(1000 * float(x), 1) for x in np.median(spread, axis=0)],
-        "policy": {"auc_true": before.auc_true, "world_l1": before.world_l1},
-        "planner": {
-            "auc_true": found.auc_true,
-            "auc_imagined": found.auc_imagined,
-            "world_l1": found.world_l1,
-        },
-        "succeeded": found.succeeded,
-        "value_true": found.true,
-        "value_imagined": found.imagined,
-    }
+    return data, census_for(data, policy.checkpoint.config, policy.checkpoint.text)

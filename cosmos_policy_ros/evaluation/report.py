@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from cosmos_policy_ros.evaluation.contenders import DIRECT
 from cosmos_policy_ros.evaluation.evaluate import TRIALS
-from cosmos_policy_ros.evaluation.improve import COMPARISON, PRECONDITIONS, REPORT
+from cosmos_policy_ros.evaluation.improve import COMPARISON, IMAGINATION, PRECONDITIONS, REPORT
 from cosmos_policy_ros.evaluation.results import Result, cell, comparison, read_results, table
 from cosmos_policy_ros.sim.conditions import USUAL
 
@@ -44,6 +44,9 @@ def write_report(output: Path) -> None:
             lambda axes: _plot_values(axes, found)
         ),
     }
+    # The page is one file.
+    imagined = _source((output / IMAGINATION).read_bytes())
+    lines = [line.replace(f"({IMAGINATION})", f"({imagined})") for line in lines]
     (output / f"{REPORT}.html").write_text(_page(lines, plots), encoding="utf-8")
 
 
@@ -68,7 +71,9 @@ def report_lines(results: Sequence[Result], found: dict[str, Any]) -> list[str]:
         f"imagined (the policy's own values, before the rollouts: {policy['auc_true']:.3f}); 0.5 "
         "is a coin;",
         f"- the imagined cameras are {policy['world_l1']:.3f} off before fine-tuning on rollouts "
-        f"and {planner['world_l1']:.3f} after it (mean absolute error of latents of scale 1).",
+        f"and {planner['world_l1']:.3f} after it (mean absolute error of latents of scale 1):",
+        "",
+        f"![what was imagined beside what came]({IMAGINATION})",
         "",
         "## With and without",
         "",
@@ -93,7 +98,11 @@ def _plot(draw: Callable[[Axes], None]) -> str:
     draw(figure.subplots())
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=110)
-    return f"data:image/png;base64,{base64.b64encode(drawn.getvalue()).decode()}"
+    return _source(drawn.getvalue())
+
+
+def _source(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _plot_scores(axes: Axes, results: Sequence[Result]) -> None:

@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cosmos_policy_ros.evaluation.evaluate_command import TABLE
-from cosmos_policy_ros.evaluation.stages import GOES_ON, REHEARSED_TRAINING, Stages, changed
+from cosmos_policy_ros.evaluation.stages import (
+    GOES_ON,
+    REHEARSED_EVALUATION,
+    REHEARSED_TRAINING,
+    Stages,
+    changed,
+)
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.checkpoint import read_config
 from cosmos_policy_ros.model.text import load_text, save_text
@@ -27,7 +33,7 @@ from cosmos_policy_ros.training.start import copy_file
 TASK = "either_cube"
 CHECKPOINT = "tiny"  # the folder that comes out
 # On two cores of 2020; what is asked for is at most three hours.
-MINUTES = {"demonstrations": 12, "autoencoder": 14, "policy": 70, "checkpoint": 1, "evaluation": 20}
+MINUTES = {"demonstrations": 15, "autoencoder": 14, "policy": 60, "checkpoint": 1, "evaluation": 15}
 REHEARSED_AUTOENCODER = ("steps=2", "moments=16", "data.held_out=0.25")
 
 
@@ -65,7 +71,7 @@ class Reproduction:
         return self.output / CHECKPOINT
 
     def _demonstrations(self, stages: Stages) -> None:
-        few = changed(["trials=4"] if self.rehearsal else [])
+        few = changed((*REHEARSED_EVALUATION, "trials=2") if self.rehearsal else ())
         stages.command("evaluation.evaluate_command", "demonstrations", "demonstrations", *few)
 
     def _autoencoder(self, stages: Stages) -> None:
@@ -90,7 +96,7 @@ class Reproduction:
 
     def _evaluation(self, stages: Stages) -> None:
         folder = str((self.output / CHECKPOINT).resolve())
-        more = ["--checkpoint", folder, *changed(["trials=1"] if self.rehearsal else [])]
+        more = ["--checkpoint", folder, *changed(REHEARSED_EVALUATION if self.rehearsal else ())]
         stages.command("evaluation.evaluate_command", "tiny", "evaluation", *more)
 
     def _finish_card(self, stages: Stages) -> None:

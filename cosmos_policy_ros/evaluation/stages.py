@@ -23,6 +23,8 @@ REHEARSED_TRAINING = (
     "run.judged_windows=2",
     "data.held_out=0.25",
 )
+# And an evaluation; every process would load everything for a trial or two.
+REHEARSED_EVALUATION = ("trials=1", "conditions=[usual]", "processes=0")
 GOES_ON = "interrupted: the same command goes on where it was"
 INTERRUPTED = (-2, 130)  # exit codes after Ctrl-C
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -38,7 +38,7 @@ def contact_sheet(bag: Path, rig: RigSpec, namespace: str = "/", columns: int = 
     rows: dict[str, list[Picture | None]] = {
         role: [_nearest(shots, int(time_ns)) for time_ns in times] for role, shots in frames.items()
     }
-    return _grid(heads, rows)
+    return tabulate(heads, rows)
 
 
 def future_sheet(bag: Path, rig: RigSpec, namespace: str = "/") -> Picture | None:
@@ -64,7 +64,27 @@ def future_sheet(bag: Path, rig: RigSpec, namespace: str = "/") -> Picture | Non
         by_stamp = dict(imagined[role])
         rows[f"{role}, imagined"] = [by_stamp.get(stamp) for stamp in stamps]
         rows[f"{role}, came"] = [_nearest(seen[role], end) for end in ends]
-    return _grid([f"chunk {number}" for number in range(1, len(stamps) + 1)], rows)
+    return tabulate([f"chunk {number}" for number in range(1, len(stamps) + 1)], rows)
+
+
+def tabulate(heads: Sequence[str], rows: Mapping[str, Sequence[Picture | None]]) -> Picture:
+    """Return a table of RGB pictures of any size, each row with its name in it.
+
+    Args:
+        heads: one per column.
+        rows: pictures by name; white where there is none.
+    """
+    height, width = TILE
+    sheet = np.full((MARGIN + len(rows) * height, len(heads) * width, 3), BACKGROUND, np.uint8)
+    for column, head in enumerate(heads):
+        _write(sheet, head, column * width + 4, MARGIN - 7)
+    for row, (name, pictures) in enumerate(rows.items()):
+        top = MARGIN + row * height
+        for column, picture in enumerate(pictures):
+            if picture is not None:
+                sheet[top : top + height, column * width : (column + 1) * width] = _tile(picture)
+        _write(sheet, name, 4, top + 14, (255, 255, 255))
+    return sheet
 
 
 def save_sheet(sheet: Picture, file: Path) -> Path:
@@ -84,29 +104,21 @@ def _read(bag: Path, topics: Mapping[str, str]) -> dict[str, Shots]:
     frames: dict[str, Shots] = {role: [] for role in topics.values()}
     for topic, _, message in read_messages(bag, topics):
         image = decode_image(message, topic)
-        tile = cv2.resize(image, TILE[::-1], interpolation=cv2.INTER_AREA)
         stamp = message.header.stamp
         stamp_ns = stamp.sec * NS + stamp.nanosec
-        frames[topics[topic]].append((stamp_ns, np.asarray(tile, np.uint8)))
+        frames[topics[topic]].append((stamp_ns, _tile(image)))
     return frames
+
+
+def _tile(picture: Picture) -> Picture:
+    if picture.shape[:2] == TILE:
+        return picture
+    resized = cv2.resize(picture, TILE[::-1], interpolation=cv2.INTER_AREA)
+    return np.asarray(resized, np.uint8)
 
 
 def _nearest(shots: Shots, time_ns: int) -> Picture | None:
     return min(shots, key=lambda shot: abs(shot[0] - time_ns))[1] if shots else None
-
-
-def _grid(heads: list[str], rows: dict[str, list[Picture | None]]) -> Picture:
-    height, width = TILE
-    sheet = np.full((MARGIN + len(rows) * height, len(heads) * width, 3), BACKGROUND, np.uint8)
-    for column, head in enumerate(heads):
-        _write(sheet, head, column * width + 4, MARGIN - 7)
-    for row, (name, tiles) in enumerate(rows.items()):
-        top = MARGIN + row * height
-        for column, tile in enumerate(tiles):
-            if tile is not None:
-                sheet[top : top + height, column * width : (column + 1) * width] = tile
-        _write(sheet, name, 4, top + 14, (255, 255, 255))
-    return sheet
 
 
 def _write(sheet: Picture, text: str, x: int, y: int, ink: tuple[int, int, int] = INK) -> None:

@@ -7,7 +7,7 @@ with chunks. It makes rollouts to record, to train small models on and to test t
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,16 +58,23 @@ class Demonstrator:
     next one goes on from where the arms stand.
     """
 
-    def __init__(self, *, grippers: GripperConstants | None = None, jitter: float = 1.0) -> None:
+    def __init__(
+        self,
+        *,
+        grippers: GripperConstants | None = None,
+        jitter: float = 1.0,
+        choice: float | None = None,
+    ) -> None:
         """Remember how to demonstrate.
 
         Args:
             grippers: the rig's constants.
             jitter: how much demonstrations differ by ``query.seed``: 0 not at all, 1 a few
                 millimetres at the grasp and a few centimetres in the air. More makes failures.
+            choice: 0 to 1, which of a task's several ways is taken; drawn anew for each where None.
         """
         self._grippers = grippers or GripperConstants()
-        self._jitter = jitter
+        self._jitter, self._choice = jitter, choice
         self._sight: dict[str, PrimarySight] = {}  # by task: each has its lens
         self._plan: NDArray[np.float64] | None = None
         self._next = 0
@@ -138,7 +145,10 @@ class Demonstrator:
         sight = self._sight[query.task]
         seen = {thing.name: sight.locate(image, thing) for thing in script.things}
         planner = MotionPlanner(self._motor_state(query.observation), DT)
-        for phase in script.phases(seen, Variation.draw(query.seed, self._jitter)):
+        variation = Variation.draw(query.seed, self._jitter)
+        if self._choice is not None:
+            variation = replace(variation, choice=self._choice)
+        for phase in script.phases(seen, variation):
             planner.add(phase)
         places = ", ".join(f"{name} at ({x:.3f}, {y:.3f}) m" for name, (x, y) in seen.items())
         self._reason = f"scripted {query.task}: saw {places}"

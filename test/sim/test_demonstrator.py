@@ -63,6 +63,11 @@ def test_either_cube_is_taken_about_as_often() -> None:
     assert len(ways) == 2  # the cubes lie 12 cm apart or more, and the arm goes to one of them
     taken = [np.array_equal(np.round(chunk, 6), ways[0]) for chunk in first]
     assert 5 <= sum(taken) <= 15
+    for choice in (0.0, 1.0):
+        told = Demonstrator(jitter=0.0, choice=choice)
+        chunks = [told.decide(Query("either_cube", "", seed, 0, seen)).positions for seed in (1, 2)]
+        np.testing.assert_array_equal(*chunks)
+        assert any(np.array_equal(np.round(chunks[0], 6), way) for way in ways)
 
 
 def test_a_rest_between_chunks_does_no_harm() -> None:

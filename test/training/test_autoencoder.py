@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -122,7 +123,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, types: Typestore) -> Path:
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     arguments = [str(folder / "config.yaml"), "--output", str(folder / "out")]
-    assert main(arguments) == 0
+    with patch("cosmos_policy_ros.training.autoencoder.JUDGED", 4):
+        assert main(arguments) == 0
     assert main(arguments) == 1, "it is not written over"
     return folder / "out"
 

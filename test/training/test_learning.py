@@ -13,7 +13,9 @@ import yaml
 from helpers.demonstrations import TASK, demonstrate
 from rosbags.typesys.store import Typestore
 
+from cosmos_policy_ros.model import files
 from cosmos_policy_ros.rig.config import from_mapping
+from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rollouts.store import EpisodeStore
 from cosmos_policy_ros.sim.render import Renderer
 from cosmos_policy_ros.training.config import TrainingConfig
@@ -23,6 +25,7 @@ from cosmos_policy_ros.training.trainer import Trainer
 
 from .conftest import TINY, settings
 
+TRAINED = config_folder("models") / "tiny"
 EPISODES, CHUNKS = 5, 3
 
 
@@ -43,12 +46,14 @@ def demonstrations(tmp_path_factory: pytest.TempPathFactory, types: Typestore) -
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint folder without weights whose network is half as deep and two thirds as wide."""
+    """The shipped autoencoder, and no network yet: half as deep and two thirds as wide."""
     folder = tmp_path_factory.mktemp("checkpoints") / "small"
-    shutil.copytree(TINY, folder)
-    config = yaml.safe_load((folder / "config.yaml").read_text())
+    shutil.copytree(TRAINED, folder)
+    (folder / files.TRANSFORMER).unlink()
+    shutil.copyfile(TINY / files.TEXT, folder / files.TEXT)
+    config = yaml.safe_load((folder / files.CONFIG).read_text())
     config["transformer"] |= {"layers": 2, "heads": 4}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / files.CONFIG).write_text(yaml.safe_dump(config))
     return folder
 
 
@@ -63,8 +68,8 @@ def test_losses_fall_and_chunks_beat_repeating_the_pose(
         # The policy alone, on its own target: what a minute is enough for.
         mixture={"policy": 1.0, "world_model": 0.0, "value": 0.0},
         objective={"auxiliary": False},
-        run={"steps": 250, "batch": 16, "micro_batch": 16, "save_every": 250, "judged_windows": 12},
-        optimiser={"learning_rate": 2e-3, "warmup_steps": 20, "decay_steps": 220},
+        run={"steps": 160, "batch": 16, "micro_batch": 16, "save_every": 160, "judged_windows": 12},
+        optimiser={"learning_rate": 2e-3, "warmup_steps": 20, "decay_steps": 140},
     )
     config = from_mapping(TrainingConfig, content, "test")
     with joined("cpu") as world:
@@ -79,4 +84,4 @@ def test_losses_fall_and_chunks_beat_repeating_the_pose(
     assert last < first / 5
     # One is odder than the others: 1.4 times better than the pose for that one, up to 3 times for
     # the rest; on other processors it comes out a little differently.
-    assert judged.action_l1 < judged.pose_l1 / 1.25
+    assert judged.action_l1 < judged.pose_l1 / 1.5

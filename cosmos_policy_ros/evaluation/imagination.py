@@ -1,0 +1,79 @@
+"""What checkpoints imagined of rollouts beside what came, as a picture (paper, Figure 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from cosmos_policy_ros.evaluation.preconditions import Lot, read_lots, windows_of
+from cosmos_policy_ros.model.images import Picture
+from cosmos_policy_ros.model.policy import CosmosPolicy
+from cosmos_policy_ros.model.sampler import Draw
+from cosmos_policy_ros.model.sequence import Scene
+from cosmos_policy_ros.rollouts.contact_sheet import tabulate
+from cosmos_policy_ros.training.census import Census
+from cosmos_policy_ros.training.config import DataConfig
+
+Look = Mapping[str, Picture]  # by camera
+
+
+def imagination_sheet(
+    policies: Mapping[str, CosmosPolicy],
+    data: DataConfig,
+    census: Census,
+    *,
+    steps: int,
+    columns: int = 6,
+) -> Picture:
+    """Draw windows of rollouts: what was seen, what came, and what each checkpoint imagined.
+
+    Args:
+        policies: by the name of their row; at least one, all with the same cameras.
+        data: names the rollouts.
+        census: of them; the windows are spread evenly over all.
+        steps: of denoising.
+        columns: most windows.
+
+    Returns:
+        An RGB picture with a column per window.
+    """
+    every = windows_of(census)
+    spread = np.linspace(0, len(every) - 1, min(columns, len(every))).astype(int)
+    chosen = [every[index] for index in spread]
+    heads: list[str] = []
+    looks: dict[str, list[Look]] = {}
+    for name, policy in policies.items():
+        lots = list(read_lots(policy, data, census, chosen, 1))
+        heads = [_head(lot, policy) for lot in lots]
+        looks |= {"seen": [_seen(lot, policy) for lot in lots]}
+        looks |= {"came": [_seen(lot, policy, later=True) for lot in lots]}
+        looks[name] = [_imagined(lot, policy, steps) for lot in lots]
+    cameras = next(iter(policies.values())).checkpoint.layout.cameras
+    return tabulate(
+        heads,
+        {
+            f"{camera}, {name}": [look[camera] for look in row]
+            for camera in cameras
+            for name, row in looks.items()
+        },
+    )
+
+
+def _head(lot: Lot, policy: CosmosPolicy) -> str:
+    (pick,) = lot.batch.picks
+    return f"{lot.source.pool}, {pick.start * policy.checkpoint.config.dt:.0f} s"
+
+
+def _seen(lot: Lot, policy: CosmosPolicy, later: bool = False) -> Look:
+    cameras = policy.checkpoint.layout.cameras
+    pictures = lot.batch.pictures[0].numpy()
+    half = pictures[len(cameras) :] if later else pictures[: len(cameras)]
+    return dict(zip(cameras, half, strict=True))
+
+
+def _imagined(lot: Lot, policy: CosmosPolicy, steps: int) -> Look:
+    prompt = lot.source.prompt
+    scene = Scene(prompt, _seen(lot, policy), lot.clean)
+    (look,) = policy.depict(scene, policy.imagine(prompt, lot.clean, [Draw(0, steps)]))
+    return look

@@ -1,0 +1,75 @@
+"""The long commands, rehearsed: every stage with real data, as small as it can be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import pytest
+from safetensors.torch import load_file
+
+from cosmos_policy_ros.evaluation import improve, reproduce
+from cosmos_policy_ros.evaluation.evaluate import ROLLOUTS, TRIALS
+from cosmos_policy_ros.evaluation.results import read_results
+from cosmos_policy_ros.model import files
+from cosmos_policy_ros.model.policy import CosmosPolicy
+from cosmos_policy_ros.rollouts.contact_sheet import MARGIN, TILE
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("reproduced")
+    assert reproduce.main(["--output", str(output), "--rehearsal"]) == 0
+    return output
+
+
+def test_a_checkpoint_is_made_from_nothing_and_only_once(
+    reproduced: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = reproduced / reproduce.CHECKPOINT
+    policy = CosmosPolicy.load(folder)
+    assert not policy.checkpoint.random_weights
+    half = load_file(folder / files.TRANSFORMER)
+    assert {str(t.dtype) for t in half.values()} == {"torch.float16"}
+    card = (folder / "README.md").read_text()
+    for words in ("scripts/reproduce_tiny --seed 0", "## Closed loop", "| the demonstrator |"):
+        assert words in card
+    results = read_results(reproduced / "evaluation" / TRIALS)
+    assert len({r.contender for r in results}) == len(results) == 5
+    assert not any(r.crashed for r in results)
+    arguments = ["--output", str(reproduced), "--rehearsal"]
+    assert reproduce.main(arguments) == 0
+    assert capfd.readouterr().out.count("done before") == 5
+    assert reproduce.main([*arguments, "--seed", "1"]) == 1
+    assert "holds a run with seed 0, not 1" in capfd.readouterr().err
+
+
+def test_a_turn_of_the_loop_ends_in_a_report_and_only_once(
+    reproduced: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    alone = ["--output", str(tmp_path), "--rehearsal"]
+    demonstrations = reproduced / "demonstrations" / ROLLOUTS
+    folders = [str(demonstrations / name) for name in ("red", "blue")]
+    arguments = [*alone, "--demonstrations", *folders]
+    assert improve.main(arguments) == 0
+    found = json.loads((tmp_path / improve.PRECONDITIONS).read_text())
+    assert found["episodes"] == 1
+    for key in ("succeeded", "value_true", "value_imagined"):
+        assert len(found[key]) == found["windows"] > 0
+    assert 0 < found["planner"]["world_l1"] < 1
+    rows, columns, _ = cv2.imread(str(tmp_path / improve.IMAGINATION)).shape
+    assert rows == MARGIN + 12 * TILE[0], "three cameras: seen, came, imagined before and after"
+    assert columns == min(found["windows"], 6) * TILE[1]
+    results = read_results(tmp_path / improve.COMPARISON / TRIALS)
+    assert {r.contender for r in results} == {"direct", "best of 8"}
+    assert not any(r.crashed for r in results)
+    assert f"]({improve.IMAGINATION})" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "report.html").read_text().count("data:image/png;base64") == 3
+    capfd.readouterr()
+    assert improve.main(arguments) == 0
+    assert capfd.readouterr().out.count("done before") == 6
+    assert improve.main(alone) == 1
+    assert "holds a run with demonstrations" in capfd.readouterr().err

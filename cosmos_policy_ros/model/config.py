@@ -11,6 +11,7 @@ from cosmos_policy_ros.rig.config import did_you_mean
 
 LATENT_CHANNELS = 16
 SPACE = 8  # pixels per latent cell and axis
+SIGMA_MAX, SIGMA_MIN = 80.0, 4.0  # noise levels of the released sampler, first and last
 MAX_JPEG_QUALITY = 95  # above it Pillow switches parts of the compression off
 
 Preconditioning = Literal["rectified_flow", "x0"]
@@ -124,6 +125,9 @@ class CheckpointConfig:
         text_tokens: positions of a prompt embedding, padding included.
         transformer: its sizes.
         vae: its sizes.
+        sigma_min: level of the sampler's last evaluation, above 0 and below 80; 4 as released.
+            There a frame holds 17 copies of each action number, and the noise of their mean is 1; a
+            small frame with one copy needs a level as low for proposals to differ as much.
         smoothing: rows of the window in which a parabola is fitted to each chunk, odd; 0 for the
             chunk as it was generated, as released.
         flip_images: whether the cameras show the picture upside down, as the simulators' renderings
@@ -145,6 +149,7 @@ class CheckpointConfig:
     text_tokens: int
     transformer: TransformerConfig
     vae: VaeConfig
+    sigma_min: float = SIGMA_MIN
     smoothing: int = 0
     flip_images: bool = False
     jpeg_quality: int | None = None
@@ -162,6 +167,10 @@ class CheckpointConfig:
                 f"smoothing is {self.smoothing} rows, must be 0, or odd and at least 3"
             )
         _positive("dt", self.dt)
+        if not 0 < self.sigma_min < SIGMA_MAX:
+            raise ValueError(
+                f"sigma_min is {self.sigma_min}, must be above 0 and below {SIGMA_MAX:g}"
+            )
         if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= MAX_JPEG_QUALITY:
             raise ValueError(
                 f"jpeg_quality is {self.jpeg_quality}, must be 1 to {MAX_JPEG_QUALITY}; leave it "

@@ -309,7 +309,8 @@ class CosmosPolicy:
     ) -> Tensor:
         """Run the sampler on as many draws at once as the network takes, long with long ones."""
         config = self.checkpoint.config
-        schedules = [schedule(draw.steps, config.numerics) for draw in draws]
+        levels = partial(schedule, numerics=config.numerics, sigma_min=config.sigma_min)
+        schedules = [levels(draw.steps) for draw in draws]
         order = sorted(range(len(draws)), key=lambda i: len(schedules[i]))
         at_once = max(TOKENS_AT_ONCE // config.tokens, 1)
         answers: dict[int, Tensor] = {}

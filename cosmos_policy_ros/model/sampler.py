@@ -1,4 +1,4 @@
-"""From noise to a clean latent: the released sampler, noise levels 80 to 4.
+"""From noise to a clean latent: the released sampler, noise levels 80 to 4 (or as configured).
 
 The last evaluation's estimate is the answer; the noise level is never taken to zero. Between
 evaluations a second-order exponential Adams-Bashforth step ("2ab") runs over -ln sigma, in float64
@@ -16,10 +16,8 @@ import torch
 from torch import Tensor
 
 from cosmos_policy_ros.errors import ConfigError
-from cosmos_policy_ros.model.config import Numerics
+from cosmos_policy_ros.model.config import SIGMA_MAX, SIGMA_MIN, Numerics
 
-SIGMA_MAX = 80.0
-SIGMA_MIN = 4.0
 RHO = 7.0  # curvature of the Karras schedule
 
 # Maps (noisy (B, ...) float32, their levels (B,) float32 on the CPU, which samples of the batch
@@ -34,8 +32,13 @@ class Draw(NamedTuple):
     steps: int
 
 
-def schedule(steps: int, numerics: Numerics) -> tuple[float, ...]:
-    """Return the noise level of every evaluation of the network for ``steps`` requested ones.
+def schedule(steps: int, numerics: Numerics, sigma_min: float = SIGMA_MIN) -> tuple[float, ...]:
+    """Return the noise level of every evaluation of the network, from 80 down to ``sigma_min``.
+
+    Args:
+        steps: as requested.
+        numerics: decides how many evaluations these are.
+        sigma_min: level of the last one.
 
     Raises:
         ValueError: fewer than one step.
@@ -43,7 +46,7 @@ def schedule(steps: int, numerics: Numerics) -> tuple[float, ...]:
     if steps < 1:
         raise ValueError(f"{steps} denoising steps asked for, at least 1 is needed")
     evaluations = count_evaluations(steps, numerics)
-    low, high = SIGMA_MIN ** (1 / RHO), SIGMA_MAX ** (1 / RHO)
+    low, high = sigma_min ** (1 / RHO), SIGMA_MAX ** (1 / RHO)
     intervals = max(evaluations - 1, 1)
     return tuple((high + i / intervals * (low - high)) ** RHO for i in range(evaluations))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from cosmos_policy_ros.errors import CheckpointError, ConfigError, ObservationEr
 from cosmos_policy_ros.model.injection import inject
 from cosmos_policy_ros.model.layout import LAYOUTS
 from cosmos_policy_ros.model.policy import CosmosPolicy
+from cosmos_policy_ros.model.sampler import sample
 from cosmos_policy_ros.model.sequence import (
     encode_known,
     image_sequence,
@@ -60,6 +62,21 @@ def test_same_query_same_answer(decision: Decision, tiny: CosmosPolicy, query: Q
     again = tiny.decide(dataclasses.replace(query, index=4))
     np.testing.assert_array_equal(again.positions, decision.positions)
     assert again.candidates[0].value == decision.candidates[0].value
+
+
+def test_the_last_noise_level_is_the_checkpoints(tiny: CosmosPolicy, query: Query) -> None:
+    config = dataclasses.replace(tiny.checkpoint.config, sigma_min=1.0)
+    policy = CosmosPolicy(dataclasses.replace(tiny.checkpoint, config=config))
+    with patch("cosmos_policy_ros.model.policy.sample", wraps=sample) as sampler:
+        policy.decide(query)
+    _, _, ((*_, last),) = sampler.call_args.args
+    assert last == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("sigma_min", [0.0, -1.0, 80.0])
+def test_impossible_last_noise_levels_are_named(tiny: CosmosPolicy, sigma_min: float) -> None:
+    with pytest.raises(ValueError, match=f"sigma_min is {sigma_min}, must be above 0"):
+        dataclasses.replace(tiny.checkpoint.config, sigma_min=sigma_min)
 
 
 @pytest.mark.parametrize("change", ["seed", "prompt", "state", "primary"])

@@ -40,6 +40,7 @@ def test_released_noise_levels(steps: int) -> None:
 def test_two_steps_are_one_as_released_and_two_in_the_paper() -> None:
     assert count_evaluations(2, "released") == 1
     assert schedule(2, "paper") == pytest.approx([80, 4])
+    assert schedule(3, "paper", 0.5)[::2] == pytest.approx([80, 0.5])
     for steps in (1, 3, 10):
         assert schedule(steps, "paper") == schedule(steps, "released")
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from cosmos_policy_ros.evaluation.preconditions import Lot, read_lots, windows_of
 from cosmos_policy_ros.model.images import Picture
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.model.sampler import Draw
 from cosmos_policy_ros.model.sequence import Scene
 from cosmos_policy_ros.rollouts.contact_sheet import tabulate
+from cosmos_policy_ros.training.appraisal import Lot, read_lots, windows_of
 from cosmos_policy_ros.training.census import Census
 from cosmos_policy_ros.training.config import DataConfig
 
@@ -38,23 +38,22 @@ def imagination_sheet(
     Returns:
         An RGB picture with a column per window.
     """
-    every = windows_of(census)
+    first = next(iter(policies.values()))
+    every = windows_of(census, first)
     spread = np.linspace(0, len(every) - 1, min(columns, len(every))).astype(int)
     chosen = [every[index] for index in spread]
-    heads: list[str] = []
-    looks: dict[str, list[Look]] = {}
-    for name, policy in policies.items():
-        lots = list(read_lots(policy, data, census, chosen, 1))
-        heads = [_head(lot, policy) for lot in lots]
-        looks |= {"seen": [_seen(lot, policy) for lot in lots]}
-        looks |= {"came": [_seen(lot, policy, later=True) for lot in lots]}
-        looks[name] = [_imagined(lot, policy, steps) for lot in lots]
-    cameras = next(iter(policies.values())).checkpoint.layout.cameras
+    lots = {name: list(read_lots(each, data, census, chosen, 1)) for name, each in policies.items()}
+    windows = next(iter(lots.values()))
+    looks = {
+        "seen": [_seen(lot, first) for lot in windows],
+        "came": [_seen(lot, first, later=True) for lot in windows],
+    }
+    looks |= {name: [_imagined(lot, policies[name], steps) for lot in lots[name]] for name in lots}
     return tabulate(
-        heads,
+        [_head(lot, first) for lot in windows],
         {
             f"{camera}, {name}": [look[camera] for look in row]
-            for camera in cameras
+            for camera in first.checkpoint.layout.cameras
             for name, row in looks.items()
         },
     )

@@ -121,12 +121,12 @@ class Improvement:
     def _measure(self) -> None:
         # Networks are needed here alone.
         from cosmos_policy_ros.evaluation.imagination import imagination_sheet
-        from cosmos_policy_ros.evaluation.preconditions import held_out, measure_preconditions
+        from cosmos_policy_ros.evaluation.preconditions import measure_preconditions, scored
         from cosmos_policy_ros.model.policy import CosmosPolicy
 
         policy = CosmosPolicy.load(self.checkpoint)
         planner = CosmosPolicy.load(self.output / PLANNER)
-        data, census = held_out(self.output / HELD_OUT / ROLLOUTS / DIRECT, policy)
+        data, census = scored(self.output / HELD_OUT / ROLLOUTS / DIRECT, policy)
         steps = policy.checkpoint.config.denoising_steps
         both = {"imagined before": policy, "imagined after": planner}
         sheet = imagination_sheet(both, data, census, steps=steps)

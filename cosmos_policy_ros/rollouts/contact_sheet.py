@@ -111,8 +111,6 @@ def _read(bag: Path, topics: Mapping[str, str]) -> dict[str, Shots]:
 
 
 def _tile(picture: Picture) -> Picture:
-    if picture.shape[:2] == TILE:
-        return picture
     resized = cv2.resize(picture, TILE[::-1], interpolation=cv2.INTER_AREA)
     return np.asarray(resized, np.uint8)
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from cosmos_policy_ros.errors import ConfigError
+from cosmos_policy_ros.model.config import SIGMA_MAX
 from cosmos_policy_ros.model.sampler import (
-    SIGMA_MAX,
     Draw,
     count_evaluations,
     ensemble,

@@ -82,6 +82,5 @@ def test_losses_fall_and_chunks_beat_repeating_the_pose(
         f"windows {judged.action_l1:.3f}, repeating the pose {judged.pose_l1:.3f}"
     )
     assert last < first / 5
-    # One is odder than the others: 1.4 times better than the pose for that one, up to 3 times for
-    # the rest; on other processors it comes out a little differently.
+    # Here 1.9 times better; on other processors it comes out a little differently.
     assert judged.action_l1 < judged.pose_l1 / 1.5

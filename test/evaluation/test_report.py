@@ -1,13 +1,7 @@
-"""What the loop measures before it compares, and what it reports."""
+"""What a turn of the loop reports."""
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
-import pytest
-
-from cosmos_policy_ros.evaluation.preconditions import auc
 from cosmos_policy_ros.evaluation.report import report_lines
 
 from .test_results import result
@@ -20,23 +14,6 @@ FOUND = {
     "policy": {"auc_true": 0.7, "world_l1": 0.2},
     "planner": {"auc_true": 0.95, "auc_imagined": 0.9, "world_l1": 0.15},
 }
-
-
-@pytest.mark.parametrize(
-    ("values", "succeeded", "area"),
-    [
-        ([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], 1.0),
-        ([0.9, 0.8, 0.2, 0.1], [0, 0, 1, 1], 0.0),
-        ([0.5, 0.5, 0.5], [0, 1, 1], 0.5),
-        ([0.1, 0.6, 0.4, 0.9], [0, 0, 1, 1], 0.75),
-    ],
-)
-def test_the_area_under_the_curve(values: list[float], succeeded: list[int], area: float) -> None:
-    assert auc(np.array(values), np.array(succeeded, dtype=bool)) == area
-
-
-def test_all_the_same_end_has_no_area() -> None:
-    assert math.isnan(auc(np.array([0.1, 0.9]), np.array([True, True])))
 
 
 def test_the_report_says_first_what_must_be_true() -> None:

@@ -109,6 +109,10 @@ def test_demonstrations_are_those_that_succeed(tmp_path: Path) -> None:
         ({"trials": 0}, "trials: 0 must be at least 1"),
         ({"contenders": [{"name": "a"}]}, "contender 'a': engine cosmos needs a checkpoint"),
         ({"contenders": [{"name": "a", "checkpoint": "/nowhere"}]}, "/nowhere"),
+        (
+            {"contenders": [{"name": "a", "engine": "demonstrator", "choice": 2}]},
+            "contender 'a': choice 2.0 lies outside 0 ... 1",
+        ),
     ],
 )
 def test_what_cannot_be_evaluated_is_named(

@@ -1,0 +1,58 @@
+"""The house's floors: imports run downwards only, and heavy packages stay in their rooms."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "cosmos_policy_ros"
+ROOMS = ("rig", "model", "sim", "rollouts", "planning", "training", "evaluation", "nodes")
+MAY_IMPORT = {"torch": {"model", "planning", "training"}, "rclpy": {"nodes"}, "ray": {"planning"}}
+
+
+def imported(source: str) -> Iterator[str]:
+    """Yield the modules that a module imports, within functions too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "the package's modules are named in full"
+            yield node.module or ""
+
+
+def offences(room: str, source: str) -> list[str]:
+    found = []
+    for name in imported(source):
+        package, *inner = name.split(".")
+        if room not in MAY_IMPORT.get(package, {room}):
+            found.append(name)
+        if package == PACKAGE.name and inner and inner[0] in ROOMS:
+            found += [name] if ROOMS.index(inner[0]) > ROOMS.index(room) else []
+    return found
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_nothing_from_above(room: str) -> None:
+    modules = sorted((PACKAGE / room).rglob("*.py"))
+    assert modules
+    found = {module.name: offences(room, module.read_text()) for module in modules}
+    assert not {name: imports for name, imports in found.items() if imports}
+
+
+def test_every_folder_is_a_room() -> None:
+    assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == set(ROOMS)
+
+
+@pytest.mark.parametrize(
+    ("room", "source"),
+    [
+        ("evaluation", "from torch import Tensor"),
+        ("training", "def f():\n    import rclpy.node"),
+        ("rig", "from cosmos_policy_ros.sim.rig import SimRig"),
+    ],
+)
+def test_an_offence_is_seen(room: str, source: str) -> None:
+    assert offences(room, source)

@@ -55,6 +55,8 @@ def report_lines(results: Sequence[Result], found: dict[str, Any]) -> list[str]:
     contenders, conditions = _names(results)
     policy, planner = found["policy"], found["planner"]
     left, right = found["spread_mm"]
+    came, imagined = _area(planner["auc_true"]), _area(planner["auc_imagined"])
+    before = _area(policy["auc_true"])
     return [
         "# Does planning help?",
         "",
@@ -66,10 +68,9 @@ def report_lines(results: Sequence[Result], found: dict[str, Any]) -> list[str]:
         f"- eight proposals put the left gripper {left:g} mm and the right one {right:g} mm from "
         "their mean (root mean square, middle of the first chunk, median over scenes): nearly the "
         "same proposals leave nothing to choose;",
-        f"- the planner's values tell windows of successes from those of failures with an AUC of "
-        f"{planner['auc_true']:.3f} from what came and {planner['auc_imagined']:.3f} from what it "
-        f"imagined (the policy's own values, before the rollouts: {policy['auc_true']:.3f}); 0.5 "
-        "is a coin;",
+        "- the planner's values tell windows of successes from those of failures with an AUC of "
+        f"{came} from what came and {imagined} from what it imagined (the policy's own values, "
+        f"before the rollouts: {before}); 0.5 is a coin;",
         f"- the imagined cameras are {policy['world_l1']:.3f} off before fine-tuning on rollouts "
         f"and {planner['world_l1']:.3f} after it (mean absolute error of latents of scale 1):",
         "",
@@ -83,6 +84,10 @@ def report_lines(results: Sequence[Result], found: dict[str, Any]) -> list[str]:
         "",
         *comparison(results, contenders),
     ]
+
+
+def _area(area: float | None) -> str:
+    return "none (all ended alike)" if area is None else f"{area:.3f}"
 
 
 def _names(results: Sequence[Result]) -> tuple[list[str], list[str]]:

@@ -56,21 +56,21 @@ class Appraisal:
     world_l1: float
 
     @property
-    def auc_true(self) -> float:
+    def auc_true(self) -> float | None:
         """How often a window of a success is valued above one of a failure, by what came."""
         return auc(self.true, self.succeeded)
 
     @property
-    def auc_imagined(self) -> float:
+    def auc_imagined(self) -> float | None:
         """The same by what was imagined."""
         return auc(self.imagined, self.succeeded)
 
 
-def auc(values: NDArray[np.float64], succeeded: NDArray[np.bool_]) -> float:
-    """Return the area under the ROC curve, ties counting half; NaN where all ended alike."""
+def auc(values: NDArray[np.float64], succeeded: NDArray[np.bool_]) -> float | None:
+    """Return the area under the ROC curve, ties counting half; None where all ended alike."""
     good, bad = values[succeeded], values[~succeeded]
     if not len(good) or not len(bad):
-        return float("nan")
+        return None
     above = (good[:, None] > bad).mean() + 0.5 * (good[:, None] == bad).mean()
     return float(above)
 

@@ -113,8 +113,8 @@ class Improvement:
     def _train(self, stages: Stages) -> None:
         changes = [f"start.checkpoint={self.checkpoint}"]
         if self.demonstrations:
-            folders = ", ".join(map(str, self.demonstrations))
-            changes.append(f"data.demonstrations=[{folders}]")
+            folders = json.dumps(list(map(str, self.demonstrations)))  # JSON is YAML
+            changes.append(f"data.demonstrations={folders}")
         changes += REHEARSED_TRAINING if self.rehearsal else ()
         stages.train("tiny_planning", PLANNER, changes)
 

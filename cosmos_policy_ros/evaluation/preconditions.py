@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cosmos_policy_ros.errors import ObservationError, RolloutError
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.model.sampler import Draw
 from cosmos_policy_ros.rig.spec import ARM_DIM, ARM_JOINTS
@@ -30,25 +31,32 @@ def proposal_spread(
     """Return how far apart proposals put the grippers, per episode's beginning and arm [m].
 
     The root mean square distance of the pinch points from their mean, a second before the chunk's
-    end; (episodes, 2) left and right.
+    end; (episodes, 2) left and right. Episodes whose beginning is damaged are left out.
     """
     arms = [ArmKinematics(arm) for arm in ARMS]
     found = []
     for source in sources:
         step = int(source.starts[0])
-        seen = source.windows.observe(int(source.windows.steps.times_ns[step]))
+        try:
+            seen = source.windows.observe(int(source.windows.steps.times_ns[step]))
+        except (ObservationError, RolloutError):
+            continue
         scene = policy.look(source.prompt, seen)
         draws = [Draw(seed, steps) for seed in range(proposals)]
         chunks = policy.chunks(policy.propose(scene, draws))
-        rows = chunks[:, chunks.shape[1] // 2]
-        spread = []
-        for index, arm in enumerate(arms):
-            joints = rows[:, index * ARM_DIM : index * ARM_DIM + ARM_JOINTS]
-            points = np.stack([arm.forward(each).position for each in joints])
-            off = points - points.mean(axis=0)
-            spread.append(float(np.sqrt((off**2).sum(axis=1).mean())))
-        found.append(spread)
-    return np.array(found)
+        found.append(_spread(arms, chunks[:, chunks.shape[1] // 2]))
+    return np.array(found).reshape(-1, len(arms))
+
+
+def _spread(arms: Sequence[ArmKinematics], poses: NDArray[np.float64]) -> list[float]:
+    """Return by how much each arm's pinch point differs [m] between poses (N, 14)."""
+    spread = []
+    for index, arm in enumerate(arms):
+        joints = poses[:, index * ARM_DIM : index * ARM_DIM + ARM_JOINTS]
+        points = np.stack([arm.forward(each).position for each in joints])
+        off = points - points.mean(axis=0)
+        spread.append(float(np.sqrt((off**2).sum(axis=1).mean())))
+    return spread
 
 
 def measure_preconditions(

@@ -8,6 +8,7 @@ Both are read by an unpickler that knows a closed list of names and calls nothin
 from __future__ import annotations
 
 import collections
+import enum
 import importlib
 import io
 import pathlib
@@ -98,6 +99,7 @@ def load_index(path: Path) -> Any:
     from torch.distributed.checkpoint.metadata import Metadata
 
     allowed: dict[str, Any] = {
+        "builtins.getattr": _member,
         "collections.OrderedDict": collections.OrderedDict,
         "torch.Size": torch.Size,
         "torch.serialization._get_layout": _layout,
@@ -134,6 +136,16 @@ def _load(path: Path, allowed: Mapping[str, Any], what: str) -> Any:
             f"{path}: cannot be read as {what} ({type(error).__name__}: {error}); it may have been "
             f"cut short: copy or download it again"
         ) from error
+
+
+def _member(kind: Any, name: Any) -> enum.Enum:
+    """Stand in for ``getattr``, by which Python 3.11.0 to 3.11.3 spell the members of enumerations.
+
+    The kind can only be something allowed, or made of it.
+    """
+    if isinstance(kind, enum.EnumMeta) and name in kind.__members__:
+        return kind.__members__[name]
+    raise ForbiddenNameError(f"builtins.getattr({kind!r}, {name!r})")
 
 
 def _encode(text: str, encoding: str) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.distributed.checkpoint import metadata as dcp
 
 from cosmos_policy_ros.errors import CheckpointError
 from cosmos_policy_ros.model.pickles import load_index, load_prompts
@@ -142,4 +143,35 @@ def test_index_of_a_distributed_checkpoint_runs_nothing(tmp_path: Path) -> None:
     assert not trap.exists()
     path.write_bytes(pickle.dumps([1]))
     with pytest.raises(CheckpointError, match="holds no index but list"):
+        load_index(path)
+
+
+def test_members_of_enumerations_as_early_python_3_11_spells_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By getattr; Debian 12 has such a Python, and no run was resumed there."""
+    kind = dcp._MEM_FORMAT_ENCODING
+    monkeypatch.setattr(kind, "__reduce_ex__", lambda self, _: (getattr, (kind, self.name)))
+    properties = dcp.TensorProperties(torch.float32)
+    stored = dcp.TensorStorageMetadata(properties, torch.Size([2]), [])
+    path = tmp_path / ".metadata"
+    path.write_bytes(pickle.dumps(dcp.Metadata({"w": stored})))
+    assert b"getattr" in path.read_bytes()
+    found = load_index(path).state_dict_metadata["w"].properties
+    assert found.memory_format is properties.memory_format
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (dcp._MEM_FORMAT_ENCODING, "__class__"),
+        (dcp._MEM_FORMAT_ENCODING, "mro"),
+        (dcp.Metadata, "__init__"),
+        (dcp.Metadata({}), "__reduce__"),
+    ],
+)
+def test_getattr_gives_nothing_else(tmp_path: Path, kind: Any, name: str) -> None:
+    path = tmp_path / ".metadata"
+    path.write_bytes(pickle.dumps(Calls(getattr, kind, name)))
+    with pytest.raises(CheckpointError, match=r"refused, it asks for 'builtins\.getattr\("):
         load_index(path)

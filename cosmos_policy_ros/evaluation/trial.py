@@ -22,10 +22,10 @@ from cosmos_policy_ros.rig.gate import SafetyGate
 from cosmos_policy_ros.rig.run import Goal, Outcome, Run, RunLimits
 from cosmos_policy_ros.rig.sources import Sources
 from cosmos_policy_ros.rig.spec import ARM_DIM, RigSpec
+from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
 from cosmos_policy_ros.sim.conditions import USUAL
 from cosmos_policy_ros.sim.render import Image, Renderer
 from cosmos_policy_ros.sim.rig import CONTROLLER_JOINTS, JointSample, SimRig
-from cosmos_policy_ros.sim.trajectory_controller import TrajectoryPoint
 
 CAMERA_SIZE = (240, 320)  # px, the simulated rig node's default
 SETTLE = 0.2  # s in which the objects fall onto the table

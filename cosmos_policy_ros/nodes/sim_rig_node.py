@@ -30,11 +30,11 @@ from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.shell import NS, Parameter
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import load_rig
+from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
 from cosmos_policy_ros.sim.faults import Faults, faulty_joints
 from cosmos_policy_ros.sim.feed import CameraFeed
 from cosmos_policy_ros.sim.render import Renderer
 from cosmos_policy_ros.sim.rig import SimRig, Snapshot
-from cosmos_policy_ros.sim.trajectory_controller import TrajectoryPoint
 from cosmos_policy_ros.srv import ResetRig, StepRig
 
 # The prefix is the driver's camera_name, which ALOHA leaves at its default for all cameras.

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from cosmos_policy_ros.errors import RigError
 from cosmos_policy_ros.rig.config import did_you_mean
 from cosmos_policy_ros.rig.crank import angle_from_finger, finger_from_angle
+from cosmos_policy_ros.rig.trajectory_controller import TrajectoryController, TrajectoryPoint
 from cosmos_policy_ros.sim.conditions import USUAL
 from cosmos_policy_ros.sim.scene import ARM_JOINTS, ARMS, PHYSICS_STEP_NS, load_physics_model
 from cosmos_policy_ros.sim.tasks import Judge, place_objects
-from cosmos_policy_ros.sim.trajectory_controller import TrajectoryController, TrajectoryPoint
 
 CONTROLLER_JOINTS = (*ARM_JOINTS, "gripper")
 """A trajectory's joints: six arm joints and the gripper's motor, all [rad]."""

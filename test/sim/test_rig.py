@@ -9,6 +9,7 @@ import pytest
 
 from cosmos_policy_ros.errors import RigError
 from cosmos_policy_ros.rig.crank import finger_from_angle
+from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
 from cosmos_policy_ros.sim.rig import (
     CONTROLLER_JOINTS,
     CRANK_RADIUS,
@@ -19,7 +20,6 @@ from cosmos_policy_ros.sim.rig import (
     SimRig,
 )
 from cosmos_policy_ros.sim.tasks import OBJECT_RANGES
-from cosmos_policy_ros.sim.trajectory_controller import TrajectoryPoint
 
 S = 1_000_000_000
 OPEN_ANGLE = 1.2

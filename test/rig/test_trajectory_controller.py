@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cosmos_policy_ros.errors import RigError
-from cosmos_policy_ros.sim.trajectory_controller import TrajectoryController, TrajectoryPoint
+from cosmos_policy_ros.rig.trajectory_controller import TrajectoryController, TrajectoryPoint
 
 NAMES = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
 S = 1_000_000_000

@@ -48,6 +48,11 @@ class TrajectoryController:
         self._segments = np.empty((0, 4, len(self.joint_names)))
         self._last = np.array(positions, dtype=np.float64)
 
+    @property
+    def end_ns(self) -> int:
+        """When the last point is due; after it that point is held."""
+        return self._times[-1]
+
     def accept(
         self,
         joint_names: Sequence[str],

@@ -17,6 +17,23 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Situation:
+    """Where the arms are when a chunk is judged, and how old is what is known of them.
+
+    Attributes:
+        commanded: (14,) last pose that was commanded (the measured one before the first).
+        measured: (14,) pose that the arms reported last.
+        state_age: seconds since the older of their reports.
+        result_age: seconds since the observation that the chunk was decided on.
+    """
+
+    commanded: Array
+    measured: Array
+    state_age: float = 0.0
+    result_age: float = 0.0
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What the gate said of one chunk.
 
@@ -60,15 +77,16 @@ class SafetyGate:
         self._step = rig.max_velocity * rig.gate.velocity_scale * rig.rates.dt
         self._lead_in = round(rig.gate.lead_in / rig.rates.dt)  # rows
         self._lead_in_jump = rig.gate.lead_in_jump
+        self._state_age = rig.observation.state_timeout
+        self._result_age = rig.gate.result_age
 
-    def judge(self, positions: Array, dt: float, commanded: Array, measured: Array) -> Verdict:
+    def judge(self, positions: Array, dt: float, now: Situation) -> Verdict:
         """Judge one chunk.
 
         Args:
             positions: (K, 14) targets, policy units.
             dt: seconds between rows.
-            commanded: (14,) last pose that was commanded (the measured one before the first).
-            measured: (14,) pose that the arms report.
+            now: where the arms are.
 
         Returns:
             The first rule broken, or acceptance with the clamped positions.
@@ -76,14 +94,15 @@ class SafetyGate:
         unusable = (
             self._check_shape(positions, dt)
             or self._check_finite(positions)
+            or self._check_ages(now)
             or self._check_limits(positions)
         )
         if unusable:
             return unusable
         clipped = np.clip(positions, self._lower, self._upper)
-        chunk, message = self._led_over(clipped, commanded)
+        chunk, message = self._led_over(clipped, now.commanded)
         return (
-            self._check_start(chunk, commanded, measured)
+            self._check_start(chunk, now)
             or self._check_speed(chunk)
             or Verdict(True, chunk, int(np.count_nonzero(clipped != positions)), message=message)
         )
@@ -133,6 +152,24 @@ class SafetyGate:
             f"({len(bad)} values are not finite): check the checkpoint and its statistics",
         )
 
+    def _check_ages(self, now: Situation) -> Verdict | None:
+        if not now.state_age <= self._state_age:
+            return _too_old(
+                "stale_state",
+                now.state_age,
+                self._state_age,
+                "the arms were last heard of {age} s ago: are their drivers running?",
+            )
+        if not now.result_age <= self._result_age:
+            return _too_old(
+                "result_age",
+                now.result_age,
+                self._result_age,
+                "decided on what was seen {age} s ago: give the search a deadline, or look at what "
+                "keeps the policy",
+            )
+        return None
+
     def _check_limits(self, positions: Array) -> Verdict | None:
         excess = np.maximum(self._lower - positions, positions - self._upper)
         return self._worst(
@@ -142,8 +179,8 @@ class SafetyGate:
             "past its position limit: compare the checkpoint's statistics with the rig file",
         )
 
-    def _check_start(self, positions: Array, commanded: Array, measured: Array) -> Verdict | None:
-        for reference, what in ((commanded, "commanded"), (measured, "measured")):
+    def _check_start(self, positions: Array, now: Situation) -> Verdict | None:
+        for reference, what in ((now.commanded, "commanded"), (now.measured, "measured")):
             jump = np.abs(positions[:1] - reference)
             advice = f"from the {what} pose: move the arms to the start pose (or mend the policy)"
             if verdict := self._worst("start_jump", jump, self._start_jump, advice):
@@ -175,3 +212,8 @@ class SafetyGate:
             message=f"{self._names[joint]} at step {step} is {value:.3f} {unit} {advice}; "
             f"allowed is {allowed:.3f}",
         )
+
+
+def _too_old(rule: str, age: float, limit: float, message: str) -> Verdict:
+    told = f"{message.format(age=f'{age:.2f}')}; allowed is {limit:g} s"
+    return Verdict(False, rule=rule, value=age, limit=limit, message=told)

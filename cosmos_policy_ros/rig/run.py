@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.errors import CosmosPolicyError, ObservationError
-from cosmos_policy_ros.rig.chunk import TimedChunk
+from cosmos_policy_ros.rig.chunk import NS, TimedChunk
 from cosmos_policy_ros.rig.decision import Decision, Query
-from cosmos_policy_ros.rig.gate import SafetyGate, Verdict
+from cosmos_policy_ros.rig.gate import SafetyGate, Situation, Verdict
 from cosmos_policy_ros.rig.sources import Sources
 from cosmos_policy_ros.rig.spec import RigSpec
 
@@ -105,7 +105,8 @@ class Run:
         self.chunks = self.refused = self.idle_ns = 0
         self._rig, self._sources, self._gate, self._limits = rig, sources, gate, limits
         self._commanded = commanded
-        self._queries = self._refused_in_row = self._not_before_ns = 0
+        self._queries = self._refused_in_row = 0
+        self._not_before_ns = self._decided_on_ns = 0
         self._waiting_since_ns: int | None = None
         self._observing_since: float | None = None
 
@@ -139,7 +140,13 @@ class Run:
         assert measured is not None, "a query was sent without a state"
         held = self.commanded(now_ns)
         held = measured if held is None else held
-        verdict = self._gate.judge(decision.positions, decision.dt, held, measured)
+        situation = Situation(
+            commanded=held,
+            measured=measured,
+            state_age=self._sources.state_age(now_ns),
+            result_age=(now_ns - self._decided_on_ns) / NS,
+        )
+        verdict = self._gate.judge(decision.positions, decision.dt, situation)
         if verdict.positions is None:
             self._refuse(verdict)
             return verdict, None
@@ -212,6 +219,7 @@ class Run:
         self.message = "waiting for the policy"
         index, goal = self._queries, self.goal
         self._queries += 1
+        self._decided_on_ns = observation.stamp_ns
         return Query(goal.task, goal.prompt, goal.seed, index, observation, goal.deadline)
 
     def _refuse(self, verdict: Verdict) -> None:

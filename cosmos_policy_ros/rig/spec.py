@@ -243,10 +243,12 @@ class GateLimits:
         gripper_start_jump: the same for grippers [strokes]; wide, since a gripper that holds an
             object stands far from its target.
         joint_overshoot: how far past a position limit a target is clamped [rad]; further is
-            refused.
+            refused. 0 clamps nothing.
         gripper_overshoot: the same for grippers [strokes].
         velocity_scale: share of each joint's max_velocity a step may use.
         refusals: consecutive refused chunks that end a run.
+        result_age: seconds from the observation that a chunk was decided on to its judgement; the
+            arms have held meanwhile, the scene may have changed.
         lead_in: seconds in which a chunk that begins off the commanded pose, and no further than
             ``lead_in_jump``, is led over from there; 0 leaves chunks as they are, and
             ``start_jump`` refuses.
@@ -259,11 +261,13 @@ class GateLimits:
     gripper_overshoot: float
     velocity_scale: float
     refusals: int
+    # Bags carry their rig's file; those from before these keys are still read.
+    result_age: float = 120.0
     lead_in: float = 0.0
     lead_in_jump: float = 0.0
 
 
-_OFF_AT_0 = ("frozen_after", "lead_in", "lead_in_jump")
+_OFF_AT_0 = ("frozen_after", "joint_overshoot", "gripper_overshoot", "lead_in", "lead_in_jump")
 
 
 @dataclass(frozen=True)

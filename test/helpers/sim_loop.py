@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cosmos_policy_ros.evaluation.trial import trajectories
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Policy, Query
-from cosmos_policy_ros.rig.gate import SafetyGate
+from cosmos_policy_ros.rig.gate import SafetyGate, Situation
 from cosmos_policy_ros.rig.observation import Observation
 from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.sim.render import Renderer
@@ -49,7 +49,9 @@ def episode(
     for index in range(chunks):
         observation = observe(rig, renderer)
         decision = policy.decide(Query(rig.task, "", rig.seed, index, observation))
-        verdict = GATE.judge(decision.positions, decision.dt, commanded, observation.state)
+        verdict = GATE.judge(
+            decision.positions, decision.dt, Situation(commanded, observation.state)
+        )
         assert verdict.accepted, verdict.message
         assert verdict.clamped == 0
         chunk = TimedChunk(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cosmos_policy_ros.rig.gate import SafetyGate, Verdict
+from cosmos_policy_ros.rig.gate import SafetyGate, Situation, Verdict
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import GRIPPER_INDICES, load_rig
 
@@ -27,7 +27,7 @@ def still() -> np.ndarray:
 
 
 def judge(positions: np.ndarray, commanded: np.ndarray = POSE, dt: float = 0.04) -> Verdict:
-    return GATE.judge(positions, dt, commanded, POSE)
+    return GATE.judge(positions, dt, Situation(commanded, POSE))
 
 
 def test_a_still_chunk_passes_unchanged() -> None:
@@ -56,6 +56,43 @@ def test_one_bad_number_is_refused_by_name(joint: int, step: int, bad: float) ->
     assert RIG.joint_names[joint] in verdict.message
 
 
+def aged(**ages: float) -> Verdict:
+    return GATE.judge(still(), 0.04, Situation(POSE, POSE, **ages))
+
+
+@given(st.floats(1.001, 1e6))
+def test_nothing_moves_on_a_state_that_is_stale(share: float) -> None:
+    limit = RIG.observation.state_timeout
+    verdict = aged(state_age=share * limit)
+    assert (verdict.rule, verdict.positions, verdict.limit) == ("stale_state", None, limit)
+    assert "drivers" in verdict.message
+    assert aged(state_age=limit).accepted
+
+
+@given(st.floats(1.001, 1e6))
+def test_nothing_moves_on_what_was_seen_long_ago(share: float) -> None:
+    limit = RIG.gate.result_age
+    verdict = aged(result_age=share * limit)
+    assert (verdict.rule, verdict.positions, verdict.limit) == ("result_age", None, limit)
+    assert "deadline" in verdict.message
+    assert aged(result_age=limit).accepted
+
+
+def test_ages_that_are_no_number_are_refused() -> None:
+    assert aged(state_age=float("nan")).rule == "stale_state"
+    assert aged(result_age=float("nan")).rule == "result_age"
+
+
+def test_a_rig_may_refuse_what_others_clamp() -> None:
+    strict = SafetyGate(replace(RIG, gate=replace(RIG.gate, joint_overshoot=0.0)))
+    chunk = np.tile(RIG.upper, (50, 1))
+    chunk[7, 0] += 0.01
+    situation = Situation(RIG.upper, RIG.upper)
+    assert GATE.judge(chunk, 0.04, situation).clamped == 1
+    verdict = strict.judge(chunk, 0.04, situation)
+    assert (verdict.rule, verdict.joint, verdict.step) == ("joint_limits", 0, 7)
+
+
 @given(joints, signs, st.floats(1.001, 3.0))
 def test_a_start_jump_is_refused_in_both_directions_on_every_joint(
     joint: int, sign: float, times: float
@@ -74,7 +111,7 @@ def test_a_start_jump_is_refused_in_both_directions_on_every_joint(
 def test_a_jump_from_the_measured_pose_is_refused_too(joint: int, sign: float) -> None:
     measured = POSE.copy()
     measured[joint] += sign * 0.9
-    verdict = GATE.judge(still(), 0.04, POSE, measured)
+    verdict = GATE.judge(still(), 0.04, Situation(POSE, measured))
     assert (verdict.rule, verdict.joint) == ("start_jump", joint)
     assert "measured" in verdict.message
 
@@ -99,9 +136,9 @@ def test_a_step_at_the_speed_limit_passes_and_above_it_is_refused(
     pose[joint] = (RIG.lower + RIG.upper)[joint] / 2 - sign * limit / 2
     chunk = np.tile(pose, (50, 1))
     chunk[step:, joint] += sign * limit
-    assert GATE.judge(chunk, 0.04, pose, pose).accepted
+    assert GATE.judge(chunk, 0.04, Situation(pose, pose)).accepted
     chunk[step:, joint] += sign * limit * 1e-3
-    verdict = GATE.judge(chunk, 0.04, pose, pose)
+    verdict = GATE.judge(chunk, 0.04, Situation(pose, pose))
     assert (verdict.rule, verdict.joint, verdict.step) == ("step_speed", joint, step)
 
 
@@ -112,7 +149,7 @@ def test_a_little_past_a_limit_is_clamped_and_counted(joint: int, sign: float) -
     pose[joint] = limit
     chunk = np.tile(pose, (50, 1))
     chunk[10:12, joint] += sign * 0.01
-    verdict = GATE.judge(chunk, 0.04, pose, pose)
+    verdict = GATE.judge(chunk, 0.04, Situation(pose, pose))
     assert verdict.accepted
     assert verdict.clamped == 2
     assert verdict.positions is not None
@@ -138,7 +175,7 @@ def test_a_chunk_that_may_begin_where_it_does_is_left_alone(
 ) -> None:
     chunk = still()
     chunk[:, joint] += sign * share * LEADING.gate.start_jump
-    verdict = LEADING_GATE.judge(chunk, 0.04, POSE, POSE)
+    verdict = LEADING_GATE.judge(chunk, 0.04, Situation(POSE, POSE))
     assert (verdict.accepted, verdict.message) == (True, "")
     np.testing.assert_array_equal(verdict.positions, chunk)
 
@@ -152,7 +189,7 @@ def test_a_chunk_that_begins_a_little_off_is_led_over(
     jump = sign * (least + share * (most - least))
     chunk = still()
     chunk[:, joint] += jump
-    verdict = LEADING_GATE.judge(chunk, 0.04, POSE, POSE)
+    verdict = LEADING_GATE.judge(chunk, 0.04, Situation(POSE, POSE))
     assert verdict.accepted, verdict.message
     assert verdict.positions is not None
     np.testing.assert_allclose(verdict.positions[0], POSE, atol=1e-12)
@@ -169,7 +206,7 @@ def test_further_off_it_is_refused_as_ever(joint: int, sign: float) -> None:
     chunk[:, joint] += sign * jump
     if joint in GRIPPER_INDICES:  # it goes along with arms that are led over, or not at all
         chunk[:, 0] += LEADING.gate.lead_in_jump + 0.01
-    verdict = LEADING_GATE.judge(chunk, 0.04, POSE, POSE)
+    verdict = LEADING_GATE.judge(chunk, 0.04, Situation(POSE, POSE))
     assert (verdict.rule, verdict.positions) == ("start_jump", None)
 
 
@@ -184,7 +221,7 @@ def test_nothing_that_passes_breaks_a_limit_a_speed_or_a_jump(
     start = commanded + random.uniform(-off, off, 14)
     chunk = start + np.cumsum(random.uniform(-speed, speed, (50, 14)), axis=0)
     for gate, rig in ((GATE, RIG), (LEADING_GATE, LEADING)):
-        verdict = gate.judge(chunk, 0.04, commanded, commanded)
+        verdict = gate.judge(chunk, 0.04, Situation(commanded, commanded))
         if verdict.positions is None:
             assert not verdict.accepted
             continue
@@ -203,7 +240,7 @@ def test_a_held_pose_outside_the_limits_leads_nowhere(joint: int) -> None:
     held[joint] = RIG.upper[joint] + 0.05
     chunk = np.tile(held, (50, 1))
     chunk[:, joint] = RIG.upper[joint] - 0.05
-    verdict = LEADING_GATE.judge(chunk, 0.04, held, held)
+    verdict = LEADING_GATE.judge(chunk, 0.04, Situation(held, held))
     assert verdict.accepted
     assert verdict.positions is not None
     np.testing.assert_array_equal(verdict.positions, chunk)

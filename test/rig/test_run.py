@@ -113,6 +113,23 @@ def test_refused_chunks_never_become_a_chunk_and_end_the_run(bench: Bench, rig: 
     assert "refused in a row" in bench.run.outcome.message
 
 
+def test_arms_that_fell_silent_while_the_policy_thought_are_not_moved(bench: Bench) -> None:
+    bench.until(Phase.QUERYING)
+    bench.now += 0.6
+    verdict, chunk = bench.run.answer(decision(), int(bench.now * NS))
+    assert (verdict.rule, chunk) == ("stale_state", None)
+    assert bench.run.phase is Phase.OBSERVING
+    assert isinstance(bench.until(Phase.QUERYING), Query)  # they are back
+
+
+def test_an_answer_to_what_was_seen_long_ago_moves_nothing(bench: Bench, rig: RigSpec) -> None:
+    bench.until(Phase.QUERYING)
+    bench.now += rig.gate.result_age + 1.0
+    fill(bench.sources, bench.now)
+    verdict, chunk = bench.run.answer(decision(), int(bench.now * NS))
+    assert (verdict.rule, chunk) == ("result_age", None)
+
+
 def test_one_good_chunk_resets_the_count_of_refusals(bench: Bench, rig: RigSpec) -> None:
     for _ in range(2):
         for _ in range(rig.gate.refusals - 1):

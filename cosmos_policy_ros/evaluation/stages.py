@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -26,6 +27,9 @@ REHEARSED_TRAINING = (
 # And an evaluation; every process would load everything for a trial or two.
 REHEARSED_EVALUATION = ("trials=1", "conditions=[usual]", "processes=0")
 GOES_ON = "interrupted: the same command goes on where it was"
+# More divide a batch of 64 into too little for each.
+MOST_PROCESSES = 8
+PATIENCE = 60.0  # wall s
 INTERRUPTED = (-2, 130)  # exit codes after Ctrl-C
 
 
@@ -99,24 +103,44 @@ class Stages:
             KeyboardInterrupt: it was interrupted.
         """
         arguments = [sys.executable, "-m", f"{PACKAGE}.{module}", config, "--output", folder]
-        done = subprocess.run([*arguments, *more], cwd=self._output, check=False)
-        if done.returncode in INTERRUPTED:
+        code = _run([*arguments, *more], self._output)
+        if code in INTERRUPTED:
             raise KeyboardInterrupt
-        if done.returncode:
+        if code:
             raise ConfigError(
                 f"{self._output / folder}: '{module} {config}' ended with exit code "
-                f"{done.returncode}; mend what it says, and the same command goes on"
+                f"{code}; mend what it says, and the same command goes on"
             )
 
     def train(self, config: str, folder: str, changes: Sequence[str]) -> None:
-        """Train, or go on with a training.
+        """Train on every core, or go on with a training.
 
         Raises:
             ConfigError: it failed.
             KeyboardInterrupt: it was interrupted.
         """
         more = ["--resume"] if (self._output / folder / "training").is_dir() else []
+        more += ["--processes", str(_processes())]
         self.command("training.command", config, folder, *changed(changes), *more)
+
+
+def _run(arguments: Sequence[str], folder: Path) -> int:
+    process = subprocess.Popen(arguments, cwd=folder)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        # It was interrupted too, and keeps what it has; a training finishes its step.
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        raise
+
+
+def _processes() -> int:
+    """Return into how many processes a training's batches are divided: a power of two."""
+    cores = len(os.sched_getaffinity(0))
+    return min(1 << (cores.bit_length() - 1), MOST_PROCESSES)
 
 
 def changed(changes: Sequence[str]) -> list[str]:

@@ -94,17 +94,12 @@ def joined(device_name: str) -> Iterator[World]:
 
 
 def check_sharing(config: TrainingConfig, size: int) -> None:
-    """Refuse numbers that do not divide each other, and what cannot be shared.
+    """Refuse numbers that do not divide each other.
 
     Raises:
         TrainingError: says which.
     """
     run = config.run
-    if config.optimiser.matrix_rate and (size > 1 or run.precision != "float32"):
-        raise TrainingError(
-            f"optimiser.matrix_rate: Muon needs whole matrices, in one process and in float32; "
-            f"there are {size} processes in {run.precision}; set it to 0"
-        )
     if run.batch % size:
         raise TrainingError(
             f"run.batch: {run.batch} samples cannot be shared by {size} processes; take a multiple"

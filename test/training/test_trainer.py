@@ -237,9 +237,16 @@ def test_muon_and_the_average_go_on_where_they_were(tmp_path: Path, config: Conf
     assert not torch.equal(deployed, second.optimisers.parameters[name])
 
 
-def test_muon_is_for_one_process_in_float32(tmp_path: Path, config: Config) -> None:
-    with pytest.raises(TrainingError, match=r"matrix_rate: Muon needs whole matrices"):
-        train(config(run={"precision": "bfloat16"}, optimiser={"matrix_rate": 0.1}), tmp_path)
+def test_muon_and_the_average_are_the_same_in_two_processes(tmp_path: Path, episodes: Path) -> None:
+    optimiser = {"matrix_rate": 0.01, "average": 0.9}
+    one, both = tmp_path / "one", tmp_path / "both"
+    command(one, episodes, optimiser=optimiser)
+    command(both, episodes, "--processes", "2", optimiser=optimiser, run={"steps": 2})
+    command(both, episodes, "--processes", "2", "--resume", optimiser=optimiser)
+    same(curve(both), curve(one), rtol=1e-3)
+    alone, shared = (load_file(path / files.TRANSFORMER) for path in (one, both))
+    for name, tensor in alone.items():
+        torch.testing.assert_close(shared[name], tensor, atol=2e-4, rtol=0)
 
 
 def test_a_run_that_goes_on_with_other_data_says_so(

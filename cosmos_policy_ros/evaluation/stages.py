@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from cosmos_policy_ros.errors import ConfigError
+from cosmos_policy_ros.model.files import PROVENANCE
 from cosmos_policy_ros.rig.config import load_yaml
 
 PACKAGE = "cosmos_policy_ros"
 NOTES = "stages.json"
+TRAINED_BY = Path("training", "config.yaml")  # in a trained checkpoint's folder
 # Changes that make a training as small as it can be.
 REHEARSED_TRAINING = (
     "run.steps=2",
@@ -117,11 +119,15 @@ class Stages:
 
         Raises:
             ConfigError: it failed.
-            KeyboardInterrupt: it was interrupted.
+            KeyboardInterrupt: it was interrupted; it has kept what it had learned.
         """
         more = ["--resume"] if (self._output / folder / "training").is_dir() else []
         more += ["--processes", str(_processes())]
         self.command("training.command", config, folder, *changed(changes), *more)
+        # One that is asked to end makes a checkpoint of what it has, and has not failed.
+        done = load_yaml(self._output / folder / PROVENANCE)["steps"]
+        if done < load_yaml(self._output / folder / TRAINED_BY)["run"]["steps"]:
+            raise KeyboardInterrupt
 
 
 def _run(arguments: Sequence[str], folder: Path) -> int:

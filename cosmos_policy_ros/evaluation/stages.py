@@ -17,7 +17,6 @@ from cosmos_policy_ros.rig.config import load_yaml
 
 PACKAGE = "cosmos_policy_ros"
 NOTES = "stages.json"
-TRAINED_BY = Path("training", "config.yaml")  # in a trained checkpoint's folder
 # Changes that make a training as small as it can be.
 REHEARSED_TRAINING = (
     "run.steps=2",
@@ -29,8 +28,8 @@ REHEARSED_TRAINING = (
 # And an evaluation; every process would load everything for a trial or two.
 REHEARSED_EVALUATION = ("trials=1", "conditions=[usual]", "processes=0")
 GOES_ON = "interrupted: the same command goes on where it was"
-# More divide a batch of 64 into too little for each.
-MOST_PROCESSES = 8
+# Each of a training's keeps pictures and latents of its own, up to 8 GB.
+MOST_PROCESSES = 2
 PATIENCE = 60.0  # wall s
 INTERRUPTED = (-2, 130)  # exit codes after Ctrl-C
 
@@ -115,18 +114,18 @@ class Stages:
             )
 
     def train(self, config: str, folder: str, changes: Sequence[str]) -> None:
-        """Train on every core, or go on with a training.
+        """Train, on two cores where there are two, or go on with a training.
 
         Raises:
             ConfigError: it failed.
             KeyboardInterrupt: it was interrupted; it has kept what it had learned.
         """
         more = ["--resume"] if (self._output / folder / "training").is_dir() else []
-        more += ["--processes", str(_processes())]
+        more += ["--processes", str(min(len(os.sched_getaffinity(0)), MOST_PROCESSES))]
         self.command("training.command", config, folder, *changed(changes), *more)
         # One that is asked to end makes a checkpoint of what it has, and has not failed.
-        done = load_yaml(self._output / folder / PROVENANCE)["steps"]
-        if done < load_yaml(self._output / folder / TRAINED_BY)["run"]["steps"]:
+        told = load_yaml(self._output / folder / PROVENANCE)
+        if told["steps"] < told["planned_steps"]:
             raise KeyboardInterrupt
 
 
@@ -139,14 +138,8 @@ def _run(arguments: Sequence[str], folder: Path) -> int:
         try:
             process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            process.kill()
+            process.terminate()
         raise
-
-
-def _processes() -> int:
-    """Return into how many processes a training's batches are divided: a power of two."""
-    cores = len(os.sched_getaffinity(0))
-    return min(1 << (cores.bit_length() - 1), MOST_PROCESSES)
 
 
 def changed(changes: Sequence[str]) -> list[str]:

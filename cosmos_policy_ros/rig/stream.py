@@ -92,15 +92,8 @@ class ArmStream:
     ) -> None:
         """Follow a new trajectory from the last goal on; on an error the one under way goes on.
 
-        Args:
-            joint_names: the arm's seven, in any order.
-            points: positions and velocities at times.
-            stamp_ns: when it starts; 0 is now.
-            now_ns: the moment of acceptance, on the ticks' clock.
-            measured: (7,) where the arm stands; a silent stream begins there.
-
-        Raises:
-            RigError: the trajectory is none that can be followed.
+        A silent stream begins at ``measured`` (7,), where the arm stands. Everything else is as in
+        :meth:`TrajectoryController.accept`, on the ticks' clock; so is what it raises.
         """
         if self._path is not None:
             planned_ns = stamp_ns - now_ns + self._path_ns if stamp_ns else 0

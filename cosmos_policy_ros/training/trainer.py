@@ -278,6 +278,7 @@ class Trainer:
             held_out = {"action_l1": judgement.action_l1, "pose_l1": judgement.pose_l1}
         return {
             "steps": step,
+            "planned_steps": self.config.run.steps,
             "samples": step * self.config.run.batch,
             "start": str(self.checkpoint.path),
             "start_digest": self.checkpoint.digest,

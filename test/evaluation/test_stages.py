@@ -48,12 +48,11 @@ def test_a_training_that_ended_early_is_not_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C lets it finish its step and save: its exit code says that all went well."""
-    (tmp_path / "policy/training").mkdir(parents=True)
-    (tmp_path / "policy/training/config.yaml").write_text("run: {steps: 4}")
+    (tmp_path / "policy").mkdir()
     stages, done = Stages(tmp_path, {}), tmp_path / "policy/provenance.json"
     monkeypatch.setattr(stages, "command", lambda *_: None)
-    done.write_text('{"steps": 3}')
+    done.write_text('{"steps": 3, "planned_steps": 4}')
     with pytest.raises(KeyboardInterrupt):
         stages.train("tiny_base", "policy", [])
-    done.write_text('{"steps": 4}')
+    done.write_text('{"steps": 4, "planned_steps": 4}')
     stages.train("tiny_base", "policy", [])

@@ -60,27 +60,21 @@ def aged(**ages: float) -> Verdict:
     return GATE.judge(still(), 0.04, Situation(POSE, POSE, **ages))
 
 
-@given(st.floats(1.001, 1e6))
-def test_nothing_moves_on_a_state_that_is_stale(share: float) -> None:
-    limit = RIG.observation.state_timeout
-    verdict = aged(state_age=share * limit)
-    assert (verdict.rule, verdict.positions, verdict.limit) == ("stale_state", None, limit)
-    assert "drivers" in verdict.message
-    assert aged(state_age=limit).accepted
-
-
-@given(st.floats(1.001, 1e6))
-def test_nothing_moves_on_what_was_seen_long_ago(share: float) -> None:
-    limit = RIG.gate.result_age
-    verdict = aged(result_age=share * limit)
-    assert (verdict.rule, verdict.positions, verdict.limit) == ("result_age", None, limit)
-    assert "deadline" in verdict.message
-    assert aged(result_age=limit).accepted
-
-
-def test_ages_that_are_no_number_are_refused() -> None:
-    assert aged(state_age=float("nan")).rule == "stale_state"
-    assert aged(result_age=float("nan")).rule == "result_age"
+@pytest.mark.parametrize(
+    ("age", "rule", "limit", "advice"),
+    [
+        ("state_age", "stale_state", RIG.observation.state_timeout, "drivers"),
+        ("result_age", "result_age", RIG.gate.result_age, "deadline"),
+    ],
+)
+@given(share=st.one_of(st.floats(1.001, 1e6), st.just(np.inf), st.just(np.nan)))
+def test_nothing_moves_on_what_is_known_from_long_ago(
+    age: str, rule: str, limit: float, advice: str, share: float
+) -> None:
+    verdict = aged(**{age: share * limit})
+    assert (verdict.rule, verdict.positions, verdict.limit) == (rule, None, limit)
+    assert advice in verdict.message
+    assert aged(**{age: limit}).accepted
 
 
 def test_a_rig_may_refuse_what_others_clamp() -> None:

@@ -17,6 +17,7 @@ import torch
 import yaml
 from helpers.waiting import wait_for
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 
 from cosmos_policy_ros.errors import TrainingError
 from cosmos_policy_ros.model import files
@@ -109,7 +110,7 @@ def test_what_comes_out_is_a_checkpoint_with_a_card(plain: Path) -> None:
     ):
         assert torch.equal(now, before)
     told = json.loads((plain / files.PROVENANCE).read_text())
-    assert told["steps"] == 4
+    assert told["steps"] == told["planned_steps"] == 4
     assert told["samples"] == 16
     assert told["digest"] == checkpoint.digest
     assert told["mixture"] == {"policy": 0.5, "world_model": 0.25, "value": 0.25}
@@ -247,6 +248,23 @@ def test_muon_and_the_average_are_the_same_in_two_processes(tmp_path: Path, epis
     alone, shared = (load_file(path / files.TRANSFORMER) for path in (one, both))
     for name, tensor in alone.items():
         torch.testing.assert_close(shared[name], tensor, atol=2e-4, rtol=0)
+
+
+def test_muon_moves_whole_weights_where_the_arithmetic_is_bfloat16(
+    tmp_path: Path, config: Config
+) -> None:
+    """It is given float32 weights and gradients then; one step goes where it goes in float32."""
+    moved = []
+    for precision in ("float32", "bfloat16"):
+        run = {"precision": precision, "steps": 1, "judged_windows": 0}
+        output = tmp_path / precision
+        trained = train(config(run=run, optimiser={"matrix_rate": 0.01}), output)
+        weight = trained.optimisers.parameters["blocks.0.mlp.layer1.weight"]
+        whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
+        assert whole.dtype == torch.float32
+        start = load_checkpoint(TINY).transformer.state_dict()["blocks.0.mlp.layer1.weight"]
+        moved.append((whole.detach() - start).flatten())
+    assert torch.cosine_similarity(*moved, dim=0) > 0.9
 
 
 def test_a_run_that_goes_on_with_other_data_says_so(

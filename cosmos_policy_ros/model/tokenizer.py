@@ -33,6 +33,7 @@ from cosmos_policy_ros.model.layout import IMAGES_PER_FRAME
 WINDOW = 16  # pictures encoded at once behind the first one, as NVIDIA's code does
 CPU_WINDOW = 4  # the fewest, as diffusers does: less memory, and 3 to 20 % less time at 224 px
 BLACK = -1.0
+EPSILON = 1e-12  # least length, as torch has it
 
 
 @dataclass(frozen=True)
@@ -178,18 +179,19 @@ class Tokenizer(nn.Module):
         return cast(Tensor, self.vae.encoder(folded, feat_cache=memory, feat_idx=[0]))
 
     def _normalised(self, moments: Sequence[Tensor]) -> Tensor:
-        joined = torch.cat(list(moments), dim=2)
-        return self.normalise(self.vae.quant_conv(joined)[:, :LATENT_CHANNELS])
+        # One by one: a CPU may take another kernel for more frames, and round otherwise.
+        means = [self.vae.quant_conv(each)[:, :LATENT_CHANNELS] for each in moments]
+        return self.normalise(torch.cat(means, dim=2))
 
     def _decode(self, latent: Tensor, wanted: Sequence[int]) -> list[Tensor]:
         """Return the pictures (B, 3, 1 or 4, H, W) float32 of the ``wanted`` frames, ascending."""
         shift, scale = self._constants(latent.device)
-        inner = self.vae.post_quant_conv(latent.to(self.dtype) * scale + shift)
+        scaled = latent.to(self.dtype) * scale + shift
         memory: list[Any] = [None] * _count_causal(self.vae.decoder)
         pictures = []
         for frame in range(max(wanted) + 1):
             decoded = self.vae.decoder(
-                inner[:, :, frame : frame + 1],
+                self.vae.post_quant_conv(scaled[:, :, frame : frame + 1]),
                 feat_cache=memory,
                 feat_idx=[0],
                 first_chunk=frame == 0,
@@ -215,9 +217,18 @@ class _Norm(WanRMS_norm):
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
-            return cast(Tensor, normalize(x, dim=1) * self.scale * self.gamma + self.bias)
+            return cast(Tensor, _directions(x) * self.scale * self.gamma + self.bias)
         # The same in place: new memory costs as much here as the arithmetic. The bias is 0.
-        return normalize(x, dim=1).mul_(self.scale).mul_(self.gamma)
+        return _directions(x).mul_(self.scale).mul_(self.gamma)
+
+
+def _directions(x: Tensor) -> Tensor:
+    """Divide (B, C, ...) by its length over the channels."""
+    if x.dtype != torch.float32:
+        return normalize(x, dim=1)  # half precision takes no copy faster
+    # Channels side by side: on a CPU their norm is taken 4 to 8 times faster, copy included.
+    lengths = torch.linalg.vector_norm(x.movedim(1, -1).contiguous(), dim=-1)
+    return x / lengths.clamp_min(EPSILON).unsqueeze(1)
 
 
 def _count_causal(network: nn.Module) -> int:

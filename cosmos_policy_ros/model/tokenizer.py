@@ -227,7 +227,7 @@ def _directions(x: Tensor) -> Tensor:
     if x.dtype != torch.float32:
         return normalize(x, dim=1)  # half precision takes no copy faster
     # Channels side by side: on a CPU their norm is taken 4 to 8 times faster, copy included.
-    lengths = torch.linalg.vector_norm(x.movedim(1, -1).contiguous(), dim=-1)
+    lengths: Tensor = torch.linalg.vector_norm(x.movedim(1, -1).contiguous(), dim=-1)
     return x / lengths.clamp_min(EPSILON).unsqueeze(1)
 
 

@@ -98,7 +98,8 @@ def toy(noisy: Tensor, sigma: Tensor, samples: Sequence[int]) -> Tensor:
 @pytest.mark.parametrize("steps", RELEASED)
 def test_answers_of_the_released_sampler(steps: int) -> None:
     found = sample(toy, initial_noise([195], (6,)), [schedule(steps, "released")])
-    torch.testing.assert_close(found, torch.tensor([RELEASED[steps]]), rtol=0, atol=1e-7)
+    # Some are above 1, where the last bit is 1.2e-7, and CPUs differ in it.
+    torch.testing.assert_close(found, torch.tensor([RELEASED[steps]]), rtol=0, atol=2.5e-7)
 
 
 def gaussian(noisy: Tensor, sigma: Tensor, samples: Sequence[int]) -> Tensor:

@@ -21,6 +21,7 @@ from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Decision, Query
 from cosmos_policy_ros.rig.gate import Verdict
 from cosmos_policy_ros.rig.spec import ARM_DIM, RigSpec
+from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
 from cosmos_policy_ros.rollouts.messages import Label
 
 
@@ -66,6 +67,19 @@ class TrajectoryMessages:
                 for arm in self._rig.arms.values()
             )
         return self._made[rows]
+
+
+def trajectory_points(message: JointTrajectory) -> list[TrajectoryPoint]:
+    """Return a trajectory's points, checked by nobody yet."""
+    return [
+        TrajectoryPoint(
+            tuple(p.positions),
+            tuple(p.velocities),
+            p.time_from_start.sec * NS + p.time_from_start.nanosec,
+            tuple(p.effort),
+        )
+        for p in message.points
+    ]
 
 
 def decision_to_message(

@@ -104,6 +104,8 @@ def node_processes(options: GraphOptions) -> tuple[NodeProcess, ...]:
             "compression": options.compression,
         }
         nodes.append(_process("recorder_node", {**shared, **recorder}))
+    if rig.sink == "interbotix":
+        nodes.insert(0, _process("arm_streamer_node", {"rig": options.rig}))
     if rig.kind == "sim":
         scene: dict[str, Value] = {
             "rig": options.rig,

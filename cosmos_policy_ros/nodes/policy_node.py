@@ -22,7 +22,7 @@ from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from cosmos_policy_ros.action import RunTask
-from cosmos_policy_ros.errors import ConfigError, CosmosPolicyError, WorkerError
+from cosmos_policy_ros.errors import ConfigError, CosmosPolicyError, RigError, WorkerError
 from cosmos_policy_ros.msg import Decision as DecisionMsg
 from cosmos_policy_ros.msg import Verdict as VerdictMsg
 from cosmos_policy_ros.nodes import shell
@@ -41,6 +41,7 @@ from cosmos_policy_ros.nodes.policy_parameters import (
     warnings,
 )
 from cosmos_policy_ros.nodes.policy_reports import PolicyReports
+from cosmos_policy_ros.nodes.policy_streamer import StreamerWatch
 from cosmos_policy_ros.planning.engine_spec import EngineLoader
 from cosmos_policy_ros.planning.engines import load_engine
 from cosmos_policy_ros.planning.tasks import Decide
@@ -97,8 +98,14 @@ class PolicyNode(LifecycleNode):
             engine, settings.devices, settings.worker, self._wake.trigger, self._load, settings.ray
         )
         self._reports = PolicyReports(
-            self, self._inference, self._inputs.sources, engine.engine, engine.checkpoint
+            self,
+            self._inference,
+            self._inputs.sources,
+            engine.engine,
+            engine.checkpoint,
+            heartbeat=settings.rig.sink == "interbotix",
         )
+        self._streamer = StreamerWatch(self, settings.rig, settings.streamer_state)
         self._connect(settings)
         return super().on_configure(state)
 
@@ -182,6 +189,7 @@ class PolicyNode(LifecycleNode):
         for publisher in [*self._trajectories, self._decisions, self._verdicts]:
             self.destroy_publisher(publisher)
         self._inputs.close()
+        self._streamer.close()
         self._futures.close()
         self._reports.close()
         self.destroy_guard_condition(self._wake)
@@ -198,6 +206,8 @@ class PolicyNode(LifecycleNode):
                 self._stop("cancelled", "the goal was cancelled")
             elif self._inference.status == "failed":
                 self._stop("fault", self._inference.message)
+            elif complaint := self._streamer.complaint():
+                self._stop("fault", complaint)
             elif self._inference.status == "ready" or run.phase is Phase.EXECUTING:
                 started = time.monotonic()
                 effect = run.poll(self._now_ns(), started)
@@ -352,6 +362,8 @@ class PolicyNode(LifecycleNode):
             raise ConfigError("the arms are disarmed; call ~/arm with data: true first")
         if self._inference.status == "failed":
             raise WorkerError(f"the engine is not available: {self._inference.message}")
+        if complaint := self._streamer.complaint():
+            raise RigError(complaint)
         if not (math.isfinite(request.time_limit) and request.time_limit >= 0):
             raise ConfigError(f"time_limit {request.time_limit} s must be finite, 0 or more")
         task = self._settings.task

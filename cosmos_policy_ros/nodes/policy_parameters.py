@@ -94,6 +94,7 @@ PARAMETERS = (
     Parameter("brake_seconds", 0.4, "s to bring a moving arm to rest on a stop", 0.04, 2.0),
     Parameter("start_timeout", 600.0, "wall s for the model to load", 1.0, 7200.0),
     Parameter("query_timeout", 60.0, "wall s for one task of a model, then it hangs", 0.1, 3600.0),
+    Parameter("streamer_state", "arm_streamer_node/state", "topic on which the streamer is alive"),
     Parameter("restarts", 3, "times a dead inference process is started again", 0, 100),
 )
 
@@ -112,6 +113,7 @@ class PolicySettings:
     seed: int
     deadline: float
     futures: bool
+    streamer_state: str
 
 
 def read_settings(node: Node) -> PolicySettings:
@@ -166,6 +168,7 @@ def read_settings(node: Node) -> PolicySettings:
         seed=value("seed"),
         deadline=value("deadline"),
         futures=value("futures"),
+        streamer_state=value("streamer_state"),
     )
 
 

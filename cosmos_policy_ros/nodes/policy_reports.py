@@ -19,6 +19,7 @@ from cosmos_policy_ros.rig.run import Run
 from cosmos_policy_ros.rig.sources import Sources
 
 TEXT_PERIOD = 0.5  # wall s between state messages that differ only in their text's numbers
+HEARTBEAT = 0.1  # wall s between states while armed, changed or not, for who waits for them
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
@@ -39,10 +40,17 @@ class PolicyReports:
     """Publishes the state whenever it changes, and diagnostics when asked."""
 
     def __init__(
-        self, node: Node, inference: Inference, sources: Sources, engine: str, checkpoint: str
+        self,
+        node: Node,
+        inference: Inference,
+        sources: Sources,
+        engine: str,
+        checkpoint: str,
+        heartbeat: bool = False,
     ):
-        """Open both topics."""
+        """Open both topics; with ``heartbeat`` the state is told again and again while armed."""
         self._node, self._inference, self._sources = node, inference, sources
+        self._heartbeat = heartbeat
         self._engine, self._checkpoint = engine, checkpoint
         quiet = shell.NO_PUBLISHER_EVENTS
         self._states = node.create_publisher(
@@ -71,9 +79,10 @@ class PolicyReports:
             last_outcome: how the last run ended, empty before the first.
         """
         status, now = self._status(run, armed, task, last_outcome), time.monotonic()
-        if status == self._last:
+        due = self._heartbeat and armed and now - self._last_at >= HEARTBEAT
+        if status == self._last and not due:
             return
-        if self._counts_on(status) and now - self._last_at < TEXT_PERIOD:
+        if self._counts_on(status) and now - self._last_at < TEXT_PERIOD and not due:
             return
         self._last, self._last_at = status, now
         fields: dict[str, Any] = status._asdict()

@@ -27,10 +27,10 @@ from trajectory_msgs.msg import JointTrajectory
 from cosmos_policy_ros.errors import CosmosPolicyError, RigError
 from cosmos_policy_ros.msg import RigState
 from cosmos_policy_ros.nodes import shell
+from cosmos_policy_ros.nodes.convert import trajectory_points
 from cosmos_policy_ros.nodes.shell import NS, Parameter
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import load_rig
-from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
 from cosmos_policy_ros.sim.faults import Faults, faulty_joints
 from cosmos_policy_ros.sim.feed import CameraFeed
 from cosmos_policy_ros.sim.render import Renderer
@@ -150,15 +150,7 @@ class SimRigNode(Node):
 
     def _trajectory_callback(self, side: str) -> Callable[[JointTrajectory], None]:
         def accept(message: JointTrajectory) -> None:
-            points = [
-                TrajectoryPoint(
-                    tuple(p.positions),
-                    tuple(p.velocities),
-                    p.time_from_start.sec * NS + p.time_from_start.nanosec,
-                    tuple(p.effort),
-                )
-                for p in message.points
-            ]
+            points = trajectory_points(message)
             stamp_ns = shell.stamp_to_ns(message.header.stamp)
             try:
                 with self._lock:

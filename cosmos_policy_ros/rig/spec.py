@@ -99,6 +99,21 @@ class Gripper:
 
 
 @dataclass(frozen=True)
+class Driver:
+    """A driver that takes goals one by one and knows no trajectories: Interbotix' xs_sdk.
+
+    Attributes:
+        joint_group: topic of the six joints' goals.
+        joint_single: topic of the gripper's.
+        group: what the driver calls the six joints.
+    """
+
+    joint_group: str
+    joint_single: str
+    group: str = "arm"
+
+
+@dataclass(frozen=True)
 class Arm:
     """One follower arm.
 
@@ -110,6 +125,7 @@ class Arm:
         max_velocity: speed limits [rad/s].
         start: start pose [rad].
         gripper: the seventh entry.
+        driver: of an arm that is streamed to; needed where the rig's sink is "interbotix".
     """
 
     joint_states: str
@@ -120,6 +136,7 @@ class Arm:
     max_velocity: tuple[float, float, float, float, float, float]
     start: tuple[float, float, float, float, float, float]
     gripper: Gripper
+    driver: Driver | None = None
 
     def __post_init__(self) -> None:
         """Refuse duplicate names, empty ranges and a start pose outside the limits."""
@@ -267,7 +284,32 @@ class GateLimits:
     lead_in_jump: float = 0.0
 
 
-_OFF_AT_0 = ("frozen_after", "joint_overshoot", "gripper_overshoot", "lead_in", "lead_in_jump")
+@dataclass(frozen=True)
+class StreamLimits:
+    """Pace and patience of a stream of goals, where no controller takes trajectories.
+
+    Attributes:
+        rate: goals per second; the servos interpolate nothing, and below 50 the arms shake.
+        heartbeat_timeout: seconds without the policy node, while it is armed, before the arms
+            brake; and without the streamer, before a run ends.
+        arm_silence: the same for an arm's good joint states, while it is being moved.
+        brake_seconds: time in which the arms come to rest along their path; 0 stops them dead.
+    """
+
+    rate: float = 50.0
+    heartbeat_timeout: float = 0.3
+    arm_silence: float = 0.25
+    brake_seconds: float = 0.08
+
+
+_OFF_AT_0 = (
+    "frozen_after",
+    "joint_overshoot",
+    "gripper_overshoot",
+    "lead_in",
+    "lead_in_jump",
+    "brake_seconds",
+)
 
 
 @dataclass(frozen=True)
@@ -284,6 +326,9 @@ class RigSpec:
         observation: when a source may not be used.
         gate: limits of the safety gate.
         trajectory_stamp: "zero" starts a trajectory on arrival, "start" stamps it.
+        sink: who takes the trajectories: "joint_trajectory", a controller per arm, or "interbotix",
+            arm_streamer_node in front of drivers that know none.
+        stream: how the latter streams.
     """
 
     name: str
@@ -295,6 +340,8 @@ class RigSpec:
     observation: ObservationLimits
     gate: GateLimits
     trajectory_stamp: Literal["zero", "start"] = "zero"
+    sink: Literal["joint_trajectory", "interbotix"] = "joint_trajectory"
+    stream: StreamLimits = StreamLimits()
 
     def __post_init__(self) -> None:
         """Refuse a missing or doubled camera role, a shared topic and limits that say nothing."""
@@ -306,9 +353,13 @@ class RigSpec:
         topics = [camera.topic for camera in self.cameras]
         topics += [arm.joint_states for arm in self.arms.values()]
         topics += [arm.trajectory for arm in self.arms.values()]
+        drivers = [arm.driver for arm in self.arms.values() if arm.driver is not None]
+        topics += [topic for each in drivers for topic in (each.joint_group, each.joint_single)]
+        if self.sink == "interbotix" and len(drivers) < len(ARMS):
+            raise ValueError("sink: interbotix needs each arm's driver block")
         if len(set(topics)) != len(topics):
             raise ValueError("cameras and arms: two of them share a topic")
-        for block in (self.rates, self.observation, self.gate):
+        for block in (self.rates, self.observation, self.gate, self.stream):
             for key, value in vars(block).items():
                 if not math.isfinite(value) or value < 0 or (value == 0 and key not in _OFF_AT_0):
                     raise ValueError(f"{key}: {value} must be above 0")

@@ -66,6 +66,7 @@ class ArmStream:
         self._sent = np.zeros(ARM_DIM)
         self._ticked_ns = 0
         self._path_ns = 0  # where on the path's clock the last goal was
+        self._braking = (0, 0)  # ns left and ns in all of a brake; no time in all: no brake
 
     @property
     def silent(self) -> bool:
@@ -98,16 +99,22 @@ class ArmStream:
         if self._path is not None:
             planned_ns = stamp_ns - now_ns + self._path_ns if stamp_ns else 0
             self._path.accept(joint_names, points, planned_ns, self._path_ns)
+            self._braking = (0, 0)
             return
         path = TrajectoryController(self._names, measured)
         path.accept(joint_names, points, stamp_ns, now_ns)
         self._path, self._sent = path, measured.copy()
         self._ticked_ns = self._path_ns = now_ns
 
-    def hold(self) -> None:
-        """Rest at the last goal."""
-        if self._path is not None:
-            self._path.hold(self._sent)
+    def brake(self, seconds: float) -> None:
+        """Slow down along the path to rest within ``seconds``; at 0 rest at the last goal."""
+        if self._path is None:
+            return
+        total = round(seconds * NS)
+        if total:
+            self._braking = (total, total)
+        else:
+            self._rest()
 
     def release(self) -> None:
         """Fall silent; the servos hold their last goal, and whoever wants may move the arm."""
@@ -128,16 +135,34 @@ class ArmStream:
             target = self._sent + (target - self._sent) / np.maximum(held_back, 1.0)
         self._sent = target
         self.counts.ticks += 1
+        left, total = self._braking
+        if total and not left:
+            self._rest()
         return target
+
+    def _rest(self) -> None:
+        assert self._path is not None
+        self._path.hold(self._sent)
+        self._braking = (0, 0)
 
     def _advance(self, now_ns: int, resting: bool) -> None:
         waited_ns = max(now_ns - self._ticked_ns, 0)
         moved_on_ns = min(waited_ns, CATCH_UP * self._period_ns)
         self._ticked_ns = now_ns
-        self._path_ns += moved_on_ns
+        self._path_ns += self._slowed(moved_on_ns)
         if resting:
             return
         self.counts.slipped += (waited_ns - moved_on_ns) / NS
         if waited_ns > LATE * self._period_ns:
             self.counts.late += 1
             self.counts.latest = max(self.counts.latest, waited_ns / NS)
+
+    def _slowed(self, passed_ns: int) -> int:
+        """Return how far a brake lets the arm move on along its path meanwhile."""
+        left, total = self._braking
+        if not total:
+            return passed_ns
+        then = max(left - passed_ns, 0)
+        self._braking = (then, total)
+        # The pace falls linearly from 1 to 0: the way is the area under it.
+        return round((left**2 - then**2) / (2 * total))

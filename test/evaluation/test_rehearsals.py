@@ -9,7 +9,7 @@ import cv2
 import pytest
 from safetensors.torch import load_file
 
-from cosmos_policy_ros.evaluation import improve, reproduce
+from cosmos_policy_ros.evaluation import ablate, improve, reproduce
 from cosmos_policy_ros.evaluation.evaluate import ROLLOUTS, TRIALS
 from cosmos_policy_ros.evaluation.results import read_results
 from cosmos_policy_ros.model import files
@@ -17,6 +17,13 @@ from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.rollouts.contact_sheet import MARGIN, TILE
 
 pytestmark = pytest.mark.timeout(900)
+ALL_ROLES = {"policy", "world_model", "value"}
+ROLES = {
+    "full": ALL_ROLES,
+    "without_auxiliary_targets": ALL_ROLES,
+    "without_value_samples": {"policy", "world_model"},
+    "policy_samples_only": {"policy"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +80,18 @@ def test_a_turn_of_the_loop_ends_in_a_report_and_only_once(
     assert capfd.readouterr().out.count("done before") == 6
     assert improve.main(alone) == 1
     assert "holds a run with demonstrations" in capfd.readouterr().err
+
+
+def test_ablations_end_in_one_table(
+    reproduced: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    alone = ["--output", str(tmp_path), "--rehearsal"]
+    assert ablate.main([*alone, "--reproduced", str(tmp_path)]) == 1
+    assert "autoencoder: is missing; run reproduce_tiny first" in capfd.readouterr().err
+    assert ablate.main([*alone, "--reproduced", str(reproduced)]) == 0
+    printed = capfd.readouterr().out
+    for name in ablate.VARIANTS:
+        told = json.loads((tmp_path / name / files.PROVENANCE).read_text())
+        assert f"| {name.replace('_', ' ')} | 16 | {told['held_out']['action_l1']:.4f} |" in printed
+        assert set(told["mixture"]) == ROLES[name]
+    assert "| policy samples only |" in printed.split("# either_cube")[1]

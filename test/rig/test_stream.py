@@ -133,9 +133,35 @@ def test_holding_rests_at_the_last_goal_exactly() -> None:
     arm = stream()
     arm.accept(ARM.names, points(swing()), 0, NOW, START)
     last = play(arm, 60)[-1]
-    arm.hold()
+    arm.brake(0.0)
     assert arm.resting
     assert (play(arm, 100, first=61) == last).all()
+
+
+def test_braking_slows_down_along_the_path_and_rests_in_time() -> None:
+    arm, on = stream(), stream()
+    for one in (arm, on):
+        one.accept(ARM.names, points(swing()), 0, NOW, START)
+    path, before = play(on, 200), play(arm, 40)
+    arm.brake(0.08)
+    goals = play(arm, 30, first=41)
+    steps = np.abs(np.diff(np.vstack([before[-1], goals]), axis=0))[:, 0]
+    assert (np.diff(steps[:8]) < 0).all()
+    assert (goals[8:] == goals[8]).all()
+    assert arm.resting
+    # Half the time's way at the speed of its beginning.
+    np.testing.assert_allclose(goals[-1], path[43], atol=1e-3)
+    assert arm.counts.late == 0
+
+
+def test_a_trajectory_ends_a_brake() -> None:
+    arm = stream()
+    arm.accept(ARM.names, points(swing()), 0, NOW, START)
+    here = play(arm, 40)[-1]
+    arm.brake(0.08)
+    rows = here + np.linspace(0, 0.2, 50)[:, None]
+    arm.accept(ARM.names, points(rows, start=here), 0, NOW + 40 * PERIOD, START)
+    np.testing.assert_allclose(play(arm, 210, first=41)[-1], rows[-1], atol=1e-12)
 
 
 def test_after_a_long_wait_it_follows_the_path_and_does_not_cut_its_corner() -> None:

@@ -1,0 +1,279 @@
+"""The arm streamer: trajectories in, goals for Interbotix' drivers out, fifty times a second.
+
+A thin shell around ``rig.streamer``. It stands where a rig with ros2_control has a trajectory
+controller per arm; the policy node cannot tell the difference, but for the heartbeat between them.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.clock import Clock, ClockType
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.qos import QoSProfile
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import JointState
+from trajectory_msgs.msg import JointTrajectory
+
+from cosmos_policy_ros.errors import ConfigError, RigError
+from cosmos_policy_ros.msg import PolicyState, StreamerState
+from cosmos_policy_ros.nodes import shell
+from cosmos_policy_ros.nodes.convert import trajectory_points
+from cosmos_policy_ros.nodes.shell import Parameter
+from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.spec import ARM_JOINTS, RigSpec, load_rig
+from cosmos_policy_ros.rig.streamer import Streamer
+
+STATE_PERIOD = 0.1  # wall s; the policy node takes the state for a heartbeat
+PARAMETERS = (
+    Parameter("rig", "interbotix_1", "rig description: a name in config/rigs or a YAML file"),
+    Parameter("policy_state", "policy_node/state", "topic on which the policy node is alive"),
+    Parameter("autostart", True, "configure and activate at start, without a lifecycle manager"),
+)
+
+
+class ArmStreamerNode(LifecycleNode):
+    """Lifecycle node ``arm_streamer_node``; sends nothing before the first trajectory."""
+
+    def __init__(self) -> None:
+        """Declare the parameters; everything else happens when it is configured."""
+        super().__init__("arm_streamer_node")
+        shell.declare(self, PARAMETERS)
+        self._streamer: Streamer | None = None
+        self._active = False
+
+    # ---------------------------------------------------------------- lifecycle
+
+    @shell.transition
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Read the rig, find the driver's messages, connect."""
+        self._rig = rig = load_rig(self.get_parameter("rig").value, config_folder("rigs"))
+        if rig.sink != "interbotix":
+            raise ConfigError(
+                f"rig '{rig.name}' has sink {rig.sink}: its controllers take the trajectories "
+                "themselves, and nothing is to be streamed"
+            )
+        self._group, self._single = _driver_messages()
+        self._streamer = Streamer(rig)
+        self._connect(rig)
+        return super().on_configure(state)
+
+    @shell.transition
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Let trajectories through."""
+        self._active = True
+        return super().on_activate(state)
+
+    @shell.transition
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Brake, and refuse what comes."""
+        self._come_to_rest("the arm streamer was deactivated")
+        self._active = False
+        return super().on_deactivate(state)
+
+    @shell.transition
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Disconnect."""
+        for timer in self._ticking, self._telling, self._diagnosing:
+            self.destroy_timer(timer)
+        for subscription in self._listening:
+            self.destroy_subscription(subscription)
+        for publisher in [*self._goals.values(), self._states, self._diagnostics]:
+            for each in publisher if isinstance(publisher, tuple) else (publisher,):
+                self.destroy_publisher(each)
+        self._streamer = None
+        return super().on_cleanup(state)
+
+    @shell.transition
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Do the same from any state."""
+        self.close()
+        return super().on_shutdown(state)
+
+    def close(self) -> None:
+        """Brake while goals still get out; called before the ROS context ends."""
+        self._come_to_rest("the arm streamer was shut down")
+
+    def _come_to_rest(self, reason: str) -> None:
+        """Brake here and now: the executor will not call the timer again."""
+        streamer = self._streamer
+        if streamer is None:
+            return
+        streamer.hold(reason)
+        while not streamer.resting:
+            time.sleep(1.0 / self._rig.stream.rate)
+            self._tick()
+        self._tell()
+
+    def _connect(self, rig: RigSpec) -> None:
+        options = QoSOverridingOptions.with_default_policies()
+        qos, quiet = QoSProfile(depth=10), shell.NO_PUBLISHER_EVENTS
+        self._goals: dict[str, tuple[Any, Any]] = {}
+        self._listening: list[Any] = []
+        for side, arm in rig.arms.items():
+            assert arm.driver is not None
+            self._goals[side] = (
+                self.create_publisher(
+                    self._group, arm.driver.joint_group, qos, qos_overriding_options=options
+                ),
+                self.create_publisher(
+                    self._single, arm.driver.joint_single, qos, qos_overriding_options=options
+                ),
+            )
+            for kind, topic, hear in (
+                (JointTrajectory, arm.trajectory, self._accept(side)),
+                (JointState, arm.joint_states, self._hear_arm(side)),
+            ):
+                self._listening.append(
+                    self.create_subscription(kind, topic, hear, qos, qos_overriding_options=options)
+                )
+        self._listening.append(
+            self.create_subscription(
+                PolicyState,
+                self.get_parameter("policy_state").value,
+                self._hear_policy,
+                shell.LATCHED,
+            )
+        )
+        self._states = self.create_publisher(
+            StreamerState, "~/state", shell.LATCHED_PUBLISHER, event_callbacks=quiet
+        )
+        self._diagnostics = self.create_publisher(
+            DiagnosticArray, "/diagnostics", 10, event_callbacks=quiet
+        )
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._ticking = self.create_timer(1.0 / rig.stream.rate, self._tick, clock=steady)
+        self._telling = self.create_timer(STATE_PERIOD, self._tell, clock=steady)
+        self._diagnosing = self.create_timer(1.0, self._diagnose, clock=steady)
+
+    # ---------------------------------------------------------------- in
+
+    def _hear_policy(self, message: PolicyState) -> None:
+        assert self._streamer is not None
+        # An inactive streamer is as good as a disarmed policy node: nothing may move.
+        self._streamer.hear_policy(message.armed and self._active, time.monotonic_ns())
+
+    def _hear_arm(self, side: str) -> Callable[[JointState], None]:
+        def hear(message: JointState) -> None:
+            assert self._streamer is not None
+            self._streamer.hear_arm(side, message.name, message.position, time.monotonic_ns())
+
+        return hear
+
+    def _accept(self, side: str) -> Callable[[JointTrajectory], None]:
+        def accept(message: JointTrajectory) -> None:
+            assert self._streamer is not None
+            now_ns = time.monotonic_ns()
+            stamp_ns = shell.stamp_to_ns(message.header.stamp)
+            if stamp_ns:  # from the messages' clock to the ticks'
+                stamp_ns += now_ns - int(self.get_clock().now().nanoseconds)
+            points = trajectory_points(message)
+            try:
+                self._streamer.accept(side, message.joint_names, points, stamp_ns, now_ns)
+            except RigError as error:
+                self.get_logger().error(f"{side} arm refused a trajectory: {error}")
+                self._tell()
+
+        return accept
+
+    # ---------------------------------------------------------------- out
+
+    def _tick(self) -> None:
+        streamer = self._streamer
+        assert streamer is not None
+        before = streamer.reason
+        for side, goal in streamer.tick(time.monotonic_ns()).items():
+            arm = getattr(self._rig.arms, side)
+            group, single = self._goals[side]
+            group.publish(
+                self._group(name=arm.driver.group, cmd=array("f", goal[:ARM_JOINTS].tolist()))
+            )
+            single.publish(self._single(name=arm.gripper.joint, cmd=float(goal[ARM_JOINTS])))
+        if streamer.reason != before:
+            self.get_logger().error(f"the arms are held: {streamer.reason}")
+            self._tell()
+
+    def _tell(self) -> None:
+        streamer = self._streamer
+        assert streamer is not None
+        arms = streamer.arms.values()
+        counts = [arm.stream.counts for arm in arms]
+        state = StreamerState(
+            armed=streamer.armed,
+            reason=streamer.reason or ("" if self._active else "the arm streamer is not active"),
+            arms=list(streamer.arms),
+            streaming=[not arm.stream.silent for arm in arms],
+            goals=[each.ticks for each in counts],
+            late=[each.late for each in counts],
+            latest=[each.latest for each in counts],
+            slipped=[each.slipped for each in counts],
+            limited=[each.limited for each in counts],
+            accepted=[arm.accepted for arm in arms],
+            refused=[arm.refused for arm in arms],
+            refusal=streamer.refusal,
+        )
+        state.header.stamp = self.get_clock().now().to_msg()
+        self._states.publish(state)
+
+    def _diagnose(self) -> None:
+        assert self._streamer is not None
+        statuses = []
+        for side, arm in self._streamer.arms.items():
+            counts = arm.stream.counts
+            status = DiagnosticStatus(
+                name=f"{self.get_name()}: {side} arm", hardware_id=arm_name(self._rig, side)
+            )
+            level, status.message = self._judge(arm.complaint, counts.late)
+            status.level = level
+            told = {"late": counts.late, "latest [s]": f"{counts.latest:.3f}"}
+            told |= {"slipped [s]": f"{counts.slipped:.3f}", "held back": counts.limited}
+            status.values = [KeyValue(key=key, value=str(value)) for key, value in told.items()]
+            statuses.append(status)
+        array_message = DiagnosticArray(status=statuses)
+        array_message.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(array_message)
+
+    def _judge(self, complaint: str, late: int) -> tuple[bytes, str]:
+        assert self._streamer is not None
+        if self._streamer.reason:
+            return DiagnosticStatus.ERROR, f"held: {self._streamer.reason}"
+        if complaint:
+            return DiagnosticStatus.WARN, complaint
+        if late:
+            return DiagnosticStatus.WARN, "goals have come late: this machine is too busy"
+        return DiagnosticStatus.OK, "steady"
+
+
+def arm_name(rig: RigSpec, side: str) -> str:
+    """Return what an arm's driver is called, for diagnostics."""
+    return str(getattr(rig.arms, side).joint_states.rsplit("/", 1)[0])
+
+
+def _driver_messages() -> tuple[Any, Any]:
+    """Return Interbotix' JointGroupCommand and JointSingleCommand.
+
+    Raises:
+        ConfigError: they are not installed.
+    """
+    try:
+        from interbotix_xs_msgs.msg import JointGroupCommand, JointSingleCommand
+    except ImportError as error:
+        raise ConfigError(
+            f"interbotix_xs_msgs cannot be imported ({error}); source the Interbotix workspace, or "
+            "set sink: joint_trajectory in the rig file and run a controller per arm"
+        ) from error
+    return JointGroupCommand, JointSingleCommand
+
+
+def make_node() -> LifecycleNode:
+    """Create the node and, with ``autostart``, bring it up."""
+    return shell.bring_up(ArmStreamerNode())
+
+
+def main() -> None:
+    """Entry point of ``ros2 run cosmos_policy_ros arm_streamer_node``."""
+    shell.main(make_node)

@@ -1,0 +1,46 @@
+"""The policy node's ear for the arm streamer, where the rig has one."""
+
+from __future__ import annotations
+
+import time
+
+from rclpy.node import Node
+
+from cosmos_policy_ros.msg import StreamerState
+from cosmos_policy_ros.nodes import shell
+from cosmos_policy_ros.rig.spec import RigSpec
+
+
+class StreamerWatch:
+    """Knows whether what is published reaches the arms."""
+
+    def __init__(self, node: Node, rig: RigSpec, topic: str) -> None:
+        """Listen, if trajectories are streamed on this rig; else there is nothing to know."""
+        self._node, self._topic = node, topic
+        self._patience = rig.stream.heartbeat_timeout
+        self._heard: float | None = None
+        self._reason = ""
+        self._subscription = None
+        if rig.sink == "interbotix":
+            self._subscription = node.create_subscription(
+                StreamerState, topic, self._hear, shell.LATCHED
+            )
+
+    def close(self) -> None:
+        """Listen no more."""
+        if self._subscription is not None:
+            self._node.destroy_subscription(self._subscription)
+
+    def complaint(self) -> str:
+        """Return why the arms would not follow, empty if they would."""
+        if self._subscription is None:
+            return ""
+        if self._heard is None:
+            return f"the arm streamer has not been heard of on {self._topic}: is it running?"
+        age = time.monotonic() - self._heard
+        if age > self._patience:
+            return f"the arm streamer was last heard of {age:.2f} s ago; start it again"
+        return f"the arm streamer holds the arms: {self._reason}" if self._reason else ""
+
+    def _hear(self, message: StreamerState) -> None:
+        self._heard, self._reason = time.monotonic(), message.reason

@@ -75,7 +75,7 @@ class GraphClient:
             time.sleep(0.005)
         return value
 
-    def call(self, kind: Any, name: str, timeout: float = 30.0, **fields: Any) -> Any:
+    def call(self, kind: Any, name: str, /, timeout: float = 30.0, **fields: Any) -> Any:
         """Call a service and return its response, whether it says success or not."""
         if name not in self._clients:
             self._clients[name] = self.node.create_client(kind, name)

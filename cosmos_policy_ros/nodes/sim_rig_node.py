@@ -30,11 +30,11 @@ from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.convert import trajectory_points
 from cosmos_policy_ros.nodes.shell import NS, Parameter
 from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.rig.spec import load_rig
+from cosmos_policy_ros.rig.spec import Arm, load_rig
 from cosmos_policy_ros.sim.faults import Faults, faulty_joints
 from cosmos_policy_ros.sim.feed import CameraFeed
 from cosmos_policy_ros.sim.render import Renderer
-from cosmos_policy_ros.sim.rig import SimRig, Snapshot
+from cosmos_policy_ros.sim.rig import JointSample, SimRig, Snapshot
 from cosmos_policy_ros.srv import ResetRig, StepRig
 
 # The prefix is the driver's camera_name, which ALOHA leaves at its default for all cameras.
@@ -126,13 +126,7 @@ class SimRigNode(Node):
         }
         self._states = self.create_publisher(RigState, "~/state", shell.LATCHED_PUBLISHER)
         for side, arm in self._spec.arms.items():
-            self.create_subscription(
-                JointTrajectory,
-                arm.trajectory,
-                self._trajectory_callback(side),
-                QoSProfile(depth=10),
-                qos_overriding_options=options,
-            )
+            self._listen(side, arm)
         self.create_service(ResetRig, "~/reset", self._on_reset)
         if self._stepped:
             self._clock_publisher = self.create_publisher(ClockMsg, "/clock", qos)
@@ -147,6 +141,15 @@ class SimRigNode(Node):
         )
 
     # ---------------------------------------------------------------- commands
+
+    def _listen(self, side: str, arm: Arm) -> None:
+        self.create_subscription(
+            JointTrajectory,
+            arm.trajectory,
+            self._trajectory_callback(side),
+            QoSProfile(depth=10),
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        )
 
     def _trajectory_callback(self, side: str) -> Callable[[JointTrajectory], None]:
         def accept(message: JointTrajectory) -> None:
@@ -274,7 +277,7 @@ class SimRigNode(Node):
     def _publish_joints(self, stamp_ns: int) -> None:
         for side, publisher in self._joints.items():
             fault = self._faults.joint_fault(side, self._since_reset())
-            sample = faulty_joints(self._rig.joint_states(side), side, fault)
+            sample = faulty_joints(self._sample(side), side, fault)
             if sample is None:
                 continue
             message = JointState(name=list(sample.names))
@@ -283,6 +286,9 @@ class SimRigNode(Node):
             message.velocity = array("d", sample.velocities)
             message.effort = array("d", bytes(8 * len(sample.names)))
             publisher.publish(message)
+
+    def _sample(self, side: str) -> JointSample:
+        return self._rig.joint_states(side)
 
     def _publish_images(self, renderer: Renderer, snapshot: Snapshot, stamp_ns: int) -> None:
         for role, drawn in renderer.render(snapshot).items():

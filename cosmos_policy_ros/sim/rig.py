@@ -158,6 +158,14 @@ class SimRig:
             raise
         self.accepted[arm] += 1
 
+    def goal(self, arm: str, positions: NDArray[np.float64]) -> None:
+        """Write (7,) goals [rad] to one arm's servos, as a driver without trajectories does.
+
+        Raises:
+            RigError: unknown arm.
+        """
+        self._controllers[_known_arm(arm)].hold(positions)
+
     def advance(self, seconds: float) -> None:
         """Step the physics by ``seconds``, a multiple of the 2 ms physics step.
 

@@ -1,0 +1,199 @@
+"""The whole loop through Interbotix' topics, in real time, and who holds when one falls silent.
+
+The driver is a stand-in with the stock driver's habits; everything else is what runs on a real rig.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import yaml
+from cosmos_policy_ros.msg import StreamerState
+from helpers.waiting import PATIENCE
+from interbotix_xs_msgs.msg import JointGroupCommand, JointSingleCommand
+from interbotix_xs_msgs.srv import OperatingModes
+from trajectory_msgs.msg import JointTrajectory
+
+from cosmos_policy_ros.nodes import processes, shell
+from cosmos_policy_ros.nodes.client import GraphClient
+from cosmos_policy_ros.nodes.graph import GraphOptions, node_processes
+from cosmos_policy_ros.nodes.processes import NodeProcesses
+from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.spec import RigSpec, load_rig
+
+RIG_PROGRAM = Path(__file__).parents[1] / "helpers" / "xs_rig_node.py"
+SIDES = ("left", "right")
+STATE = "arm_streamer_node/state"
+
+
+def stock_rig(folder: Path) -> Path:
+    """Write the simulated rig's file as that of a stock ALOHA: other topics, another crank."""
+    plain = yaml.safe_load((config_folder("rigs") / "sim.yaml").read_text())
+    for side, arm in plain["arms"].items():
+        commands = f"follower_{side}/commands"
+        arm["driver"] = {
+            "joint_group": f"{commands}/joint_group",
+            "joint_single": f"{commands}/joint_single",
+        }
+        arm["gripper"]["state_source"] = "crank"
+    plain["sink"] = "interbotix"
+    path = folder / "stock.yaml"
+    path.write_text(yaml.safe_dump(plain))
+    return path
+
+
+class Loop:
+    """The running graph, its operator, and all that was said to the drivers."""
+
+    def __init__(self, folder: Path) -> None:
+        path = stock_rig(folder)
+        self.rig: RigSpec = load_rig(str(path), folder)
+        options = GraphOptions(rig=str(path), width=64, height=48, record=False)
+        shipped = processes.executable
+
+        def program(name: str) -> Path:
+            return RIG_PROGRAM if name == "sim_rig_node" else shipped(name)
+
+        with patch.object(processes, "executable", program):
+            self.processes = NodeProcesses(node_processes(options), folder / "log")
+        self.client = GraphClient("operator", lambda: None)
+        self.state = StreamerState()
+        self.goals: dict[str, list[Any]] = {side: [] for side in SIDES}
+        self.grippers: dict[str, list[Any]] = {side: [] for side in SIDES}
+        self.trajectories: dict[str, list[Any]] = {side: [] for side in SIDES}
+        node = self.client.node
+
+        def keep_state(message: StreamerState) -> None:
+            self.state = message
+
+        node.create_subscription(StreamerState, STATE, keep_state, shell.LATCHED)
+        for side, arm in self.rig.arms.items():
+            assert arm.driver is not None
+            for kind, topic, kept in (
+                (JointGroupCommand, arm.driver.joint_group, self.goals),
+                (JointSingleCommand, arm.driver.joint_single, self.grippers),
+                (JointTrajectory, arm.trajectory, self.trajectories),
+            ):
+                node.create_subscription(kind, topic, kept[side].append, 2000)
+        self.client.policy_ready(PATIENCE)
+        self.wait(lambda: self.state.arms, "the streamer's state")
+        for side in SIDES:  # as the vendor's bring-up does
+            self.client.call(
+                OperatingModes,
+                f"follower_{side}/set_operating_modes",
+                cmd_type="single",
+                name="gripper",
+                mode="current_based_position",
+                profile_type="velocity",
+            )
+
+    def close(self) -> None:
+        self.client.close()
+        self.processes.close()
+
+    def wait(self, condition: Callable[[], Any], what: str) -> Any:
+        return self.client.wait_until(condition, PATIENCE, what)
+
+    def start(self, **goal: Any) -> Any:
+        """Arm and send a goal, once both nodes have heard of each other."""
+        assert self.client.arm().success
+        self.wait(lambda: self.state.armed and not self.state.reason, "the streamer to be ready")
+        return self.client.start_run(**goal)
+
+    def until_moving(self) -> None:
+        def moving() -> bool:
+            tail = [np.array([g.cmd for g in self.goals[side][-4:]]) for side in SIDES]
+            return any(len(t) == 4 and np.abs(np.diff(t, axis=0)).max() > 1e-3 for t in tail)
+
+        self.wait(moving, "an arm to be moved")
+
+    def until_still(self) -> None:
+        """Wait until goals come, or have ceased, and none differs from the one before."""
+
+        def still() -> bool:
+            return all(
+                len({tuple(goal.cmd) for goal in self.goals[side][-25:]}) == 1 for side in SIDES
+            )
+
+        self.wait(still, "the arms to be held")
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[Loop]:
+    loop = Loop(tmp_path)
+    yield loop
+    loop.close()
+
+
+def test_a_run_goes_through_the_drivers_goal_by_goal(loop: Loop) -> None:
+    handle = loop.start(chunk_limit=2)
+    result = loop.client.finish_run(handle, PATIENCE)
+    assert result.outcome == "chunk_limit", result.message
+    assert (result.chunks, result.refused) == (2, 0)
+    loop.wait(lambda: list(loop.state.accepted) == [2, 2], "both chunks at both arms")
+    loop.until_still()
+    assert list(loop.state.refused) == [0, 0], loop.state.refusal
+    step = 1.0 / loop.rig.stream.rate
+    for side, arm in loop.rig.arms.items():
+        last = loop.trajectories[side][-1].points[-1].positions
+        np.testing.assert_allclose(loop.goals[side][-1].cmd, last[:6], atol=1e-6)
+        assert loop.grippers[side][-1].cmd == pytest.approx(last[6], abs=1e-6)
+        assert {goal.name for goal in loop.goals[side]} == {"arm"}
+        assert {goal.name for goal in loop.grippers[side]} == {"gripper"}
+        goals = np.array([goal.cmd for goal in loop.goals[side]])
+        assert np.abs(np.diff(goals, axis=0)).max() <= max(arm.max_velocity) * step * 1.001
+        assert not loop.client.node.count_publishers(f"follower_{side}/commands/joint_trajectory")
+    print(f"\nlate {list(loop.state.late)} of {list(loop.state.goals)}, latest {loop.state.latest}")
+    # What came of it in the physics: a joint state that agrees.
+    assert loop.client.stop().success
+    loop.wait(lambda: not any(loop.state.streaming), "the streamer to let go")
+
+
+def test_a_policy_node_that_hangs_is_noticed_and_its_run_ends(loop: Loop) -> None:
+    handle = loop.start(chunk_limit=20)
+    loop.until_moving()
+    policy = loop.processes.pid("policy_node")
+    os.kill(policy, signal.SIGSTOP)
+    try:
+        loop.wait(lambda: loop.state.reason, "the streamer to hold")
+        loop.until_still()
+    finally:
+        os.kill(policy, signal.SIGCONT)
+    assert "the policy node was last heard of" in loop.state.reason
+    result = loop.client.finish_run(handle, PATIENCE)
+    assert result.outcome == "fault"
+    assert result.message.startswith("the arm streamer")  # holds, or has not been heard meanwhile
+    refused = loop.client.start_run(chunk_limit=1)
+    assert loop.client.finish_run(refused, PATIENCE).outcome == "refused"
+    assert loop.client.arm(False).success
+    loop.wait(lambda: not loop.state.reason, "the latch to be released")
+
+
+def test_without_the_streamer_a_run_ends(loop: Loop) -> None:
+    handle = loop.start(chunk_limit=20)
+    loop.until_moving()
+    os.kill(loop.processes.pid("arm_streamer_node"), signal.SIGKILL)
+    result = loop.client.finish_run(handle, PATIENCE)
+    assert result.outcome == "fault"
+    assert "the arm streamer was last heard of" in result.message
+
+
+def test_a_streamer_that_is_asked_to_end_brakes_first(loop: Loop) -> None:
+    loop.start(chunk_limit=20)
+    loop.until_moving()
+    os.kill(loop.processes.pid("arm_streamer_node"), signal.SIGINT)
+    loop.wait(
+        lambda: loop.processes.exit_code("arm_streamer_node") is not None, "the streamer to end"
+    )
+    assert loop.processes.exit_code("arm_streamer_node") == 0
+    for side in SIDES:
+        steps = np.abs(np.diff([goal.cmd for goal in loop.goals[side][-5:]], axis=0)).max(axis=1)
+        assert (np.diff(steps) <= 1e-6).all(), f"{side}: not slower and slower: {steps}"
+    assert loop.state.reason == "the arm streamer was shut down"

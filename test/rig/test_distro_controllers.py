@@ -1,0 +1,115 @@
+"""Our trajectories through every distro's controller, and the settings shipped for them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import yaml
+from helpers.controllers import DISTROS, Distro, DistroController
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cosmos_policy_ros.errors import RigError
+from cosmos_policy_ros.rig.chunk import TimedChunk
+from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.spec import load_rig
+from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
+
+NS = 1_000_000_000
+NOW = 1_000 * NS
+RIG = load_rig("sim", config_folder("rigs"))
+NAMES = RIG.arms.left.names
+SPEED = np.array([*RIG.arms.left.max_velocity, RIG.arms.left.gripper.max_velocity])
+START = np.array([*RIG.arms.left.start, 0.0])
+CHUNK_NS = 2 * NS
+
+
+def trajectory(start: np.ndarray, rows: np.ndarray) -> list[TrajectoryPoint]:
+    """What the policy node sends of a chunk."""
+    chunk = TimedChunk("", 0, RIG.rates.dt, start, rows, SPEED)
+    return [
+        TrajectoryPoint(tuple(row), tuple(velocity), time)
+        for row, velocity, time in zip(rows, chunk.velocities(), chunk.times_ns(), strict=True)
+    ]
+
+
+def wander(seed: int, start: np.ndarray) -> np.ndarray:
+    """Return a chunk that begins where the arm is held and ends elsewhere."""
+    there = START + np.random.default_rng(seed).uniform(-0.5, 0.5, 7)
+    share = (1 - np.cos(np.pi * np.arange(1, 51) / 50)[:, None]) / 2
+    return np.asarray(start + share * (there - start))
+
+
+@pytest.mark.parametrize("stamped", [False, True], ids=["stamp 0", "stamped"])
+@pytest.mark.parametrize("distro", DISTROS)
+def test_twenty_minutes_of_chunks_are_followed_to_the_row(distro: Distro, stamped: bool) -> None:
+    """600 chunks with pauses to think in between; every row is met when it is due."""
+    controller, held, now = DistroController(distro, NAMES, START), START, NOW
+    for number in range(600):
+        rows = wander(number, held)
+        controller.accept(NAMES, trajectory(held, rows), now if stamped else 0, now)
+        due = [controller.sample(now + (row + 1) * NS // 25) for row in range(50)]
+        np.testing.assert_allclose(due, rows, atol=1e-12)
+        held = rows[-1]
+        assert (controller.sample(now + CHUNK_NS + NS // 3) == held).all(), "holds exactly"
+        now += CHUNK_NS + NS // 3
+
+
+@pytest.mark.parametrize("distro", DISTROS)
+def test_a_brake_takes_over_without_a_jump(distro: Distro) -> None:
+    controller, rows = DistroController(distro, NAMES, START), wander(1, START)
+    controller.accept(NAMES, trajectory(START, rows), 0, NOW)
+    whole = TimedChunk("", NOW, RIG.rates.dt, START, rows, SPEED)
+    now = NOW + round(0.73 * NS)
+    brake = whole.brake(now, 0.4)
+    before = controller.sample(now)
+    controller.accept(NAMES, trajectory(brake.start, brake.positions), 0, now)
+    path = np.array([controller.sample(now + t * NS // 1000) for t in range(600)])
+    np.testing.assert_allclose(path[0], before, atol=1e-9)
+    assert np.abs(np.diff(path, axis=0)).max() <= np.abs(np.diff(rows, axis=0)).max() / 40 * 1.1
+    assert (path[401:] == brake.positions[-1]).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from(DISTROS),
+    st.lists(st.tuples(st.integers(0, 2500), st.booleans()), min_size=1, max_size=8),
+)
+def test_whenever_a_chunk_comes_the_commanded_path_has_no_jump(
+    distro: Distro, chunks: list[tuple[int, bool]]
+) -> None:
+    """Early or late, stamped for the future or not: chunks begin at what is commanded then."""
+    controller, now, last = DistroController(distro, NAMES, START), NOW, START
+    for seed, (wait, ahead) in enumerate(chunks):
+        rows = wander(seed, last)
+        stamp = now + 100_000_000 if ahead else 0
+        controller.accept(NAMES, trajectory(last, rows), stamp, now)
+        for _ in range(max(wait, 1)):
+            now += 1_000_000
+            here = controller.sample(now)
+            # The fastest of them moves 1.6 rad in 2 s, and a pull back to a past pose as fast.
+            assert np.abs(here - last).max() < 0.02
+            last = here
+
+
+@pytest.mark.parametrize("distro", ["jazzy", "master"])
+def test_from_jazzy_on_a_trajectory_has_to_end_at_rest(distro: Distro) -> None:
+    controller = DistroController(distro, NAMES, START)
+    moving = [TrajectoryPoint(tuple(START), (0.1,) * 7, NS)]
+    with pytest.raises(RigError, match="does not end at rest"):
+        controller.accept(NAMES, moving, 0, NOW)
+
+
+@pytest.mark.parametrize(
+    ("distro", "setting"),
+    [("humble", "open_loop_control"), ("jazzy", "interpolate_from_desired_state")],
+)
+def test_settings_fit_the_rig_and_begin_where_it_was_commanded(distro: str, setting: str) -> None:
+    path = config_folder("controllers") / f"{distro}.yaml"
+    plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    arm = plain["/**/arm_controller"]["ros__parameters"]
+    assert tuple(arm["joints"]) == NAMES
+    assert arm[setting] is True
+    assert "arm_controller" in plain["/**/controller_manager"]["ros__parameters"]
+    for each in RIG.arms.values():
+        assert each.trajectory.endswith("/arm_controller/joint_trajectory")

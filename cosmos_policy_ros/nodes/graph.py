@@ -95,6 +95,7 @@ def node_processes(options: GraphOptions) -> tuple[NodeProcess, ...]:
         "numerics": options.numerics,
         "denoising_steps": options.denoising_steps,
         "seed": options.seed,
+        "self_check": not options.stepped,  # nothing is fresh while no time passes
     }
     nodes = [_process("policy_node", {**shared, **policy})]
     if options.record:

@@ -27,6 +27,7 @@ class PolicyInputs:
         sources: the newest of everything.
         on_joint_state: called with the arm after each of its joint states, a rejected one too;
             does nothing until set.
+        subscriptions: of cameras and arms.
     """
 
     def __init__(self, node: Node, rig: RigSpec) -> None:
@@ -34,15 +35,15 @@ class PolicyInputs:
         self.sources = Sources(rig)
         self.on_joint_state: Callable[[str], None] = lambda arm: None
         self._node = node
-        self._subscriptions = [self._camera(camera) for camera in rig.cameras]
-        self._subscriptions += [
+        self.subscriptions = [self._camera(camera) for camera in rig.cameras]
+        self.subscriptions += [
             self._subscribe(JointState, arm.joint_states, self._keep_joints(side), JOINT_STATE_QOS)
             for side, arm in rig.arms.items()
         ]
 
     def close(self) -> None:
         """Unsubscribe."""
-        for subscription in self._subscriptions:
+        for subscription in self.subscriptions:
             self._node.destroy_subscription(subscription)
 
     def _subscribe(

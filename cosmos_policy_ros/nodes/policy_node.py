@@ -31,6 +31,7 @@ from cosmos_policy_ros.nodes.convert import (
     decision_to_message,
     verdict_to_message,
 )
+from cosmos_policy_ros.nodes.policy_checks import PolicyChecks
 from cosmos_policy_ros.nodes.policy_futures import PolicyFutures
 from cosmos_policy_ros.nodes.policy_inputs import PolicyInputs
 from cosmos_policy_ros.nodes.policy_pace import Pace
@@ -50,6 +51,7 @@ from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Decision, Query
 from cosmos_policy_ros.rig.gate import SafetyGate
 from cosmos_policy_ros.rig.run import Goal, Outcome, Phase, Run
+from cosmos_policy_ros.rig.self_check import Check, failures, table
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rollouts.task import choose_prompt, load_task
 
@@ -87,7 +89,8 @@ class PolicyNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Read the parameters, connect, start loading the engine."""
         self._settings = settings = read_settings(self)
-        for warning in warnings(settings):
+        warned = warnings(settings)
+        for warning in warned:
             self.get_logger().warning(warning)
         self._inputs = PolicyInputs(self, settings.rig)
         self._gate = SafetyGate(settings.rig)
@@ -106,6 +109,9 @@ class PolicyNode(LifecycleNode):
             heartbeat=settings.rig.sink == "interbotix",
         )
         self._streamer = StreamerWatch(self, settings.rig, settings.streamer_state)
+        self._checks = PolicyChecks(
+            self, settings.rig, self._inputs, streamer=self._streamer.node_name, warnings=warned
+        )
         self._connect(settings)
         return super().on_configure(state)
 
@@ -162,11 +168,12 @@ class PolicyNode(LifecycleNode):
         self._pace = Pace(self, settings.rig.arms.keys(), self._poll)
         self._inputs.on_joint_state = self._pace.on_joint_state
         steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self._diagnosing = self.create_timer(1.0, self._reports.diagnose, clock=steady)
+        self._diagnosing = self.create_timer(1.0, self._diagnose, clock=steady)
         # Not _services: rclpy keeps its own list under that name, parameters and lifecycle in it.
         self._served = [
             self.create_service(SetBool, "~/arm", self._on_arm),
             self.create_service(Trigger, "~/stop", self._on_stop),
+            self.create_service(Trigger, "~/self_check", self._on_self_check),
         ]
         self._action = ActionServer(
             self,
@@ -383,6 +390,10 @@ class PolicyNode(LifecycleNode):
         if request.data and not self._active:
             response.message = "refused: the node is not active; activate it first"
             return response
+        assert self._settings is not None
+        if request.data and self._settings.self_check and (against := failures(self._check())):
+            response.message = f"refused: {against}"
+            return response
         if not request.data:
             self._stop("stopped", "the arms were disarmed")
         if request.data != self._armed:
@@ -404,7 +415,21 @@ class PolicyNode(LifecycleNode):
         self._report()
         return response
 
+    def _on_self_check(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        checks = self._check()
+        response.success, response.message = not failures(checks), table(checks)
+        return response
+
+    def _check(self) -> list[Check]:
+        checks = self._checks.run()
+        self.get_logger().info(f"self-check\n{table(checks)}")
+        return checks
+
     # ---------------------------------------------------------------- reports
+
+    def _diagnose(self) -> None:
+        self._checks.count()
+        self._reports.diagnose()
 
     def _report(self) -> None:
         """Tell how things stand, if that has changed."""

@@ -12,11 +12,16 @@ from cosmos_policy_ros.rig.spec import RigSpec
 
 
 class StreamerWatch:
-    """Knows whether what is published reaches the arms."""
+    """Knows whether what is published reaches the arms.
+
+    Attributes:
+        node_name: of the streamer.
+    """
 
     def __init__(self, node: Node, rig: RigSpec, topic: str) -> None:
         """Listen, if trajectories are streamed on this rig; else there is nothing to know."""
         self._node, self._topic = node, topic
+        self.node_name = topic.rsplit("/", 2)[-2]
         self._patience = rig.stream.heartbeat_timeout
         self._heard: float | None = None
         self._reason = ""

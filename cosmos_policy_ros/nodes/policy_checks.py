@@ -1,0 +1,110 @@
+"""The policy node's self-check: gathers from the wire what ``rig.self_check`` judges."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from rclpy.node import Node
+from rclpy.qos import QoSCompatibility, qos_check_compatible
+
+from cosmos_policy_ros.nodes.policy_inputs import PolicyInputs
+from cosmos_policy_ros.rig.self_check import (
+    LEAST_WINDOW,
+    Check,
+    Heard,
+    check_alone,
+    check_pose,
+    check_qos,
+    check_rates,
+    check_sides,
+    check_sources,
+)
+from cosmos_policy_ros.rig.spec import RigSpec
+
+
+class PolicyChecks:
+    """Knows what stands against arming."""
+
+    def __init__(
+        self,
+        node: Node,
+        rig: RigSpec,
+        inputs: PolicyInputs,
+        *,
+        streamer: str,
+        warnings: Sequence[str],
+    ) -> None:
+        """Begin to count.
+
+        Args:
+            node: of which the wire is asked.
+            rig: what should be there.
+            inputs: what comes in.
+            streamer: name of the node that may command the drivers, where the rig has one.
+            warnings: what does not fit between checkpoint and rig.
+        """
+        self._node, self._rig, self._inputs = node, rig, inputs
+        self._streamer, self._warnings = streamer, tuple(warnings)
+        self._counted: deque[tuple[float, dict[str, int]]] = deque()
+        self.count()
+
+    def count(self) -> None:
+        """Note how much has come; called now and then, at least every second."""
+        now = time.monotonic()
+        self._counted.append((now, self._inputs.sources.counts()))
+        while len(self._counted) > 1 and now - self._counted[1][0] >= LEAST_WINDOW:
+            self._counted.popleft()
+
+    def run(self) -> list[Check]:
+        """Look at everything now."""
+        now_ns = int(self._node.get_clock().now().nanoseconds)
+        sources = self._inputs.sources
+        checks = [check_sources(sources.complaints(now_ns)), check_sides(self._rig)]
+        if self._rig.kind == "real":  # a simulated one drops frames on a busy machine, by design
+            checks.append(check_rates(self._rig, self._heard()))
+        checks += check_pose(self._rig, sources.measured())
+        checks += [check_alone(self._foreign()), check_qos(self._mismatches())]
+        # The gate refuses what goes too far, so these are told and stop nobody.
+        fits = "; ".join(self._warnings) or "its statistics are within the rig's limits"
+        return [*checks, Check("checkpoint", True, fits)]
+
+    def _heard(self) -> Heard:
+        (began, before), counts = self._counted[0], self._inputs.sources.counts()
+        new = {name: counts[name] - before[name] for name in counts}
+        return Heard(time.monotonic() - began, new)
+
+    def _foreign(self) -> dict[str, list[str]]:
+        """Return who else publishes on the topics that move the arms."""
+        expected = {arm.trajectory: self._node.get_name() for arm in self._rig.arms.values()}
+        if self._rig.sink == "interbotix":
+            drivers = [arm.driver for arm in self._rig.arms.values() if arm.driver is not None]
+            expected |= {
+                topic: self._streamer
+                for driver in drivers
+                for topic in (driver.joint_group, driver.joint_single)
+            }
+        return {topic: self._others(topic, name) for topic, name in expected.items()}
+
+    def _others(self, topic: str, expected: str) -> list[str]:
+        names = [info.node_name for info in self._publishers(topic)]
+        if expected in names:
+            names.remove(expected)  # once: its twin is somebody else
+        return names
+
+    def _mismatches(self) -> list[str]:
+        found = []
+        for subscription in self._inputs.subscriptions:
+            for info in self._publishers(subscription.topic_name):
+                compatible, reason = qos_check_compatible(
+                    info.qos_profile, subscription.qos_profile
+                )
+                if compatible == QoSCompatibility.ERROR:
+                    found.append(f"{info.node_name} on {subscription.topic_name}: {reason}")
+        return found
+
+    def _publishers(self, topic: str) -> Any:
+        name = self._node.resolve_topic_name(topic)
+        return self._node.get_publishers_info_by_topic(name)

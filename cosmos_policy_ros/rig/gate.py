@@ -80,19 +80,22 @@ class SafetyGate:
         self._state_age = rig.observation.state_timeout
         self._result_age = rig.gate.result_age
 
-    def judge(self, positions: Array, dt: float, now: Situation) -> Verdict:
+    def judge(
+        self, positions: Array, dt: float, now: Situation, rows: int | None = None
+    ) -> Verdict:
         """Judge one chunk.
 
         Args:
             positions: (K, 14) targets, policy units.
             dt: seconds between rows.
             now: where the arms are.
+            rows: how many there should be; None for a policy's chunk on this rig.
 
         Returns:
             The first rule broken, or acceptance with the clamped positions.
         """
         unusable = (
-            self._check_shape(positions, dt)
+            self._check_shape(positions, dt, rows or self._steps)
             or self._check_finite(positions)
             or self._check_ages(now)
             or self._check_limits(positions)
@@ -127,14 +130,14 @@ class SafetyGate:
         led = np.clip(led, self._lower, self._upper)
         return led, f"led over from the held pose, {furthest:.3f} rad off"
 
-    def _check_shape(self, positions: Array, dt: float) -> Verdict | None:
-        if positions.shape == (self._steps, STATE_DIM) and abs(dt - self._dt) < 1e-9:
+    def _check_shape(self, positions: Array, dt: float, rows: int) -> Verdict | None:
+        if positions.shape == (rows, STATE_DIM) and abs(dt - self._dt) < 1e-9:
             return None
         return Verdict(
             False,
             rule="shape",
             message=f"chunk of shape {positions.shape} at dt {dt:g} s, the rig takes "
-            f"({self._steps}, {STATE_DIM}) at {self._dt:g} s: the checkpoint is for another rig",
+            f"({rows}, {STATE_DIM}) at {self._dt:g} s: the checkpoint is for another rig",
         )
 
     def _check_finite(self, positions: Array) -> Verdict | None:

@@ -26,6 +26,7 @@ class Phase(str, Enum):
     OBSERVING = "observing"
     QUERYING = "querying"
     EXECUTING = "executing"
+    PAUSED = "paused"
     DONE = "done"
 
 
@@ -98,13 +99,25 @@ class Run:
         gate: SafetyGate,
         limits: RunLimits,
         commanded: NDArray[np.float64] | None,
+        *,
+        dry: bool = False,
     ) -> None:
-        """Begin observing; ``commanded`` is what the arms hold, None when only they know."""
+        """Begin observing.
+
+        Args:
+            goal: what to do.
+            rig: limits and rates.
+            sources: of the observations.
+            gate: judges the chunks.
+            limits: patience and braking.
+            commanded: what the arms hold, None when only they know.
+            dry: whether chunks go nowhere, so that every one begins where the arms stand.
+        """
         self.goal, self.phase, self.outcome = goal, Phase.OBSERVING, None
         self.message, self.chunk = "", None
         self.chunks = self.refused = self.idle_ns = 0
         self._rig, self._sources, self._gate, self._limits = rig, sources, gate, limits
-        self._commanded = commanded
+        self._commanded, self._dry = commanded, dry
         self._queries = self._refused_in_row = 0
         self._not_before_ns = self._decided_on_ns = 0
         self._waiting_since_ns: int | None = None
@@ -116,6 +129,8 @@ class Run:
 
     def commanded(self, now_ns: int) -> NDArray[np.float64] | None:
         """Return the (14,) pose commanded at ``now_ns``; None before anything was."""
+        if self._dry:
+            return None
         return self.chunk.sample(now_ns) if self.chunk is not None else self._commanded
 
     def poll(self, now_ns: int, wall: float) -> Query | TimedChunk | None:
@@ -180,6 +195,25 @@ class Run:
         moving = self.phase is Phase.EXECUTING
         self._end(outcome, message)
         return self._brake(now_ns) if moving else None
+
+    def pause(self, now_ns: int) -> TimedChunk | None:
+        """Hold until :meth:`resume`; returns the braking chunk to publish when the arms are moving.
+
+        An answer that is under way is of no use any more.
+        """
+        if self.phase in (Phase.PAUSED, Phase.DONE):
+            return None
+        moving = self.phase is Phase.EXECUTING
+        self.phase, self.message = Phase.PAUSED, "paused: the arms hold"
+        brake = self._brake(now_ns) if moving else None
+        self._not_before_ns = brake.end_ns if brake is not None else now_ns
+        return brake
+
+    def resume(self) -> None:
+        """Go on, from what is seen from now on."""
+        if self.phase is Phase.PAUSED:
+            self._waiting_since_ns = None  # a pause is nobody's idleness
+            self._observe("resumed: waiting for an observation")
 
     def _poll_executing(self, now_ns: int) -> TimedChunk | None:
         assert self.chunk is not None

@@ -25,12 +25,14 @@ def decision(offset: float = 0.0) -> Decision:
 class Bench:
     """A run with sources that report every control period."""
 
-    def __init__(self, rig: RigSpec, time_limit: float = 20.0, chunk_limit: int = 0) -> None:
+    def __init__(
+        self, rig: RigSpec, time_limit: float = 20.0, chunk_limit: int = 0, dry: bool = False
+    ) -> None:
         self.sources = Sources(rig)
         self.now = 10.0
         goal = Goal("r", "task", "prompt", time_limit, chunk_limit, 195)
         limits = RunLimits(observation_timeout=2.0, brake_seconds=0.4)
-        self.run = Run(goal, rig, self.sources, SafetyGate(rig), limits, None)
+        self.run = Run(goal, rig, self.sources, SafetyGate(rig), limits, None, dry=dry)
 
     def poll(self, skip: str = "") -> Query | TimedChunk | None:
         fill(self.sources, self.now, skip=skip)
@@ -185,3 +187,49 @@ def test_a_dead_worker_is_asked_again_unless_it_is_gone_for_good(bench: Bench) -
     bench.run.query_failed(WorkerError("gave up"), recoverable=False)
     assert bench.run.outcome is not None
     assert bench.run.outcome.outcome == "fault"
+
+
+def test_a_pause_brakes_along_the_path_and_what_follows_is_seen_after_it(bench: Bench) -> None:
+    bench.until(Phase.QUERYING)
+    _, chunk = bench.run.answer(decision(0.05), int(bench.now * NS))
+    assert chunk is not None
+    bench.now += 0.5
+    brake = bench.run.pause(int(bench.now * NS))
+    assert brake is not None
+    np.testing.assert_allclose(brake.start, chunk.sample(int(bench.now * NS)))
+    assert bench.run.phase is Phase.PAUSED
+    assert bench.run.pause(int(bench.now * NS)) is None, "a second one changes nothing"
+    for _ in range(100):
+        bench.now += 0.04
+        assert bench.poll() is None
+    bench.run.resume()
+    query = bench.until(Phase.QUERYING)
+    assert isinstance(query, Query)
+    assert query.index == 1
+    held = bench.run.commanded(int(bench.now * NS))
+    assert held is not None
+    np.testing.assert_array_equal(held, brake.positions[-1])
+    assert bench.run.idle_ns < 0.5 * NS
+
+
+def test_a_pause_while_waiting_needs_no_brake_and_asks_anew(bench: Bench) -> None:
+    bench.until(Phase.QUERYING)
+    paused_at = int(bench.now * NS) + 20_000_000
+    assert bench.run.pause(paused_at) is None
+    bench.run.resume()
+    assert bench.run.poll(paused_at, bench.now) is None, "nothing is newer than the pause yet"
+    bench.now += 0.2
+    query = bench.until(Phase.QUERYING)
+    assert isinstance(query, Query)
+    assert query.observation.stamp_ns >= paused_at
+
+
+def test_a_dry_run_begins_every_chunk_where_the_arms_stand(rig: RigSpec) -> None:
+    bench = Bench(rig, dry=True)
+    for _ in range(3):
+        bench.until(Phase.QUERYING)
+        verdict, chunk = bench.run.answer(decision(0.12), int(bench.now * NS))
+        assert verdict.accepted, verdict.message
+        assert chunk is not None
+        np.testing.assert_allclose(chunk.start, POSE)
+        bench.now += 2.0

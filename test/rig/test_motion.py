@@ -1,0 +1,60 @@
+"""The way to the start pose is gentle and straight, and passes the same gate as any chunk."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cosmos_policy_ros.errors import RigError
+from cosmos_policy_ros.rig.gate import SafetyGate, Situation
+from cosmos_policy_ros.rig.motion import start_motion
+from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.spec import GRIPPER_INDICES, load_rig
+
+NOW = 1_000_000_000_000
+SPEED = 0.5  # rad/s
+RIG = load_rig("interbotix_1", config_folder("rigs"))
+GATE = SafetyGate(RIG)
+GRIPPERS = list(GRIPPER_INDICES)
+START = np.concatenate([[*arm.start, 0.0] for arm in RIG.arms.values()])
+
+
+def at(pose: np.ndarray, **ages: float) -> Situation:
+    return Situation(commanded=pose, measured=pose, **ages)
+
+
+@given(st.lists(st.floats(0.0, 1.0), min_size=14, max_size=14))
+def test_from_anywhere_within_the_limits(shares: list[float]) -> None:
+    pose = RIG.lower + np.array(shares) * (RIG.upper - RIG.lower)
+    chunk = start_motion(RIG, GATE, at(pose), NOW, SPEED)
+    path = np.array(
+        [chunk.sample(NOW + t * 20_000_000) for t in range(len(chunk.positions) * 2 + 3)]
+    )
+    arms = np.delete(path, GRIPPERS, axis=1)
+    assert np.abs(np.diff(arms, axis=0)).max() <= SPEED * 0.02 * 1.001
+    np.testing.assert_allclose(arms[-1], np.delete(START, GRIPPERS), atol=1e-12)
+    np.testing.assert_allclose(path[:, GRIPPERS], np.tile(pose[GRIPPERS], (len(path), 1)))
+    # Never away from the goal: straight there.
+    assert (np.diff(np.abs(arms - arms[-1]), axis=0) <= 1e-12).all()
+
+
+def test_at_the_start_pose_it_takes_one_row() -> None:
+    assert len(start_motion(RIG, GATE, at(START), NOW, SPEED).positions) == 1
+
+
+def test_the_gate_stands_before_it() -> None:
+    with pytest.raises(RigError, match=r"the arms were last heard of 0.60 s ago"):
+        start_motion(RIG, GATE, at(START, state_age=0.6), NOW, SPEED)
+    far = START.copy()
+    far[1] = RIG.lower[1] - 0.2
+    with pytest.raises(RigError, match=r"left/shoulder at step 0 .* past its position limit"):
+        start_motion(RIG, GATE, at(far), NOW, SPEED)
+    moved = replace(at(START), measured=START + np.where(np.arange(14) == 9, 0.2, 0.0))
+    with pytest.raises(
+        RigError, match=r"right/elbow at step 0 is 0.200 rad from the measured pose"
+    ):
+        start_motion(RIG, GATE, moved, NOW, SPEED)

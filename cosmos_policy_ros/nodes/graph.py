@@ -42,6 +42,7 @@ class GraphOptions:
         numerics: released, paper, or checkpoint: as its config says.
         denoising_steps: 0 as the checkpoint says.
         seed: base noise seed of the policy.
+        dry_run: everything but the arms: trajectories go to ~/preview, and nothing is recorded.
         root: folder of the episodes.
         record: start the recorder.
         images: raw, or jpeg for a tenth of the disk.
@@ -64,6 +65,7 @@ class GraphOptions:
     numerics: str = "checkpoint"
     denoising_steps: int = 0
     seed: int = 195
+    dry_run: bool = False
     root: str = "rollouts"
     record: bool = True
     images: str = "raw"
@@ -95,17 +97,18 @@ def node_processes(options: GraphOptions) -> tuple[NodeProcess, ...]:
         "numerics": options.numerics,
         "denoising_steps": options.denoising_steps,
         "seed": options.seed,
+        "dry_run": options.dry_run,
         "self_check": not options.stepped,  # nothing is fresh while no time passes
     }
     nodes = [_process("policy_node", {**shared, **policy})]
-    if options.record:
+    if options.record and not options.dry_run:  # what moves nothing is no rollout
         recorder: dict[str, Value] = {
             "root": options.root,
             "images": options.images,
             "compression": options.compression,
         }
         nodes.append(_process("recorder_node", {**shared, **recorder}))
-    if rig.sink == "interbotix":
+    if rig.sink == "interbotix" and not options.dry_run:
         nodes.insert(0, _process("arm_streamer_node", {"rig": options.rig}))
     if rig.kind == "sim":
         scene: dict[str, Value] = {

@@ -15,11 +15,13 @@ from cosmos_policy_ros.msg import PolicyState
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.planning.planner import Planner
 from cosmos_policy_ros.planning.workers import Inference
+from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.run import Run
 from cosmos_policy_ros.rig.sources import Sources
 
 TEXT_PERIOD = 0.5  # wall s between state messages that differ only in their text's numbers
 HEARTBEAT = 0.1  # wall s between states while armed, changed or not, for who waits for them
+MOVING = ("executing", "moving")  # phases
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
@@ -67,18 +69,26 @@ class PolicyReports:
         self._node.destroy_publisher(self._states)
         self._node.destroy_publisher(self._diagnostics)
 
-    def report(self, run: Run | None, armed: bool, task: str, last_outcome: str) -> None:
+    def report(
+        self,
+        run: Run | None,
+        motion: TimedChunk | None,
+        armed: bool,
+        task: str,
+        last_outcome: str,
+    ) -> None:
         """Publish how things stand, if that has changed.
 
         A change of nothing but numbers in the text, which may run, is told now and then.
 
         Args:
             run: the one under way.
+            motion: the way to the start pose that the arms are on.
             armed: whether the arms may move.
             task: of the node, told while there is no run.
             last_outcome: how the last run ended, empty before the first.
         """
-        status, now = self._status(run, armed, task, last_outcome), time.monotonic()
+        status, now = self._status(run, motion, armed, task, last_outcome), time.monotonic()
         due = self._heartbeat and armed and now - self._last_at >= HEARTBEAT
         if status == self._last and not due:
             return
@@ -98,15 +108,24 @@ class PolicyReports:
             return False
         return _NUMBER.sub("", status.message) == _NUMBER.sub("", self._last.message)
 
-    def _status(self, run: Run | None, armed: bool, task: str, last_outcome: str) -> Status:
+    def _status(
+        self,
+        run: Run | None,
+        motion: TimedChunk | None,
+        armed: bool,
+        task: str,
+        last_outcome: str,
+    ) -> Status:
         if run is not None and self._inference.status == "ready":
             phase, message = run.phase.value, run.message
+        elif motion is not None:
+            phase, message = "moving", "on the way to the start pose"
         else:
             phases = {"ready": "ready", "failed": "failed", "closed": "unconfigured"}
             phase = phases.get(self._inference.status, "loading")
             message = last_outcome if phase == "ready" else ""
             message = message or self._inference.message
-        chunk = run.chunk if run is not None else None
+        chunk = run.chunk if run is not None else motion
         return Status(
             phase=phase,
             armed=armed,
@@ -114,7 +133,7 @@ class PolicyReports:
             run_id=run.goal.run_id if run else "",
             chunks=run.chunks if run else 0,
             refused=run.refused if run else 0,
-            executing_until_ns=chunk.end_ns if chunk and phase == "executing" else 0,
+            executing_until_ns=chunk.end_ns if chunk and phase in MOVING else 0,
             message=message,
         )
 

@@ -18,15 +18,15 @@ class StreamerWatch:
         node_name: of the streamer.
     """
 
-    def __init__(self, node: Node, rig: RigSpec, topic: str) -> None:
-        """Listen, if trajectories are streamed on this rig; else there is nothing to know."""
+    def __init__(self, node: Node, rig: RigSpec, topic: str, *, dry: bool) -> None:
+        """Listen, if trajectories are streamed; else, or in a dry run, nothing is to be known."""
         self._node, self._topic = node, topic
         self.node_name = topic.rsplit("/", 2)[-2]
         self._patience = rig.stream.heartbeat_timeout
         self._heard: float | None = None
         self._reason = ""
         self._subscription = None
-        if rig.sink == "interbotix":
+        if rig.sink == "interbotix" and not dry:
             self._subscription = node.create_subscription(
                 StreamerState, topic, self._hear, shell.LATCHED
             )

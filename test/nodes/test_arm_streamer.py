@@ -120,7 +120,10 @@ class Loop:
 
         def still() -> bool:
             return all(
-                len({tuple(goal.cmd) for goal in self.goals[side][-25:]}) == 1 for side in SIDES
+                len({tuple(goal.cmd) for goal in self.goals[side][-25:]})
+                == len({goal.cmd for goal in self.grippers[side][-25:]})
+                == 1
+                for side in SIDES
             )
 
         self.wait(still, "the arms to be held")

@@ -1,0 +1,336 @@
+"""The policy node's runs: the action, the queries, the answers, and the way to the start pose.
+
+The run's logic is ``rig.run``. Everything here happens in the executor's one thread, so there is
+nothing to lock; the worker thread only wakes it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future as Answer
+from typing import Any, NamedTuple
+
+from rclpy.action import ActionServer, CancelResponse
+from rclpy.lifecycle import LifecycleNode
+from rclpy.task import Future
+
+from cosmos_policy_ros.action import RunTask
+from cosmos_policy_ros.errors import ConfigError, CosmosPolicyError, RigError, WorkerError
+from cosmos_policy_ros.nodes import shell
+from cosmos_policy_ros.nodes.policy_futures import PolicyFutures
+from cosmos_policy_ros.nodes.policy_output import PolicyOutput
+from cosmos_policy_ros.nodes.policy_parameters import PolicySettings
+from cosmos_policy_ros.nodes.policy_streamer import StreamerWatch
+from cosmos_policy_ros.planning.tasks import Decide
+from cosmos_policy_ros.planning.workers import Inference
+from cosmos_policy_ros.rig.chunk import TimedChunk
+from cosmos_policy_ros.rig.decision import Decision, Query
+from cosmos_policy_ros.rig.gate import SafetyGate, Situation
+from cosmos_policy_ros.rig.motion import start_motion
+from cosmos_policy_ros.rig.run import Goal, Outcome, Phase, Run
+from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.sources import Sources
+from cosmos_policy_ros.rollouts.task import choose_prompt, load_task
+
+
+class _Asked(NamedTuple):
+    """A query under way; monotonic seconds of when its observation began and when it was sent."""
+
+    query: Query
+    started: float
+    sent: float
+
+
+class PolicyRuns:
+    """One run at a time, or one motion.
+
+    Attributes:
+        run: the one under way, or None.
+        motion: the way to the start pose that the arms are on, or None.
+        last_outcome: how the last run ended, empty before the first.
+    """
+
+    def __init__(
+        self,
+        node: LifecycleNode,
+        settings: PolicySettings,
+        sources: Sources,
+        inference: Inference,
+        output: PolicyOutput,
+        streamer: StreamerWatch,
+        wake: Callable[[], None],
+    ) -> None:
+        """Serve the action; ``wake`` makes the executor call :meth:`take_answers`."""
+        self.run: Run | None = None
+        self.motion: TimedChunk | None = None
+        self.last_outcome = ""
+        self._node, self._settings, self._sources = node, settings, sources
+        self._inference, self._output, self._streamer = inference, output, streamer
+        self._gate = SafetyGate(settings.rig)
+        self._ended: Future[Outcome] | None = None
+        self._goal_handle: Any = None
+        self._commanded: Any = None
+        self._answers: deque[tuple[_Asked, Answer[Decision], float]] = deque()
+        self._asked: _Asked | None = None
+        self._wake = wake
+        self._futures = PolicyFutures(node, settings.rig, inference, wake)
+        self._action = ActionServer(
+            node,
+            RunTask,
+            "~/run_task",
+            execute_callback=self._execute,
+            cancel_callback=lambda _: CancelResponse.ACCEPT,
+            result_timeout=900,  # s; the distros' defaults differ from 10 to 900
+        )
+
+    def close(self) -> None:
+        """Serve no more."""
+        self._action.destroy()
+        self._futures.close()
+
+    # ---------------------------------------------------------------- what moves
+
+    def poll(self) -> None:
+        """Do what is due."""
+        if self.motion is not None:
+            self._watch_motion(self.motion)
+        run = self.run
+        if run is None:
+            return
+        if self._goal_handle.is_cancel_requested:
+            self.stop("cancelled", "the goal was cancelled")
+        elif self._inference.status == "failed":
+            self.stop("fault", self._inference.message)
+        elif complaint := self._streamer.complaint():
+            self.stop("fault", complaint)
+        elif self._inference.status == "ready" or run.phase is Phase.EXECUTING:
+            started = time.monotonic()
+            effect = run.poll(self._now_ns(), started)
+            if isinstance(effect, TimedChunk):
+                self._node.get_logger().warning(run.message)
+                self._output.move(effect)
+            elif effect is not None:
+                self._ask(effect, started)
+            self._end_if_over(run)
+
+    def stop(self, outcome: str, message: str) -> bool:
+        """Brake whatever moves and end the run; return whether there was anything to stop."""
+        now_ns = self._now_ns()
+        if self.motion is not None:
+            self._brake_motion(self.motion, now_ns)
+            return True
+        if self.run is None:
+            return False
+        if brake := self.run.stop(now_ns, outcome, message):
+            self._output.move(brake)
+        self._end_if_over(self.run)
+        return True
+
+    def pause(self) -> None:
+        """Bring the arms to rest on their path; the run goes on when it is resumed.
+
+        Raises:
+            RigError: there is no run.
+        """
+        if self.run is None:
+            raise RigError("no run is under way")
+        self._asked = None  # an answer that comes now is of what was seen before the pause
+        if brake := self.run.pause(self._now_ns()):
+            self._output.move(brake)
+
+    def resume(self) -> None:
+        """Go on with a fresh observation.
+
+        Raises:
+            RigError: there is no run.
+        """
+        if self.run is None:
+            raise RigError("no run is under way")
+        self.run.resume()
+
+    def go_to_start(self, speed: float) -> float:
+        """Move both arms to their start pose, the fastest joint at ``speed`` [rad/s].
+
+        Returns:
+            Seconds that it takes.
+
+        Raises:
+            RigError: the arms are disarmed, in use, silent, or the gate refused.
+        """
+        if not self._output.armed:
+            raise RigError("the arms are disarmed; call ~/arm with data: true first")
+        if self.run is not None or self.motion is not None:
+            raise RigError("the arms are in use; call ~/stop first")
+        if complaint := self._streamer.complaint():
+            raise RigError(complaint)
+        measured, now_ns = self._sources.measured(), self._now_ns()
+        if measured is None:
+            raise RigError("the arms have sent no joint states: are their drivers running?")
+        held = measured if self._commanded is None else self._commanded
+        now = Situation(held, measured, state_age=self._sources.state_age(now_ns))
+        self.motion = start_motion(self._settings.rig, self._gate, now, now_ns, speed)
+        self._output.move(self.motion)
+        return (self.motion.end_ns - now_ns) / shell.NS
+
+    def forget_commanded(self) -> None:
+        """Take the arms as they stand from now on: somebody else may have moved them."""
+        self._commanded = None
+
+    def _now_ns(self) -> int:
+        return int(self._node.get_clock().now().nanoseconds)
+
+    def _watch_motion(self, motion: TimedChunk) -> None:
+        now_ns = self._now_ns()
+        age = self._sources.state_age(now_ns)
+        if now_ns >= motion.end_ns:
+            self._commanded, self.motion = motion.positions[-1], None
+        elif age > self._settings.rig.observation.state_timeout:
+            self._node.get_logger().error(f"no good joint state for {age:.2f} s: braked, holding")
+            self._brake_motion(motion, now_ns)
+
+    def _brake_motion(self, motion: TimedChunk, now_ns: int) -> None:
+        brake = motion.brake(now_ns, self._settings.run.brake_seconds)
+        self._output.move(brake)
+        self._commanded, self.motion = brake.positions[-1], None
+
+    # ---------------------------------------------------------------- queries and answers
+
+    def _ask(self, query: Query, started: float) -> None:
+        self._asked = asked = _Asked(query, started, time.monotonic())
+
+        def done(answer: Answer[Decision]) -> None:
+            self._answers.append((asked, answer, time.monotonic()))
+            self._wake()
+
+        self._inference.submit(Decide(query)).add_done_callback(done)
+
+    def take_answers(self) -> None:
+        """Act on what has been answered, in the executor's thread."""
+        self._futures.publish()
+        while self._answers:
+            asked, answer, ready = self._answers.popleft()
+            run = self.run
+            if run is None or asked is not self._asked:
+                continue  # its run was stopped or paused meanwhile: nothing moves
+            error = answer.exception()
+            if error is None:
+                self._act(run, asked, answer.result(), ready)
+            elif isinstance(error, CosmosPolicyError):
+                self._node.get_logger().error(f"query failed, the arms hold: {error}")
+                recoverable = isinstance(error, WorkerError) and self._inference.status != "failed"
+                run.query_failed(error, recoverable)
+            else:
+                raise error
+            self._end_if_over(run)
+
+    def _act(self, run: Run, asked: _Asked, decision: Decision, ready: float) -> None:
+        """Judge a decision and, if it passes, move; then tell what was decided and why."""
+        query, started, sent = asked
+        now_ns = self._now_ns()
+        chunk_id = f"{run.goal.run_id}/{run.chunks}"
+        verdict, chunk = run.answer(decision, now_ns)
+        if chunk is not None:
+            self._output.move(chunk)
+        published = time.monotonic()
+        phases = {"observe": sent - started, **decision.phases}
+        phases["transfer"] = ready - sent - sum(decision.phases.values())
+        phases["publish"] = published - ready
+        self._output.decided(decision, query, run.goal.run_id, chunk_id, phases)
+        if self._settings.futures:
+            self._futures.ask(query, decision, chunk_id)
+        self._output.judged(verdict, chunk_id, now_ns)
+        feedback = RunTask.Feedback(chunk=run.chunks, phase=run.phase.value, message=run.message)
+        feedback.seconds = (now_ns - self._run_started_ns) / shell.NS
+        feedback.latency = published - started
+        self._goal_handle.publish_feedback(feedback)
+
+    def _end_if_over(self, run: Run) -> None:
+        outcome = run.outcome
+        if outcome is None or run is not self.run:
+            return
+        assert self._ended is not None
+        self.last_outcome = f"run ended ({outcome.outcome}): {outcome.message}"
+        # Two lines of code: rclpy refuses two severities from one.
+        if outcome.success:
+            self._node.get_logger().info(self.last_outcome)
+        else:
+            self._node.get_logger().error(self.last_outcome)
+        self._commanded = run.commanded(self._now_ns() + shell.NS * 3600)
+        self.run = self._asked = None
+        if not self._ended.done():
+            self._ended.set_result(outcome)
+
+    # ---------------------------------------------------------------- the action
+
+    async def _execute(self, handle: Any) -> RunTask.Result:
+        """Serve one goal; waits without blocking the executor."""
+        try:
+            goal = self._accept(bytes(handle.goal_id.uuid).hex(), handle.request)
+        except CosmosPolicyError as error:
+            self._node.get_logger().error(f"run refused: {error}")
+            handle.abort()
+            return RunTask.Result(outcome="refused", message=str(error))
+        settings = self._settings
+        self._goal_handle, self._ended = handle, Future(executor=self._node.executor)
+        self._run_started_ns = self._now_ns()
+        self.run = run = Run(
+            goal,
+            settings.rig,
+            self._sources,
+            self._gate,
+            settings.run,
+            self._commanded,
+            dry=settings.dry_run,
+        )
+        self._node.get_logger().info(f"run {goal.run_id}: {goal.task}, prompt '{goal.prompt}'")
+        outcome = await self._ended
+        assert outcome is not None
+        if outcome.outcome == "cancelled":
+            handle.canceled()
+        elif outcome.success:
+            handle.succeed()
+        else:
+            handle.abort()
+        return RunTask.Result(
+            success=outcome.success,
+            outcome=outcome.outcome,
+            message=outcome.message,
+            chunks=run.chunks,
+            refused=run.refused,
+            seconds=(self._now_ns() - self._run_started_ns) / shell.NS,
+            idle_seconds=run.idle_ns / shell.NS,
+            run_id=goal.run_id,
+        )
+
+    def _accept(self, run_id: str, request: RunTask.Goal) -> Goal:
+        """Return the goal in full, or raise CosmosPolicyError with what stands against it."""
+        if self.run is not None:
+            raise ConfigError(
+                f"run {self.run.goal.run_id} is under way; cancel it or call ~/stop first"
+            )
+        if self.motion is not None:
+            raise RigError("the arms are on their way to the start pose; wait, or call ~/stop")
+        if not self._output.armed:
+            raise ConfigError("the arms are disarmed; call ~/arm with data: true first")
+        if self._inference.status == "failed":
+            raise WorkerError(f"the engine is not available: {self._inference.message}")
+        if complaint := self._streamer.complaint():
+            raise RigError(complaint)
+        if not (math.isfinite(request.time_limit) and request.time_limit >= 0):
+            raise ConfigError(f"time_limit {request.time_limit} s must be finite, 0 or more")
+        settings = self._settings
+        task = settings.task
+        if request.task:
+            task = load_task(request.task, config_folder("tasks"))
+        return Goal(
+            run_id=run_id,
+            task=task.name,
+            prompt=choose_prompt(task, request.prompt),
+            time_limit=request.time_limit or task.time_limit,
+            chunk_limit=request.chunk_limit,
+            seed=request.seed or settings.seed,
+            deadline=settings.deadline or task.deadline,
+        )

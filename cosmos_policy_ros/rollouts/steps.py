@@ -1,8 +1,8 @@
 """The control steps of an episode: what the arms were told, row by row, and when.
 
 A step is one row of a trajectory that was sent, so what an episode is made of is what moved the
-arms: refused chunks are not in it, nor the pauses in which a policy thinks and the arms hold. A
-braked chunk ends where it was braked.
+arms: refused chunks are not in it, nor the pauses in which a policy thinks and the arms hold, nor
+the way to the start pose. A braked chunk ends where it was braked.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rig.chunk import NS
+from cosmos_policy_ros.rig.motion import CHUNK_ID
 from cosmos_policy_ros.rig.spec import ARM_DIM, ARM_JOINTS, Arm
 from cosmos_policy_ros.rollouts.message_index import IndexedTopic
 from cosmos_policy_ros.rollouts.rig_in_bag import RigInBag
 
 BRAKE = "/brake"  # how the id of a braking trajectory ends
+NOBODYS = (CHUNK_ID,)  # ids of motions that no policy decided
 DT_TOLERANCE = 1e-3  # s between a row's time and a whole number of steps
 
 
@@ -75,7 +77,8 @@ def read_steps(
     number = 0
     for index, each in enumerate(sent):
         # A trajectory without a row stops the controller where it is.
-        if each.chunk_id.endswith(BRAKE) or not len(each.offsets_ns):
+        moved_by_policy = not each.chunk_id.endswith(BRAKE) and each.chunk_id not in NOBODYS
+        if not moved_by_policy or not len(each.offsets_ns):
             number += 1
             continue
         rows, due_ns = _on_grid(each, step_ns)

@@ -83,12 +83,21 @@ class EpisodeWindows:
             ObservationError: an arm had not reported.
             RolloutError: the bag is damaged there.
         """
+        return self.measured(int(self.steps.times_ns[step]))[0]
+
+    def measured(self, stamp_ns: int) -> tuple[NDArray[np.float64], float]:
+        """Return the (14,) state that was known at a time, and its age [s].
+
+        Raises:
+            ObservationError: an arm had not reported.
+            RolloutError: the bag is damaged there.
+        """
         sources = Sources(self.rig.rig)
-        self._add_states(sources, int(self.steps.times_ns[step]))
+        self._add_states(sources, stamp_ns)
         state = sources.measured()
         if state is None:
-            raise ObservationError(f"{self.episode.path}: no joint state at step {step}")
-        return state
+            raise ObservationError(f"{self.episode.path}: no joint state by {stamp_ns} ns")
+        return state, sources.state_age(stamp_ns)
 
     def chunk(self, step: int, chunk_steps: int) -> NDArray[np.float64]:
         """Return the (K, 14) actions from a step on; the last one is repeated past the end."""

@@ -29,7 +29,9 @@ from mcap.reader import make_reader
 from rclpy.serialization import deserialize_message
 
 from cosmos_policy_ros.rig.observation import Observation
+from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import RigSpec
+from cosmos_policy_ros.rollouts.commands import check_bag
 from cosmos_policy_ros.rollouts.episode import read_episode
 from cosmos_policy_ros.rollouts.replay import decisions, observations
 from cosmos_policy_ros.rollouts.windows import EpisodeWindows
@@ -127,6 +129,22 @@ def test_each_chunk_is_one_timed_trajectory_per_arm(trial: Trial) -> None:
             times = [nanoseconds(p.time_from_start) for p in trajectory.points]
             assert times == list(range(40_000_000, 2_000_000_001, 40_000_000))
             assert list(trajectory.points[-1].velocities) == [0.0] * 7
+
+
+def test_the_gate_says_the_same_of_the_bag_and_more_to_stricter_limits(
+    trial: Trial, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bag = str(trial.episode.path)
+    assert check_bag.main([bag]) == 0
+    assert f"{CHUNKS} decisions, refused: none" in capsys.readouterr().out
+    plain = yaml.safe_load((config_folder("rigs") / "sim.yaml").read_text())
+    plain["gate"]["velocity_scale"] = 0.05
+    strict = tmp_path / "strict.yaml"
+    strict.write_text(yaml.safe_dump(plain))
+    assert check_bag.main([bag, "--rig", str(strict)]) == 3
+    told = capsys.readouterr().out
+    assert "by step_speed" in told
+    assert "in one control step: too fast" in told
 
 
 def test_the_arms_are_sent_what_was_decided_in_their_own_units(trial: Trial) -> None:

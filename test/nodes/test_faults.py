@@ -19,6 +19,7 @@ from rcl_interfaces.srv import DescribeParameters
 
 from cosmos_policy_ros.nodes.client import RECORDER_NODE
 from cosmos_policy_ros.rollouts.episode import read_episode
+from cosmos_policy_ros.rollouts.gate_check import check_episode
 from cosmos_policy_ros.rollouts.topics import POLICY_NODE
 
 QUERY_TIMEOUT = 4.0  # s; long enough to kill an engine in the middle of a query
@@ -169,6 +170,7 @@ def test_a_chunk_no_arm_may_follow_never_reaches_one(
     graph: Graph, seed: Seed, rule: str, joint: str, step: int, words: str
 ) -> None:
     with graph.recorded() as episode:
+        graph.settle()
         result = graph.client.finish_run(armed_run(graph, seed), PATIENCE)
     assert (result.outcome, result.chunks, result.refused) == ("fault", 0, 3)
     assert "3 chunks refused in a row" in result.message
@@ -181,6 +183,10 @@ def test_a_chunk_no_arm_may_follow_never_reaches_one(
     assert graph.sent() == [[], []]
     assert graph.accepted() == [0, 0]
     episode.check_complete()
+    again = check_episode(episode.path)
+    assert again.refused == {rule: 3}
+    assert not again.changed
+    assert words in again.first
 
 
 def test_an_engine_that_refuses_ends_the_run_with_its_words(graph: Graph) -> None:

@@ -1,0 +1,60 @@
+"""``scripts/check_bag``: what the safety gate says of episodes that are over."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from cosmos_policy_ros.errors import RolloutError
+from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.spec import load_rig
+from cosmos_policy_ros.rollouts.commands.shared import run, say_count
+from cosmos_policy_ros.rollouts.gate_check import Checked, check_episode
+
+FINE, OTHERWISE = 0, 3  # exit codes; 1 is an error, 2 a wrong command line
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``scripts/check_bag``; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/check_bag",
+        description="Judge what episodes decided, or demonstrated, by the gate that judges live. "
+        "The exit code is 3 when a demonstration would be refused, or a verdict is not the "
+        "recorded one.",
+    )
+    parser.add_argument("bags", type=Path, nargs="+", help="folders of episodes")
+    parser.add_argument(
+        "--rig", default="", help="judge by another rig's limits: a name in config/rigs or a file"
+    )
+    options = parser.parse_args(arguments)
+    return run(lambda: _check(options))
+
+
+def _check(options: argparse.Namespace) -> int:
+    rig = load_rig(options.rig, config_folder("rigs")) if options.rig else None
+    fine = True
+    for bag in options.bags:
+        try:
+            found = check_episode(bag.expanduser(), rig)
+        except RolloutError as error:
+            print(f"error: {error}")  # the others are looked at all the same
+            fine = False
+            continue
+        print("\n".join(lines(found)))
+        # What was refused live, and is again, is as it should be.
+        news = found.refused and (rig is not None or not found.decided)
+        fine &= not (found.changed or news)
+    return FINE if fine else OTHERWISE
+
+
+def lines(found: Checked) -> list[str]:
+    """Return what to tell of one episode."""
+    what = "decision" if found.decided else "demonstrated chunk"
+    refused = ", ".join(f"{count} by {rule}" for rule, count in found.refused.items())
+    told = [f"{found.path.name}: {say_count(found.judged, what)}, refused: {refused or 'none'}"]
+    if found.first:
+        told.append(f"  the first: {found.first}")
+    if found.skipped:
+        told.append(f"  {found.skipped} not judged: an arm had not reported")
+    return told + [f"  not as recorded: {each}" for each in found.changed]

@@ -15,6 +15,7 @@ from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.errors import ObservationError, RolloutError
 from cosmos_policy_ros.rig.chunk import TimedChunk
+from cosmos_policy_ros.rig.motion import CHUNK_ID
 from cosmos_policy_ros.rollouts.episode import read_episode
 from cosmos_policy_ros.rollouts.recording import Options
 from cosmos_policy_ros.rollouts.replay import decisions, observations
@@ -121,6 +122,18 @@ def test_a_chunk_replaced_or_braked_counts_as_far_as_it_was_executed(
     assert windows.steps.stretch.tolist() == [0] * 35 + [1] * 50
     usable = windows.usable(10)
     assert usable.tolist() == [True] * 26 + [False] * 9 + [True] * 50
+
+
+def test_the_way_to_the_start_pose_is_nobodys_action(store: EpisodeStore, types: Typestore) -> None:
+    writing = Writing(store, types)
+    writing.seconds(6.0)
+    writing.trajectory(chunk(400, "run/0", rows=25))
+    writing.trajectory(chunk(1500, CHUNK_ID, rows=40))
+    writing.trajectory(chunk(3400, "run/1", rows=25))
+    windows = windows_of(writing.recording.finish("stopped"))
+    due = np.rint(windows.steps.actions[:, 0] * 1e4).astype(int)
+    assert due.tolist() == [*range(440, 1401, 40), *range(3440, 4401, 40)]
+    assert windows.steps.stretch.tolist() == [0] * 25 + [1] * 25
 
 
 def test_one_arms_trajectory_alone_is_no_action(store: EpisodeStore, types: Typestore) -> None:

@@ -1,0 +1,110 @@
+"""``scripts/calibrate_grippers``: walks an operator through open and close, writes the rig file.
+
+Nothing is sent to an arm: the grippers are moved by hand, or by whatever drives them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import rclpy
+import yaml
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from sensor_msgs.msg import JointState
+
+from cosmos_policy_ros.errors import ConfigError, RigError
+from cosmos_policy_ros.rig.calibration import calibrate
+from cosmos_policy_ros.rig.config import to_plain
+from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.spec import Arms, RigSpec, load_rig
+from cosmos_policy_ros.rollouts.commands.shared import run
+
+SECONDS = 1.0  # of reading each end
+STALE = 0.3  # s, in which what came while the operator was busy is taken and thrown away
+ENDS = (
+    ("closed", "close both grippers until the fingers touch, with nothing between them"),
+    ("open", "open both grippers as far as they go"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``scripts/calibrate_grippers``; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/calibrate_grippers",
+        description="Measure both grippers' ends and write a rig file that has them.",
+    )
+    parser.add_argument("--rig", default="interbotix_1", help="name in config/rigs, or a file")
+    parser.add_argument("--output", type=Path, required=True, help="the rig file to write")
+    options = parser.parse_args(arguments)
+    return run(lambda: _calibrate(options.rig, options.output.expanduser()))
+
+
+def _calibrate(name: str, output: Path) -> int:
+    rig = load_rig(name, config_folder("rigs"))
+    if output.exists():
+        raise ConfigError(f"{output}: is there already; give another --output")
+    rclpy.init()
+    try:
+        read = _read_both(rig, input)
+    finally:
+        rclpy.try_shutdown()
+    arms = {}
+    for side, arm in rig.arms.items():
+        try:
+            gripper = calibrate(arm.gripper, read["closed"][side], read["open"][side])
+        except RigError as error:
+            raise RigError(f"{side} arm: {error}") from error
+        arms[side] = replace(arm, gripper=gripper)
+        print(
+            f"{side}: state {gripper.state_closed:g} to {gripper.state_open:g}, command "
+            f"{gripper.command_closed:g} to {gripper.command_open:g} (closed to open)"
+        )
+    text = yaml.safe_dump(
+        to_plain(replace(rig, name=output.stem, arms=Arms(**arms))), sort_keys=False
+    )
+    try:
+        output.write_text(f"# {rig.name} with measured grippers.\n{text}", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{output}: cannot be written: {error}") from error
+    print(f"written: {output}; use it with rig:={output}")
+    return 0
+
+
+Readings = dict[str, dict[str, list[dict[str, float]]]]  # by end, by side
+
+
+def _read_both(rig: RigSpec, ask: Callable[[str], Any]) -> Readings:
+    node, executor = Node("calibrate_grippers"), SingleThreadedExecutor()
+    executor.add_node(node)
+    heard: dict[str, list[dict[str, float]]] = {side: [] for side, _ in rig.arms.items()}
+
+    def keep(side: str) -> Callable[[JointState], None]:
+        return lambda m: heard[side].append(dict(zip(m.name, m.position, strict=False)))
+
+    for side, arm in rig.arms.items():
+        node.create_subscription(JointState, arm.joint_states, keep(side), 10)
+    found: Readings = {}
+    try:
+        for end, wish in ENDS:
+            ask(f"{wish}, then press Enter ")
+            _spin(executor, STALE)
+            for readings in heard.values():
+                readings.clear()
+            _spin(executor, SECONDS)
+            found[end] = {side: list(readings) for side, readings in heard.items()}
+    finally:
+        executor.shutdown()
+        node.destroy_node()
+    return found
+
+
+def _spin(executor: SingleThreadedExecutor, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        executor.spin_once(timeout_sec=0.05)

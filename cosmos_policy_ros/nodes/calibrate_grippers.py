@@ -25,6 +25,7 @@ from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import Arms, RigSpec, load_rig
 from cosmos_policy_ros.rollouts.commands.shared import run
 
+PATIENCE = 5.0  # s for both arms to be found
 SECONDS = 1.0  # of reading each end
 STALE = 0.3  # s, in which what came while the operator was busy is taken and thrown away
 ENDS = (
@@ -91,6 +92,12 @@ def _read_both(rig: RigSpec, ask: Callable[[str], Any]) -> Readings:
         node.create_subscription(JointState, arm.joint_states, keep(side), 10)
     found: Readings = {}
     try:
+        until = time.monotonic() + PATIENCE
+        while not all(heard.values()) and time.monotonic() < until:
+            _spin(executor, STALE)
+        if silent := [side for side, readings in heard.items() if not readings]:
+            topics = ", ".join(getattr(rig.arms, side).joint_states for side in silent)
+            raise RigError(f"nothing came on {topics} for {PATIENCE:g} s; start the arms' drivers")
         for end, wish in ENDS:
             ask(f"{wish}, then press Enter ")
             _spin(executor, STALE)

@@ -15,7 +15,7 @@ from cosmos_policy_ros.rig.share import config_folder
 FOLDER = config_folder("models") / "tiny"
 TASK = "either_cube"
 MOST_BYTES = 20e6
-# Of a hundred it does 80. Fewer than half of twenty-four would be chance four times in ten
+# Of a hundred it does 80. Fewer than half of twenty-four would be chance twice in ten
 # thousand checkpoints as good; other processors round otherwise, and miss other scenes.
 TRIALS, FLOOR = 24, 12
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import QoSProfile
@@ -23,10 +24,12 @@ from cosmos_policy_ros.errors import ConfigError, RigError
 from cosmos_policy_ros.msg import PolicyState, StreamerState
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.convert import trajectory_points
+from cosmos_policy_ros.nodes.driver_services import DriverServices
 from cosmos_policy_ros.nodes.shell import Parameter
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import ARM_JOINTS, RigSpec, load_rig
 from cosmos_policy_ros.rig.streamer import Streamer
+from cosmos_policy_ros.srv import PrepareArms
 
 STATE_PERIOD = 0.1  # wall s; the policy node takes the state for a heartbeat
 PARAMETERS = (
@@ -44,7 +47,7 @@ class ArmStreamerNode(LifecycleNode):
         super().__init__("arm_streamer_node")
         shell.declare(self, PARAMETERS)
         self._streamer: Streamer | None = None
-        self._active = False
+        self._active = self._asking = False
 
     # ---------------------------------------------------------------- lifecycle
 
@@ -59,6 +62,7 @@ class ArmStreamerNode(LifecycleNode):
             )
         self._group, self._single = _driver_messages()
         self._streamer = Streamer(rig)
+        self._streamer.unready = "the grippers' modes are not known yet"
         self._connect(rig)
         return super().on_configure(state)
 
@@ -80,6 +84,9 @@ class ArmStreamerNode(LifecycleNode):
         """Disconnect."""
         for timer in self._ticking, self._telling, self._diagnosing:
             self.destroy_timer(timer)
+        self.destroy_service(self._preparing)
+        for driver in self._drivers.values():
+            driver.close()
         for subscription in self._listening:
             self.destroy_subscription(subscription)
         for publisher in [*self._goals.values(), self._states, self._diagnostics]:
@@ -149,6 +156,15 @@ class ArmStreamerNode(LifecycleNode):
         self._ticking = self.create_timer(1.0 / rig.stream.rate, self._tick, clock=steady)
         self._telling = self.create_timer(STATE_PERIOD, self._tell, clock=steady)
         self._diagnosing = self.create_timer(1.0, self._diagnose, clock=steady)
+        self._drivers = {side: DriverServices(self, side, arm) for side, arm in rig.arms.items()}
+        # Not _services: rclpy keeps its own list under that name.
+        self._preparing = self.create_service(
+            PrepareArms,
+            "~/prepare_arms",
+            self._prepare,
+            # Of its own: while it waits for the drivers, nothing else of its group is called.
+            callback_group=MutuallyExclusiveCallbackGroup(),
+        )
 
     # ---------------------------------------------------------------- in
 
@@ -180,6 +196,53 @@ class ArmStreamerNode(LifecycleNode):
 
         return accept
 
+    # ---------------------------------------------------------------- the drivers' modes
+
+    async def _look_at_modes(self) -> None:
+        """Learn whether goals mean what they should; while arms are moved it cannot change."""
+        streamer = self._streamer
+        if streamer is None or self._asking or not streamer.resting:
+            return
+        self._asking = True
+        try:
+            found = [await driver.unready() for driver in self._drivers.values()]
+        finally:
+            self._asking = False
+        streamer.unready = "; ".join(each for each in found if each)
+
+    async def _prepare(
+        self, request: PrepareArms.Request, response: PrepareArms.Response
+    ) -> PrepareArms.Response:
+        try:
+            self._check_may_prepare(request.confirm)
+            for driver in self._drivers.values():
+                await driver.prepare()
+            await self._look_at_modes()
+            response.success = True
+            response.message = "modes set, torque on: the arms hold"
+        except RigError as error:
+            response.message = f"refused: {error}"
+        self.get_logger().info(response.message)
+        return response
+
+    def _check_may_prepare(self, confirm: bool) -> None:
+        assert self._streamer is not None
+        if not confirm:
+            raise RigError("joints sag for a moment; give confirm: true with somebody looking")
+        if self._streamer.armed:
+            raise RigError("the policy node is armed; disarm it first")
+        for side, arm in self._rig.arms.items():
+            assert arm.driver is not None
+            measured = self._streamer.arms[side].measured
+            if measured is None:
+                raise RigError(f"{arm.joint_states} is silent; is the driver running?")
+            shoulder, elbow = arm.driver.parked
+            if measured[1] > shoulder or measured[2] < elbow:
+                raise RigError(
+                    f"the {side} arm is not folded: {arm.joints[1]} {measured[1]:.2f} rad must be "
+                    f"below {shoulder:g}, {arm.joints[2]} {measured[2]:.2f} above {elbow:g}"
+                )
+
     # ---------------------------------------------------------------- out
 
     def _tick(self) -> None:
@@ -204,7 +267,7 @@ class ArmStreamerNode(LifecycleNode):
         counts = [arm.stream.counts for arm in arms]
         state = StreamerState(
             armed=streamer.armed,
-            reason=streamer.reason or ("" if self._active else "the arm streamer is not active"),
+            reason=streamer.reason or streamer.unready or self._inactive,
             arms=list(streamer.arms),
             streaming=[not arm.stream.silent for arm in arms],
             goals=[each.ticks for each in counts],
@@ -219,7 +282,13 @@ class ArmStreamerNode(LifecycleNode):
         state.header.stamp = self.get_clock().now().to_msg()
         self._states.publish(state)
 
+    @property
+    def _inactive(self) -> str:
+        return "" if self._active else "the arm streamer is not active"
+
     def _diagnose(self) -> None:
+        assert self.executor is not None
+        self.executor.create_task(self._look_at_modes)
         assert self._streamer is not None
         statuses = []
         for side, arm in self._streamer.arms.items():

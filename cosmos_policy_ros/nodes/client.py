@@ -95,6 +95,18 @@ class GraphClient:
         """Arm or disarm."""
         return self.call(SetBool, f"{POLICY_NODE}/arm", data=on)
 
+    def arm_when_ready(self, timeout: float) -> None:
+        """Arm as soon as the self-check passes.
+
+        Raises:
+            CosmosPolicyError: not within ``timeout`` wall seconds; says why not.
+        """
+        deadline = time.monotonic() + timeout
+        while not (answer := self.arm()).success:
+            if time.monotonic() > deadline:
+                raise CosmosPolicyError(f"not armed for {timeout:g} s: {answer.message}")
+            time.sleep(0.2)
+
     def stop(self) -> Any:
         """Stop and disarm."""
         return self.call(Trigger, f"{POLICY_NODE}/stop")

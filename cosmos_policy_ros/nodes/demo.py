@@ -111,7 +111,7 @@ class Demo:
         # As an operator would who moves the arms by hand: what they were last told is stale then.
         _accepted(client.arm(False))
         _accepted(client.reset_rig(name, seed))
-        _accepted(client.arm())
+        client.arm_when_ready(START_TIMEOUT)
         started = _accepted(client.start_episode(task=name, seed=seed, operator_name="demo"))
         handle = client.start_run(task=name, chunk_limit=self._chunks)
         result = self._watch(handle, seed)

@@ -105,12 +105,17 @@ class Driver:
     Attributes:
         joint_group: topic of the six joints' goals.
         joint_single: topic of the gripper's.
+        services: namespace of the driver's services.
         group: what the driver calls the six joints.
+        parked: an arm lies folded when its shoulder is below the first and its elbow above the
+            second of these [rad]; only then may its torque be switched.
     """
 
     joint_group: str
     joint_single: str
+    services: str
     group: str = "arm"
+    parked: tuple[float, float] = (-1.4, 1.2)
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,8 @@ class Streamer:
         arms: by side.
         armed: what the policy node last said.
         reason: why the arms are held and trajectories refused; empty while all is well.
+        unready: why no trajectory is taken though nothing is held, set by whoever knows the
+            drivers; empty when they are ready.
         refusal: why the last trajectory was refused; empty if none was.
     """
 
@@ -59,7 +61,7 @@ class Streamer:
             side: StreamedArm(ArmStream(arm, rig.stream.rate)) for side, arm in rig.arms.items()
         }
         self.armed = False
-        self.reason = self.refusal = ""
+        self.reason = self.unready = self.refusal = ""
         self._policy_ns = 0
 
     @property
@@ -137,6 +139,8 @@ class Streamer:
     def _check_ready(self, side: str, arm: StreamedArm) -> None:
         if self.reason:
             raise RigError(f"the arms are held: {self.reason}; disarm the policy node, then arm it")
+        if self.unready:
+            raise RigError(self.unready)
         if not self.armed:
             raise RigError("the policy node is disarmed, or has not been heard of")
         if arm.measured is None:

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from helpers.xs_sdk import XsSdk
 from interbotix_xs_msgs.msg import JointGroupCommand, JointSingleCommand
-from interbotix_xs_msgs.srv import OperatingModes, RobotInfo
+from interbotix_xs_msgs.srv import OperatingModes, RobotInfo, TorqueEnable
 
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.sim_rig_node import SimRigNode
@@ -49,6 +49,9 @@ class XsRigNode(SimRigNode):
         )
         self.create_service(
             OperatingModes, f"{namespace}/set_operating_modes", partial(self._on_modes, driver)
+        )
+        self.create_service(
+            TorqueEnable, f"{namespace}/torque_enable", lambda _request, response: response
         )
         self.create_service(
             RobotInfo, f"{namespace}/get_robot_info", partial(self._on_info, driver)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import yaml
 from cosmos_policy_ros.msg import StreamerState
+from cosmos_policy_ros.srv import PrepareArms
 from helpers.waiting import PATIENCE
 from interbotix_xs_msgs.msg import JointGroupCommand, JointSingleCommand
 from interbotix_xs_msgs.srv import OperatingModes
@@ -34,14 +35,16 @@ SIDES = ("left", "right")
 STATE = "arm_streamer_node/state"
 
 
-def stock_rig(folder: Path) -> Path:
-    """Write the simulated rig's file as that of a stock ALOHA: other topics, another crank."""
+def stock_rig(folder: Path, **driver: Any) -> Path:
+    """Write the simulated rig's file as that of a stock ALOHA: a driver block, another crank."""
     plain = yaml.safe_load((config_folder("rigs") / "sim.yaml").read_text())
     for side, arm in plain["arms"].items():
         commands = f"follower_{side}/commands"
         arm["driver"] = {
             "joint_group": f"{commands}/joint_group",
             "joint_single": f"{commands}/joint_single",
+            "services": f"follower_{side}",
+            **driver,
         }
         arm["gripper"]["state_source"] = "crank"
     plain["sink"] = "interbotix"
@@ -53,8 +56,8 @@ def stock_rig(folder: Path) -> Path:
 class Loop:
     """The running graph, its operator, and all that was said to the drivers."""
 
-    def __init__(self, folder: Path) -> None:
-        path = stock_rig(folder)
+    def __init__(self, folder: Path, *, modes: bool = True, **driver: Any) -> None:
+        path = stock_rig(folder, **driver)
         self.rig: RigSpec = load_rig(str(path), folder)
         options = GraphOptions(rig=str(path), width=64, height=48, record=False)
         shipped = processes.executable
@@ -85,13 +88,18 @@ class Loop:
                 node.create_subscription(kind, topic, kept[side].append, 2000)
         self.client.policy_ready(PATIENCE)
         self.wait(lambda: self.state.arms, "the streamer's state")
-        for side in SIDES:  # as the vendor's bring-up does
+        if modes:
+            self.set_modes("current_based_position")
+
+    def set_modes(self, mode: str) -> None:
+        """Do as the vendor's bring-up does."""
+        for side in SIDES:
             self.client.call(
                 OperatingModes,
                 f"follower_{side}/set_operating_modes",
                 cmd_type="single",
                 name="gripper",
-                mode="current_based_position",
+                mode=mode,
                 profile_type="velocity",
             )
 
@@ -104,7 +112,7 @@ class Loop:
 
     def start(self, **goal: Any) -> Any:
         """Arm and send a goal, once both nodes have heard of each other."""
-        assert self.client.arm().success
+        self.client.arm_when_ready(PATIENCE)
         self.wait(lambda: self.state.armed and not self.state.reason, "the streamer to be ready")
         return self.client.start_run(**goal)
 
@@ -160,9 +168,50 @@ def test_a_run_goes_through_the_drivers_goal_by_goal(loop: Loop) -> None:
     loop.wait(lambda: not any(loop.state.streaming), "the streamer to let go")
 
 
+def test_a_gripper_in_another_mode_is_noticed_and_arms_that_stand_are_not_prepared(
+    tmp_path: Path,
+) -> None:
+    loop = Loop(tmp_path, modes=False)
+    try:
+        loop.wait(lambda: "mode 'linear_position'" in loop.state.reason, "the mode to be noticed")
+        loop.client.arm_when_ready(PATIENCE)
+        refused = loop.client.finish_run(loop.client.start_run(chunk_limit=1), PATIENCE)
+        assert refused.outcome == "refused"
+        assert "means something else; call ~/prepare_arms" in refused.message
+        assert loop.client.stop().success
+        loop.wait(lambda: not loop.state.armed, "the streamer to hear of it")
+        prepare = "arm_streamer_node/prepare_arms"
+        assert "give confirm: true" in loop.client.call(PrepareArms, prepare).message
+        standing = loop.client.call(PrepareArms, prepare, confirm=True)
+        assert not standing.success
+        assert "the left arm is not folded: shoulder -0.96 rad must be below" in standing.message
+        loop.set_modes("current_based_position")
+        loop.wait(lambda: not loop.state.reason, "the mode to be right")
+    finally:
+        loop.close()
+
+
+def test_folded_arms_are_prepared(tmp_path: Path) -> None:
+    """The simulated arms cannot fold; a rig file that calls their start pose folded will do."""
+    loop = Loop(tmp_path, modes=False, parked=[-0.9, 1.1])
+    try:
+        loop.wait(lambda: "mode 'linear_position'" in loop.state.reason, "the mode to be noticed")
+        done = loop.client.call(PrepareArms, "arm_streamer_node/prepare_arms", confirm=True)
+        assert done.success, done.message
+        loop.wait(lambda: not loop.state.reason, "the streamer to be ready")
+        loop.client.arm_when_ready(PATIENCE)
+        loop.wait(lambda: loop.state.armed, "the streamer to hear of it")
+        armed = loop.client.call(PrepareArms, "arm_streamer_node/prepare_arms", confirm=True)
+        assert "the policy node is armed; disarm it first" in armed.message
+    finally:
+        loop.close()
+
+
 def test_beside_another_commander_the_arms_are_not_armed(loop: Loop) -> None:
     node, driver = loop.client.node, loop.rig.arms.left.driver
     assert driver is not None
+    loop.client.arm_when_ready(PATIENCE)
+    assert loop.client.stop().success
     other = node.create_publisher(JointGroupCommand, driver.joint_group, 10)
     try:
         loop.wait(lambda: not loop.client.arm().success, "the other commander to be found")

@@ -81,7 +81,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--seed",
         type=int,
         default=HELD_OUT_SEED,
-        help="places the objects of episode one; from 1000 on scenes that no training has seen",
+        help="places the objects of episode one and draws the policy's noise; from 1000 on scenes "
+        "that no training has seen",
     )
     parser.add_argument(
         "--episodes", type=int, default=1, help="how many, with seeds seed, seed+1…"
@@ -113,7 +114,8 @@ class Demo:
         _accepted(client.reset_rig(name, seed))
         client.arm_when_ready(START_TIMEOUT)
         started = _accepted(client.start_episode(task=name, seed=seed, operator_name="demo"))
-        handle = client.start_run(task=name, chunk_limit=self._chunks)
+        # With one noise for all, scenes would succeed or fail together.
+        handle = client.start_run(task=name, chunk_limit=self._chunks, seed=seed)
         result = self._watch(handle, seed)
         stopped = _accepted(client.stop_episode(reason=result.outcome))
         state = client.rig_state

@@ -201,19 +201,30 @@ def table(
 
 
 def comparison(results: Sequence[Result], contenders: Sequence[str]) -> list[str]:
-    """Return Markdown lines: every contender less the first, over all conditions."""
+    """Return Markdown lines: every contender less the first, per condition and over all."""
     first, *others = contenders
+    conditions = list(dict.fromkeys(result.condition for result in results))
+    groups: dict[str, Sequence[Result]] = {"": results}
+    if len(conditions) > 1:
+        groups = {f" ({name.replace('_', ' ')})": _of(results, name) for name in conditions}
+        groups[" (all)"] = results
     lines = []
     for name in others:
-        found = paired(results, name, first)
-        if not found.scenes:
-            continue
-        lines.append(
-            f"- {name} less {first}, {found.scenes} scenes: success {100 * found.success:+.1f} "
-            f"points ({_points(found.success_interval)}), score {found.score:+.1f} "
-            f"({found.score_interval[0]:+.1f} to {found.score_interval[1]:+.1f})"
-        )
+        for where, group in groups.items():
+            found = paired(group, name, first)
+            if not found.scenes:
+                continue
+            lines.append(
+                f"- {name} less {first}, {found.scenes} scenes{where}: success "
+                f"{100 * found.success:+.1f} points ({_points(found.success_interval)}), score "
+                f"{found.score:+.1f} ({found.score_interval[0]:+.1f} to "
+                f"{found.score_interval[1]:+.1f})"
+            )
     return lines
+
+
+def _of(results: Sequence[Result], condition: str) -> list[Result]:
+    return [result for result in results if result.condition == condition]
 
 
 def _say(found: Cell) -> str:

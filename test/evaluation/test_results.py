@@ -80,6 +80,18 @@ def test_pairs_are_scene_by_scene() -> None:
     assert line.startswith("- b less a, 40 scenes: success +25.0 points (")
 
 
+def test_a_condition_that_gains_is_not_hidden_by_one_that_does_not() -> None:
+    results = []
+    for seed in range(20):
+        results += [result("a", seed, 75.0), result("b", seed, 75.0)]
+        hard = {"condition": "one_outside"}
+        results += [result("a", seed, 25.0, **hard), result("b", seed, 100.0, **hard)]
+    usual, outside, everything = comparison(results, ["a", "b"])
+    assert "20 scenes (usual): success +0.0 points (+0.0 to +0.0)" in usual
+    assert "20 scenes (one outside): success +100.0 points" in outside
+    assert "40 scenes (all): success +50.0 points" in everything
+
+
 def test_the_table_names_what_was_tried() -> None:
     results = [result("a", s, 100.0) for s in range(3)]
     results += [result("a", s, 50.0, condition="colours") for s in range(3)]

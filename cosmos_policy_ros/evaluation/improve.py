@@ -36,13 +36,13 @@ DEMONSTRATIONS, COLLECTED, HELD_OUT, PLANNER, COMPARISON = (
 )
 PRECONDITIONS, IMAGINATION, REPORT = "preconditions.json", "imagination.png", "report"
 HELD_OUT_SEED = 300_000
-MINUTES = {
-    DEMONSTRATIONS: 5,
-    COLLECTED: 30,
-    HELD_OUT: 8,
-    PLANNER: 15,
-    "preconditions": 3,
-    COMPARISON: 40,
+MINUTES = {  # on two cores of 2020; newer ones take half of it
+    DEMONSTRATIONS: 6,
+    COLLECTED: 14,
+    HELD_OUT: 4,
+    PLANNER: 20,
+    "preconditions": 4,
+    COMPARISON: 22,
     REPORT: 1,
 }
 

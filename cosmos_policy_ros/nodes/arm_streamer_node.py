@@ -89,9 +89,9 @@ class ArmStreamerNode(LifecycleNode):
             driver.close()
         for subscription in self._listening:
             self.destroy_subscription(subscription)
-        for publisher in [*self._goals.values(), self._states, self._diagnostics]:
-            for each in publisher if isinstance(publisher, tuple) else (publisher,):
-                self.destroy_publisher(each)
+        goals = [publisher for both in self._goals.values() for publisher in both]
+        for publisher in (*goals, self._states, self._diagnostics):
+            self.destroy_publisher(publisher)
         self._streamer = None
         return super().on_cleanup(state)
 

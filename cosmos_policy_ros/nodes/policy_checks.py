@@ -16,11 +16,13 @@ from cosmos_policy_ros.rig.self_check import (
     Check,
     Heard,
     check_alone,
+    check_grippers,
     check_pose,
     check_qos,
     check_rates,
     check_sides,
     check_sources,
+    failures,
 )
 from cosmos_policy_ros.rig.spec import RigSpec
 
@@ -65,11 +67,18 @@ class PolicyChecks:
         checks = [check_sources(sources.complaints(now_ns)), check_sides(self._rig)]
         if self._rig.kind == "real":  # a simulated one drops frames on a busy machine, by design
             checks.append(check_rates(self._rig, self._heard()))
-        checks += check_pose(self._rig, sources.measured())
+        measured = sources.measured()
+        checks += [check_pose(self._rig, measured), check_grippers(self._rig, measured)]
         checks += [check_alone(self._foreign()), check_qos(self._mismatches())]
         # The gate refuses what goes too far, so these are told and stop nobody.
         fits = "; ".join(self._warnings) or "its statistics are within the rig's limits"
         return [*checks, Check("checkpoint", True, fits)]
+
+    def live(self) -> str:
+        """Return what is worth a warning at any time; empty if nothing is."""
+        measured = self._inputs.sources.measured()
+        check = check_grippers(self._rig, measured)
+        return "" if measured is None or check.passed else failures([check])
 
     def _heard(self) -> Heard:
         (began, before), counts = self._counted[0], self._inputs.sources.counts()

@@ -160,7 +160,7 @@ class PolicyNode(LifecycleNode):
 
     def _diagnose(self) -> None:
         self._checks.count()
-        self._reports.diagnose()
+        self._reports.diagnose(self._checks.live())
 
     def _report(self) -> None:
         """Tell how things stand, if that has changed."""

@@ -137,11 +137,12 @@ class PolicyReports:
             message=message,
         )
 
-    def diagnose(self) -> None:
-        """Publish ages and counts of the inputs, and the state of the inference process."""
+    def diagnose(self, warning: str = "") -> None:
+        """Publish ages and counts of the inputs, a warning, and the inference process's state."""
         clock, name = self._node.get_clock(), self._node.get_name()
         now_ns = int(clock.now().nanoseconds)
         complaints, counts = self._sources.complaints(now_ns), self._sources.counts()
+        complaints += [warning] if warning else []
         inputs = DiagnosticStatus(name=f"{name}: inputs", hardware_id="rig")
         inputs.level = DiagnosticStatus.WARN if complaints else DiagnosticStatus.OK
         inputs.message = "; ".join(complaints) or "all sources fresh"

@@ -6,7 +6,7 @@ Without ROS: who asks brings what was seen on the wire.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,33 +104,35 @@ def check_sides(rig: RigSpec) -> Check:
     return Check("sides", True, "no topic bears the other side's name")
 
 
-def check_pose(rig: RigSpec, measured: NDArray[np.float64] | None) -> Iterable[Check]:
-    """Look at whether joints and grippers (14,) stand where such an arm can stand."""
+def check_pose(rig: RigSpec, measured: NDArray[np.float64] | None) -> Check:
+    """Look at whether the joints of (14,) stand where such an arm can stand."""
     if measured is None:
-        yield Check("pose", False, "no joint states", "start the arms' drivers")
-        return
-    slack = rig.gate.joint_overshoot
+        return Check("pose", False, "no joint states", "start the arms' drivers")
     over = np.maximum(rig.lower - measured, measured - rig.upper)
-    joints = [i for i in range(len(over)) if i not in GRIPPER_INDICES and over[i] > slack]
-    if joints:
-        told = ", ".join(f"{rig.joint_names[i]} {measured[i]:.2f} rad" for i in joints)
-        yield Check(
-            "pose", False, f"outside the limits: {told}", "is this the arm of the rig file?"
-        )
-    else:
-        yield Check("pose", True, "all joints within their limits")
+    over[list(GRIPPER_INDICES)] = 0.0
+    outside = np.flatnonzero(over > rig.gate.joint_overshoot)
+    if not len(outside):
+        return Check("pose", True, "all joints within their limits")
+    told = ", ".join(f"{rig.joint_names[i]} {measured[i]:.2f} rad" for i in outside)
+    advice = "is this the arm of the rig file?"
+    return Check("pose", False, f"outside the limits: {told}", advice)
+
+
+def check_grippers(rig: RigSpec, measured: NDArray[np.float64] | None) -> Check:
+    """Look at whether the grippers of (14,) read between closed and open."""
+    if measured is None:
+        return Check("grippers", False, "no joint states", "start the arms' drivers")
     openings = [float(measured[i]) for i in GRIPPER_INDICES]
     told = ", ".join(f"{side} {x:.2f}" for side, x in zip(rig.arms.keys(), openings, strict=True))
     low, high = GRIPPER_RANGE
     if all(low <= opening <= high for opening in openings):
-        yield Check("grippers", True, f"opened by {told}")
-    else:
-        yield Check(
-            "grippers",
-            False,
-            f"opened by {told}; closed is 0 and open is 1",
-            "the gripper block is another gripper's: run calibrate_grippers",
-        )
+        return Check("grippers", True, f"opened by {told}")
+    return Check(
+        "grippers",
+        False,
+        f"opened by {told}; closed is 0 and open is 1",
+        "the gripper block is another gripper's: run calibrate_grippers",
+    )
 
 
 def check_alone(foreign: Mapping[str, Sequence[str]]) -> Check:

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from cosmos_policy_ros.msg import StreamerState
 from cosmos_policy_ros.srv import PrepareArms
+from diagnostic_msgs.msg import DiagnosticArray
 from helpers.waiting import PATIENCE
 from interbotix_xs_msgs.msg import JointGroupCommand, JointSingleCommand
 from interbotix_xs_msgs.srv import OperatingModes
@@ -35,7 +36,7 @@ SIDES = ("left", "right")
 STATE = "arm_streamer_node/state"
 
 
-def stock_rig(folder: Path, **driver: Any) -> Path:
+def stock_rig(folder: Path, gripper: dict[str, float], **driver: Any) -> Path:
     """Write the simulated rig's file as that of a stock ALOHA: a driver block, another crank."""
     plain = yaml.safe_load((config_folder("rigs") / "sim.yaml").read_text())
     for side, arm in plain["arms"].items():
@@ -46,7 +47,7 @@ def stock_rig(folder: Path, **driver: Any) -> Path:
             "services": f"follower_{side}",
             **driver,
         }
-        arm["gripper"]["state_source"] = "crank"
+        arm["gripper"] |= {"state_source": "crank", **gripper}
     plain["sink"] = "interbotix"
     path = folder / "stock.yaml"
     path.write_text(yaml.safe_dump(plain))
@@ -56,8 +57,10 @@ def stock_rig(folder: Path, **driver: Any) -> Path:
 class Loop:
     """The running graph, its operator, and all that was said to the drivers."""
 
-    def __init__(self, folder: Path, *, modes: bool = True, **driver: Any) -> None:
-        path = stock_rig(folder, **driver)
+    def __init__(
+        self, folder: Path, *, modes: bool = True, gripper: Any = None, **driver: Any
+    ) -> None:
+        path = stock_rig(folder, gripper or {}, **driver)
         self.rig: RigSpec = load_rig(str(path), folder)
         options = GraphOptions(rig=str(path), width=64, height=48, record=False)
         shipped = processes.executable
@@ -187,6 +190,22 @@ def test_a_gripper_in_another_mode_is_noticed_and_arms_that_stand_are_not_prepar
         assert "the left arm is not folded: shoulder -0.96 rad must be below" in standing.message
         loop.set_modes("current_based_position")
         loop.wait(lambda: not loop.state.reason, "the mode to be right")
+    finally:
+        loop.close()
+
+
+def test_a_rig_file_with_another_grippers_constants_is_noticed(tmp_path: Path) -> None:
+    """In the self-check, and from then on in the diagnostics."""
+    loop = Loop(tmp_path, gripper={"state_closed": 0.035, "state_open": 0.058})
+    told: list[str] = []
+    loop.client.node.create_subscription(
+        DiagnosticArray, "/diagnostics", lambda m: told.extend(s.message for s in m.status), 10
+    )
+    try:
+        fault = "closed is 0 and open is 1 (the gripper block is another gripper's"
+        loop.wait(lambda: fault in loop.client.arm().message, "the grippers to be noticed")
+        loop.wait(lambda: any(fault in message for message in told), "a warning")
+        assert not loop.client.arm().success
     finally:
         loop.close()
 

@@ -11,6 +11,7 @@ from cosmos_policy_ros.rig.self_check import (
     Check,
     Heard,
     check_alone,
+    check_grippers,
     check_pose,
     check_qos,
     check_rates,
@@ -70,28 +71,28 @@ def test_swapped_sides_are_noticed_by_the_topics_names(name: str, swapped: objec
     assert "right" in check.found
 
 
-def test_pose_and_grippers() -> None:
-    assert all(check.passed for check in check_pose(RIG, START))
-    (nothing,) = check_pose(RIG, None)
-    assert not nothing.passed
+def test_a_joint_outside_its_limits() -> None:
+    assert check_pose(RIG, START).passed
+    assert not check_pose(RIG, None).passed
     bent = START.copy()
     bent[8] = RIG.upper[8] + RIG.gate.joint_overshoot + 0.01
-    pose, grippers = check_pose(RIG, bent)
-    assert grippers.passed
-    assert not pose.passed
-    assert "right/shoulder 1.42 rad" in pose.found
+    check = check_pose(RIG, bent)
+    assert not check.passed
+    assert "right/shoulder 1.42 rad" in check.found
 
 
 @pytest.mark.parametrize("opening", [-0.11, 1.33])
 @pytest.mark.parametrize("index", [6, 13])
 def test_a_gripper_of_another_kind(index: int, opening: float) -> None:
+    assert check_grippers(RIG, START).passed
+    assert not check_grippers(RIG, None).passed
     odd = START.copy()
     odd[index] = opening
-    pose, grippers = check_pose(RIG, odd)
-    assert pose.passed
-    assert not grippers.passed
-    assert f"{opening:.2f}" in grippers.found
-    assert "calibrate_grippers" in grippers.advice
+    assert check_pose(RIG, odd).passed
+    check = check_grippers(RIG, odd)
+    assert not check.passed
+    assert f"{opening:.2f}" in check.found
+    assert "calibrate_grippers" in check.advice
 
 
 def test_what_was_seen_on_the_wire() -> None:

@@ -14,13 +14,12 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-import yaml
 from cosmos_policy_ros.msg import StreamerState
 from cosmos_policy_ros.srv import PrepareArms
 from diagnostic_msgs.msg import DiagnosticArray
+from helpers.stock_rig import RIG_PROGRAM, SIDES, set_modes, stock_rig
 from helpers.waiting import PATIENCE
 from interbotix_xs_msgs.msg import JointGroupCommand, JointSingleCommand
-from interbotix_xs_msgs.srv import OperatingModes
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
@@ -28,30 +27,9 @@ from cosmos_policy_ros.nodes import processes, shell
 from cosmos_policy_ros.nodes.client import GraphClient
 from cosmos_policy_ros.nodes.graph import GraphOptions, node_processes
 from cosmos_policy_ros.nodes.processes import NodeProcesses
-from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
-RIG_PROGRAM = Path(__file__).parents[1] / "helpers" / "xs_rig_node.py"
-SIDES = ("left", "right")
 STATE = "arm_streamer_node/state"
-
-
-def stock_rig(folder: Path, gripper: dict[str, float], **driver: Any) -> Path:
-    """Write the simulated rig's file as that of a stock ALOHA: a driver block, another crank."""
-    plain = yaml.safe_load((config_folder("rigs") / "sim.yaml").read_text())
-    for side, arm in plain["arms"].items():
-        commands = f"follower_{side}/commands"
-        arm["driver"] = {
-            "joint_group": f"{commands}/joint_group",
-            "joint_single": f"{commands}/joint_single",
-            "services": f"follower_{side}",
-            **driver,
-        }
-        arm["gripper"] |= {"state_source": "crank", **gripper}
-    plain["sink"] = "interbotix"
-    path = folder / "stock.yaml"
-    path.write_text(yaml.safe_dump(plain))
-    return path
 
 
 class Loop:
@@ -60,7 +38,7 @@ class Loop:
     def __init__(
         self, folder: Path, *, modes: bool = True, gripper: Any = None, **driver: Any
     ) -> None:
-        path = stock_rig(folder, gripper or {}, **driver)
+        path = stock_rig(folder, gripper, **driver)
         self.rig: RigSpec = load_rig(str(path), folder)
         options = GraphOptions(rig=str(path), width=64, height=48, record=False)
         shipped = processes.executable
@@ -92,19 +70,7 @@ class Loop:
         self.client.policy_ready(PATIENCE)
         self.wait(lambda: self.state.arms, "the streamer's state")
         if modes:
-            self.set_modes("current_based_position")
-
-    def set_modes(self, mode: str) -> None:
-        """Do as the vendor's bring-up does."""
-        for side in SIDES:
-            self.client.call(
-                OperatingModes,
-                f"follower_{side}/set_operating_modes",
-                cmd_type="single",
-                name="gripper",
-                mode=mode,
-                profile_type="velocity",
-            )
+            set_modes(self.client)
 
     def close(self) -> None:
         self.client.close()
@@ -188,7 +154,7 @@ def test_a_gripper_in_another_mode_is_noticed_and_arms_that_stand_are_not_prepar
         standing = loop.client.call(PrepareArms, prepare, confirm=True)
         assert not standing.success
         assert "the left arm is not folded: shoulder -0.96 rad must be below" in standing.message
-        loop.set_modes("current_based_position")
+        set_modes(loop.client)
         loop.wait(lambda: not loop.state.reason, "the mode to be right")
     finally:
         loop.close()

@@ -1,0 +1,196 @@
+"""How long the arms go on after something failed, through both sinks.
+
+    . scripts/env.sh
+    python benchmark/holds.py
+
+The whole graph in real time on the simulated rig under the demonstrator: once with a trajectory
+controller per arm, once behind the stand-in of the stock drivers (``test/helpers``) with the arm
+streamer in front. Every failure comes in mid-chunk. Printed is the time from it until the right
+arm rests, the arm's own inertia included, and what was said of it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import rclpy
+from rcl_interfaces.srv import SetParameters
+from rclpy.parameter import Parameter
+from rclpy.signals import SignalHandlerOptions
+from sensor_msgs.msg import JointState
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "test"))
+
+from cosmos_policy_ros.msg import StreamerState
+from helpers.stock_rig import RIG_PROGRAM, set_modes, stock_rig
+
+from cosmos_policy_ros.nodes import processes, shell
+from cosmos_policy_ros.nodes.client import GraphClient
+from cosmos_policy_ros.nodes.graph import GraphOptions, environment, node_processes
+from cosmos_policy_ros.nodes.processes import NodeProcesses
+
+SINKS = ("joint_trajectory", "interbotix")
+MOVING, RESTING = 0.15, 0.02  # rad/s of the fastest joint, over WINDOW
+WINDOW, REST_FOR = 0.05, 0.5  # s
+PATIENCE = 60.0  # s
+
+
+class Bench:
+    """A running graph and what its right arm does."""
+
+    def __init__(self, folder: Path, sink: str) -> None:
+        streamed = sink == "interbotix"
+        rig = str(stock_rig(folder)) if streamed else "sim"
+        options = GraphOptions(rig=rig, width=64, height=48, record=False)
+        shipped = processes.executable
+
+        def program(name: str) -> Path:
+            return RIG_PROGRAM if streamed and name == "sim_rig_node" else shipped(name)
+
+        with patch.object(processes, "executable", program):
+            self.nodes = NodeProcesses(node_processes(options), folder / "log")
+        self.client = GraphClient("bench")
+        self._seen: deque[tuple[float, np.ndarray]] = deque(maxlen=2000)
+        self._lock = threading.Lock()
+        self.client.node.create_subscription(
+            JointState, "follower_right/joint_states", self._keep, 10
+        )
+        self.streamer = StreamerState()
+        self.client.node.create_subscription(
+            StreamerState, "arm_streamer_node/state", self._keep_streamer, shell.LATCHED
+        )
+        self.client.policy_ready(PATIENCE)
+        if streamed:
+            set_modes(self.client)
+
+    def close(self) -> None:
+        """End it."""
+        self.client.close()
+        self.nodes.close()
+
+    def run(self) -> None:
+        """Arm, send a goal, wait until the right arm moves in its first chunk."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            self.client.arm_when_ready(PATIENCE)
+            handle = self.client.start_run(chunk_limit=20)
+            result = handle.get_result_async()
+            while not result.done():
+                if self.speeds(WINDOW)[-1:] > MOVING:
+                    return
+                time.sleep(0.005)
+            if time.monotonic() > deadline:  # the streamer may not have been ready
+                raise SystemExit(result.result().result.message)
+
+    def speeds(self, window: float) -> np.ndarray:
+        """Return the fastest joint's speed at each joint state that is a window behind another."""
+        with self._lock:
+            seen = list(self._seen)
+        times = np.array([at for at, _ in seen])
+        if len(times) < 2 or times[-1] - times[0] < window:
+            return np.zeros(0)
+        poses = np.array([pose for _, pose in seen])
+        before = np.searchsorted(times, times - window, side="right") - 1
+        known = before >= 0
+        moved = np.abs(poses[known] - poses[before[known]]).max(axis=1)
+        return np.asarray(moved / (times[known] - times[before[known]]))
+
+    def until_rest(self, began: float) -> float:
+        """Return after how many seconds the arm rests for good."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            time.sleep(0.05)
+            speeds = self.speeds(WINDOW)
+            with self._lock:
+                times = np.array([at for at, _ in self._seen])[-len(speeds) :]
+            moving = np.flatnonzero(speeds > RESTING)
+            last = times[moving[-1]] if len(moving) else began
+            if times[-1] - max(last, began) > REST_FOR:
+                return max(float(last - began), 0.0)
+        return float("nan")
+
+    def fault(self, text: str) -> None:
+        """Have the simulated rig fail."""
+        value = Parameter("faults", value=[text]).to_parameter_msg()
+        self.client.call(SetParameters, "sim_rig_node/set_parameters", parameters=[value])
+
+    def kill(self, node: str, number: signal.Signals) -> None:
+        """Send a node a signal."""
+        os.kill(self.nodes.pid(node), number)
+
+    def said(self) -> str:
+        """Return who held the arms, in their words."""
+        if self.streamer.reason:
+            return str(self.streamer.reason)
+        state = self.client.policy_state
+        return str(state.message) if state is not None else "-"
+
+    def _keep_streamer(self, message: StreamerState) -> None:
+        self.streamer = message
+
+    def _keep(self, message: JointState) -> None:
+        with self._lock:
+            self._seen.append((time.monotonic(), np.array(message.position[:6])))
+
+
+FAILURES: dict[str, Callable[[Bench], object]] = {
+    "~/stop": lambda b: b.client.stop(),
+    "~/arm false": lambda b: b.client.arm(False),
+    "left arm silent": lambda b: b.fault("joints_silent:left"),
+    "left arm reads -pi": lambda b: b.fault("joints_minus_pi:left"),
+    "left arm reads NaN": lambda b: b.fault("joints_nan:left"),
+    "a camera silent": lambda b: b.fault("camera_silent:primary"),
+    "a camera frozen": lambda b: b.fault("camera_frozen:primary"),
+    "policy node stopped (SIGSTOP)": lambda b: b.kill("policy_node", signal.SIGSTOP),
+    "policy node killed": lambda b: b.kill("policy_node", signal.SIGKILL),
+    "policy node ended (SIGINT)": lambda b: b.kill("policy_node", signal.SIGINT),
+    "streamer killed": lambda b: b.kill("arm_streamer_node", signal.SIGKILL),
+}
+
+
+def measure(sink: str, failure: str) -> tuple[float, str]:
+    """Return seconds to rest, and what was said of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), sink)
+        try:
+            bench.run()
+            began = time.monotonic()
+            FAILURES[failure](bench)
+            seconds = bench.until_rest(began)
+            said = bench.said()
+        finally:
+            if "SIGSTOP" in failure:
+                bench.kill("policy_node", signal.SIGCONT)
+            bench.close()
+    return seconds, said
+
+
+def main() -> None:
+    """Print the table."""
+    os.environ |= environment() | {
+        "ROS_DOMAIN_ID": "59",
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+    }
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    print("| failure in mid-chunk | sink | at rest after | said |\n|---|---|---|---|")
+    for failure in FAILURES:
+        for sink in SINKS:
+            if failure.startswith("streamer") and sink != "interbotix":
+                continue
+            seconds, said = measure(sink, failure)
+            print(f"| {failure} | {sink} | {seconds:.2f} s | {said} |", flush=True)
+    rclpy.shutdown()
+
+
+if __name__ == "__main__":
+    main()

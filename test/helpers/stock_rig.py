@@ -1,0 +1,52 @@
+"""The simulated rig as a stock ALOHA: its rig file, its program, and its bring-up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from interbotix_xs_msgs.srv import OperatingModes
+
+from cosmos_policy_ros.nodes.client import GraphClient
+from cosmos_policy_ros.rig.share import config_folder
+
+RIG_PROGRAM = Path(__file__).with_name("xs_rig_node.py")
+SIDES = ("left", "right")
+
+
+def stock_rig(folder: Path, gripper: Mapping[str, float] | None = None, **driver: Any) -> Path:
+    """Write the simulated rig's file with a driver block and another crank.
+
+    Args:
+        folder: where.
+        gripper: changes of the gripper blocks.
+        driver: changes of the driver blocks.
+    """
+    plain = yaml.safe_load((config_folder("rigs") / "sim.yaml").read_text())
+    for side, arm in plain["arms"].items():
+        arm["driver"] = {
+            "joint_group": f"follower_{side}/commands/joint_group",
+            "joint_single": f"follower_{side}/commands/joint_single",
+            "services": f"follower_{side}",
+            **driver,
+        }
+        arm["gripper"] |= {"state_source": "crank", **(gripper or {})}
+    plain["sink"] = "interbotix"
+    path = folder / "stock.yaml"
+    path.write_text(yaml.safe_dump(plain))
+    return path
+
+
+def set_modes(client: GraphClient, mode: str = "current_based_position") -> None:
+    """Set both grippers' modes, as the vendor's bring-up does."""
+    for side in SIDES:
+        client.call(
+            OperatingModes,
+            f"follower_{side}/set_operating_modes",
+            cmd_type="single",
+            name="gripper",
+            mode=mode,
+            profile_type="velocity",
+        )

@@ -7,16 +7,27 @@ The nodes and their parameters come from ``cosmos_policy_ros.nodes.graph``, as i
 """
 
 from dataclasses import fields
+from pathlib import Path
 
+from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
 from launch import LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
+from launch.actions import (
+    DeclareLaunchArgument,
+    IncludeLaunchDescription,
+    OpaqueFunction,
+    SetEnvironmentVariable,
+    Shutdown,
+)
 from launch.events.process import ProcessExited
+from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 from cosmos_policy_ros.errors import CosmosPolicyError
 from cosmos_policy_ros.nodes.graph import GraphOptions, environment, node_processes
+from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.spec import load_rig
 
 DESCRIPTIONS = {
     "rig": "rig description: a name in config/rigs (interbotix_1, interbotix_2, ros1_names, sim) "
@@ -83,6 +94,29 @@ def shut_down_unless_asked_to(event: ProcessExited, context: LaunchContext) -> l
     return None if context.is_shutdown else [Shutdown(reason=f"{event.process_name} ended")]
 
 
+def start_drivers(context: LaunchContext) -> list:
+    """Start the rig's own drivers, if that is asked for; they need the large-image profile too."""
+    wanted = LaunchConfiguration("bringup").perform(context).lower()
+    if wanted != "true":
+        return []
+    rig = load_rig(LaunchConfiguration("rig").perform(context), config_folder("rigs"))
+    if rig.bringup is None:
+        raise CosmosPolicyError(
+            f"rig '{rig.name}' has no bringup block: start its drivers yourself"
+        )
+    try:
+        share = Path(get_package_share_directory(rig.bringup.package))
+    except PackageNotFoundError:
+        raise CosmosPolicyError(
+            f"package '{rig.bringup.package}' is not installed; source the workspace that has it, "
+            "or leave bringup:=true out and start the drivers yourself"
+        ) from None
+    source = PythonLaunchDescriptionSource(str(share / "launch" / rig.bringup.file))
+    arguments = [tuple(each.split(":=", 1)) for each in rig.bringup.arguments]
+    profile = [SetEnvironmentVariable(name, value) for name, value in environment().items()]
+    return [*profile, IncludeLaunchDescription(source, launch_arguments=arguments)]
+
+
 def start_nodes(context: LaunchContext) -> list:
     """Start the graph; a node that ends by itself takes the rest down with it."""
     namespace = LaunchConfiguration("namespace").perform(context)
@@ -122,7 +156,14 @@ def generate_launch_description() -> LaunchDescription:
         for field in fields(GraphOptions)
     ]
     arguments += [
+        DeclareLaunchArgument(
+            "bringup",
+            default_value="false",
+            description="true starts the rig's own drivers first, as its file says (interbotix_1 "
+            "and interbotix_2: aloha_bringup.launch.py without leaders)",
+        ),
         DeclareLaunchArgument("namespace", default_value="", description="namespace of all nodes"),
         DeclareLaunchArgument("log_level", default_value="info", description="debug, info, warn"),
     ]
-    return LaunchDescription([*arguments, OpaqueFunction(function=start_nodes)])
+    starts = [OpaqueFunction(function=start_drivers), OpaqueFunction(function=start_nodes)]
+    return LaunchDescription([*arguments, *starts])

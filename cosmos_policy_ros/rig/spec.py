@@ -307,6 +307,21 @@ class StreamLimits:
     brake_seconds: float = 0.08
 
 
+@dataclass(frozen=True)
+class Bringup:
+    """The launch file that starts a rig's own drivers: arms and cameras, without leaders.
+
+    Attributes:
+        package: that has it.
+        file: in the package's folder ``launch``.
+        arguments: such as "launch_leaders:=false".
+    """
+
+    package: str
+    file: str
+    arguments: tuple[str, ...] = ()
+
+
 _OFF_AT_0 = (
     "frozen_after",
     "joint_overshoot",
@@ -334,6 +349,7 @@ class RigSpec:
         sink: who takes the trajectories: "joint_trajectory", a controller per arm, or "interbotix",
             arm_streamer_node in front of drivers that know none.
         stream: how the latter streams.
+        bringup: what ``bringup:=true`` starts; None where there is nothing to start.
     """
 
     name: str
@@ -347,6 +363,7 @@ class RigSpec:
     trajectory_stamp: Literal["zero", "start"] = "zero"
     sink: Literal["joint_trajectory", "interbotix"] = "joint_trajectory"
     stream: StreamLimits = StreamLimits()
+    bringup: Bringup | None = None
 
     def __post_init__(self) -> None:
         """Refuse a missing or doubled camera role, a shared topic and limits that say nothing."""

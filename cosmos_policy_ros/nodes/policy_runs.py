@@ -185,16 +185,24 @@ class PolicyRuns:
     def _watch_motion(self, motion: TimedChunk) -> None:
         now_ns = self._now_ns()
         age = self._sources.state_age(now_ns)
-        if now_ns >= motion.end_ns:
-            self._commanded, self.motion = motion.positions[-1], None
+        if complaint := self._streamer.complaint():
+            self._node.get_logger().error(f"the way to the start pose is over: {complaint}")
+            self._brake_motion(motion, now_ns)
+            self.forget_commanded()
         elif age > self._settings.rig.observation.state_timeout:
             self._node.get_logger().error(f"no good joint state for {age:.2f} s: braked, holding")
             self._brake_motion(motion, now_ns)
+        elif now_ns >= motion.end_ns:
+            self._end_motion(motion)
 
     def _brake_motion(self, motion: TimedChunk, now_ns: int) -> None:
         brake = motion.brake(now_ns, self._settings.run.brake_seconds)
         self._output.move(brake)
-        self._commanded, self.motion = brake.positions[-1], None
+        self._end_motion(brake)
+
+    def _end_motion(self, last: TimedChunk) -> None:
+        self.motion = None
+        self._commanded = None if self._settings.dry_run else last.positions[-1]
 
     # ---------------------------------------------------------------- queries and answers
 

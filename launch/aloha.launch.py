@@ -64,15 +64,20 @@ EMPTY = {"checkpoint": "auto", "planner": "policy", "ray": "none"}
 DEFAULTS = {"rig": "interbotix_1", "task": "ziploc", **EMPTY}
 
 
+def read_bool(name: str, text: str) -> bool:
+    """Return what a launch argument says."""
+    if text.lower() not in ("true", "false"):
+        raise CosmosPolicyError(f"{name}:={text} must be true or false")
+    return text.lower() == "true"
+
+
 def read_options(context: LaunchContext) -> GraphOptions:
     """Turn the launch arguments, which are all text, into the graph's options."""
     values = {}
     for field in fields(GraphOptions):
         text = LaunchConfiguration(field.name).perform(context)
         if isinstance(field.default, bool):
-            if text.lower() not in ("true", "false"):
-                raise CosmosPolicyError(f"{field.name}:={text} must be true or false")
-            values[field.name] = text.lower() == "true"
+            values[field.name] = read_bool(field.name, text)
         elif isinstance(field.default, (int, float)):
             kind, words = type(field.default), "a number"
             if kind is int:
@@ -96,8 +101,7 @@ def shut_down_unless_asked_to(event: ProcessExited, context: LaunchContext) -> l
 
 def start_drivers(context: LaunchContext) -> list:
     """Start the rig's own drivers, if that is asked for; they need the large-image profile too."""
-    wanted = LaunchConfiguration("bringup").perform(context).lower()
-    if wanted != "true":
+    if not read_bool("bringup", LaunchConfiguration("bringup").perform(context)):
         return []
     rig = load_rig(LaunchConfiguration("rig").perform(context), config_folder("rigs"))
     if rig.bringup is None:

@@ -36,7 +36,7 @@ DEMONSTRATIONS, COLLECTED, HELD_OUT, PLANNER, COMPARISON = (
 )
 PRECONDITIONS, IMAGINATION, REPORT = "preconditions.json", "imagination.png", "report"
 HELD_OUT_SEED = 300_000
-MINUTES = {  # on two cores of 2020; newer ones take half of it
+MINUTES = {  # estimated for two older cores; newer ones took half of it
     DEMONSTRATIONS: 6,
     COLLECTED: 14,
     HELD_OUT: 4,

@@ -33,7 +33,7 @@ from cosmos_policy_ros.training.start import copy_file
 
 TASK = "either_cube"
 CHECKPOINT = "tiny"  # the folder that comes out
-# On two cores of 2020; newer ones take half of it.
+# Estimated for two older cores; newer ones took half of it.
 MINUTES = {"demonstrations": 30, "autoencoder": 12, "policy": 80, "checkpoint": 1, "evaluation": 10}
 REHEARSED_AUTOENCODER = ("steps=2", "moments=16", "data.held_out=0.25")
 

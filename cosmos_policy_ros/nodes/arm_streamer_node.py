@@ -24,7 +24,7 @@ from cosmos_policy_ros.errors import ConfigError, RigError
 from cosmos_policy_ros.msg import PolicyState, StreamerState
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.convert import trajectory_points
-from cosmos_policy_ros.nodes.driver_services import DriverServices
+from cosmos_policy_ros.nodes.driver_services import DriverServices, driver_messages
 from cosmos_policy_ros.nodes.shell import Parameter
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import ARM_JOINTS, RigSpec, load_rig
@@ -60,7 +60,7 @@ class ArmStreamerNode(LifecycleNode):
                 f"rig '{rig.name}' has sink {rig.sink}: its controllers take the trajectories "
                 "themselves, and nothing is to be streamed"
             )
-        self._group, self._single = _driver_messages()
+        self._group, self._single = driver_messages()
         self._streamer = Streamer(rig)
         self._streamer.unready = "the grippers' modes are not known yet"
         self._connect(rig)
@@ -199,9 +199,12 @@ class ArmStreamerNode(LifecycleNode):
     # ---------------------------------------------------------------- the drivers' modes
 
     async def _look_at_modes(self) -> None:
-        """Learn whether goals mean what they should; while arms are moved it cannot change."""
+        """Learn whether goals mean what they should.
+
+        Not while the arms are in use: the driver reads no joints while it answers.
+        """
         streamer = self._streamer
-        if streamer is None or self._asking or not streamer.resting:
+        if streamer is None or self._asking or (streamer.armed and not streamer.unready):
             return
         self._asking = True
         try:
@@ -293,9 +296,8 @@ class ArmStreamerNode(LifecycleNode):
         statuses = []
         for side, arm in self._streamer.arms.items():
             counts = arm.stream.counts
-            status = DiagnosticStatus(
-                name=f"{self.get_name()}: {side} arm", hardware_id=arm_name(self._rig, side)
-            )
+            driver = getattr(self._rig.arms, side).driver.services
+            status = DiagnosticStatus(name=f"{self.get_name()}: {side} arm", hardware_id=driver)
             level, status.message = self._judge(arm.complaint, counts.late)
             status.level = level
             told = {"late": counts.late, "latest [s]": f"{counts.latest:.3f}"}
@@ -315,27 +317,6 @@ class ArmStreamerNode(LifecycleNode):
         if late:
             return DiagnosticStatus.WARN, "goals have come late: this machine is too busy"
         return DiagnosticStatus.OK, "steady"
-
-
-def arm_name(rig: RigSpec, side: str) -> str:
-    """Return what an arm's driver is called, for diagnostics."""
-    return str(getattr(rig.arms, side).joint_states.rsplit("/", 1)[0])
-
-
-def _driver_messages() -> tuple[Any, Any]:
-    """Return Interbotix' JointGroupCommand and JointSingleCommand.
-
-    Raises:
-        ConfigError: they are not installed.
-    """
-    try:
-        from interbotix_xs_msgs.msg import JointGroupCommand, JointSingleCommand
-    except ImportError as error:
-        raise ConfigError(
-            f"interbotix_xs_msgs cannot be imported ({error}); source the Interbotix workspace, or "
-            "set sink: joint_trajectory in the rig file and run a controller per arm"
-        ) from error
-    return JointGroupCommand, JointSingleCommand
 
 
 def make_node() -> LifecycleNode:

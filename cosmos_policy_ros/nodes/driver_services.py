@@ -34,16 +34,13 @@ class DriverServices:
             ConfigError: the vendor's messages are not installed.
         """
         assert arm.driver is not None
-        try:
-            from interbotix_xs_msgs.srv import OperatingModes, RobotInfo, TorqueEnable
-        except ImportError as error:
-            raise ConfigError(f"interbotix_xs_msgs cannot be imported: {error}") from error
+        kinds = _vendor().srv
         self._node, self._side, self._arm = node, side, arm
         self._group = arm.driver.group
         name = arm.driver.services
-        self._info: Any = node.create_client(RobotInfo, f"{name}/get_robot_info")
-        self._modes: Any = node.create_client(OperatingModes, f"{name}/set_operating_modes")
-        self._torque: Any = node.create_client(TorqueEnable, f"{name}/torque_enable")
+        self._info: Any = node.create_client(kinds.RobotInfo, f"{name}/get_robot_info")
+        self._modes: Any = node.create_client(kinds.OperatingModes, f"{name}/set_operating_modes")
+        self._torque: Any = node.create_client(kinds.TorqueEnable, f"{name}/torque_enable")
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
 
     def close(self) -> None:
@@ -110,3 +107,25 @@ class DriverServices:
             return await answer
         finally:
             self._node.destroy_timer(timer)
+
+
+def driver_messages() -> tuple[Any, Any]:
+    """Return Interbotix' JointGroupCommand and JointSingleCommand.
+
+    Raises:
+        ConfigError: the vendor's messages are not installed.
+    """
+    kinds = _vendor().msg
+    return kinds.JointGroupCommand, kinds.JointSingleCommand
+
+
+def _vendor() -> Any:
+    try:
+        import interbotix_xs_msgs.msg
+        import interbotix_xs_msgs.srv
+    except ImportError as error:
+        raise ConfigError(
+            f"interbotix_xs_msgs cannot be imported ({error}); source the Interbotix workspace, or "
+            "set sink: joint_trajectory in the rig file and run a controller per arm"
+        ) from error
+    return interbotix_xs_msgs

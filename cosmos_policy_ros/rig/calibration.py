@@ -8,7 +8,6 @@ from statistics import median
 
 from cosmos_policy_ros.errors import RigError
 from cosmos_policy_ros.rig.config import did_you_mean
-from cosmos_policy_ros.rig.crank import finger_from_angle
 from cosmos_policy_ros.rig.spec import Gripper
 
 LEAST_TURN, LEAST_WAY = 0.3, 0.005  # rad of the motor, m of a finger; less is no stroke
@@ -32,12 +31,9 @@ def calibrate(gripper: Gripper, closed: Sequence[Joints], opened: Sequence[Joint
     if not closed or not opened:
         raise RigError(f"no joint state of gripper '{gripper.joint}' came; is the driver running?")
     turned = gripper.state_source == "angle"
-    state = _ends(
-        gripper,
-        [_state(gripper, joints) for joints in closed],
-        [_state(gripper, joints) for joints in opened],
-        LEAST_TURN if turned else LEAST_WAY,
-    )
+    told = (_all(gripper.state_joint, joints) for joints in (closed, opened))
+    shut, wide = ([gripper.reading(position) for position in positions] for positions in told)
+    state = _ends(gripper, shut, wide, LEAST_TURN if turned else LEAST_WAY)
     command = gripper.command_closed, gripper.command_open
     if gripper.command_unit == "angle":
         angles = _all(gripper.joint, closed), _all(gripper.joint, opened)
@@ -53,16 +49,6 @@ def calibrate(gripper: Gripper, closed: Sequence[Joints], opened: Sequence[Joint
         command_closed=round(command[0], 4),
         command_open=round(command[1], 4),
     )
-
-
-def _state(gripper: Gripper, joints: Joints) -> float:
-    if gripper.state_source == "finger":
-        return _joint(gripper.finger_joint, joints)
-    angle = _joint(gripper.joint, joints)
-    if gripper.state_source == "angle":
-        return angle
-    assert gripper.crank is not None
-    return finger_from_angle(angle, gripper.crank.radius, gripper.crank.rod)
 
 
 def _all(name: str, states: Sequence[Joints]) -> list[float]:

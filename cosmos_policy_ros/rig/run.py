@@ -206,7 +206,9 @@ class Run:
         moving = self.phase is Phase.EXECUTING
         self.phase, self.message = Phase.PAUSED, "paused: the arms hold"
         brake = self._brake(now_ns) if moving else None
-        self._not_before_ns = brake.end_ns if brake is not None else now_ns
+        # A brake of before the pause may still be under way.
+        still = now_ns if brake is None else brake.end_ns
+        self._not_before_ns = max(self._not_before_ns, still)
         return brake
 
     def resume(self) -> None:

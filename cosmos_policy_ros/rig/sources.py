@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from cosmos_policy_ros.errors import ObservationError
 from cosmos_policy_ros.rig.config import did_you_mean
-from cosmos_policy_ros.rig.crank import finger_from_angle
 from cosmos_policy_ros.rig.images import decode_image
 from cosmos_policy_ros.rig.observation import Observation
-from cosmos_policy_ros.rig.spec import Arm, Camera, Gripper, RigSpec
+from cosmos_policy_ros.rig.spec import Arm, Camera, RigSpec
 
 NS = 1_000_000_000
 # A failed bus read is published as raw 0, which the driver converts to -pi on every joint.
@@ -206,8 +205,7 @@ def read_arm(arm: Arm, names: Sequence[str], positions: Sequence[float]) -> NDAr
     """
     by_name = dict(zip(names, positions, strict=False))
     gripper = arm.gripper
-    reading = gripper.finger_joint if gripper.state_source == "finger" else gripper.joint
-    wanted = (*arm.joints, reading)
+    wanted = (*arm.joints, gripper.state_joint)
     missing = [name for name in wanted if name not in by_name]
     if missing:
         hint = did_you_mean(missing[0], by_name)
@@ -221,12 +219,5 @@ def read_arm(arm: Arm, names: Sequence[str], positions: Sequence[float]) -> NDAr
         raise ObservationError(
             f"{np.count_nonzero(failed)} joints read -pi: a failed read of the servo bus"
         )
-    values[-1] = _gripper_opening(gripper, float(values[-1]))
+    values[-1] = gripper.normalize(gripper.reading(float(values[-1])))
     return values
-
-
-def _gripper_opening(gripper: Gripper, reading: float) -> float:
-    if gripper.state_source == "crank":
-        assert gripper.crank is not None
-        reading = finger_from_angle(reading, gripper.crank.radius, gripper.crank.rod)
-    return gripper.normalize(reading)

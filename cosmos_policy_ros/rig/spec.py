@@ -7,7 +7,7 @@ The 14-vector is the left arm then the right arm, seven each: six joints [rad] a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.rig.config import load_config, named_file
+from cosmos_policy_ros.rig.crank import finger_from_angle
+from cosmos_policy_ros.rig.limits import (
+    OFF_AT_0,
+    GateLimits,
+    ObservationLimits,
+    Rates,
+    StreamLimits,
+)
 
 ARM_JOINTS = 6
 ARM_DIM = ARM_JOINTS + 1
@@ -74,6 +82,17 @@ class Gripper:
             raise ValueError(f"gripper '{self.joint}': state_source crank needs a crank block")
         if self.max_velocity <= 0:
             raise ValueError(f"gripper '{self.joint}': max_velocity must be above 0")
+
+    @property
+    def state_joint(self) -> str:
+        """The joint whose position tells the opening."""
+        return self.finger_joint if self.state_source == "finger" else self.joint
+
+    def reading(self, position: float) -> float:
+        """Return in the state's unit what ``state_joint`` tells."""
+        if self.crank is None or self.state_source != "crank":
+            return position
+        return finger_from_angle(position, self.crank.radius, self.crank.rod)
 
     def normalize(self, reading: float) -> float:
         """Return the normalised opening for a reading in the state's unit."""
@@ -215,99 +234,6 @@ class Camera:
 
 
 @dataclass(frozen=True)
-class Rates:
-    """Rates of the rig [Hz] and the chunk it executes.
-
-    Attributes:
-        control: rows of a chunk per second.
-        chunk_steps: rows per chunk.
-        joint_states: what each arm publishes.
-        cameras: what each camera publishes at least.
-    """
-
-    control: float
-    chunk_steps: int
-    joint_states: float
-    cameras: float
-
-    @property
-    def dt(self) -> float:
-        """Seconds between two rows of a chunk."""
-        return 1.0 / self.control
-
-
-@dataclass(frozen=True)
-class ObservationLimits:
-    """When a source may not be used [s].
-
-    Attributes:
-        image_age: oldest image, from its stamp to now.
-        state_age: oldest joint state.
-        camera_skew: widest spread of the three image stamps.
-        frozen_after: byte-identical pictures under new stamps for this long mean a frozen camera
-            (a real sensor is never noise-free); 0 turns the check off.
-        state_timeout: without a good joint state for this long an executing chunk is braked.
-    """
-
-    image_age: float
-    state_age: float
-    camera_skew: float
-    frozen_after: float
-    state_timeout: float
-
-
-@dataclass(frozen=True)
-class GateLimits:
-    """Limits of the safety gate that are not an arm's own.
-
-    Attributes:
-        start_jump: first row against the commanded and the measured pose, arm joints [rad].
-        gripper_start_jump: the same for grippers [strokes]; wide, since a gripper that holds an
-            object stands far from its target.
-        joint_overshoot: how far past a position limit a target is clamped [rad]; further is
-            refused. 0 clamps nothing.
-        gripper_overshoot: the same for grippers [strokes].
-        velocity_scale: share of each joint's max_velocity a step may use.
-        refusals: consecutive refused chunks that end a run.
-        result_age: seconds from the observation that a chunk was decided on to its judgement; the
-            arms have held meanwhile, the scene may have changed.
-        lead_in: seconds in which a chunk that begins off the commanded pose, and no further than
-            ``lead_in_jump``, is led over from there; 0 leaves chunks as they are, and
-            ``start_jump`` refuses.
-        lead_in_jump: of any arm joint [rad].
-    """
-
-    start_jump: float
-    gripper_start_jump: float
-    joint_overshoot: float
-    gripper_overshoot: float
-    velocity_scale: float
-    refusals: int
-    # Bags carry their rig's file; those from before these keys are still read.
-    result_age: float = 120.0
-    lead_in: float = 0.0
-    lead_in_jump: float = 0.0
-
-
-@dataclass(frozen=True)
-class StreamLimits:
-    """Pace and patience of a stream of goals, where no controller takes trajectories.
-
-    Attributes:
-        rate: goals per second; the servos interpolate nothing, and below 50 the arms shake.
-        heartbeat_timeout: seconds without the policy node, while it is armed, before the arms
-            brake; and without the streamer, before a run ends.
-        arm_silence: the same for an arm's good joint states, while it is being moved.
-        brake_seconds: time in which the arms come to rest along their path; 0 stops them dead.
-    """
-
-    rate: float = 50.0
-    heartbeat_timeout: float = 0.3
-    arm_silence: float = 0.25
-    brake_seconds: float = 0.08
-
-
-@dataclass(frozen=True)
 class Bringup:
     """The launch file that starts a rig's own drivers: arms and cameras, without leaders.
 
@@ -320,16 +246,6 @@ class Bringup:
     package: str
     file: str
     arguments: tuple[str, ...] = ()
-
-
-_OFF_AT_0 = (
-    "frozen_after",
-    "joint_overshoot",
-    "gripper_overshoot",
-    "lead_in",
-    "lead_in_jump",
-    "brake_seconds",
-)
 
 
 @dataclass(frozen=True)
@@ -362,7 +278,7 @@ class RigSpec:
     gate: GateLimits
     trajectory_stamp: Literal["zero", "start"] = "zero"
     sink: Literal["joint_trajectory", "interbotix"] = "joint_trajectory"
-    stream: StreamLimits = StreamLimits()
+    stream: StreamLimits = field(default_factory=StreamLimits)
     bringup: Bringup | None = None
 
     def __post_init__(self) -> None:
@@ -383,7 +299,7 @@ class RigSpec:
             raise ValueError("cameras and arms: two of them share a topic")
         for block in (self.rates, self.observation, self.gate, self.stream):
             for key, value in vars(block).items():
-                if not math.isfinite(value) or value < 0 or (value == 0 and key not in _OFF_AT_0):
+                if not math.isfinite(value) or value < 0 or (value == 0 and key not in OFF_AT_0):
                     raise ValueError(f"{key}: {value} must be above 0")
 
     @property

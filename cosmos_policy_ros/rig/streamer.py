@@ -126,10 +126,8 @@ class Streamer:
 
     def tick(self, now_ns: int) -> dict[str, Array]:
         """Return the (7,) goals of this moment, of the arms that are not left alone."""
-        if self.armed and not self.reason:
-            self.reason = self._silence(now_ns)
-            if self.reason:
-                self.hold(self.reason)
+        if self.armed and not self.reason and (silence := self._silence(now_ns)):
+            self.hold(silence)
         if not self.armed and self.resting:
             for arm in self.arms.values():
                 arm.stream.release()

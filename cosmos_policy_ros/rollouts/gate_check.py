@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from cosmos_policy_ros.errors import ObservationError
 from cosmos_policy_ros.rig.chunk import NS
 from cosmos_policy_ros.rig.gate import SafetyGate, Situation, Verdict
-from cosmos_policy_ros.rig.spec import ARM_JOINTS, Arm, RigSpec
+from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rollouts.episode import read_episode, read_messages
+from cosmos_policy_ros.rollouts.replay import stamp_ns
+from cosmos_policy_ros.rollouts.steps import targets
 from cosmos_policy_ros.rollouts.topics import POLICY_NODE
 from cosmos_policy_ros.rollouts.windows import EpisodeWindows
 
@@ -69,14 +71,14 @@ def check_episode(path: Path, rig: RigSpec | None = None) -> Checked:
         return _check_steps(windows, gate, path)
     found = Checked(path, decided=True)
     for decision, recorded, commanded in pairs:
-        now_ns = _stamp(recorded)
+        now_ns = stamp_ns(recorded)
         try:
             measured, age = windows.measured(now_ns)
         except ObservationError:
             found.skipped += 1
             continue
         held = measured if commanded is None else commanded
-        now = Situation(held, measured, age, (now_ns - _stamp(decision)) / NS)
+        now = Situation(held, measured, age, (now_ns - stamp_ns(decision)) / NS)
         positions = np.asarray(decision.positions).reshape(decision.steps, -1)
         verdict = gate.judge(positions, decision.dt, now)
         found.add(verdict)
@@ -118,7 +120,7 @@ def _decisions(windows: EpisodeWindows, path: Path) -> Iterator[tuple[Any, Any, 
             verdicts.append(message)
         elif message.points:
             side = sides[topic]
-            last = _last_row(getattr(rig.rig.arms, side), message)
+            last = targets(getattr(rig.rig.arms, side), message)[-1]
             sent[side].append((received_ns, message.header.frame_id, last))
     # Each decision is told before its verdict, so they belong together by their order.
     for (received_ns, decision), verdict in zip(decisions, verdicts, strict=False):
@@ -130,16 +132,5 @@ def _decisions(windows: EpisodeWindows, path: Path) -> Iterator[tuple[Any, Any, 
         yield decision, verdict, np.concatenate([rows[-1] for rows in before]) if known else None
 
 
-def _last_row(arm: Arm, message: Any) -> Array:
-    order = [list(message.joint_names).index(name) for name in arm.names]
-    row = np.array(message.points[-1].positions, np.float64)[order]
-    row[ARM_JOINTS] = arm.gripper.commanded(row[ARM_JOINTS])
-    return row
-
-
 def _says(verdict: Any) -> str:
     return "accepted" if verdict.accepted else f"refused by {verdict.rule}"
-
-
-def _stamp(message: Any) -> int:
-    return int(message.header.stamp.sec) * NS + int(message.header.stamp.nanosec)

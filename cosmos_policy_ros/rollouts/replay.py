@@ -79,7 +79,7 @@ def observations(
             the moments do not ascend.
     """
     if moments is None:
-        wanted = [Moment(_stamp(d), d.observation_digest) for d in decisions(path)]
+        wanted = [Moment(stamp_ns(d), d.observation_digest) for d in decisions(path)]
     else:
         wanted = [Moment(int(stamp_ns)) for stamp_ns in moments]
     for before, after in pairwise(wanted):
@@ -108,7 +108,7 @@ def _observations(
 
 def _received(path: Path, topics: Iterable[str]) -> Iterator[_Message]:
     for topic, received_ns, content in read_messages(path, topics):
-        yield _Message(topic, _stamp(content), received_ns, content)
+        yield _Message(topic, stamp_ns(content), received_ns, content)
 
 
 def _by_stamp(messages: Iterable[_Message], topics: Iterable[str]) -> Iterator[_Message]:
@@ -228,6 +228,7 @@ def _is(seen: Observation | ObservationError, digest: str) -> bool:
     return isinstance(seen, Observation) and seen.digest() == digest
 
 
-def _stamp(message: Any) -> int:
+def stamp_ns(message: Any) -> int:
+    """Return a message's stamp in nanoseconds."""
     stamp = message.header.stamp
     return int(stamp.sec) * NS + int(stamp.nanosec)

@@ -62,14 +62,13 @@ class RigMessages:
         """
         gripper = arm.gripper
         assert gripper.state_source != "crank", "see rig_as_imported"
-        joint = gripper.finger_joint if gripper.state_source == "finger" else gripper.joint
         stroke = gripper.state_stroke
         position = position.copy()
         position[ARM_JOINTS] = gripper.state_closed + position[ARM_JOINTS] * stroke
         if velocity is not None:
             velocity = velocity.copy()
             velocity[ARM_JOINTS] *= stroke
-        return self.joints((*arm.joints, joint), stamp_ns, position, velocity, effort)
+        return self.joints((*arm.joints, gripper.state_joint), stamp_ns, position, velocity, effort)
 
     def joints(
         self,

@@ -22,7 +22,6 @@ from cosmos_policy_ros.rollouts.message_index import IndexedTopic
 from cosmos_policy_ros.rollouts.rig_in_bag import RigInBag
 
 BRAKE = "/brake"  # how the id of a braking trajectory ends
-NOBODYS = (CHUNK_ID,)  # ids of motions that no policy decided
 DT_TOLERANCE = 1e-3  # s between a row's time and a whole number of steps
 
 
@@ -76,9 +75,9 @@ def read_steps(
     stretch: list[NDArray[np.int64]] = []
     number = 0
     for index, each in enumerate(sent):
+        undecided = each.chunk_id.endswith(BRAKE) or each.chunk_id == CHUNK_ID
         # A trajectory without a row stops the controller where it is.
-        moved_by_policy = not each.chunk_id.endswith(BRAKE) and each.chunk_id not in NOBODYS
-        if not moved_by_policy or not len(each.offsets_ns):
+        if undecided or not len(each.offsets_ns):
             number += 1
             continue
         rows, due_ns = _on_grid(each, step_ns)
@@ -115,22 +114,34 @@ def _pairs(
 
 def _read(arm: Arm, topic: IndexedTopic, index: int, starts: Mapping[str, int]) -> _Sent:
     message = topic.read(index)
-    missing = [name for name in arm.names if name not in message.joint_names]
-    if missing:
-        raise RolloutError(
-            f"{topic.files[0].parent}: a trajectory on {arm.trajectory} lacks the joint "
-            f"{', '.join(missing)} of the rig's file; it moves {', '.join(message.joint_names)}"
-        )
-    columns = [message.joint_names.index(name) for name in arm.names]
-    positions = np.array([p.positions for p in message.points], np.float64).reshape(
-        -1, len(message.joint_names)
-    )[:, columns]
-    positions[:, ARM_JOINTS] = arm.gripper.commanded(positions[:, ARM_JOINTS])
+    try:
+        positions = targets(arm, message)
+    except RolloutError as error:
+        raise RolloutError(f"{topic.files[0].parent}: {error}") from error
     # Two of an imported episode's may have no id; then they belong together by their order.
     chunk_id = message.header.frame_id or f"#{index}"
     stamp_ns = int(topic.stamps_ns[index])
     start_ns = stamp_ns or starts.get(chunk_id, int(topic.received_ns[index]))
     return _Sent(chunk_id, start_ns, _offsets(message.points), positions)
+
+
+def targets(arm: Arm, message: Any) -> NDArray[np.float64]:
+    """Return a trajectory's rows (K, 7) in policy units.
+
+    Raises:
+        RolloutError: it lacks a joint of the arm.
+    """
+    missing = [name for name in arm.names if name not in message.joint_names]
+    if missing:
+        raise RolloutError(
+            f"a trajectory on {arm.trajectory} lacks the joint {', '.join(missing)} of the rig's "
+            f"file; it moves {', '.join(message.joint_names)}"
+        )
+    columns = [message.joint_names.index(name) for name in arm.names]
+    positions = np.array([p.positions for p in message.points], np.float64)
+    rows: NDArray[np.float64] = positions.reshape(-1, len(message.joint_names))[:, columns]
+    rows[:, ARM_JOINTS] = arm.gripper.commanded(rows[:, ARM_JOINTS])
+    return rows
 
 
 def _offsets(points: Sequence[Any]) -> NDArray[np.int64]:

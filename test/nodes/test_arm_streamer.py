@@ -132,7 +132,6 @@ def test_a_run_goes_through_the_drivers_goal_by_goal(loop: Loop) -> None:
         assert np.abs(np.diff(goals, axis=0)).max() <= max(arm.max_velocity) * step * 1.001
         assert not loop.client.node.count_publishers(f"follower_{side}/commands/joint_trajectory")
     print(f"\nlate {list(loop.state.late)} of {list(loop.state.goals)}, latest {loop.state.latest}")
-    # What came of it in the physics: a joint state that agrees.
     assert loop.client.stop().success
     loop.wait(lambda: not any(loop.state.streaming), "the streamer to let go")
 

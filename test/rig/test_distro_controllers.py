@@ -87,8 +87,8 @@ def test_whenever_a_chunk_comes_the_commanded_path_has_no_jump(
         for _ in range(max(wait, 1)):
             now += 1_000_000
             here = controller.sample(now)
-            # The fastest of them moves 1.6 rad in 2 s, and a pull back to a past pose as fast.
-            assert np.abs(here - last).max() < 0.02
+            # A joint at its limit moves 0.003 rad in this time; a cubic between two rows more.
+            assert np.abs(here - last).max() < 0.006
             last = here
 
 

@@ -224,6 +224,20 @@ def test_a_pause_while_waiting_needs_no_brake_and_asks_anew(bench: Bench) -> Non
     assert query.observation.stamp_ns >= paused_at
 
 
+def test_a_pause_while_a_lost_arms_brake_is_under_way_waits_for_its_end(bench: Bench) -> None:
+    bench.until(Phase.QUERYING)
+    bench.run.answer(decision(), int(bench.now * NS))
+    brake = None
+    while not isinstance(brake, TimedChunk):
+        bench.now += 0.04
+        brake = bench.poll(skip="left")
+    assert bench.run.pause(int(bench.now * NS)) is None
+    bench.run.resume()
+    query = bench.until(Phase.QUERYING)
+    assert isinstance(query, Query)
+    assert query.observation.stamp_ns >= brake.end_ns
+
+
 def test_a_dry_run_begins_every_chunk_where_the_arms_stand(rig: RigSpec) -> None:
     bench = Bench(rig, dry=True)
     for _ in range(3):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.rollouts.commands.shared import run, say_count
 from cosmos_policy_ros.rollouts.gate_check import Checked, check_episode
 
-FINE, OTHERWISE = 0, 3  # exit codes; 1 is an error, 2 a wrong command line
+FINE, UNREADABLE, OTHERWISE = 0, 1, 3  # exit codes; 2 is a wrong command line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="scripts/check_bag",
         description="Judge what episodes decided, or demonstrated, by the gate that judges live. "
         "The exit code is 3 when a demonstration would be refused, or a verdict is not the "
-        "recorded one.",
+        "recorded one, and otherwise 1 when an episode cannot be read.",
     )
     parser.add_argument("bags", type=Path, nargs="+", help="folders of episodes")
     parser.add_argument(
@@ -33,19 +34,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     rig = load_rig(options.rig, config_folder("rigs")) if options.rig else None
-    fine = True
+    code = FINE
     for bag in options.bags:
         try:
             found = check_episode(bag.expanduser(), rig)
         except RolloutError as error:
-            print(f"error: {error}")  # the others are looked at all the same
-            fine = False
+            print(f"error: {error}", file=sys.stderr)  # the others are looked at all the same
+            code = code or UNREADABLE
             continue
         print("\n".join(lines(found)))
         # What was refused live, and is again, is as it should be.
         news = found.refused and (rig is not None or not found.decided)
-        fine &= not (found.changed or news)
-    return FINE if fine else OTHERWISE
+        if found.changed or news:
+            code = OTHERWISE
+    return code
 
 
 def lines(found: Checked) -> list[str]:

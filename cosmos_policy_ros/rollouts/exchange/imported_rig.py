@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from cosmos_policy_ros.rig.spec import Arm, Arms, Camera, Rates, RigSpec
+from cosmos_policy_ros.rig.limits import Rates
+from cosmos_policy_ros.rig.spec import Arm, Arms, Camera, RigSpec
 from cosmos_policy_ros.rollouts.pictures import SUFFIX
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cosmos_policy_ros.errors import ObservationError, RolloutError
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.model.sampler import Draw
-from cosmos_policy_ros.rig.spec import ARM_DIM, ARM_JOINTS
+from cosmos_policy_ros.rig.arms import ARM_DIM, ARM_JOINTS
 from cosmos_policy_ros.sim.kinematics import ArmKinematics
 from cosmos_policy_ros.sim.scene import ARMS
 from cosmos_policy_ros.training.appraisal import appraise

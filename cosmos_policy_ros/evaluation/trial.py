@@ -19,13 +19,14 @@ from cosmos_policy_ros.model.images import reduce
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Policy, Query
 from cosmos_policy_ros.rig.gate import SafetyGate
+from cosmos_policy_ros.rig.outputs import Output
 from cosmos_policy_ros.rig.run import Goal, Outcome, Run, RunLimits
 from cosmos_policy_ros.rig.sources import Sources
-from cosmos_policy_ros.rig.spec import ARM_DIM, RigSpec
+from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
 from cosmos_policy_ros.sim.conditions import USUAL
 from cosmos_policy_ros.sim.render import Image, Renderer
-from cosmos_policy_ros.sim.rig import CONTROLLER_JOINTS, JointSample, SimRig
+from cosmos_policy_ros.sim.rig import JointSample, SimRig
 
 CAMERA_SIZE = (240, 320)  # px, the simulated rig node's default
 SETTLE = 0.2  # s in which the objects fall onto the table
@@ -95,21 +96,21 @@ class _RawImage(NamedTuple):
     data: NDArray[np.uint8]
 
 
-def trajectories(spec: RigSpec, chunk: TimedChunk) -> Iterator[tuple[str, list[TrajectoryPoint]]]:
-    """Yield (side, points) of a chunk as the policy node sends it to each arm's controller."""
-    velocities = chunk.velocities()
-    for index, (side, arm) in enumerate(spec.arms.items()):
-        part = slice(index * ARM_DIM, (index + 1) * ARM_DIM)
-        points = [
-            TrajectoryPoint(tuple(position), tuple(velocity), due_ns)
-            for position, velocity, due_ns in zip(
-                arm.command(chunk.positions[:, part]).tolist(),
-                arm.command_speed(velocities[:, part]).tolist(),
-                chunk.times_ns(),
-                strict=True,
-            )
-        ]
-        yield side, points
+def trajectories(
+    spec: RigSpec, chunk: TimedChunk
+) -> Iterator[tuple[Output, list[TrajectoryPoint]]]:
+    """Yield (output, points) of a chunk as the policy node sends it to each controller."""
+    positions = spec.command(chunk.positions)
+    velocities = spec.command_speed(chunk.velocities())
+    for output in spec.outputs:
+        rows = zip(
+            positions[:, output.columns].tolist(),
+            velocities[:, output.columns].tolist(),
+            chunk.times_ns(),
+            strict=True,
+        )
+        points = [TrajectoryPoint(tuple(q), tuple(v), due_ns) for q, v, due_ns in rows]
+        yield output, points
 
 
 class TrialRoom:
@@ -130,7 +131,7 @@ class TrialRoom:
         self._size = size
         self._spec, self._gate, self._sides = rig, SafetyGate(rig), rig.arms.keys()
         self._renderer = Renderer(task, *CAMERA_SIZE)
-        self._rig = SimRig(task)
+        self._rig = SimRig(task, spec=rig)
         self._tick_ns = round(1e9 / rig.rates.joint_states)
         self._picture_ns = round(1e9 / rig.rates.cameras)
 
@@ -218,9 +219,9 @@ class TrialRoom:
             self._send(chunk, witnesses)
 
     def _send(self, chunk: TimedChunk, witnesses: Sequence[Witness]) -> None:
-        for side, points in trajectories(self._spec, chunk):
+        for output, points in trajectories(self._spec, chunk):
             with suppress(RigError):  # the arm stays where it is, as on a real rig
-                self._rig.command(side, CONTROLLER_JOINTS, points, 0)
+                self._rig.command(output.name, output.joints, points, 0)
         for witness in witnesses:
             witness.sent(chunk)
 

@@ -11,7 +11,7 @@ from rosbags.typesys.store import Typestore
 from cosmos_policy_ros import __version__
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.rig.spec import ARM_DIM, RigSpec
+from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rollouts.integrity import Integrity, load_limits, sensors_of
 from cosmos_policy_ros.rollouts.messages import EpisodeFacts
 from cosmos_policy_ros.rollouts.rig_messages import RigMessages
@@ -57,7 +57,7 @@ class TrialBag:
         """
         self._store, self._rig, self._messages = store, rig, RigMessages(types)
         named = {arm.joint_states for arm in rig.arms.values()}
-        named |= {arm.trajectory for arm in rig.arms.values()}
+        named |= {output.topic for output in rig.outputs}
         named |= {camera.topic for camera in rig.cameras}
         topics = [
             replace(topic, name=_absolute(topic.name))
@@ -83,7 +83,7 @@ class TrialBag:
 
     def joints(self, side: str, sample: JointSample) -> None:
         """Record a joint state."""
-        arm = getattr(self._rig.arms, side)
+        arm = self._rig.arms[side]
         position, velocity = np.array(sample.positions), np.array(sample.velocities)
         cdr = self._messages.joints(sample.names, sample.stamp_ns, position, velocity)
         self._recording.write(_absolute(arm.joint_states), sample.stamp_ns, cdr)
@@ -96,17 +96,11 @@ class TrialBag:
 
     def sent(self, chunk: TimedChunk) -> None:
         """Record what the arms are told, unstamped as the policy node sends it."""
-        for index, arm in enumerate(self._rig.arms.values()):
-            part = slice(index * ARM_DIM, (index + 1) * ARM_DIM)
-            cdr = self._messages.trajectory(
-                arm,
-                chunk.chunk_id,
-                0,
-                chunk.step_ns,
-                chunk.positions[:, part],
-                chunk.velocities()[:, part],
-            )
-            self._recording.write(_absolute(arm.trajectory), chunk.start_ns, cdr)
+        sent = self._messages.trajectories(
+            self._rig, chunk.chunk_id, 0, chunk.step_ns, chunk.positions, chunk.velocities()
+        )
+        for topic, cdr in sent:
+            self._recording.write(_absolute(topic), chunk.start_ns, cdr)
 
     def finish(self, outcome: str, points: float) -> Path:
         """Score the episode and close its bag; return its folder.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from cosmos_policy_ros.model.statistics import Range, Statistics
-from cosmos_policy_ros.rig.spec import GRIPPER_INDICES, STATE_DIM, RigSpec
+from cosmos_policy_ros.rig.arms import GRIPPER_INDICES, STATE_DIM
+from cosmos_policy_ros.rig.spec import RigSpec
 
 # Share of the stroke. Whoever demonstrates with a gripper opens it wider than this; the same stroke
 # in metres (0.02 to 0.06) never gets there.

@@ -26,8 +26,9 @@ from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.convert import trajectory_points
 from cosmos_policy_ros.nodes.driver_services import DriverServices, driver_messages
 from cosmos_policy_ros.nodes.shell import Parameter
+from cosmos_policy_ros.rig.arms import ARM_JOINTS
 from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.rig.spec import ARM_JOINTS, RigSpec, load_rig
+from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 from cosmos_policy_ros.rig.streamer import Streamer
 from cosmos_policy_ros.srv import PrepareArms
 
@@ -253,7 +254,8 @@ class ArmStreamerNode(LifecycleNode):
         assert streamer is not None
         before = streamer.reason
         for side, goal in streamer.tick(time.monotonic_ns()).items():
-            arm = getattr(self._rig.arms, side)
+            arm = self._rig.arms[side]
+            assert arm.driver is not None
             group, single = self._goals[side]
             group.publish(
                 self._group(name=arm.driver.group, cmd=array("f", goal[:ARM_JOINTS].tolist()))
@@ -296,8 +298,10 @@ class ArmStreamerNode(LifecycleNode):
         statuses = []
         for side, arm in self._streamer.arms.items():
             counts = arm.stream.counts
-            driver = getattr(self._rig.arms, side).driver.services
-            status = DiagnosticStatus(name=f"{self.get_name()}: {side} arm", hardware_id=driver)
+            driver = self._rig.arms[side].driver
+            assert driver is not None
+            name = f"{self.get_name()}: {side} arm"
+            status = DiagnosticStatus(name=name, hardware_id=driver.services)
             level, status.message = self._judge(arm.complaint, counts.late)
             status.level = level
             told = {"late": counts.late, "latest [s]": f"{counts.latest:.3f}"}

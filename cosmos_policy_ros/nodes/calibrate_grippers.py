@@ -19,10 +19,11 @@ from rclpy.node import Node
 from sensor_msgs.msg import JointState
 
 from cosmos_policy_ros.errors import ConfigError, RigError
+from cosmos_policy_ros.rig.arms import Arms
 from cosmos_policy_ros.rig.calibration import calibrate
 from cosmos_policy_ros.rig.config import to_plain
 from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.rig.spec import Arms, RigSpec, load_rig
+from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 from cosmos_policy_ros.rollouts.commands.shared import run
 
 PATIENCE = 5.0  # s for both arms to be found
@@ -96,7 +97,7 @@ def _read_both(rig: RigSpec, ask: Callable[[str], Any]) -> Readings:
         while not all(heard.values()) and time.monotonic() < until:
             _spin(executor, STALE)
         if silent := [side for side, readings in heard.items() if not readings]:
-            topics = ", ".join(getattr(rig.arms, side).joint_states for side in silent)
+            topics = ", ".join(rig.arms[side].joint_states for side in silent)
             raise RigError(f"nothing came on {topics} for {PATIENCE:g} s; start the arms' drivers")
         for end, wish in ENDS:
             ask(f"{wish}, then press Enter ")

@@ -20,13 +20,13 @@ from cosmos_policy_ros.nodes.shell import NS, ns_to_stamp
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Decision, Query
 from cosmos_policy_ros.rig.gate import Verdict
-from cosmos_policy_ros.rig.spec import ARM_DIM, RigSpec
+from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
 from cosmos_policy_ros.rollouts.messages import Label
 
 
 class TrajectoryMessages:
-    """Turns chunks into one JointTrajectory per arm, left then right, in the rig's units.
+    """Turns chunks into a JointTrajectory per output of the rig, in its drivers' units.
 
     The messages are filled anew by every call and only made once per length: making the hundred
     point objects of a chunk takes ten times as long as filling them, with the arms waiting.
@@ -43,11 +43,11 @@ class TrajectoryMessages:
 
         ``header.frame_id`` carries the chunk id, which joint_trajectory_controller ignores.
         """
-        messages, velocities = self._blank(len(chunk.positions)), chunk.velocities()
-        for index, (arm, message) in enumerate(zip(self._rig.arms.values(), messages, strict=True)):
-            part = slice(index * ARM_DIM, (index + 1) * ARM_DIM)
-            q = arm.command(chunk.positions[:, part])
-            v = arm.command_speed(velocities[:, part])
+        messages = self._blank(len(chunk.positions))
+        positions = self._rig.command(chunk.positions)
+        velocities = self._rig.command_speed(chunk.velocities())
+        for output, message in zip(self._rig.outputs, messages, strict=True):
+            q, v = positions[:, output.columns], velocities[:, output.columns]
             message.header.frame_id = chunk.chunk_id
             if self._rig.trajectory_stamp == "start":
                 message.header.stamp = ns_to_stamp(chunk.start_ns)
@@ -61,10 +61,10 @@ class TrajectoryMessages:
         if rows not in self._made:
             self._made[rows] = tuple(
                 JointTrajectory(
-                    joint_names=list(arm.names),
+                    joint_names=list(output.joints),
                     points=[JointTrajectoryPoint() for _ in range(rows)],
                 )
-                for arm in self._rig.arms.values()
+                for output in self._rig.outputs
             )
         return self._made[rows]
 

@@ -12,7 +12,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 
 from cosmos_policy_ros.errors import ConfigError, RigError
-from cosmos_policy_ros.rig.spec import Arm
+from cosmos_policy_ros.rig.arms import Arm
 
 PATIENCE = 5.0  # wall s for one answer; setting a mode writes to every motor
 ARM_MODE, GRIPPER_MODE = "position", "current_based_position"

@@ -87,7 +87,7 @@ class PolicyChecks:
 
     def _foreign(self) -> dict[str, list[str]]:
         """Return who else publishes on the topics that move the arms."""
-        expected = {arm.trajectory: self._node.get_name() for arm in self._rig.arms.values()}
+        expected = {output.topic: self._node.get_name() for output in self._rig.outputs}
         if self._rig.sink == "interbotix":
             drivers = [arm.driver for arm in self._rig.arms.values() if arm.driver is not None]
             expected |= {

@@ -30,7 +30,7 @@ class PolicyOutput:
     """
 
     def __init__(self, node: LifecycleNode, rig: RigSpec, *, dry: bool) -> None:
-        """Open the topics; those of the arms, or in a dry run ``~/preview/<side>`` instead."""
+        """Open the topics; those of the arms, or in a dry run ``~/preview/<output>`` instead."""
         self._node, self._rig = node, rig
         self._messages = TrajectoryMessages(rig)
         self.armed = False
@@ -38,11 +38,11 @@ class PolicyOutput:
         self._trajectories = [
             node.create_lifecycle_publisher(
                 JointTrajectory,
-                f"~/preview/{side}" if dry else arm.trajectory,
+                f"~/preview/{output.name}" if dry else output.topic,
                 10,
                 qos_overriding_options=options,
             )
-            for side, arm in rig.arms.items()
+            for output in rig.outputs
         ]
         quiet = shell.NO_PUBLISHER_EVENTS
         self._decisions = node.create_lifecycle_publisher(

@@ -18,10 +18,11 @@ from cosmos_policy_ros.planning.engine_spec import ENGINES, EngineSpec
 from cosmos_policy_ros.planning.search import SearchConfig
 from cosmos_policy_ros.planning.worker import WorkerLimits
 from cosmos_policy_ros.planning.workers import parse_devices
+from cosmos_policy_ros.rig.arms import STATE_DIM
 from cosmos_policy_ros.rig.config import did_you_mean, load_config, named_file
 from cosmos_policy_ros.rig.run import RunLimits
 from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.rig.spec import STATE_DIM, RigSpec, load_rig
+from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 from cosmos_policy_ros.rollouts.task import Task, load_task
 
 AS_TRAINED = "checkpoint"

@@ -30,7 +30,7 @@ from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.convert import trajectory_points
 from cosmos_policy_ros.nodes.shell import NS, Parameter
 from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.rig.spec import Arm, load_rig
+from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.sim.faults import Faults, faulty_joints
 from cosmos_policy_ros.sim.feed import CameraFeed
 from cosmos_policy_ros.sim.render import Renderer
@@ -74,7 +74,7 @@ class SimRigNode(Node):
         self._faults = Faults.parse(self._value("faults"))
         self.add_on_set_parameters_callback(self._set_faults)
         self._spec = load_rig(self._value("rig"), config_folder("rigs"))
-        self._rig = SimRig(self._value("task"), self._value("seed"))
+        self._rig = SimRig(self._value("task"), self._value("seed"), spec=self._spec)
         self._reset_ns, self._period = self._rig.time_ns, 0
         self._tick = 1.0 / self._spec.rates.joint_states
         self._ticks_per_period = round(self._spec.rates.joint_states / self._spec.rates.control)
@@ -121,12 +121,13 @@ class SimRigNode(Node):
         self._infos: dict[str, Any] = {
             c.role: publisher(CameraInfo, c.info_topic) for c in self._spec.cameras
         }
-        self._joints = {
-            side: publisher(JointState, arm.joint_states) for side, arm in self._spec.arms.items()
+        arms = self._spec.arms.values()
+        self._joints: dict[str, Any] = {
+            topic: publisher(JointState, topic)
+            for topic in dict.fromkeys(arm.joint_states for arm in arms)
         }
         self._states = self.create_publisher(RigState, "~/state", shell.LATCHED_PUBLISHER)
-        for side, arm in self._spec.arms.items():
-            self._listen(side, arm)
+        self._listen()
         self.create_service(ResetRig, "~/reset", self._on_reset)
         if self._stepped:
             self._clock_publisher = self.create_publisher(ClockMsg, "/clock", qos)
@@ -142,16 +143,17 @@ class SimRigNode(Node):
 
     # ---------------------------------------------------------------- commands
 
-    def _listen(self, side: str, arm: Arm) -> None:
-        self.create_subscription(
-            JointTrajectory,
-            arm.trajectory,
-            self._trajectory_callback(side),
-            QoSProfile(depth=10),
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-        )
+    def _listen(self) -> None:
+        for output in self._spec.outputs:
+            self.create_subscription(
+                JointTrajectory,
+                output.topic,
+                self._trajectory_callback(output.name),
+                QoSProfile(depth=10),
+                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            )
 
-    def _trajectory_callback(self, side: str) -> Callable[[JointTrajectory], None]:
+    def _trajectory_callback(self, output: str) -> Callable[[JointTrajectory], None]:
         def accept(message: JointTrajectory) -> None:
             points = trajectory_points(message)
             stamp_ns = shell.stamp_to_ns(message.header.stamp)
@@ -159,9 +161,9 @@ class SimRigNode(Node):
                 with self._lock:
                     if stamp_ns:
                         stamp_ns += self._rig.time_ns - self._now_ns()
-                    self._rig.command(side, message.joint_names, points, stamp_ns)
+                    self._rig.command(output, message.joint_names, points, stamp_ns)
             except RigError as error:
-                self.get_logger().error(f"{side} arm refused a trajectory: {error}")
+                self.get_logger().error(f"controller '{output}' refused a trajectory: {error}")
             self._publish_state()
 
         return accept
@@ -275,17 +277,20 @@ class SimRigNode(Node):
         self._clock_publisher.publish(ClockMsg(clock=shell.ns_to_stamp(self._rig.time_ns)))
 
     def _publish_joints(self, stamp_ns: int) -> None:
-        for side, publisher in self._joints.items():
+        found: dict[str, JointState] = {}
+        for side, arm in self._spec.arms.items():
             fault = self._faults.joint_fault(side, self._since_reset())
             sample = faulty_joints(self._sample(side), side, fault)
             if sample is None:
                 continue
-            message = JointState(name=list(sample.names))
+            message = found.setdefault(arm.joint_states, JointState())
             message.header.stamp = shell.ns_to_stamp(stamp_ns)
-            message.position = array("d", sample.positions)
-            message.velocity = array("d", sample.velocities)
-            message.effort = array("d", bytes(8 * len(sample.names)))
-            publisher.publish(message)
+            message.name = [*message.name, *sample.names]
+            message.position = array("d", [*message.position, *sample.positions])
+            message.velocity = array("d", [*message.velocity, *sample.velocities])
+            message.effort = array("d", bytes(8 * len(message.name)))
+        for topic, message in found.items():
+            self._joints[topic].publish(message)
 
     def _sample(self, side: str) -> JointSample:
         return self._rig.joint_states(side)
@@ -330,9 +335,7 @@ class SimRigNode(Node):
             reached=rig.reached,
         )
         state.header.stamp = shell.ns_to_stamp(rig.time_ns)
-        sides = [side for side, _ in self._spec.arms.items()]
-        state.accepted = [rig.accepted[side] for side in sides]
-        state.refused = [rig.refused[side] for side in sides]
+        state.accepted, state.refused = list(rig.accepted.values()), list(rig.refused.values())
         return state
 
     def _publish_state(self) -> None:

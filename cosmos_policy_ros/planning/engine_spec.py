@@ -10,7 +10,7 @@ from cosmos_policy_ros.model.config import Numerics
 from cosmos_policy_ros.planning.memory import Footprint
 from cosmos_policy_ros.planning.search import SearchConfig
 from cosmos_policy_ros.planning.tasks import Engine
-from cosmos_policy_ros.rig.spec import Gripper
+from cosmos_policy_ros.rig.arms import Gripper
 
 EngineName = Literal["cosmos", "demonstrator"]
 ENGINES: tuple[EngineName, ...] = ("cosmos", "demonstrator")

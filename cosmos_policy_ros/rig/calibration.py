@@ -7,8 +7,8 @@ from dataclasses import replace
 from statistics import median
 
 from cosmos_policy_ros.errors import RigError
+from cosmos_policy_ros.rig.arms import Gripper
 from cosmos_policy_ros.rig.config import did_you_mean
-from cosmos_policy_ros.rig.spec import Gripper
 
 LEAST_TURN, LEAST_WAY = 0.3, 0.005  # rad of the motor, m of a finger; less is no stroke
 MOST_UNSTEADY = 0.05  # of the stroke, from the lowest reading to the highest

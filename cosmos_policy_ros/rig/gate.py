@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos_policy_ros.rig.spec import GRIPPER_INDICES, STATE_DIM, RigSpec
+from cosmos_policy_ros.rig.arms import GRIPPER_INDICES, STATE_DIM
+from cosmos_policy_ros.rig.spec import RigSpec
 
 Array = NDArray[np.float64]
 

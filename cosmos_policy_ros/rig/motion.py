@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.errors import RigError
+from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.gate import SafetyGate, Situation
-from cosmos_policy_ros.rig.spec import GRIPPER_INDICES, RigSpec
+from cosmos_policy_ros.rig.spec import RigSpec
 
 Array = NDArray[np.float64]
 CHUNK_ID = "go_to_start"

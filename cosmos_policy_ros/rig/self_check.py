@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos_policy_ros.rig.spec import CAMERA_ROLES, GRIPPER_INDICES, RigSpec
+from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
+from cosmos_policy_ros.rig.spec import CAMERA_ROLES, RigSpec
 
 # A driver that is told 100 Hz gives 97; one that gives a third of it is another driver.
 LEAST_SHARE = 0.7
@@ -86,7 +87,11 @@ def check_rates(rig: RigSpec, heard: Heard) -> Check:
 def check_sides(rig: RigSpec) -> Check:
     """Look at whether a topic of one side bears the other side's name."""
     named = {f"{side} arm": (side, arm.joint_states) for side, arm in rig.arms.items()}
-    named |= {f"{side} arm's commands": (side, a.trajectory) for side, a in rig.arms.items()}
+    named |= {
+        f"output {output.name}": (output.name.split("_")[0], output.topic)
+        for output in rig.outputs
+        if output.name not in ("arms", "grippers")
+    }
     named |= {
         f"camera {camera.role}": (camera.role.split("_")[0], camera.topic)
         for camera in rig.cameras

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.errors import ObservationError
+from cosmos_policy_ros.rig.arms import Arm
 from cosmos_policy_ros.rig.config import did_you_mean
 from cosmos_policy_ros.rig.images import decode_image
 from cosmos_policy_ros.rig.observation import Observation
-from cosmos_policy_ros.rig.spec import Arm, Camera, RigSpec
+from cosmos_policy_ros.rig.spec import Camera, RigSpec
 
 NS = 1_000_000_000
 # A failed bus read is published as raw 0, which the driver converts to -pi on every joint.
@@ -204,8 +205,7 @@ def read_arm(arm: Arm, names: Sequence[str], positions: Sequence[float]) -> NDAr
             of a failed bus read.
     """
     by_name = dict(zip(names, positions, strict=False))
-    gripper = arm.gripper
-    wanted = (*arm.joints, gripper.state_joint)
+    gripper, wanted = arm.gripper, arm.state_names
     missing = [name for name in wanted if name not in by_name]
     if missing:
         hint = did_you_mean(missing[0], by_name)

@@ -1,21 +1,18 @@
-"""The rig description: ``config/rigs/*.yaml`` as frozen dataclasses.
-
-The 14-vector is the left arm then the right arm, seven each: six joints [rad] and the gripper
-(0 closed, 1 open), as in every ALOHA dataset that Cosmos Policy was trained on.
-"""
+"""The rig description: ``config/rigs/*.yaml`` as frozen dataclasses."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cosmos_policy_ros.rig.arms import ARM_DIM, ARMS, GRIPPER_INDICES, STATE_DIM, Arms
 from cosmos_policy_ros.rig.config import load_config, named_file
-from cosmos_policy_ros.rig.crank import finger_from_angle
 from cosmos_policy_ros.rig.limits import (
     OFF_AT_0,
     GateLimits,
@@ -23,195 +20,9 @@ from cosmos_policy_ros.rig.limits import (
     Rates,
     StreamLimits,
 )
+from cosmos_policy_ros.rig.outputs import Output, find_outputs
 
-ARM_JOINTS = 6
-ARM_DIM = ARM_JOINTS + 1
-STATE_DIM = 2 * ARM_DIM
-ARMS = ("left", "right")
 CAMERA_ROLES = ("left_wrist", "right_wrist", "primary")
-GRIPPER_INDICES = (ARM_JOINTS, ARM_DIM + ARM_JOINTS)
-
-
-@dataclass(frozen=True)
-class Crank:
-    """Geometry that turns the gripper motor's angle into finger metres.
-
-    Attributes:
-        radius: crank radius [m].
-        rod: connecting rod [m].
-    """
-
-    radius: float
-    rod: float
-
-
-@dataclass(frozen=True)
-class Gripper:
-    """How one gripper is read and commanded.
-
-    Attributes:
-        joint: its name in joint_states and in the trajectory.
-        state_source: "finger" reads ``finger_joint`` [m]; "angle" reads ``joint`` [rad]; "crank"
-            reads ``joint`` and recomputes metres with ``crank``, for a driver whose own geometry
-            is not the dataset's.
-        finger_joint: the finger's name in joint_states.
-        state_closed, state_open: what the source reads there (m, or rad for "angle").
-        command_unit: "angle" [rad], "linear" [m] or "normalized".
-        command_closed, command_open: what is sent for 0 and for 1, in that unit.
-        max_velocity: strokes per second a *target* may move. The servo limits its own current,
-            so this only catches nonsense.
-        crank: needed by "crank" and by the simulated rig.
-    """
-
-    joint: str
-    state_source: Literal["finger", "angle", "crank"]
-    finger_joint: str
-    state_closed: float
-    state_open: float
-    command_unit: Literal["angle", "linear", "normalized"]
-    command_closed: float
-    command_open: float
-    max_velocity: float
-    crank: Crank | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse ranges without width and a crank source without a crank."""
-        if self.state_open == self.state_closed or self.command_open == self.command_closed:
-            raise ValueError(f"gripper '{self.joint}': open and closed must differ")
-        if self.state_source == "crank" and self.crank is None:
-            raise ValueError(f"gripper '{self.joint}': state_source crank needs a crank block")
-        if self.max_velocity <= 0:
-            raise ValueError(f"gripper '{self.joint}': max_velocity must be above 0")
-
-    @property
-    def state_joint(self) -> str:
-        """The joint whose position tells the opening."""
-        return self.finger_joint if self.state_source == "finger" else self.joint
-
-    def reading(self, position: float) -> float:
-        """Return in the state's unit what ``state_joint`` tells."""
-        if self.crank is None or self.state_source != "crank":
-            return position
-        return finger_from_angle(position, self.crank.radius, self.crank.rod)
-
-    def normalize(self, reading: float) -> float:
-        """Return the normalised opening for a reading in the state's unit."""
-        return (reading - self.state_closed) / self.state_stroke
-
-    @property
-    def state_stroke(self) -> float:
-        """Distance from closed to open in the state's unit; the sign is the direction's."""
-        return self.state_open - self.state_closed
-
-    @property
-    def command_stroke(self) -> float:
-        """Distance from closed to open in the command's unit; the sign is the direction's."""
-        return self.command_open - self.command_closed
-
-    def command(self, opening: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return what is sent for openings (n,), 0 closed to 1 open."""
-        return self.command_closed + opening * self.command_stroke
-
-    def commanded(self, command: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the openings (n,) for which commands were sent."""
-        return (command - self.command_closed) / self.command_stroke
-
-
-@dataclass(frozen=True)
-class Driver:
-    """A driver that takes goals one by one and knows no trajectories: Interbotix' xs_sdk.
-
-    Attributes:
-        joint_group: topic of the six joints' goals.
-        joint_single: topic of the gripper's.
-        services: namespace of the driver's services.
-        group: what the driver calls the six joints.
-        parked: an arm lies folded when its shoulder is below the first and its elbow above the
-            second of these [rad]; only then may its torque be switched.
-    """
-
-    joint_group: str
-    joint_single: str
-    services: str
-    group: str = "arm"
-    parked: tuple[float, float] = (-1.4, 1.2)
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One follower arm.
-
-    Attributes:
-        joint_states: topic, relative to the node's namespace.
-        trajectory: topic the arm's JointTrajectory goes to.
-        joints: the six joint names, in the order of the 14-vector.
-        lower, upper: position limits [rad].
-        max_velocity: speed limits [rad/s].
-        start: start pose [rad].
-        gripper: the seventh entry.
-        driver: of an arm that is streamed to; needed where the rig's sink is "interbotix".
-    """
-
-    joint_states: str
-    trajectory: str
-    joints: tuple[str, str, str, str, str, str]
-    lower: tuple[float, float, float, float, float, float]
-    upper: tuple[float, float, float, float, float, float]
-    max_velocity: tuple[float, float, float, float, float, float]
-    start: tuple[float, float, float, float, float, float]
-    gripper: Gripper
-    driver: Driver | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse duplicate names, empty ranges and a start pose outside the limits."""
-        if len({*self.joints, self.gripper.joint}) != ARM_DIM:
-            raise ValueError(f"joints: names must differ, found {', '.join(self.joints)}")
-        for name, low, high, speed, start in zip(
-            self.joints, self.lower, self.upper, self.max_velocity, self.start, strict=True
-        ):
-            if not low < high:
-                raise ValueError(f"joint '{name}': lower {low} must be below upper {high}")
-            if not speed > 0:
-                raise ValueError(f"joint '{name}': max_velocity {speed} must be above 0")
-            if not low <= start <= high:
-                raise ValueError(f"joint '{name}': start {start} is outside [{low}, {high}]")
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The seven names of this arm's trajectory."""
-        return (*self.joints, self.gripper.joint)
-
-    def command(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return (K, 7) targets in policy units as the arm's driver takes them."""
-        sent: NDArray[np.float64] = positions.copy()
-        sent[:, ARM_JOINTS] = self.gripper.command(sent[:, ARM_JOINTS])
-        return sent
-
-    def command_speed(self, velocities: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return (K, 7) velocities in policy units per second as the arm's driver takes them."""
-        sent: NDArray[np.float64] = velocities.copy()
-        sent[:, ARM_JOINTS] *= self.gripper.command_stroke
-        return sent
-
-
-@dataclass(frozen=True)
-class Arms:
-    """Both arms; their order in the 14-vector is left, right."""
-
-    left: Arm
-    right: Arm
-
-    def keys(self) -> tuple[str, str]:
-        """Return the sides in the order of the 14-vector."""
-        return ("left", "right")
-
-    def values(self) -> tuple[Arm, Arm]:
-        """Return the arms in the order of the 14-vector."""
-        return (self.left, self.right)
-
-    def items(self) -> tuple[tuple[str, Arm], tuple[str, Arm]]:
-        """Return (side, arm) in the order of the 14-vector."""
-        return (("left", self.left), ("right", self.right))
 
 
 @dataclass(frozen=True)
@@ -262,7 +73,7 @@ class RigSpec:
         observation: when a source may not be used.
         gate: limits of the safety gate.
         trajectory_stamp: "zero" starts a trajectory on arrival, "start" stamps it.
-        sink: who takes the trajectories: "joint_trajectory", a controller per arm, or "interbotix",
+        sink: who takes the trajectories: "joint_trajectory", controllers, or "interbotix",
             arm_streamer_node in front of drivers that know none.
         stream: how the latter streams.
         bringup: what ``bringup:=true`` starts; None where there is nothing to start.
@@ -288,19 +99,61 @@ class RigSpec:
             raise ValueError(
                 f"cameras: need each of {', '.join(CAMERA_ROLES)} once, found {', '.join(roles)}"
             )
-        topics = [camera.topic for camera in self.cameras]
-        topics += [arm.joint_states for arm in self.arms.values()]
-        topics += [arm.trajectory for arm in self.arms.values()]
-        drivers = [arm.driver for arm in self.arms.values() if arm.driver is not None]
-        topics += [topic for each in drivers for topic in (each.joint_group, each.joint_single)]
-        if self.sink == "interbotix" and len(drivers) < len(ARMS):
-            raise ValueError("sink: interbotix needs each arm's driver block")
-        if len(set(topics)) != len(topics):
-            raise ValueError("cameras and arms: two of them share a topic")
+        self._check_topics()
         for block in (self.rates, self.observation, self.gate, self.stream):
             for key, value in vars(block).items():
                 if not math.isfinite(value) or value < 0 or (value == 0 and key not in OFF_AT_0):
                     raise ValueError(f"{key}: {value} must be above 0")
+
+    def _check_topics(self) -> None:
+        arms = self.arms.values()
+        drivers = [arm.driver for arm in arms if arm.driver is not None]
+        topics = [camera.topic for camera in self.cameras]
+        topics += dict.fromkeys(arm.joint_states for arm in arms)
+        topics += [output.topic for output in self.outputs]
+        topics += [topic for each in drivers for topic in (each.joint_group, each.joint_single)]
+        if len(set(topics)) != len(topics):
+            raise ValueError("cameras and arms: two of them share a topic")
+        left, right = arms
+        both = sorted({*left.state_names} & {*right.state_names})
+        if left.joint_states == right.joint_states and both:
+            raise ValueError(
+                f"both arms' joint states come on '{left.joint_states}', and a joint of each is "
+                f"called '{both[0]}'; give them names of their own, or each arm a topic"
+            )
+        if self.sink == "interbotix":
+            if len(drivers) < len(ARMS):
+                raise ValueError("sink: interbotix needs each arm's driver block")
+            per_arm = [tuple(range(ARM_DIM)), tuple(range(ARM_DIM, STATE_DIM))]
+            if [output.columns for output in self.outputs] != per_arm:
+                raise ValueError(
+                    "sink: interbotix takes one trajectory per arm, its gripper among the joints"
+                )
+
+    @cached_property
+    def outputs(self) -> tuple[Output, ...]:
+        """The controllers that trajectories go to, in the order of the 14-vector."""
+        arms = self.arms.values()
+        return find_outputs(
+            [topic for arm in arms for topic in arm.trajectories],
+            [name for arm in arms for name in arm.names],
+            GRIPPER_INDICES,
+        )
+
+    def command(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return (K, 14) targets in policy units as the drivers take them."""
+        left, right = np.hsplit(positions, len(ARMS))
+        return np.hstack([self.arms.left.command(left), self.arms.right.command(right)])
+
+    def command_speed(self, velocities: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return (K, 14) velocities in policy units per second as the drivers take them."""
+        left, right = np.hsplit(velocities, len(ARMS))
+        return np.hstack([self.arms.left.command_speed(left), self.arms.right.command_speed(right)])
+
+    def commanded(self, sent: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the (K, 14) targets in policy units for which the drivers' (K, 14) were sent."""
+        left, right = np.hsplit(sent, len(ARMS))
+        return np.hstack([self.arms.left.commanded(left), self.arms.right.commanded(right)])
 
     @property
     def joint_names(self) -> tuple[str, ...]:

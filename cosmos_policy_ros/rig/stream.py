@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos_policy_ros.rig.spec import ARM_DIM, ARM_JOINTS, Arm
+from cosmos_policy_ros.rig.arms import ARM_DIM, ARM_JOINTS, Arm
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryController, TrajectoryPoint
 
 Array = NDArray[np.float64]

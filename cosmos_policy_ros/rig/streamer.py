@@ -79,7 +79,7 @@ class Streamer:
         self, side: str, names: Sequence[str], positions: Sequence[float], now_ns: int
     ) -> None:
         """Note a joint state; one that is not to be trusted counts as silence."""
-        arm, spec = self.arms[side], getattr(self._rig.arms, side)
+        arm, spec = self.arms[side], self._rig.arms[side]
         try:
             state = read_arm(spec, names, positions)
         except ObservationError as error:
@@ -143,7 +143,7 @@ class Streamer:
             raise RigError("the policy node is disarmed, or has not been heard of")
         if arm.measured is None:
             tail = arm.complaint or "is its driver running?"
-            raise RigError(f"{getattr(self._rig.arms, side).joint_states} is silent: {tail}")
+            raise RigError(f"{self._rig.arms[side].joint_states} is silent: {tail}")
 
     def _silence(self, now_ns: int) -> str:
         """Return who should have been heard of and was not."""
@@ -154,7 +154,7 @@ class Streamer:
         for side, arm in self.arms.items():
             age = (now_ns - arm.heard_ns) / NS
             if not arm.stream.resting and age > limits.arm_silence:
-                topic = getattr(self._rig.arms, side).joint_states
+                topic = self._rig.arms[side].joint_states
                 tail = f": {arm.complaint}" if arm.complaint else ""
                 return f"{topic}: last good state is {age:.2f} s old{tail}"
         return ""

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.errors import ObservationError
+from cosmos_policy_ros.rig.arms import STATE_DIM
 from cosmos_policy_ros.rig.chunk import NS
 from cosmos_policy_ros.rig.gate import SafetyGate, Situation, Verdict
 from cosmos_policy_ros.rig.spec import RigSpec
@@ -109,27 +110,27 @@ def _decisions(windows: EpisodeWindows, path: Path) -> Iterator[tuple[Any, Any, 
     """Yield each decision, its recorded verdict, and what was commanded before it, if known."""
     rig = windows.rig
     told, judged = (rig.topic(f"{POLICY_NODE}/{name}") for name in ("decision", "verdict"))
-    sides = {rig.topic(arm.trajectory): side for side, arm in rig.rig.arms.items()}
-    topics = [name for name in (told, judged, *sides) if name in windows.episode.topics]
+    outputs = rig.outputs
+    topics = [name for name in (told, judged, *outputs) if name in windows.episode.topics]
     decisions, verdicts = [], []
-    sent: dict[str, list[tuple[int, str, Array]]] = {side: [] for side in sides.values()}
+    sent: dict[str, list[tuple[int, str, Array]]] = {name: [] for name in outputs}
     for topic, received_ns, message in read_messages(path, topics):
         if topic == told:
             decisions.append((received_ns, message))
         elif topic == judged:
             verdicts.append(message)
         elif message.points:
-            side = sides[topic]
-            last = targets(getattr(rig.rig.arms, side), message)[-1]
-            sent[side].append((received_ns, message.header.frame_id, last))
+            last = targets(outputs[topic], message)[-1]
+            sent[topic].append((received_ns, message.header.frame_id, last))
     # Each decision is told before its verdict, so they belong together by their order.
     for (received_ns, decision), verdict in zip(decisions, verdicts, strict=False):
-        before = [
-            [row for at, name, row in sent[side] if at < received_ns and name != decision.chunk_id]
-            for side in sides.values()
-        ]
-        known = all(before)
-        yield decision, verdict, np.concatenate([rows[-1] for rows in before]) if known else None
+        commanded = np.full((1, STATE_DIM), np.nan)
+        for name, output in outputs.items():
+            for at, chunk_id, row in sent[name]:
+                if at < received_ns and chunk_id != decision.chunk_id:
+                    commanded[0, output.columns] = row
+        known = not np.isnan(commanded).any()
+        yield decision, verdict, rig.rig.commanded(commanded)[0] if known else None
 
 
 def _says(verdict: Any) -> str:

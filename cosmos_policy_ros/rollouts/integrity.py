@@ -68,9 +68,10 @@ class Sensor:
 
 def sensors_of(rig: RigSpec, resolve: Callable[[str], str]) -> tuple[Sensor, ...]:
     """Return a rig's cameras and arms; ``resolve`` makes a rig's topic the bag's."""
+    states = dict.fromkeys(arm.joint_states for arm in rig.arms.values())
     return (
         *(Sensor(resolve(c.topic), rig.rates.cameras, c.role) for c in rig.cameras),
-        *(Sensor(resolve(a.joint_states), rig.rates.joint_states) for a in rig.arms.values()),
+        *(Sensor(resolve(topic), rig.rates.joint_states) for topic in states),
     )
 
 

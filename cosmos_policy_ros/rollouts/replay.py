@@ -93,7 +93,7 @@ def observations(
 def _observations(
     path: Path, rig: RigInBag, moments: list[Moment]
 ) -> Iterator[Observation | ObservationError]:
-    topics = [*rig.cameras, *rig.arms]
+    topics = rig.sensors
     history = _History(rig)
     left = deque(moments)
     for message in _by_stamp(_received(path, topics), topics):
@@ -142,7 +142,7 @@ class _History:
         limits = rig.rig.observation
         # No older than this may a source be when the policy looks.
         self._oldest_ns = dict.fromkeys(rig.cameras, round(limits.image_age * NS))
-        self._oldest_ns |= dict.fromkeys(rig.arms, round(limits.state_age * NS))
+        self._oldest_ns |= dict.fromkeys(rig.arms.values(), round(limits.state_age * NS))
         self._recent: dict[str, deque[_Message]] = {topic: deque() for topic in self._oldest_ns}
 
     def add(self, message: _Message) -> None:
@@ -178,7 +178,7 @@ class _History:
         """
         skew_ns = round(self._rig.rig.observation.camera_skew * NS)
         cameras = [c for c in self._choices(self._rig.cameras, stamp_ns) if _skew(c) <= skew_ns]
-        arms = self._choices(self._rig.arms, stamp_ns)
+        arms = self._choices(dict.fromkeys(self._rig.arms.values()), stamp_ns)
         possible = [
             (*pictures, *states)
             for pictures, states in product(cameras, arms)
@@ -200,9 +200,11 @@ class _History:
     def _feed(self, sources: Sources, message: _Message) -> None:
         if (role := self._rig.cameras.get(message.topic)) is not None:
             sources.add_image(role, message.content, message.stamp_ns)
-        else:
-            side, state = self._rig.arms[message.topic], message.content
-            sources.add_joint_state(side, state.name, state.position, message.stamp_ns)
+            return
+        state = message.content
+        for side, topic in self._rig.arms.items():
+            if topic == message.topic:
+                sources.add_joint_state(side, state.name, state.position, message.stamp_ns)
 
 
 def _observe(sources: Sources, moment: Moment) -> Observation | ObservationError:

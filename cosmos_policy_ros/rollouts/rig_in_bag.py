@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cosmos_policy_ros.errors import ConfigError, RolloutError
 from cosmos_policy_ros.rig.config import parse_config
+from cosmos_policy_ros.rig.outputs import Output
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rollouts.episode import Episode
 from cosmos_policy_ros.rollouts.pictures import rig_of_bag
@@ -37,8 +38,18 @@ class RigInBag:
 
     @property
     def arms(self) -> dict[str, str]:
-        """Sides by the bag's joint state topic."""
-        return {self.topic(arm.joint_states): side for side, arm in self.rig.arms.items()}
+        """The bag's joint state topics by side; both may be the same."""
+        return {side: self.topic(arm.joint_states) for side, arm in self.rig.arms.items()}
+
+    @property
+    def sensors(self) -> tuple[str, ...]:
+        """The bag's topics that an observation is made of, cameras first, each once."""
+        return tuple(dict.fromkeys([*self.cameras, *self.arms.values()]))
+
+    @property
+    def outputs(self) -> dict[str, Output]:
+        """What trajectories move, by the bag's topic, in the order of the 14-vector."""
+        return {self.topic(output.topic): output for output in self.rig.outputs}
 
 
 def find_rig(episode: Episode) -> RigInBag:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rosbags.typesys.store import Typestore
 
-from cosmos_policy_ros.rig.spec import ARM_JOINTS, Arm
+from cosmos_policy_ros.rig.arms import ARM_JOINTS, Arm
+from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rollouts.exchange.frames import Picture
 from cosmos_policy_ros.rollouts.pictures import COMPRESSED, FORMAT, IMAGE
 
@@ -68,7 +69,7 @@ class RigMessages:
         if velocity is not None:
             velocity = velocity.copy()
             velocity[ARM_JOINTS] *= stroke
-        return self.joints((*arm.joints, gripper.state_joint), stamp_ns, position, velocity, effort)
+        return self.joints(arm.state_names, stamp_ns, position, velocity, effort)
 
     def joints(
         self,
@@ -88,31 +89,39 @@ class RigMessages:
             effort=_NONE if effort is None else effort.copy(),
         )
 
-    def trajectory(
+    def trajectories(
         self,
-        arm: Arm,
+        rig: RigSpec,
         chunk_id: str,
         start_ns: int,
         step_ns: int,
         rows: Array,
         velocities: Array | None = None,
-    ) -> bytes:
-        """Return a JointTrajectory of (K, 7) targets in policy units.
+    ) -> Iterator[tuple[str, bytes]]:
+        """Yield (topic, JointTrajectory) of (K, 14) targets in policy units for each output.
 
-        Row i is due at ``start_ns + (i + 1) * step_ns``. Without ``velocities``, (K, 7) in policy
+        Row i is due at ``start_ns + (i + 1) * step_ns``. Without ``velocities``, (K, 14) in policy
         units per second, a controller interpolates linearly.
         """
-        rows = arm.command(rows)
-        speeds = [_NONE] * len(rows) if velocities is None else arm.command_speed(velocities)
-        return self._serialise(
-            TRAJECTORY,
-            header=self._header(start_ns, chunk_id),
-            joint_names=list(arm.names),
-            points=[
-                self._point(row, speed, (i + 1) * step_ns)
-                for i, (row, speed) in enumerate(zip(rows, speeds, strict=True))
-            ],
-        )
+        rows = rig.command(rows)
+        speeds = None if velocities is None else rig.command_speed(velocities)
+        for output in rig.outputs:
+            columns = list(output.columns)
+            points = [
+                self._point(
+                    row[columns],
+                    _NONE if speeds is None else speeds[i, columns],
+                    (i + 1) * step_ns,
+                )
+                for i, row in enumerate(rows)
+            ]
+            cdr = self._serialise(
+                TRAJECTORY,
+                header=self._header(start_ns, chunk_id),
+                joint_names=list(output.joints),
+                points=points,
+            )
+            yield output.topic, cdr
 
     def _point(self, row: Array, speed: Array, offset_ns: int) -> Any:
         sec, nanosec = divmod(offset_ns, _SECOND)

@@ -7,7 +7,8 @@ the way to the start pose. A braked chunk ends where it was braked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.errors import RolloutError
+from cosmos_policy_ros.rig.arms import STATE_DIM
 from cosmos_policy_ros.rig.chunk import NS
 from cosmos_policy_ros.rig.motion import CHUNK_ID
-from cosmos_policy_ros.rig.spec import ARM_DIM, ARM_JOINTS, Arm
+from cosmos_policy_ros.rig.outputs import Output
 from cosmos_policy_ros.rollouts.message_index import IndexedTopic
 from cosmos_policy_ros.rollouts.rig_in_bag import RigInBag
 
@@ -53,13 +55,13 @@ class _Sent(NamedTuple):
 
 
 def read_steps(
-    rig: RigInBag, trajectories: Sequence[IndexedTopic], starts: Mapping[str, int], dt: float
+    rig: RigInBag, trajectories: Mapping[str, IndexedTopic], starts: Mapping[str, int], dt: float
 ) -> Steps:
     """Return an episode's steps.
 
     Args:
         rig: of the bag.
-        trajectories: the left and the right arm's.
+        trajectories: what was sent, by the topics of ``rig.outputs``.
         starts: when the chunks of these ids began, for rigs whose trajectories bear no stamp; by
             default when they were received.
         dt: seconds per step. Rows that lie closer are thinned out: a 50 Hz source gives every
@@ -68,7 +70,7 @@ def read_steps(
     Raises:
         RolloutError: the trajectories' rows do not fall on whole steps, or a message is damaged.
     """
-    sent = _pairs(rig, trajectories, starts)
+    sent = _joined(rig, trajectories, starts)
     step_ns = round(dt * NS)
     times: list[NDArray[np.int64]] = []
     actions: list[NDArray[np.float64]] = []
@@ -89,58 +91,72 @@ def read_steps(
         actions.append(each.positions[rows])
         stretch.append(np.full(len(rows), number, np.int64))
     if not times:
-        return Steps(np.zeros(0, np.int64), np.zeros((0, 2 * ARM_DIM)), np.zeros(0, np.int64))
+        return Steps(np.zeros(0, np.int64), np.zeros((0, STATE_DIM)), np.zeros(0, np.int64))
     return Steps(np.concatenate(times), np.concatenate(actions), np.concatenate(stretch))
 
 
-def _pairs(
-    rig: RigInBag, trajectories: Sequence[IndexedTopic], starts: Mapping[str, int]
+def _joined(
+    rig: RigInBag, trajectories: Mapping[str, IndexedTopic], starts: Mapping[str, int]
 ) -> list[_Sent]:
-    """Join the arms' trajectories by the chunk they belong to; one arm alone is no action."""
-    arms = list(rig.rig.arms.values())
-    left, right = (
-        [_read(arm, topic, index, starts) for index in range(len(topic))]
-        for arm, topic in zip(arms, trajectories, strict=True)
-    )
-    others = {each.chunk_id: each for each in right}
+    """Join the outputs' trajectories by the chunk they belong to; one alone is no action."""
+    outputs = rig.outputs
+    sent = [
+        _by_chunk(
+            _read(output, trajectories[name], i, starts) for i in range(len(trajectories[name]))
+        )
+        for name, output in outputs.items()
+    ]
     joined = []
-    for each in left:
-        other = others.get(each.chunk_id)
-        if other is not None and np.array_equal(each.offsets_ns, other.offsets_ns):
-            positions = np.hstack([each.positions, other.positions])
-            joined.append(each._replace(positions=positions))
+    for key, first in sent[0].items():
+        parts = [each[key] for each in sent if key in each]
+        same = [part for part in parts if np.array_equal(part.offsets_ns, first.offsets_ns)]
+        if len(same) < len(outputs):
+            continue
+        positions = np.zeros((len(first.offsets_ns), STATE_DIM))
+        for output, part in zip(outputs.values(), same, strict=True):
+            positions[:, output.columns] = part.positions
+        joined.append(first._replace(positions=rig.rig.commanded(positions)))
     return sorted(joined, key=lambda each: each.start_ns)
 
 
-def _read(arm: Arm, topic: IndexedTopic, index: int, starts: Mapping[str, int]) -> _Sent:
+def _by_chunk(sent: Iterable[_Sent]) -> dict[tuple[str, int], _Sent]:
+    """Key what was sent by its id and its number under that id, which ways to the start share."""
+    found: dict[tuple[str, int], _Sent] = {}
+    seen: Counter[str] = Counter()
+    for each in sent:
+        found[each.chunk_id, seen[each.chunk_id]] = each
+        seen[each.chunk_id] += 1
+    return found
+
+
+def _read(output: Output, topic: IndexedTopic, index: int, starts: Mapping[str, int]) -> _Sent:
     message = topic.read(index)
     try:
-        positions = targets(arm, message)
+        positions = targets(output, message)
     except RolloutError as error:
         raise RolloutError(f"{topic.files[0].parent}: {error}") from error
-    # Two of an imported episode's may have no id; then they belong together by their order.
+    # Those of an imported episode may have no id; then they belong together by their order.
     chunk_id = message.header.frame_id or f"#{index}"
     stamp_ns = int(topic.stamps_ns[index])
     start_ns = stamp_ns or starts.get(chunk_id, int(topic.received_ns[index]))
     return _Sent(chunk_id, start_ns, _offsets(message.points), positions)
 
 
-def targets(arm: Arm, message: Any) -> NDArray[np.float64]:
-    """Return a trajectory's rows (K, 7) in policy units.
+def targets(output: Output, message: Any) -> NDArray[np.float64]:
+    """Return a trajectory's rows (K, n) for the output's n joints, as the driver took them.
 
     Raises:
-        RolloutError: it lacks a joint of the arm.
+        RolloutError: it lacks a joint of the output.
     """
-    missing = [name for name in arm.names if name not in message.joint_names]
+    missing = [name for name in output.joints if name not in message.joint_names]
     if missing:
         raise RolloutError(
-            f"a trajectory on {arm.trajectory} lacks the joint {', '.join(missing)} of the rig's "
+            f"a trajectory on {output.topic} lacks the joint {', '.join(missing)} of the rig's "
             f"file; it moves {', '.join(message.joint_names)}"
         )
-    columns = [message.joint_names.index(name) for name in arm.names]
+    columns = [message.joint_names.index(name) for name in output.joints]
     positions = np.array([p.positions for p in message.points], np.float64)
     rows: NDArray[np.float64] = positions.reshape(-1, len(message.joint_names))[:, columns]
-    rows[:, ARM_JOINTS] = arm.gripper.commanded(rows[:, ARM_JOINTS])
     return rows
 
 

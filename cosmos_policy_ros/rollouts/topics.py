@@ -25,9 +25,13 @@ def episode_topics(rig: RigSpec) -> tuple[Topic, ...]:
         kind = "Image" if camera.transport == "raw" else "CompressedImage"
         topics.append(Topic(camera.topic, f"sensor_msgs/msg/{kind}", _RELIABLE))
         topics.append(Topic(camera.info_topic, "sensor_msgs/msg/CameraInfo", _RELIABLE))
-    for arm in rig.arms.values():
-        topics.append(Topic(arm.joint_states, "sensor_msgs/msg/JointState", _RELIABLE))
-        topics.append(Topic(arm.trajectory, "trajectory_msgs/msg/JointTrajectory", _RELIABLE))
+    # Once each: both arms' joint states may be on one topic.
+    states = dict.fromkeys(arm.joint_states for arm in rig.arms.values())
+    topics += [Topic(name, "sensor_msgs/msg/JointState", _RELIABLE) for name in states]
+    topics += [
+        Topic(output.topic, "trajectory_msgs/msg/JointTrajectory", _RELIABLE)
+        for output in rig.outputs
+    ]
     topics += [
         Topic(future_topic(camera.role), "sensor_msgs/msg/Image", _RELIABLE)
         for camera in rig.cameras

@@ -49,12 +49,11 @@ class EpisodeWindows:
         """
         self.episode = episode
         self.rig = rig = find_rig(episode)
-        commands = [rig.topic(arm.trajectory) for arm in rig.rig.arms.values()]
         verdicts = rig.topic(f"{POLICY_NODE}/verdict")
-        topics = index_topics(episode.files, [*rig.cameras, *rig.arms, *commands, verdicts])
-        self.topics = {topic: topics[topic] for topic in (*rig.cameras, *rig.arms)}
-        starts = _starts(topics[verdicts])
-        steps = read_steps(rig, [topics[name] for name in commands], starts, dt or rig.rig.rates.dt)
+        topics = index_topics(episode.files, [*rig.sensors, *rig.outputs, verdicts])
+        self.topics = {topic: topics[topic] for topic in rig.sensors}
+        starts, sent = _starts(topics[verdicts]), {name: topics[name] for name in rig.outputs}
+        steps = read_steps(rig, sent, starts, dt or rig.rig.rates.dt)
         self.steps = _while_seen(steps, self.topics)
 
     def __len__(self) -> int:
@@ -126,7 +125,7 @@ class EpisodeWindows:
         limits, times = self.rig.rig.observation, self.steps.times_ns
         stamps = {name: _newest_stamps(topic, times) for name, topic in self.topics.items()}
         cameras = np.stack([stamps[name] for name in self.rig.cameras])
-        states = np.stack([stamps[name] for name in self.rig.arms])
+        states = np.stack([stamps[name] for name in self.rig.arms.values()])
         fresh: NDArray[np.bool_] = (
             ((times - cameras) / NS <= limits.image_age).all(axis=0)
             & ((times - states) / NS <= limits.state_age).all(axis=0)
@@ -155,7 +154,7 @@ class EpisodeWindows:
     def _add_states(self, sources: Sources, stamp_ns: int) -> None:
         """Give each arm's newest good joint state, and what was rejected behind it."""
         oldest_ns = self.rig.rig.observation.state_age * NS
-        for topic, side in self.rig.arms.items():
+        for side, topic in self.rig.arms.items():
             indexed = self.topics[topic]
             newest = indexed.newest(stamp_ns)
             for index in range(newest, -1, -1):

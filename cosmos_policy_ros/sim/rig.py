@@ -11,8 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.errors import RigError
+from cosmos_policy_ros.rig.arms import ARM_DIM, STATE_DIM, Arm
 from cosmos_policy_ros.rig.config import did_you_mean
 from cosmos_policy_ros.rig.crank import angle_from_finger, finger_from_angle
+from cosmos_policy_ros.rig.outputs import Output
+from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryController, TrajectoryPoint
 from cosmos_policy_ros.sim.conditions import USUAL
 from cosmos_policy_ros.sim.scene import ARM_JOINTS, ARMS, PHYSICS_STEP_NS, load_physics_model
@@ -23,6 +26,12 @@ CONTROLLER_JOINTS = (*ARM_JOINTS, "gripper")
 
 STATE_NAMES = (*CONTROLLER_JOINTS, "left_finger", "right_finger")
 """``joint_states`` of one arm, as Interbotix's driver names them: no arm prefix."""
+
+CONTROLLERS = (
+    Output("left", "", CONTROLLER_JOINTS, tuple(range(ARM_DIM))),
+    Output("right", "", CONTROLLER_JOINTS, tuple(range(ARM_DIM, STATE_DIM))),
+)
+"""A controller per arm."""
 
 CRANK_RADIUS = 0.022
 ROD_LENGTH = 0.036
@@ -46,7 +55,7 @@ class JointSample:
 
     Attributes:
         stamp_ns: rig time.
-        names: see :data:`STATE_NAMES`.
+        names: in the order of :data:`STATE_NAMES`, which they are where no rig file says otherwise.
         positions: [rad]; the fingers in [m], right = -left.
         velocities: [rad/s]; 0 for the fingers, as the real driver does.
     """
@@ -75,22 +84,42 @@ class Snapshot:
 
 
 class SimRig:
-    """Steps the physics under two trajectory controllers.
+    """Steps the physics under trajectory controllers.
 
     Rig time starts at ``start_ns`` (1 s, because to ROS a stamp of 0 means "no time") and only ever
     grows, also across resets.
 
     Attributes:
         seed: what placed its objects.
-        accepted: trajectories accepted since the reset, by arm.
-        refused: trajectories refused since the reset, by arm.
+        accepted: trajectories accepted since the reset, by controller.
+        refused: trajectories refused since the reset, by controller.
         refusal: why the last one was refused; empty if none was.
     """
 
     def __init__(
-        self, task: str = "transfer_cube", seed: int = 0, start_ns: int = 1_000_000_000
+        self,
+        task: str = "transfer_cube",
+        seed: int = 0,
+        start_ns: int = 1_000_000_000,
+        *,
+        spec: RigSpec | None = None,
     ) -> None:
+        """Load the scene and place its objects.
+
+        Args:
+            task: which scene.
+            seed: places the objects.
+            start_ns: rig time of the start.
+            spec: whose controllers and joint names it has; by default those of the stock ALOHA.
+
+        Raises:
+            RigError: as for :meth:`reset`.
+        """
         self._time_ns = start_ns
+        self._outputs = CONTROLLERS if spec is None else spec.outputs
+        self._names: dict[str, tuple[str, ...]] = dict.fromkeys(ARMS, STATE_NAMES)
+        if spec is not None:
+            self._names = {arm: _state_names(each) for arm, each in spec.arms.items()}
         self._task = self._condition = ""
         self.reset(task, seed)
 
@@ -130,41 +159,49 @@ class SimRig:
         self.seed = seed
         mujoco.mj_resetData(self._model, self._data)
         place_objects(task, seed, self._model, self._data, condition)
-        start = np.array([*START_POSE, _angle(START_FINGER)])
+        start = np.tile([*START_POSE, _angle(START_FINGER)], len(ARMS))
         for addresses in self._addresses.values():
             self._data.qpos[addresses.qpos] = [*START_POSE, START_FINGER, -START_FINGER]
-        self._controllers = {arm: TrajectoryController(CONTROLLER_JOINTS, start) for arm in ARMS}
+        self._controllers = {
+            output.name: TrajectoryController(output.joints, start[list(output.columns)])
+            for output in self._outputs
+        }
+        self._columns = [np.array(output.columns) for output in self._outputs]
         self._judge = Judge(task, self._model)
-        self.accepted = dict.fromkeys(ARMS, 0)
-        self.refused = dict.fromkeys(ARMS, 0)
+        self.accepted = dict.fromkeys(self._controllers, 0)
+        self.refused = dict.fromkeys(self._controllers, 0)
         self.refusal = ""
         mujoco.mj_forward(self._model, self._data)
 
     def command(
-        self, arm: str, joint_names: Sequence[str], points: Sequence[TrajectoryPoint], stamp_ns: int
+        self,
+        controller: str,
+        joint_names: Sequence[str],
+        points: Sequence[TrajectoryPoint],
+        stamp_ns: int,
     ) -> None:
-        """Hand a trajectory to one arm's controller and count it.
+        """Hand a trajectory to a controller, such as "left", and count it.
 
         Raises:
-            RigError: unknown arm, or the controller refused it (see
+            RigError: unknown controller, or it refused the trajectory (see
                 :meth:`TrajectoryController.accept`).
         """
-        controller = self._controllers[_known_arm(arm)]
+        known = self._controller(controller)
         try:
-            controller.accept(joint_names, points, stamp_ns, self._time_ns)
+            known.accept(joint_names, points, stamp_ns, self._time_ns)
         except RigError as error:
-            self.refused[arm] += 1
-            self.refusal = f"{arm}: {error}"
+            self.refused[controller] += 1
+            self.refusal = f"{controller}: {error}"
             raise
-        self.accepted[arm] += 1
+        self.accepted[controller] += 1
 
-    def goal(self, arm: str, positions: NDArray[np.float64]) -> None:
-        """Write (7,) goals [rad] to one arm's servos, as a driver without trajectories does.
+    def goal(self, controller: str, positions: NDArray[np.float64]) -> None:
+        """Write goals [rad] to a controller's servos, as a driver without trajectories does.
 
         Raises:
-            RigError: unknown arm.
+            RigError: unknown controller.
         """
-        self._controllers[_known_arm(arm)].hold(positions)
+        self._controller(controller).hold(positions)
 
     def advance(self, seconds: float) -> None:
         """Step the physics by ``seconds``, a multiple of the 2 ms physics step.
@@ -200,7 +237,7 @@ class SimRig:
         gripper_speed = (angle - _angle(finger - finger_speed * dt)) / dt
         return JointSample(
             self._time_ns,
-            STATE_NAMES,
+            self._names[arm],
             (*position[:6], angle, finger, -finger),
             (*velocity[:6], gripper_speed, 0.0, 0.0),
         )
@@ -209,10 +246,20 @@ class SimRig:
         """Return what :class:`~cosmos_policy_ros.sim.render.Renderer` draws."""
         return Snapshot(self._time_ns, self._task, self._data.qpos.copy(), self._condition)
 
+    def _controller(self, name: str) -> TrajectoryController:
+        if name not in self._controllers:
+            raise RigError(
+                f"the simulated rig has no controller '{name}'"
+                f"{did_you_mean(name, self._controllers)}"
+            )
+        return self._controllers[name]
+
     def _step(self) -> None:
         self._time_ns += PHYSICS_STEP_NS
-        for arm, controller in self._controllers.items():
-            target = controller.sample(self._time_ns).tolist()
+        targets = np.empty(STATE_DIM)
+        for columns, controller in zip(self._columns, self._controllers.values(), strict=True):
+            targets[columns] = controller.sample(self._time_ns)
+        for arm, target in zip(ARMS, targets.reshape(len(ARMS), ARM_DIM).tolist(), strict=True):
             finger = finger_from_angle(target[6], CRANK_RADIUS, ROD_LENGTH)
             self._data.ctrl[self._addresses[arm].actuators] = [*target[:6], finger, -finger]
         mujoco.mj_step(self._model, self._data)
@@ -238,6 +285,13 @@ class _Addresses:
 
 def _angle(finger: float) -> float:
     return angle_from_finger(finger, CRANK_RADIUS, ROD_LENGTH)
+
+
+def _state_names(arm: Arm) -> tuple[str, ...]:
+    """Return the names of :data:`STATE_NAMES` as a rig file has them."""
+    finger = arm.gripper.finger_joint
+    prefix = finger.removesuffix("left_finger")
+    return (*arm.names, finger, f"{prefix}right_finger")
 
 
 def _known_arm(arm: str) -> str:

@@ -92,7 +92,7 @@ class Writing:
 
     def state(self, side: str, at: int, received: int | None = None) -> None:
         """Write an arm's joint state stamped ``at`` ms."""
-        arm = getattr(self.rig.arms, side)
+        arm = self.rig.arms[side]
         names = [*arm.names, arm.gripper.finger_joint]
         self.joints(side, at, names, [at / 1e5] * len(names), received)
 
@@ -105,34 +105,33 @@ class Writing:
         received: int | None = None,
     ) -> None:
         """Write an arm's joint state stamped ``at`` ms."""
-        arm, none = getattr(self.rig.arms, side), np.zeros(0)
+        arm, none = self.rig.arms[side], np.zeros(0)
         fields = {"name": list(names), "position": np.array(positions)}
         fields |= {"velocity": none, "effort": none}
         self._write(arm.joint_states, "sensor_msgs/msg/JointState", at, received, **fields)
 
-    def trajectory(self, chunk: TimedChunk, arms: Sequence[str] = ("left", "right")) -> None:
-        """Write a chunk as the policy node sends it: unstamped, grippers in motor angles."""
+    def trajectory(self, chunk: TimedChunk, to: Sequence[str] = ()) -> None:
+        """Write a chunk as the policy node sends it, unstamped, to some outputs or to all."""
         make, at = self.types.types, (chunk.start_ns - START_NS) // MS
-        for column, (side, arm) in zip((0, 7), self.rig.arms.items(), strict=True):
-            if side not in arms:
+        sent = self.rig.command(chunk.positions)
+        for output in self.rig.outputs:
+            if to and output.name not in to:
                 continue
-            positions = chunk.positions[:, column : column + 7].copy()
-            positions[:, 6] = arm.gripper.command(positions[:, 6])
-            points = []
-            for row, due_ns in zip(positions, chunk.times_ns(), strict=True):
+            points, rows = [], np.ascontiguousarray(sent[:, output.columns])
+            for row, due_ns in zip(rows, chunk.times_ns(), strict=True):
                 sec, nanosec = divmod(due_ns, 1000 * MS)
                 due = make["builtin_interfaces/msg/Duration"](sec=sec, nanosec=nanosec)
                 none = {k: np.zeros(0) for k in ("velocities", "accelerations", "effort")}
                 kind = make["trajectory_msgs/msg/JointTrajectoryPoint"]
                 points.append(kind(positions=row, time_from_start=due, **none))
             self._write(
-                arm.trajectory,
+                output.topic,
                 "trajectory_msgs/msg/JointTrajectory",
                 at,
                 None,
                 frame_id=chunk.chunk_id,
                 stamped=False,
-                joint_names=list(arm.names),
+                joint_names=list(output.joints),
                 points=points,
             )
 

@@ -116,6 +116,7 @@ class Graph:
         *,
         stub: bool = False,
         size: tuple[int, int] = (128, 128),
+        rig: str = "sim",
         **policy: Any,
     ) -> None:
         """Start the nodes and wait until the engine is loaded.
@@ -124,11 +125,12 @@ class Graph:
             root: folder of the episodes; logs go into its ``log``.
             stub: let ``helpers.stub_engine`` decide instead of the demonstrator.
             size: rows and columns of the pictures [px].
+            rig: name or file of a simulated rig.
             policy: parameters of the policy node.
         """
-        self.rig = load_rig("sim", config_folder("rigs"))
+        self.rig = load_rig(rig, config_folder("rigs"))
         height, width = size
-        options = GraphOptions(stepped=True, width=width, height=height, root=str(root))
+        options = GraphOptions(rig=rig, stepped=True, width=width, height=height, root=str(root))
         self.processes = start(node_processes(options), root / "log", stub=stub, **policy)
         self.client = GraphClient("operator", self.processes.check)
         try:
@@ -137,7 +139,7 @@ class Graph:
             found = self.client.node.count_publishers
             topics = set(self.wire.types)
             if policy.get("dry_run"):
-                topics -= {f"/{arm.trajectory}" for arm in self.rig.arms.values()}
+                topics -= {f"/{output.topic}" for output in self.rig.outputs}
             self.wait(lambda: all(map(found, topics)), "a publisher of every topic")
             self._until_idle()
             # Its clock is the rig's, so it has found the rig.
@@ -233,7 +235,7 @@ class Graph:
         assert answer.results[0].successful, answer.results[0].reason
 
     def accepted(self) -> list[int]:
-        """Return how many trajectories each arm has taken since the rig's reset."""
+        """Return how many trajectories each controller has taken since the rig's reset."""
         return list(self.client.step(0).accepted)
 
     def reset(self) -> None:
@@ -282,14 +284,15 @@ class Graph:
         self.until_sent(f"/{chunk - 1}")
 
     def until_sent(self, ending: str) -> list[Any]:
-        """Wait until both arms have taken a trajectory whose id ends so; return the two."""
+        """Wait until all controllers have taken a trajectory whose id ends so; return those."""
 
         def taken() -> Any:
             sent = self.sent()
-            newest = [arm[-1] for arm in sent if arm and arm[-1].header.frame_id.endswith(ending)]
-            return newest if len(newest) == 2 and self.accepted() == [*map(len, sent)] else None
+            newest = [to[-1] for to in sent if to and to[-1].header.frame_id.endswith(ending)]
+            whole = len(newest) == len(sent) and self.accepted() == [*map(len, sent)]
+            return newest if whole else None
 
-        return self.wait(taken, f"trajectory …{ending} at both arms")
+        return self.wait(taken, f"trajectory …{ending} at all controllers")
 
     def until_said(self, *words: str) -> None:
         """Wait until a state message of the policy node has held all the words."""
@@ -302,7 +305,7 @@ class Graph:
 
     def sent(self) -> list[list[Any]]:
         """Return the trajectories since the wire was cleared: left arm's, right arm's."""
-        return [self.wire.read(f"/{arm.trajectory}") for arm in self.rig.arms.values()]
+        return [self.wire.read(f"/{output.topic}") for output in self.rig.outputs]
 
     # ---------------------------------------------------------------- the recorder
 

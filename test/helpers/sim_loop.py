@@ -14,7 +14,7 @@ from cosmos_policy_ros.rig.gate import SafetyGate, Situation
 from cosmos_policy_ros.rig.observation import Observation
 from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.sim.render import Renderer
-from cosmos_policy_ros.sim.rig import CONTROLLER_JOINTS, SimRig
+from cosmos_policy_ros.sim.rig import SimRig
 
 SPEC = load_rig("sim", Path(__file__).parents[2] / "config" / "rigs")
 GATE = SafetyGate(SPEC)
@@ -33,9 +33,9 @@ def observe(rig: SimRig, renderer: Renderer) -> Observation:
 
 
 def send(rig: SimRig, chunk: TimedChunk) -> None:
-    """Send one chunk to both arms; raises RigError when one refuses it."""
-    for side, points in trajectories(SPEC, chunk):
-        rig.command(side, CONTROLLER_JOINTS, points, 0)
+    """Send one chunk to all controllers; raises RigError when one refuses it."""
+    for output, points in trajectories(SPEC, chunk):
+        rig.command(output.name, output.joints, points, 0)
 
 
 def episode(

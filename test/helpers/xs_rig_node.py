@@ -20,7 +20,7 @@ from interbotix_xs_msgs.srv import OperatingModes, RobotInfo, TorqueEnable
 
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.sim_rig_node import SimRigNode
-from cosmos_policy_ros.rig.spec import ARM_DIM, Arm
+from cosmos_policy_ros.rig.arms import ARM_DIM, Arm
 from cosmos_policy_ros.sim.rig import JointSample
 
 
@@ -31,7 +31,11 @@ class XsRigNode(SimRigNode):
         self._drivers: dict[str, XsSdk] = {}
         super().__init__()
 
-    def _listen(self, side: str, arm: Arm) -> None:
+    def _listen(self) -> None:
+        for side, arm in self._spec.arms.items():
+            self._drive(side, arm)
+
+    def _drive(self, side: str, arm: Arm) -> None:
         assert arm.driver is not None
         driver = self._drivers[side] = XsSdk(self._standing(side))
         namespace = arm.joint_states.rsplit("/", 1)[0]

@@ -96,7 +96,7 @@ def test_both_grippers_are_measured_and_written(arms: Arms, tmp_path: Path) -> N
     for side, arm in rig.arms.items():
         assert arm.gripper.command_closed == pytest.approx(CLOSED[side], abs=1e-3)
         assert arm.gripper.command_open == pytest.approx(OPEN[side], abs=1e-3)
-        before = getattr(RIG.arms, side)
+        before = RIG.arms[side]
         assert replace(arm, gripper=before.gripper) == before
     assert replace(rig, name=RIG.name, arms=RIG.arms) == RIG, "everything else is as it was"
 

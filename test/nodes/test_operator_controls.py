@@ -35,7 +35,7 @@ def go_to_start(graph: Graph) -> Any:
 
 
 def joints(graph: Graph, side: str) -> np.ndarray:
-    topic = f"/{getattr(graph.rig.arms, side).joint_states}"
+    topic = f"/{graph.rig.arms[side].joint_states}"
     return np.array(graph.wire.newest(topic).position[:6])
 
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
 from cosmos_policy_ros.rig.gate import SafetyGate, Situation, Verdict
 from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.rig.spec import GRIPPER_INDICES, load_rig
+from cosmos_policy_ros.rig.spec import load_rig
 
 LEADING = load_rig("sim", config_folder("rigs"))
 RIG = replace(LEADING, gate=replace(LEADING.gate, lead_in=0.0))  # as every real rig

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cosmos_policy_ros.errors import RigError
+from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
 from cosmos_policy_ros.rig.gate import SafetyGate, Situation
 from cosmos_policy_ros.rig.motion import start_motion
 from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.rig.spec import GRIPPER_INDICES, load_rig
+from cosmos_policy_ros.rig.spec import load_rig
 
 NOW = 1_000_000_000_000
 SPEED = 0.5  # rad/s

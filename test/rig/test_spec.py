@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from cosmos_policy_ros.errors import ConfigError
+from cosmos_policy_ros.rig.arms import STATE_DIM
 from cosmos_policy_ros.rig.config import from_mapping, load_yaml
 from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.rig.spec import STATE_DIM, RigSpec, load_rig
+from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
 RIGS = config_folder("rigs")
 SHIPPED = ("interbotix_1", "interbotix_2", "ros1_names", "sim")

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from cosmos_policy_ros.errors import RigError
+from cosmos_policy_ros.rig.arms import ARM_DIM
 from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.rig.spec import ARM_DIM, load_rig
+from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.rig.streamer import Streamer
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
 
@@ -33,7 +34,7 @@ class Bench:
         self.goals: list[dict[str, np.ndarray]] = []
 
     def joints(self, side: str) -> tuple[list[str], list[float]]:
-        arm = getattr(RIG.arms, side)
+        arm = RIG.arms[side]
         names = [*arm.joints, "gripper", "left_finger", "right_finger"]
         return names, [*arm.start, arm.gripper.command_closed, 0.044, -0.044]
 
@@ -47,7 +48,7 @@ class Bench:
             self.goals.append(self.streamer.tick(self.now))
 
     def send(self, side: str, seconds: float = 2.0) -> None:
-        arm = getattr(RIG.arms, side)
+        arm = RIG.arms[side]
         there = (*(q + FAR for q in arm.start), arm.gripper.command_closed)
         points = [TrajectoryPoint(there, (0.0,) * ARM_DIM, round(seconds * NS))]
         self.streamer.accept(side, arm.names, points, 0, self.now)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers.demonstrations import TASK, demonstrate
 from helpers.episodes import MS, RIG, START_NS, Writing
+from helpers.outputs import OUTPUTS, rig_with
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rosbags.typesys.store import Typestore
@@ -17,6 +18,7 @@ from cosmos_policy_ros.errors import ObservationError, RolloutError
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.motion import CHUNK_ID
 from cosmos_policy_ros.rollouts.episode import read_episode
+from cosmos_policy_ros.rollouts.exchange.imported_rig import rig_text
 from cosmos_policy_ros.rollouts.recording import Options
 from cosmos_policy_ros.rollouts.replay import decisions, observations
 from cosmos_policy_ros.rollouts.store import EpisodeStore
@@ -139,7 +141,7 @@ def test_the_way_to_the_start_pose_is_nobodys_action(store: EpisodeStore, types:
 def test_one_arms_trajectory_alone_is_no_action(store: EpisodeStore, types: Typestore) -> None:
     writing = Writing(store, types)
     writing.seconds(5.0)
-    writing.trajectory(chunk(400, "run/0"), arms=["left"])
+    writing.trajectory(chunk(400, "run/0"), to=["left"])
     writing.trajectory(chunk(2600, "run/1"))
     windows = windows_of(writing.recording.finish("stopped"))
     assert len(windows) == 50
@@ -265,3 +267,42 @@ def test_a_bag_of_one_moment_holds_no_step(store: EpisodeStore, types: Typestore
     writing.seconds(0.01)
     writing.trajectory(chunk(100))
     assert len(windows_of(writing.recording.finish("stopped"))) == 0
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_other_controllers_give_the_same_steps(
+    store: EpisodeStore, types: Typestore, kind: str
+) -> None:
+    rig = rig_with(OUTPUTS[kind])
+    writing = Writing(store, types, rig=rig, rig_yaml=rig_text(rig))
+    writing.seconds(3.0)
+    writing.trajectory(chunk(400, "run/0"))
+    writing.trajectory(chunk(2500, "run/1"), to=[rig.outputs[0].name])
+    path = writing.recording.finish("stopped")
+    windows = windows_of(path)
+    whole = len(rig.outputs) == 1
+    np.testing.assert_allclose(windows.chunk(0, 50), chunk(400).positions, atol=1e-12)
+    assert (len(windows) > 50) == whole, "a chunk that not every controller got is no action"
+    (replayed,) = observations(path, [START_NS + 1000 * MS])
+    assert windows.observe(START_NS + 1000 * MS).digest() == replayed.digest()
+    np.testing.assert_allclose(windows.state(0)[:6], 0.4 / 100)
+
+
+def test_one_broadcaster_tells_of_both_arms(store: EpisodeStore, types: Typestore) -> None:
+    rig = rig_with(OUTPUTS["one for all"])
+    writing = Writing(store, types, rig=rig, rig_yaml=rig_text(rig))
+    writing.seconds(0.2)
+    names = [name for arm in rig.arms.values() for name in arm.state_names]
+    for at in range(200, 2500, 10):
+        positions = np.full(14, at / 1e5)
+        positions[7:] += 0.5
+        writing.joints("left", at, names, positions)
+    for at in range(200, 2500, 40):
+        for camera in rig.cameras:
+            writing.picture(camera.role, at)
+    writing.trajectory(chunk(400))
+    path = writing.recording.finish("stopped")
+    state = windows_of(path).observe(START_NS + 1000 * MS).state
+    np.testing.assert_allclose(state[[0, 7]], [0.01, 0.51])
+    (replayed,) = observations(path, [START_NS + 1000 * MS])
+    np.testing.assert_array_equal(replayed.state, state)

@@ -73,7 +73,7 @@ def test_refusals_are_counted_and_kept(rig: SimRig) -> None:
         rig.command("right", CONTROLLER_JOINTS, [], 0)
     assert rig.refused == {"left": 0, "right": 1}
     assert rig.refusal == "right: trajectory has no points; at least one is needed"
-    with pytest.raises(RigError, match="no arm 'rihgt'; did you mean 'right'"):
+    with pytest.raises(RigError, match="no controller 'rihgt'; did you mean 'right'"):
         rig.command("rihgt", CONTROLLER_JOINTS, [], 0)
     rig.reset("transfer_cube", 0)
     assert rig.refused == {"left": 0, "right": 0}

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.errors import ObservationError, RolloutError
+from cosmos_policy_ros.rig.arms import ARM_DIM, STATE_DIM, Arm, Gripper
 from cosmos_policy_ros.rig.crank import finger_from_angle
-from cosmos_policy_ros.rig.spec import ARM_DIM, STATE_DIM, Arm, Gripper
 from cosmos_policy_ros.rollouts.episode import Episode
 from cosmos_policy_ros.rollouts.exchange.frames import is_jpeg
 from cosmos_policy_ros.rollouts.message_index import IndexedTopic
@@ -68,7 +68,7 @@ class ExecutedEpisode:
             raise RolloutError(f"{episode.path}: holds no executed step: nothing to export")
         topics = windows.topics
         self._cameras = {role: topics[topic] for topic, role in windows.rig.cameras.items()}
-        self._arms = {side: topics[topic] for topic, side in windows.rig.arms.items()}
+        self._arms = {side: topics[topic] for side, topic in windows.rig.arms.items()}
 
     def __len__(self) -> int:
         return len(self._windows)
@@ -112,13 +112,14 @@ class ExecutedEpisode:
 
 def _of_arm(arm: Arm, topic: IndexedTopic, stamp_ns: int) -> tuple[Array, Array]:
     """Return the (7,) velocity and effort of one arm's newest joint state."""
-    state = topic.read(topic.newest(stamp_ns))
-    gripper = arm.gripper
-    reading = gripper.finger_joint if gripper.state_source == "finger" else gripper.joint
-    names = (*arm.joints, reading)
+    names, newest = arm.state_names, topic.newest(stamp_ns)
+    # Where both arms report on one topic, the newest message may be the other's.
+    read = (topic.read(index) for index in range(newest, -1, -1))
+    state = next(each for each in read if names[-1] in each.name)
     velocity, effort = _by_name(state, "velocity", names), _by_name(state, "effort", names)
     if velocity[-1]:
-        velocity[-1] *= opening_per_reading(gripper, state.position[state.name.index(reading)])
+        reading = state.position[state.name.index(names[-1])]
+        velocity[-1] *= opening_per_reading(arm.gripper, reading)
     return velocity, effort
 
 

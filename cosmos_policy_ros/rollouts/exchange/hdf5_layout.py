@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.errors import RolloutError
-from cosmos_policy_ros.rig.spec import STATE_DIM
+from cosmos_policy_ros.rig.arms import STATE_DIM
 from cosmos_policy_ros.rollouts.exchange.frames import Frames, JpegFrames, RawFrames, VideoFrames
 
 SUFFIXES = (".hdf5", ".h5", ".he5")

@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
+from cosmos_policy_ros.rig.arms import Arm, Arms
 from cosmos_policy_ros.rig.limits import Rates
-from cosmos_policy_ros.rig.spec import Arm, Arms, Camera, RigSpec
+from cosmos_policy_ros.rig.spec import Camera, RigSpec
 from cosmos_policy_ros.rollouts.pictures import SUFFIX
 
 

@@ -18,10 +18,11 @@ from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros import __version__
 from cosmos_policy_ros.errors import RolloutError
+from cosmos_policy_ros.rig.arms import ARM_DIM
 from cosmos_policy_ros.rig.chunk import NS
 from cosmos_policy_ros.rig.config import named_file
 from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.rig.spec import ARM_DIM, RigSpec, load_rig
+from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 from cosmos_policy_ros.rollouts import journal
 from cosmos_policy_ros.rollouts.bag_metadata import read_metadata
 from cosmos_policy_ros.rollouts.bag_writer import LABEL_TOPIC, RECORDING, BagWriter
@@ -232,11 +233,10 @@ class Importer:
             now_ns = start_ns + step * step_ns
             if step % per_chunk == 0:
                 rows = actions[step : step + per_chunk]
-                for index, arm in enumerate(rig.arms.values()):
-                    chunk_id = f"import/{step // per_chunk}"
-                    part = rows[:, _of_arm(index)]
-                    cdr = self._messages.trajectory(arm, chunk_id, now_ns, step_ns, part)
-                    yield _absolute(arm.trajectory), now_ns, cdr
+                chunk_id = f"import/{step // per_chunk}"
+                sent = self._messages.trajectories(rig, chunk_id, now_ns, step_ns, rows)
+                for topic, cdr in sent:
+                    yield _absolute(topic), now_ns, cdr
             yield from self._states(plan, step * stride, now_ns)
             for camera in rig.cameras:
                 picture = _as_wanted(next(pictures[camera.role]), camera.transport)
@@ -285,8 +285,8 @@ def _tasks() -> tuple[Task, ...]:
 def _topics(rig: RigSpec) -> list[Topic]:
     """Return the topics of the rig that a file has something for."""
     names = {camera.topic for camera in rig.cameras}
-    for arm in rig.arms.values():
-        names |= {arm.joint_states, arm.trajectory}
+    names |= {arm.joint_states for arm in rig.arms.values()}
+    names |= {output.topic for output in rig.outputs}
     return [
         replace(topic, name=_absolute(topic.name))
         for topic in episode_topics(rig)

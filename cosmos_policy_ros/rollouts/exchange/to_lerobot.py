@@ -18,7 +18,8 @@ from typing import Any, Literal
 import numpy as np
 
 from cosmos_policy_ros.errors import RolloutError
-from cosmos_policy_ros.rig.spec import STATE_DIM, RigSpec
+from cosmos_policy_ros.rig.arms import STATE_DIM
+from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rollouts.episode import Episode
 from cosmos_policy_ros.rollouts.exchange.executed import ExecutedEpisode, ExecutedStep
 from cosmos_policy_ros.rollouts.exchange.hdf5_layout import CAMERAS

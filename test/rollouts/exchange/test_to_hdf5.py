@@ -152,10 +152,9 @@ def driven(store: EpisodeStore, types: Typestore, *, without: int = -1) -> Path:
     """Record 2 s of the simulated rig under one chunk, 40 ms a row; a camera may lack a second."""
     writing = Writing(store, types)
     messages = RigMessages(types)
-    for arm in writing.rig.arms.values():
-        rows = np.tile(np.arange(50)[:, None] / 100, (1, 7))
-        cdr = messages.trajectory(arm, "run/0", START_NS + 100 * MS, 40 * MS, rows)
-        writing.recording.write(f"/{arm.trajectory}", START_NS + 100 * MS, cdr)
+    rows, start_ns = np.tile(np.arange(50)[:, None] / 100, (1, 14)), START_NS + 100 * MS
+    for topic, cdr in messages.trajectories(writing.rig, "run/0", start_ns, 40 * MS, rows):
+        writing.recording.write(f"/{topic}", start_ns, cdr)
     for at in range(0, 2400, 10):
         for side in ("left", "right"):
             writing.state(side, at)
@@ -230,9 +229,9 @@ def test_a_camera_that_changes_its_size_is_named(
 
 def _growing(store: EpisodeStore, types: Typestore) -> Path:
     writing, messages = Writing(store, types), RigMessages(types)
-    for arm in writing.rig.arms.values():
-        cdr = messages.trajectory(arm, "run/0", START_NS, 40 * MS, np.zeros((10, 7)))
-        writing.recording.write(f"/{arm.trajectory}", START_NS, cdr)
+    rows = np.zeros((10, 14))
+    for topic, cdr in messages.trajectories(writing.rig, "run/0", START_NS, 40 * MS, rows):
+        writing.recording.write(f"/{topic}", START_NS, cdr)
     for at in range(0, 400, 40):
         for side in ("left", "right"):
             writing.state(side, at)

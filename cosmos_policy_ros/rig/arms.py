@@ -1,0 +1,226 @@
+"""The arms of a rig: their joints, their grippers, and the 14-vector that they make.
+
+The 14-vector is the left arm then the right arm, seven each: six joints [rad] and the gripper
+(0 closed, 1 open), as in every ALOHA dataset that Cosmos Policy was trained on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cosmos_policy_ros.rig.crank import finger_from_angle
+
+ARM_JOINTS = 6
+ARM_DIM = ARM_JOINTS + 1
+STATE_DIM = 2 * ARM_DIM
+ARMS = ("left", "right")
+GRIPPER_INDICES = (ARM_JOINTS, ARM_DIM + ARM_JOINTS)
+
+
+@dataclass(frozen=True)
+class Crank:
+    """Geometry that turns the gripper motor's angle into finger metres.
+
+    Attributes:
+        radius: crank radius [m].
+        rod: connecting rod [m].
+    """
+
+    radius: float
+    rod: float
+
+
+@dataclass(frozen=True)
+class Gripper:
+    """How one gripper is read and commanded.
+
+    Attributes:
+        joint: its name in joint_states and in the trajectory.
+        state_source: "finger" reads ``finger_joint`` [m]; "angle" reads ``joint`` [rad]; "crank"
+            reads ``joint`` and recomputes metres with ``crank``, for a driver whose own geometry
+            is not the dataset's.
+        finger_joint: the finger's name in joint_states.
+        state_closed, state_open: what the source reads there (m, or rad for "angle").
+        command_unit: "angle" [rad], "linear" [m] or "normalized".
+        command_closed, command_open: what is sent for 0 and for 1, in that unit.
+        max_velocity: strokes per second a *target* may move. The servo limits its own current,
+            so this only catches nonsense.
+        crank: needed by "crank" and by the simulated rig.
+        trajectory: topic of a controller of the gripper's own; empty where the arm's moves it.
+    """
+
+    joint: str
+    state_source: Literal["finger", "angle", "crank"]
+    finger_joint: str
+    state_closed: float
+    state_open: float
+    command_unit: Literal["angle", "linear", "normalized"]
+    command_closed: float
+    command_open: float
+    max_velocity: float
+    crank: Crank | None = None
+    trajectory: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse ranges without width and a crank source without a crank."""
+        if self.state_open == self.state_closed or self.command_open == self.command_closed:
+            raise ValueError(f"gripper '{self.joint}': open and closed must differ")
+        if self.state_source == "crank" and self.crank is None:
+            raise ValueError(f"gripper '{self.joint}': state_source crank needs a crank block")
+        if self.max_velocity <= 0:
+            raise ValueError(f"gripper '{self.joint}': max_velocity must be above 0")
+
+    @property
+    def state_joint(self) -> str:
+        """The joint whose position tells the opening."""
+        return self.finger_joint if self.state_source == "finger" else self.joint
+
+    def reading(self, position: float) -> float:
+        """Return in the state's unit what ``state_joint`` tells."""
+        if self.crank is None or self.state_source != "crank":
+            return position
+        return finger_from_angle(position, self.crank.radius, self.crank.rod)
+
+    def normalize(self, reading: float) -> float:
+        """Return the normalised opening for a reading in the state's unit."""
+        return (reading - self.state_closed) / self.state_stroke
+
+    @property
+    def state_stroke(self) -> float:
+        """Distance from closed to open in the state's unit; the sign is the direction's."""
+        return self.state_open - self.state_closed
+
+    @property
+    def command_stroke(self) -> float:
+        """Distance from closed to open in the command's unit; the sign is the direction's."""
+        return self.command_open - self.command_closed
+
+    def command(self, opening: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return what is sent for openings (n,), 0 closed to 1 open."""
+        return self.command_closed + opening * self.command_stroke
+
+    def commanded(self, command: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the openings (n,) for which commands were sent."""
+        return (command - self.command_closed) / self.command_stroke
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A driver that takes goals one by one and knows no trajectories: Interbotix' xs_sdk.
+
+    Attributes:
+        joint_group: topic of the six joints' goals.
+        joint_single: topic of the gripper's.
+        services: namespace of the driver's services.
+        group: what the driver calls the six joints.
+        parked: an arm lies folded when its shoulder is below the first and its elbow above the
+            second of these [rad]; only then may its torque be switched.
+    """
+
+    joint_group: str
+    joint_single: str
+    services: str
+    group: str = "arm"
+    parked: tuple[float, float] = (-1.4, 1.2)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One follower arm.
+
+    Attributes:
+        joint_states: topic, relative to the node's namespace; both arms' may be one, if the names
+            of the joints differ.
+        trajectory: topic the arm's JointTrajectory goes to; of both arms too.
+        joints: the six joint names, in the order of the 14-vector.
+        lower, upper: position limits [rad].
+        max_velocity: speed limits [rad/s].
+        start: start pose [rad].
+        gripper: the seventh entry.
+        driver: of an arm that is streamed to; needed where the rig's sink is "interbotix".
+    """
+
+    joint_states: str
+    trajectory: str
+    joints: tuple[str, str, str, str, str, str]
+    lower: tuple[float, float, float, float, float, float]
+    upper: tuple[float, float, float, float, float, float]
+    max_velocity: tuple[float, float, float, float, float, float]
+    start: tuple[float, float, float, float, float, float]
+    gripper: Gripper
+    driver: Driver | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse duplicate names, empty ranges and a start pose outside the limits."""
+        if len({*self.joints, self.gripper.joint}) != ARM_DIM:
+            raise ValueError(f"joints: names must differ, found {', '.join(self.joints)}")
+        for name, low, high, speed, start in zip(
+            self.joints, self.lower, self.upper, self.max_velocity, self.start, strict=True
+        ):
+            if not low < high:
+                raise ValueError(f"joint '{name}': lower {low} must be below upper {high}")
+            if not speed > 0:
+                raise ValueError(f"joint '{name}': max_velocity {speed} must be above 0")
+            if not low <= start <= high:
+                raise ValueError(f"joint '{name}': start {start} is outside [{low}, {high}]")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of this arm's seven entries."""
+        return (*self.joints, self.gripper.joint)
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """The seven names that are read in joint_states."""
+        return (*self.joints, self.gripper.state_joint)
+
+    @property
+    def trajectories(self) -> tuple[str, ...]:
+        """The topics that its seven entries are sent to."""
+        return (self.trajectory,) * ARM_JOINTS + (self.gripper.trajectory or self.trajectory,)
+
+    def command(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return (K, 7) targets in policy units as the arm's driver takes them."""
+        sent: NDArray[np.float64] = positions.copy()
+        sent[:, ARM_JOINTS] = self.gripper.command(sent[:, ARM_JOINTS])
+        return sent
+
+    def command_speed(self, velocities: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return (K, 7) velocities in policy units per second as the arm's driver takes them."""
+        sent: NDArray[np.float64] = velocities.copy()
+        sent[:, ARM_JOINTS] *= self.gripper.command_stroke
+        return sent
+
+    def commanded(self, sent: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the (K, 7) targets in policy units for which a driver's (K, 7) were sent."""
+        positions: NDArray[np.float64] = sent.copy()
+        positions[:, ARM_JOINTS] = self.gripper.commanded(positions[:, ARM_JOINTS])
+        return positions
+
+
+@dataclass(frozen=True)
+class Arms:
+    """Both arms; their order in the 14-vector is left, right."""
+
+    left: Arm
+    right: Arm
+
+    def __getitem__(self, side: str) -> Arm:
+        """Return the arm of a side."""
+        return {"left": self.left, "right": self.right}[side]
+
+    def keys(self) -> tuple[str, str]:
+        """Return the sides in the order of the 14-vector."""
+        return ("left", "right")
+
+    def values(self) -> tuple[Arm, Arm]:
+        """Return the arms in the order of the 14-vector."""
+        return (self.left, self.right)
+
+    def items(self) -> tuple[tuple[str, Arm], tuple[str, Arm]]:
+        """Return (side, arm) in the order of the 14-vector."""
+        return (("left", self.left), ("right", self.right))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -130,6 +130,8 @@ class TrialRoom:
         """
         self._size = size
         self._spec, self._gate, self._sides = rig, SafetyGate(rig), rig.arms.keys()
+        # While a chunk is executed nothing is drawn, and no camera is lost.
+        self._seldom_seen = replace(rig, observation=replace(rig.observation, image_timeout=0.0))
         self._renderer = Renderer(task, *CAMERA_SIZE)
         self._rig = SimRig(task, spec=rig)
         self._tick_ns = round(1e9 / rig.rates.joint_states)
@@ -167,7 +169,7 @@ class TrialRoom:
         rig, began_ns = self._rig, self._rig.time_ns
         rig.reset(goal.task, scene_seed, condition)
         rig.advance(SETTLE)
-        sources = Sources(self._spec)
+        sources = Sources(self._seldom_seen)
         run = Run(goal, self._spec, sources, self._gate, LIMITS, None)
         self._seen_ns = -1
         try:

@@ -111,6 +111,10 @@ class GraphClient:
         """Stop and disarm."""
         return self.call(Trigger, f"{POLICY_NODE}/stop")
 
+    def pause(self, on: bool = True) -> Any:
+        """Pause, or go on."""
+        return self.call(SetBool, f"{POLICY_NODE}/pause", data=on)
+
     def start_run(self, on_feedback: Callable[[Any], None] = lambda _: None, **goal: Any) -> Any:
         """Send a goal; returns its handle."""
         self.wait_until(self._run.server_is_ready, 30.0, "action run_task")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 OFF_AT_0 = (
     "frozen_after",
+    "image_timeout",
     "joint_overshoot",
     "gripper_overshoot",
     "lead_in",
@@ -47,6 +48,7 @@ class ObservationLimits:
         frozen_after: byte-identical pictures under new stamps for this long mean a frozen camera
             (a real sensor is never noise-free); 0 turns the check off.
         state_timeout: without a good joint state for this long an executing chunk is braked.
+        image_timeout: the same for a camera's new pictures; 0 lets a chunk go on without.
     """
 
     image_age: float
@@ -54,6 +56,7 @@ class ObservationLimits:
     camera_skew: float
     frozen_after: float
     state_timeout: float
+    image_timeout: float = 0.0  # in bags from before this key
 
 
 @dataclass(frozen=True)

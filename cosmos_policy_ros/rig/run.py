@@ -19,6 +19,8 @@ from cosmos_policy_ros.rig.gate import SafetyGate, Situation, Verdict
 from cosmos_policy_ros.rig.sources import Sources
 from cosmos_policy_ros.rig.spec import RigSpec
 
+LOSS_BRAKE_PERIODS = 2  # control periods to rest once a source is lost: blind, so no further
+
 
 class Phase(str, Enum):
     """Where a run stands."""
@@ -59,7 +61,7 @@ class RunLimits:
 
     Attributes:
         observation_timeout: wall seconds to wait for a usable observation before giving up.
-        brake_seconds: time in which a chunk under way is brought to rest.
+        brake_seconds: time in which a chunk under way is brought to rest when somebody asks.
     """
 
     observation_timeout: float
@@ -194,7 +196,7 @@ class Run:
         """End the run; returns the braking chunk to publish when the arms are moving."""
         moving = self.phase is Phase.EXECUTING
         self._end(outcome, message)
-        return self._brake(now_ns) if moving else None
+        return self._brake(now_ns, self._limits.brake_seconds) if moving else None
 
     def pause(self, now_ns: int) -> TimedChunk | None:
         """Hold until :meth:`resume`; returns the braking chunk to publish when the arms are moving.
@@ -205,14 +207,14 @@ class Run:
             return None
         moving = self.phase is Phase.EXECUTING
         self.phase, self.message = Phase.PAUSED, "paused: the arms hold"
-        brake = self._brake(now_ns) if moving else None
+        brake = self._brake(now_ns, self._limits.brake_seconds) if moving else None
         # A brake of before the pause may still be under way.
         still = now_ns if brake is None else brake.end_ns
         self._not_before_ns = max(self._not_before_ns, still)
         return brake
 
     def resume(self) -> None:
-        """Go on, from what is seen from now on."""
+        """Go on after a pause or a loss, from what is seen from now on."""
         if self.phase is Phase.PAUSED:
             self._waiting_since_ns = None  # a pause is nobody's idleness
             self._observe("resumed: waiting for an observation")
@@ -229,13 +231,17 @@ class Run:
             else:
                 self._observe("waiting for an observation")
             return None
-        age = self._sources.state_age(now_ns)
-        limit = self._rig.observation.state_timeout
-        if age <= limit:
+        lost = self._sources.lost(now_ns)
+        if not lost:
             return None
-        self._observe(f"no good joint state for {age:.2f} s (limit {limit:g} s): braked, holding")
-        brake = self._brake(now_ns)
-        self._waiting_since_ns = self._not_before_ns = brake.end_ns
+        # Whoever mends a cable has a hand near the arms: they move on when told to, not by
+        # themselves.
+        self.phase = Phase.PAUSED
+        self.message = (
+            f"{lost}: braked, the arms hold; mend it, then ~/pause with data: false goes on"
+        )
+        brake = self._brake(now_ns, LOSS_BRAKE_PERIODS * self._rig.rates.dt)
+        self._not_before_ns = brake.end_ns
         return brake
 
     def _poll_observing(self, now_ns: int, wall: float) -> Query | None:
@@ -267,9 +273,9 @@ class Run:
         else:
             self._observe(f"chunk refused, holding: {verdict.message}")
 
-    def _brake(self, now_ns: int) -> TimedChunk:
+    def _brake(self, now_ns: int, seconds: float) -> TimedChunk:
         assert self.chunk is not None
-        self.chunk = self.chunk.brake(now_ns, self._limits.brake_seconds)
+        self.chunk = self.chunk.brake(now_ns, seconds)
         return self.chunk
 
     def _observe(self, message: str) -> None:

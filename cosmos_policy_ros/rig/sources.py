@@ -135,6 +135,27 @@ class Sources:
         ]
         return found
 
+    def lost(self, now_ns: int) -> str:
+        """Return which source has been gone for too long to go on moving; empty for none."""
+        limits = self._limits
+        for arm in self._arms.values():
+            age = (now_ns - arm.stamp_ns) / NS
+            if age > limits.state_timeout:
+                return (
+                    f"{arm.arm.joint_states}: no good joint state for {age:.2f} s "
+                    f"(limit {limits.state_timeout:g} s)"
+                )
+        for camera in self._cameras.values():
+            # A camera that repeats its picture under new stamps shows nothing either.
+            newest_ns = camera.changed_ns if limits.frozen_after else camera.stamp_ns
+            age = (now_ns - newest_ns) / NS
+            if 0 < limits.image_timeout < age:
+                return (
+                    f"{camera.camera.topic}: no new picture for {age:.2f} s "
+                    f"(limit {limits.image_timeout:g} s)"
+                )
+        return ""
+
     def observe(self, now_ns: int, not_before_ns: int = 0) -> Observation:
         """Build the observation of this moment.
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.graph import CHUNK, Graph
-from std_srvs.srv import SetBool, Trigger
+from std_srvs.srv import Trigger
 
 BRAKE = 10  # periods
 START = [0.0, -0.96, 1.16, 0.0, -0.3, 0.0]  # rad, in the rig's file
@@ -26,10 +26,6 @@ def graph(shared: Graph) -> Graph:
     return shared
 
 
-def pause(graph: Graph, on: bool = True) -> Any:
-    return graph.client.call(SetBool, "policy_node/pause", data=on)
-
-
 def go_to_start(graph: Graph) -> Any:
     return graph.client.call(Trigger, "policy_node/go_to_start")
 
@@ -40,13 +36,13 @@ def joints(graph: Graph, side: str) -> np.ndarray:
 
 
 def test_a_pause_holds_on_the_path_and_the_run_goes_on(graph: Graph) -> None:
-    assert not pause(graph).success, "there is no run"
+    assert not graph.client.pause().success, "there is no run"
     graph.settle()
     assert graph.client.arm().success
     handle = graph.client.start_run(chunk_limit=2)
     graph.until_executing(1)
     graph.step(20)
-    assert pause(graph).success
+    assert graph.client.pause().success
     brakes = graph.until_sent("/0/brake")
     graph.until_phase("paused")
     graph.step(BRAKE + 15)
@@ -56,7 +52,7 @@ def test_a_pause_holds_on_the_path_and_the_run_goes_on(graph: Graph) -> None:
         np.testing.assert_allclose(joints(graph, side), held[side], atol=2e-3)
         np.testing.assert_allclose(held[side], brake.points[-1].positions[:6], atol=0.05)
     assert len(graph.sent()[0]) == 2, "nothing was sent while it was paused"
-    assert pause(graph, on=False).success
+    assert graph.client.pause(False).success
     graph.step(2)
     graph.until_executing(2)
     graph.step(CHUNK)

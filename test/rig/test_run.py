@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from helpers.feeding import JOINTS, fill
+from helpers.feeding import JOINTS, fill, picture
 
 from cosmos_policy_ros.errors import WorkerError
 from cosmos_policy_ros.rig.chunk import NS, TimedChunk
@@ -142,25 +144,58 @@ def test_one_good_chunk_resets_the_count_of_refusals(bench: Bench, rig: RigSpec)
         assert chunk is not None
 
 
-def test_a_lost_arm_brakes_the_chunk_under_way(bench: Bench) -> None:
+def lose(bench: Bench, source: str, frozen: bool = False) -> TimedChunk:
+    """Lose a source in mid-chunk; return the brake."""
+    while True:
+        bench.now += 0.04
+        if frozen:
+            bench.sources.add_image(source, picture(7), int(bench.now * NS))
+        brake = bench.poll(skip=source)
+        if brake is not None:
+            assert isinstance(brake, TimedChunk)
+            return brake
+
+
+@pytest.mark.parametrize(
+    ("source", "frozen", "limit", "words"),
+    [
+        ("left", False, 0.5, "follower_left/joint_states: no good joint state for 0.52 s"),
+        ("right", False, 0.5, "follower_right/joint_states: no good joint state for 0.52 s"),
+        ("primary", False, 1.0, "cam_high/camera/color/image_rect_raw: no new picture for 1.04 s"),
+        ("left_wrist", True, 1.04, "cam_left_wrist/camera/color/image_rect_raw: no new picture"),
+    ],
+)
+def test_a_source_lost_in_mid_chunk_brakes_within_two_periods_and_latches(
+    bench: Bench, source: str, frozen: bool, limit: float, words: str
+) -> None:
     bench.until(Phase.QUERYING)
     moving = decision()
     moving.positions[:, 0] += np.linspace(0.0, 1.0, 50)
     _, chunk = bench.run.answer(moving, int(bench.now * NS))
     assert chunk is not None
-    brake = None
-    while brake is None:
+    brake = lose(bench, source, frozen)
+    assert 0 < brake.start_ns - chunk.start_ns - limit * NS <= 0.041 * NS
+    assert brake.end_ns - brake.start_ns == 80_000_000
+    for _ in range(100):  # everything is back, but nobody has said that the arms may move
         bench.now += 0.04
-        brake = bench.poll(skip="left")
-    assert isinstance(brake, TimedChunk)
-    assert brake.start_ns - chunk.start_ns == pytest.approx(0.52 * NS, abs=0.04 * NS)
-    assert bench.run.phase is Phase.OBSERVING
-    assert "braked" in bench.run.message
+        assert bench.poll() is None
+    assert bench.run.phase is Phase.PAUSED
+    assert words in bench.run.message
+    assert "~/pause with data: false goes on" in bench.run.message
+    bench.run.resume()
     # The next query continues from where the brake has led, not from where the chunk would be.
     query = bench.until(Phase.QUERYING)
     assert isinstance(query, Query)
     held = bench.run.commanded(int(bench.now * NS))
     np.testing.assert_array_equal(held, brake.positions[-1])
+
+
+def test_a_rig_may_let_a_chunk_go_on_without_pictures(rig: RigSpec) -> None:
+    blind = replace(rig, observation=replace(rig.observation, image_timeout=0.0))
+    bench = Bench(blind)
+    bench.until(Phase.QUERYING)
+    bench.run.answer(decision(), int(bench.now * NS))
+    bench.until(Phase.OBSERVING, skip="primary")
 
 
 def test_stop_while_moving_brakes_and_while_waiting_does_nothing(bench: Bench) -> None:
@@ -227,10 +262,7 @@ def test_a_pause_while_waiting_needs_no_brake_and_asks_anew(bench: Bench) -> Non
 def test_a_pause_while_a_lost_arms_brake_is_under_way_waits_for_its_end(bench: Bench) -> None:
     bench.until(Phase.QUERYING)
     bench.run.answer(decision(), int(bench.now * NS))
-    brake = None
-    while not isinstance(brake, TimedChunk):
-        bench.now += 0.04
-        brake = bench.poll(skip="left")
+    brake = lose(bench, "left")
     assert bench.run.pause(int(bench.now * NS)) is None
     bench.run.resume()
     query = bench.until(Phase.QUERYING)

@@ -49,7 +49,7 @@ DESCRIPTIONS = {
     "paper; checkpoint: as its config says",
     "denoising_steps": "engine cosmos: denoising steps; 0 for the checkpoint's",
     "seed": "base noise seed of the policy",
-    "dry_run": "true sends trajectories to policy_node/preview/<arm>, and nothing to the arms",
+    "dry_run": "true sends trajectories to policy_node/preview/<output>, and nothing to the arms",
     "root": "folder of the episodes, one bag each",
     "record": "start the recorder: true or false",
     "images": "raw keeps the cameras' bytes; jpeg takes a tenth of the disk",

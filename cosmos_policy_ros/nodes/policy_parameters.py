@@ -95,7 +95,7 @@ PARAMETERS = (
     Parameter("brake_seconds", 0.4, "s to bring a moving arm to rest on a stop", 0.04, 2.0),
     Parameter("start_timeout", 600.0, "wall s for the model to load", 1.0, 7200.0),
     Parameter("query_timeout", 60.0, "wall s for one task of a model, then it hangs", 0.1, 3600.0),
-    Parameter("dry_run", False, "send trajectories to ~/preview/<arm> and nothing to the arms"),
+    Parameter("dry_run", False, "send trajectories to ~/preview/<output> and nothing to the arms"),
     Parameter("start_speed", 0.5, "rad/s of the fastest joint on ~/go_to_start", 0.05, 1.0),
     Parameter("self_check", True, "arm only when all of ~/self_check passes"),
     Parameter("streamer_state", "arm_streamer_node/state", "topic on which the streamer is alive"),

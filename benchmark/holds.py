@@ -1,7 +1,7 @@
 """How long the arms go on after something failed, through both sinks.
 
     . scripts/env.sh
-    python benchmark/holds.py
+    python benchmark/holds.py                     # or some of the failures, by name
 
 The whole graph in real time on the simulated rig under the demonstrator: once with a trajectory
 controller per arm, once behind the stand-in of the stock drivers (``test/helpers``) with the arm
@@ -32,6 +32,7 @@ from sensor_msgs.msg import JointState
 sys.path.insert(0, str(Path(__file__).parents[1] / "test"))
 
 from cosmos_policy_ros.msg import StreamerState
+from helpers.graph import worker_of
 from helpers.stock_rig import RIG_PROGRAM, set_modes, stock_rig
 
 from cosmos_policy_ros.nodes import processes, shell
@@ -128,6 +129,12 @@ class Bench:
         """Send a node a signal."""
         os.kill(self.nodes.pid(node), number)
 
+    def kill_worker(self) -> None:
+        """Kill the process in which the model lives."""
+        worker = worker_of(self.nodes.pid("policy_node"))
+        assert worker is not None
+        os.kill(worker, signal.SIGKILL)
+
     def said(self) -> str:
         """Return who held the arms, in their words."""
         if self.streamer.reason:
@@ -151,6 +158,9 @@ FAILURES: dict[str, Callable[[Bench], object]] = {
     "left arm reads NaN": lambda b: b.fault("joints_nan:left"),
     "a camera silent": lambda b: b.fault("camera_silent:primary"),
     "a camera frozen": lambda b: b.fault("camera_frozen:primary"),
+    "a camera 0.3 s late": lambda b: b.fault("camera_delay:primary=0.3"),
+    "cameras 0.08 s apart": lambda b: b.fault("camera_delay:primary=0.08"),
+    "inference process killed": lambda b: b.kill_worker(),
     "policy node stopped (SIGSTOP)": lambda b: b.kill("policy_node", signal.SIGSTOP),
     "policy node killed": lambda b: b.kill("policy_node", signal.SIGKILL),
     "policy node ended (SIGINT)": lambda b: b.kill("policy_node", signal.SIGINT),
@@ -183,7 +193,7 @@ def main() -> None:
     }
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     print("| failure in mid-chunk | sink | at rest after | said |\n|---|---|---|---|")
-    for failure in FAILURES:
+    for failure in sys.argv[1:] or FAILURES:
         for sink in SINKS:
             if failure.startswith("streamer") and sink != "interbotix":
                 continue

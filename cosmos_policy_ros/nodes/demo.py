@@ -116,7 +116,7 @@ class Demo:
         started = _accepted(client.start_episode(task=name, seed=seed, operator_name="demo"))
         # With one noise for all, scenes would succeed or fail together.
         handle = client.start_run(task=name, chunk_limit=self._chunks, seed=seed)
-        result = self._watch(handle, seed)
+        result = self.watch(handle, seed)
         stopped = _accepted(client.stop_episode(reason=result.outcome))
         state = client.rig_state
         assert state is not None
@@ -145,8 +145,11 @@ class Demo:
             phases=dict(self._phases),
         )
 
-    def _watch(self, handle: Any, seed: int) -> Any:
-        """Show a progress line until the run ends."""
+    def watch(self, handle: Any, seed: int) -> Any:
+        """Show a progress line until the run ends; let it go on when a source was lost and is back.
+
+        No hand is near a simulated arm.
+        """
         chunk_seconds = self._rig.rates.chunk_steps * self._rig.rates.dt
         limit = self._chunks * chunk_seconds or self._task.time_limit
         future = handle.get_result_async()
@@ -160,6 +163,9 @@ class Demo:
                 _progress(
                     f"seed {seed} ▕{bar:░<{BAR}}▏ chunk {state.chunks:2d} {state.phase:<10} {stage}"
                 )
+                if state.phase == "paused":
+                    print(f"\n{state.message}", file=sys.stderr)
+                    self._client.pause(False)
             time.sleep(0.1)
         _progress("")
         return future.result().result

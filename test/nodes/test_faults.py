@@ -6,6 +6,7 @@ import math
 import os
 import signal
 from collections.abc import Callable, Iterator
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -18,8 +19,11 @@ from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import DescribeParameters
 
 from cosmos_policy_ros.nodes.client import RECORDER_NODE
+from cosmos_policy_ros.nodes.demo import Demo
+from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rollouts.episode import read_episode
 from cosmos_policy_ros.rollouts.gate_check import check_episode
+from cosmos_policy_ros.rollouts.task import load_task
 from cosmos_policy_ros.rollouts.topics import POLICY_NODE
 
 QUERY_TIMEOUT = 4.0  # s; long enough to kill an engine in the middle of a query
@@ -141,6 +145,26 @@ def test_arms_that_both_fall_silent_are_braked(graph: Graph) -> None:
         assert graph.client.finish_run(handle, PATIENCE).outcome == "stopped"
     assert [len(arm) for arm in graph.sent()] == graph.accepted() == [2, 2]
     episode.check_complete()
+
+
+def test_the_demo_goes_on_when_a_lost_source_is_back(graph: Graph) -> None:
+    task = load_task("transfer_cube", config_folder("tasks"))
+    handle = armed_run(graph)
+    watching = Thread(target=Demo(graph.client, task, graph.rig, 2).watch, args=(handle, 0))
+    watching.start()
+    try:
+        graph.until_executing(1)
+        graph.step(10)
+        graph.set_faults("camera_silent:primary")
+        graph.step(27)
+        graph.until_sent("/0/brake")
+        graph.set_faults()
+        graph.step(2)
+        graph.until_executing(2)
+    finally:
+        graph.client.stop()
+        watching.join(PATIENCE)
+    assert not watching.is_alive()
 
 
 def test_a_short_burst_of_failed_reads_does_not_even_brake(graph: Graph) -> None:

@@ -190,6 +190,29 @@ def test_a_source_lost_in_mid_chunk_brakes_within_two_periods_and_latches(
     np.testing.assert_array_equal(held, brake.positions[-1])
 
 
+@pytest.mark.parametrize("jump", [-10.0, 10.0])
+def test_a_clock_that_jumps_in_mid_chunk_sends_nothing_in_haste(bench: Bench, jump: float) -> None:
+    bench.until(Phase.QUERYING)
+    _, chunk = bench.run.answer(decision(0.05), int(bench.now * NS))
+    assert chunk is not None
+    for _ in range(10):
+        bench.now += 0.04
+        assert bench.poll() is None
+    bench.now += jump
+    sent = [bench.poll()]
+    while bench.run.phase is not Phase.QUERYING:
+        bench.now += 0.04
+        sent.append(bench.poll())
+    (query,) = [each for each in sent if each is not None]
+    assert isinstance(query, Query)
+    assert query.observation.stamp_ns >= chunk.end_ns
+    # Where the chunk was to end; arms that have not come so far are refused the next one.
+    np.testing.assert_array_equal(bench.run.commanded(int(bench.now * NS)), chunk.positions[-1])
+    far = decision(0.5)
+    verdict, none = bench.run.answer(far, int(bench.now * NS))
+    assert (verdict.rule, none) == ("start_jump", None)
+
+
 def test_a_rig_may_let_a_chunk_go_on_without_pictures(rig: RigSpec) -> None:
     blind = replace(rig, observation=replace(rig.observation, image_timeout=0.0))
     bench = Bench(blind)

@@ -87,7 +87,7 @@ class Bench:
             handle = self.client.start_run(chunk_limit=20)
             result = handle.get_result_async()
             while not result.done():
-                if self.speeds(WINDOW)[-1:] > MOVING:
+                if (self.speeds(WINDOW)[-1:] > MOVING).any():
                     return
                 time.sleep(0.005)
             if time.monotonic() > deadline:  # the streamer may not have been ready

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from cosmos_policy_ros.rollouts.rig_messages import RigMessages
 from cosmos_policy_ros.rollouts.rubric import Judgement
 from cosmos_policy_ros.rollouts.store import EpisodeStore
 from cosmos_policy_ros.rollouts.task import Task
-from cosmos_policy_ros.rollouts.topics import episode_topics
+from cosmos_policy_ros.rollouts.topics import absolute, rig_topics
 from cosmos_policy_ros.sim.render import Image
 from cosmos_policy_ros.sim.rig import JointSample
 
@@ -56,16 +55,8 @@ class TrialBag:
             RolloutError: the store cannot take it.
         """
         self._store, self._rig, self._messages = store, rig, RigMessages(types)
-        named = {arm.joint_states for arm in rig.arms.values()}
-        named |= {output.topic for output in rig.outputs}
-        named |= {camera.topic for camera in rig.cameras}
-        topics = [
-            replace(topic, name=_absolute(topic.name))
-            for topic in episode_topics(rig)
-            if topic.name in named
-        ]
         limits = load_limits(config_folder("rigs").parent)
-        watch = Integrity(sensors_of(rig, _absolute), rig.observation.camera_skew, limits)
+        watch = Integrity(sensors_of(rig, absolute), rig.observation.camera_skew, limits)
         facts = EpisodeFacts(
             task=task.name,
             prompt=task.prompts[0],
@@ -79,20 +70,20 @@ class TrialBag:
             rig_yaml=(config_folder("rigs") / f"{rig.name}.yaml").read_text(encoding="utf-8"),
             task_yaml=(config_folder("tasks") / f"{task.name}.yaml").read_text(encoding="utf-8"),
         )
-        self._recording = store.begin(facts, topics, watch)
+        self._recording = store.begin(facts, rig_topics(rig), watch)
 
     def joints(self, side: str, sample: JointSample) -> None:
         """Record a joint state."""
         arm = self._rig.arms[side]
         position, velocity = np.array(sample.positions), np.array(sample.velocities)
         cdr = self._messages.joints(sample.names, sample.stamp_ns, position, velocity)
-        self._recording.write(_absolute(arm.joint_states), sample.stamp_ns, cdr)
+        self._recording.write(absolute(arm.joint_states), sample.stamp_ns, cdr)
 
     def pictures(self, stamp_ns: int, pictures: dict[str, Image]) -> None:
         """Record what the cameras see."""
         for camera in self._rig.cameras:
             cdr = self._messages.picture(pictures[camera.role], stamp_ns)
-            self._recording.write(_absolute(camera.topic), stamp_ns, cdr)
+            self._recording.write(absolute(camera.topic), stamp_ns, cdr)
 
     def sent(self, chunk: TimedChunk) -> None:
         """Record what the arms are told, unstamped as the policy node sends it."""
@@ -100,7 +91,7 @@ class TrialBag:
             self._rig, chunk.chunk_id, 0, chunk.step_ns, chunk.positions, chunk.velocities()
         )
         for topic, cdr in sent:
-            self._recording.write(_absolute(topic), chunk.start_ns, cdr)
+            self._recording.write(absolute(topic), chunk.start_ns, cdr)
 
     def finish(self, outcome: str, points: float) -> Path:
         """Score the episode and close its bag; return its folder.
@@ -119,7 +110,3 @@ class TrialBag:
             RolloutError: the disk refused.
         """
         self._store.discard(reason, operator_name=JUDGE)
-
-
-def _absolute(topic: str) -> str:
-    return f"/{topic}"

@@ -30,7 +30,7 @@ from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Decision, Query
 from cosmos_policy_ros.rig.gate import SafetyGate, Situation
 from cosmos_policy_ros.rig.motion import start_motion
-from cosmos_policy_ros.rig.run import Goal, Outcome, Phase, Run
+from cosmos_policy_ros.rig.run import Goal, Outcome, Phase, Run, loss_brake_seconds
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.sources import Sources
 from cosmos_policy_ros.rollouts.task import choose_prompt, load_task
@@ -120,7 +120,7 @@ class PolicyRuns:
         """Brake whatever moves and end the run; return whether there was anything to stop."""
         now_ns = self._now_ns()
         if self.motion is not None:
-            self._brake_motion(self.motion, now_ns)
+            self._brake_motion(self.motion, now_ns, self._settings.run.brake_seconds)
             return True
         if self.run is None:
             return False
@@ -184,19 +184,18 @@ class PolicyRuns:
 
     def _watch_motion(self, motion: TimedChunk) -> None:
         now_ns = self._now_ns()
-        age = self._sources.state_age(now_ns)
         if complaint := self._streamer.complaint():
             self._node.get_logger().error(f"the way to the start pose is over: {complaint}")
-            self._brake_motion(motion, now_ns)
+            self._brake_motion(motion, now_ns, self._settings.run.brake_seconds)
             self.forget_commanded()
-        elif age > self._settings.rig.observation.state_timeout:
-            self._node.get_logger().error(f"no good joint state for {age:.2f} s: braked, holding")
-            self._brake_motion(motion, now_ns)
+        elif lost := self._sources.lost(now_ns, cameras=False):
+            self._node.get_logger().error(f"{lost}: braked, the arms hold")
+            self._brake_motion(motion, now_ns, loss_brake_seconds(self._settings.rig))
         elif now_ns >= motion.end_ns:
             self._end_motion(motion)
 
-    def _brake_motion(self, motion: TimedChunk, now_ns: int) -> None:
-        brake = motion.brake(now_ns, self._settings.run.brake_seconds)
+    def _brake_motion(self, motion: TimedChunk, now_ns: int, seconds: float) -> None:
+        brake = motion.brake(now_ns, seconds)
         self._output.move(brake)
         self._end_motion(brake)
 

@@ -56,7 +56,7 @@ class ObservationLimits:
     camera_skew: float
     frozen_after: float
     state_timeout: float
-    image_timeout: float = 0.0  # in bags from before this key
+    image_timeout: float = 0.5  # rig files and bags from before this key lack it
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,11 @@ from cosmos_policy_ros.rig.spec import RigSpec
 LOSS_BRAKE_PERIODS = 2  # control periods to rest once a source is lost: blind, so no further
 
 
+def loss_brake_seconds(rig: RigSpec) -> float:
+    """Return the time in which a rig's arms are brought to rest once a source is lost."""
+    return LOSS_BRAKE_PERIODS * rig.rates.dt
+
+
 class Phase(str, Enum):
     """Where a run stands."""
 
@@ -240,7 +245,7 @@ class Run:
         self.message = (
             f"{lost}: braked, the arms hold; mend it, then ~/pause with data: false goes on"
         )
-        brake = self._brake(now_ns, LOSS_BRAKE_PERIODS * self._rig.rates.dt)
+        brake = self._brake(now_ns, loss_brake_seconds(self._rig))
         self._not_before_ns = brake.end_ns
         return brake
 

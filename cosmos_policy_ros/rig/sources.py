@@ -135,8 +135,13 @@ class Sources:
         ]
         return found
 
-    def lost(self, now_ns: int) -> str:
-        """Return which source has been gone for too long to go on moving; empty for none."""
+    def lost(self, now_ns: int, *, cameras: bool = True) -> str:
+        """Return which source has been gone for too long to go on moving; empty for none.
+
+        Args:
+            now_ns: the rig's clock.
+            cameras: whether the motion was decided on pictures; else only the arms count.
+        """
         limits = self._limits
         for arm in self._arms.values():
             age = (now_ns - arm.stamp_ns) / NS
@@ -145,7 +150,7 @@ class Sources:
                     f"{arm.arm.joint_states}: no good joint state for {age:.2f} s "
                     f"(limit {limits.state_timeout:g} s)"
                 )
-        for camera in self._cameras.values():
+        for camera in self._cameras.values() if cameras else ():
             # A camera that repeats its picture under new stamps shows nothing either.
             newest_ns = camera.changed_ns if limits.frozen_after else camera.stamp_ns
             age = (now_ns - newest_ns) / NS

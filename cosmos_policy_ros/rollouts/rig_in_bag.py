@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from cosmos_policy_ros.errors import ConfigError, RolloutError
 from cosmos_policy_ros.rig.config import parse_config
@@ -11,6 +12,7 @@ from cosmos_policy_ros.rig.outputs import Output
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rollouts.episode import Episode
 from cosmos_policy_ros.rollouts.pictures import rig_of_bag
+from cosmos_policy_ros.rollouts.topics import absolute
 
 
 @dataclass(frozen=True)
@@ -29,24 +31,24 @@ class RigInBag:
 
     def topic(self, name: str) -> str:
         """Return the bag's name for a topic of the rig file."""
-        return _absolute(self.namespace, name)
+        return absolute(name, self.namespace)
 
-    @property
+    @cached_property
     def cameras(self) -> dict[str, str]:
         """Roles by the bag's topic, in the order the policy sees them."""
         return {self.topic(camera.topic): camera.role for camera in self.rig.cameras}
 
-    @property
+    @cached_property
     def arms(self) -> dict[str, str]:
         """The bag's joint state topics by side; both may be the same."""
         return {side: self.topic(arm.joint_states) for side, arm in self.rig.arms.items()}
 
-    @property
+    @cached_property
     def sensors(self) -> tuple[str, ...]:
         """The bag's topics that an observation is made of, cameras first, each once."""
         return tuple(dict.fromkeys([*self.cameras, *self.arms.values()]))
 
-    @property
+    @cached_property
     def outputs(self) -> dict[str, Output]:
         """What trajectories move, by the bag's topic, in the order of the 14-vector."""
         return {self.topic(output.topic): output for output in self.rig.outputs}
@@ -66,7 +68,7 @@ def find_rig(episode: Episode) -> RigInBag:
         shown = rig_of_bag(rig, jpeg)
         names = _sensor_topics(shown)
         for namespace in sorted(_namespaces(names, episode.topics), key=len):
-            if all(_absolute(namespace, name) in episode.topics for name in names):
+            if all(absolute(name, namespace) in episode.topics for name in names):
                 return RigInBag(shown, namespace, as_received=shown == rig)
     missing = [n for n in _sensor_topics(rig) if not _ends(n, episode.topics)]
     wanted = ", ".join(missing or _sensor_topics(rig))
@@ -79,10 +81,6 @@ def find_rig(episode: Episode) -> RigInBag:
 def _sensor_topics(rig: RigSpec) -> list[str]:
     cameras = [camera.topic for camera in rig.cameras]
     return cameras + [arm.joint_states for arm in rig.arms.values()]
-
-
-def _absolute(namespace: str, name: str) -> str:
-    return name if name.startswith("/") else f"{namespace}/{name}"
 
 
 def _namespaces(names: Iterable[str], topics: Iterable[str]) -> set[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rollouts.bag_writer import offered_qos
 from cosmos_policy_ros.rollouts.mcap_file import Topic
@@ -16,6 +18,23 @@ _LATCHED = (offered_qos(reliability="reliable", durability="transient_local", de
 def future_topic(role: str) -> str:
     """Return where the policy node shows what it imagines of a camera."""
     return f"{POLICY_NODE}/future/{role}"
+
+
+def absolute(name: str, namespace: str = "") -> str:
+    """Return the whole name of a rig file's topic for nodes in a namespace such as "/lab"."""
+    return name if name.startswith("/") else f"{namespace}/{name}"
+
+
+def rig_topics(rig: RigSpec) -> tuple[Topic, ...]:
+    """Return the pictures, joint states and trajectories of an episode, absolute, without nodes."""
+    names = {camera.topic for camera in rig.cameras}
+    names |= {arm.joint_states for arm in rig.arms.values()}
+    names |= {output.topic for output in rig.outputs}
+    return tuple(
+        replace(topic, name=absolute(topic.name))
+        for topic in episode_topics(rig)
+        if topic.name in names
+    )
 
 
 def episode_topics(rig: RigSpec) -> tuple[Topic, ...]:

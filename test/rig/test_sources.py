@@ -144,3 +144,12 @@ def test_interbotix_opening_is_recomputed_from_the_motor_angle() -> None:
     for angle, opening in ((0.6197, 0.0), (1.6214, 1.0)):
         joints = [*JOINTS[:6], angle, finger_from_angle(angle, 0.0275, 0.035), 0.0]
         assert read_arm(arm, NAMES.split(), joints)[6] == pytest.approx(opening, abs=0.01)
+
+
+def test_a_motion_without_a_policy_needs_no_cameras(sources: Sources) -> None:
+    fill(sources, 10.0)
+    fill(sources, 12.0, skip="primary")
+    now_ns = int(12.01 * NS)
+    assert "cam_high/camera/color/image_rect_raw: no new picture for 2.01 s" in sources.lost(now_ns)
+    assert sources.lost(now_ns, cameras=False) == ""
+    assert "follower_left/joint_states" in sources.lost(13 * NS, cameras=False)

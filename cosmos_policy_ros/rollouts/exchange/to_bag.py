@@ -34,13 +34,12 @@ from cosmos_policy_ros.rollouts.exchange.imported_rig import rig_as_imported, ri
 from cosmos_policy_ros.rollouts.exchange.source_facts import SourceFacts, facts_of
 from cosmos_policy_ros.rollouts.integrity import Integrity, Verdict, load_limits, sensors_of
 from cosmos_policy_ros.rollouts.labelling import encode, labels_of, number
-from cosmos_policy_ros.rollouts.mcap_file import Topic
 from cosmos_policy_ros.rollouts.messages import EpisodeFacts
 from cosmos_policy_ros.rollouts.pictures import to_jpeg
 from cosmos_policy_ros.rollouts.rig_messages import RigMessages
 from cosmos_policy_ros.rollouts.store import EpisodeStore
 from cosmos_policy_ros.rollouts.task import Task, load_task
-from cosmos_policy_ros.rollouts.topics import episode_topics
+from cosmos_policy_ros.rollouts.topics import absolute, rig_topics
 
 SOURCE, SOURCE_DIGEST = "source", "source_sha256"
 """Entries of ``custom_data``: the file's name, and the sha256 over it and its videos."""
@@ -189,8 +188,8 @@ class Importer:
     def _write(self, plan: _Plan, name: str) -> Imported:
         rig, start_ns = plan.rig, plan.said.start_ns
         facts = replace(plan.facts, episode_id=name)
-        integrity = Integrity(sensors_of(rig, _absolute), rig.observation.camera_skew, self._limits)
-        folder, topics = self.store.root / name, _topics(rig)
+        integrity = Integrity(sensors_of(rig, absolute), rig.observation.camera_skew, self._limits)
+        folder, topics = self.store.root / name, rig_topics(rig)
         newest_ns, steps = 0, len(plan.source.action[:: plan.stride])
         with BagWriter(folder, topics, facts, types=self.types, start_ns=start_ns) as writer:
             for topic, stamp_ns, cdr in self._episode(plan):
@@ -236,11 +235,11 @@ class Importer:
                 chunk_id = f"import/{step // per_chunk}"
                 sent = self._messages.trajectories(rig, chunk_id, now_ns, step_ns, rows)
                 for topic, cdr in sent:
-                    yield _absolute(topic), now_ns, cdr
+                    yield absolute(topic), now_ns, cdr
             yield from self._states(plan, step * stride, now_ns)
             for camera in rig.cameras:
                 picture = _as_wanted(next(pictures[camera.role]), camera.transport)
-                yield _absolute(camera.topic), now_ns, self._messages.picture(picture, now_ns)
+                yield absolute(camera.topic), now_ns, self._messages.picture(picture, now_ns)
         for rest in pictures.values():
             next(rest, None)  # a video tells only at its end whether it held what it promised
 
@@ -251,7 +250,7 @@ class Importer:
             velocity = None if source.qvel is None else source.qvel[row, part]
             effort = None if source.effort is None else source.effort[row, part]
             cdr = self._messages.joint_state(arm, now_ns, source.qpos[row, part], velocity, effort)
-            yield _absolute(arm.joint_states), now_ns, cdr
+            yield absolute(arm.joint_states), now_ns, cdr
 
 
 def _remove(folder: Path) -> None:
@@ -280,22 +279,6 @@ def _known_sources(store: EpisodeStore) -> dict[str, str]:
 def _tasks() -> tuple[Task, ...]:
     folder = config_folder("tasks")
     return tuple(load_task(path.stem, folder) for path in sorted(folder.glob("*.yaml")))
-
-
-def _topics(rig: RigSpec) -> list[Topic]:
-    """Return the topics of the rig that a file has something for."""
-    names = {camera.topic for camera in rig.cameras}
-    names |= {arm.joint_states for arm in rig.arms.values()}
-    names |= {output.topic for output in rig.outputs}
-    return [
-        replace(topic, name=_absolute(topic.name))
-        for topic in episode_topics(rig)
-        if topic.name in names
-    ]
-
-
-def _absolute(topic: str) -> str:
-    return topic if topic.startswith("/") else f"/{topic}"
 
 
 def _of_arm(index: int) -> slice:

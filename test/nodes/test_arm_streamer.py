@@ -49,6 +49,17 @@ class Loop:
         with patch.object(processes, "executable", program):
             self.processes = NodeProcesses(node_processes(options), folder / "log")
         self.client = GraphClient("operator", lambda: None)
+        try:
+            self._listen()
+            self.client.policy_ready(PATIENCE)
+            self.wait(lambda: self.state.arms, "the streamer's state")
+            if modes:
+                set_modes(self.client)
+        except BaseException:
+            self.close()  # what is left running would be the next test's graph too
+            raise
+
+    def _listen(self) -> None:
         self.state = StreamerState()
         self.goals: dict[str, list[Any]] = {side: [] for side in SIDES}
         self.grippers: dict[str, list[Any]] = {side: [] for side in SIDES}
@@ -67,10 +78,6 @@ class Loop:
                 (JointTrajectory, arm.trajectory, self.trajectories),
             ):
                 node.create_subscription(kind, topic, kept[side].append, 2000)
-        self.client.policy_ready(PATIENCE)
-        self.wait(lambda: self.state.arms, "the streamer's state")
-        if modes:
-            set_modes(self.client)
 
     def close(self) -> None:
         self.client.close()

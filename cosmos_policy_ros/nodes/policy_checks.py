@@ -11,6 +11,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSCompatibility, qos_check_compatible
 
 from cosmos_policy_ros.nodes.policy_inputs import PolicyInputs
+from cosmos_policy_ros.nodes.policy_streamer import StreamerWatch
 from cosmos_policy_ros.rig.self_check import (
     LEAST_WINDOW,
     Check,
@@ -22,6 +23,7 @@ from cosmos_policy_ros.rig.self_check import (
     check_rates,
     check_sides,
     check_sources,
+    check_streamer,
     failures,
 )
 from cosmos_policy_ros.rig.spec import RigSpec
@@ -36,7 +38,7 @@ class PolicyChecks:
         rig: RigSpec,
         inputs: PolicyInputs,
         *,
-        streamer: str,
+        streamer: StreamerWatch,
         warnings: Sequence[str],
     ) -> None:
         """Begin to count.
@@ -45,7 +47,7 @@ class PolicyChecks:
             node: of which the wire is asked.
             rig: what should be there.
             inputs: what comes in.
-            streamer: name of the node that may command the drivers, where the rig has one.
+            streamer: the node that may command the drivers, where the rig has one.
             warnings: what does not fit between checkpoint and rig.
         """
         self._node, self._rig, self._inputs = node, rig, inputs
@@ -69,6 +71,8 @@ class PolicyChecks:
             checks.append(check_rates(self._rig, self._heard()))
         measured = sources.measured()
         checks += [check_pose(self._rig, measured), check_grippers(self._rig, measured)]
+        if self._streamer.needed:
+            checks.append(check_streamer(self._streamer.silence()))
         checks += [check_alone(self._foreign()), check_qos(self._mismatches())]
         # The gate refuses what goes too far, so these are told and stop nobody.
         fits = "; ".join(self._warnings) or "its statistics are within the rig's limits"
@@ -91,7 +95,7 @@ class PolicyChecks:
         if self._rig.sink == "interbotix":
             drivers = [arm.driver for arm in self._rig.arms.values() if arm.driver is not None]
             expected |= {
-                topic: self._streamer
+                topic: self._streamer.node_name
                 for driver in drivers
                 for topic in (driver.joint_group, driver.joint_single)
             }

@@ -62,7 +62,7 @@ class PolicyNode(LifecycleNode):
             self, settings.rig, settings.streamer_state, dry=settings.dry_run
         )
         self._checks = PolicyChecks(
-            self, settings.rig, self._inputs, streamer=self._streamer.node_name, warnings=warned
+            self, settings.rig, self._inputs, streamer=self._streamer, warnings=warned
         )
         self._reports = PolicyReports(
             self,

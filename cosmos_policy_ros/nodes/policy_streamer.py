@@ -36,16 +36,26 @@ class StreamerWatch:
         if self._subscription is not None:
             self._node.destroy_subscription(self._subscription)
 
-    def complaint(self) -> str:
-        """Return why the arms would not follow, empty if they would."""
-        if self._subscription is None:
+    @property
+    def needed(self) -> bool:
+        """Whether trajectories are streamed at all."""
+        return self._subscription is not None
+
+    def silence(self) -> str:
+        """Return since when the streamer has not been heard of, empty if it has."""
+        if not self.needed:
             return ""
         if self._heard is None:
             return f"the arm streamer has not been heard of on {self._topic}: is it running?"
         age = time.monotonic() - self._heard
         if age > self._patience:
             return f"the arm streamer was last heard of {age:.2f} s ago; start it again"
-        return f"the arm streamer holds the arms: {self._reason}" if self._reason else ""
+        return ""
+
+    def complaint(self) -> str:
+        """Return why the arms would not follow, empty if they would."""
+        held = f"the arm streamer holds the arms: {self._reason}" if self._reason else ""
+        return self.silence() or held
 
     def _hear(self, message: StreamerState) -> None:
         self._heard, self._reason = time.monotonic(), message.reason

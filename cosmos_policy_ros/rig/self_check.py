@@ -140,6 +140,13 @@ def check_grippers(rig: RigSpec, measured: NDArray[np.float64] | None) -> Check:
     )
 
 
+def check_streamer(silence: str) -> Check:
+    """Look at whether the arm streamer is heard of: without it, a run would be refused."""
+    if silence:
+        return Check("streamer", False, silence, "the launch file starts it; look at its log")
+    return Check("streamer", True, "the arm streamer is heard of")
+
+
 def check_alone(foreign: Mapping[str, Sequence[str]]) -> Check:
     """Look at whether somebody else commands the arms: foreign publishers by command topic."""
     others = [f"{', '.join(names)} on {topic}" for topic, names in foreign.items() if names]

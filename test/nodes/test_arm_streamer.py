@@ -244,6 +244,8 @@ def test_without_the_streamer_a_run_ends(loop: Loop) -> None:
     result = loop.client.finish_run(handle, PATIENCE)
     assert result.outcome == "fault"
     assert "the arm streamer was last heard of" in result.message
+    refusal = loop.client.arm().message
+    assert "refused: streamer: the arm streamer was last heard of" in refusal
 
 
 def test_a_streamer_that_is_asked_to_end_brakes_first(loop: Loop) -> None:

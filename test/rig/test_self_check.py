@@ -17,6 +17,7 @@ from cosmos_policy_ros.rig.self_check import (
     check_rates,
     check_sides,
     check_sources,
+    check_streamer,
     failures,
     table,
 )
@@ -33,6 +34,12 @@ def heard(seconds: float = 2.0, **slow: float) -> Heard:
     rates |= {"left/joint_states": 97.0, "right/joint_states": 97.0}
     counts = {name: round(seconds * rate) for name, rate in (rates | slow).items()}
     return Heard(seconds, counts)
+
+
+def test_a_streamer_that_is_not_heard_of_stands_against_arming() -> None:
+    assert check_streamer("").passed
+    found = check_streamer("the arm streamer has not been heard of on /x: is it running?")
+    assert "has not been heard of on /x" in failures([found])
 
 
 def test_rates() -> None:

@@ -4,7 +4,7 @@
     python benchmark/holds.py                     # or some of the failures, by name
 
 The whole graph in real time on the simulated rig under the demonstrator: once with a trajectory
-controller per arm, once behind the stand-in of the stock drivers (``test/helpers``) with the arm
+controller per arm and the arm guard beside them, once behind the stand-in of the stock drivers (``test/helpers``) with the arm
 streamer in front. Every failure comes in mid-chunk. Printed is the time from it until the right
 arm rests, the arm's own inertia included, and what was said of it.
 """
@@ -31,7 +31,7 @@ from sensor_msgs.msg import JointState
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "test"))
 
-from cosmos_policy_ros.msg import StreamerState
+from cosmos_policy_ros.msg import GuardState, StreamerState
 from helpers.graph import worker_of
 from helpers.stock_rig import RIG_PROGRAM, set_modes, stock_rig
 
@@ -40,7 +40,7 @@ from cosmos_policy_ros.nodes.client import GraphClient
 from cosmos_policy_ros.nodes.graph import GraphOptions, environment, node_processes
 from cosmos_policy_ros.nodes.processes import NodeProcesses
 
-SINKS = ("joint_trajectory", "interbotix")
+KEEPERS = {"joint_trajectory": "arm_guard_node", "interbotix": "arm_streamer_node"}
 MOVING, RESTING = 0.15, 0.02  # rad/s of the fastest joint, over WINDOW
 WINDOW, REST_FOR = 0.05, 0.5  # s
 PATIENCE = 60.0  # s
@@ -66,9 +66,13 @@ class Bench:
         self.client.node.create_subscription(
             JointState, "follower_right/joint_states", self._keep, 10
         )
-        self.streamer = StreamerState()
+        self.keeper = KEEPERS[sink]
+        self._held = ""
         self.client.node.create_subscription(
-            StreamerState, "arm_streamer_node/state", self._keep_streamer, shell.LATCHED
+            StreamerState if streamed else GuardState,
+            f"{self.keeper}/state",
+            self._keep_reason,
+            shell.LATCHED,
         )
         self.client.policy_ready(PATIENCE)
         if streamed:
@@ -90,7 +94,7 @@ class Bench:
                 if (self.speeds(WINDOW)[-1:] > MOVING).any():
                     return
                 time.sleep(0.005)
-            if time.monotonic() > deadline:  # the streamer may not have been ready
+            if time.monotonic() > deadline:  # its keeper may not have been ready
                 raise SystemExit(result.result().result.message)
 
     def speeds(self, window: float) -> np.ndarray:
@@ -137,13 +141,13 @@ class Bench:
 
     def said(self) -> str:
         """Return who held the arms, in their words."""
-        if self.streamer.reason:
-            return str(self.streamer.reason)
+        if self._held:
+            return self._held
         state = self.client.policy_state
         return str(state.message) if state is not None else "-"
 
-    def _keep_streamer(self, message: StreamerState) -> None:
-        self.streamer = message
+    def _keep_reason(self, message: StreamerState | GuardState) -> None:
+        self._held = message.reason
 
     def _keep(self, message: JointState) -> None:
         with self._lock:
@@ -164,7 +168,7 @@ FAILURES: dict[str, Callable[[Bench], object]] = {
     "policy node stopped (SIGSTOP)": lambda b: b.kill("policy_node", signal.SIGSTOP),
     "policy node killed": lambda b: b.kill("policy_node", signal.SIGKILL),
     "policy node ended (SIGINT)": lambda b: b.kill("policy_node", signal.SIGINT),
-    "streamer killed": lambda b: b.kill("arm_streamer_node", signal.SIGKILL),
+    "guard or streamer killed": lambda b: b.kill(b.keeper, signal.SIGKILL),
 }
 
 
@@ -194,9 +198,7 @@ def main() -> None:
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     print("| failure in mid-chunk | sink | at rest after | said |\n|---|---|---|---|")
     for failure in sys.argv[1:] or FAILURES:
-        for sink in SINKS:
-            if failure.startswith("streamer") and sink != "interbotix":
-                continue
+        for sink in KEEPERS:
             seconds, said = measure(sink, failure)
             print(f"| {failure} | {sink} | {seconds:.2f} s | {said} |", flush=True)
     rclpy.shutdown()

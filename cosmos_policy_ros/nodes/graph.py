@@ -99,6 +99,7 @@ def node_processes(options: GraphOptions) -> tuple[NodeProcess, ...]:
         "seed": options.seed,
         "dry_run": options.dry_run,
         "self_check": not options.stepped,  # nothing is fresh while no time passes
+        "keeper": "none" if options.stepped else "auto",
     }
     nodes = [_process("policy_node", {**shared, **policy})]
     if options.record and not options.dry_run:  # what moves nothing is no rollout
@@ -108,8 +109,9 @@ def node_processes(options: GraphOptions) -> tuple[NodeProcess, ...]:
             "compression": options.compression,
         }
         nodes.append(_process("recorder_node", {**shared, **recorder}))
-    if rig.sink == "interbotix" and not options.dry_run:
-        nodes.insert(0, _process("arm_streamer_node", {"rig": options.rig}))
+    if not options.dry_run and not options.stepped:
+        keeper = "arm_streamer_node" if rig.sink == "interbotix" else "arm_guard_node"
+        nodes.insert(0, _process(keeper, {"rig": options.rig}))
     if rig.kind == "sim":
         scene: dict[str, Value] = {
             "rig": options.rig,

@@ -11,19 +11,19 @@ from rclpy.node import Node
 from rclpy.qos import QoSCompatibility, qos_check_compatible
 
 from cosmos_policy_ros.nodes.policy_inputs import PolicyInputs
-from cosmos_policy_ros.nodes.policy_streamer import StreamerWatch
+from cosmos_policy_ros.nodes.policy_keeper import KeeperWatch
 from cosmos_policy_ros.rig.self_check import (
     LEAST_WINDOW,
     Check,
     Heard,
     check_alone,
     check_grippers,
+    check_keeper,
     check_pose,
     check_qos,
     check_rates,
     check_sides,
     check_sources,
-    check_streamer,
     failures,
 )
 from cosmos_policy_ros.rig.spec import RigSpec
@@ -38,7 +38,7 @@ class PolicyChecks:
         rig: RigSpec,
         inputs: PolicyInputs,
         *,
-        streamer: StreamerWatch,
+        keeper: KeeperWatch,
         warnings: Sequence[str],
     ) -> None:
         """Begin to count.
@@ -47,11 +47,11 @@ class PolicyChecks:
             node: of which the wire is asked.
             rig: what should be there.
             inputs: what comes in.
-            streamer: the node that may command the drivers, where the rig has one.
+            keeper: who may command the arms, too.
             warnings: what does not fit between checkpoint and rig.
         """
         self._node, self._rig, self._inputs = node, rig, inputs
-        self._streamer, self._warnings = streamer, tuple(warnings)
+        self._keeper, self._warnings = keeper, tuple(warnings)
         self._counted: deque[tuple[float, dict[str, int]]] = deque()
         self.count()
 
@@ -71,8 +71,8 @@ class PolicyChecks:
             checks.append(check_rates(self._rig, self._heard()))
         measured = sources.measured()
         checks += [check_pose(self._rig, measured), check_grippers(self._rig, measured)]
-        if self._streamer.needed:
-            checks.append(check_streamer(self._streamer.silence()))
+        if self._keeper.needed:
+            checks.append(check_keeper(self._keeper.node_name, self._keeper.silence()))
         checks += [check_alone(self._foreign()), check_qos(self._mismatches())]
         # The gate refuses what goes too far, so these are told and stop nobody.
         fits = "; ".join(self._warnings) or "its statistics are within the rig's limits"
@@ -91,20 +91,23 @@ class PolicyChecks:
 
     def _foreign(self) -> dict[str, list[str]]:
         """Return who else publishes on the topics that move the arms."""
-        expected = {output.topic: self._node.get_name() for output in self._rig.outputs}
-        if self._rig.sink == "interbotix":
+        policy, keeper = self._node.get_name(), self._keeper.node_name
+        streamed = self._rig.sink == "interbotix"
+        to_us = {policy} if streamed else {policy, keeper}
+        expected = {output.topic: to_us for output in self._rig.outputs}
+        if streamed:
             drivers = [arm.driver for arm in self._rig.arms.values() if arm.driver is not None]
             expected |= {
-                topic: self._streamer.node_name
+                topic: {keeper}
                 for driver in drivers
                 for topic in (driver.joint_group, driver.joint_single)
             }
-        return {topic: self._others(topic, name) for topic, name in expected.items()}
+        return {topic: self._others(topic, names) for topic, names in expected.items()}
 
-    def _others(self, topic: str, expected: str) -> list[str]:
+    def _others(self, topic: str, expected: set[str]) -> list[str]:
         names = [info.node_name for info in self._publishers(topic)]
-        if expected in names:
-            names.remove(expected)  # once: its twin is somebody else
+        for name in expected & set(names):
+            names.remove(name)  # once: its twin is somebody else
         return names
 
     def _mismatches(self) -> list[str]:

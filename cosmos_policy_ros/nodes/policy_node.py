@@ -15,6 +15,7 @@ from cosmos_policy_ros.errors import CosmosPolicyError
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.policy_checks import PolicyChecks
 from cosmos_policy_ros.nodes.policy_inputs import PolicyInputs
+from cosmos_policy_ros.nodes.policy_keeper import KeeperWatch
 from cosmos_policy_ros.nodes.policy_output import PolicyOutput
 from cosmos_policy_ros.nodes.policy_pace import Pace
 from cosmos_policy_ros.nodes.policy_parameters import (
@@ -25,7 +26,6 @@ from cosmos_policy_ros.nodes.policy_parameters import (
 )
 from cosmos_policy_ros.nodes.policy_reports import PolicyReports
 from cosmos_policy_ros.nodes.policy_runs import PolicyRuns
-from cosmos_policy_ros.nodes.policy_streamer import StreamerWatch
 from cosmos_policy_ros.planning.engine_spec import EngineLoader
 from cosmos_policy_ros.planning.engines import load_engine
 from cosmos_policy_ros.planning.workers import Inference, start_inference
@@ -58,11 +58,9 @@ class PolicyNode(LifecycleNode):
         self._inference = start_inference(
             engine, settings.devices, settings.worker, self._wake.trigger, self._load, settings.ray
         )
-        self._streamer = StreamerWatch(
-            self, settings.rig, settings.streamer_state, dry=settings.dry_run
-        )
+        self._keeper = KeeperWatch(self, settings.rig, settings.keeper, dry=settings.dry_run)
         self._checks = PolicyChecks(
-            self, settings.rig, self._inputs, streamer=self._streamer, warnings=warned
+            self, settings.rig, self._inputs, keeper=self._keeper, warnings=warned
         )
         self._reports = PolicyReports(
             self,
@@ -70,7 +68,7 @@ class PolicyNode(LifecycleNode):
             self._inputs.sources,
             engine.engine,
             engine.checkpoint,
-            heartbeat=settings.rig.sink == "interbotix",
+            heartbeat=self._keeper.needed,
         )
         self._connect(settings, self._inference)
         return super().on_configure(state)
@@ -108,14 +106,14 @@ class PolicyNode(LifecycleNode):
             self._inference.close()
 
     def _connect(self, settings: PolicySettings, inference: Inference) -> None:
-        self._output = PolicyOutput(self, settings.rig, dry=settings.dry_run)
+        self._output = PolicyOutput(self, settings.rig, self._keeper, dry=settings.dry_run)
         self._runs = PolicyRuns(
             self,
             settings,
             self._inputs.sources,
             inference,
             self._output,
-            self._streamer,
+            self._keeper,
             self._wake.trigger,
         )
         self._pace = Pace(self, settings.rig.arms.keys(), self._poll)
@@ -142,7 +140,7 @@ class PolicyNode(LifecycleNode):
         self._runs.close()
         self._output.close()
         self._inputs.close()
-        self._streamer.close()
+        self._keeper.close()
         self._reports.close()
         self.destroy_guard_condition(self._wake)
 
@@ -181,6 +179,7 @@ class PolicyNode(LifecycleNode):
         if request.data != self._output.armed:
             self._runs.forget_commanded()
         self._output.armed = request.data
+        self._keeper.wake(request.data)
         response.success = True
         response.message = "armed: arms may move" if request.data else "disarmed: nothing is sent"
         self.get_logger().info(response.message)

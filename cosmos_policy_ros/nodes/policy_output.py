@@ -16,6 +16,7 @@ from cosmos_policy_ros.nodes.convert import (
     decision_to_message,
     verdict_to_message,
 )
+from cosmos_policy_ros.nodes.policy_keeper import KeeperWatch
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Decision, Query
 from cosmos_policy_ros.rig.gate import Verdict
@@ -29,9 +30,11 @@ class PolicyOutput:
         armed: without it nothing is sent to an arm.
     """
 
-    def __init__(self, node: LifecycleNode, rig: RigSpec, *, dry: bool) -> None:
+    def __init__(
+        self, node: LifecycleNode, rig: RigSpec, keeper: KeeperWatch, *, dry: bool
+    ) -> None:
         """Open the topics; those of the arms, or in a dry run ``~/preview/<output>`` instead."""
-        self._node, self._rig = node, rig
+        self._node, self._rig, self._keeper = node, rig, keeper
         self._messages = TrajectoryMessages(rig)
         self.armed = False
         options = QoSOverridingOptions.with_default_policies()
@@ -61,6 +64,9 @@ class PolicyOutput:
         """Send a chunk that the gate has passed, or a brake along such a chunk's path."""
         if not self.armed:  # the last line of defence; disarming has already stopped what moved
             self._node.get_logger().error(f"chunk {chunk.chunk_id} withheld: the arms are disarmed")
+            return
+        if held := self._keeper.held():
+            self._node.get_logger().error(f"chunk {chunk.chunk_id} withheld: {held}")
             return
         messages = self._messages.fill(chunk)
         for publisher, message in zip(self._trajectories, messages, strict=True):

@@ -98,7 +98,12 @@ PARAMETERS = (
     Parameter("dry_run", False, "send trajectories to ~/preview/<output> and nothing to the arms"),
     Parameter("start_speed", 0.5, "rad/s of the fastest joint on ~/go_to_start", 0.05, 1.0),
     Parameter("self_check", True, "arm only when all of ~/self_check passes"),
-    Parameter("streamer_state", "arm_streamer_node/state", "topic on which the streamer is alive"),
+    Parameter(
+        "keeper",
+        "auto",
+        "node that holds the arms should this one fall silent: auto: arm_streamer_node or "
+        "arm_guard_node, as the rig's sink is; none: nobody, for a rig where no time passes",
+    ),
     Parameter("restarts", 3, "times a dead inference process is started again", 0, 100),
 )
 
@@ -117,7 +122,7 @@ class PolicySettings:
     seed: int
     deadline: float
     futures: bool
-    streamer_state: str
+    keeper: str
     self_check: bool
     dry_run: bool
     start_speed: float
@@ -175,7 +180,7 @@ def read_settings(node: Node) -> PolicySettings:
         seed=value("seed"),
         deadline=value("deadline"),
         futures=value("futures"),
-        streamer_state=value("streamer_state"),
+        keeper=value("keeper"),
         self_check=value("self_check"),
         dry_run=value("dry_run"),
         start_speed=value("start_speed"),

@@ -21,9 +21,9 @@ from cosmos_policy_ros.action import RunTask
 from cosmos_policy_ros.errors import ConfigError, CosmosPolicyError, RigError, WorkerError
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.policy_futures import PolicyFutures
+from cosmos_policy_ros.nodes.policy_keeper import KeeperWatch
 from cosmos_policy_ros.nodes.policy_output import PolicyOutput
 from cosmos_policy_ros.nodes.policy_parameters import PolicySettings
-from cosmos_policy_ros.nodes.policy_streamer import StreamerWatch
 from cosmos_policy_ros.planning.tasks import Decide
 from cosmos_policy_ros.planning.workers import Inference
 from cosmos_policy_ros.rig.chunk import TimedChunk
@@ -60,7 +60,7 @@ class PolicyRuns:
         sources: Sources,
         inference: Inference,
         output: PolicyOutput,
-        streamer: StreamerWatch,
+        keeper: KeeperWatch,
         wake: Callable[[], None],
     ) -> None:
         """Serve the action; ``wake`` makes the executor call :meth:`take_answers`."""
@@ -68,7 +68,7 @@ class PolicyRuns:
         self.motion: TimedChunk | None = None
         self.last_outcome = ""
         self._node, self._settings, self._sources = node, settings, sources
-        self._inference, self._output, self._streamer = inference, output, streamer
+        self._inference, self._output, self._keeper = inference, output, keeper
         self._gate = SafetyGate(settings.rig)
         self._ended: Future[Outcome] | None = None
         self._goal_handle: Any = None
@@ -95,6 +95,7 @@ class PolicyRuns:
 
     def poll(self) -> None:
         """Do what is due."""
+        self._keeper.wake(self._output.armed)
         if self.motion is not None:
             self._watch_motion(self.motion)
         run = self.run
@@ -104,7 +105,7 @@ class PolicyRuns:
             self.stop("cancelled", "the goal was cancelled")
         elif self._inference.status == "failed":
             self.stop("fault", self._inference.message)
-        elif complaint := self._streamer.complaint():
+        elif complaint := self._keeper.complaint():
             self.stop("fault", complaint)
         elif self._inference.status == "ready" or run.phase is Phase.EXECUTING:
             started = time.monotonic()
@@ -164,7 +165,7 @@ class PolicyRuns:
             raise RigError("the arms are disarmed; call ~/arm with data: true first")
         if self.run is not None or self.motion is not None:
             raise RigError("the arms are in use; call ~/stop first")
-        if complaint := self._streamer.complaint():
+        if complaint := self._keeper.complaint():
             raise RigError(complaint)
         measured, now_ns = self._sources.measured(), self._now_ns()
         if measured is None:
@@ -184,7 +185,7 @@ class PolicyRuns:
 
     def _watch_motion(self, motion: TimedChunk) -> None:
         now_ns = self._now_ns()
-        if complaint := self._streamer.complaint():
+        if complaint := self._keeper.complaint():
             self._node.get_logger().error(f"the way to the start pose is over: {complaint}")
             self._brake_motion(motion, now_ns, self._settings.run.brake_seconds)
             self.forget_commanded()
@@ -201,7 +202,8 @@ class PolicyRuns:
 
     def _end_motion(self, last: TimedChunk) -> None:
         self.motion = None
-        self._commanded = None if self._settings.dry_run else last.positions[-1]
+        elsewhere = self._settings.dry_run or self._keeper.held()
+        self._commanded = None if elsewhere else last.positions[-1]
 
     # ---------------------------------------------------------------- queries and answers
 
@@ -220,8 +222,8 @@ class PolicyRuns:
         while self._answers:
             asked, answer, ready = self._answers.popleft()
             run = self.run
-            if run is None or asked is not self._asked:
-                continue  # its run was stopped or paused meanwhile: nothing moves
+            if run is None or asked is not self._asked or self._keeper.held():
+                continue  # its run was stopped or paused meanwhile, or is about to be
             error = answer.exception()
             if error is None:
                 self._act(run, asked, answer.result(), ready)
@@ -265,7 +267,8 @@ class PolicyRuns:
             self._node.get_logger().info(self.last_outcome)
         else:
             self._node.get_logger().error(self.last_outcome)
-        self._commanded = run.commanded(self._now_ns() + shell.NS * 3600)
+        at_rest = run.commanded(self._now_ns() + shell.NS * 3600)
+        self._commanded = None if self._keeper.held() else at_rest
         self.run = self._asked = None
         if not self._ended.done():
             self._ended.set_result(outcome)
@@ -324,7 +327,7 @@ class PolicyRuns:
             raise ConfigError("the arms are disarmed; call ~/arm with data: true first")
         if self._inference.status == "failed":
             raise WorkerError(f"the engine is not available: {self._inference.message}")
-        if complaint := self._streamer.complaint():
+        if complaint := self._keeper.complaint():
             raise RigError(complaint)
         if not (math.isfinite(request.time_limit) and request.time_limit >= 0):
             raise ConfigError(f"time_limit {request.time_limit} s must be finite, 0 or more")

@@ -86,10 +86,8 @@ class TimedChunk:
 
         Braking along the commanded path visits only poses that the gate has already passed.
         """
-        rows = max(1, round(seconds / self.dt))
-        share = np.arange(1, rows + 1) / rows
-        # Speed falls linearly from 1 to 0, so half of the braking time is travelled.
-        travelled_ns = np.rint((share - share**2 / 2) * rows * self.step_ns).astype(np.int64)
+        travelled, _ = braking_share(max(1, round(seconds / self.dt)))
+        travelled_ns = np.rint(travelled * self.step_ns).astype(np.int64)
         positions = np.stack([self.sample(now_ns + int(t)) for t in travelled_ns])
         return TimedChunk(
             chunk_id=f"{self.chunk_id}/brake",
@@ -99,3 +97,13 @@ class TimedChunk:
             positions=positions,
             max_velocity=self.max_velocity,
         )
+
+
+def braking_share(rows: int) -> tuple[Array, Array]:
+    """Return how a path is travelled while its pace falls linearly from 1 to 0 within ``rows``.
+
+    Returns:
+        Rows of the path travelled at each row, half of them at the last; the pace there.
+    """
+    share = np.arange(1, rows + 1) / rows
+    return (share - share**2 / 2) * rows, 1.0 - share

@@ -140,11 +140,11 @@ def check_grippers(rig: RigSpec, measured: NDArray[np.float64] | None) -> Check:
     )
 
 
-def check_streamer(silence: str) -> Check:
-    """Look at whether the arm streamer is heard of: without it, a run would be refused."""
+def check_keeper(name: str, silence: str) -> Check:
+    """Look at whether the node that would hold the arms is heard of: no run goes without it."""
     if silence:
-        return Check("streamer", False, silence, "the launch file starts it; look at its log")
-    return Check("streamer", True, "the arm streamer is heard of")
+        return Check("keeper", False, silence, "the launch file starts it; look at its log")
+    return Check("keeper", True, f"{name} is heard of")
 
 
 def check_alone(foreign: Mapping[str, Sequence[str]]) -> Check:

@@ -88,7 +88,7 @@ class TrajectoryController:
             [point.velocities or (np.nan,) * len(order) for point in points], dtype=np.float64
         )[:, order]
         if now_ns < times[0]:
-            position, velocity = self._state(now_ns)
+            position, velocity = self.state(now_ns)
             times.insert(0, now_ns)
             positions = np.vstack([position, positions])
             velocities = np.vstack([velocity, velocities])
@@ -98,9 +98,10 @@ class TrajectoryController:
 
     def sample(self, now_ns: int) -> NDArray[np.float64]:
         """Return the commanded positions [rad] at ``now_ns``, in the controller's joint order."""
-        return self._state(now_ns)[0]
+        return self.state(now_ns)[0]
 
-    def _state(self, now_ns: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def state(self, now_ns: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the commanded positions [rad] and velocities [rad/s] at ``now_ns``."""
         if now_ns >= self._times[-1]:
             return self._last.copy(), np.zeros(len(self._last))
         segment = max(bisect.bisect_right(self._times, now_ns) - 1, 0)

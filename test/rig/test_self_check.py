@@ -12,12 +12,12 @@ from cosmos_policy_ros.rig.self_check import (
     Heard,
     check_alone,
     check_grippers,
+    check_keeper,
     check_pose,
     check_qos,
     check_rates,
     check_sides,
     check_sources,
-    check_streamer,
     failures,
     table,
 )
@@ -36,9 +36,10 @@ def heard(seconds: float = 2.0, **slow: float) -> Heard:
     return Heard(seconds, counts)
 
 
-def test_a_streamer_that_is_not_heard_of_stands_against_arming() -> None:
-    assert check_streamer("").passed
-    found = check_streamer("the arm streamer has not been heard of on /x: is it running?")
+def test_a_keeper_that_is_not_heard_of_stands_against_arming() -> None:
+    assert check_keeper("arm_guard_node", "").passed
+    silence = "the arm guard has not been heard of on /x: is it running?"
+    found = check_keeper("arm_guard_node", silence)
     assert "has not been heard of on /x" in failures([found])
 
 

@@ -1,0 +1,210 @@
+"""The arm guard: holds arms behind trajectory controllers when the policy node falls silent.
+
+A thin shell around ``rig.guard``. The arm streamer does the same for drivers that take no
+trajectories; this one only speaks when it is needed.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.clock import Clock, ClockType
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.qos import QoSProfile
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+from cosmos_policy_ros.errors import ConfigError, RigError
+from cosmos_policy_ros.msg import GuardState, PolicyState
+from cosmos_policy_ros.nodes import shell
+from cosmos_policy_ros.nodes.convert import trajectory_points
+from cosmos_policy_ros.nodes.shell import Parameter
+from cosmos_policy_ros.rig.guard import Guard, Hold
+from cosmos_policy_ros.rig.outputs import Output
+from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.spec import load_rig
+
+TICK_PERIOD = 0.02  # wall s
+STATE_TICKS = 5  # between two states; the policy node takes the state for a heartbeat
+PARAMETERS = (
+    Parameter("rig", "sim", "rig description: a name in config/rigs or a YAML file"),
+    Parameter("policy_state", "policy_node/state", "topic on which the policy node is alive"),
+    Parameter("autostart", True, "configure and activate at start, without a lifecycle manager"),
+)
+
+
+class ArmGuardNode(LifecycleNode):
+    """Lifecycle node ``arm_guard_node``; sends nothing while the policy node lives."""
+
+    def __init__(self) -> None:
+        """Declare the parameters; everything else happens when it is configured."""
+        super().__init__("arm_guard_node")
+        shell.declare(self, PARAMETERS)
+        self._active = False
+
+    # ---------------------------------------------------------------- lifecycle
+
+    @shell.transition
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Read the rig and listen to what its controllers are sent."""
+        self._rig = rig = load_rig(self.get_parameter("rig").value, config_folder("rigs"))
+        if rig.sink != "joint_trajectory":
+            raise ConfigError(
+                f"rig '{rig.name}' has sink {rig.sink}: its arm streamer holds the arms itself"
+            )
+        self._guard, self._holds, self._ticks = Guard(rig), 0, 0
+        options, qos = QoSOverridingOptions.with_default_policies(), QoSProfile(depth=10)
+        quiet = shell.NO_PUBLISHER_EVENTS
+        self._trajectories = {
+            output.name: self.create_publisher(
+                JointTrajectory, output.topic, qos, qos_overriding_options=options
+            )
+            for output in rig.outputs
+        }
+        self._listening = [
+            self.create_subscription(
+                JointTrajectory,
+                output.topic,
+                self._follow(output),
+                qos,
+                qos_overriding_options=options,
+            )
+            for output in rig.outputs
+        ]
+        topic = self.get_parameter("policy_state").value
+        self._listening.append(
+            self.create_subscription(PolicyState, topic, self._hear_policy, shell.LATCHED)
+        )
+        self._states = self.create_publisher(
+            GuardState, "~/state", shell.LATCHED_PUBLISHER, event_callbacks=quiet
+        )
+        self._diagnostics = self.create_publisher(
+            DiagnosticArray, "/diagnostics", 10, event_callbacks=quiet
+        )
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._ticking = self.create_timer(TICK_PERIOD, self._tick, clock=steady)
+        self._diagnosing = self.create_timer(1.0, self._diagnose, clock=steady)
+        return super().on_configure(state)
+
+    @shell.transition
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stand by."""
+        self._active = True
+        return super().on_activate(state)
+
+    @shell.transition
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stand by no more; its state tells the policy node, which brakes."""
+        self._active = False
+        self._tell()
+        return super().on_deactivate(state)
+
+    @shell.transition
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Disconnect."""
+        for timer in self._ticking, self._diagnosing:
+            self.destroy_timer(timer)
+        for subscription in self._listening:
+            self.destroy_subscription(subscription)
+        for publisher in (*self._trajectories.values(), self._states, self._diagnostics):
+            self.destroy_publisher(publisher)
+        return super().on_cleanup(state)
+
+    @shell.transition
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Nothing is left to do."""
+        return super().on_shutdown(state)
+
+    def close(self) -> None:
+        """End; the policy node brakes as soon as it misses us."""
+
+    # ---------------------------------------------------------------- in
+
+    def _hear_policy(self, message: PolicyState) -> None:
+        before = self._guard.armed
+        self._guard.hear_policy(message.armed, time.monotonic_ns())
+        if message.armed != before:
+            self._tell()
+
+    def _follow(self, output: Output) -> Callable[[JointTrajectory], None]:
+        def follow(message: JointTrajectory) -> None:
+            try:
+                hold = self._guard.hear_trajectory(
+                    output.name,
+                    message.header.frame_id,
+                    message.joint_names,
+                    trajectory_points(message),
+                    shell.stamp_to_ns(message.header.stamp),
+                    self._now_ns(),
+                )
+            except RigError as error:
+                self.get_logger().error(f"no path on {output.topic}: {error}")
+                return
+            if hold is not None and self._active:
+                self._send(output.name, hold)
+
+        return follow
+
+    # ---------------------------------------------------------------- out
+
+    def _tick(self) -> None:
+        if not self._active:
+            return
+        before = self._guard.reason
+        holds = self._guard.tick(self._now_ns(), time.monotonic_ns())
+        for output, hold in holds.items():
+            self._send(output, hold)
+        if self._guard.reason != before:
+            self.get_logger().error(f"the arms are held: {self._guard.reason}")
+            self._tell()
+        self._ticks += 1
+        if self._ticks % STATE_TICKS == 0:
+            self._tell()
+
+    def _send(self, output: str, hold: Hold) -> None:
+        message = JointTrajectory(joint_names=list(hold.joints))
+        message.header.frame_id = hold.chunk_id
+        if self._rig.trajectory_stamp == "start":
+            message.header.stamp = shell.ns_to_stamp(self._now_ns())
+        for each in hold.points:
+            point = JointTrajectoryPoint(
+                positions=array("d", each.positions), velocities=array("d", each.velocities)
+            )
+            point.time_from_start.sec, point.time_from_start.nanosec = divmod(
+                each.time_from_start_ns, shell.NS
+            )
+            message.points.append(point)
+        self._trajectories[output].publish(message)
+        self._holds += 1
+
+    def _tell(self) -> None:
+        reason = self._guard.reason or ("" if self._active else "it is not active")
+        state = GuardState(armed=self._guard.armed, reason=reason, holds=self._holds)
+        state.header.stamp = self.get_clock().now().to_msg()
+        self._states.publish(state)
+
+    def _diagnose(self) -> None:
+        reason = self._guard.reason
+        status = DiagnosticStatus(name=f"{self.get_name()}: arms", hardware_id="rig")
+        status.level = DiagnosticStatus.ERROR if reason else DiagnosticStatus.OK
+        status.message = f"held: {reason}" if reason else "standing by"
+        status.values = [KeyValue(key="holds", value=str(self._holds))]
+        told = DiagnosticArray(status=[status])
+        told.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(told)
+
+    def _now_ns(self) -> int:
+        return int(self.get_clock().now().nanoseconds)
+
+
+def make_node() -> LifecycleNode:
+    """Create the node and, with ``autostart``, bring it up."""
+    return shell.bring_up(ArmGuardNode())
+
+
+def main() -> None:
+    """Entry point of ``ros2 run cosmos_policy_ros arm_guard_node``."""
+    shell.main(make_node)

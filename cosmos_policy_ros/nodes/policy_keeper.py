@@ -1,0 +1,110 @@
+"""The policy node's ear for its keeper: who holds the arms should the policy node fall silent.
+
+The arm streamer, where goals are streamed to the drivers; the arm guard beside controllers.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+from rclpy.node import Node
+
+from cosmos_policy_ros.msg import GuardState, StreamerState
+from cosmos_policy_ros.nodes import shell
+from cosmos_policy_ros.rig.spec import RigSpec
+
+AUTO, NONE = "auto", "none"
+
+
+class _Kind(NamedTuple):
+    node_name: str
+    title: str
+    message: type
+
+
+_KINDS = {
+    "interbotix": _Kind("arm_streamer_node", "the arm streamer", StreamerState),
+    "joint_trajectory": _Kind("arm_guard_node", "the arm guard", GuardState),
+}
+
+
+class KeeperWatch:
+    """Knows whether the arms would follow, and whether they would be held.
+
+    Attributes:
+        node_name: of the keeper.
+        needed: whether there has to be one.
+    """
+
+    def __init__(self, node: Node, rig: RigSpec, keeper: str, *, dry: bool) -> None:
+        """Listen; in a dry run, where nothing moves, nothing is to be known.
+
+        Args:
+            node: which listens.
+            rig: whose sink says which kind of keeper it needs.
+            keeper: its node's name, "auto" for the usual one, "none" to do without.
+            dry: whether nothing goes to the arms.
+        """
+        kind = _KINDS[rig.sink]
+        self._node, self._title = node, kind.title
+        self.node_name = kind.node_name if keeper == AUTO else keeper
+        self.needed = keeper != NONE and not dry
+        self._topic = f"{self.node_name}/state"
+        self._patience = rig.stream.heartbeat_timeout
+        self._heard: float | None = None
+        self._awake = time.monotonic()
+        self._reason = self._overslept = ""
+        self._subscription = None
+        if self.needed:
+            self._subscription = node.create_subscription(
+                kind.message, self._topic, self._hear, shell.LATCHED
+            )
+
+    def close(self) -> None:
+        """Listen no more."""
+        if self._subscription is not None:
+            self._node.destroy_subscription(self._subscription)
+
+    def wake(self, armed: bool) -> None:
+        """Note that the node runs: an armed one that did not for too long was not waited for."""
+        if not armed:
+            self._overslept = ""
+        elif oversleeping := self._oversleeping():
+            self._overslept = oversleeping
+        self._awake = time.monotonic()
+
+    def silence(self) -> str:
+        """Return since when the keeper has not been heard of, empty if it has."""
+        if not self.needed:
+            return ""
+        if self._heard is None:
+            return f"{self._title} has not been heard of on {self._topic}: is it running?"
+        age = time.monotonic() - self._heard
+        if age > self._patience:
+            return f"{self._title} was last heard of {age:.2f} s ago; start it again"
+        return ""
+
+    def held(self) -> str:
+        """Return why the arms are where the keeper holds them, empty while they follow.
+
+        A brake of ours would then begin where they are not.
+        """
+        if not self.needed:
+            return ""
+        if self._reason:
+            return f"{self._title} holds the arms: {self._reason}"
+        return self._overslept or self._oversleeping()
+
+    def complaint(self) -> str:
+        """Return why nothing is to be moved, empty if the arms would follow and be held."""
+        return self.held() or self.silence()
+
+    def _oversleeping(self) -> str:
+        asleep = time.monotonic() - self._awake
+        if not self.needed or asleep <= self._patience:
+            return ""
+        return f"this node was kept waiting for {asleep:.2f} s, and {self._title} holds the arms"
+
+    def _hear(self, message: StreamerState | GuardState) -> None:
+        self._heard, self._reason = time.monotonic(), message.reason

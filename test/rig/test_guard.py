@@ -1,0 +1,174 @@
+"""Whatever path the arms are on, the guard ends it when the policy node is gone, and only then."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cosmos_policy_ros.errors import RigError
+from cosmos_policy_ros.rig.chunk import NS, TimedChunk
+from cosmos_policy_ros.rig.guard import HOLD, Guard, Hold
+from cosmos_policy_ros.rig.run import loss_brake_seconds
+from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.spec import load_rig
+from cosmos_policy_ros.rig.trajectory_controller import TrajectoryController, TrajectoryPoint
+from cosmos_policy_ros.rollouts.steps import BRAKE
+
+RIG = load_rig("sim", config_folder("rigs"))
+LEFT, RIGHT = RIG.outputs
+NOW = 1_000 * NS
+TICK = NS // 50
+PATIENCE = round(RIG.stream.heartbeat_timeout * NS)
+SMALLEST = 1e-9
+START = np.concatenate([[*arm.start, 0.0] for arm in RIG.arms.values()])
+
+
+def walk(seed: int) -> TimedChunk:
+    """Return a random chunk within the rig's speeds, from the start pose."""
+    steps = np.random.default_rng(seed).uniform(-0.5, 0.5, (50, 14)) * RIG.max_velocity / 25.0
+    path = START + np.cumsum(steps, axis=0)
+    return TimedChunk("run/3", NOW, 0.04, START, path, RIG.max_velocity)
+
+
+def points_of(chunk: TimedChunk, columns: tuple[int, ...]) -> list[TrajectoryPoint]:
+    positions = RIG.command(chunk.positions)[:, columns].tolist()
+    velocities = RIG.command_speed(chunk.velocities())[:, columns].tolist()
+    return [
+        TrajectoryPoint(tuple(p), tuple(v), time)
+        for p, v, time in zip(positions, velocities, chunk.times_ns(), strict=True)
+    ]
+
+
+class Bench:
+    """A guard, the controllers beside it, and a policy node that may fall silent."""
+
+    def __init__(self) -> None:
+        self.guard = Guard(RIG)
+        self.now = NOW
+        self.armed = self.alive = True
+        self.holds: dict[str, Hold] = {}
+        start = RIG.command(START[None])[0]
+        self.controllers = {
+            o.name: TrajectoryController(o.joints, start[list(o.columns)]) for o in RIG.outputs
+        }
+
+    def send(self, chunk: TimedChunk) -> None:
+        for output in RIG.outputs:
+            points = points_of(chunk, output.columns)
+            self.controllers[output.name].accept(output.joints, points, 0, self.now)
+            hold = self.guard.hear_trajectory(
+                output.name, chunk.chunk_id, output.joints, points, 0, self.now
+            )
+            if hold is not None:
+                self.obey(output.name, hold)
+
+    def run(self, ns: int) -> None:
+        for _ in range(ns // TICK):
+            self.now += TICK
+            if self.alive:
+                self.guard.hear_policy(self.armed, self.now)
+            for name, hold in self.guard.tick(self.now, self.now).items():
+                self.obey(name, hold)
+
+    def obey(self, name: str, hold: Hold) -> None:
+        self.holds[name] = hold
+        self.controllers[name].accept(hold.joints, hold.points, 0, self.now)
+        # As on the wire, where the guard hears itself.
+        assert not self.guard.hear_trajectory(
+            name, hold.chunk_id, hold.joints, hold.points, 0, self.now
+        )
+
+    def resting(self) -> bool:
+        return all(self.now >= each.end_ns for each in self.controllers.values())
+
+
+@pytest.fixture
+def bench() -> Bench:
+    bench = Bench()
+    bench.run(NS // 10)
+    return bench
+
+
+def test_it_keeps_out_of_the_way_of_a_policy_node_that_lives(bench: Bench) -> None:
+    bench.send(walk(0))
+    bench.run(3 * NS)
+    assert not bench.holds and not bench.guard.reason
+    assert bench.resting()
+
+
+def test_silence_holds_both_arms_and_stays(bench: Bench) -> None:
+    bench.send(walk(1))
+    bench.run(NS // 2)
+    bench.alive = False
+    bench.run(PATIENCE + 2 * TICK)
+    assert set(bench.holds) == {LEFT.name, RIGHT.name}
+    assert "the policy node was last heard of 0.3" in bench.guard.reason
+    assert all(h.chunk_id == f"run/3{HOLD}" for h in bench.holds.values())
+    assert HOLD.endswith(BRAKE), "who reads the bag knows a brake by it"
+    bench.run(round(loss_brake_seconds(RIG) * NS))
+    assert bench.resting()
+    # Alive again, but nobody has seen to the arms: what it sends is ended at once.
+    bench.alive = True
+    bench.run(NS)
+    assert bench.guard.reason
+    bench.send(walk(2))
+    bench.run(round(loss_brake_seconds(RIG) * NS))
+    assert bench.resting()
+    bench.armed = False
+    bench.run(NS // 10)
+    assert not bench.guard.reason
+
+
+def test_disarmed_or_at_rest_nothing_is_sent(bench: Bench) -> None:
+    bench.send(walk(3))
+    bench.armed = False
+    bench.run(NS // 10)
+    bench.alive = False
+    bench.run(NS)
+    assert not bench.holds
+    bench.alive = bench.armed = True
+    bench.run(2 * NS)
+    assert bench.resting()
+    bench.alive = False
+    bench.run(NS)
+    assert bench.guard.reason and not bench.holds, "what rests is not sent anything"
+
+
+def test_who_was_kept_waiting_listens_first(bench: Bench) -> None:
+    bench.send(walk(4))
+    late = bench.now + NS
+    assert not bench.guard.tick(late, late)
+    bench.guard.hear_policy(True, late)
+    assert not bench.guard.tick(late + TICK, late + TICK)
+    assert not bench.guard.reason
+
+
+def test_what_no_controller_takes_is_refused(bench: Bench) -> None:
+    with pytest.raises(RigError, match="no points"):
+        bench.guard.hear_trajectory(LEFT.name, "x/0", LEFT.joints, [], 0, NOW)
+
+
+@given(seed=st.integers(0, 2**32 - 1), after=st.integers(0, 2 * NS))
+def test_a_hold_follows_the_path_and_rests(seed: int, after: int) -> None:
+    """Every pose of it is one of the path's, every step of it no longer than the path's."""
+    chunk = walk(seed)
+    bench = Bench()
+    bench.send(TimedChunk("go_to_start", NOW, 0.04, START, START[None], RIG.max_velocity))
+    bench.send(chunk)
+    before = {name: each.state(NOW + after)[0] for name, each in bench.controllers.items()}
+    bench.now = NOW + after
+    bench.guard.hear_policy(True, bench.now - 2 * PATIENCE)
+    bench.guard.tick(bench.now - TICK, bench.now - TICK)
+    for name, hold in bench.guard.tick(bench.now, bench.now).items():
+        columns = next(list(o.columns) for o in RIG.outputs if o.name == name)
+        assert hold.points[-1].velocities == (0.0,) * len(hold.joints)
+        ahead = RIG.command(
+            np.stack([chunk.sample(bench.now + int(t)) for t in np.linspace(0, 0.08, 801) * NS])
+        )[:, columns]
+        path = np.vstack([before[name], [p.positions for p in hold.points]])
+        assert (path >= ahead.min(axis=0) - SMALLEST).all()
+        assert (path <= ahead.max(axis=0) + SMALLEST).all()
+        limit = np.abs(RIG.command_speed(RIG.max_velocity[None])[0, columns])
+        assert (np.abs(np.diff(path, axis=0)) / 0.04 <= 1.5 * limit).all()

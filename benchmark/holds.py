@@ -4,9 +4,9 @@
     python benchmark/holds.py                     # or some of the failures, by name
 
 The whole graph in real time on the simulated rig under the demonstrator: once with a trajectory
-controller per arm and the arm guard beside them, once behind the stand-in of the stock drivers (``test/helpers``) with the arm
-streamer in front. Every failure comes in mid-chunk. Printed is the time from it until the right
-arm rests, the arm's own inertia included, and what was said of it.
+controller per arm and the arm guard beside them, once behind the stand-in of the stock drivers
+(``test/helpers``) with the arm streamer in front. Every failure comes in mid-chunk. Printed is the
+time from it until the right arm rests, the arm's own inertia included, and what was said of it.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from cosmos_policy_ros.evaluation.results import Result, read_results, to_line
 from cosmos_policy_ros.evaluation.trial import TrialRoom
 from cosmos_policy_ros.evaluation.trial_bag import TrialBag
 from cosmos_policy_ros.rig.decision import Decision, EngineInfo, Policy, Query
-from cosmos_policy_ros.rig.run import Goal
+from cosmos_policy_ros.rig.goal import Goal
 from cosmos_policy_ros.rig.share import config_folder, share_folder
 from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.rollouts.store import EpisodeStore

@@ -1,12 +1,13 @@
 """One trial on the simulated rig in one process: what the nodes do together, without a wall clock.
 
 Rig, observation gates, run, safety gate and chunks are the nodes' own; only the messages between
-them are left out. The rig waits while the policy thinks, as in stepped mode.
+them are left out. The rig waits while the policy thinks, as in stepped mode; or the answer comes as
+late on the rig's clock as one says, whatever the policy really took.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
@@ -16,11 +17,16 @@ from numpy.typing import NDArray
 
 from cosmos_policy_ros.errors import CosmosPolicyError, RigError
 from cosmos_policy_ros.model.images import reduce
+from cosmos_policy_ros.rig.boundary import Boundary
 from cosmos_policy_ros.rig.chunk import TimedChunk
-from cosmos_policy_ros.rig.decision import Policy, Query
+from cosmos_policy_ros.rig.decision import Decision, Policy, Query
+from cosmos_policy_ros.rig.execution import BLOCKING, Execution, Trigger
 from cosmos_policy_ros.rig.gate import SafetyGate
+from cosmos_policy_ros.rig.goal import Goal, Outcome, RunLimits
+from cosmos_policy_ros.rig.latency import LatencyTracker
+from cosmos_policy_ros.rig.limits import Rates
 from cosmos_policy_ros.rig.outputs import Output
-from cosmos_policy_ros.rig.run import Goal, Outcome, Run, RunLimits
+from cosmos_policy_ros.rig.run import Run
 from cosmos_policy_ros.rig.sources import Sources
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
@@ -54,8 +60,10 @@ class Trial:
         seed: placed the objects.
         outcome: of the run; "done" when the last stage was reached before its limits.
         reached, stages: how far it got, of how many.
-        chunks, refused: executed and refused.
+        chunks, refused, late: executed, refused by the gate, and dropped as too late.
         seconds: of the rig's time.
+        idle: seconds of them that the arms stood still between their first motion and their last.
+        boundaries: one per chunk that was judged.
     """
 
     seed: int
@@ -64,7 +72,10 @@ class Trial:
     stages: int
     chunks: int
     refused: int
+    late: int
     seconds: float
+    idle: float
+    boundaries: tuple[Boundary, ...]
 
     @property
     def success(self) -> bool:
@@ -83,6 +94,29 @@ class Trial:
         A policy whose chunks the gate refuses has failed.
         """
         return self.outcome.outcome == "fault" and not self.refused
+
+
+@dataclass
+class Timing:
+    """How a trial's chunks follow each other, and how long the policy seems to think.
+
+    Attributes:
+        execution: blocking, or in motion.
+        latency: seconds on the rig's clock until an answer comes, asked anew for each; None for
+            none at all, the rig waiting.
+        make_trigger: of the run.
+    """
+
+    execution: Execution = BLOCKING
+    latency: Callable[[], float] | None = None
+    make_trigger: Callable[[Execution, Rates, LatencyTracker], Trigger] = Trigger
+
+
+class _Thinking(NamedTuple):
+    """An answer, and when it comes on the rig's clock."""
+
+    decision: Decision
+    due_ns: int
 
 
 class _RawImage(NamedTuple):
@@ -154,6 +188,7 @@ class TrialRoom:
         witnesses: Sequence[Witness] = (),
         *,
         condition: str = USUAL,
+        timing: Timing | None = None,
     ) -> Trial:
         """Place the objects and let a policy try.
 
@@ -165,13 +200,22 @@ class TrialRoom:
             policy: decides.
             witnesses: are told.
             condition: of the scene, see :mod:`sim.conditions`.
+            timing: by default at rest, in no time.
         """
+        timing, latency = timing or Timing(), LatencyTracker()
+        trigger = timing.make_trigger(timing.execution, self._spec.rates, latency)
         rig, began_ns = self._rig, self._rig.time_ns
         rig.reset(goal.task, scene_seed, condition)
         rig.advance(SETTLE)
         sources = Sources(self._seldom_seen)
-        run = Run(goal, self._spec, sources, self._gate, LIMITS, None)
+        run = Run(
+            goal, self._spec, sources, self._gate, LIMITS, None, trigger=trigger, latency=latency
+        )
         self._seen_ns = -1
+        self._boundaries: list[Boundary] = []
+        self._thinking: _Thinking | None = None
+        self._latency, self._first_wait_ns = timing.latency, 0
+        self._hurried = trigger.asks_in_motion  # it may never come to rest
         try:
             self._play(run, sources, policy, witnesses)
         except RigError as error:  # the physics became unstable
@@ -184,7 +228,10 @@ class TrialRoom:
             stages=len(rig.stages),
             chunks=run.chunks,
             refused=run.refused,
+            late=run.late,
             seconds=(rig.time_ns - began_ns) / 1e9,
+            idle=(run.idle_ns - self._first_wait_ns) / 1e9,
+            boundaries=tuple(self._boundaries),
         )
 
     def _play(
@@ -194,31 +241,46 @@ class TrialRoom:
         self._feel(sources, witnesses)
         while True:
             moving = run.chunk is not None and rig.time_ns < run.chunk.end_ns
-            if not moving or (witnesses and (rig.time_ns - began_ns) % self._picture_ns == 0):
+            watched = witnesses and (rig.time_ns - began_ns) % self._picture_ns == 0
+            if watched or run.looks(rig.time_ns):
                 self._look(sources, witnesses)
-            if not moving and rig.reached == len(rig.stages):
+            if (not moving or self._hurried) and rig.reached == len(rig.stages):
                 run.stop(rig.time_ns, "done", "reached the last stage")
             phase = run.phase
             effect = run.poll(rig.time_ns, rig.time_ns / 1e9)
             if isinstance(effect, TimedChunk):
                 self._send(effect, witnesses)
             elif effect is not None:
-                self._ask(run, effect, policy, witnesses)
+                self._ask(run, effect, policy)
             elif run.outcome is not None:
                 return
-            elif run.phase is phase:
+            elif run.phase is phase and not self._answer(run, witnesses):
                 rig.advance(self._tick_ns / 1e9)
                 self._feel(sources, witnesses)
 
-    def _ask(self, run: Run, query: Query, policy: Policy, witnesses: Sequence[Witness]) -> None:
+    def _ask(self, run: Run, query: Query, policy: Policy) -> None:
         try:
             decision = policy.decide(query)
         except CosmosPolicyError as error:
             run.query_failed(error, recoverable=False)
             return
-        _, chunk = run.answer(decision, self._rig.time_ns)
+        latency_ns = 0 if self._latency is None else round(self._latency() * 1e9)
+        self._thinking = _Thinking(decision, self._rig.time_ns + latency_ns)
+
+    def _answer(self, run: Run, witnesses: Sequence[Witness]) -> bool:
+        """Act on the answer, if it is due; return whether it was."""
+        thinking, now_ns = self._thinking, self._rig.time_ns
+        if thinking is None or now_ns < thinking.due_ns:
+            return False
+        self._thinking = None
+        _, chunk = run.answer(thinking.decision, now_ns)
+        if run.boundary is not None:
+            self._boundaries.append(run.boundary)
         if chunk is not None:
+            if run.chunks == 1:
+                self._first_wait_ns = run.idle_ns
             self._send(chunk, witnesses)
+        return True
 
     def _send(self, chunk: TimedChunk, witnesses: Sequence[Witness]) -> None:
         for output, points in trajectories(self._spec, chunk):

@@ -20,7 +20,7 @@ from cosmos_policy_ros.planning.worker import WorkerLimits
 from cosmos_policy_ros.planning.workers import parse_devices
 from cosmos_policy_ros.rig.arms import STATE_DIM
 from cosmos_policy_ros.rig.config import did_you_mean, load_config, named_file
-from cosmos_policy_ros.rig.run import RunLimits
+from cosmos_policy_ros.rig.goal import RunLimits
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 from cosmos_policy_ros.rollouts.task import Task, load_task

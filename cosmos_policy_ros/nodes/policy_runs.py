@@ -29,8 +29,9 @@ from cosmos_policy_ros.planning.workers import Inference
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Decision, Query
 from cosmos_policy_ros.rig.gate import SafetyGate, Situation
+from cosmos_policy_ros.rig.goal import Goal, Outcome, Phase
 from cosmos_policy_ros.rig.motion import start_motion
-from cosmos_policy_ros.rig.run import Goal, Outcome, Phase, Run, loss_brake_seconds
+from cosmos_policy_ros.rig.run import Run, loss_brake_seconds
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.sources import Sources
 from cosmos_policy_ros.rollouts.task import choose_prompt, load_task

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cosmos_policy_ros.rig.arms import STATE_DIM
 
 Array = NDArray[np.float64]
 NS = 1_000_000_000
@@ -22,6 +24,10 @@ class TimedChunk:
         start: (14,) commanded pose before the first row, policy units.
         positions: (K, 14) targets, policy units.
         max_velocity: (14,) bound of the velocities at the rows.
+        start_velocity: (14,) at ``start``; the arms are not at rest there when a chunk takes over
+            from another.
+        sent_after_ns: how much of the way to the first row is past when the chunk is sent; less
+            than a step.
     """
 
     chunk_id: str
@@ -30,6 +36,8 @@ class TimedChunk:
     start: Array
     positions: Array
     max_velocity: Array
+    start_velocity: Array = field(default_factory=lambda: np.zeros(STATE_DIM))
+    sent_after_ns: int = 0
 
     @property
     def step_ns(self) -> int:
@@ -41,9 +49,18 @@ class TimedChunk:
         """When the last row is due."""
         return self.start_ns + len(self.positions) * self.step_ns
 
+    @property
+    def sent_ns(self) -> int:
+        """When it is sent."""
+        return self.start_ns + self.sent_after_ns
+
+    def due_ns(self, row: int) -> int:
+        """When a row is due; -1 is the start."""
+        return self.start_ns + (row + 1) * self.step_ns
+
     def times_ns(self) -> tuple[int, ...]:
-        """Nanoseconds from the start to each row; the first is one dt, never 0."""
-        return tuple((i + 1) * self.step_ns for i in range(len(self.positions)))
+        """Nanoseconds from sending it to each row; strictly increasing, the first never 0."""
+        return tuple(self.due_ns(i) - self.sent_ns for i in range(len(self.positions)))
 
     def velocities(self) -> Array:
         """Return (K, 14) velocities at the rows for cubic interpolation; the last row rests.
@@ -63,23 +80,29 @@ class TimedChunk:
 
     def sample(self, now_ns: int) -> Array:
         """Return the (14,) commanded pose at a time: held before the start and after the end."""
+        return self.state(now_ns)[0]
+
+    def state(self, now_ns: int) -> tuple[Array, Array]:
+        """Return the (14,) commanded pose and its velocity [1/s] at a time."""
         elapsed = (now_ns - self.start_ns) / self.step_ns
         if elapsed <= 0:
-            return self.start
+            return self.start, self.start_velocity
         if elapsed >= len(self.positions):
-            return np.asarray(self.positions[-1])
+            return np.asarray(self.positions[-1]), np.zeros_like(self.start)
         row = int(elapsed)
         u = elapsed - row
         velocities = self.velocities() * self.dt
         p0 = self.positions[row - 1] if row else self.start
-        v0 = velocities[row - 1] if row else np.zeros_like(self.start)
+        v0 = velocities[row - 1] if row else self.start_velocity * self.dt
         p1, v1 = self.positions[row], velocities[row]
-        return np.asarray(
+        position = (
             (1 + 2 * u) * (1 - u) ** 2 * p0
             + u * (1 - u) ** 2 * v0
             + u**2 * (3 - 2 * u) * p1
             + u**2 * (u - 1) * v1
         )
+        per_step = 6 * u * (1 - u) * (p1 - p0) + (1 - u) * (1 - 3 * u) * v0 + u * (3 * u - 2) * v1
+        return np.asarray(position), np.asarray(per_step / self.dt)
 
     def brake(self, now_ns: int, seconds: float) -> TimedChunk:
         """Return a chunk that slows to rest along this one's own path, within ``seconds``.
@@ -89,13 +112,15 @@ class TimedChunk:
         travelled, _ = braking_share(max(1, round(seconds / self.dt)))
         travelled_ns = np.rint(travelled * self.step_ns).astype(np.int64)
         positions = np.stack([self.sample(now_ns + int(t)) for t in travelled_ns])
+        start, velocity = self.state(now_ns)
         return TimedChunk(
             chunk_id=f"{self.chunk_id}/brake",
             start_ns=now_ns,
             dt=self.dt,
-            start=self.sample(now_ns),
+            start=start,
             positions=positions,
             max_velocity=self.max_velocity,
+            start_velocity=velocity,
         )
 
 

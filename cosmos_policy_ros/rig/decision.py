@@ -14,6 +14,27 @@ from cosmos_policy_ros.rig.observation import Observation
 
 
 @dataclass(frozen=True)
+class Commitment:
+    """What moving arms are going to do anyway, when a query is sent while they do it.
+
+    Attributes:
+        positions: (n, 14) the path under way where rows of the answer are due: the first one dt
+            after the observation.
+        weights: (n,) how firmly the answer's row is held there: 1 exactly, 0 not at all.
+        seconds: how long after the observation the path under way ends.
+    """
+
+    positions: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    seconds: float
+
+    @property
+    def binds(self) -> bool:
+        """Whether any row is held."""
+        return bool((self.weights > 0).any())
+
+
+@dataclass(frozen=True)
 class Query:
     """What is asked of a policy.
 
@@ -24,6 +45,7 @@ class Query:
         index: 0 for the first query of a run. A policy that keeps state starts afresh at 0.
         observation: what the rig looks like now.
         deadline: wall seconds that a search may take; 0 for as long as it takes.
+        committed: what the arms do meanwhile; None when they are at rest.
     """
 
     task: str
@@ -32,6 +54,7 @@ class Query:
     index: int
     observation: Observation
     deadline: float = 0.0
+    committed: Commitment | None = None
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,14 @@ every joint; the released client's check saw only positive jumps and no grippers
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.rig.arms import GRIPPER_INDICES, STATE_DIM
 from cosmos_policy_ros.rig.spec import RigSpec
+from cosmos_policy_ros.rig.splice import Splice, Splicer
 
 Array = NDArray[np.float64]
 
@@ -26,12 +27,15 @@ class Situation:
         measured: (14,) pose that the arms reported last.
         state_age: seconds since the older of their reports.
         result_age: seconds since the observation that the chunk was decided on.
+        trail: (n, 14) poses commanded of late, which moving arms may still be on their way
+            through; None for arms at rest.
     """
 
     commanded: Array
     measured: Array
     state_age: float = 0.0
     result_age: float = 0.0
+    trail: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,35 @@ class SafetyGate:
             self._check_start(chunk, now)
             or self._check_speed(chunk)
             or Verdict(True, chunk, int(np.count_nonzero(clipped != positions)), message=message)
+        )
+
+    def judge_splice(self, splice: Splice, splicer: Splicer, now: Situation) -> Verdict:
+        """Judge a chunk that is to take over from the one under way.
+
+        The rules are :meth:`judge`'s. The start jump is that between the two paths where the new
+        one takes over, and the measured pose may be any of those commanded of late; the speeds are
+        those of the spliced path.
+
+        Returns:
+            The first rule broken, or acceptance with the (n, 14) rows of the spliced path.
+        """
+        positions = splice.decided.positions
+        unusable = (
+            self._check_shape(positions, splice.decided.dt, self._steps)
+            or self._check_finite(positions)
+            or self._check_ages(now)
+            or self._check_limits(positions)
+        )
+        if unusable:
+            return unusable
+        clipped = np.clip(positions, self._lower, self._upper)
+        splice = replace(splice, decided=replace(splice.decided, positions=clipped))
+        rows = np.clip(splicer(splice), self._lower, self._upper)
+        before, _ = splice.path.state(splice.path.due_ns(splice.first - 1))
+        return (
+            self._check_takeover(splice, now)
+            or self._check_speed(np.vstack([before, rows]), first=splice.first - 1)
+            or Verdict(True, rows, int(np.count_nonzero(clipped != positions)))
         )
 
     def _led_over(self, chunk: Array, commanded: Array) -> tuple[Array, str]:
@@ -191,14 +224,38 @@ class SafetyGate:
                 return verdict
         return None
 
-    def _check_speed(self, positions: Array) -> Verdict | None:
+    def _check_takeover(self, splice: Splice, now: Situation) -> Verdict | None:
+        limit = self._start_jump
+        if self._lead_in:  # a rig that leads chunks over from further off does so here, too
+            limit = np.maximum(limit, self._lead_in_jump)
+        advice = "from the path under way: mend the policy, or set execution: blocking"
+        gap = np.abs(splice.gap)[None]
+        if verdict := self._worst("start_jump", gap, limit, advice, first=splice.takeover):
+            return verdict
+        trail = now.commanded[None] if now.trail is None else now.trail
+        off = np.maximum(trail.min(axis=0) - now.measured, now.measured - trail.max(axis=0))
+        advice = "from where it was commanded to be: is the arm held, or its servo overloaded?"
+        return self._worst("start_jump", np.maximum(off, 0.0)[None], self._start_jump, advice)
+
+    def _check_speed(self, positions: Array, first: int = 0) -> Verdict | None:
         # Row 0 is the start jump's: its reference is a pose of the arms, not a row.
         steps = np.zeros_like(positions)
         steps[1:] = np.abs(np.diff(positions, axis=0))
-        return self._worst("step_speed", steps, self._step, "in one control step: too fast")
+        advice = "in one control step: too fast"
+        return self._worst("step_speed", steps, self._step, advice, first)
 
-    def _worst(self, rule: str, found: Array, limit: Array, advice: str) -> Verdict | None:
-        """Refuse with the entry that is furthest over its limit, if any is over."""
+    def _worst(
+        self, rule: str, found: Array, limit: Array, advice: str, first: int = 0
+    ) -> Verdict | None:
+        """Refuse with the entry that is furthest over its limit, if any is over.
+
+        Args:
+            rule: its name.
+            found: (n, 14) values.
+            limit: (14,).
+            advice: ends the message.
+            first: number of the row that ``found`` begins with.
+        """
         # A hair of tolerance: a chunk exactly at a limit must not fail by rounding.
         over = found - limit * (1 + 1e-9) - 1e-12
         step, joint = map(int, np.unravel_index(int(np.argmax(over)), over.shape))
@@ -210,10 +267,10 @@ class SafetyGate:
             False,
             rule=rule,
             joint=joint,
-            step=step,
+            step=step + first,
             value=value,
             limit=allowed,
-            message=f"{self._names[joint]} at step {step} is {value:.3f} {unit} {advice}; "
+            message=f"{self._names[joint]} at step {step + first} is {value:.3f} {unit} {advice}; "
             f"allowed is {allowed:.3f}",
         )
 

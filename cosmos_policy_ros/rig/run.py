@@ -1,24 +1,36 @@
 """One run of a task: when to ask, when to move, when to hold, when to end.
 
 A state machine without ROS, threads or clocks of its own. It is polled with the rig's time and
-answers with at most one thing to do; a dead or late part always means hold.
+answers with at most one thing to do; a dead or late part always means hold. While the arms move it
+may ask for the next chunk already (``rig.execution``); what comes in time is spliced into the path.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import Enum
+from collections import deque
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.errors import CosmosPolicyError, ObservationError
+from cosmos_policy_ros.rig.boundary import Boundary, Jump, measure_jump
 from cosmos_policy_ros.rig.chunk import NS, TimedChunk
-from cosmos_policy_ros.rig.decision import Decision, Query
+from cosmos_policy_ros.rig.decision import Commitment, Decision, Query
+from cosmos_policy_ros.rig.execution import BLOCKING, Trigger
 from cosmos_policy_ros.rig.gate import SafetyGate, Situation, Verdict
+from cosmos_policy_ros.rig.goal import Goal, Outcome, Phase, RunLimits
+from cosmos_policy_ros.rig.latency import LatencyTracker
+from cosmos_policy_ros.rig.observation import Observation
 from cosmos_policy_ros.rig.sources import Sources
 from cosmos_policy_ros.rig.spec import RigSpec
+from cosmos_policy_ros.rig.splice import KEPT, Splice
 
+Array = NDArray[np.float64]
+
+LATE = "late"  # rule of a verdict on an answer that came too late to be of use
+TRAIL = 0.5  # s of commanded poses that moving arms may still be on their way through
 LOSS_BRAKE_PERIODS = 2  # control periods to rest once a source is lost: blind, so no further
 
 
@@ -27,63 +39,11 @@ def loss_brake_seconds(rig: RigSpec) -> float:
     return LOSS_BRAKE_PERIODS * rig.rates.dt
 
 
-class Phase(str, Enum):
-    """Where a run stands."""
+class _Asked(NamedTuple):
+    """A query under way: its observation's stamp, and whether the arms were moving."""
 
-    OBSERVING = "observing"
-    QUERYING = "querying"
-    EXECUTING = "executing"
-    PAUSED = "paused"
-    DONE = "done"
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What a run is to do.
-
-    Attributes:
-        run_id: hex UUID of the action goal.
-        task: name of the task file.
-        prompt: text for the model.
-        time_limit: seconds of executed motion; as in the paper, thinking does not count.
-        chunk_limit: chunks to execute at most; 0 for no limit.
-        seed: base noise seed.
-        deadline: wall seconds for one decision; 0 for as long as it takes.
-    """
-
-    run_id: str
-    task: str
-    prompt: str
-    time_limit: float
-    chunk_limit: int
-    seed: int
-    deadline: float = 0.0
-
-
-@dataclass(frozen=True)
-class RunLimits:
-    """Patience and braking.
-
-    Attributes:
-        observation_timeout: wall seconds to wait for a usable observation before giving up.
-        brake_seconds: time in which a chunk under way is brought to rest when somebody asks.
-    """
-
-    observation_timeout: float
-    brake_seconds: float
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended: time_limit, chunk_limit, stopped, cancelled or fault."""
-
-    outcome: str
-    message: str
-
-    @property
-    def success(self) -> bool:
-        """Whether it ran to one of its limits."""
-        return self.outcome in ("time_limit", "chunk_limit")
+    stamp_ns: int
+    in_motion: bool
 
 
 class Run:
@@ -94,7 +54,8 @@ class Run:
         outcome: set when it is done.
         message: why it waits or what it does, for people.
         chunk: the chunk under way, or the last one.
-        chunks, refused: counts.
+        chunks, refused, late: counts; what came too late is not refused.
+        boundary: of the last chunk that was judged.
         idle_ns: time the arms stood still between the first query and the last chunk.
     """
 
@@ -105,9 +66,11 @@ class Run:
         sources: Sources,
         gate: SafetyGate,
         limits: RunLimits,
-        commanded: NDArray[np.float64] | None,
+        commanded: Array | None,
         *,
         dry: bool = False,
+        trigger: Trigger | None = None,
+        latency: LatencyTracker | None = None,
     ) -> None:
         """Begin observing.
 
@@ -119,83 +82,162 @@ class Run:
             limits: patience and braking.
             commanded: what the arms hold, None when only they know.
             dry: whether chunks go nowhere, so that every one begins where the arms stand.
+            trigger: when to ask in motion; None for never.
+            latency: is told how long answers take.
         """
         self.goal, self.phase, self.outcome = goal, Phase.OBSERVING, None
         self.message, self.chunk = "", None
-        self.chunks = self.refused = self.idle_ns = 0
+        self.chunks = self.refused = self.late = self.idle_ns = 0
+        self.boundary = None
         self._rig, self._sources, self._gate, self._limits = rig, sources, gate, limits
         self._commanded, self._dry = commanded, dry
+        self._latency = latency or LatencyTracker()
+        self._trigger = trigger or Trigger(BLOCKING, rig.rates, self._latency)
+        self._asked: _Asked | None = None
+        self._ending: Outcome | None = None  # once the arms are at rest
+        self._trail: deque[tuple[int, Array]] = deque()
         self._queries = self._refused_in_row = 0
-        self._not_before_ns = self._decided_on_ns = 0
+        self._not_before_ns = self._executed_ns = self._moving_since_ns = 0
         self._waiting_since_ns: int | None = None
         self._observing_since: float | None = None
 
     phase: Phase
     outcome: Outcome | None
     chunk: TimedChunk | None
+    boundary: Boundary | None
 
-    def commanded(self, now_ns: int) -> NDArray[np.float64] | None:
+    def commanded(self, now_ns: int) -> Array | None:
         """Return the (14,) pose commanded at ``now_ns``; None before anything was."""
         if self._dry:
             return None
         return self.chunk.sample(now_ns) if self.chunk is not None else self._commanded
 
-    def poll(self, now_ns: int, wall: float) -> Query | TimedChunk | None:
+    def poll(self, now_ns: int, wall: float, *, ready: bool = True) -> Query | TimedChunk | None:
         """Advance.
 
         Args:
             now_ns: the rig's clock.
             wall: a monotonic clock in seconds, which goes on when the rig's stands still.
+            ready: whether a query would be answered at once.
 
         Returns:
             A query to send to the policy, a braking chunk to publish now, or None.
         """
         if self.phase is Phase.EXECUTING:
-            return self._poll_executing(now_ns)
-        if self.phase is Phase.OBSERVING:
+            return self._poll_executing(now_ns, ready)
+        if self.phase is Phase.OBSERVING and ready:
             return self._poll_observing(now_ns, wall)
         return None
 
-    def answer(self, decision: Decision, now_ns: int) -> tuple[Verdict, TimedChunk | None]:
-        """Judge a decision; the chunk, when there is one, is to be published at once."""
-        measured = self._sources.measured()
-        assert measured is not None, "a query was sent without a state"
-        held = self.commanded(now_ns)
-        held = measured if held is None else held
-        situation = Situation(
-            commanded=held,
-            measured=measured,
-            state_age=self._sources.state_age(now_ns),
-            result_age=(now_ns - self._decided_on_ns) / NS,
+    def looks(self, now_ns: int) -> bool:
+        """Return whether a poll now would make an observation."""
+        if self.phase is not Phase.EXECUTING:
+            return self.phase is Phase.OBSERVING
+        return self._is_time_to_ask(now_ns)
+
+    def answer(
+        self, decision: Decision, now_ns: int, phases: Mapping[str, float] | None = None
+    ) -> tuple[Verdict, TimedChunk | None]:
+        """Judge a decision; the chunk, when there is one, is to be published at once.
+
+        Args:
+            decision: of the query under way.
+            now_ns: the rig's clock.
+            phases: wall seconds of the query's phases.
+        """
+        assert self._asked is not None, "nothing was asked"
+        asked, self._asked = self._asked, None
+        self._latency.add((now_ns - asked.stamp_ns) / NS, phases or decision.phases)
+        if self.phase is Phase.EXECUTING:
+            return self._take_over(decision, asked, now_ns)
+        if asked.in_motion:
+            return self._too_late((now_ns - self._not_before_ns) / NS), None
+        return self._begin(decision, asked, now_ns)
+
+    def _begin(
+        self, decision: Decision, asked: _Asked, now_ns: int
+    ) -> tuple[Verdict, TimedChunk | None]:
+        """Start a chunk from rest."""
+        now = self._situation(asked, now_ns)
+        verdict = self._gate.judge(decision.positions, decision.dt, now)
+        held = now.commanded
+        self._note(
+            asked,
+            now_ns,
+            old=np.tile(held, (KEPT + self._rig.rates.chunk_steps, 1)),
+            decided=decision.positions,
+            sent=verdict.positions,
         )
-        verdict = self._gate.judge(decision.positions, decision.dt, situation)
         if verdict.positions is None:
             self._refuse(verdict)
             return verdict, None
         assert self._waiting_since_ns is not None
         self.idle_ns += now_ns - self._waiting_since_ns
-        self._refused_in_row = 0
-        self.chunk = TimedChunk(
-            chunk_id=f"{self.goal.run_id}/{self.chunks}",
-            start_ns=now_ns,
+        self._moving_since_ns = now_ns
+        self._trail.clear()
+        return verdict, self._execute(
+            TimedChunk(
+                chunk_id=self._next_id,
+                start_ns=now_ns,
+                dt=decision.dt,
+                start=held,
+                positions=verdict.positions,
+                max_velocity=self._rig.max_velocity,
+            )
+        )
+
+    def _take_over(
+        self, decision: Decision, asked: _Asked, now_ns: int
+    ) -> tuple[Verdict, TimedChunk | None]:
+        """Splice a chunk into the path under way; one that cannot be leaves it as it is."""
+        path = self.chunk
+        assert path is not None
+        meant = TimedChunk(
+            chunk_id=self._next_id,
+            start_ns=asked.stamp_ns,
             dt=decision.dt,
-            start=held,
-            positions=verdict.positions,
+            start=path.sample(asked.stamp_ns),
+            positions=decision.positions,
             max_velocity=self._rig.max_velocity,
         )
-        self.chunks += 1
-        self.phase = Phase.EXECUTING
-        self.message = f"executing chunk {self.chunks}"
-        return verdict, self.chunk
+        execution = self._trigger.execution
+        splice = Splice(path, meant, now_ns, execution.blend_rows)
+        if splice.lateness > 0:
+            return self._too_late(splice.lateness), None
+        now = self._situation(asked, now_ns)
+        verdict = self._gate.judge_splice(splice, execution.splicer, now)
+        if verdict.rule != "shape":
+            self._note(
+                asked,
+                now_ns,
+                old=splice.old,
+                decided=splice.new[KEPT:],
+                sent=None if verdict.positions is None else verdict.positions[KEPT:],
+                dropped=splice.dropped,
+            )
+        if verdict.positions is None:
+            self._trigger.missed()
+            self._refuse(verdict)
+            return verdict, None
+        return verdict, self._execute(splice.chunk(self._next_id, verdict.positions))
 
     def query_failed(self, error: CosmosPolicyError, recoverable: bool) -> None:
-        """Hold, and ask again with a fresh observation unless the policy is gone for good."""
-        if self.phase is not Phase.QUERYING:
+        """Hold, and ask again with a fresh observation unless the policy is gone for good.
+
+        Arms that still move finish their chunk before.
+        """
+        asked, self._asked = self._asked, None
+        if asked is None:
             return
-        if recoverable:
-            self._observe(f"query failed: {error}; the arms hold, asking again")
+        if asked.in_motion:
+            self._trigger.missed()
+        moving = self.phase is Phase.EXECUTING
+        if not recoverable:
+            self._end_at_rest("fault", f"query failed: {error}; the arms hold")
+        elif moving:
+            self.message = f"query failed: {error}; asking again once the arms rest"
         else:
-            self._end("fault", f"query failed: {error}; the arms hold")
+            self._observe(f"query failed: {error}; the arms hold, asking again")
 
     def stop(self, now_ns: int, outcome: str, message: str) -> TimedChunk | None:
         """End the run; returns the braking chunk to publish when the arms are moving."""
@@ -211,7 +253,7 @@ class Run:
         if self.phase in (Phase.PAUSED, Phase.DONE):
             return None
         moving = self.phase is Phase.EXECUTING
-        self.phase, self.message = Phase.PAUSED, "paused: the arms hold"
+        self.phase, self.message, self._asked = Phase.PAUSED, "paused: the arms hold", None
         brake = self._brake(now_ns, self._limits.brake_seconds) if moving else None
         # A brake of before the pause may still be under way.
         still = now_ns if brake is None else brake.end_ns
@@ -224,30 +266,84 @@ class Run:
             self._waiting_since_ns = None  # a pause is nobody's idleness
             self._observe("resumed: waiting for an observation")
 
-    def _poll_executing(self, now_ns: int) -> TimedChunk | None:
-        assert self.chunk is not None
-        if now_ns >= self.chunk.end_ns:
-            self._waiting_since_ns = self._not_before_ns = self.chunk.end_ns
-            executed = self.chunks * self._rig.rates.chunk_steps * self._rig.rates.dt
-            if self.goal.chunk_limit and self.chunks >= self.goal.chunk_limit:
-                self._end("chunk_limit", f"executed its {self.chunks} chunks")
-            elif executed >= self.goal.time_limit - 1e-9:
-                self._end("time_limit", f"executed {executed:g} s of motion")
-            else:
-                self._observe("waiting for an observation")
+    def _poll_executing(self, now_ns: int, ready: bool) -> Query | TimedChunk | None:
+        path = self.chunk
+        assert path is not None
+        if now_ns >= path.end_ns:
+            self._come_to_rest(path)
             return None
         lost = self._sources.lost(now_ns)
-        if not lost:
+        if lost:
+            # Whoever mends a cable has a hand near the arms: they move on when told to, not by
+            # themselves.
+            self.phase, self._asked = Phase.PAUSED, None
+            self.message = (
+                f"{lost}: braked, the arms hold; mend it, then ~/pause with data: false goes on"
+            )
+            brake = self._brake(now_ns, loss_brake_seconds(self._rig))
+            self._not_before_ns = brake.end_ns
+            return brake
+        if self._trigger.asks_in_motion:
+            self._leave_trail(path, now_ns)
+        if ready and self._is_time_to_ask(now_ns):
+            return self._ask_in_motion(path, now_ns)
+        return None
+
+    def _come_to_rest(self, path: TimedChunk) -> None:
+        """Go on after the last row of a path."""
+        self._waiting_since_ns = self._not_before_ns = path.end_ns
+        self._executed_ns += path.end_ns - self._moving_since_ns
+        if self._ending is not None:
+            self._end(self._ending.outcome, self._ending.message)
+        elif self._is_last(0):
+            executed = self._executed_ns / NS
+            if self.goal.chunk_limit and self.chunks >= self.goal.chunk_limit:
+                self._end("chunk_limit", f"executed its {self.chunks} chunks")
+            else:
+                self._end("time_limit", f"executed {executed:g} s of motion")
+        elif self._asked is not None:
+            # Whoever is at the old question cannot look at a new one yet.
+            self.phase, self.message = Phase.QUERYING, "the answer is late: the arms hold"
+        else:
+            self._observe("waiting for an observation")
+
+    def _is_last(self, under_way_ns: int) -> bool:
+        """Return whether a limit is reached with so much more motion."""
+        executed = (self._executed_ns + under_way_ns) / NS
+        limit = self.goal.chunk_limit
+        return bool(limit and self.chunks >= limit) or executed >= self.goal.time_limit - 1e-9
+
+    def _is_time_to_ask(self, now_ns: int) -> bool:
+        path = self.chunk
+        if path is None or self._asked is not None or self._ending is not None or self._dry:
+            return False
+        left_ns = path.end_ns - now_ns
+        last = self._is_last(path.end_ns - self._moving_since_ns)
+        return not last and self._trigger.due(left_ns / NS)
+
+    def _ask_in_motion(self, path: TimedChunk, now_ns: int) -> Query | None:
+        try:
+            observation = self._sources.observe(now_ns, self._not_before_ns)
+        except ObservationError as error:
+            self.message = f"executing chunk {self.chunks}; cannot ask for the next: {error}"
             return None
-        # Whoever mends a cable has a hand near the arms: they move on when told to, not by
-        # themselves.
-        self.phase = Phase.PAUSED
-        self.message = (
-            f"{lost}: braked, the arms hold; mend it, then ~/pause with data: false goes on"
-        )
-        brake = self._brake(now_ns, loss_brake_seconds(self._rig))
-        self._not_before_ns = brake.end_ns
-        return brake
+        left = (path.end_ns - now_ns) / NS
+        committed = self._trigger.commitment(path, observation.stamp_ns)
+        return self._ask(observation, left, committed)
+
+    def _ask(
+        self, observation: Observation, left: float, committed: Commitment | None = None
+    ) -> Query:
+        goal, index = self.goal, self._queries
+        self._queries += 1
+        self._asked = _Asked(observation.stamp_ns, committed is not None)
+        deadline = self._trigger.deadline(left, goal.deadline)
+        return Query(goal.task, goal.prompt, goal.seed, index, observation, deadline, committed)
+
+    def _leave_trail(self, path: TimedChunk, now_ns: int) -> None:
+        self._trail.append((now_ns, path.sample(now_ns)))
+        while now_ns - self._trail[0][0] > TRAIL * NS:
+            self._trail.popleft()
 
     def _poll_observing(self, now_ns: int, wall: float) -> Query | None:
         if self._waiting_since_ns is None:
@@ -264,27 +360,93 @@ class Run:
             return None
         self.phase = Phase.QUERYING
         self.message = "waiting for the policy"
-        index, goal = self._queries, self.goal
-        self._queries += 1
-        self._decided_on_ns = observation.stamp_ns
-        return Query(goal.task, goal.prompt, goal.seed, index, observation, goal.deadline)
+        return self._ask(observation, 0.0)
+
+    def _situation(self, asked: _Asked, now_ns: int) -> Situation:
+        measured = self._sources.measured()
+        assert measured is not None, "a query was sent without a state"
+        held = self.commanded(now_ns)
+        return Situation(
+            commanded=measured if held is None else held,
+            measured=measured,
+            state_age=self._sources.state_age(now_ns),
+            result_age=(now_ns - asked.stamp_ns) / NS,
+            trail=np.stack([pose for _, pose in self._trail]) if self._trail else None,
+        )
+
+    def _execute(self, chunk: TimedChunk) -> TimedChunk:
+        self.chunk, self._refused_in_row = chunk, 0
+        self.chunks += 1
+        self.phase, self.message = Phase.EXECUTING, f"executing chunk {self.chunks}"
+        return chunk
+
+    @property
+    def _next_id(self) -> str:
+        return f"{self.goal.run_id}/{self.chunks}"
+
+    def _note(
+        self,
+        asked: _Asked,
+        now_ns: int,
+        *,
+        old: Array,
+        decided: Array,
+        sent: Array | None,
+        dropped: int = 0,
+    ) -> None:
+        """Remember how rough a boundary is; ``old`` begins KEPT rows before it."""
+        self.boundary = None
+        if decided.shape != old[KEPT:].shape or not np.isfinite(decided).all():
+            return  # another rig's, or nothing: refused for that
+
+        def jump(rows: Array) -> Jump:
+            around = self._trigger.execution.blend_rows
+            return measure_jump(old, np.vstack([old[:KEPT], rows]), self._rig.rates.dt, around)
+
+        self.boundary = Boundary(
+            asked_ns=asked.stamp_ns,
+            latency=(now_ns - asked.stamp_ns) / NS,
+            dropped=dropped,
+            decided=jump(decided),
+            sent=None if sent is None else jump(sent),
+        )
+
+    def _too_late(self, seconds: float) -> Verdict:
+        """Drop an answer: the path plays out, and the next query comes from rest."""
+        self.late += 1
+        self._trigger.missed()
+        message = f"the answer came {seconds:.2f} s too late for the path under way: dropped"
+        if self.phase is Phase.QUERYING:
+            self._observe(message)
+        return Verdict(False, rule=LATE, value=seconds, message=message)
 
     def _refuse(self, verdict: Verdict) -> None:
         self.refused += 1
         self._refused_in_row += 1
         limit = self._rig.gate.refusals
         if self._refused_in_row >= limit:
-            self._end("fault", f"{limit} chunks refused in a row, the last: {verdict.message}")
+            last = f"{limit} chunks refused in a row, the last: {verdict.message}"
+            self._end_at_rest("fault", last)
+        elif self.phase is Phase.EXECUTING:
+            self.message = f"chunk refused, going on with the last: {verdict.message}"
         else:
             self._observe(f"chunk refused, holding: {verdict.message}")
 
     def _brake(self, now_ns: int, seconds: float) -> TimedChunk:
         assert self.chunk is not None
         self.chunk = self.chunk.brake(now_ns, seconds)
+        self._executed_ns += self.chunk.end_ns - self._moving_since_ns
         return self.chunk
 
     def _observe(self, message: str) -> None:
         self.phase, self.message, self._observing_since = Phase.OBSERVING, message, None
+
+    def _end_at_rest(self, outcome: str, message: str) -> None:
+        """End, but let arms that move finish their chunk, which the gate has passed, before."""
+        if self.phase is Phase.EXECUTING:
+            self._ending, self.message = Outcome(outcome, message), message
+        else:
+            self._end(outcome, message)
 
     def _end(self, outcome: str, message: str) -> None:
         self.phase, self.message = Phase.DONE, message

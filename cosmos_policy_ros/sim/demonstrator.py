@@ -55,7 +55,8 @@ class Demonstrator:
     The whole episode is planned at query 0; later queries return the next rows of that plan, and
     the last row for ever after its end. Nothing depends on when the queries come, so the arms may
     rest between chunks for as long as they like; after a chunk that was braked on its way, the
-    next one goes on from where the arms stand.
+    next one goes on from where the arms stand. Asked while they move, it answers with what follows
+    at the times that are asked for, between two rows of the plan if need be.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Demonstrator:
         self._jitter, self._choice = jitter, choice
         self._sight: dict[str, PrimarySight] = {}  # by task: each has its lens
         self._plan: NDArray[np.float64] | None = None
-        self._next = 0
+        self._next = 0.0
         self._reason = ""
 
     @property
@@ -104,27 +105,29 @@ class Demonstrator:
             )
         first = self._resume(self._plan, query)
         self._next = first + CHUNK_ROWS
-        rows = np.minimum(np.arange(first, first + CHUNK_ROWS), len(self._plan) - 1)
+        rows = f"rows {first + 1:g} to {self._next:g} of {len(self._plan)}"
         return Decision(
-            positions=self._plan[rows],
+            positions=_rows(self._plan, first),
             dt=DT,
             candidates=(Candidate(query.seed),),
             chosen=0,
-            reason=f"{self._reason}; rows {first + 1} to {first + CHUNK_ROWS} of {len(self._plan)}",
+            reason=f"{self._reason}; {rows}",
             engine="demonstrator",
             phases=phases,
         )
 
-    def _resume(self, plan: NDArray[np.float64], query: Query) -> int:
+    def _resume(self, plan: NDArray[np.float64], query: Query) -> float:
         """Return the row to go on from: the next one or, after a brake, where the arms stand."""
         if query.index == 0:
             return 0
-        last = min(self._next, len(plan)) - 1
+        if query.committed is not None:
+            return max(self._next - query.committed.seconds / DT, 0.0)
+        last = min(round(self._next), len(plan)) - 1
         begin = max(0, last + 1 - CHUNK_ROWS)
         off = np.delete(plan[begin : last + 1] - query.observation.state, _GRIPPERS, axis=1)
         distances = np.abs(off).max(axis=1)
         if distances[-1] <= SERVO_LAG:
-            return self._next
+            return round(self._next)
         return begin + int(np.argmin(distances)) + 1
 
     def _make_plan(self, query: Query) -> NDArray[np.float64]:
@@ -172,3 +175,12 @@ class Demonstrator:
         span = limits.command_open - limits.command_closed
         rows[:, _GRIPPERS] = (rows[:, _GRIPPERS] - limits.command_closed) / span
         return rows
+
+
+def _rows(plan: NDArray[np.float64], first: float) -> NDArray[np.float64]:
+    """Return a chunk of a plan from a row on, which may be between two; the last row for ever."""
+    at = np.minimum(np.arange(CHUNK_ROWS) + first, len(plan) - 1)
+    before = np.floor(at).astype(int)
+    after = np.minimum(before + 1, len(plan) - 1)
+    share = (at - before)[:, None]
+    return np.asarray((1 - share) * plan[before] + share * plan[after])

@@ -15,7 +15,7 @@ from cosmos_policy_ros.evaluation.trial_bag import JUDGE, TrialBag
 from cosmos_policy_ros.model.images import reduce
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Decision, EngineInfo, Query
-from cosmos_policy_ros.rig.run import Goal
+from cosmos_policy_ros.rig.goal import Goal
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rollouts.episode import read_episode

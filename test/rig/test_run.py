@@ -12,7 +12,8 @@ from cosmos_policy_ros.errors import WorkerError
 from cosmos_policy_ros.rig.chunk import NS, TimedChunk
 from cosmos_policy_ros.rig.decision import Candidate, Decision, Query
 from cosmos_policy_ros.rig.gate import SafetyGate
-from cosmos_policy_ros.rig.run import Goal, Phase, Run, RunLimits
+from cosmos_policy_ros.rig.goal import Goal, Phase, RunLimits
+from cosmos_policy_ros.rig.run import Run
 from cosmos_policy_ros.rig.sources import Sources
 from cosmos_policy_ros.rig.spec import RigSpec
 

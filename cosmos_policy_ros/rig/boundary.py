@@ -1,0 +1,66 @@
+"""How rough the boundary between two chunks is, as it was decided and as it was sent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
+from cosmos_policy_ros.rig.splice import KEPT
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Jump:
+    """Of all arm joints, grippers apart, the largest.
+
+    Attributes:
+        position: distance between the old path and the first changed row [rad].
+        velocity: change from one step to the next around the boundary [rad/s].
+        acceleration: its change from one step to the next [rad/s²].
+    """
+
+    position: float
+    velocity: float
+    acceleration: float
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """Where a chunk took over, for people and tables.
+
+    Attributes:
+        asked_ns: stamp of the observation that triggered it.
+        latency: seconds from there until it was judged, on the rig's clock.
+        dropped: rows that were past, or the old path's, when it took over.
+        decided: how rough it would have been as it was decided; of a refused one too.
+        sent: how rough it was as it was sent; None of a refused one.
+    """
+
+    asked_ns: int
+    latency: float
+    dropped: int
+    decided: Jump
+    sent: Jump | None
+
+
+def measure_jump(old: Array, rows: Array, dt: float, around: int) -> Jump:
+    """Measure where ``rows`` leave the old path.
+
+    Args:
+        old: (n, 14) the path before.
+        rows: (n, 14) what is followed: KEPT rows of the old path, then another.
+        dt: seconds per row.
+        around: rows after the boundary that belong to it.
+    """
+    arms = np.delete(rows[: KEPT + around + 2], GRIPPER_INDICES, axis=1)
+    changes = np.diff(arms, n=2, axis=0) / dt
+    off = np.delete(rows[KEPT] - old[KEPT], GRIPPER_INDICES)
+    return Jump(
+        float(np.abs(off).max()),
+        float(np.abs(changes).max(initial=0.0)),
+        float(np.abs(np.diff(changes, axis=0)).max(initial=0.0)) / dt,
+    )

@@ -1,0 +1,115 @@
+"""When the next chunk is asked for: at rest, as in the paper, or while the arms still move.
+
+A query in motion must be answered before its path ends, so it starts early enough for the p95 of
+the measured latency; but the earlier it starts the less is left of its answer by then. With one
+inference at a time no pause is left if two latencies fit into a chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cosmos_policy_ros.rig.chunk import NS, TimedChunk
+from cosmos_policy_ros.rig.decision import Commitment
+from cosmos_policy_ros.rig.latency import LatencyTracker
+from cosmos_policy_ros.rig.limits import Rates
+from cosmos_policy_ros.rig.splice import KEPT, Splicer, blend
+
+Mode = Literal["blocking", "overlap", "auto"]
+Boundary = Literal["condition", "blend"]
+LOOK = 1  # rows between two looks at whether it is time, at most
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How chunks follow each other.
+
+    Attributes:
+        mode: "blocking" asks at rest; "overlap" in motion whenever the answer can come in time;
+            "auto" in motion if no pause is left then, else at rest.
+        boundary: "condition" has the policy begin with what the arms are committed to; "blend"
+            only goes over from the old path to the new one.
+        blend_rows: rows of going over, with both.
+        searches: whether the policy searches: it then uses all the time that it is given.
+        splicer: makes the spliced path.
+    """
+
+    mode: Mode = "blocking"
+    boundary: Boundary = "condition"
+    blend_rows: int = 5
+    searches: bool = False
+    splicer: Splicer = blend
+
+
+BLOCKING = Execution()
+
+
+class Trigger:
+    """Decides when to ask in motion, for an answer by when, and with what commitment.
+
+    Attributes:
+        execution: how chunks follow each other.
+        asks_in_motion: whether it ever does.
+    """
+
+    def __init__(self, execution: Execution, rates: Rates, latency: LatencyTracker) -> None:
+        """Go by the latencies that ``latency`` will have measured."""
+        self.execution, self._rates, self._latency = execution, rates, latency
+        self._margin = (KEPT + LOOK) * rates.dt
+        self.asks_in_motion = execution.mode != "blocking"
+        self._missed = False
+
+    def missed(self) -> None:
+        """Note that an answer did not come in time."""
+        self._missed = True
+
+    def due(self, left: float) -> bool:
+        """Return whether to ask now, with ``left`` seconds of the path to go."""
+        mode, p95 = self.execution.mode, self._latency.p95
+        if mode == "blocking" or p95 is None:
+            return False
+        chunk = self._rates.chunk_steps * self._rates.dt
+        if self.execution.searches:
+            # It takes what it is given. Half a chunk leaves the other half for its answer.
+            return self._margin < left <= chunk / 2 and not (mode == "auto" and self._missed)
+        if mode == "auto" and 2 * p95 + self._margin > chunk:
+            return False
+        going_over = self.execution.blend_rows * self._rates.dt
+        return p95 + self._margin <= left <= p95 + self._margin + going_over
+
+    def deadline(self, left: float, usual: float) -> float:
+        """Return the wall seconds that a search may take.
+
+        Args:
+            left: seconds of the path to go; 0 at rest.
+            usual: what it may take at rest; 0 for as long as it takes.
+        """
+        if not left:
+            return usual
+        around = self._latency.phases_p95("observe", "transfer", "publish")
+        possible = max(left - self._margin - around, self._rates.dt)
+        return min(possible, usual) if usual else possible
+
+    def commitment(self, path: TimedChunk, seen_ns: int) -> Commitment:
+        """Return what the arms do after an observation, and how much of it is held.
+
+        What they will have done when the answer comes is held exactly; the hold is let go towards
+        the path's end, which a chunk made as if nothing came after it.
+        """
+        step_ns, left_ns = path.step_ns, path.end_ns - seen_ns
+        rows = max(left_ns // step_ns, 0)
+        positions = [path.sample(seen_ns + (row + 1) * step_ns) for row in range(rows)]
+        weights = np.zeros(rows)
+        if self.execution.boundary == "condition":
+            p95 = self._latency.p95 or 0.0
+            if self.execution.searches:
+                p95 = max(left_ns / NS - self._margin, 0.0)
+            held = min(round(p95 / self._rates.dt) + KEPT, rows)
+            fading = np.arange(1, rows - held + 1) / (rows - held + 1)
+            weights = np.concatenate([np.ones(held), (1 + np.cos(np.pi * fading)) / 2])
+        poses: NDArray[np.float64] = np.array(positions).reshape(rows, len(path.start))
+        return Commitment(poses, weights, left_ns / NS)

@@ -2,7 +2,9 @@
 
 Holds the preconditioning (what the network is fed and what its output means) and the conditioning
 (what a query knows already). Known frames are given clean and unscaled with timestep 0 and a mark
-in the mask channel, and come back exactly as they were.
+in the mask channel, and come back exactly as they were. A frame of which only a part is known stays
+a noisy one for the network, which was trained on nothing else; the known part of its estimate is
+put right after every evaluation, so that the solver leads the noise there to what is known.
 """
 
 from __future__ import annotations
@@ -84,6 +86,21 @@ def estimate_clean(
 
 
 @dataclass(frozen=True)
+class Held:
+    """A generated frame of which a part is known.
+
+    Attributes:
+        frame: which.
+        values: (16, H, W) float32, what it is there.
+        weights: (16, H, W) float32: 1 holds a number exactly, 0 leaves it to the network.
+    """
+
+    frame: int
+    values: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True)
 class Denoiser:
     """The network bound to one query.
 
@@ -93,6 +110,7 @@ class Denoiser:
         clean: (B, 16, T, H, W) float32; only its known frames are ever read.
         known: per frame, whether it is known: the mask of the mode.
         text: (B, L, D) prompt embedding, or what the network's ``read`` made of it.
+        held: a generated frame that is known in part, the same in every sample; None for none.
     """
 
     network: Transformer | CachedTransformer
@@ -100,6 +118,7 @@ class Denoiser:
     clean: Tensor
     known: tuple[bool, ...]
     text: Tensor | Memory
+    held: Held | None = None
 
     @cached_property
     def generated(self) -> tuple[int, ...]:
@@ -129,9 +148,14 @@ class Denoiser:
         known = torch.tensor(self.known).expand(len(samples), -1)
         frames = self.generated if wanted is None else wanted
         clean = self._clean_of(samples)
-        return estimate_clean(
+        estimate = estimate_clean(
             self.network, self.preconditioning, noisy, sigma, clean, known, self.text, frames
         )
+        if self.held is None:
+            return estimate
+        frame = estimate[:, :, self.held.frame]
+        estimate[:, :, self.held.frame] = torch.lerp(frame, self.held.values, self.held.weights)
+        return estimate
 
     def _clean_of(self, samples: Sequence[int]) -> Tensor:
         if len(self.clean) == len(samples):

@@ -22,10 +22,10 @@ from cosmos_policy_ros.errors import ConfigError
 from cosmos_policy_ros.model import images
 from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint
 from cosmos_policy_ros.model.config import Numerics
-from cosmos_policy_ros.model.denoiser import Denoiser
+from cosmos_policy_ros.model.denoiser import Denoiser, Held
 from cosmos_policy_ros.model.devices import AUTO, Backend, choose_device, compile_forward
 from cosmos_policy_ros.model.images import Picture
-from cosmos_policy_ros.model.injection import extract, extract_value
+from cosmos_policy_ros.model.injection import extract, extract_value, inject
 from cosmos_policy_ros.model.layout import FUTURE, Mode, ValueMode
 from cosmos_policy_ros.model.sampler import (
     Draw,
@@ -44,7 +44,7 @@ from cosmos_policy_ros.model.sequence import (
 from cosmos_policy_ros.model.smoothing import smooth
 from cosmos_policy_ros.model.transformer import Memory
 from cosmos_policy_ros.model.transformer_cache import CachedTransformer
-from cosmos_policy_ros.rig.decision import Candidate, Decision, EngineInfo, Query
+from cosmos_policy_ros.rig.decision import Candidate, Commitment, Decision, EngineInfo, Query
 from cosmos_policy_ros.rig.observation import Observation
 
 ENGINE = "cosmos"
@@ -159,9 +159,9 @@ class CosmosPolicy:
             scene = self._encode(query.prompt, pictures, query.observation)
         with clock.phase("denoise"):
             draw = Draw(query.seed, config.denoising_steps)
-            latents = self.propose(scene, [draw], futures=True)
+            latents = self.propose(scene, [draw], futures=True, committed=query.committed)
         with clock.phase("extract"):
-            (positions,) = self.chunks(latents)
+            (positions,) = self.chunks(latents, query.committed)
             (value,) = self.values(latents)
         note = RANDOM_WEIGHTS if self.checkpoint.random_weights else ""
         return Decision(
@@ -187,7 +187,13 @@ class CosmosPolicy:
         """
         return self._encode(prompt, prepare_pictures(observation, self.checkpoint), observation)
 
-    def propose(self, scene: Scene, draws: Sequence[Draw], futures: bool = False) -> Tensor:
+    def propose(
+        self,
+        scene: Scene,
+        draws: Sequence[Draw],
+        futures: bool = False,
+        committed: Commitment | None = None,
+    ) -> Tensor:
         """Ask the policy: action, future and value are denoised together from the current state.
 
         Args:
@@ -195,13 +201,17 @@ class CosmosPolicy:
             draws: one per proposal.
             futures: whether the imagined future state will be read too. Leaving it out spares a
                 part of the last evaluation and changes nothing else.
+            committed: what the arms do anyway: those rows of the action, in all its copies, are
+                held at every evaluation, and the rest is generated to go with them. Needs no
+                training (facts: aloha-rig.md, section 3.4; inpainting as in diffusion on images).
 
         Returns:
             Latents with the state, the action and the value, and with the future if it was asked
             for.
         """
         read = ("action", "value", *(self.checkpoint.layout.future if futures else ()))
-        return self._generate("policy", scene.prompt, scene.clean, draws, read)
+        held = self._hold(committed) if committed is not None and committed.binds else None
+        return self._generate("policy", scene.prompt, scene.clean, draws, read, held)
 
     def imagine(self, prompt: str, latents: Tensor, draws: Sequence[Draw]) -> Tensor:
         """Ask the world model: what follows from the state and the action in each latent.
@@ -236,13 +246,22 @@ class CosmosPolicy:
         """
         return self.values(self._generate(mode, prompt, latents, draws, ("value",)))
 
-    def chunks(self, latents: Tensor) -> NDArray[np.float64]:
-        """Read the action chunks (B, K, d) in policy units. Not clipped: that is the gate's."""
+    def chunks(self, latents: Tensor, committed: Commitment | None = None) -> NDArray[np.float64]:
+        """Read the action chunks (B, K, d) in policy units. Not clipped: that is the gate's.
+
+        Rows that are exactly what the arms are committed to come back as they were given: neither
+        smoothing nor the network's precision touches them.
+        """
         config = self.checkpoint.config
         frames = latents[:, :, self.checkpoint.layout.index("action")]
         flat = extract(frames, config.chunk_steps * config.action_dims).cpu().double().numpy()
         chunks = flat.reshape(-1, config.chunk_steps, config.action_dims)
-        return smooth(self.checkpoint.statistics.actions.unnormalise(chunks), config.smoothing)
+        smoothed = smooth(self.checkpoint.statistics.actions.unnormalise(chunks), config.smoothing)
+        if committed is not None:
+            rows = min(len(committed.weights), config.chunk_steps)
+            held = np.flatnonzero(committed.weights[:rows] == 1.0)
+            smoothed[:, held] = committed.positions[held]
+        return smoothed
 
     def values(self, latents: Tensor) -> tuple[float, ...]:
         """Read the values, in [0, 1]."""
@@ -283,6 +302,7 @@ class CosmosPolicy:
         latents: Tensor,
         draws: Sequence[Draw],
         read: Sequence[str],
+        held: Held | None = None,
     ) -> Tensor:
         """Generate what ``mode`` does not know, of which the frames called ``read`` are wanted."""
         if len(latents) not in (1, len(draws)):
@@ -294,12 +314,28 @@ class CosmosPolicy:
             clean=latents.expand(len(draws), -1, -1, -1, -1),
             known=layout.mask(mode),
             text=self._read(prompt),
+            held=held,
         )
         frames = [layout.index(name) for name in read]
         generated = self._in_batches(denoiser, draws, frames)
         # A longer run in the same batch may have made them: nothing may depend on its company.
         generated[:, :, [f for f in denoiser.generated if f not in frames]] = torch.nan
         return generated
+
+    def _hold(self, committed: Commitment) -> Held:
+        """Return the action frame with the committed rows in all their copies."""
+        config = self.checkpoint.config
+        rows = min(len(committed.weights), config.chunk_steps)
+        chunk = np.zeros((config.chunk_steps, config.action_dims))
+        weights = np.zeros_like(chunk)
+        normalised = self.checkpoint.statistics.actions.normalise(committed.positions[:rows])
+        chunk[:rows], weights[:rows] = normalised, committed.weights[:rows, None]
+
+        def frame(numbers: NDArray[np.float64]) -> Tensor:
+            flat = torch.from_numpy(numbers.astype(np.float32)).flatten()
+            return inject(flat, config.frame_shape).to(self.device)
+
+        return Held(self.checkpoint.layout.index("action"), frame(chunk), frame(weights))
 
     def _read(self, prompt: str) -> Memory:
         return self._network.read(prompt, self.checkpoint.text.embedding)

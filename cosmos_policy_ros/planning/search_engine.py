@@ -98,14 +98,16 @@ class SearchEngine:
 
     def _propose(self, task: Propose) -> Proposed:
         config, layout = self._policy.checkpoint.config, self._policy.checkpoint.layout
+        committed = task.query.committed if task.after is None else None
         if task.after is None:
             scene = self._look(task.query)
         else:
             after = self._tensor(task.after)
             ahead = step_ahead(layout, after, config.numerics)
             scene = Scene(task.query.prompt, {}, ahead)
-        latents = self._policy.propose(scene, [Draw(s, config.denoising_steps) for s in task.seeds])
-        return Proposed(_array(latents), self._policy.chunks(latents))
+        draws = [Draw(seed, config.denoising_steps) for seed in task.seeds]
+        latents = self._policy.propose(scene, draws, committed=committed)
+        return Proposed(_array(latents), self._policy.chunks(latents, committed))
 
     def _imagine(self, task: Imagine) -> Latents:
         """Predict every candidate's futures. Member i draws its noise from the seed + i."""

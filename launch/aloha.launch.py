@@ -48,6 +48,10 @@ DESCRIPTIONS = {
     "numerics": "engine cosmos: where NVIDIA's code and the paper differ, follow released or "
     "paper; checkpoint: as its config says",
     "denoising_steps": "engine cosmos: denoising steps; 0 for the checkpoint's",
+    "execution": "blocking asks for the next chunk when the arms rest, as in the paper; overlap "
+    "while they move; auto while they move if no pause is left then",
+    "boundary": "of chunks asked for in motion: condition has the policy begin with what the arms "
+    "are committed to; blend only goes over from the old path to the new one",
     "seed": "base noise seed of the policy",
     "dry_run": "true sends trajectories to policy_node/preview/<output>, and nothing to the arms",
     "root": "folder of the episodes, one bag each",

@@ -113,9 +113,10 @@ class Timing:
 
 
 class _Thinking(NamedTuple):
-    """An answer, and when it comes on the rig's clock."""
+    """An answer, what it is about, and when it comes on the rig's clock."""
 
     decision: Decision
+    stamp_ns: int
     due_ns: int
 
 
@@ -208,13 +209,11 @@ class TrialRoom:
         rig.reset(goal.task, scene_seed, condition)
         rig.advance(SETTLE)
         sources = Sources(self._seldom_seen)
-        run = Run(
-            goal, self._spec, sources, self._gate, LIMITS, None, trigger=trigger, latency=latency
-        )
+        run = Run(goal, self._spec, sources, self._gate, LIMITS, None, trigger=trigger)
         self._seen_ns = -1
         self._boundaries: list[Boundary] = []
         self._thinking: _Thinking | None = None
-        self._latency, self._first_wait_ns = timing.latency, 0
+        self._think, self._latencies, self._first_wait_ns = timing.latency, latency, 0
         self._hurried = trigger.asks_in_motion  # it may never come to rest
         try:
             self._play(run, sources, policy, witnesses)
@@ -264,8 +263,9 @@ class TrialRoom:
         except CosmosPolicyError as error:
             run.query_failed(error, recoverable=False)
             return
-        latency_ns = 0 if self._latency is None else round(self._latency() * 1e9)
-        self._thinking = _Thinking(decision, self._rig.time_ns + latency_ns)
+        latency_ns = 0 if self._think is None else round(self._think() * 1e9)
+        stamp_ns = query.observation.stamp_ns
+        self._thinking = _Thinking(decision, stamp_ns, self._rig.time_ns + latency_ns)
 
     def _answer(self, run: Run, witnesses: Sequence[Witness]) -> bool:
         """Act on the answer, if it is due; return whether it was."""
@@ -274,6 +274,7 @@ class TrialRoom:
             return False
         self._thinking = None
         _, chunk = run.answer(thinking.decision, now_ns)
+        self._latencies.add((now_ns - thinking.stamp_ns) / 1e9, {})
         if run.boundary is not None:
             self._boundaries.append(run.boundary)
         if chunk is not None:

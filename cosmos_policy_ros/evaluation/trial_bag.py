@@ -88,10 +88,16 @@ class TrialBag:
     def sent(self, chunk: TimedChunk) -> None:
         """Record what the arms are told, unstamped as the policy node sends it."""
         sent = self._messages.trajectories(
-            self._rig, chunk.chunk_id, 0, chunk.step_ns, chunk.positions, chunk.velocities()
+            self._rig,
+            chunk.chunk_id,
+            0,
+            chunk.step_ns,
+            chunk.positions,
+            chunk.velocities(),
+            chunk.sent_after_ns,
         )
         for topic, cdr in sent:
-            self._recording.write(absolute(topic), chunk.start_ns, cdr)
+            self._recording.write(absolute(topic), chunk.sent_ns, cdr)
 
     def finish(self, outcome: str, points: float) -> Path:
         """Score the episode and close its bag; return its folder.

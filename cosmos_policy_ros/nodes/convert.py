@@ -17,6 +17,7 @@ from cosmos_policy_ros.msg import Decision as DecisionMsg
 from cosmos_policy_ros.msg import Label as LabelMsg
 from cosmos_policy_ros.msg import Verdict as VerdictMsg
 from cosmos_policy_ros.nodes.shell import NS, ns_to_stamp
+from cosmos_policy_ros.rig.boundary import Boundary
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Decision, Query
 from cosmos_policy_ros.rig.gate import Verdict
@@ -33,7 +34,7 @@ class TrajectoryMessages:
     """
 
     def __init__(self, rig: RigSpec) -> None:
-        """Make messages for ``rig``; the stamp is zero or the chunk's start, as its file says."""
+        """Make messages for ``rig``; the stamp is zero or that of sending, as its file says."""
         self._rig = rig
         self._made: dict[int, tuple[JointTrajectory, ...]] = {}
         self._blank(rig.rates.chunk_steps)
@@ -50,7 +51,7 @@ class TrajectoryMessages:
             q, v = positions[:, output.columns], velocities[:, output.columns]
             message.header.frame_id = chunk.chunk_id
             if self._rig.trajectory_stamp == "start":
-                message.header.stamp = ns_to_stamp(chunk.start_ns)
+                message.header.stamp = ns_to_stamp(chunk.sent_ns)
             for row, (point, time) in enumerate(zip(message.points, chunk.times_ns(), strict=True)):
                 point.positions = array("d", q[row].tobytes())
                 point.velocities = array("d", v[row].tobytes())
@@ -109,6 +110,10 @@ def decision_to_message(
         positions=array("d", decision.positions.ravel()),
     )
     message.header.stamp = ns_to_stamp(query.observation.stamp_ns)
+    if (committed := query.committed) is not None:
+        message.committed = array("d", committed.positions.ravel())
+        message.committed_weights = array("d", committed.weights)
+        message.committed_seconds = committed.seconds
     message.candidates = [
         CandidateMsg(
             seed=c.seed,
@@ -131,8 +136,10 @@ def picture_to_message(picture: NDArray[np.uint8], stamp_ns: int, chunk_id: str)
     return message
 
 
-def verdict_to_message(verdict: Verdict, chunk_id: str, now_ns: int, rig: RigSpec) -> VerdictMsg:
-    """Return the Verdict message."""
+def verdict_to_message(
+    verdict: Verdict, boundary: Boundary | None, chunk_id: str, now_ns: int, rig: RigSpec
+) -> VerdictMsg:
+    """Return the Verdict message; ``boundary`` is the judged chunk's, None where it has none."""
     message = VerdictMsg(
         chunk_id=chunk_id,
         accepted=verdict.accepted,
@@ -146,6 +153,12 @@ def verdict_to_message(verdict: Verdict, chunk_id: str, now_ns: int, rig: RigSpe
         clamped=verdict.clamped,
     )
     message.header.stamp = ns_to_stamp(now_ns)
+    if boundary is not None:
+        message.asked = ns_to_stamp(boundary.asked_ns)
+        message.latency, message.dropped = boundary.latency, boundary.dropped
+        message.jump_decided = array("d", dataclasses.astuple(boundary.decided))
+        if boundary.sent is not None:
+            message.jump_sent = array("d", dataclasses.astuple(boundary.sent))
     return message
 
 

@@ -41,6 +41,8 @@ class GraphOptions:
         compiled: compile its transformer.
         numerics: released, paper, or checkpoint: as its config says.
         denoising_steps: 0 as the checkpoint says.
+        execution: blocking, overlap (ask while the arms move) or auto.
+        boundary: of chunks asked for in motion: condition or blend.
         seed: base noise seed of the policy.
         dry_run: everything but the arms: trajectories go to ~/preview, and nothing is recorded.
         root: folder of the episodes.
@@ -64,6 +66,8 @@ class GraphOptions:
     compiled: bool = False
     numerics: str = "checkpoint"
     denoising_steps: int = 0
+    execution: str = "blocking"
+    boundary: str = "condition"
     seed: int = 195
     dry_run: bool = False
     root: str = "rollouts"
@@ -96,6 +100,8 @@ def node_processes(options: GraphOptions) -> tuple[NodeProcess, ...]:
         "compiled": options.compiled,
         "numerics": options.numerics,
         "denoising_steps": options.denoising_steps,
+        "execution": options.execution,
+        "boundary": options.boundary,
         "seed": options.seed,
         "dry_run": options.dry_run,
         "self_check": not options.stepped,  # nothing is fresh while no time passes

@@ -158,7 +158,7 @@ class PolicyNode(LifecycleNode):
 
     def _diagnose(self) -> None:
         self._checks.count()
-        self._reports.diagnose(self._checks.live())
+        self._reports.diagnose(self._runs.latency, self._checks.live())
 
     def _report(self) -> None:
         """Tell how things stand, if that has changed."""

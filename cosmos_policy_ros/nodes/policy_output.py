@@ -17,9 +17,11 @@ from cosmos_policy_ros.nodes.convert import (
     verdict_to_message,
 )
 from cosmos_policy_ros.nodes.policy_keeper import KeeperWatch
+from cosmos_policy_ros.rig.boundary import Boundary
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Decision, Query
 from cosmos_policy_ros.rig.gate import Verdict
+from cosmos_policy_ros.rig.run import LATE
 from cosmos_policy_ros.rig.spec import RigSpec
 
 
@@ -83,8 +85,15 @@ class PolicyOutput:
         """Tell what was decided."""
         self._decisions.publish(decision_to_message(decision, query, run_id, chunk_id, phases))
 
-    def judged(self, verdict: Verdict, chunk_id: str, now_ns: int) -> None:
-        """Tell what the gate said of it."""
-        self._verdicts.publish(verdict_to_message(verdict, chunk_id, now_ns, self._rig))
-        if not verdict.accepted:
+    def judged(
+        self, verdict: Verdict, boundary: Boundary | None, chunk_id: str, now_ns: int
+    ) -> None:
+        """Tell what the gate said of it, and how it meets the path before it."""
+        message = verdict_to_message(verdict, boundary, chunk_id, now_ns, self._rig)
+        self._verdicts.publish(message)
+        if verdict.rule == LATE:
+            self._node.get_logger().warning(f"chunk {chunk_id}: {verdict.message}")
+        elif not verdict.accepted:
             self._node.get_logger().error(f"chunk {chunk_id} refused: {verdict.message}")
+        elif boundary is not None:
+            self._node.get_logger().info(f"chunk {chunk_id}: {boundary}")

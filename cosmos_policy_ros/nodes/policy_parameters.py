@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from rclpy.node import Node
 
@@ -20,6 +21,7 @@ from cosmos_policy_ros.planning.worker import WorkerLimits
 from cosmos_policy_ros.planning.workers import parse_devices
 from cosmos_policy_ros.rig.arms import STATE_DIM
 from cosmos_policy_ros.rig.config import did_you_mean, load_config, named_file
+from cosmos_policy_ros.rig.execution import BoundaryMode, Execution, Mode
 from cosmos_policy_ros.rig.goal import RunLimits
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
@@ -96,6 +98,20 @@ PARAMETERS = (
     Parameter("start_timeout", 600.0, "wall s for the model to load", 1.0, 7200.0),
     Parameter("query_timeout", 60.0, "wall s for one task of a model, then it hangs", 0.1, 3600.0),
     Parameter("dry_run", False, "send trajectories to ~/preview/<output> and nothing to the arms"),
+    Parameter(
+        "execution",
+        "blocking",
+        "blocking: the next chunk is asked for when the arms rest, as in the paper; overlap: while "
+        "they move, whenever the answer can come in time; auto: while they move if no pause is "
+        "left then, by the latencies measured, else as blocking",
+    ),
+    Parameter(
+        "boundary",
+        "condition",
+        "of chunks asked for in motion: condition has the policy begin with what the arms are "
+        "committed to; blend only goes over from the old path to the new one",
+    ),
+    Parameter("blend_seconds", 0.2, "s of going over from the old path to the new one", 0.0, 1.0),
     Parameter("start_speed", 0.5, "rad/s of the fastest joint on ~/go_to_start", 0.05, 1.0),
     Parameter("self_check", True, "arm only when all of ~/self_check passes"),
     Parameter(
@@ -126,6 +142,7 @@ class PolicySettings:
     self_check: bool
     dry_run: bool
     start_speed: float
+    execution: Execution
 
 
 def read_settings(node: Node) -> PolicySettings:
@@ -144,12 +161,9 @@ def read_settings(node: Node) -> PolicySettings:
     if engine == "auto":
         engine = "cosmos" if rig.kind == "real" or search is not None else "demonstrator"
     if engine not in ENGINES:
-        known = did_you_mean(engine, (*ENGINES, "auto"))
-        raise ConfigError(f"engine '{engine}' is not one{known}")
+        _one_of("engine", engine, (*ENGINES, "auto"))
     numerics = value("numerics")
-    if numerics not in (*get_args(Numerics), AS_TRAINED):
-        known = did_you_mean(numerics, (*get_args(Numerics), AS_TRAINED))
-        raise ConfigError(f"numerics '{numerics}' is not one{known}")
+    _one_of("numerics", numerics, (*get_args(Numerics), AS_TRAINED))
     if engine == "demonstrator" and rig.kind != "sim":
         raise ConfigError(
             f"engine demonstrator knows only the simulated rig, this is '{rig.name}'; "
@@ -184,7 +198,20 @@ def read_settings(node: Node) -> PolicySettings:
         self_check=value("self_check"),
         dry_run=value("dry_run"),
         start_speed=value("start_speed"),
+        execution=Execution(
+            mode=_one_of("execution", value("execution"), get_args(Mode)),
+            boundary=_one_of("boundary", value("boundary"), get_args(BoundaryMode)),
+            blend_rows=round(value("blend_seconds") / rig.rates.dt),
+            searches=search is not None,
+        ),
     )
+
+
+def _one_of(name: str, found: str, choices: Sequence[str]) -> Any:
+    """Return a choice, or raise ConfigError with the nearest one."""
+    if found not in choices:
+        raise ConfigError(f"{name} '{found}' is not one{did_you_mean(found, choices)}")
+    return found
 
 
 def read_search(name: str) -> SearchConfig | None:

@@ -16,6 +16,7 @@ from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.planning.planner import Planner
 from cosmos_policy_ros.planning.workers import Inference
 from cosmos_policy_ros.rig.chunk import TimedChunk
+from cosmos_policy_ros.rig.latency import LatencyTracker
 from cosmos_policy_ros.rig.run import Run
 from cosmos_policy_ros.rig.sources import Sources
 
@@ -137,8 +138,8 @@ class PolicyReports:
             message=message,
         )
 
-    def diagnose(self, warning: str = "") -> None:
-        """Publish ages and counts of the inputs, a warning, and the inference process's state."""
+    def diagnose(self, latency: LatencyTracker, warning: str = "") -> None:
+        """Publish ages and counts of the inputs, a warning, the inference's state and pace."""
         clock, name = self._node.get_clock(), self._node.get_name()
         now_ns = int(clock.now().nanoseconds)
         complaints, counts = self._sources.complaints(now_ns), self._sources.counts()
@@ -154,7 +155,10 @@ class PolicyReports:
         engine.level = _level(self._inference.status)
         engine.message = self._inference.message
         engine.values = [KeyValue(key="restarts", value=str(self._inference.restarts))]
-        array = DiagnosticArray(status=[inputs, engine, *self._workers(name)])
+        pace = DiagnosticStatus(name=f"{name}: latency", hardware_id="inference")
+        pace.message = "of the queries so far, the first after a start left out"
+        pace.values = [KeyValue(key=phase, value=text) for phase, text in latency.told().items()]
+        array = DiagnosticArray(status=[inputs, engine, pace, *self._workers(name)])
         array.header.stamp = clock.now().to_msg()
         self._diagnostics.publish(array)
 

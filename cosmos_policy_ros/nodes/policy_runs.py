@@ -28,8 +28,10 @@ from cosmos_policy_ros.planning.tasks import Decide
 from cosmos_policy_ros.planning.workers import Inference
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Decision, Query
+from cosmos_policy_ros.rig.execution import Trigger
 from cosmos_policy_ros.rig.gate import SafetyGate, Situation
 from cosmos_policy_ros.rig.goal import Goal, Outcome, Phase
+from cosmos_policy_ros.rig.latency import LatencyTracker
 from cosmos_policy_ros.rig.motion import start_motion
 from cosmos_policy_ros.rig.run import Run, loss_brake_seconds
 from cosmos_policy_ros.rig.share import config_folder
@@ -52,6 +54,7 @@ class PolicyRuns:
         run: the one under way, or None.
         motion: the way to the start pose that the arms are on, or None.
         last_outcome: how the last run ended, empty before the first.
+        latency: of the queries so far.
     """
 
     def __init__(
@@ -71,6 +74,8 @@ class PolicyRuns:
         self._node, self._settings, self._sources = node, settings, sources
         self._inference, self._output, self._keeper = inference, output, keeper
         self._gate = SafetyGate(settings.rig)
+        self.latency = LatencyTracker()
+        self._restarts = 0
         self._ended: Future[Outcome] | None = None
         self._goal_handle: Any = None
         self._commanded: Any = None
@@ -110,8 +115,10 @@ class PolicyRuns:
             self.stop("fault", complaint)
         elif self._inference.status == "ready" or run.phase is Phase.EXECUTING:
             started = time.monotonic()
-            effect = run.poll(self._now_ns(), started)
+            ready = self._inference.status == "ready"
+            effect = run.poll(self._now_ns(), started, ready=ready)
             if isinstance(effect, TimedChunk):
+                self._asked = None  # what is being answered is of no use any more
                 self._node.get_logger().warning(run.message)
                 self._output.move(effect)
             elif effect is not None:
@@ -248,14 +255,22 @@ class PolicyRuns:
         phases = {"observe": sent - started, **decision.phases}
         phases["transfer"] = ready - sent - sum(decision.phases.values())
         phases["publish"] = published - ready
+        self._note_latency(now_ns - query.observation.stamp_ns, phases)
         self._output.decided(decision, query, run.goal.run_id, chunk_id, phases)
         if self._settings.futures:
             self._futures.ask(query, decision, chunk_id)
-        self._output.judged(verdict, chunk_id, now_ns)
+        self._output.judged(verdict, run.boundary, chunk_id, now_ns)
         feedback = RunTask.Feedback(chunk=run.chunks, phase=run.phase.value, message=run.message)
         feedback.seconds = (now_ns - self._run_started_ns) / shell.NS
         feedback.latency = published - started
         self._goal_handle.publish_feedback(feedback)
+
+    def _note_latency(self, answered_ns: int, phases: dict[str, float]) -> None:
+        """Note how long a query took: on the rig's clock until the answer, then to publish it."""
+        if self._restarts != self._inference.restarts:
+            self._restarts = self._inference.restarts
+            self.latency.restarted()
+        self.latency.add(answered_ns / shell.NS + phases["publish"], phases)
 
     def _end_if_over(self, run: Run) -> None:
         outcome = run.outcome
@@ -295,6 +310,7 @@ class PolicyRuns:
             settings.run,
             self._commanded,
             dry=settings.dry_run,
+            trigger=Trigger(settings.execution, settings.rig.rates, self.latency),
         )
         self._node.get_logger().info(f"run {goal.run_id}: {goal.task}, prompt '{goal.prompt}'")
         outcome = await self._ended

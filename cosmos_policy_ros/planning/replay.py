@@ -19,7 +19,7 @@ from cosmos_policy_ros.errors import CheckpointError, ObservationError, RolloutE
 from cosmos_policy_ros.model.files import digest
 from cosmos_policy_ros.planning.search import parse_search, run_search
 from cosmos_policy_ros.planning.tasks import Decide, Engine
-from cosmos_policy_ros.rig.decision import Candidate, Decision, Query
+from cosmos_policy_ros.rig.decision import Candidate, Commitment, Decision, Query
 from cosmos_policy_ros.rig.observation import Observation
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rollouts.episode import read_episode
@@ -89,7 +89,12 @@ def replay(recorded: Any, seen: Observation, engine: Engine) -> Difference:
         CosmosPolicyError: the engine refuses.
     """
     query = Query(
-        str(recorded.task), str(recorded.prompt), int(recorded.candidates[0].seed), 0, seen
+        str(recorded.task),
+        str(recorded.prompt),
+        int(recorded.candidates[0].seed),
+        0,
+        seen,
+        committed=_committed(recorded),
     )
     finished = [i for i, c in enumerate(recorded.candidates) if c.finished]
     if recorded.search:
@@ -106,6 +111,15 @@ def replay(recorded: Any, seen: Observation, engine: Engine) -> Difference:
         values=tuple(_apart(recorded.candidates[i], again.candidates[i]) for i in finished),
         chunk=_largest(chunk - again.positions) if again.chosen == recorded.chosen else np.inf,
     )
+
+
+def _committed(recorded: Any) -> Commitment | None:
+    """Return what the arms were doing anyway; None at rest, and in bags older than that."""
+    weights = np.asarray(getattr(recorded, "committed_weights", ()), np.float64)
+    if not len(weights):
+        return None
+    positions = np.reshape(recorded.committed, (len(weights), -1))
+    return Commitment(positions, weights, float(recorded.committed_seconds))
 
 
 def find_checkpoint(path: Path, wanted: str, given: str, role: str) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
+from cosmos_policy_ros.rig.chunk import NS
 from cosmos_policy_ros.rig.splice import KEPT
 
 Array = NDArray[np.float64]
@@ -27,6 +28,10 @@ class Jump:
     velocity: float
     acceleration: float
 
+    def __str__(self) -> str:
+        """Return it for people."""
+        return f"{self.position:.3f} rad, {self.velocity:.2f} rad/s, {self.acceleration:.1f} rad/s²"
+
 
 @dataclass(frozen=True)
 class Boundary:
@@ -45,6 +50,14 @@ class Boundary:
     dropped: int
     decided: Jump
     sent: Jump | None
+
+    def __str__(self) -> str:
+        """Return it in one line for people."""
+        sent = f"; as sent {self.sent}" if self.sent else ""
+        return (
+            f"asked at {self.asked_ns / NS:.3f} s, answered after {self.latency:.3f} s, "
+            f"{self.dropped} rows dropped; jump as decided {self.decided}{sent}"
+        )
 
 
 def measure_jump(old: Array, rows: Array, dt: float, around: int) -> Jump:

@@ -20,7 +20,7 @@ from cosmos_policy_ros.rig.limits import Rates
 from cosmos_policy_ros.rig.splice import KEPT, Splicer, blend
 
 Mode = Literal["blocking", "overlap", "auto"]
-Boundary = Literal["condition", "blend"]
+BoundaryMode = Literal["condition", "blend"]
 LOOK = 1  # rows between two looks at whether it is time, at most
 
 
@@ -39,7 +39,7 @@ class Execution:
     """
 
     mode: Mode = "blocking"
-    boundary: Boundary = "condition"
+    boundary: BoundaryMode = "condition"
     blend_rows: int = 5
     searches: bool = False
     splicer: Splicer = blend

@@ -8,7 +8,6 @@ may ask for the next chunk already (``rig.execution``); what comes in time is sp
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -70,7 +69,6 @@ class Run:
         *,
         dry: bool = False,
         trigger: Trigger | None = None,
-        latency: LatencyTracker | None = None,
     ) -> None:
         """Begin observing.
 
@@ -83,7 +81,6 @@ class Run:
             commanded: what the arms hold, None when only they know.
             dry: whether chunks go nowhere, so that every one begins where the arms stand.
             trigger: when to ask in motion; None for never.
-            latency: is told how long answers take.
         """
         self.goal, self.phase, self.outcome = goal, Phase.OBSERVING, None
         self.message, self.chunk = "", None
@@ -91,8 +88,7 @@ class Run:
         self.boundary = None
         self._rig, self._sources, self._gate, self._limits = rig, sources, gate, limits
         self._commanded, self._dry = commanded, dry
-        self._latency = latency or LatencyTracker()
-        self._trigger = trigger or Trigger(BLOCKING, rig.rates, self._latency)
+        self._trigger = trigger or Trigger(BLOCKING, rig.rates, LatencyTracker())
         self._asked: _Asked | None = None
         self._ending: Outcome | None = None  # once the arms are at rest
         self._trail: deque[tuple[int, Array]] = deque()
@@ -135,19 +131,10 @@ class Run:
             return self.phase is Phase.OBSERVING
         return self._is_time_to_ask(now_ns)
 
-    def answer(
-        self, decision: Decision, now_ns: int, phases: Mapping[str, float] | None = None
-    ) -> tuple[Verdict, TimedChunk | None]:
-        """Judge a decision; the chunk, when there is one, is to be published at once.
-
-        Args:
-            decision: of the query under way.
-            now_ns: the rig's clock.
-            phases: wall seconds of the query's phases.
-        """
+    def answer(self, decision: Decision, now_ns: int) -> tuple[Verdict, TimedChunk | None]:
+        """Judge a decision; the chunk, when there is one, is to be published at once."""
         assert self._asked is not None, "nothing was asked"
         asked, self._asked = self._asked, None
-        self._latency.add((now_ns - asked.stamp_ns) / NS, phases or decision.phases)
         if self.phase is Phase.EXECUTING:
             return self._take_over(decision, asked, now_ns)
         if asked.in_motion:

@@ -97,11 +97,12 @@ class RigMessages:
         step_ns: int,
         rows: Array,
         velocities: Array | None = None,
+        sent_after_ns: int = 0,
     ) -> Iterator[tuple[str, bytes]]:
         """Yield (topic, JointTrajectory) of (K, 14) targets in policy units for each output.
 
-        Row i is due at ``start_ns + (i + 1) * step_ns``. Without ``velocities``, (K, 14) in policy
-        units per second, a controller interpolates linearly.
+        Row i is due ``(i + 1) * step_ns - sent_after_ns`` after ``start_ns``. Without
+        ``velocities``, (K, 14) in policy units per second, a controller interpolates linearly.
         """
         rows = rig.command(rows)
         speeds = None if velocities is None else rig.command_speed(velocities)
@@ -111,7 +112,7 @@ class RigMessages:
                 self._point(
                     row[columns],
                     _NONE if speeds is None else speeds[i, columns],
-                    (i + 1) * step_ns,
+                    (i + 1) * step_ns - sent_after_ns,
                 )
                 for i, row in enumerate(rows)
             ]

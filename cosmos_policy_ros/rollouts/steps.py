@@ -139,7 +139,13 @@ def _read(output: Output, topic: IndexedTopic, index: int, starts: Mapping[str, 
     chunk_id = message.header.frame_id or f"#{index}"
     stamp_ns = int(topic.stamps_ns[index])
     start_ns = stamp_ns or starts.get(chunk_id, int(topic.received_ns[index]))
-    return _Sent(chunk_id, start_ns, _offsets(message.points), positions)
+    offsets_ns = _offsets(message.points)
+    if len(offsets_ns) > 1:
+        # One that took over in motion was sent between two rows: it starts where the row before
+        # its first was due.
+        phase_ns = int(offsets_ns[0] - np.median(np.diff(offsets_ns)))
+        start_ns, offsets_ns = start_ns + phase_ns, offsets_ns - phase_ns
+    return _Sent(chunk_id, start_ns, offsets_ns, positions)
 
 
 def targets(output: Output, message: Any) -> NDArray[np.float64]:

@@ -1,0 +1,113 @@
+"""Chunks that follow each other without a pause, on the running graph in real time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cosmos_policy_ros.msg import Decision, Verdict
+from diagnostic_msgs.msg import DiagnosticArray
+from helpers.waiting import PATIENCE
+from trajectory_msgs.msg import JointTrajectory
+
+from cosmos_policy_ros.nodes.client import GraphClient
+from cosmos_policy_ros.nodes.convert import trajectory_points
+from cosmos_policy_ros.nodes.graph import GraphOptions, node_processes
+from cosmos_policy_ros.nodes.processes import NodeProcesses
+from cosmos_policy_ros.nodes.shell import stamp_to_ns
+from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.spec import load_rig
+from cosmos_policy_ros.rollouts.topics import POLICY_NODE
+
+RIG = load_rig("sim", config_folder("rigs"))
+SECONDS = 8.0  # of motion
+
+
+class Run:
+    """One run in real time and what was said meanwhile."""
+
+    def __init__(self, folder: Path) -> None:
+        options = GraphOptions(width=64, height=48, record=False, execution="overlap")
+        processes = NodeProcesses(node_processes(options), folder / "log")
+        client = GraphClient("operator", processes.check)
+        self.verdicts: list[Any] = []
+        self.decisions: list[Any] = []
+        self.trajectories: dict[str, list[Any]] = {output.name: [] for output in RIG.outputs}
+        self.pace: dict[str, str] = {}
+        node = client.node
+        node.create_subscription(Verdict, f"{POLICY_NODE}/verdict", self.verdicts.append, 100)
+        node.create_subscription(Decision, f"{POLICY_NODE}/decision", self.decisions.append, 100)
+        node.create_subscription(DiagnosticArray, "/diagnostics", self._keep_pace, 100)
+        for output in RIG.outputs:
+            kept = self.trajectories[output.name]
+            node.create_subscription(JointTrajectory, output.topic, kept.append, 100)
+        try:
+            client.policy_ready(PATIENCE)
+            client.arm_when_ready(PATIENCE)
+            handle = client.start_run(time_limit=SECONDS)
+            self.result = client.finish_run(handle, PATIENCE)
+            client.wait_until(lambda: "total" in self.pace, PATIENCE, "the latencies")
+        finally:
+            client.close()
+            processes.close()
+
+    def _keep_pace(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            if status.name == f"{POLICY_NODE}: latency":
+                self.pace = {pair.key: pair.value for pair in status.values}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    yield Run(tmp_path_factory.mktemp("overlap"))
+
+
+def test_the_arms_never_wait_after_the_first_chunk(run: Run) -> None:
+    result = run.result
+    assert (result.outcome, result.refused) == ("time_limit", 0), result.message
+    first = run.verdicts[0]
+    print(f"\n{result.chunks} chunks, idle {result.idle_seconds:.3f} s of {result.seconds:.1f} s")
+    print(run.pace)
+    # Before the first chunk they wait for its answer; a late one would add a pause.
+    late = [verdict for verdict in run.verdicts if verdict.rule == "late"]
+    assert late or result.idle_seconds <= first.latency + 0.3
+    assert result.chunks > SECONDS / 2.0
+
+
+def test_every_boundary_is_told(run: Run) -> None:
+    sent = [verdict for verdict in run.verdicts if verdict.accepted]
+    assert len(sent) == run.result.chunks
+    in_motion = [verdict for verdict in sent if verdict.dropped]
+    assert len(in_motion) >= 3
+    for verdict in in_motion:
+        assert len(verdict.jump_decided) == len(verdict.jump_sent) == 3
+        assert 0 < verdict.latency < 2.0
+        assert stamp_to_ns(verdict.asked) < stamp_to_ns(verdict.header.stamp)
+        assert verdict.jump_sent[0] <= verdict.jump_decided[0] + 1e-9
+    asked = [decision for decision in run.decisions if decision.committed_weights]
+    assert len(asked) >= len(in_motion)
+    assert len(asked[0].committed) == 14 * len(asked[0].committed_weights)
+    assert {"total", "observe", "publish"} <= set(run.pace)
+
+
+def test_what_was_sent_is_one_path(run: Run) -> None:
+    """Times grow strictly, and where two messages speak of the same moment they agree at first."""
+    begun = {verdict.chunk_id: stamp_to_ns(verdict.header.stamp) for verdict in run.verdicts}
+    for name, messages in run.trajectories.items():
+        before: dict[int, np.ndarray] = {}
+        for message in messages:
+            points = trajectory_points(message)
+            times = np.array([point.time_from_start_ns for point in points])
+            assert times[0] > 0 and (np.diff(times) > 0).all()
+            due = times + begun[message.header.frame_id]
+            rows = dict(zip(due.tolist(), (np.array(p.positions) for p in points), strict=True))
+            shared = sorted(set(rows) & set(before))
+            if len(shared) > 2:
+                for at in shared[:2]:
+                    np.testing.assert_allclose(rows[at], before[at], atol=1e-9, err_msg=name)
+            steps = np.abs(np.diff(np.stack(list(rows.values())), axis=0)).max()
+            assert steps < 13.0 / 25.0 * 2, "the gripper's is the widest"
+            before = rows

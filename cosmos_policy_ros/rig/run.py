@@ -90,6 +90,7 @@ class Run:
         self._commanded, self._dry = commanded, dry
         self._trigger = trigger or Trigger(BLOCKING, rig.rates, LatencyTracker())
         self._asked: _Asked | None = None
+        self._missed = False  # an answer for the path under way: the next query is at rest
         self._ending: Outcome | None = None  # once the arms are at rest
         self._trail: deque[tuple[int, Array]] = deque()
         self._queries = self._refused_in_row = 0
@@ -203,7 +204,7 @@ class Run:
                 dropped=splice.dropped,
             )
         if verdict.positions is None:
-            self._trigger.missed()
+            self._miss()
             self._refuse(verdict)
             return verdict, None
         return verdict, self._execute(splice.chunk(self._next_id, verdict.positions))
@@ -217,7 +218,7 @@ class Run:
         if asked is None:
             return
         if asked.in_motion:
-            self._trigger.missed()
+            self._miss()
         moving = self.phase is Phase.EXECUTING
         if not recoverable:
             self._end_at_rest("fault", f"query failed: {error}; the arms hold")
@@ -302,7 +303,7 @@ class Run:
 
     def _is_time_to_ask(self, now_ns: int) -> bool:
         path = self.chunk
-        if path is None or self._asked is not None or self._ending is not None or self._dry:
+        if path is None or self._asked is not None or self._missed or self._dry:
             return False
         left_ns = path.end_ns - now_ns
         last = self._is_last(path.end_ns - self._moving_since_ns)
@@ -362,7 +363,7 @@ class Run:
         )
 
     def _execute(self, chunk: TimedChunk) -> TimedChunk:
-        self.chunk, self._refused_in_row = chunk, 0
+        self.chunk, self._refused_in_row, self._missed = chunk, 0, False
         self.chunks += 1
         self.phase, self.message = Phase.EXECUTING, f"executing chunk {self.chunks}"
         return chunk
@@ -398,10 +399,14 @@ class Run:
             sent=None if sent is None else jump(sent),
         )
 
+    def _miss(self) -> None:
+        self._missed = True
+        self._trigger.missed()
+
     def _too_late(self, seconds: float) -> Verdict:
         """Drop an answer: the path plays out, and the next query comes from rest."""
         self.late += 1
-        self._trigger.missed()
+        self._miss()
         message = f"the answer came {seconds:.2f} s too late for the path under way: dropped"
         if self.phase is Phase.QUERYING:
             self._observe(message)

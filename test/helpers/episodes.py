@@ -112,7 +112,7 @@ class Writing:
 
     def trajectory(self, chunk: TimedChunk, to: Sequence[str] = ()) -> None:
         """Write a chunk as the policy node sends it, unstamped, to some outputs or to all."""
-        make, at = self.types.types, (chunk.start_ns - START_NS) // MS
+        make, at = self.types.types, (chunk.sent_ns - START_NS) // MS
         sent = self.rig.command(chunk.positions)
         for output in self.rig.outputs:
             if to and output.name not in to:
@@ -140,6 +140,9 @@ class Writing:
         numbers: dict[str, Any] = {
             "positions": np.zeros(0),
             "phase_seconds": np.zeros(0, np.float32),
+            "committed": np.zeros(0),
+            "committed_weights": np.zeros(0),
+            "committed_seconds": 0.0,
         }
         texts = ("run_id", "task", "prompt", "engine", "reason", "numerics", "search")
         empty: Mapping[str, Any] = {

@@ -14,6 +14,8 @@ from cosmos_policy_ros.nodes.convert import (
     picture_to_message,
     verdict_to_message,
 )
+from cosmos_policy_ros.nodes.shell import stamp_to_ns
+from cosmos_policy_ros.rig.boundary import Boundary, Jump
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Candidate, Decision, Query
 from cosmos_policy_ros.rig.gate import Verdict
@@ -131,12 +133,24 @@ def test_an_imagined_picture_bears_its_decisions_stamp_and_chunk() -> None:
     assert bytes(told.data) == picture.tobytes()
 
 
+def test_a_verdict_tells_of_its_boundary(rig: RigSpec) -> None:
+    boundary = Boundary(START_NS, 0.3, 9, Jump(0.1, 2.0, 30.0), Jump(0.01, 0.2, 3.0))
+    told = verdict_to_message(Verdict(True), boundary, "run/1", START_NS + 300_000_000, rig)
+    assert (stamp_to_ns(told.asked), told.latency, told.dropped) == (START_NS, 0.3, 9)
+    assert list(told.jump_decided) == [0.1, 2.0, 30.0]
+    assert list(told.jump_sent) == [0.01, 0.2, 3.0]
+    refused = verdict_to_message(
+        Verdict(False), replace(boundary, sent=None), "run/1", START_NS, rig
+    )
+    assert not refused.jump_sent
+
+
 def test_a_verdict_names_its_joint(rig: RigSpec) -> None:
     refusal = Verdict(False, None, 0, "step_speed", 9, 3, 0.4, 0.1, "too fast")
-    told = verdict_to_message(refusal, "run/1", START_NS, rig)
+    told = verdict_to_message(refusal, None, "run/1", START_NS, rig)
     assert (told.accepted, told.rule, told.joint_name) == (False, "step_speed", "right/elbow")
     assert (told.joint, told.step, told.value, told.limit) == (9, 3, 0.4, 0.1)
     assert (told.chunk_id, told.message) == ("run/1", "too fast")
-    accepted = verdict_to_message(Verdict(True, clamped=2), "run/1", START_NS, rig)
+    accepted = verdict_to_message(Verdict(True, clamped=2), None, "run/1", START_NS, rig)
     assert (accepted.accepted, accepted.joint, accepted.joint_name) == (True, -1, "")
     assert accepted.clamped == 2

@@ -15,11 +15,12 @@ from helpers.search import TINY, query_of
 from cosmos_policy_ros.errors import CheckpointError, RolloutError
 from cosmos_policy_ros.model.files import digest
 from cosmos_policy_ros.model.policy import CosmosPolicy
+from cosmos_policy_ros.nodes.convert import decision_to_message
 from cosmos_policy_ros.planning import replay
 from cosmos_policy_ros.planning.replay_command import main
-from cosmos_policy_ros.planning.search import SearchConfig, run_search
+from cosmos_policy_ros.planning.search import SearchConfig, parse_search, run_search
 from cosmos_policy_ros.planning.search_engine import SearchEngine
-from cosmos_policy_ros.rig.decision import Candidate, Decision, Query
+from cosmos_policy_ros.rig.decision import Candidate, Commitment, Decision, Query
 from cosmos_policy_ros.rig.share import share_folder
 from cosmos_policy_ros.rollouts.store import EpisodeStore
 from cosmos_policy_ros.rollouts.types import load_types
@@ -63,6 +64,24 @@ def test_the_same_comes_out(engine: SearchEngine, decided: tuple[Query, Decision
     difference = replay.replay(recorded(query, decision), query.observation, engine)
     assert difference.exact
     assert list(replay.lines(difference))[-1] == "the same decision, to the last bit"
+
+
+def test_what_the_arms_were_committed_to_is_in_the_bag(
+    engine: SearchEngine, decided: tuple[Query, Decision]
+) -> None:
+    query, decision = decided
+    path = decision.positions + 0.01
+    committed = Commitment(path[:20], np.linspace(1.0, 0.1, 20), 0.8)
+    in_motion = replace(query, committed=committed)
+    config = parse_search(decision.search, "the test's")
+    held = run_search(engine, in_motion, config)
+    assert np.abs(held.positions - decision.positions).max() > 1e-3
+    message = decision_to_message(held, in_motion, "run", "run/1", {})
+    difference = replay.replay(message, query.observation, engine)
+    np.testing.assert_array_equal(difference.chunk, 0.0)
+    assert difference.same_choice
+    older = recorded(query, decision)
+    assert replay.replay(older, query.observation, engine).exact
 
 
 def test_candidates_that_had_no_time_are_not_chosen(

@@ -17,6 +17,7 @@ from rosbags.typesys.store import Typestore
 from cosmos_policy_ros.errors import ObservationError, RolloutError
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.motion import CHUNK_ID
+from cosmos_policy_ros.rig.splice import Splice
 from cosmos_policy_ros.rollouts.episode import read_episode
 from cosmos_policy_ros.rollouts.exchange.imported_rig import rig_text
 from cosmos_policy_ros.rollouts.recording import Options
@@ -107,6 +108,29 @@ def test_actions_come_back_in_policy_units(
         windows.steps.times_ns, START_NS + (500 + 40 * np.arange(50)) * MS
     )
     assert windows.usable(50).all()
+
+
+def test_chunks_that_took_over_in_motion_are_one_stretch_without_a_gap(
+    store: EpisodeStore, types: Typestore
+) -> None:
+    """Each row once, at its own time, whoever sent it first."""
+    writing = Writing(store, types)
+    writing.seconds(6.0)
+    path = chunk(500)
+    writing.trajectory(path)
+    for index, (seen_ms, answered_ms) in enumerate([(1510, 1815), (3030, 3331)]):
+        now_ns = START_NS + answered_ms * MS
+        splice = Splice(path, chunk(seen_ms, f"run/{index + 1}"), now_ns, 5)
+        path = splice.chunk(f"run/{index + 1}", splice.blended())
+        writing.trajectory(path)
+    windows = windows_of(writing.recording.finish("stopped"))
+    steps = windows.steps
+    assert set(np.diff(steps.times_ns)) == {40 * MS}
+    assert set(steps.stretch) == {0}
+    assert steps.times_ns[0] == START_NS + 500 * MS
+    due = (steps.times_ns - START_NS) / MS + 40
+    np.testing.assert_allclose(steps.actions[:, 0], due / 1e4, atol=1e-3)
+    assert len(steps) == len(path.positions) + (path.start_ns - START_NS - 500 * MS) // (40 * MS)
 
 
 def test_a_chunk_replaced_or_braked_counts_as_far_as_it_was_executed(

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import rclpy
 from rclpy.qos import QoSProfile
@@ -28,6 +28,7 @@ from cosmos_policy_ros.nodes.client import GraphClient
 from cosmos_policy_ros.nodes.graph import GraphOptions, node_processes
 from cosmos_policy_ros.nodes.processes import NodeProcesses
 from cosmos_policy_ros.planning.engine_spec import ENGINES
+from cosmos_policy_ros.rig.execution import Mode
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 from cosmos_policy_ros.rollouts.contact_sheet import contact_sheet, future_sheet, save_sheet
@@ -72,6 +73,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--checkpoint", default="", help="folder of engine cosmos")
     parser.add_argument(
         "--planning", default="direct", help="engine cosmos: a search in config/planning"
+    )
+    parser.add_argument(
+        "--execution",
+        choices=get_args(Mode),
+        default="blocking",
+        help="ask for the next chunk when the arms rest, while they move, or as latencies allow",
     )
     parser.add_argument("--devices", default="auto", help="engine cosmos: such as cpu,cpu")
     parser.add_argument(
@@ -206,12 +213,14 @@ def _run(options: argparse.Namespace) -> list[EpisodeReport]:
         engine=engine,
         checkpoint=checkpoint,
         planning=options.planning,
+        execution=options.execution,
         devices=options.devices,
         root=str(options.root),
         scene_seed=options.seed,
     )
-    print(f"starting sim_rig_node, policy_node (engine {engine}) and recorder_node")
-    with NodeProcesses(node_processes(graph), options.root / "log") as processes:
+    nodes = node_processes(graph)
+    print(f"starting {', '.join(node.executable for node in nodes)}; engine {engine}")
+    with NodeProcesses(nodes, options.root / "log") as processes:
         client = GraphClient("demo", processes.check)
         try:
             demo = Demo(client, task, rig, options.chunks)

@@ -33,7 +33,7 @@ from cosmos_policy_ros.rig.gate import SafetyGate, Situation
 from cosmos_policy_ros.rig.goal import Goal, Outcome, Phase
 from cosmos_policy_ros.rig.latency import LatencyTracker
 from cosmos_policy_ros.rig.motion import start_motion
-from cosmos_policy_ros.rig.run import Run, loss_brake_seconds
+from cosmos_policy_ros.rig.run import Run
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.sources import Sources
 from cosmos_policy_ros.rollouts.task import choose_prompt, load_task
@@ -199,7 +199,7 @@ class PolicyRuns:
             self.forget_commanded()
         elif lost := self._sources.lost(now_ns, cameras=False):
             self._node.get_logger().error(f"{lost}: braked, the arms hold")
-            self._brake_motion(motion, now_ns, loss_brake_seconds(self._settings.rig))
+            self._brake_motion(motion, now_ns, self._settings.rig.rates.loss_brake)
         elif now_ns >= motion.end_ns:
             self._end_motion(motion)
 

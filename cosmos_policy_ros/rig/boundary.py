@@ -60,6 +60,40 @@ class Boundary:
         )
 
 
+def measure_boundary(
+    asked_ns: int,
+    now_ns: int,
+    dropped: int,
+    *,
+    rows: tuple[Array, Array, Array | None],
+    dt: float,
+    around: int,
+) -> Boundary | None:
+    """Measure where a chunk takes over.
+
+    Args:
+        asked_ns: stamp of its observation.
+        now_ns: when it was judged.
+        dropped: rows of it that were past.
+        rows: (KEPT + n, 14) the path before it, beginning KEPT rows before the boundary; from the
+            boundary on (n, 14) what was decided, and what was sent or None.
+        dt: seconds per row.
+        around: rows after the boundary that belong to it.
+
+    Returns:
+        None if the decision is not one for this rig at all.
+    """
+    old, decided, sent = rows
+    if decided.shape != old[KEPT:].shape or not np.isfinite(decided).all():
+        return None
+
+    def jump(followed: Array) -> Jump:
+        return measure_jump(old, np.vstack([old[:KEPT], followed]), dt, around)
+
+    latency = (now_ns - asked_ns) / NS
+    return Boundary(asked_ns, latency, dropped, jump(decided), None if sent is None else jump(sent))
+
+
 def measure_jump(old: Array, rows: Array, dt: float, around: int) -> Jump:
     """Measure where ``rows`` leave the old path.
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from cosmos_policy_ros.rig.chunk import NS, braking_share
-from cosmos_policy_ros.rig.run import loss_brake_seconds
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryController, TrajectoryPoint
 
@@ -56,7 +55,7 @@ class Guard:
         self.armed, self.reason = False, ""
         self._patience = rig.stream.heartbeat_timeout
         self._step_ns = round(rig.rates.dt * NS)
-        self._rows = round(loss_brake_seconds(rig) / rig.rates.dt)
+        self._rows = round(rig.rates.loss_brake / rig.rates.dt)
         self._paths: dict[str, _Path] = {}
         self._policy_ns = self._ticked_ns = 0
 

@@ -32,6 +32,11 @@ class Rates:
     cameras: float
 
     @property
+    def loss_brake(self) -> float:
+        """Seconds to rest once a source is lost: blind, so two control periods and no further."""
+        return 2 * self.dt
+
+    @property
     def dt(self) -> float:
         """Seconds between two rows of a chunk."""
         return 1.0 / self.control

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.errors import CosmosPolicyError, ObservationError
-from cosmos_policy_ros.rig.boundary import Boundary, Jump, measure_jump
+from cosmos_policy_ros.rig.boundary import Boundary, measure_boundary
 from cosmos_policy_ros.rig.chunk import NS, TimedChunk
 from cosmos_policy_ros.rig.decision import Commitment, Decision, Query
 from cosmos_policy_ros.rig.execution import BLOCKING, Trigger
@@ -30,12 +30,6 @@ Array = NDArray[np.float64]
 
 LATE = "late"  # rule of a verdict on an answer that came too late to be of use
 TRAIL = 0.5  # s of commanded poses that moving arms may still be on their way through
-LOSS_BRAKE_PERIODS = 2  # control periods to rest once a source is lost: blind, so no further
-
-
-def loss_brake_seconds(rig: RigSpec) -> float:
-    """Return the time in which a rig's arms are brought to rest once a source is lost."""
-    return LOSS_BRAKE_PERIODS * rig.rates.dt
 
 
 class _Asked(NamedTuple):
@@ -268,7 +262,7 @@ class Run:
             self.message = (
                 f"{lost}: braked, the arms hold; mend it, then ~/pause with data: false goes on"
             )
-            brake = self._brake(now_ns, loss_brake_seconds(self._rig))
+            brake = self._brake(now_ns, self._rig.rates.loss_brake)
             self._not_before_ns = brake.end_ns
             return brake
         if self._trigger.asks_in_motion:
@@ -383,20 +377,13 @@ class Run:
         dropped: int = 0,
     ) -> None:
         """Remember how rough a boundary is; ``old`` begins KEPT rows before it."""
-        self.boundary = None
-        if decided.shape != old[KEPT:].shape or not np.isfinite(decided).all():
-            return  # another rig's, or nothing: refused for that
-
-        def jump(rows: Array) -> Jump:
-            around = self._trigger.execution.blend_rows
-            return measure_jump(old, np.vstack([old[:KEPT], rows]), self._rig.rates.dt, around)
-
-        self.boundary = Boundary(
-            asked_ns=asked.stamp_ns,
-            latency=(now_ns - asked.stamp_ns) / NS,
-            dropped=dropped,
-            decided=jump(decided),
-            sent=None if sent is None else jump(sent),
+        self.boundary = measure_boundary(
+            asked.stamp_ns,
+            now_ns,
+            dropped,
+            rows=(old, decided, sent),
+            dt=self._rig.rates.dt,
+            around=self._trigger.execution.blend_rows,
         )
 
     def _miss(self) -> None:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from cosmos_policy_ros.errors import RigError
 from cosmos_policy_ros.rig.chunk import NS, TimedChunk
 from cosmos_policy_ros.rig.guard import HOLD, Guard, Hold
-from cosmos_policy_ros.rig.run import loss_brake_seconds
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryController, TrajectoryPoint
@@ -107,14 +106,14 @@ def test_silence_holds_both_arms_and_stays(bench: Bench) -> None:
     assert "the policy node was last heard of 0.3" in bench.guard.reason
     assert all(h.chunk_id == f"run/3{HOLD}" for h in bench.holds.values())
     assert HOLD.endswith(BRAKE), "who reads the bag knows a brake by it"
-    bench.run(round(loss_brake_seconds(RIG) * NS))
+    bench.run(round(RIG.rates.loss_brake * NS))
     assert bench.resting()
     # Alive again, but nobody has seen to the arms: what it sends is ended at once.
     bench.alive = True
     bench.run(NS)
     assert bench.guard.reason
     bench.send(walk(2))
-    bench.run(round(loss_brake_seconds(RIG) * NS))
+    bench.run(round(RIG.rates.loss_brake * NS))
     assert bench.resting()
     bench.armed = False
     bench.run(NS // 10)

@@ -79,11 +79,20 @@ class Splice:
         return np.asarray(self.new[KEPT] - self.old[KEPT])
 
     def blended(self) -> Array:
-        """Return (n, 14) rows: a smooth step from the old ones to the new ones."""
-        row = np.arange(len(self.old)) - KEPT + 1
+        """Return (n, 14) rows: a smooth step from the old ones to the new ones.
+
+        Where the old path ends on the way its distance from the new one is kept instead: blended
+        with a path at rest the arms would slow down for a moment.
+        """
+        off = self.old - self.new
+        ends = len(self.path.positions) - self.first
+        off[ends:] = off[ends - 1]
+        row = np.arange(len(off)) - KEPT + 1
         share = np.clip(row / (self.rows + 1), 0.0, 1.0)
         share = share**2 * (3 - 2 * share)
-        return np.asarray(self.old + share[:, None] * (self.new - self.old))
+        rows = self.new + (1 - share[:, None]) * off
+        rows[:KEPT] = self.old[:KEPT]
+        return np.asarray(rows)
 
     def chunk(self, chunk_id: str, rows: Array) -> TimedChunk:
         """Return what is to be sent: ``rows`` (n, 14) from ``first`` on."""

@@ -13,6 +13,7 @@ from cosmos_policy_ros.errors import RigError
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import load_rig
+from cosmos_policy_ros.rig.splice import Splice
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
 
 NS = 1_000_000_000
@@ -26,10 +27,16 @@ CHUNK_NS = 2 * NS
 
 def trajectory(start: np.ndarray, rows: np.ndarray) -> list[TrajectoryPoint]:
     """What the policy node sends of a chunk."""
-    chunk = TimedChunk("", 0, RIG.rates.dt, start, rows, SPEED)
+    return sent(TimedChunk("", 0, RIG.rates.dt, start, rows, SPEED))
+
+
+def sent(chunk: TimedChunk) -> list[TrajectoryPoint]:
+    """What the policy node sends of a chunk, whether it begins at rest or takes over."""
     return [
         TrajectoryPoint(tuple(row), tuple(velocity), time)
-        for row, velocity, time in zip(rows, chunk.velocities(), chunk.times_ns(), strict=True)
+        for row, velocity, time in zip(
+            chunk.positions, chunk.velocities(), chunk.times_ns(), strict=True
+        )
     ]
 
 
@@ -68,6 +75,30 @@ def test_a_brake_takes_over_without_a_jump(distro: Distro) -> None:
     np.testing.assert_allclose(path[0], before, atol=1e-9)
     assert np.abs(np.diff(path, axis=0)).max() <= np.abs(np.diff(rows, axis=0)).max() / 40 * 1.1
     assert (path[401:] == brake.positions[-1]).all()
+
+
+@pytest.mark.parametrize("stamped", [False, True], ids=["stamp 0", "stamped"])
+@pytest.mark.parametrize("distro", DISTROS)
+def test_splices_upon_splices_are_one_path(distro: Distro, stamped: bool) -> None:
+    """A chunk a second, each into the one before: no stall, no jump, and what the run believes."""
+    controller, now = DistroController(distro, NAMES, START), NOW
+    rest = np.zeros(7)
+    path = TimedChunk("0", now, RIG.rates.dt, START, wander(0, START), SPEED, rest)
+    controller.accept(NAMES, sent(path), now if stamped else 0, now)
+    for number in range(1, 300):
+        # Stamps of pictures and answers keep to no grid.
+        seen, now = now + 613_000_001, now + 1_009_000_007
+        here = path.sample(seen)
+        decided = TimedChunk("", seen, RIG.rates.dt, here, wander(number, here), SPEED, rest)
+        splice = Splice(path, decided, now, 5)
+        assert splice.lateness <= 0
+        before = controller.state(now)
+        path = splice.chunk(str(number), splice.blended())
+        controller.accept(NAMES, sent(path), now if stamped else 0, now)
+        for found, was in zip(controller.state(now), before, strict=True):
+            np.testing.assert_allclose(found, was, atol=1e-6)
+        for at in (now + 1, now + 20_000_000, now + 400_000_000, now + 900_000_000):
+            np.testing.assert_allclose(controller.sample(at), path.sample(at), atol=1e-6)
 
 
 @settings(max_examples=100, deadline=None)

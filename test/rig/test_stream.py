@@ -11,6 +11,7 @@ from cosmos_policy_ros.errors import RigError
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import load_rig
+from cosmos_policy_ros.rig.splice import Splice
 from cosmos_policy_ros.rig.stream import CATCH_UP, ArmStream
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
 
@@ -66,6 +67,43 @@ def test_goals_pass_through_every_row_when_it_is_due_and_rest_at_the_last() -> N
     assert (goals[199:] == rows[-1]).all()  # exactly
     assert arm.resting
     assert arm.counts.late == arm.counts.limited == 0
+
+
+@pytest.mark.parametrize("latency_ns", [103_000_000, 487_000_000, 900_000_000])
+def test_chunks_that_take_over_in_motion_are_one_smooth_stream(latency_ns: int) -> None:
+    """The trajectories arrive between two ticks, one a second, and the arm never stands."""
+    arm, first = stream(), swing(reach=0.3)
+    path = TimedChunk("0", NOW, 0.04, START, first, SPEED, np.zeros(7))
+    arm.accept(ARM.names, points(first), 0, NOW, START)
+    goals, next_ns = [], NOW + 1_003_000_000
+    for index in range(1, 1000):
+        now_ns = NOW + index * PERIOD
+        if now_ns >= next_ns:
+            seen_ns = next_ns - latency_ns
+            begun = (seen_ns - NOW) / (2.0 * NS) % 1.0  # of a swing that goes on for ever
+            share = np.sin(np.pi * (begun + np.arange(1, 51) / 50))[:, None] ** 2
+            decided = TimedChunk(
+                "", seen_ns, 0.04, path.sample(seen_ns), START + 0.3 * share, SPEED, np.zeros(7)
+            )
+            splice = Splice(path, decided, next_ns, 5)
+            path = splice.chunk("1", splice.blended())
+            sent = zip(path.positions, path.velocities(), path.times_ns(), strict=True)
+            told = [TrajectoryPoint(tuple(p), tuple(v), t) for p, v, t in sent]
+            arm.accept(ARM.names, told, next_ns, next_ns, START)
+            next_ns += 1_003_000_000
+        goals.append(arm.tick(now_ns))
+    assert arm.counts.late == arm.counts.limited == 0
+    speeds = np.diff(np.array(goals), axis=0) * RATE
+    usual = np.diff(np.vstack([START, play_alone(first)]), axis=0) * RATE
+    assert np.abs(speeds).max() <= 1.1 * np.abs(usual).max()
+    assert np.abs(np.diff(speeds, axis=0)).max() <= 2.0 * np.abs(np.diff(usual, axis=0)).max()
+
+
+def play_alone(rows: np.ndarray) -> np.ndarray:
+    """Return the goals of one chunk."""
+    arm = stream()
+    arm.accept(ARM.names, points(rows), 0, NOW, START)
+    return play(arm, 220)
 
 
 def test_velocity_is_continuous_inside_a_chunk() -> None:

@@ -236,7 +236,7 @@ class PolicyRuns:
             if error is None:
                 self._act(run, asked, answer.result(), ready)
             elif isinstance(error, CosmosPolicyError):
-                self._node.get_logger().error(f"query failed, the arms hold: {error}")
+                self._node.get_logger().error(f"query failed: {error}")
                 recoverable = isinstance(error, WorkerError) and self._inference.status != "failed"
                 run.query_failed(error, recoverable)
             else:

@@ -249,8 +249,8 @@ class CosmosPolicy:
     def chunks(self, latents: Tensor, committed: Commitment | None = None) -> NDArray[np.float64]:
         """Read the action chunks (B, K, d) in policy units. Not clipped: that is the gate's.
 
-        Rows that are exactly what the arms are committed to come back as they were given: neither
-        smoothing nor the network's precision touches them.
+        Smoothing, too, leaves what the arms are committed to where it is, as firmly as it was held:
+        rows that are held exactly come back as they were given.
         """
         config = self.checkpoint.config
         frames = latents[:, :, self.checkpoint.layout.index("action")]
@@ -259,8 +259,9 @@ class CosmosPolicy:
         smoothed = smooth(self.checkpoint.statistics.actions.unnormalise(chunks), config.smoothing)
         if committed is not None:
             rows = min(len(committed.weights), config.chunk_steps)
-            held = np.flatnonzero(committed.weights[:rows] == 1.0)
-            smoothed[:, held] = committed.positions[held]
+            share = committed.weights[:rows, None]
+            held = share * committed.positions[:rows]
+            smoothed[:, :rows] = held + (1.0 - share) * smoothed[:, :rows]
         return smoothed
 
     def values(self, latents: Tensor) -> tuple[float, ...]:

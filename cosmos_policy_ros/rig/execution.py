@@ -97,8 +97,9 @@ class Trigger:
     def commitment(self, path: TimedChunk, seen_ns: int) -> Commitment:
         """Return what the arms do after an observation, and how much of it is held.
 
-        What they will have done when the answer comes is held exactly; the hold is let go towards
-        the path's end, which a chunk made as if nothing came after it.
+        What they will have done when the answer comes is held exactly. The hold is let go towards
+        the path's end, over no fewer rows than two paths are blended: let go at once, the answer
+        might leave the path with a jump behind the rows that are watched for one.
         """
         step_ns, left_ns = path.step_ns, path.end_ns - seen_ns
         rows = max(left_ns // step_ns, 0)
@@ -108,7 +109,8 @@ class Trigger:
             p95 = self._latency.p95 or 0.0
             if self.execution.searches:
                 p95 = max(left_ns / NS - self._margin, 0.0)
-            held = min(round(p95 / self._rates.dt) + KEPT, rows)
+            held = round(p95 / self._rates.dt) + KEPT
+            held = max(min(held, rows - self.execution.blend_rows), 0)
             fading = np.arange(1, rows - held + 1) / (rows - held + 1)
             weights = np.concatenate([np.ones(held), (1 + np.cos(np.pi * fading)) / 2])
         poses: NDArray[np.float64] = np.array(positions).reshape(rows, len(path.start))

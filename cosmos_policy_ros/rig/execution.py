@@ -69,8 +69,8 @@ class Trigger:
 
     def due(self, left: float) -> bool:
         """Return whether to ask now, with ``left`` seconds of the path to go."""
-        mode, p95 = self.execution.mode, self._latency.p95
-        if mode == "blocking" or p95 is None:
+        mode, p95, cautious = self.execution.mode, self._latency.p95, self._latency.cautious
+        if mode == "blocking" or p95 is None or cautious is None:
             return False
         chunk = self._rates.chunk_steps * self._rates.dt
         if self.execution.searches:
@@ -78,8 +78,9 @@ class Trigger:
             return self._margin < left <= chunk / 2 and not (mode == "auto" and self._missed)
         if mode == "auto" and 2 * p95 + self._margin > chunk:
             return False
+        # Too early costs a query now and then, too late a pause.
         going_over = self.execution.blend_rows * self._rates.dt
-        return p95 + self._margin <= left <= p95 + self._margin + going_over
+        return p95 + self._margin <= left <= cautious + self._margin + going_over
 
     def deadline(self, left: float, usual: float) -> float:
         """Return the wall seconds that a search may take.

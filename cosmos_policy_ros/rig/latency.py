@@ -32,6 +32,12 @@ class LatencyTracker:
             return self._warm_up
         return _quantile(self._total, SURE)
 
+    @property
+    def cautious(self) -> float | None:
+        """The p95 with an allowance for how few it is of: twice it of one, hardly more of many."""
+        p95 = self.p95
+        return None if p95 is None else p95 * (1.0 + 1.0 / max(len(self._total), 1))
+
     def add(self, total: float, phases: Mapping[str, float]) -> None:
         """Note one query."""
         if not self._warm:

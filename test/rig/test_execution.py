@@ -321,6 +321,7 @@ def test_the_warm_up_counts_only_until_something_else_is_known() -> None:
     tracker.add(0.4, {"encode": 0.1})
     tracker.add(0.6, {"encode": 0.3})
     assert tracker.p95 == 0.6
+    assert tracker.cautious == pytest.approx(0.9)
     assert tracker.told() == {
         "total": "p50 0.6 s, p95 0.6 s",
         "encode": "p50 0.3 s, p95 0.3 s",

@@ -156,6 +156,7 @@ def verdict_to_message(
     if boundary is not None:
         message.asked = ns_to_stamp(boundary.asked_ns)
         message.latency, message.dropped = boundary.latency, boundary.dropped
+        message.blend_rows = boundary.blend_rows
         message.jump_decided = array("d", dataclasses.astuple(boundary.decided))
         if boundary.sent is not None:
             message.jump_sent = array("d", dataclasses.astuple(boundary.sent))

@@ -13,6 +13,8 @@ from cosmos_policy_ros.rig.splice import KEPT
 
 Array = NDArray[np.float64]
 
+AROUND = 7  # rows from the boundary on that are looked at: those of the usual blend, and two
+
 
 @dataclass(frozen=True)
 class Jump:
@@ -41,6 +43,7 @@ class Boundary:
         asked_ns: stamp of the observation that triggered it.
         latency: seconds from there until it was judged, on the rig's clock.
         dropped: rows that were past, or the old path's, when it took over.
+        blend_rows: over which it goes over from a path under way; 0 at rest.
         decided: how rough it would have been as it was decided; of a refused one too.
         sent: how rough it was as it was sent; None of a refused one.
     """
@@ -48,6 +51,7 @@ class Boundary:
     asked_ns: int
     latency: float
     dropped: int
+    blend_rows: int
     decided: Jump
     sent: Jump | None
 
@@ -63,22 +67,22 @@ class Boundary:
 def measure_boundary(
     asked_ns: int,
     now_ns: int,
-    dropped: int,
     *,
     rows: tuple[Array, Array, Array | None],
     dt: float,
-    around: int,
+    dropped: int = 0,
+    blend_rows: int = 0,
 ) -> Boundary | None:
     """Measure where a chunk takes over.
 
     Args:
         asked_ns: stamp of its observation.
         now_ns: when it was judged.
-        dropped: rows of it that were past.
         rows: (KEPT + n, 14) the path before it, beginning KEPT rows before the boundary; from the
             boundary on (n, 14) what was decided, and what was sent or None.
         dt: seconds per row.
-        around: rows after the boundary that belong to it.
+        dropped: rows of it that were past.
+        blend_rows: over which it goes over from the path before.
 
     Returns:
         None if the decision is not one for this rig at all.
@@ -88,22 +92,27 @@ def measure_boundary(
         return None
 
     def jump(followed: Array) -> Jump:
-        return measure_jump(old, np.vstack([old[:KEPT], followed]), dt, around)
+        return measure_jump(old, np.vstack([old[:KEPT], followed]), dt)
 
-    latency = (now_ns - asked_ns) / NS
-    return Boundary(asked_ns, latency, dropped, jump(decided), None if sent is None else jump(sent))
+    return Boundary(
+        asked_ns=asked_ns,
+        latency=(now_ns - asked_ns) / NS,
+        dropped=dropped,
+        blend_rows=blend_rows,
+        decided=jump(decided),
+        sent=None if sent is None else jump(sent),
+    )
 
 
-def measure_jump(old: Array, rows: Array, dt: float, around: int) -> Jump:
+def measure_jump(old: Array, rows: Array, dt: float) -> Jump:
     """Measure where ``rows`` leave the old path.
 
     Args:
         old: (n, 14) the path before.
         rows: (n, 14) what is followed: KEPT rows of the old path, then another.
         dt: seconds per row.
-        around: rows after the boundary that belong to it.
     """
-    arms = np.delete(rows[: KEPT + around + 2], GRIPPER_INDICES, axis=1)
+    arms = np.delete(rows[: KEPT + AROUND], GRIPPER_INDICES, axis=1)
     changes = np.diff(arms, n=2, axis=0) / dt
     off = np.delete(rows[KEPT] - old[KEPT], GRIPPER_INDICES)
     return Jump(

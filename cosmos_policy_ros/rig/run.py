@@ -48,7 +48,7 @@ class Run:
         message: why it waits or what it does, for people.
         chunk: the chunk under way, or the last one.
         chunks, refused, late: counts; what came too late is not refused.
-        boundary: of the last chunk that was judged.
+        boundary: of the last answer; None of one that came too late, or is not for this rig.
         idle_ns: time the arms stood still between the first query and the last chunk.
     """
 
@@ -130,6 +130,7 @@ class Run:
         """Judge a decision; the chunk, when there is one, is to be published at once."""
         assert self._asked is not None, "nothing was asked"
         asked, self._asked = self._asked, None
+        self.boundary = None
         if self.phase is Phase.EXECUTING:
             return self._take_over(decision, asked, now_ns)
         if asked.in_motion:
@@ -143,12 +144,12 @@ class Run:
         now = self._situation(asked, now_ns)
         verdict = self._gate.judge(decision.positions, decision.dt, now)
         held = now.commanded
-        self._note(
-            asked,
+        at_rest = np.tile(held, (KEPT + self._rig.rates.chunk_steps, 1))
+        self.boundary = measure_boundary(
+            asked.stamp_ns,
             now_ns,
-            old=np.tile(held, (KEPT + self._rig.rates.chunk_steps, 1)),
-            decided=decision.positions,
-            sent=verdict.positions,
+            rows=(at_rest, decision.positions, verdict.positions),
+            dt=decision.dt,
         )
         if verdict.positions is None:
             self._refuse(verdict)
@@ -189,13 +190,14 @@ class Run:
         now = self._situation(asked, now_ns)
         verdict = self._gate.judge_splice(splice, execution.splicer, now)
         if verdict.rule != "shape":
-            self._note(
-                asked,
+            sent = None if verdict.positions is None else verdict.positions[KEPT:]
+            self.boundary = measure_boundary(
+                asked.stamp_ns,
                 now_ns,
-                old=splice.old,
-                decided=splice.new[KEPT:],
-                sent=None if verdict.positions is None else verdict.positions[KEPT:],
+                rows=(splice.old, splice.new[KEPT:], sent),
+                dt=decision.dt,
                 dropped=splice.dropped,
+                blend_rows=splice.rows,
             )
         if verdict.positions is None:
             self._miss()
@@ -365,26 +367,6 @@ class Run:
     @property
     def _next_id(self) -> str:
         return f"{self.goal.run_id}/{self.chunks}"
-
-    def _note(
-        self,
-        asked: _Asked,
-        now_ns: int,
-        *,
-        old: Array,
-        decided: Array,
-        sent: Array | None,
-        dropped: int = 0,
-    ) -> None:
-        """Remember how rough a boundary is; ``old`` begins KEPT rows before it."""
-        self.boundary = measure_boundary(
-            asked.stamp_ns,
-            now_ns,
-            dropped,
-            rows=(old, decided, sent),
-            dt=self._rig.rates.dt,
-            around=self._trigger.execution.blend_rows,
-        )
 
     def _miss(self) -> None:
         self._missed = True

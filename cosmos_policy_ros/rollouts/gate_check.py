@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cosmos_policy_ros.errors import ObservationError
-from cosmos_policy_ros.rig.arms import STATE_DIM
-from cosmos_policy_ros.rig.chunk import NS
+from cosmos_policy_ros.rig.chunk import NS, TimedChunk
 from cosmos_policy_ros.rig.gate import SafetyGate, Situation, Verdict
+from cosmos_policy_ros.rig.run import LATE, TRAIL
 from cosmos_policy_ros.rig.spec import RigSpec
+from cosmos_policy_ros.rig.splice import Splice, blend
 from cosmos_policy_ros.rollouts.episode import read_episode, read_messages
 from cosmos_policy_ros.rollouts.replay import stamp_ns
-from cosmos_policy_ros.rollouts.steps import targets
+from cosmos_policy_ros.rollouts.steps import Sent
 from cosmos_policy_ros.rollouts.topics import POLICY_NODE
 from cosmos_policy_ros.rollouts.windows import EpisodeWindows
-
-Array = NDArray[np.float64]
 
 
 @dataclass
@@ -71,23 +69,56 @@ def check_episode(path: Path, rig: RigSpec | None = None) -> Checked:
     if not pairs:
         return _check_steps(windows, gate, path)
     found = Checked(path, decided=True)
-    for decision, recorded, commanded in pairs:
-        now_ns = stamp_ns(recorded)
+    for decision, recorded in pairs:
+        if recorded.rule == LATE:
+            continue  # nobody judged it
         try:
-            measured, age = windows.measured(now_ns)
+            verdict = _judge(windows, gate, decision, recorded)
         except ObservationError:
             found.skipped += 1
             continue
-        held = measured if commanded is None else commanded
-        now = Situation(held, measured, age, (now_ns - stamp_ns(decision)) / NS)
-        positions = np.asarray(decision.positions).reshape(decision.steps, -1)
-        verdict = gate.judge(positions, decision.dt, now)
         found.add(verdict)
         if rig is None and (verdict.accepted, verdict.rule) != (recorded.accepted, recorded.rule):
             found.changed.append(
                 f"chunk {recorded.chunk_id}: was {_says(recorded)}, is {_says(verdict)}"
             )
     return found
+
+
+def _judge(windows: EpisodeWindows, gate: SafetyGate, decision: Any, recorded: Any) -> Verdict:
+    """Judge a recorded decision, in the situation of then; raises ObservationError."""
+    now_ns, seen_ns = stamp_ns(recorded), stamp_ns(decision)
+    measured, age = windows.measured(now_ns)
+    before = [s for s in windows.sent if s.start_ns < now_ns and s.chunk_id != decision.chunk_id]
+    positions = np.asarray(decision.positions).reshape(decision.steps, -1)
+    result_age = (now_ns - seen_ns) / NS
+    if not before or not len(getattr(decision, "committed_weights", ())):
+        held = before[-1].positions[-1] if before else measured
+        now = Situation(held, measured, age, result_age)
+        return gate.judge(positions, decision.dt, now)
+    path = _path(before[-1], windows.rig.rig)
+    seen = path.sample(seen_ns)
+    decided = replace(
+        path, start_ns=seen_ns, dt=decision.dt, start=seen, positions=positions, sent_after_ns=0
+    )
+    splice = Splice(path, decided, now_ns, int(recorded.blend_rows))
+    steps = windows.steps
+    late = (steps.times_ns >= now_ns - TRAIL * NS) & (steps.times_ns <= now_ns)
+    commanded = path.sample(now_ns)
+    trail = np.vstack([steps.actions[late], commanded])
+    return gate.judge_splice(splice, blend, Situation(commanded, measured, age, result_age, trail))
+
+
+def _path(sent: Sent, rig: RigSpec) -> TimedChunk:
+    """Return what the arms were following; where it began no splice looks at."""
+    return TimedChunk(
+        chunk_id=sent.chunk_id,
+        start_ns=sent.start_ns,
+        dt=rig.rates.dt,
+        start=sent.positions[0],
+        positions=sent.positions,
+        max_velocity=rig.max_velocity,
+    )
 
 
 def _check_steps(windows: EpisodeWindows, gate: SafetyGate, path: Path) -> Checked:
@@ -106,31 +137,16 @@ def _check_steps(windows: EpisodeWindows, gate: SafetyGate, path: Path) -> Check
     return found
 
 
-def _decisions(windows: EpisodeWindows, path: Path) -> Iterator[tuple[Any, Any, Array | None]]:
-    """Yield each decision, its recorded verdict, and what was commanded before it, if known."""
-    rig = windows.rig
-    told, judged = (rig.topic(f"{POLICY_NODE}/{name}") for name in ("decision", "verdict"))
-    outputs = rig.outputs
-    topics = [name for name in (told, judged, *outputs) if name in windows.episode.topics]
-    decisions, verdicts = [], []
-    sent: dict[str, list[tuple[int, str, Array]]] = {name: [] for name in outputs}
-    for topic, received_ns, message in read_messages(path, topics):
-        if topic == told:
-            decisions.append((received_ns, message))
-        elif topic == judged:
-            verdicts.append(message)
-        elif message.points:
-            last = targets(outputs[topic], message)[-1]
-            sent[topic].append((received_ns, message.header.frame_id, last))
+def _decisions(windows: EpisodeWindows, path: Path) -> Iterator[tuple[Any, Any]]:
+    """Yield each decision and its recorded verdict."""
+    told, judged = (windows.rig.topic(f"{POLICY_NODE}/{name}") for name in ("decision", "verdict"))
+    topics = [name for name in (told, judged) if name in windows.episode.topics]
+    decisions: list[Any] = []
+    verdicts: list[Any] = []
+    for topic, _, message in read_messages(path, topics):
+        (decisions if topic == told else verdicts).append(message)
     # Each decision is told before its verdict, so they belong together by their order.
-    for (received_ns, decision), verdict in zip(decisions, verdicts, strict=False):
-        commanded = np.full((1, STATE_DIM), np.nan)
-        for name, output in outputs.items():
-            for at, chunk_id, row in sent[name]:
-                if at < received_ns and chunk_id != decision.chunk_id:
-                    commanded[0, output.columns] = row
-        known = not np.isnan(commanded).any()
-        yield decision, verdict, rig.rig.commanded(commanded)[0] if known else None
+    yield from zip(decisions, verdicts, strict=False)
 
 
 def _says(verdict: Any) -> str:

@@ -47,30 +47,33 @@ class Steps:
         return len(self.times_ns)
 
 
-class _Sent(NamedTuple):
+class Sent(NamedTuple):
+    """What all outputs were sent of one chunk.
+
+    Attributes:
+        chunk_id: the trajectories'.
+        start_ns: a step before the first row is due.
+        offsets_ns: (n,) when the rows are due, from there on.
+        positions: (n, 14), policy units.
+    """
+
     chunk_id: str
     start_ns: int
     offsets_ns: NDArray[np.int64]
     positions: NDArray[np.float64]
 
 
-def read_steps(
-    rig: RigInBag, trajectories: Mapping[str, IndexedTopic], starts: Mapping[str, int], dt: float
-) -> Steps:
+def find_steps(sent: Sequence[Sent], dt: float) -> Steps:
     """Return an episode's steps.
 
     Args:
-        rig: of the bag.
-        trajectories: what was sent, by the topics of ``rig.outputs``.
-        starts: when the chunks of these ids began, for rigs whose trajectories bear no stamp; by
-            default when they were received.
+        sent: in order, as :func:`read_sent` gives it.
         dt: seconds per step. Rows that lie closer are thinned out: a 50 Hz source gives every
             second action.
 
     Raises:
-        RolloutError: the trajectories' rows do not fall on whole steps, or a message is damaged.
+        RolloutError: the trajectories' rows do not fall on whole steps.
     """
-    sent = _joined(rig, trajectories, starts)
     step_ns = round(dt * NS)
     times: list[NDArray[np.int64]] = []
     actions: list[NDArray[np.float64]] = []
@@ -95,10 +98,20 @@ def read_steps(
     return Steps(np.concatenate(times), np.concatenate(actions), np.concatenate(stretch))
 
 
-def _joined(
+def read_sent(
     rig: RigInBag, trajectories: Mapping[str, IndexedTopic], starts: Mapping[str, int]
-) -> list[_Sent]:
-    """Join the outputs' trajectories by the chunk they belong to; one alone is no action."""
+) -> list[Sent]:
+    """Join the outputs' trajectories by the chunk they belong to; one alone is no action.
+
+    Args:
+        rig: of the bag.
+        trajectories: what was sent, by the topics of ``rig.outputs``.
+        starts: when the chunks of these ids were sent, for rigs whose trajectories bear no stamp;
+            by default when they were received.
+
+    Raises:
+        RolloutError: a message is damaged.
+    """
     outputs = rig.outputs
     sent = [
         _by_chunk(
@@ -119,9 +132,9 @@ def _joined(
     return sorted(joined, key=lambda each: each.start_ns)
 
 
-def _by_chunk(sent: Iterable[_Sent]) -> dict[tuple[str, int], _Sent]:
+def _by_chunk(sent: Iterable[Sent]) -> dict[tuple[str, int], Sent]:
     """Key what was sent by its id and its number under that id, which ways to the start share."""
-    found: dict[tuple[str, int], _Sent] = {}
+    found: dict[tuple[str, int], Sent] = {}
     seen: Counter[str] = Counter()
     for each in sent:
         found[each.chunk_id, seen[each.chunk_id]] = each
@@ -129,7 +142,7 @@ def _by_chunk(sent: Iterable[_Sent]) -> dict[tuple[str, int], _Sent]:
     return found
 
 
-def _read(output: Output, topic: IndexedTopic, index: int, starts: Mapping[str, int]) -> _Sent:
+def _read(output: Output, topic: IndexedTopic, index: int, starts: Mapping[str, int]) -> Sent:
     message = topic.read(index)
     try:
         positions = targets(output, message)
@@ -145,7 +158,7 @@ def _read(output: Output, topic: IndexedTopic, index: int, starts: Mapping[str, 
         # its first was due.
         phase_ns = int(offsets_ns[0] - np.median(np.diff(offsets_ns)))
         start_ns, offsets_ns = start_ns + phase_ns, offsets_ns - phase_ns
-    return _Sent(chunk_id, start_ns, offsets_ns, positions)
+    return Sent(chunk_id, start_ns, offsets_ns, positions)
 
 
 def targets(output: Output, message: Any) -> NDArray[np.float64]:
@@ -171,7 +184,7 @@ def _offsets(points: Sequence[Any]) -> NDArray[np.int64]:
     return np.array([t.sec * NS + t.nanosec for t in times], np.int64)
 
 
-def _on_grid(sent: _Sent, step_ns: int) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+def _on_grid(sent: Sent, step_ns: int) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
     """Return the rows that are due at whole steps, and when [ns from the start]."""
     steps = np.arange(1, 1 + (int(sent.offsets_ns[-1]) + step_ns // 2) // step_ns)
     due_ns = steps.astype(np.int64) * step_ns

@@ -19,7 +19,7 @@ from cosmos_policy_ros.rig.sources import NS, Sources, fingerprint
 from cosmos_policy_ros.rollouts.episode import Episode
 from cosmos_policy_ros.rollouts.message_index import IndexedTopic, index_topics
 from cosmos_policy_ros.rollouts.rig_in_bag import find_rig
-from cosmos_policy_ros.rollouts.steps import Steps, read_steps
+from cosmos_policy_ros.rollouts.steps import Steps, find_steps, read_sent
 from cosmos_policy_ros.rollouts.topics import POLICY_NODE
 
 
@@ -33,7 +33,8 @@ class EpisodeWindows:
         episode: its summary.
         rig: as the bag shows it.
         topics: its cameras' and arms' messages, by the bag's names.
-        steps: what the arms were told, and when.
+        sent: what the arms were sent, chunk by chunk.
+        steps: what they were told of it, and when: without what something else replaced.
     """
 
     def __init__(self, episode: Episode, dt: float | None = None) -> None:
@@ -53,8 +54,8 @@ class EpisodeWindows:
         topics = index_topics(episode.files, [*rig.sensors, *rig.outputs, verdicts])
         self.topics = {topic: topics[topic] for topic in rig.sensors}
         starts, sent = _starts(topics[verdicts]), {name: topics[name] for name in rig.outputs}
-        steps = read_steps(rig, sent, starts, dt or rig.rig.rates.dt)
-        self.steps = _while_seen(steps, self.topics)
+        self.sent = tuple(read_sent(rig, sent, starts))
+        self.steps = _while_seen(find_steps(self.sent, dt or rig.rig.rates.dt), self.topics)
 
     def __len__(self) -> int:
         return len(self.steps)

@@ -134,9 +134,10 @@ def test_an_imagined_picture_bears_its_decisions_stamp_and_chunk() -> None:
 
 
 def test_a_verdict_tells_of_its_boundary(rig: RigSpec) -> None:
-    boundary = Boundary(START_NS, 0.3, 9, Jump(0.1, 2.0, 30.0), Jump(0.01, 0.2, 3.0))
+    boundary = Boundary(START_NS, 0.3, 9, 5, Jump(0.1, 2.0, 30.0), Jump(0.01, 0.2, 3.0))
     told = verdict_to_message(Verdict(True), boundary, "run/1", START_NS + 300_000_000, rig)
     assert (stamp_to_ns(told.asked), told.latency, told.dropped) == (START_NS, 0.3, 9)
+    assert told.blend_rows == 5
     assert list(told.jump_decided) == [0.1, 2.0, 30.0]
     assert list(told.jump_sent) == [0.01, 0.2, 3.0]
     refused = verdict_to_message(

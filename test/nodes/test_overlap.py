@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cosmos_policy_ros.msg import Decision, Verdict
 from diagnostic_msgs.msg import DiagnosticArray
-from helpers.waiting import PATIENCE
+from helpers.waiting import PATIENCE, wait_for
 from trajectory_msgs.msg import JointTrajectory
 
 from cosmos_policy_ros.nodes.client import GraphClient
@@ -20,7 +20,10 @@ from cosmos_policy_ros.nodes.processes import NodeProcesses
 from cosmos_policy_ros.nodes.shell import stamp_to_ns
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import load_rig
+from cosmos_policy_ros.rollouts.episode import read_episode
+from cosmos_policy_ros.rollouts.gate_check import check_episode
 from cosmos_policy_ros.rollouts.topics import POLICY_NODE
+from cosmos_policy_ros.rollouts.windows import EpisodeWindows
 
 RIG = load_rig("sim", config_folder("rigs"))
 SECONDS = 8.0  # of motion
@@ -30,7 +33,7 @@ class Run:
     """One run in real time and what was said meanwhile."""
 
     def __init__(self, folder: Path) -> None:
-        options = GraphOptions(width=64, height=48, record=False, execution="overlap")
+        options = GraphOptions(width=64, height=48, execution="overlap", root=str(folder))
         processes = NodeProcesses(node_processes(options), folder / "log")
         client = GraphClient("operator", processes.check)
         self.verdicts: list[Any] = []
@@ -47,12 +50,17 @@ class Run:
         try:
             client.policy_ready(PATIENCE)
             client.arm_when_ready(PATIENCE)
+            wait_for(self._recording(client), "the recorder to find the rig")
             handle = client.start_run(time_limit=SECONDS)
             self.result = client.finish_run(handle, PATIENCE)
+            self.path = Path(client.stop_episode().path)
             client.wait_until(lambda: "total" in self.pace, PATIENCE, "the latencies")
         finally:
             client.close()
             processes.close()
+
+    def _recording(self, client: GraphClient) -> Callable[[], bool]:
+        return lambda: bool(client.start_episode(operator_name="ann").success)
 
     def _keep_pace(self, message: DiagnosticArray) -> None:
         for status in message.status:
@@ -111,3 +119,14 @@ def test_what_was_sent_is_one_path(run: Run) -> None:
             steps = np.abs(np.diff(np.stack(list(rows.values())), axis=0)).max()
             assert steps < 13.0 / 25.0 * 2, "the gripper's is the widest"
             before = rows
+
+
+def test_the_bag_holds_one_path_and_the_gate_says_the_same_of_it(run: Run) -> None:
+    windows = EpisodeWindows(read_episode(run.path))
+    gaps = np.diff(windows.steps.times_ns)
+    late = sum(verdict.rule == "late" for verdict in run.verdicts)
+    assert np.count_nonzero(np.abs(gaps - 40_000_000) > 1_000_000) <= late
+    assert len(set(windows.steps.stretch)) == 1
+    checked = check_episode(run.path)
+    assert checked.judged + late == len(run.verdicts)
+    assert not checked.changed and not checked.skipped

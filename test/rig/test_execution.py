@@ -176,6 +176,7 @@ def test_an_answer_that_comes_too_late_is_dropped_and_the_budget_adapts() -> Non
     # It came after the path's end, where the arms hold; the next query is from rest.
     assert bench.now * NS > path.end_ns
     assert bench.run.late == 1 and bench.run.refused == 0
+    assert bench.run.boundary is None
     bench.tick()
     assert bench.queries[-1].committed is None
     assert bench.queries[-1].observation.stamp_ns >= path.end_ns

@@ -1,0 +1,104 @@
+"""The policy node moves nothing while its keeper is silent, holds the arms, or had to take over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from cosmos_policy_ros.msg import GuardState
+
+from cosmos_policy_ros.nodes import policy_keeper
+from cosmos_policy_ros.nodes.policy_keeper import NONE, KeeperWatch
+from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.spec import load_rig
+
+
+class Bench:
+    """A watch, its clock, and its keeper's voice."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, rig: str, keeper: str, dry: bool) -> None:
+        self.now = 100.0
+        self.topics: list[str] = []
+        self.speak: Callable[[Any], None] = lambda _: None
+        monkeypatch.setattr(policy_keeper, "time", SimpleNamespace(monotonic=lambda: self.now))
+        node: Any = SimpleNamespace(create_subscription=self._subscribe)
+        spec = load_rig(rig, config_folder("rigs"))
+        self.watch = KeeperWatch(node, spec, keeper, dry=dry)
+
+    def _subscribe(self, kind: type, topic: str, hear: Callable[[Any], None], qos: Any) -> None:
+        self.topics.append(topic)
+        self.speak = hear
+
+    def run(self, seconds: float, *, armed: bool = True, reason: str = "") -> None:
+        for _ in range(round(seconds / 0.05)):
+            self.now += 0.05
+            self.speak(GuardState(reason=reason))
+            self.watch.wake(armed)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(monkeypatch, "sim", "auto", dry=False)
+
+
+@pytest.mark.parametrize(
+    ("rig", "keeper", "dry", "topics"),
+    [
+        ("sim", "auto", False, ["arm_guard_node/state"]),
+        ("interbotix_1", "auto", False, ["arm_streamer_node/state"]),
+        ("sim", "lab/guard", False, ["lab/guard/state"]),
+        ("sim", NONE, False, []),
+        ("sim", "auto", True, []),
+    ],
+)
+def test_whom_it_listens_to(
+    monkeypatch: pytest.MonkeyPatch, rig: str, keeper: str, dry: bool, topics: list[str]
+) -> None:
+    bench = Bench(monkeypatch, rig, keeper, dry)
+    assert bench.topics == topics
+    assert bench.watch.needed == bool(topics)
+    if not topics:
+        bench.now += 1000.0
+        assert bench.watch.complaint() == bench.watch.silence() == ""
+
+
+def test_a_keeper_must_be_heard_of_and_go_on_speaking(bench: Bench) -> None:
+    assert "has not been heard of on arm_guard_node/state" in bench.watch.complaint()
+    bench.run(1.0)
+    assert not bench.watch.complaint()
+    for _ in range(7):
+        bench.now += 0.05
+        bench.watch.wake(True)
+    assert "the arm guard was last heard of 0.35 s ago" in bench.watch.complaint()
+    assert not bench.watch.held(), "nobody holds the arms: a brake of ours does"
+
+
+def test_what_it_holds_is_not_moved_until_it_says_otherwise(bench: Bench) -> None:
+    bench.run(1.0, reason="the policy node was last heard of 0.31 s ago")
+    assert bench.watch.held() == (
+        "the arm guard holds the arms: the policy node was last heard of 0.31 s ago"
+    )
+    bench.run(0.1)
+    assert not bench.watch.held()
+
+
+def test_a_node_that_slept_moves_nothing_before_it_has_heard_what_happened(bench: Bench) -> None:
+    bench.run(1.0)
+    bench.now += 0.5
+    assert "kept waiting for 0.50 s, and the arm guard holds the arms" in bench.watch.held()
+    # The first poll comes before the keeper's word: it stays so until somebody disarms.
+    bench.watch.wake(True)
+    bench.run(2.0)
+    assert "kept waiting for 0.50 s" in bench.watch.complaint()
+    bench.watch.wake(False)
+    assert not bench.watch.complaint()
+
+
+def test_a_disarmed_node_may_sleep(bench: Bench) -> None:
+    bench.run(1.0, armed=False)
+    bench.now += 5.0
+    bench.watch.wake(False)
+    bench.run(0.1)
+    assert not bench.watch.complaint()

@@ -136,7 +136,7 @@ def trajectories(
 ) -> Iterator[tuple[Output, list[TrajectoryPoint]]]:
     """Yield (output, points) of a chunk as the policy node sends it to each controller."""
     positions = spec.command(chunk.positions)
-    velocities = spec.command_speed(chunk.velocities())
+    velocities = spec.command_speed(chunk.velocities)
     for output in spec.outputs:
         rows = zip(
             positions[:, output.columns].tolist(),

@@ -93,7 +93,7 @@ class TrialBag:
             0,
             chunk.step_ns,
             chunk.positions,
-            chunk.velocities(),
+            chunk.velocities,
             chunk.sent_after_ns,
         )
         for topic, cdr in sent:

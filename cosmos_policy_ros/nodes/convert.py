@@ -46,7 +46,7 @@ class TrajectoryMessages:
         """
         messages = self._blank(len(chunk.positions))
         positions = self._rig.command(chunk.positions)
-        velocities = self._rig.command_speed(chunk.velocities())
+        velocities = self._rig.command_speed(chunk.velocities)
         for output, message in zip(self._rig.outputs, messages, strict=True):
             q, v = positions[:, output.columns], velocities[:, output.columns]
             message.header.frame_id = chunk.chunk_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,8 +63,9 @@ class TimedChunk:
         """Nanoseconds from sending it to each row; strictly increasing, the first never 0."""
         return tuple(self.due_ns(i) - self.sent_ns for i in range(len(self.positions)))
 
+    @cached_property
     def velocities(self) -> Array:
-        """Return (K, 14) velocities at the rows for cubic interpolation; the last row rests.
+        """(K, 14) velocities at the rows for cubic interpolation; the last row rests.
 
         Shape-preserving: zero where a joint turns, else the harmonic mean of the slopes on both
         sides (Fritsch-Butland), so that the cubic stays between its two rows and cannot leave
@@ -91,7 +93,7 @@ class TimedChunk:
             return np.asarray(self.positions[-1]), np.zeros_like(self.start)
         row = int(elapsed)
         u = elapsed - row
-        velocities = self.velocities() * self.dt
+        velocities = self.velocities * self.dt
         p0 = self.positions[row - 1] if row else self.start
         v0 = velocities[row - 1] if row else self.start_velocity * self.dt
         p1, v1 = self.positions[row], velocities[row]

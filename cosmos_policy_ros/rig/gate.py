@@ -99,13 +99,7 @@ class SafetyGate:
         Returns:
             The first rule broken, or acceptance with the clamped positions.
         """
-        unusable = (
-            self._check_shape(positions, dt, rows or self._steps)
-            or self._check_finite(positions)
-            or self._check_ages(now)
-            or self._check_limits(positions)
-        )
-        if unusable:
+        if unusable := self._check_usable(positions, dt, now, rows or self._steps):
             return unusable
         clipped = np.clip(positions, self._lower, self._upper)
         chunk, message = self._led_over(clipped, now.commanded)
@@ -126,13 +120,7 @@ class SafetyGate:
             The first rule broken, or acceptance with the (n, 14) rows of the spliced path.
         """
         positions = splice.decided.positions
-        unusable = (
-            self._check_shape(positions, splice.decided.dt, self._steps)
-            or self._check_finite(positions)
-            or self._check_ages(now)
-            or self._check_limits(positions)
-        )
-        if unusable:
+        if unusable := self._check_usable(positions, splice.decided.dt, now, self._steps):
             return unusable
         clipped = np.clip(positions, self._lower, self._upper)
         splice = replace(splice, decided=replace(splice.decided, positions=clipped))
@@ -163,6 +151,16 @@ class SafetyGate:
         # Between two poses within the limits, but not always on the straight way.
         led = np.clip(led, self._lower, self._upper)
         return led, f"led over from the held pose, {furthest:.3f} rad off"
+
+    def _check_usable(
+        self, positions: Array, dt: float, now: Situation, rows: int
+    ) -> Verdict | None:
+        return (
+            self._check_shape(positions, dt, rows)
+            or self._check_finite(positions)
+            or self._check_ages(now)
+            or self._check_limits(positions)
+        )
 
     def _check_shape(self, positions: Array, dt: float, rows: int) -> Verdict | None:
         if positions.shape == (rows, STATE_DIM) and abs(dt - self._dt) < 1e-9:

@@ -61,7 +61,7 @@ def test_each_arm_gets_its_own_seven(any_rig: RigSpec) -> None:
         rows = np.array([p.positions for p in trajectory.points])
         np.testing.assert_array_equal(rows[:, :6], given.positions[:, first : first + 6])
         speeds = np.array([p.velocities for p in trajectory.points])
-        np.testing.assert_array_equal(speeds[:, :6], given.velocities()[:, first : first + 6])
+        np.testing.assert_array_equal(speeds[:, :6], given.velocities[:, first : first + 6])
         assert not speeds[-1].any()
         assert all(len(p.effort) == len(p.accelerations) == 0 for p in trajectory.points)
 

@@ -29,7 +29,7 @@ def test_fifty_rows_end_at_two_seconds_exactly() -> None:
 
 @given(paths)
 def test_velocities_are_bounded_and_the_last_row_rests(positions: np.ndarray) -> None:
-    velocities = chunk(positions).velocities()
+    velocities = chunk(positions).velocities
     assert velocities.shape == positions.shape
     assert np.all(np.abs(velocities) <= V_MAX)
     np.testing.assert_array_equal(velocities[-1], 0.0)
@@ -60,7 +60,7 @@ def test_the_path_passes_through_every_row_and_holds_outside(positions: np.ndarr
 
 def test_constant_speed_is_kept_by_the_velocities() -> None:
     positions = np.outer(np.arange(1, 7) * 0.04, np.ones(14))
-    np.testing.assert_allclose(chunk(positions).velocities()[:-1], 1.0)
+    np.testing.assert_allclose(chunk(positions).velocities[:-1], 1.0)
 
 
 @given(paths, st.floats(0.0, 0.24))
@@ -69,7 +69,7 @@ def test_braking_stays_on_the_path_and_ends_at_rest(positions: np.ndarray, at: f
     now_ns = c.start_ns + int(at * NS)
     brake = c.brake(now_ns, 0.4)
     np.testing.assert_array_equal(brake.start, c.sample(now_ns))
-    np.testing.assert_array_equal(brake.velocities()[-1], 0.0)
+    np.testing.assert_array_equal(brake.velocities[-1], 0.0)
     assert brake.end_ns - brake.start_ns == 400_000_000
     # Half of the braking time is travelled along the old path, and not one nanosecond more.
     np.testing.assert_array_equal(brake.positions[-1], c.sample(now_ns + 200_000_000))

@@ -35,7 +35,7 @@ def sent(chunk: TimedChunk) -> list[TrajectoryPoint]:
     return [
         TrajectoryPoint(tuple(row), tuple(velocity), time)
         for row, velocity, time in zip(
-            chunk.positions, chunk.velocities(), chunk.times_ns(), strict=True
+            chunk.positions, chunk.velocities, chunk.times_ns(), strict=True
         )
     ]
 

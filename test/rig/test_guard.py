@@ -33,7 +33,7 @@ def walk(seed: int) -> TimedChunk:
 
 def points_of(chunk: TimedChunk, columns: tuple[int, ...]) -> list[TrajectoryPoint]:
     positions = RIG.command(chunk.positions)[:, columns].tolist()
-    velocities = RIG.command_speed(chunk.velocities())[:, columns].tolist()
+    velocities = RIG.command_speed(chunk.velocities)[:, columns].tolist()
     return [
         TrajectoryPoint(tuple(p), tuple(v), time)
         for p, v, time in zip(positions, velocities, chunk.times_ns(), strict=True)

@@ -93,7 +93,7 @@ def test_position_and_velocity_are_continuous_at_the_controller(
     def points(of: TimedChunk) -> list[TrajectoryPoint]:
         return [
             TrajectoryPoint(tuple(p), tuple(v), t)
-            for p, v, t in zip(of.positions, of.velocities(), of.times_ns(), strict=True)
+            for p, v, t in zip(of.positions, of.velocities, of.times_ns(), strict=True)
         ]
 
     controller.accept(names, points(splice.path), 0, NOW)

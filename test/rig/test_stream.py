@@ -26,7 +26,7 @@ START = np.array([*ARM.start, ARM.gripper.command_closed])
 
 def points(rows: np.ndarray, dt: float = 0.04, start: np.ndarray = START) -> list[TrajectoryPoint]:
     """What the policy node sends of a chunk."""
-    velocities = TimedChunk("", 0, dt, start, rows, SPEED).velocities()
+    velocities = TimedChunk("", 0, dt, start, rows, SPEED).velocities
     return [
         TrajectoryPoint(tuple(row), tuple(velocity), round((index + 1) * dt * NS))
         for index, (row, velocity) in enumerate(zip(rows, velocities, strict=True))
@@ -87,7 +87,7 @@ def test_chunks_that_take_over_in_motion_are_one_smooth_stream(latency_ns: int) 
             )
             splice = Splice(path, decided, next_ns, 5)
             path = splice.chunk("1", splice.blended())
-            sent = zip(path.positions, path.velocities(), path.times_ns(), strict=True)
+            sent = zip(path.positions, path.velocities, path.times_ns(), strict=True)
             told = [TrajectoryPoint(tuple(p), tuple(v), t) for p, v, t in sent]
             arm.accept(ARM.names, told, next_ns, next_ns, START)
             next_ns += 1_003_000_000

@@ -39,7 +39,7 @@ def swing(rows: int = 50, reach: float = 0.3) -> np.ndarray:
 
 def chunk(rows: np.ndarray) -> list[TrajectoryPoint]:
     speed = np.array([*SPEC.max_velocity, SPEC.gripper.max_velocity])
-    velocities = TimedChunk("", 0, 0.04, START, rows, speed).velocities()
+    velocities = TimedChunk("", 0, 0.04, START, rows, speed).velocities
     return [
         TrajectoryPoint(tuple(row), tuple(velocity), round((index + 1) * 0.04 * NS))
         for index, (row, velocity) in enumerate(zip(rows, velocities, strict=True))

@@ -52,9 +52,13 @@ class Splice:
 
     @property
     def lateness(self) -> float:
-        """Seconds by which the decision came too late; 0 or less if it did not."""
-        latest_ns = self.path.end_ns - KEPT * self.path.step_ns
-        return (self.now_ns - latest_ns) / 1e9
+        """Seconds by which the decision came too late; 0 or less if it did not.
+
+        KEPT rows of the old path must be left, and a row of the new one behind them.
+        """
+        step_ns = self.path.step_ns
+        end_ns = min(self.path.end_ns, self.decided.end_ns - step_ns)
+        return (self.now_ns - end_ns + KEPT * step_ns) / 1e9
 
     @cached_property
     def old(self) -> Array:
@@ -85,7 +89,7 @@ class Splice:
         with a path at rest the arms would slow down for a moment.
         """
         off = self.old - self.new
-        ends = len(self.path.positions) - self.first
+        ends = min(len(self.path.positions) - self.first, len(off))
         off[ends:] = off[ends - 1]
         row = np.arange(len(off)) - KEPT + 1
         share = np.clip(row / (self.rows + 1), 0.0, 1.0)

@@ -138,6 +138,17 @@ def test_an_answer_when_the_path_is_nearly_over_is_late() -> None:
     assert splice_at(0, NS, NS + STEP).lateness == pytest.approx(0.12)
 
 
+@pytest.mark.parametrize("seen_ns", [0, -NS // 2, 7 * STEP])
+def test_the_last_moment_that_is_not_late_leaves_a_row_of_the_new_path(seen_ns: int) -> None:
+    """Even of what was seen before the path began, as after a clock that jumped."""
+    late = splice_at(4, seen_ns, 0).lateness
+    last = splice_at(4, seen_ns, -round(late * NS))
+    assert last.lateness == 0
+    sent = last.chunk("run/1", last.blended())
+    assert len(sent.positions) > KEPT
+    assert splice_at(4, seen_ns, -round(late * NS) + 1).lateness > 0
+
+
 def test_rows_that_are_past_are_dropped() -> None:
     """Observed at row 10's time, answered after 12.5 rows: 12 are past, and the old path's two."""
     splice = splice_at(3, 10 * STEP, 12 * STEP + STEP // 2)

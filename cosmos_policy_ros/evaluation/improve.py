@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from cosmos_policy_ros.evaluation.contenders import DIRECT, checkpoint_folder
-from cosmos_policy_ros.evaluation.evaluate import ROLLOUTS
+from cosmos_policy_ros.evaluation.evaluate import ROLLOUTS, TRIALS
 from cosmos_policy_ros.evaluation.stages import (
     GOES_ON,
     REHEARSED_EVALUATION,
@@ -142,7 +142,8 @@ class Improvement:
     def _report(self) -> None:
         from cosmos_policy_ros.evaluation.report import write_report
 
-        write_report(self.output)
+        trials, preconditions = self.output / COMPARISON / TRIALS, self.output / PRECONDITIONS
+        write_report(self.output / REPORT, trials, preconditions, self.output / IMAGINATION)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,8 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cosmos_policy_ros.evaluation.contenders import DIRECT
-from cosmos_policy_ros.evaluation.evaluate import TRIALS
-from cosmos_policy_ros.evaluation.improve import COMPARISON, IMAGINATION, PRECONDITIONS, REPORT
 from cosmos_policy_ros.evaluation.results import Result, cell, comparison, read_results, table
 from cosmos_policy_ros.sim.conditions import USUAL
 
@@ -28,16 +26,22 @@ STYLE = (
 )
 
 
-def write_report(output: Path) -> None:
-    """Write ``report.md`` and ``report.html`` of what the stages in ``output`` found.
+def write_report(report: Path, trials: Path, preconditions: Path, imagination: Path) -> None:
+    """Write the report of what a turn's stages found.
+
+    Args:
+        report: where to, without the suffixes ``.md`` and ``.html``.
+        trials: of the comparison.
+        preconditions: what was measured, JSON.
+        imagination: the picture of what was imagined beside what came, in the report's folder.
 
     Raises:
         ConfigError: the comparison's trials cannot be read.
     """
-    results = read_results(output / COMPARISON / TRIALS)
-    found = json.loads((output / PRECONDITIONS).read_text(encoding="utf-8"))
-    lines = report_lines(results, found)
-    (output / f"{REPORT}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    results = read_results(trials)
+    found = json.loads(preconditions.read_text(encoding="utf-8"))
+    lines = report_lines(results, found, imagination.name)
+    report.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     plots = {
         "Scores with 95 % intervals": _plot(lambda axes: _plot_scores(axes, results)),
         "Value of what came and of what was imagined, by how the episode ended": _plot(
@@ -45,13 +49,13 @@ def write_report(output: Path) -> None:
         ),
     }
     # The page is one file.
-    imagined = _source((output / IMAGINATION).read_bytes())
-    lines = [line.replace(f"({IMAGINATION})", f"({imagined})") for line in lines]
-    (output / f"{REPORT}.html").write_text(_page(lines, plots), encoding="utf-8")
+    imagined = _source(imagination.read_bytes())
+    lines = [line.replace(f"({imagination.name})", f"({imagined})") for line in lines]
+    report.with_suffix(".html").write_text(_page(lines, plots), encoding="utf-8")
 
 
-def report_lines(results: Sequence[Result], found: dict[str, Any]) -> list[str]:
-    """Return the report as Markdown lines."""
+def report_lines(results: Sequence[Result], found: dict[str, Any], picture: str) -> list[str]:
+    """Return the report as Markdown lines; ``picture`` is its file's name."""
     contenders, conditions = _names(results)
     policy, planner = found["policy"], found["planner"]
     left, right = found["spread_mm"]
@@ -74,7 +78,7 @@ def report_lines(results: Sequence[Result], found: dict[str, Any]) -> list[str]:
         f"- the imagined cameras are {policy['world_l1']:.3f} off before fine-tuning on rollouts "
         f"and {planner['world_l1']:.3f} after it (mean absolute error of latents of scale 1):",
         "",
-        f"![what was imagined beside what came]({IMAGINATION})",
+        f"![what was imagined beside what came]({picture})",
         "",
         "## With and without",
         "",

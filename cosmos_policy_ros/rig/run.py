@@ -246,7 +246,11 @@ class Run:
 
     def resume(self) -> None:
         """Go on after a pause or a loss, from what is seen from now on."""
-        if self.phase is Phase.PAUSED:
+        if self.phase is not Phase.PAUSED:
+            return
+        if self._ending is not None:  # it would have ended at the end of the path that was braked
+            self._end(self._ending.outcome, self._ending.message)
+        else:
             self._waiting_since_ns = None  # a pause is nobody's idleness
             self._observe("resumed: waiting for an observation")
 

@@ -252,6 +252,18 @@ def test_a_policy_that_fails_in_motion_lets_the_path_end(recoverable: bool) -> N
         assert bench.run.outcome is not None and bench.run.outcome.outcome == "fault"
 
 
+def test_a_run_that_is_about_to_end_ends_after_a_pause_too() -> None:
+    bench = Bench([0.2, 0.2, 9.0])
+    while len(bench.queries) < 3:
+        bench.tick()
+    bench.thinking = None
+    bench.run.query_failed(WorkerError("gave up"), recoverable=False)
+    assert bench.run.pause(round(bench.now * NS)) is not None
+    assert bench.run.outcome is None
+    bench.run.resume()
+    assert bench.run.outcome is not None and "gave up" in bench.run.outcome.message
+
+
 def test_what_is_committed_is_the_path_at_the_rows_that_are_asked_for() -> None:
     bench = Bench([0.2] * 20, boundary="condition")
     while len(bench.queries) < 3:

@@ -17,10 +17,9 @@ from cosmos_policy_ros.action import RunTask
 from cosmos_policy_ros.errors import CosmosPolicyError
 from cosmos_policy_ros.msg import PolicyState, RigState
 from cosmos_policy_ros.nodes import shell
-from cosmos_policy_ros.rollouts.topics import POLICY_NODE, SIM_RIG_NODE
+from cosmos_policy_ros.rollouts.topics import POLICY_NODE, RECORDER_NODE, SIM_RIG_NODE
 from cosmos_policy_ros.srv import EndEpisode, ResetRig, ScoreEpisode, StartEpisode, StepRig
 
-RECORDER_NODE = "recorder_node"
 T = TypeVar("T")
 
 

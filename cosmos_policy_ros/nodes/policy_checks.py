@@ -19,6 +19,7 @@ from cosmos_policy_ros.rig.self_check import (
     check_alone,
     check_grippers,
     check_keeper,
+    check_listeners,
     check_pose,
     check_qos,
     check_rates,
@@ -27,6 +28,7 @@ from cosmos_policy_ros.rig.self_check import (
     failures,
 )
 from cosmos_policy_ros.rig.spec import RigSpec
+from cosmos_policy_ros.rollouts.topics import RECORDER_NODE
 
 
 class PolicyChecks:
@@ -40,6 +42,7 @@ class PolicyChecks:
         *,
         keeper: KeeperWatch,
         warnings: Sequence[str],
+        dry: bool,
     ) -> None:
         """Begin to count.
 
@@ -49,7 +52,9 @@ class PolicyChecks:
             inputs: what comes in.
             keeper: who may command the arms, too.
             warnings: what does not fit between checkpoint and rig.
+            dry: whether nothing goes to the arms.
         """
+        self._dry = dry
         self._node, self._rig, self._inputs = node, rig, inputs
         self._keeper, self._warnings = keeper, tuple(warnings)
         self._counted: deque[tuple[float, dict[str, int]]] = deque()
@@ -74,6 +79,8 @@ class PolicyChecks:
         if self._keeper.needed:
             checks.append(check_keeper(self._keeper.node_name, self._keeper.silence()))
         checks += [check_alone(self._foreign()), check_qos(self._mismatches())]
+        if not self._dry:
+            checks.append(check_listeners(self._unheard()))
         # The gate refuses what goes too far, so these are told and stop nobody.
         fits = "; ".join(self._warnings) or "its statistics are within the rig's limits"
         return [*checks, Check("checkpoint", True, fits)]
@@ -92,17 +99,31 @@ class PolicyChecks:
     def _foreign(self) -> dict[str, list[str]]:
         """Return who else publishes on the topics that move the arms."""
         policy, keeper = self._node.get_name(), self._keeper.node_name
-        streamed = self._rig.sink == "interbotix"
-        to_us = {policy} if streamed else {policy, keeper}
+        to_us = {policy} if self._streamed else {policy, keeper}
         expected = {output.topic: to_us for output in self._rig.outputs}
-        if streamed:
-            drivers = [arm.driver for arm in self._rig.arms.values() if arm.driver is not None]
-            expected |= {
-                topic: {keeper}
-                for driver in drivers
-                for topic in (driver.joint_group, driver.joint_single)
-            }
+        expected |= {topic: {keeper} for topic in self._driver_topics()}
         return {topic: self._others(topic, names) for topic, names in expected.items()}
+
+    def _unheard(self) -> list[str]:
+        """Return the topics that move the arms of which nobody takes anything who could."""
+        bystanders = {self._node.get_name(), RECORDER_NODE}
+        bystanders |= set() if self._streamed else {self._keeper.node_name}
+        topics = [*(output.topic for output in self._rig.outputs), *self._driver_topics()]
+        return [topic for topic in topics if not self._listeners(topic) - bystanders]
+
+    @property
+    def _streamed(self) -> bool:
+        return self._rig.sink == "interbotix"
+
+    def _driver_topics(self) -> list[str]:
+        """Return what the streamer sends the drivers, where there is one."""
+        drivers = [arm.driver for arm in self._rig.arms.values() if arm.driver is not None]
+        both = [(driver.joint_group, driver.joint_single) for driver in drivers]
+        return [topic for topics in both for topic in topics] if self._streamed else []
+
+    def _listeners(self, topic: str) -> set[str]:
+        name = self._node.resolve_topic_name(topic)
+        return {info.node_name for info in self._node.get_subscriptions_info_by_topic(name)}
 
     def _others(self, topic: str, expected: set[str]) -> list[str]:
         names = [info.node_name for info in self._publishers(topic)]

@@ -60,7 +60,12 @@ class PolicyNode(LifecycleNode):
         )
         self._keeper = KeeperWatch(self, settings.rig, settings.keeper, dry=settings.dry_run)
         self._checks = PolicyChecks(
-            self, settings.rig, self._inputs, keeper=self._keeper, warnings=warned
+            self,
+            settings.rig,
+            self._inputs,
+            keeper=self._keeper,
+            warnings=warned,
+            dry=settings.dry_run,
         )
         self._reports = PolicyReports(
             self,
@@ -172,7 +177,8 @@ class PolicyNode(LifecycleNode):
             response.message = "refused: the node is not active; activate it first"
             return response
         if request.data and self._settings.self_check and (against := failures(self._check())):
-            response.message = f"refused: {against}"
+            so_far = "; the arms stay armed" if self._output.armed else ""
+            response.message = f"refused: {against}{so_far}"
             return response
         if not request.data:
             self._runs.stop("stopped", "the arms were disarmed")

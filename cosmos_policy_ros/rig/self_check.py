@@ -155,6 +155,14 @@ def check_alone(foreign: Mapping[str, Sequence[str]]) -> Check:
     return Check("alone", True, "nobody else commands the arms")
 
 
+def check_listeners(unheard: Sequence[str]) -> Check:
+    """Look at whether somebody takes what is sent to the arms: topics on which nobody does."""
+    if unheard:
+        advice = "start the controller or driver; a controller must be active, too"
+        return Check("listeners", False, f"nobody listens on {', '.join(unheard)}", advice)
+    return Check("listeners", True, "what is sent is taken")
+
+
 def check_qos(mismatches: Sequence[str]) -> Check:
     """Look at whether publishers offer what is asked for."""
     if mismatches:

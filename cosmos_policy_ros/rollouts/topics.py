@@ -9,6 +9,7 @@ from cosmos_policy_ros.rollouts.bag_writer import offered_qos
 from cosmos_policy_ros.rollouts.mcap_file import Topic
 
 POLICY_NODE = "policy_node"
+RECORDER_NODE = "recorder_node"
 SIM_RIG_NODE = "sim_rig_node"
 
 _RELIABLE = (offered_qos(reliability="reliable", durability="volatile", depth=10),)

@@ -22,12 +22,17 @@ from rclpy.serialization import deserialize_message
 from rosbags.rosbag2 import Reader
 
 from cosmos_policy_ros.nodes import processes, shell
-from cosmos_policy_ros.nodes.client import RECORDER_NODE, GraphClient
+from cosmos_policy_ros.nodes.client import GraphClient
 from cosmos_policy_ros.nodes.graph import GraphOptions, NodeProcess, node_processes
 from cosmos_policy_ros.nodes.processes import NodeProcesses
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
-from cosmos_policy_ros.rollouts.topics import POLICY_NODE, SIM_RIG_NODE, episode_topics
+from cosmos_policy_ros.rollouts.topics import (
+    POLICY_NODE,
+    RECORDER_NODE,
+    SIM_RIG_NODE,
+    episode_topics,
+)
 
 CHUNK = 50  # periods
 # Periods: 0.2 s, so that a policy node two slices behind the wire is within every limit of an age.

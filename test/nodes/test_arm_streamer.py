@@ -36,11 +36,19 @@ class Loop:
     """The running graph, its operator, and all that was said to the drivers."""
 
     def __init__(
-        self, folder: Path, *, modes: bool = True, gripper: Any = None, **driver: Any
+        self,
+        folder: Path,
+        *,
+        modes: bool = True,
+        execution: str = "blocking",
+        gripper: Any = None,
+        **driver: Any,
     ) -> None:
         path = stock_rig(folder, gripper, **driver)
         self.rig: RigSpec = load_rig(str(path), folder)
-        options = GraphOptions(rig=str(path), width=64, height=48, record=False)
+        options = GraphOptions(
+            rig=str(path), width=64, height=48, record=False, execution=execution
+        )
         shipped = processes.executable
 
         def program(name: str) -> Path:
@@ -141,6 +149,30 @@ def test_a_run_goes_through_the_drivers_goal_by_goal(loop: Loop) -> None:
     print(f"\nlate {list(loop.state.late)} of {list(loop.state.goals)}, latest {loop.state.latest}")
     assert loop.client.stop().success
     loop.wait(lambda: not any(loop.state.streaming), "the streamer to let go")
+
+
+def test_chunks_that_follow_in_motion_are_one_stream(tmp_path: Path) -> None:
+    """A new trajectory takes the old one's place between two goals, and nothing jumps."""
+    loop = Loop(tmp_path, execution="overlap")
+    try:
+        handle = loop.start(time_limit=6.0)
+        result = loop.client.finish_run(handle, PATIENCE)
+        assert result.outcome == "time_limit", result.message
+        assert result.refused == 0 and result.chunks >= 4
+        loop.until_still()
+        assert list(loop.state.refused) == [0, 0], loop.state.refusal
+        assert list(loop.state.accepted) == [result.chunks] * 2
+        for side, arm in loop.rig.arms.items():
+            # Who begins at rest is a whole step away from its first row.
+            first = [each.points[0].time_from_start.nanosec for each in loop.trajectories[side]]
+            assert sum(nanoseconds < 40_000_000 for nanoseconds in first) >= 3, first
+            goals = np.array([goal.cmd for goal in loop.goals[side]])
+            fastest = max(arm.max_velocity) / loop.rig.stream.rate
+            assert np.abs(np.diff(goals, axis=0)).max() <= fastest * 1.001
+        print(f"\nidle {result.idle_seconds:.2f} s of {result.seconds:.1f} s")
+        print(f"held back {list(loop.state.limited)} of {list(loop.state.goals)} goals")
+    finally:
+        loop.close()
 
 
 def test_a_gripper_in_another_mode_is_noticed_and_arms_that_stand_are_not_prepared(

@@ -31,7 +31,7 @@ from helpers.waiting import wait_for
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile
 
 from cosmos_policy_ros.errors import CosmosPolicyError
-from cosmos_policy_ros.nodes.client import RECORDER_NODE, GraphClient
+from cosmos_policy_ros.nodes.client import GraphClient
 from cosmos_policy_ros.nodes.graph import NodeProcess
 from cosmos_policy_ros.nodes.processes import NodeProcesses
 from cosmos_policy_ros.nodes.shell import stamp_to_ns
@@ -43,6 +43,7 @@ from cosmos_policy_ros.rollouts.mcap_check import CheckedFile
 from cosmos_policy_ros.rollouts.messages import decode_label
 from cosmos_policy_ros.rollouts.salvage import Recovered
 from cosmos_policy_ros.rollouts.store import EpisodeStore
+from cosmos_policy_ros.rollouts.topics import RECORDER_NODE
 from cosmos_policy_ros.rollouts.types import load_types, types_of_definition
 
 KILLS = 12  # the store's own drill has 30

@@ -13,6 +13,7 @@ from cosmos_policy_ros.rig.self_check import (
     check_alone,
     check_grippers,
     check_keeper,
+    check_listeners,
     check_pose,
     check_qos,
     check_rates,
@@ -110,6 +111,9 @@ def test_what_was_seen_on_the_wire() -> None:
     other = check_alone({"a": [], "b": ["teleop", "policy_node"]})
     assert not other.passed
     assert other.found == "teleop, policy_node on b"
+    assert check_listeners([]).passed
+    deaf = check_listeners(["follower_left/arm_controller/joint_trajectory"])
+    assert "nobody listens on follower_left/arm_controller/joint_trajectory" in failures([deaf])
     assert check_qos([]).passed
     assert not check_qos(["camera on cam_high: best effort"]).passed
 

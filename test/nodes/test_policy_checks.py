@@ -1,0 +1,92 @@
+"""Who listens and who speaks on the topics that move the arms, asked of the real wire."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import rclpy
+from helpers.waiting import wait_for
+from rclpy.node import Node
+from trajectory_msgs.msg import JointTrajectory
+
+from cosmos_policy_ros.nodes.policy_checks import PolicyChecks
+from cosmos_policy_ros.rig.self_check import Check
+from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.sources import Sources
+from cosmos_policy_ros.rig.spec import load_rig
+from cosmos_policy_ros.rollouts.topics import POLICY_NODE, RECORDER_NODE
+
+RIG = load_rig("sim", config_folder("rigs"))
+TOPICS = [output.topic for output in RIG.outputs]
+GUARD = "arm_guard_node"
+
+
+class Wire:
+    """A policy node's checks, and other nodes that come and go."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self.node = self.join(POLICY_NODE)
+        keeper = SimpleNamespace(needed=True, node_name=GUARD, silence=lambda: "")
+        inputs = SimpleNamespace(sources=Sources(RIG), subscriptions=[])
+        self.checks = PolicyChecks(
+            self.node,
+            RIG,
+            inputs,  # type: ignore[arg-type]
+            keeper=keeper,  # type: ignore[arg-type]
+            warnings=(),
+            dry=False,
+        )
+
+    def join(self, name: str) -> Node:
+        node = rclpy.create_node(name)
+        self._stack.callback(node.destroy_node)
+        return node
+
+    def listen(self, name: str, topics: list[str]) -> None:
+        node = self.join(name)
+        for topic in topics:
+            node.create_subscription(JointTrajectory, topic, lambda _: None, 10)
+
+    def check(self, what: str) -> Check:
+        (found,) = (check for check in self.checks.run() if check.what == what)
+        return found
+
+    def until(self, what: str, found: str) -> None:
+        wait_for(lambda: found in self.check(what).found, lambda: self.check(what).found)
+
+
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    with ExitStack() as stack:
+        yield Wire(stack)
+
+
+def test_whoever_only_looks_on_is_no_controller(wire: Wire) -> None:
+    for name in (RECORDER_NODE, GUARD):
+        wire.listen(name, TOPICS)
+    count = wire.node.count_subscribers
+    wait_for(lambda: all(count(topic) == 2 for topic in TOPICS), lambda: "both to be heard of")
+    check = wire.check("listeners")
+    assert not check.passed
+    assert check.found == f"nobody listens on {', '.join(TOPICS)}"
+    wire.listen("left_controller", TOPICS[:1])
+    wire.until("listeners", f"nobody listens on {TOPICS[1]}")
+    wire.listen("right_controller", TOPICS[1:])
+    wire.until("listeners", "what is sent is taken")
+
+
+def test_the_guard_may_speak_and_nobody_else(wire: Wire) -> None:
+    def speak(node: Any) -> None:
+        node.create_publisher(JointTrajectory, TOPICS[0], 10)
+
+    speak(wire.node)
+    speak(wire.join(GUARD))
+    wait_for(lambda: wire.node.count_publishers(TOPICS[0]) == 2, lambda: "both publishers")
+    assert wire.check("alone").passed
+    speak(wire.join(GUARD))  # its twin
+    wire.until("alone", f"{GUARD} on {TOPICS[0]}")

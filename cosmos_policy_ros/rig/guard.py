@@ -58,6 +58,7 @@ class Guard:
         self._rows = round(rig.rates.loss_brake / rig.rates.dt)
         self._paths: dict[str, _Path] = {}
         self._policy_ns = self._ticked_ns = 0
+        self._excused = False
 
     def hear_policy(self, armed: bool, steady_ns: int) -> None:
         """Note that the policy node is alive; once it is disarmed, what held the arms is over."""
@@ -113,7 +114,8 @@ class Guard:
         kept_waiting = steady_ns - self._ticked_ns > self._patience * NS / 2
         self._ticked_ns = steady_ns
         # Who was kept waiting has messages waiting, too, and hears them before the next tick.
-        if not self.armed or self.reason or kept_waiting:
+        self._excused = kept_waiting and not self._excused
+        if not self.armed or self.reason or self._excused:
             return {}
         age = (steady_ns - self._policy_ns) / NS
         if age <= self._patience:

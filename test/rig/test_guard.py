@@ -144,6 +144,14 @@ def test_who_was_kept_waiting_listens_first(bench: Bench) -> None:
     assert not bench.guard.reason
 
 
+def test_who_is_always_kept_waiting_holds_nevertheless(bench: Bench) -> None:
+    bench.send(walk(5))
+    late = bench.now + NS // 5
+    assert not bench.guard.tick(late, late)
+    late += NS // 5
+    assert set(bench.guard.tick(late, late)) == {LEFT.name, RIGHT.name}
+
+
 def test_what_no_controller_takes_is_refused(bench: Bench) -> None:
     with pytest.raises(RigError, match="no points"):
         bench.guard.hear_trajectory(LEFT.name, "x/0", LEFT.joints, [], 0, NOW)

@@ -15,6 +15,7 @@ from unittest.mock import patch
 from cosmos_policy_ros.msg import RecorderState
 from diagnostic_msgs.msg import DiagnosticArray
 from helpers.waiting import PATIENCE, wait_for
+from lifecycle_msgs.srv import GetState
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile
@@ -209,6 +210,10 @@ class Graph:
             return all(message is not None and message.header.stamp == stamp for message in newest)
 
         self.wait(seen, "the rig's newest states")
+        # The wire is this process; a policy node that the machine kept waiting would find that its
+        # sources have been silent. Its answer to anything tells that it runs.
+        if self.processes.exit_code(POLICY_NODE) is None:
+            self.client.call(GetState, f"{POLICY_NODE}/get_state")
         return stamp
 
     def settle(self) -> None:

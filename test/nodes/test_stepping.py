@@ -14,7 +14,7 @@ STOPPED, RUNNING = 0.2, 0.15  # wall s; a step of the rig takes some 0.01
 
 
 def test_a_policy_node_that_is_kept_waiting_loses_no_source(tmp_path: Path) -> None:
-    with Graph(tmp_path, size=(64, 64)) as graph:
+    with Graph(tmp_path, size=(240, 320)) as graph:
         graph.settle()
         assert graph.client.arm().success
         policy, ended = graph.processes.pid("policy_node"), threading.Event()

@@ -160,8 +160,7 @@ def read_settings(node: Node) -> PolicySettings:
     engine, search = value("engine"), read_search(value("planning"))
     if engine == "auto":
         engine = "cosmos" if rig.kind == "real" or search is not None else "demonstrator"
-    if engine not in ENGINES:
-        _one_of("engine", engine, (*ENGINES, "auto"))
+    _one_of("engine", engine, (*ENGINES, "auto"))
     numerics = value("numerics")
     _one_of("numerics", numerics, (*get_args(Numerics), AS_TRAINED))
     if engine == "demonstrator" and rig.kind != "sim":

@@ -17,7 +17,7 @@ from cosmos_policy_ros.rig.chunk import NS, TimedChunk
 from cosmos_policy_ros.rig.decision import Commitment
 from cosmos_policy_ros.rig.latency import LatencyTracker
 from cosmos_policy_ros.rig.limits import Rates
-from cosmos_policy_ros.rig.splice import KEPT, Splicer, blend
+from cosmos_policy_ros.rig.splice import KEPT, Splice, Splicer
 
 Mode = Literal["blocking", "overlap", "auto"]
 BoundaryMode = Literal["condition", "blend"]
@@ -42,7 +42,7 @@ class Execution:
     boundary: BoundaryMode = "condition"
     blend_rows: int = 5
     searches: bool = False
-    splicer: Splicer = blend
+    splicer: Splicer = Splice.blended
 
 
 BLOCKING = Execution()

@@ -8,9 +8,9 @@ velocity have no jump, and a controller that forgets the old trajectory on arriv
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,14 +118,5 @@ class Splice:
         return [self.path.due_ns(row) for row in range(self.first, last)]
 
 
-class Splicer(Protocol):
-    """Makes the rows of a splice."""
-
-    def __call__(self, splice: Splice) -> Array:
-        """Return (n, 14) rows from the splice's first one on."""
-        ...
-
-
-def blend(splice: Splice) -> Array:
-    """Go over from the old path to the new one; the usual way."""
-    return splice.blended()
+# Makes the rows (n, 14) of a splice, from its first one on; usually ``Splice.blended``.
+Splicer = Callable[[Splice], Array]

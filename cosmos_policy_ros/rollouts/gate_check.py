@@ -15,7 +15,7 @@ from cosmos_policy_ros.rig.chunk import NS, TimedChunk
 from cosmos_policy_ros.rig.gate import SafetyGate, Situation, Verdict
 from cosmos_policy_ros.rig.run import LATE, TRAIL
 from cosmos_policy_ros.rig.spec import RigSpec
-from cosmos_policy_ros.rig.splice import Splice, blend
+from cosmos_policy_ros.rig.splice import Splice
 from cosmos_policy_ros.rollouts.episode import read_episode, read_messages
 from cosmos_policy_ros.rollouts.replay import stamp_ns
 from cosmos_policy_ros.rollouts.steps import Sent
@@ -106,7 +106,9 @@ def _judge(windows: EpisodeWindows, gate: SafetyGate, decision: Any, recorded: A
     late = (steps.times_ns >= now_ns - TRAIL * NS) & (steps.times_ns <= now_ns)
     commanded = path.sample(now_ns)
     trail = np.vstack([steps.actions[late], commanded])
-    return gate.judge_splice(splice, blend, Situation(commanded, measured, age, result_age, trail))
+    return gate.judge_splice(
+        splice, Splice.blended, Situation(commanded, measured, age, result_age, trail)
+    )
 
 
 def _path(sent: Sent, rig: RigSpec) -> TimedChunk:

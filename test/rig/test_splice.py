@@ -14,7 +14,7 @@ from cosmos_policy_ros.rig.chunk import NS, TimedChunk
 from cosmos_policy_ros.rig.gate import SafetyGate, Situation
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import load_rig
-from cosmos_policy_ros.rig.splice import KEPT, Splice, blend
+from cosmos_policy_ros.rig.splice import KEPT, Splice
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryController, TrajectoryPoint
 
 RIG = load_rig("interbotix_2", config_folder("rigs"))
@@ -118,7 +118,7 @@ def test_the_gates_limits_hold_across_splices(
     wild = walk(seed + 2, splice.decided.start + offset, share)
     splice = replace(splice, decided=replace(splice.decided, positions=wild))
     commanded = splice.path.sample(splice.now_ns)
-    verdict = GATE.judge_splice(splice, blend, Situation(commanded, commanded))
+    verdict = GATE.judge_splice(splice, Splice.blended, Situation(commanded, commanded))
     if verdict.positions is None:
         assert verdict.rule in ("start_jump", "step_speed", "joint_limits")
         assert verdict.value > verdict.limit
@@ -173,7 +173,7 @@ def test_a_new_path_too_far_from_the_old_one_is_refused(joint: int, sign: float)
         inside = span[0] <= at + off <= span[1]
         moved = replace(splice, decided=replace(splice.decided, positions=rows))
         commanded = splice.path.sample(splice.now_ns)
-        verdict = GATE.judge_splice(moved, blend, Situation(commanded, commanded))
+        verdict = GATE.judge_splice(moved, Splice.blended, Situation(commanded, commanded))
         if refused and inside:
             assert (verdict.rule, verdict.joint) == ("start_jump", joint), verdict.message
             assert verdict.value == pytest.approx(1.1 * limit, rel=0.01)
@@ -188,11 +188,13 @@ def test_arms_that_lag_behind_pass_and_an_arm_that_is_held_does_not() -> None:
     commanded = splice.path.sample(splice.now_ns)
     trail = np.stack([splice.path.sample(splice.now_ns - t * STEP) for t in range(12)])
     lagging = Situation(commanded, trail[8], trail=trail)
-    assert GATE.judge_splice(splice, blend, lagging).accepted
+    assert GATE.judge_splice(splice, Splice.blended, lagging).accepted
     for sign in (1.0, -1.0):
         blocked = trail[0].copy()
         blocked[2] = (trail.max(axis=0) if sign > 0 else trail.min(axis=0))[2] + sign * 0.2
-        verdict = GATE.judge_splice(splice, blend, Situation(commanded, blocked, trail=trail))
+        verdict = GATE.judge_splice(
+            splice, Splice.blended, Situation(commanded, blocked, trail=trail)
+        )
         assert (verdict.rule, verdict.joint) == ("start_jump", 2)
         assert verdict.value == pytest.approx(0.2)
 
@@ -202,4 +204,4 @@ def test_another_rigs_chunk_is_refused(rows: int) -> None:
     splice = splice_at(9, NS // 2, NS // 4)
     wrong = np.resize(splice.decided.positions, (rows, 14))
     moved = replace(splice, decided=replace(splice.decided, positions=wrong))
-    assert GATE.judge_splice(moved, blend, Situation(START, START)).rule == "shape"
+    assert GATE.judge_splice(moved, Splice.blended, Situation(START, START)).rule == "shape"

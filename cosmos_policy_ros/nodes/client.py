@@ -21,6 +21,9 @@ from cosmos_policy_ros.rollouts.topics import POLICY_NODE, RECORDER_NODE, SIM_RI
 from cosmos_policy_ros.srv import EndEpisode, ResetRig, ScoreEpisode, StartEpisode, StepRig
 
 T = TypeVar("T")
+# Wall s from having found a service to its having found us. A server drops an answer to whom it has
+# not found within 0.1 s, and we are only told that it is there.
+MATCHING = 0.1
 
 
 class GraphClient:
@@ -76,10 +79,13 @@ class GraphClient:
 
     def call(self, kind: Any, name: str, /, timeout: float = 30.0, **fields: Any) -> Any:
         """Call a service and return its response, whether it says success or not."""
-        if name not in self._clients:
+        new = name not in self._clients
+        if new:
             self._clients[name] = self.node.create_client(kind, name)
         client = self._clients[name]
         self.wait_until(client.service_is_ready, timeout, f"service {name}")
+        if new:
+            time.sleep(MATCHING)
         return self._result(client.call_async(kind.Request(**fields)), timeout, f"{name}'s answer")
 
     def policy_ready(self, timeout: float) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import rclpy
+from rcl_interfaces.srv import GetParameters
 from rclpy.action import ActionClient
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -21,9 +22,8 @@ from cosmos_policy_ros.rollouts.topics import POLICY_NODE, RECORDER_NODE, SIM_RI
 from cosmos_policy_ros.srv import EndEpisode, ResetRig, ScoreEpisode, StartEpisode, StepRig
 
 T = TypeVar("T")
-# Wall s from having found a service to its having found us. A server drops an answer to whom it has
-# not found within 0.1 s, and we are only told that it is there.
-MATCHING = 0.1
+# Wall s after which a node is asked again whether it has found us.
+INTRODUCTION = 0.5
 
 
 class GraphClient:
@@ -42,6 +42,7 @@ class GraphClient:
         self.rig_state: RigState | None = None
         self._alive = alive
         self._clients: dict[str, Any] = {}
+        self._introduced: set[str] = set()
         node, latched = self.node, shell.LATCHED
         node.create_subscription(PolicyState, f"{POLICY_NODE}/state", self._keep_policy, latched)
         node.create_subscription(RigState, f"{SIM_RIG_NODE}/state", self._keep_rig, latched)
@@ -79,13 +80,11 @@ class GraphClient:
 
     def call(self, kind: Any, name: str, /, timeout: float = 30.0, **fields: Any) -> Any:
         """Call a service and return its response, whether it says success or not."""
-        new = name not in self._clients
-        if new:
+        if name not in self._clients:
             self._clients[name] = self.node.create_client(kind, name)
         client = self._clients[name]
         self.wait_until(client.service_is_ready, timeout, f"service {name}")
-        if new:
-            time.sleep(MATCHING)
+        self._introduce(name, timeout)
         return self._result(client.call_async(kind.Request(**fields)), timeout, f"{name}'s answer")
 
     def policy_ready(self, timeout: float) -> None:
@@ -123,6 +122,7 @@ class GraphClient:
     def start_run(self, on_feedback: Callable[[Any], None] = lambda _: None, **goal: Any) -> Any:
         """Send a goal; returns its handle."""
         self.wait_until(self._run.server_is_ready, 30.0, "action run_task")
+        self._introduce(f"{POLICY_NODE}/run_task", 30.0)
         # From the executor's own thread: rclpy 9 swaps the future once the goal is out, and an
         # answer that comes in between is never seen.
         sending = self._executor.create_task(
@@ -163,6 +163,31 @@ class GraphClient:
         if not response.success:
             raise CosmosPolicyError(f"the simulated rig did not step: {response.message}")
         return response.state
+
+    def _introduce(self, service: str, timeout: float) -> None:
+        """Return when a service's node has found our client of it.
+
+        That we have found the service does not say so, and a server drops the answer to a client
+        that it has not found within 0.1 s. Clients are found in the order they were made in: when
+        a harmless question of a later one has been answered, ours will be too.
+        """
+        if service in self._introduced:
+            return
+        name = f"{service.rpartition('/')[0]}/get_parameters"
+        asking: Any = self.node.create_client(GetParameters, name)
+        try:
+            self.wait_until(asking.service_is_ready, timeout, f"service {name}")
+            asked: list[tuple[float, Any]] = []
+
+            def answered() -> bool:
+                if not asked or time.monotonic() - asked[-1][0] > INTRODUCTION:
+                    asked.append((time.monotonic(), asking.call_async(GetParameters.Request())))
+                return any(future.done() for _, future in asked)
+
+            self.wait_until(answered, timeout, f"{name}'s answer")
+            self._introduced.add(service)
+        finally:
+            self.node.destroy_client(asking)
 
     def _keep_policy(self, message: PolicyState) -> None:
         self.policy_state = message

@@ -96,7 +96,7 @@ class Trial:
         return self.outcome.outcome == "fault" and not self.refused
 
 
-@dataclass
+@dataclass(frozen=True)
 class Timing:
     """How a trial's chunks follow each other, and how long the policy seems to think.
 

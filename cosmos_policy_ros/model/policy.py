@@ -258,10 +258,9 @@ class CosmosPolicy:
         chunks = flat.reshape(-1, config.chunk_steps, config.action_dims)
         smoothed = smooth(self.checkpoint.statistics.actions.unnormalise(chunks), config.smoothing)
         if committed is not None:
-            rows = min(len(committed.weights), config.chunk_steps)
-            share = committed.weights[:rows, None]
-            held = share * committed.positions[:rows]
-            smoothed[:, :rows] = held + (1.0 - share) * smoothed[:, :rows]
+            known = committed.first(config.chunk_steps)
+            rows, share = len(known.weights), known.weights[:, None]
+            smoothed[:, :rows] = share * known.positions + (1.0 - share) * smoothed[:, :rows]
         return smoothed
 
     def values(self, latents: Tensor) -> tuple[float, ...]:
@@ -326,11 +325,12 @@ class CosmosPolicy:
     def _hold(self, committed: Commitment) -> Held:
         """Return the action frame with the committed rows in all their copies."""
         config = self.checkpoint.config
-        rows = min(len(committed.weights), config.chunk_steps)
+        known = committed.first(config.chunk_steps)
+        rows = len(known.weights)
         chunk = np.zeros((config.chunk_steps, config.action_dims))
         weights = np.zeros_like(chunk)
-        normalised = self.checkpoint.statistics.actions.normalise(committed.positions[:rows])
-        chunk[:rows], weights[:rows] = normalised, committed.weights[:rows, None]
+        chunk[:rows] = self.checkpoint.statistics.actions.normalise(known.positions)
+        weights[:rows] = known.weights[:, None]
 
         def frame(numbers: NDArray[np.float64]) -> Tensor:
             flat = torch.from_numpy(numbers.astype(np.float32)).flatten()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -32,6 +32,10 @@ class Commitment:
     def binds(self) -> bool:
         """Whether any row is held."""
         return bool((self.weights > 0).any())
+
+    def first(self, rows: int) -> Commitment:
+        """Return it with no more than so many rows: what a chunk of that length can answer."""
+        return replace(self, positions=self.positions[:rows], weights=self.weights[:rows])
 
 
 @dataclass(frozen=True)

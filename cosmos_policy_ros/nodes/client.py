@@ -11,7 +11,7 @@ import rclpy
 from rcl_interfaces.srv import GetParameters
 from rclpy.action import ActionClient
 from rclpy.executors import SingleThreadedExecutor
-from rclpy.node import Node
+from rclpy.node import Node, NodeNameNonExistentError
 from std_srvs.srv import SetBool, Trigger
 
 from cosmos_policy_ros.action import RunTask
@@ -41,7 +41,11 @@ class GraphClient:
         self.policy_state: PolicyState | None = None
         self.rig_state: RigState | None = None
         self._alive = alive
-        self._clients: dict[str, Any] = {}
+        # Made early, and so known to the policy node when it answers any: no stop waits for that.
+        self._clients: dict[str, Any] = {
+            f"{POLICY_NODE}/{service}": self.node.create_client(kind, f"{POLICY_NODE}/{service}")
+            for service, kind in (("arm", SetBool), ("pause", SetBool), ("stop", Trigger))
+        }
         self._introduced: set[str] = set()
         node, latched = self.node, shell.LATCHED
         node.create_subscription(PolicyState, f"{POLICY_NODE}/state", self._keep_policy, latched)
@@ -61,7 +65,7 @@ class GraphClient:
         self._run.destroy()  # it holds on to the node, whose name would stay taken
         self.node.destroy_node()
 
-    def wait_until(self, condition: Callable[[], T], timeout: float, what: str) -> T:
+    def wait_until(self, condition: Callable[[], T | None], timeout: float, what: str) -> T:
         """Return the condition's first true value.
 
         Raises:
@@ -122,7 +126,7 @@ class GraphClient:
     def start_run(self, on_feedback: Callable[[Any], None] = lambda _: None, **goal: Any) -> Any:
         """Send a goal; returns its handle."""
         self.wait_until(self._run.server_is_ready, 30.0, "action run_task")
-        self._introduce(f"{POLICY_NODE}/run_task", 30.0)
+        self._introduce(f"{POLICY_NODE}/run_task/_action/send_goal", 30.0)
         # From the executor's own thread: rclpy 9 swaps the future once the goal is out, and an
         # answer that comes in between is never seen.
         sending = self._executor.create_task(
@@ -165,15 +169,19 @@ class GraphClient:
         return response.state
 
     def _introduce(self, service: str, timeout: float) -> None:
-        """Return when a service's node has found our client of it.
+        """Return when the node that offers a service has found our clients of it.
 
         That we have found the service does not say so, and a server drops the answer to a client
         that it has not found within 0.1 s. Clients are found in the order they were made in: when
-        a harmless question of a later one has been answered, ours will be too.
+        a harmless question of a later one has been answered, theirs will be too.
         """
         if service in self._introduced:
             return
-        name = f"{service.rpartition('/')[0]}/get_parameters"
+        ours = tuple(self._clients)
+        node, offered = self.wait_until(
+            lambda: self._offerer(service), timeout, f"the node of service {service}"
+        )
+        name = f"{node}/get_parameters"
         asking: Any = self.node.create_client(GetParameters, name)
         try:
             self.wait_until(asking.service_is_ready, timeout, f"service {name}")
@@ -185,9 +193,23 @@ class GraphClient:
                 return any(future.done() for _, future in asked)
 
             self.wait_until(answered, timeout, f"{name}'s answer")
-            self._introduced.add(service)
         finally:
             self.node.destroy_client(asking)
+        known = {each for each in ours if self.node.resolve_service_name(each) in offered}
+        self._introduced |= {service} | known
+
+    def _offerer(self, service: str) -> tuple[str, set[str]] | None:
+        """Return the node that offers a service and all that it offers, by their full names."""
+        wanted = self.node.resolve_service_name(service)
+        for name, namespace in self.node.get_node_names_and_namespaces():
+            try:
+                found = self.node.get_service_names_and_types_by_node(name, namespace)
+            except NodeNameNonExistentError:  # it has just left
+                continue
+            offered = {each for each, _ in found}
+            if wanted in offered:
+                return f"{namespace.rstrip('/')}/{name}", offered
+        return None
 
     def _keep_policy(self, message: PolicyState) -> None:
         self.policy_state = message

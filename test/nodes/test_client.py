@@ -33,7 +33,7 @@ def test_a_service_is_called_once_and_only_when_its_node_has_answered_us() -> No
     thread = threading.Thread(target=spin)
     thread.start()
     try:
-        with pytest.raises(CosmosPolicyError, match="service server/get_parameters"):
+        with pytest.raises(CosmosPolicyError, match="service /server/get_parameters"):
             client.call(Trigger, "server/go", timeout=0.5)
         assert order == []
         server.create_service(GetParameters, "server/get_parameters", keep("parameters"))

@@ -141,7 +141,7 @@ def start_nodes(context: LaunchContext) -> list:
                 {k: ParameterValue(v, value_type=type(v)) for k, v in node.parameters.items()},
             ],
             arguments=["--ros-args", "--log-level", level],
-            additional_env=environment(),
+            additional_env=environment(node.profile),
             output="screen",
             # Long enough for a bag to be finished.
             sigterm_timeout="15",

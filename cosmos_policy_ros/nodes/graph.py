@@ -13,15 +13,22 @@ from cosmos_policy_ros.rig.share import config_folder, share_folder
 from cosmos_policy_ros.rig.spec import load_rig
 
 Value = bool | int | float | str
+# Fast DDS profiles in config/. Who holds the arms when another process is killed must not share
+# memory with it: fastdds_udp.xml says why.
+LARGE_IMAGES, NO_SHARED_MEMORY = "fastdds.xml", "fastdds_udp.xml"
 
 
 @dataclass(frozen=True)
 class NodeProcess:
-    """One node: its executable (and name), its parameter file, and what overrides the file."""
+    """One node: its executable (and name), its parameter file, and what overrides the file.
+
+    Its Fast DDS profile is one of config/.
+    """
 
     executable: str
     parameter_file: Path
     parameters: dict[str, Value]
+    profile: str = LARGE_IMAGES
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ def node_processes(options: GraphOptions) -> tuple[NodeProcess, ...]:
         nodes.append(_process("recorder_node", {**shared, **recorder}))
     if not options.dry_run and not options.stepped:
         keeper = "arm_streamer_node" if rig.sink == "interbotix" else "arm_guard_node"
-        nodes.insert(0, _process(keeper, {"rig": options.rig}))
+        nodes.insert(0, _process(keeper, {"rig": options.rig}, NO_SHARED_MEMORY))
     if rig.kind == "sim":
         scene: dict[str, Value] = {
             "rig": options.rig,
@@ -131,13 +138,18 @@ def node_processes(options: GraphOptions) -> tuple[NodeProcess, ...]:
     return tuple(nodes)
 
 
-def environment() -> dict[str, str]:
-    """Return the environment the nodes need: the Fast DDS profile, unless one is set already."""
+def environment(profile: str = LARGE_IMAGES) -> dict[str, str]:
+    """Return the environment a node needs: its Fast DDS profile, unless a foreign one is set."""
     # Fast DDS 2 (Humble, Jazzy) ignores the new name; Fast DDS 3 warns about the old one.
     old = os.environ.get("ROS_DISTRO") in ("humble", "jazzy")
     name = "FASTRTPS_DEFAULT_PROFILES_FILE" if old else "FASTDDS_DEFAULT_PROFILES_FILE"
-    return {name: os.environ.get(name, str(share_folder() / "config" / "fastdds.xml"))}
+    ours, given = share_folder() / "config", os.environ.get(name, "")
+    foreign = given and Path(given).resolve().parent != ours.resolve()
+    return {name: given if foreign else str(ours / profile)}
 
 
-def _process(executable: str, parameters: dict[str, Value]) -> NodeProcess:
-    return NodeProcess(executable, config_folder("params") / f"{executable}.yaml", parameters)
+def _process(
+    executable: str, parameters: dict[str, Value], profile: str = LARGE_IMAGES
+) -> NodeProcess:
+    file = config_folder("params") / f"{executable}.yaml"
+    return NodeProcess(executable, file, parameters, profile)

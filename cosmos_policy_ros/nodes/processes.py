@@ -93,7 +93,7 @@ def _start(node: NodeProcess, logs: Path) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=os.environ | environment() | {"PYTHONUNBUFFERED": "1"},
+            env=os.environ | environment(node.profile) | {"PYTHONUNBUFFERED": "1"},
             start_new_session=True,  # Ctrl-C in the terminal is ours to pass on, in order
             preexec_fn=_end_with_parent,
         )

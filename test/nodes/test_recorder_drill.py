@@ -27,7 +27,7 @@ from cosmos_policy_ros.msg import RecorderState
 from cosmos_policy_ros.srv import EndEpisode, ScoreEpisode
 from helpers.graph import NOT_FOUND_YET, start
 from helpers.numbered_rig import NumberedRig, Sent
-from helpers.waiting import wait_for
+from helpers.waiting import shared_memory_of, wait_for
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile
 
 from cosmos_policy_ros.errors import CosmosPolicyError
@@ -258,12 +258,6 @@ def count(folder: Path, life: Life) -> Tally:
 def frame_number(cdr: bytes) -> int:
     """Return the number in a header's frame_id: behind the encapsulation, the stamp, a length."""
     return int(cdr[16:].split(b"\0", 1)[0])
-
-
-def shared_memory_of(pid: int) -> set[Path]:
-    """Return Fast DDS' segments that a process has mapped, others' too."""
-    mapped = {line.split()[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines()}
-    return {Path(x) for x in mapped if x.startswith("/dev/shm/fastdds_") and "_port" not in x}
 
 
 def remove_orphans(segments: set[Path]) -> None:

@@ -16,6 +16,7 @@ Value = bool | int | float | str
 # Fast DDS profiles in config/. Who holds the arms when another process is killed must not share
 # memory with it: fastdds_udp.xml says why.
 LARGE_IMAGES, NO_SHARED_MEMORY = "fastdds.xml", "fastdds_udp.xml"
+NO_SHARED_MEMORY_LOCALHOST = "fastdds_udp_localhost.xml"
 
 
 @dataclass(frozen=True)
@@ -139,13 +140,22 @@ def node_processes(options: GraphOptions) -> tuple[NodeProcess, ...]:
 
 
 def environment(profile: str = LARGE_IMAGES) -> dict[str, str]:
-    """Return the environment a node needs: its Fast DDS profile, unless a foreign one is set."""
+    """Return the environment a node needs: its Fast DDS profile, unless a foreign one is set.
+
+    Where the graph is to keep to this machine, rmw would give every node shared memory: one that
+    must have none is told so by a profile that keeps to this machine, and not by rmw's variables.
+    """
     # Fast DDS 2 (Humble, Jazzy) ignores the new name; Fast DDS 3 warns about the old one.
     old = os.environ.get("ROS_DISTRO") in ("humble", "jazzy")
     name = "FASTRTPS_DEFAULT_PROFILES_FILE" if old else "FASTDDS_DEFAULT_PROFILES_FILE"
     ours, given = share_folder() / "config", os.environ.get(name, "")
-    foreign = given and Path(given).resolve().parent != ours.resolve()
-    return {name: given if foreign else str(ours / profile)}
+    if given and Path(given).resolve().parent != ours.resolve():
+        return {name: given}
+    local = {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", "ROS_LOCALHOST_ONLY": "1"}
+    if profile == NO_SHARED_MEMORY and local.items() & os.environ.items():
+        rmw_does_nothing = dict(zip(local, ("SYSTEM_DEFAULT", "0"), strict=True))
+        return {name: str(ours / NO_SHARED_MEMORY_LOCALHOST), **rmw_does_nothing}
+    return {name: str(ours / profile)}
 
 
 def _process(

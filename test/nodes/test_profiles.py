@@ -25,12 +25,13 @@ from cosmos_policy_ros.rig.share import share_folder
 @pytest.mark.parametrize(
     ("rig", "keeper"), [("sim", "arm_guard_node"), ("interbotix_1", "arm_streamer_node")]
 )
+@pytest.mark.parametrize(("range_", "only"), [("OFF", "0"), ("LOCALHOST", "0"), ("OFF", "1")])
 def test_who_holds_the_arms_shares_no_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rig: str, keeper: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, range_: str, only: str, rig: str, keeper: str
 ) -> None:
-    # In LOCALHOST, where the other tests are, rmw adds shared memory whatever the profile says.
-    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "OFF")
-    monkeypatch.delenv("ROS_LOCALHOST_ONLY", raising=False)
+    # OFF leaves the transports alone, as SUBNET does on a rig, and meets nobody.
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", range_)
+    monkeypatch.setenv("ROS_LOCALHOST_ONLY", only)
     nodes = node_processes(GraphOptions(rig=rig, root=str(tmp_path)))
     apart = tuple(n for n in nodes if n.executable in (keeper, "recorder_node"))
     with NodeProcesses(apart, tmp_path / "log") as processes:
@@ -45,6 +46,8 @@ def test_who_holds_the_arms_shares_no_memory(
 def test_a_profile_of_your_own_is_everybodys(monkeypatch: pytest.MonkeyPatch) -> None:
     (name,) = environment()
     monkeypatch.delenv(name)
+    monkeypatch.delenv("ROS_AUTOMATIC_DISCOVERY_RANGE")
+    monkeypatch.delenv("ROS_LOCALHOST_ONLY")
     shipped = {p: environment(p)[name] for p in (LARGE_IMAGES, NO_SHARED_MEMORY)}
     assert shipped == {p: str(share_folder() / "config" / p) for p in shipped}
     monkeypatch.setenv(name, str(share_folder() / "test/../config" / LARGE_IMAGES))

@@ -6,25 +6,31 @@ trajectories; this one only speaks when it is needed.
 
 from __future__ import annotations
 
-import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
+import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from numpy.typing import NDArray
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.serialization import deserialize_message
+from sensor_msgs.msg import JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from cosmos_policy_ros.errors import ConfigError, RigError
+from cosmos_policy_ros.errors import ConfigError, ObservationError, RigError
 from cosmos_policy_ros.msg import GuardState, PolicyState
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.convert import trajectory_points
 from cosmos_policy_ros.nodes.shell import Parameter
+from cosmos_policy_ros.rig.clock import SteadyClock
 from cosmos_policy_ros.rig.guard import Guard, Hold
 from cosmos_policy_ros.rig.outputs import Output
 from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.sources import read_arm
 from cosmos_policy_ros.rig.spec import load_rig
 
 TICK_PERIOD = 0.02  # wall s
@@ -34,6 +40,13 @@ PARAMETERS = (
     Parameter("policy_state", "policy_node/state", "topic on which the policy node is alive"),
     Parameter("autostart", True, "configure and activate at start, without a lifecycle manager"),
 )
+
+
+class _Arm(NamedTuple):
+    """The newest joint state of an arm, as it came, and when."""
+
+    message: bytes = b""
+    received_ns: int = -(2**62)
 
 
 class ArmGuardNode(LifecycleNode):
@@ -55,7 +68,9 @@ class ArmGuardNode(LifecycleNode):
             raise ConfigError(
                 f"rig '{rig.name}' has sink {rig.sink}: its arm streamer holds the arms itself"
             )
-        self._guard, self._holds, self._ticks = Guard(rig), 0, 0
+        self._motion_clock = SteadyClock(lambda: int(self.get_clock().now().nanoseconds))
+        self._arms = dict.fromkeys(rig.arms.keys(), _Arm())
+        self._guard, self._holds, self._ticks = Guard(rig, self._measured), 0, 0
         options, qos = QoSOverridingOptions.with_default_policies(), QoSProfile(depth=10)
         quiet = shell.NO_PUBLISHER_EVENTS
         self._trajectories = {
@@ -64,22 +79,35 @@ class ArmGuardNode(LifecycleNode):
             )
             for output in rig.outputs
         }
+        # First: an executor hears subscriptions in their order, and what comes is announced.
+        topic = self.get_parameter("policy_state").value
         self._listening = [
+            self.create_subscription(PolicyState, topic, self._on_policy_state, shell.LATCHED_DEEP)
+        ]
+        self._listening += [
             self.create_subscription(
                 JointTrajectory,
                 output.topic,
-                self._follow(output),
+                self._on_trajectory(output),
                 qos,
                 qos_overriding_options=options,
             )
             for output in rig.outputs
         ]
-        topic = self.get_parameter("policy_state").value
-        self._listening.append(
-            self.create_subscription(PolicyState, topic, self._hear_policy, shell.LATCHED)
-        )
+        # Kept as they come: they are only read when an arm must be held where it is.
+        self._listening += [
+            self.create_subscription(
+                JointState,
+                arm.joint_states,
+                self._keep_arm(side),
+                qos,
+                raw=True,
+                qos_overriding_options=options,
+            )
+            for side, arm in rig.arms.items()
+        ]
         self._states = self.create_publisher(
-            GuardState, "~/state", shell.LATCHED_PUBLISHER, event_callbacks=quiet
+            GuardState, "~/state", shell.LATCHED_DEEP, event_callbacks=quiet
         )
         self._diagnostics = self.create_publisher(
             DiagnosticArray, "/diagnostics", 10, event_callbacks=quiet
@@ -97,7 +125,8 @@ class ArmGuardNode(LifecycleNode):
 
     @shell.transition
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stand by no more; its state tells the policy node, which brakes."""
+        """Hold what moves and stand by no more; its state tells the policy node."""
+        self._send(self._guard.hold("the arm guard was deactivated", self._motion_clock.now_ns()))
         self._active = False
         self._tell()
         return super().on_deactivate(state)
@@ -119,34 +148,69 @@ class ArmGuardNode(LifecycleNode):
         return super().on_shutdown(state)
 
     def close(self) -> None:
-        """End; the policy node brakes as soon as it misses us."""
+        """Hold what moves while trajectories still get out; called before the ROS context ends."""
+        if self._active:
+            self._send(self._guard.hold("the arm guard was shut down", self._motion_clock.now_ns()))
+            self._tell()
 
     # ---------------------------------------------------------------- in
 
-    def _hear_policy(self, message: PolicyState) -> None:
-        before = self._guard.armed
-        self._guard.hear_policy(message.armed, time.monotonic_ns())
-        if message.armed != before:
+    def _on_policy_state(self, message: PolicyState) -> None:
+        before = self._guard.ownership.owner
+        self._send(
+            self._guard.on_policy_state(
+                message.identity,
+                message.armed,
+                message.run_id,
+                (message.command_count, message.command_id),
+                self._motion_clock.now_ns(),
+            )
+        )
+        if self._guard.ownership.owner != before:
             self._tell()
 
-    def _follow(self, output: Output) -> Callable[[JointTrajectory], None]:
+    def _on_trajectory(self, output: Output) -> Callable[[JointTrajectory], None]:
         def follow(message: JointTrajectory) -> None:
+            stamp_ns = shell.stamp_to_ns(message.header.stamp)
+            receipt = self._motion_clock.receipt(stamp_ns)
+            before = self._guard.reason
             try:
-                hold = self._guard.hear_trajectory(
+                holds = self._guard.on_trajectory(
                     output.name,
                     message.header.frame_id,
                     message.joint_names,
                     trajectory_points(message),
-                    shell.stamp_to_ns(message.header.stamp),
-                    self._now_ns(),
+                    receipt.stamped_ns if stamp_ns else 0,
+                    receipt.received_ns,
                 )
             except RigError as error:
                 self.get_logger().error(f"no path on {output.topic}: {error}")
                 return
-            if hold is not None and self._active:
-                self._send(output.name, hold)
+            self._send(holds)
+            self._tell_reason(before)
 
         return follow
+
+    def _keep_arm(self, side: str) -> Callable[[bytes], None]:
+        def keep(message: bytes) -> None:
+            self._arms[side] = _Arm(message, self._motion_clock.now_ns())
+
+        return keep
+
+    def _measured(self, now_ns: int) -> NDArray[np.float64] | None:
+        """Return where (14,) the arms are, policy units; None where that is not known."""
+        poses = []
+        for side, spec in self._rig.arms.items():
+            arm = self._arms[side]
+            if now_ns - arm.received_ns > self._rig.observation.state_age * shell.NS:
+                return None
+            try:
+                state = deserialize_message(arm.message, JointState)
+                poses.append(read_arm(spec, state.name, state.position))
+            except ObservationError as error:
+                self.get_logger().error(f"{spec.joint_states}: {error}")
+                return None
+        return np.concatenate(poses)
 
     # ---------------------------------------------------------------- out
 
@@ -154,35 +218,42 @@ class ArmGuardNode(LifecycleNode):
         if not self._active:
             return
         before = self._guard.reason
-        holds = self._guard.tick(self._now_ns(), time.monotonic_ns())
-        for output, hold in holds.items():
-            self._send(output, hold)
-        if self._guard.reason != before:
-            self.get_logger().error(f"the arms are held: {self._guard.reason}")
-            self._tell()
+        self._send(self._guard.tick(self._motion_clock.now_ns()))
+        self._tell_reason(before)
         self._ticks += 1
         if self._ticks % STATE_TICKS == 0:
             self._tell()
 
-    def _send(self, output: str, hold: Hold) -> None:
-        message = JointTrajectory(joint_names=list(hold.joints))
-        message.header.frame_id = hold.chunk_id
-        if self._rig.trajectory_stamp == "start":
-            message.header.stamp = shell.ns_to_stamp(self._now_ns())
-        for each in hold.points:
-            point = JointTrajectoryPoint(
-                positions=array("d", each.positions), velocities=array("d", each.velocities)
-            )
-            point.time_from_start.sec, point.time_from_start.nanosec = divmod(
-                each.time_from_start_ns, shell.NS
-            )
-            message.points.append(point)
-        self._trajectories[output].publish(message)
-        self._holds += 1
+    def _tell_reason(self, before: str) -> None:
+        reason = self._guard.reason
+        if reason and reason != before:
+            self.get_logger().error(f"the arms are held: {reason}")
+            self._tell()
+
+    def _send(self, holds: Mapping[str, Hold]) -> None:
+        if not self._active:
+            return
+        for output, hold in holds.items():
+            message = JointTrajectory(joint_names=list(hold.joints))
+            message.header.frame_id = hold.chunk_id
+            if self._rig.trajectory_stamp == "start":
+                message.header.stamp = self.get_clock().now().to_msg()
+            for each in hold.points:
+                point = JointTrajectoryPoint(
+                    positions=array("d", each.positions), velocities=array("d", each.velocities)
+                )
+                point.time_from_start.sec, point.time_from_start.nanosec = divmod(
+                    each.time_from_start_ns, shell.NS
+                )
+                message.points.append(point)
+            self._trajectories[output].publish(message)
+            self._holds += 1
 
     def _tell(self) -> None:
         reason = self._guard.reason or ("" if self._active else "it is not active")
-        state = GuardState(armed=self._guard.armed, reason=reason, holds=self._holds)
+        owner = self._guard.ownership.owner
+        state = GuardState(armed=bool(owner), owner=owner, reason=reason, holds=self._holds)
+        state.holding = self._guard.holding
         state.header.stamp = self.get_clock().now().to_msg()
         self._states.publish(state)
 
@@ -195,9 +266,6 @@ class ArmGuardNode(LifecycleNode):
         told = DiagnosticArray(status=[status])
         told.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(told)
-
-    def _now_ns(self) -> int:
-        return int(self.get_clock().now().nanoseconds)
 
 
 def make_node() -> LifecycleNode:

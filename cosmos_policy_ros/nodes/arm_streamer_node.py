@@ -27,6 +27,7 @@ from cosmos_policy_ros.nodes.convert import trajectory_points
 from cosmos_policy_ros.nodes.driver_services import DriverServices, driver_messages
 from cosmos_policy_ros.nodes.shell import Parameter
 from cosmos_policy_ros.rig.arms import ARM_JOINTS
+from cosmos_policy_ros.rig.clock import SteadyClock
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 from cosmos_policy_ros.rig.streamer import Streamer
@@ -62,6 +63,7 @@ class ArmStreamerNode(LifecycleNode):
                 "themselves, and nothing is to be streamed"
             )
         self._group, self._single = driver_messages()
+        self._motion_clock = SteadyClock(lambda: int(self.get_clock().now().nanoseconds))
         self._streamer = Streamer(rig)
         self._streamer.unready = "the grippers' modes are not known yet"
         self._connect(rig)
@@ -121,7 +123,11 @@ class ArmStreamerNode(LifecycleNode):
         options = QoSOverridingOptions.with_default_policies()
         qos, quiet = QoSProfile(depth=10), shell.NO_PUBLISHER_EVENTS
         self._goals: dict[str, tuple[Any, Any]] = {}
-        self._listening: list[Any] = []
+        # First: an executor hears subscriptions in their order, and what comes is announced.
+        topic = self.get_parameter("policy_state").value
+        self._listening: list[Any] = [
+            self.create_subscription(PolicyState, topic, self._on_policy_state, shell.LATCHED_DEEP)
+        ]
         for side, arm in rig.arms.items():
             assert arm.driver is not None
             self._goals[side] = (
@@ -133,22 +139,14 @@ class ArmStreamerNode(LifecycleNode):
                 ),
             )
             for kind, topic, hear in (
-                (JointTrajectory, arm.trajectory, self._accept(side)),
-                (JointState, arm.joint_states, self._hear_arm(side)),
+                (JointTrajectory, arm.trajectory, self._on_trajectory(side)),
+                (JointState, arm.joint_states, self._on_joint_state(side)),
             ):
                 self._listening.append(
                     self.create_subscription(kind, topic, hear, qos, qos_overriding_options=options)
                 )
-        self._listening.append(
-            self.create_subscription(
-                PolicyState,
-                self.get_parameter("policy_state").value,
-                self._hear_policy,
-                shell.LATCHED,
-            )
-        )
         self._states = self.create_publisher(
-            StreamerState, "~/state", shell.LATCHED_PUBLISHER, event_callbacks=quiet
+            StreamerState, "~/state", shell.LATCHED_DEEP, event_callbacks=quiet
         )
         self._diagnostics = self.create_publisher(
             DiagnosticArray, "/diagnostics", 10, event_callbacks=quiet
@@ -169,28 +167,47 @@ class ArmStreamerNode(LifecycleNode):
 
     # ---------------------------------------------------------------- in
 
-    def _hear_policy(self, message: PolicyState) -> None:
-        assert self._streamer is not None
-        # An inactive streamer is as good as a disarmed policy node: nothing may move.
-        self._streamer.hear_policy(message.armed and self._active, time.monotonic_ns())
+    def _on_policy_state(self, message: PolicyState) -> None:
+        streamer = self._streamer
+        assert streamer is not None
+        owner = streamer.ownership.owner
+        try:
+            streamer.on_policy_state(
+                message.identity,
+                # An inactive streamer is as good as a disarmed policy node: nothing may move.
+                message.armed and self._active,
+                message.run_id,
+                (message.command_count, message.command_id),
+                self._motion_clock.now_ns(),
+            )
+        except RigError as error:
+            self.get_logger().error(f"refused a trajectory: {error}")
+            self._tell()
+        if streamer.ownership.owner != owner:
+            self._tell()
 
-    def _hear_arm(self, side: str) -> Callable[[JointState], None]:
-        def hear(message: JointState) -> None:
+    def _on_joint_state(self, side: str) -> Callable[[JointState], None]:
+        def keep(message: JointState) -> None:
             assert self._streamer is not None
-            self._streamer.hear_arm(side, message.name, message.position, time.monotonic_ns())
+            now_ns = self._motion_clock.now_ns()
+            self._streamer.on_joint_state(side, message.name, message.position, now_ns)
 
-        return hear
+        return keep
 
-    def _accept(self, side: str) -> Callable[[JointTrajectory], None]:
+    def _on_trajectory(self, side: str) -> Callable[[JointTrajectory], None]:
         def accept(message: JointTrajectory) -> None:
             assert self._streamer is not None
-            now_ns = time.monotonic_ns()
             stamp_ns = shell.stamp_to_ns(message.header.stamp)
-            if stamp_ns:  # from the messages' clock to the ticks'
-                stamp_ns += now_ns - int(self.get_clock().now().nanoseconds)
-            points = trajectory_points(message)
+            receipt = self._motion_clock.receipt(stamp_ns)
             try:
-                self._streamer.accept(side, message.joint_names, points, stamp_ns, now_ns)
+                self._streamer.on_trajectory(
+                    side,
+                    message.header.frame_id,
+                    message.joint_names,
+                    trajectory_points(message),
+                    receipt.stamped_ns if stamp_ns else 0,
+                    receipt.received_ns,
+                )
             except RigError as error:
                 self.get_logger().error(f"{side} arm refused a trajectory: {error}")
                 self._tell()
@@ -252,8 +269,8 @@ class ArmStreamerNode(LifecycleNode):
     def _tick(self) -> None:
         streamer = self._streamer
         assert streamer is not None
-        before = streamer.reason
-        for side, goal in streamer.tick(time.monotonic_ns()).items():
+        before, refusal = streamer.reason, streamer.refusal
+        for side, goal in streamer.tick(self._motion_clock.now_ns()).items():
             arm = self._rig.arms[side]
             assert arm.driver is not None
             group, single = self._goals[side]
@@ -263,6 +280,9 @@ class ArmStreamerNode(LifecycleNode):
             single.publish(self._single(name=arm.gripper.joint, cmd=float(goal[ARM_JOINTS])))
         if streamer.reason != before:
             self.get_logger().error(f"the arms are held: {streamer.reason}")
+        if streamer.refusal != refusal:
+            self.get_logger().error(f"refused a trajectory: {streamer.refusal}")
+        if (streamer.reason, streamer.refusal) != (before, refusal):
             self._tell()
 
     def _tell(self) -> None:
@@ -272,6 +292,8 @@ class ArmStreamerNode(LifecycleNode):
         counts = [arm.stream.counts for arm in arms]
         state = StreamerState(
             armed=streamer.armed,
+            owner=streamer.ownership.owner,
+            holding=bool(streamer.reason),
             reason=streamer.reason or streamer.unready or self._inactive,
             arms=list(streamer.arms),
             streaming=[not arm.stream.silent for arm in arms],

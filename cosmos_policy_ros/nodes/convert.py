@@ -39,8 +39,10 @@ class TrajectoryMessages:
         self._made: dict[int, tuple[JointTrajectory, ...]] = {}
         self._blank(rig.rates.chunk_steps)
 
-    def fill(self, chunk: TimedChunk) -> tuple[JointTrajectory, ...]:
+    def fill(self, chunk: TimedChunk, sent_ns: int) -> tuple[JointTrajectory, ...]:
         """Return the messages of a chunk; publish them before the next call.
+
+        ``sent_ns`` is ROS time where ``chunk.sent_ns`` is the arms'.
 
         ``header.frame_id`` carries the chunk id, which joint_trajectory_controller ignores.
         """
@@ -51,7 +53,7 @@ class TrajectoryMessages:
             q, v = positions[:, output.columns], velocities[:, output.columns]
             message.header.frame_id = chunk.chunk_id
             if self._rig.trajectory_stamp == "start":
-                message.header.stamp = ns_to_stamp(chunk.sent_ns)
+                message.header.stamp = ns_to_stamp(sent_ns)
             for row, (point, time) in enumerate(zip(message.points, chunk.times_ns(), strict=True)):
                 point.positions = array("d", q[row].tobytes())
                 point.velocities = array("d", v[row].tobytes())

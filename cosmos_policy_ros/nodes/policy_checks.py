@@ -12,6 +12,7 @@ from rclpy.qos import QoSCompatibility, qos_check_compatible
 
 from cosmos_policy_ros.nodes.policy_inputs import PolicyInputs
 from cosmos_policy_ros.nodes.policy_keeper import KeeperWatch
+from cosmos_policy_ros.rig.clock import MotionClock
 from cosmos_policy_ros.rig.self_check import (
     LEAST_WINDOW,
     Check,
@@ -39,6 +40,7 @@ class PolicyChecks:
         node: Node,
         rig: RigSpec,
         inputs: PolicyInputs,
+        clock: MotionClock,
         *,
         keeper: KeeperWatch,
         warnings: Sequence[str],
@@ -50,11 +52,12 @@ class PolicyChecks:
             node: of which the wire is asked.
             rig: what should be there.
             inputs: what comes in.
+            clock: by which ages are measured.
             keeper: who may command the arms, too.
             warnings: what does not fit between checkpoint and rig.
             dry: whether nothing goes to the arms.
         """
-        self._dry = dry
+        self._dry, self._clock = dry, clock
         self._node, self._rig, self._inputs = node, rig, inputs
         self._keeper, self._warnings = keeper, tuple(warnings)
         self._counted: deque[tuple[float, dict[str, int]]] = deque()
@@ -69,9 +72,8 @@ class PolicyChecks:
 
     def run(self) -> list[Check]:
         """Look at everything now."""
-        now_ns = int(self._node.get_clock().now().nanoseconds)
         sources = self._inputs.sources
-        checks = [check_sources(sources.complaints(now_ns)), check_sides(self._rig)]
+        checks = [check_sources(sources.complaints(self._clock.now_ns())), check_sides(self._rig)]
         if self._rig.kind == "real":  # a simulated one drops frames on a busy machine, by design
             checks.append(check_rates(self._rig, self._heard()))
         measured = sources.measured()
@@ -84,6 +86,11 @@ class PolicyChecks:
         # The gate refuses what goes too far, so these are told and stop nobody.
         fits = "; ".join(self._warnings) or "its statistics are within the rig's limits"
         return [*checks, Check("checkpoint", True, fits)]
+
+    def stranger(self) -> str:
+        """Return what else can command the arms, or set their clock; empty if nothing can."""
+        alone = check_alone(self._foreign())
+        return "" if self._dry or alone.passed else failures([alone])
 
     def live(self) -> str:
         """Return what is worth a warning at any time; empty if nothing is."""
@@ -102,7 +109,11 @@ class PolicyChecks:
         to_us = {policy} if self._streamed else {policy, keeper}
         expected = {output.topic: to_us for output in self._rig.outputs}
         expected |= {topic: {keeper} for topic in self._driver_topics()}
-        return {topic: self._others(topic, names) for topic, names in expected.items()}
+        foreign = {topic: self._others(topic, names) for topic, names in expected.items()}
+        if self._node.get_parameter("use_sim_time").value:
+            clocks = [info.node_name for info in self._publishers("/clock")]
+            foreign["/clock"] = clocks[1:]
+        return foreign
 
     def _unheard(self) -> list[str]:
         """Return the topics that move the arms of which nobody takes anything who could."""

@@ -11,6 +11,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from cosmos_policy_ros.nodes import shell
+from cosmos_policy_ros.rig.clock import MotionClock
 from cosmos_policy_ros.rig.sources import Sources
 from cosmos_policy_ros.rig.spec import Camera, RigSpec
 
@@ -30,9 +31,15 @@ class PolicyInputs:
         subscriptions: of cameras and arms.
     """
 
-    def __init__(self, node: Node, rig: RigSpec) -> None:
-        """Subscribe; QoS can be overridden per topic by ``qos_overrides`` parameters."""
-        self.sources = Sources(rig)
+    def __init__(self, node: Node, rig: RigSpec, clock: MotionClock) -> None:
+        """Subscribe; QoS can be overridden per topic by ``qos_overrides`` parameters.
+
+        Args:
+            node: which subscribes.
+            rig: its cameras and arms.
+            clock: by which ages are measured.
+        """
+        self.sources, self._clock = Sources(rig), clock
         self.on_joint_state: Callable[[str], None] = lambda arm: None
         self._node = node
         self.subscriptions = [self._camera(camera) for camera in rig.cameras]
@@ -56,7 +63,8 @@ class PolicyInputs:
 
     def _camera(self, camera: Camera) -> Any:
         def keep(message: Any) -> None:
-            self.sources.add_image(camera.role, message, shell.stamp_to_ns(message.header.stamp))
+            stamp_ns = shell.stamp_to_ns(message.header.stamp)
+            self.sources.add_image(camera.role, message, stamp_ns, self._clock.receipt(stamp_ns))
 
         kind = Image if camera.transport == "raw" else CompressedImage
         return self._subscribe(kind, camera.topic, keep, CAMERA_QOS)
@@ -64,7 +72,8 @@ class PolicyInputs:
     def _keep_joints(self, side: str) -> Callable[[Any], None]:
         def keep(message: Any) -> None:
             stamp_ns = shell.stamp_to_ns(message.header.stamp)
-            self.sources.add_joint_state(side, message.name, message.position, stamp_ns)
+            receipt = self._clock.receipt(stamp_ns)
+            self.sources.add_joint_state(side, message.name, message.position, stamp_ns, receipt)
             self.on_joint_state(side)
 
         return keep

@@ -37,13 +37,16 @@ class KeeperWatch:
         needed: whether there has to be one.
     """
 
-    def __init__(self, node: Node, rig: RigSpec, keeper: str, *, dry: bool) -> None:
+    def __init__(
+        self, node: Node, rig: RigSpec, keeper: str, *, identity: str = "", dry: bool = False
+    ) -> None:
         """Listen; in a dry run, where nothing moves, nothing is to be known.
 
         Args:
             node: which listens.
             rig: whose sink says which kind of keeper it needs.
             keeper: its node's name, "auto" for the usual one, "none" to do without.
+            identity: of this process; a keeper that guards another one does not count.
             dry: whether nothing goes to the arms.
         """
         kind = _KINDS[rig.sink]
@@ -54,7 +57,9 @@ class KeeperWatch:
         self._patience = rig.stream.heartbeat_timeout
         self._heard: float | None = None
         self._awake = time.monotonic()
+        self._identity, self._armed, self._other = identity, False, False
         self._reason = self._overslept = ""
+        self._holding = False
         self._subscription = None
         if self.needed:
             self._subscription = node.create_subscription(
@@ -68,6 +73,7 @@ class KeeperWatch:
 
     def wake(self, armed: bool) -> None:
         """Note that the node runs: an armed one that did not for too long was not waited for."""
+        self._armed = armed
         if not armed:
             self._overslept = ""
         elif oversleeping := self._oversleeping():
@@ -80,6 +86,8 @@ class KeeperWatch:
             return ""
         if self._heard is None:
             return f"{self._title} has not been heard of on {self._topic}: is it running?"
+        if self._other and not self._armed:
+            return f"{self._title} guards another policy node; disarm or end that one"
         age = time.monotonic() - self._heard
         if age > self._patience:
             return f"{self._title} was last heard of {age:.2f} s ago; start it again"
@@ -96,6 +104,13 @@ class KeeperWatch:
             return f"{self._title} holds the arms: {self._reason}"
         return self._overslept or self._oversleeping()
 
+    def holding(self) -> str:
+        """Return why the arms are elsewhere than on our path, empty while they may be on it.
+
+        A keeper with a reason has not stopped anything yet: one that was deactivated holds nothing.
+        """
+        return self.held() if self._holding else self._overslept or self._oversleeping()
+
     def complaint(self) -> str:
         """Return why nothing is to be moved, empty if the arms would follow and be held."""
         return self.held() or self.silence()
@@ -107,4 +122,9 @@ class KeeperWatch:
         return f"this node was kept waiting for {asleep:.2f} s, and {self._title} holds the arms"
 
     def _hear(self, message: StreamerState | GuardState) -> None:
+        # An armed node's keeper knows that it is armed; any other state is a stranger's, or old.
+        self._other = message.owner not in ("", self._identity)
+        if self._other or (self._armed and message.owner != self._identity):
+            return
         self._heard, self._reason = time.monotonic(), message.reason
+        self._holding = message.holding

@@ -7,6 +7,8 @@ tells how things stand. The model lives in worker processes (``planning.workers`
 
 from __future__ import annotations
 
+import uuid
+
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from std_srvs.srv import SetBool, Trigger
@@ -31,6 +33,8 @@ from cosmos_policy_ros.planning.engines import load_engine
 from cosmos_policy_ros.planning.workers import Inference, start_inference
 from cosmos_policy_ros.rig.self_check import Check, failures, table
 
+STRANGER_PERIOD = 0.25  # wall s between two looks at who can command the arms
+
 
 class PolicyNode(LifecycleNode):
     """Lifecycle node ``policy_node``; disarmed at start."""
@@ -52,17 +56,23 @@ class PolicyNode(LifecycleNode):
         warned = warnings(settings)
         for warning in warned:
             self.get_logger().warning(warning)
-        self._inputs = PolicyInputs(self, settings.rig)
+        # Who owns the arms is told apart by it: two nodes may have one name.
+        self._identity = "" if settings.dry_run else uuid.uuid4().hex
+        self._motion_clock, self._clock_topic = shell.motion_clock(self)
+        self._inputs = PolicyInputs(self, settings.rig, self._motion_clock)
         self._wake = self.create_guard_condition(self._on_wake)
         engine = settings.engine
         self._inference = start_inference(
             engine, settings.devices, settings.worker, self._wake.trigger, self._load, settings.ray
         )
-        self._keeper = KeeperWatch(self, settings.rig, settings.keeper, dry=settings.dry_run)
+        self._keeper = KeeperWatch(
+            self, settings.rig, settings.keeper, identity=self._identity, dry=settings.dry_run
+        )
         self._checks = PolicyChecks(
             self,
             settings.rig,
             self._inputs,
+            self._motion_clock,
             keeper=self._keeper,
             warnings=warned,
             dry=settings.dry_run,
@@ -71,8 +81,10 @@ class PolicyNode(LifecycleNode):
             self,
             self._inference,
             self._inputs.sources,
+            self._motion_clock,
             engine.engine,
             engine.checkpoint,
+            identity=self._identity,
             heartbeat=self._keeper.needed,
         )
         self._connect(settings, self._inference)
@@ -111,7 +123,15 @@ class PolicyNode(LifecycleNode):
             self._inference.close()
 
     def _connect(self, settings: PolicySettings, inference: Inference) -> None:
-        self._output = PolicyOutput(self, settings.rig, self._keeper, dry=settings.dry_run)
+        self._output = PolicyOutput(
+            self,
+            settings.rig,
+            self._keeper,
+            self._inputs.sources,
+            self._motion_clock,
+            self._reports.announce,
+            dry=settings.dry_run,
+        )
         self._runs = PolicyRuns(
             self,
             settings,
@@ -119,12 +139,14 @@ class PolicyNode(LifecycleNode):
             inference,
             self._output,
             self._keeper,
+            self._motion_clock,
             self._wake.trigger,
         )
         self._pace = Pace(self, settings.rig.arms.keys(), self._poll)
         self._inputs.on_joint_state = self._pace.on_joint_state
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._diagnosing = self.create_timer(1.0, self._diagnose, clock=steady)
+        self._watching = self.create_timer(STRANGER_PERIOD, self._watch_strangers, clock=steady)
         # Not _services: rclpy keeps its own list under that name, parameters and lifecycle in it.
         self._served = [
             self.create_service(SetBool, "~/arm", self._on_arm),
@@ -140,11 +162,14 @@ class PolicyNode(LifecycleNode):
             self._inference = None
         self._pace.close()
         self.destroy_timer(self._diagnosing)
+        self.destroy_timer(self._watching)
         for service in self._served:
             self.destroy_service(service)
         self._runs.close()
         self._output.close()
         self._inputs.close()
+        if self._clock_topic is not None:
+            self.destroy_subscription(self._clock_topic.subscription)
         self._keeper.close()
         self._reports.close()
         self.destroy_guard_condition(self._wake)
@@ -165,6 +190,12 @@ class PolicyNode(LifecycleNode):
         self._checks.count()
         self._reports.diagnose(self._runs.latency, self._checks.live())
 
+    def _watch_strangers(self) -> None:
+        """Hold armed arms as soon as anything else can command them."""
+        if self._output.armed and (stranger := self._checks.stranger()):
+            self._runs.latch(stranger)
+            self._report()
+
     def _report(self) -> None:
         """Tell how things stand, if that has changed."""
         runs, task = self._runs, self._settings.task.name
@@ -176,6 +207,9 @@ class PolicyNode(LifecycleNode):
         if request.data and not self._active:
             response.message = "refused: the node is not active; activate it first"
             return response
+        if request.data and self._output.armed and self._runs.latched:
+            response.message = f"refused: {self._runs.latched}; disarm the arms first"
+            return response
         if request.data and self._settings.self_check and (against := failures(self._check())):
             so_far = "; the arms stay armed" if self._output.armed else ""
             response.message = f"refused: {against}{so_far}"
@@ -184,6 +218,7 @@ class PolicyNode(LifecycleNode):
             self._runs.stop("stopped", "the arms were disarmed")
         if request.data != self._output.armed:
             self._runs.forget_commanded()
+            self._runs.unlatch()
         self._output.armed = request.data
         self._keeper.wake(request.data)
         response.success = True
@@ -237,7 +272,9 @@ class PolicyNode(LifecycleNode):
     def _disarm(self, why: str) -> bool:
         """Brake what moves; return whether anything did."""
         stopped = self._runs.stop("stopped", why)
-        self._output.armed = False
+        self._output.disarm()
+        self._runs.forget_commanded()
+        self._runs.unlatch()
         return stopped
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+import numpy as np
+from numpy.typing import NDArray
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from trajectory_msgs.msg import JointTrajectory
@@ -17,28 +19,60 @@ from cosmos_policy_ros.nodes.convert import (
     verdict_to_message,
 )
 from cosmos_policy_ros.nodes.policy_keeper import KeeperWatch
+from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
 from cosmos_policy_ros.rig.boundary import Boundary
-from cosmos_policy_ros.rig.chunk import TimedChunk
+from cosmos_policy_ros.rig.chunk import BRAKE, TimedChunk
+from cosmos_policy_ros.rig.clock import NS, MotionClock
+from cosmos_policy_ros.rig.command_check import CommandCheck
 from cosmos_policy_ros.rig.decision import Decision, Query
 from cosmos_policy_ros.rig.gate import Verdict
+from cosmos_policy_ros.rig.ownership import HOLD
 from cosmos_policy_ros.rig.run import LATE
+from cosmos_policy_ros.rig.sources import Sources
 from cosmos_policy_ros.rig.spec import RigSpec
+from cosmos_policy_ros.rig.tracking import StillnessWatch, TrackingMonitor
 
 
 class PolicyOutput:
-    """The only place where trajectories leave the node.
+    """The only place where trajectories leave the node, each after a last check.
 
     Attributes:
         armed: without it nothing is sent to an arm.
+        path: what was sent last; None before anything was.
+        tracking: whether the arms follow it.
+        stillness: whether they move at all.
     """
 
     def __init__(
-        self, node: LifecycleNode, rig: RigSpec, keeper: KeeperWatch, *, dry: bool
+        self,
+        node: LifecycleNode,
+        rig: RigSpec,
+        keeper: KeeperWatch,
+        sources: Sources,
+        clock: MotionClock,
+        announce: Callable[[str], None],
+        *,
+        dry: bool,
     ) -> None:
-        """Open the topics; those of the arms, or in a dry run ``~/preview/<output>`` instead."""
-        self._node, self._rig, self._keeper = node, rig, keeper
-        self._messages = TrajectoryMessages(rig)
+        """Open the topics; those of the arms, or in a dry run ``~/preview/<output>`` instead.
+
+        Args:
+            node: which sends.
+            rig: where to, and its limits.
+            keeper: may hold the arms elsewhere.
+            sources: know where the arms are.
+            clock: by which the arms move.
+            announce: names a trajectory by its id before it is sent.
+            dry: whether nothing goes to the arms.
+        """
         self.armed = False
+        self.path: TimedChunk | None = None
+        self.tracking, self.stillness = TrackingMonitor(rig), StillnessWatch()
+        self._owed = ""  # why the arms are to be held as soon as it is known where they are
+        self._node, self._rig, self._keeper = node, rig, keeper
+        self._sources, self._clock, self._announce, self._dry = sources, clock, announce, dry
+        self._check, self._holds = CommandCheck.of_rig(rig), 0
+        self._messages = TrajectoryMessages(rig)
         options = QoSOverridingOptions.with_default_policies()
         self._trajectories = [
             node.create_lifecycle_publisher(
@@ -62,17 +96,137 @@ class PolicyOutput:
         for publisher in [*self._trajectories, self._decisions, self._verdicts]:
             self._node.destroy_publisher(publisher)
 
-    def move(self, chunk: TimedChunk) -> None:
-        """Send a chunk that the gate has passed, or a brake along such a chunk's path."""
-        if not self.armed:  # the last line of defence; disarming has already stopped what moved
+    def watch(self) -> None:
+        """Look where armed arms are, and hold them if that was waited for; called all the time."""
+        measured = self.measured()
+        if measured is None:
+            return
+        self.stillness.add(self._clock.now_ns(), measured)
+        if self._owed and not self._seen_to_hold():
+            self.hold(self._owed)
+
+    def disarm(self) -> None:
+        """Send nothing any more; what moved has been stopped before."""
+        self.armed, self._owed = False, ""
+
+    def trust(self) -> None:
+        """Begin anew with arms that have been disarmed: something else may have moved them."""
+        self.path, self._owed = None, ""
+        self.tracking.clear()
+        self.stillness.clear()
+
+    def measured(self) -> NDArray[np.float64] | None:
+        """Return where (14,) the arms are now, None where that is not known."""
+        age = self._sources.state_age(self._clock.now_ns())
+        return self._sources.measured() if age <= self._rig.observation.state_age else None
+
+    def move(self, chunk: TimedChunk) -> str:
+        """Send a chunk that the gate has passed.
+
+        Returns:
+            Why the arms were held where they are instead, empty if it was sent.
+        """
+        if not self.armed:  # disarming has already stopped what moved
             self._node.get_logger().error(f"chunk {chunk.chunk_id} withheld: the arms are disarmed")
-            return
-        if held := self._keeper.held():
-            self._node.get_logger().error(f"chunk {chunk.chunk_id} withheld: {held}")
-            return
-        messages = self._messages.fill(chunk)
+            return "the arms are disarmed"
+        wrong = self._keeper.holding() or self._wrong(chunk, self._commanded(chunk))
+        if wrong:
+            return self.hold(f"chunk {chunk.chunk_id} was not sent: {wrong}")
+        self._send(chunk)
+        return ""
+
+    def brake(self, brake: TimedChunk) -> str:
+        """Bring moving arms to rest along their path, or where they are if they are not on it.
+
+        Returns:
+            Why they are held off their path, empty if they are not.
+        """
+        if not self.armed:
+            return ""
+        if elsewhere := self._keeper.holding():
+            self._owed = elsewhere
+            self.watch()
+            return elsewhere
+        commanded, measured, off = self._commanded(brake), self.measured(), ""
+        if measured is not None and not self._dry:
+            far = self._check.far(commanded, measured)
+            if len(far):  # a joint that is stuck is not to be driven any further
+                brake, commanded = brake.holding(far.tolist(), measured), commanded.copy()
+                commanded[:, far] = measured[far]
+                names = ", ".join(self._rig.joint_names[i] for i in far)
+                off = f"{names} held where measured, off the path that was braked"
+        if wrong := self._wrong(brake, commanded):
+            return self.hold(f"the path could not be braked: {wrong}")
+        self._send(brake)
+        return off
+
+    def hold(self, reason: str) -> str:
+        """Hold the arms where they are measured, the grippers as they grip.
+
+        Where that is not known the arms are held once it is: an old pose would move them.
+
+        Returns:
+            The reason.
+        """
+        if not self.armed:
+            return reason
+        measured = self.measured()
+        if measured is None:
+            self._owed = reason
+            return reason
+        now_ns, pose, grippers = self._clock.now_ns(), measured.copy(), list(GRIPPER_INDICES)
+        told = pose if self.path is None else self.path.sample(now_ns)
+        pose[grippers] = np.clip(told[grippers], 0.0, 1.0)
+        if len(self._check.far(told, pose)):  # the controllers are not where we believe
+            told = pose
+        self._holds, self._owed = self._holds + 1, ""
+        self._node.get_logger().error(f"{reason}; the arms are held where they are")
+        self._send(
+            TimedChunk.hold(
+                f"{HOLD}/{self._holds}{BRAKE}",
+                now_ns,
+                self._rig.rates.dt,
+                told,
+                pose,
+                self._rig.max_velocity,
+            )
+        )
+        return reason
+
+    def _seen_to_hold(self) -> bool:
+        """Return whether a hold of ours need not be sent, or not yet.
+
+        A keeper's report that it holds is not enough: the arms have to be seen at rest.
+        """
+        if not self._keeper.holding() or self.stillness.moving:
+            return False
+        if self.stillness.still:
+            self._owed = ""
+        return True
+
+    def _commanded(self, chunk: TimedChunk) -> NDArray[np.float64]:
+        """Return (n, 14) where the arms were commanded to be of late, the newest last."""
+        path, sent_ns = self.path, chunk.sent_ns
+        if path is None or sent_ns >= path.end_ns or self.tracking.commanded is None:
+            return chunk.start[None]
+        return np.vstack([self.tracking.commanded, path.sample(sent_ns)])
+
+    def _wrong(self, chunk: TimedChunk, commanded: NDArray[np.float64]) -> str:
+        """Return what the last check says of a chunk; in a dry run the arms need not follow."""
+        return self._check.problem(
+            chunk.positions,
+            np.array(chunk.times_ns()) / NS,
+            commanded,
+            velocities=chunk.velocities,
+            measured=None if self._dry else self.measured(),
+        )
+
+    def _send(self, chunk: TimedChunk) -> None:
+        self._announce(chunk.chunk_id)
+        messages = self._messages.fill(chunk, self._clock.to_ros(chunk.sent_ns))
         for publisher, message in zip(self._trajectories, messages, strict=True):
             publisher.publish(message)
+        self.path = chunk
 
     def decided(
         self,
@@ -86,10 +240,10 @@ class PolicyOutput:
         self._decisions.publish(decision_to_message(decision, query, run_id, chunk_id, phases))
 
     def judged(
-        self, verdict: Verdict, boundary: Boundary | None, chunk_id: str, now_ns: int
+        self, verdict: Verdict, boundary: Boundary | None, chunk_id: str, ros_ns: int
     ) -> None:
         """Tell what the gate said of it, and how it meets the path before it."""
-        message = verdict_to_message(verdict, boundary, chunk_id, now_ns, self._rig)
+        message = verdict_to_message(verdict, boundary, chunk_id, ros_ns, self._rig)
         self._verdicts.publish(message)
         if verdict.rule == LATE:
             self._node.get_logger().warning(f"chunk {chunk_id}: {verdict.message}")

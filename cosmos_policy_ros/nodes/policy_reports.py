@@ -16,6 +16,7 @@ from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.planning.planner import Planner
 from cosmos_policy_ros.planning.workers import Inference
 from cosmos_policy_ros.rig.chunk import TimedChunk
+from cosmos_policy_ros.rig.clock import MotionClock
 from cosmos_policy_ros.rig.latency import LatencyTracker
 from cosmos_policy_ros.rig.run import Run
 from cosmos_policy_ros.rig.sources import Sources
@@ -47,17 +48,33 @@ class PolicyReports:
         node: Node,
         inference: Inference,
         sources: Sources,
+        clock: MotionClock,
         engine: str,
         checkpoint: str,
+        *,
+        identity: str = "",
         heartbeat: bool = False,
     ):
-        """Open both topics; with ``heartbeat`` the state is told again and again while armed."""
+        """Open both topics.
+
+        Args:
+            node: which publishes.
+            inference: whose state is told.
+            sources: whose ages are told.
+            clock: by which they are measured.
+            engine: what decides.
+            checkpoint: its folder.
+            identity: of this process; empty if it commands no arms.
+            heartbeat: whether the state is told again and again while armed.
+        """
         self._node, self._inference, self._sources = node, inference, sources
+        self._clock, self._identity = clock, identity
+        self._commands, self._command_id = 0, ""
         self._heartbeat = heartbeat
         self._engine, self._checkpoint = engine, checkpoint
         quiet = shell.NO_PUBLISHER_EVENTS
         self._states = node.create_publisher(
-            PolicyState, "~/state", shell.LATCHED_PUBLISHER, event_callbacks=quiet
+            PolicyState, "~/state", shell.LATCHED_DEEP, event_callbacks=quiet
         )
         self._diagnostics = node.create_publisher(
             DiagnosticArray, "/diagnostics", 10, event_callbacks=quiet
@@ -95,10 +112,23 @@ class PolicyReports:
             return
         if self._counts_on(status) and now - self._last_at < TEXT_PERIOD and not due:
             return
-        self._last, self._last_at = status, now
+        self._publish(status)
+
+    def announce(self, command_id: str) -> None:
+        """Name a trajectory that is about to be sent; guard and streamer take no other."""
+        self._commands += 1
+        self._command_id = command_id
+        assert self._last is not None, "arming is reported before anything is sent"
+        self._publish(self._last)
+
+    def _publish(self, status: Status) -> None:
+        self._last, self._last_at = status, time.monotonic()
         fields: dict[str, Any] = status._asdict()
-        until = shell.ns_to_stamp(fields.pop("executing_until_ns"))
+        until_ns = fields.pop("executing_until_ns")
+        until = shell.ns_to_stamp(self._clock.to_ros(until_ns) if until_ns else 0)
         state = PolicyState(executing_until=until, engine=self._engine, **fields)
+        state.identity, state.command_id = self._identity, self._command_id
+        state.command_count = self._commands
         state.header.stamp = self._node.get_clock().now().to_msg()
         state.checkpoint, state.checkpoint_digest = self._checkpoint, self._inference.info.digest
         self._states.publish(state)
@@ -141,7 +171,7 @@ class PolicyReports:
     def diagnose(self, latency: LatencyTracker, warning: str = "") -> None:
         """Publish ages and counts of the inputs, a warning, the inference's state and pace."""
         clock, name = self._node.get_clock(), self._node.get_name()
-        now_ns = int(clock.now().nanoseconds)
+        now_ns = self._clock.now_ns()
         complaints, counts = self._sources.complaints(now_ns), self._sources.counts()
         complaints += [warning] if warning else []
         inputs = DiagnosticStatus(name=f"{name}: inputs", hardware_id="rig")

@@ -19,7 +19,6 @@ from rclpy.task import Future
 
 from cosmos_policy_ros.action import RunTask
 from cosmos_policy_ros.errors import ConfigError, CosmosPolicyError, RigError, WorkerError
-from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.policy_futures import PolicyFutures
 from cosmos_policy_ros.nodes.policy_keeper import KeeperWatch
 from cosmos_policy_ros.nodes.policy_output import PolicyOutput
@@ -27,6 +26,7 @@ from cosmos_policy_ros.nodes.policy_parameters import PolicySettings
 from cosmos_policy_ros.planning.tasks import Decide
 from cosmos_policy_ros.planning.workers import Inference
 from cosmos_policy_ros.rig.chunk import TimedChunk
+from cosmos_policy_ros.rig.clock import NS, MotionClock
 from cosmos_policy_ros.rig.decision import Decision, Query
 from cosmos_policy_ros.rig.execution import Trigger
 from cosmos_policy_ros.rig.gate import SafetyGate, Situation
@@ -36,6 +36,7 @@ from cosmos_policy_ros.rig.motion import start_motion
 from cosmos_policy_ros.rig.run import Run
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.sources import Sources
+from cosmos_policy_ros.rig.tracking import STILL_FOR
 from cosmos_policy_ros.rollouts.task import choose_prompt, load_task
 
 
@@ -54,6 +55,8 @@ class PolicyRuns:
         run: the one under way, or None.
         motion: the way to the start pose that the arms are on, or None.
         last_outcome: how the last run ended, empty before the first.
+        latched: why nothing moves before the arms have been disarmed and armed again; empty while
+            that is not so.
         latency: of the queries so far.
     """
 
@@ -65,12 +68,14 @@ class PolicyRuns:
         inference: Inference,
         output: PolicyOutput,
         keeper: KeeperWatch,
+        clock: MotionClock,
         wake: Callable[[], None],
     ) -> None:
         """Serve the action; ``wake`` makes the executor call :meth:`take_answers`."""
         self.run: Run | None = None
         self.motion: TimedChunk | None = None
-        self.last_outcome = ""
+        self.last_outcome = self.latched = ""
+        self._clock = clock
         self._node, self._settings, self._sources = node, settings, sources
         self._inference, self._output, self._keeper = inference, output, keeper
         self._gate = SafetyGate(settings.rig)
@@ -102,6 +107,10 @@ class PolicyRuns:
     def poll(self) -> None:
         """Do what is due."""
         self._keeper.wake(self._output.armed)
+        if self._output.armed:
+            self._output.watch()
+            if jump := self._clock.jump():
+                self.latch(jump)
         if self.motion is not None:
             self._watch_motion(self.motion)
         run = self.run
@@ -116,27 +125,49 @@ class PolicyRuns:
         elif self._inference.status == "ready" or run.phase is Phase.EXECUTING:
             started = time.monotonic()
             ready = self._inference.status == "ready"
-            effect = run.poll(self._now_ns(), started, ready=ready)
+            effect = run.poll(self._clock.now_ns(), started, ready=ready)
             if isinstance(effect, TimedChunk):
                 self._asked = None  # what is being answered is of no use any more
                 self._node.get_logger().warning(run.message)
-                self._output.move(effect)
+                self._brake(effect)
             elif effect is not None:
                 self._ask(effect, started)
             self._end_if_over(run)
 
     def stop(self, outcome: str, message: str) -> bool:
-        """Brake whatever moves and end the run; return whether there was anything to stop."""
-        now_ns = self._now_ns()
+        """Bring to rest whatever moves and end the run; return whether there was anything to stop.
+
+        Arms that move although nothing of ours is under way are held where they are.
+        """
+        now_ns, run, brake = self._clock.now_ns(), self.run, None
         if self.motion is not None:
             self._brake_motion(self.motion, now_ns, self._settings.run.brake_seconds)
             return True
-        if self.run is None:
-            return False
-        if brake := self.run.stop(now_ns, outcome, message):
-            self._output.move(brake)
-        self._end_if_over(self.run)
-        return True
+        if run is not None:
+            brake = run.stop(now_ns, outcome, message)
+            if brake is not None:
+                self._brake(brake)
+            self._end_if_over(run)
+        if brake is None and self._output.armed and self._moves():
+            self._output.hold(message)
+            self.forget_commanded()
+            return True
+        return run is not None
+
+    def latch(self, reason: str) -> None:
+        """Hold the arms until they are disarmed and armed again; the first reason is kept."""
+        if self.latched:
+            return
+        self.latched = reason
+        self._node.get_logger().error(f"the arms are held: {reason}; disarm them to go on")
+        self.stop("fault", reason)
+        self.last_outcome = f"held: {reason}; disarm, then arm, to go on"
+
+    def unlatch(self) -> None:
+        """Go on: the arms have been disarmed, or are about to be armed."""
+        self.latched = ""
+        self._output.trust()
+        self._clock.trust()
 
     def pause(self) -> None:
         """Bring the arms to rest on their path; the run goes on when it is resumed.
@@ -147,8 +178,8 @@ class PolicyRuns:
         if self.run is None:
             raise RigError("no run is under way")
         self._asked = None  # an answer that comes now is of what was seen before the pause
-        if brake := self.run.pause(self._now_ns()):
-            self._output.move(brake)
+        if brake := self.run.pause(self._clock.now_ns()):
+            self._brake(brake)
 
     def resume(self) -> None:
         """Go on with a fresh observation.
@@ -173,30 +204,50 @@ class PolicyRuns:
             raise RigError("the arms are disarmed; call ~/arm with data: true first")
         if self.run is not None or self.motion is not None:
             raise RigError("the arms are in use; call ~/stop first")
-        if complaint := self._keeper.complaint():
+        if complaint := self.latched or self._keeper.complaint():
             raise RigError(complaint)
-        measured, now_ns = self._sources.measured(), self._now_ns()
+        measured, now_ns = self._sources.measured(), self._clock.now_ns()
         if measured is None:
             raise RigError("the arms have sent no joint states: are their drivers running?")
         held = measured if self._commanded is None else self._commanded
         now = Situation(held, measured, state_age=self._sources.state_age(now_ns))
-        self.motion = start_motion(self._settings.rig, self._gate, now, now_ns, speed)
-        self._output.move(self.motion)
-        return (self.motion.end_ns - now_ns) / shell.NS
+        motion = start_motion(self._settings.rig, self._gate, now, now_ns, speed)
+        if wrong := self._output.move(motion):
+            self.latch(wrong)
+            raise RigError(wrong)
+        self.motion = motion
+        self._output.tracking.clear()
+        return (motion.end_ns - now_ns) / NS
 
     def forget_commanded(self) -> None:
         """Take the arms as they stand from now on: somebody else may have moved them."""
         self._commanded = None
 
-    def _now_ns(self) -> int:
-        return int(self._node.get_clock().now().nanoseconds)
+    def _moves(self) -> bool:
+        """Return whether an arm joint moves although nothing of ours is under way."""
+        path = self._output.path
+        ours = path is not None and self._clock.now_ns() < path.end_ns + STILL_FOR * NS
+        return not ours and self._output.stillness.moving
+
+    def _brake(self, brake: TimedChunk) -> None:
+        """Bring the arms to rest; held off their path, they may not go on from there."""
+        if off_path := self._output.brake(brake):
+            self.forget_commanded()
+            self.latch(off_path)
 
     def _watch_motion(self, motion: TimedChunk) -> None:
-        now_ns = self._now_ns()
+        now_ns, measured = self._clock.now_ns(), self._output.measured()
+        tracking = self._output.tracking
+        tracking.add(now_ns, motion.sample(now_ns))
+        lags = (
+            None if measured is None or self._settings.dry_run else tracking.check(now_ns, measured)
+        )
         if complaint := self._keeper.complaint():
             self._node.get_logger().error(f"the way to the start pose is over: {complaint}")
             self._brake_motion(motion, now_ns, self._settings.run.brake_seconds)
             self.forget_commanded()
+        elif lags is not None:
+            self.latch(lags.message)
         elif lost := self._sources.lost(now_ns, cameras=False):
             self._node.get_logger().error(f"{lost}: braked, the arms hold")
             self._brake_motion(motion, now_ns, self._settings.rig.rates.loss_brake)
@@ -205,8 +256,8 @@ class PolicyRuns:
 
     def _brake_motion(self, motion: TimedChunk, now_ns: int, seconds: float) -> None:
         brake = motion.brake(now_ns, seconds)
-        self._output.move(brake)
         self._end_motion(brake)
+        self._brake(brake)
 
     def _end_motion(self, last: TimedChunk) -> None:
         self.motion = None
@@ -246,31 +297,31 @@ class PolicyRuns:
     def _act(self, run: Run, asked: _Asked, decision: Decision, ready: float) -> None:
         """Judge a decision and, if it passes, move; then tell what was decided and why."""
         query, started, sent = asked
-        now_ns = self._now_ns()
+        now_ns = self._clock.now_ns()
         chunk_id = f"{run.goal.run_id}/{run.chunks}"
         verdict, chunk = run.answer(decision, now_ns)
-        if chunk is not None:
-            self._output.move(chunk)
+        if chunk is not None and (wrong := self._output.move(chunk)):
+            run.fault(wrong)
         published = time.monotonic()
         phases = {"observe": sent - started, **decision.phases}
         phases["transfer"] = ready - sent - sum(decision.phases.values())
         phases["publish"] = published - ready
-        self._note_latency(now_ns - query.observation.stamp_ns, phases)
+        self._note_latency(now_ns - query.observation.seen_ns, phases)
         self._output.decided(decision, query, run.goal.run_id, chunk_id, phases)
         if self._settings.futures:
             self._futures.ask(query, decision, chunk_id)
-        self._output.judged(verdict, run.boundary, chunk_id, now_ns)
+        self._output.judged(verdict, run.boundary, chunk_id, self._clock.to_ros(now_ns))
         feedback = RunTask.Feedback(chunk=run.chunks, phase=run.phase.value, message=run.message)
-        feedback.seconds = (now_ns - self._run_started_ns) / shell.NS
+        feedback.seconds = (now_ns - self._run_started_ns) / NS
         feedback.latency = published - started
         self._goal_handle.publish_feedback(feedback)
 
     def _note_latency(self, answered_ns: int, phases: dict[str, float]) -> None:
-        """Note how long a query took: on the rig's clock until the answer, then to publish it."""
+        """Note how long a query took: on the arms' clock until the answer, then to publish it."""
         if self._restarts != self._inference.restarts:
             self._restarts = self._inference.restarts
             self.latency.restarted()
-        self.latency.add(answered_ns / shell.NS + phases["publish"], phases)
+        self.latency.add(answered_ns / NS + phases["publish"], phases)
 
     def _end_if_over(self, run: Run) -> None:
         outcome = run.outcome
@@ -283,11 +334,13 @@ class PolicyRuns:
             self._node.get_logger().info(self.last_outcome)
         else:
             self._node.get_logger().error(self.last_outcome)
-        at_rest = run.commanded(self._now_ns() + shell.NS * 3600)
-        self._commanded = None if self._keeper.held() else at_rest
+        elsewhere = self._keeper.held() or outcome.latched or self.latched
+        self._commanded = None if elsewhere else run.commanded(self._clock.now_ns() + NS * 3600)
         self.run = self._asked = None
         if not self._ended.done():
             self._ended.set_result(outcome)
+        if outcome.latched:
+            self.latch(outcome.message)
 
     # ---------------------------------------------------------------- the action
 
@@ -301,7 +354,7 @@ class PolicyRuns:
             return RunTask.Result(outcome="refused", message=str(error))
         settings = self._settings
         self._goal_handle, self._ended = handle, Future(executor=self._node.executor)
-        self._run_started_ns = self._now_ns()
+        self._run_started_ns = self._clock.now_ns()
         self.run = run = Run(
             goal,
             settings.rig,
@@ -311,6 +364,7 @@ class PolicyRuns:
             self._commanded,
             dry=settings.dry_run,
             trigger=Trigger(settings.execution, settings.rig.rates, self.latency),
+            tracking=self._output.tracking,
         )
         self._node.get_logger().info(f"run {goal.run_id}: {goal.task}, prompt '{goal.prompt}'")
         outcome = await self._ended
@@ -327,8 +381,8 @@ class PolicyRuns:
             message=outcome.message,
             chunks=run.chunks,
             refused=run.refused,
-            seconds=(self._now_ns() - self._run_started_ns) / shell.NS,
-            idle_seconds=run.idle_ns / shell.NS,
+            seconds=(self._clock.now_ns() - self._run_started_ns) / NS,
+            idle_seconds=run.idle_ns / NS,
             run_id=goal.run_id,
         )
 
@@ -344,7 +398,7 @@ class PolicyRuns:
             raise ConfigError("the arms are disarmed; call ~/arm with data: true first")
         if self._inference.status == "failed":
             raise WorkerError(f"the engine is not available: {self._inference.message}")
-        if complaint := self._keeper.complaint():
+        if complaint := self.latched or self._keeper.complaint():
             raise RigError(complaint)
         if not (math.isfinite(request.time_limit) and request.time_limit >= 0):
             raise ConfigError(f"time_limit {request.time_limit} s must be finite, 0 or more")

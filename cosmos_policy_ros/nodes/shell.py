@@ -19,9 +19,12 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
+from rosgraph_msgs.msg import Clock
 
 from cosmos_policy_ros.errors import CosmosPolicyError
+from cosmos_policy_ros.rig.clock import MotionClock, SimulatedClock, SteadyClock
 
 try:
     from rclpy.event_handler import PublisherEventCallbacks
@@ -36,8 +39,9 @@ LATCHED = QoSProfile(
     reliability=QoSReliabilityPolicy.RELIABLE,
     durability=QoSDurabilityPolicy.TRANSIENT_LOCAL,
 )
-# Their publishers keep more: a state overwritten before a slow reader has it is lost to the bag.
-LATCHED_PUBLISHER = QoSProfile(
+# Their publishers keep more, and so do readers to whom every state counts: one overwritten before a
+# slow reader has it is lost to the bag, and what it announced is a stranger's.
+LATCHED_DEEP = QoSProfile(
     depth=100,
     reliability=QoSReliabilityPolicy.RELIABLE,
     durability=QoSDurabilityPolicy.TRANSIENT_LOCAL,
@@ -81,6 +85,52 @@ def stamp_to_ns(stamp: Time) -> int:
 def ns_to_stamp(nanoseconds: int) -> Time:
     """Return nanoseconds as a message stamp."""
     return Time(sec=nanoseconds // NS, nanosec=nanoseconds % NS)
+
+
+CLOCK_DEPTH = 1000  # messages; none is to be lost, since the time between two is looked at
+
+
+class ClockTopic:
+    """The node's own reader of ``/clock``; rclpy's skips what comes faster than it is taken.
+
+    Attributes:
+        subscription: of the topic.
+    """
+
+    def __init__(self, node: Node) -> None:
+        """Subscribe; a clock that is published best effort needs ``qos_overrides``."""
+        self._waiting: list[int] = []
+        self.subscription = node.create_subscription(
+            Clock,
+            "/clock",
+            self._keep,
+            QoSProfile(depth=CLOCK_DEPTH),
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        )
+
+    def take(self) -> list[int]:
+        """Return the times that have come since the last call [ns]."""
+        subscription = self.subscription
+        for _ in range(CLOCK_DEPTH):
+            with subscription.handle:
+                taken = subscription.handle.take_message(subscription.msg_type, False)
+            if taken is None:
+                break
+            self._keep(taken[0])
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+    def _keep(self, message: Clock) -> None:
+        self._waiting.append(stamp_to_ns(message.clock))
+
+
+def motion_clock(node: Node) -> tuple[MotionClock, ClockTopic | None]:
+    """Return the clock that arms move by, and what it reads of a simulated one."""
+    if node.get_parameter("use_sim_time").value:
+        topic = ClockTopic(node)
+        return SimulatedClock(topic.take), topic
+    clock = node.get_clock()
+    return SteadyClock(lambda: int(clock.now().nanoseconds)), None
 
 
 Transition = Callable[[Any, LifecycleState], TransitionCallbackReturn]

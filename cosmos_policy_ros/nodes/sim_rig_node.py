@@ -126,7 +126,7 @@ class SimRigNode(Node):
             topic: publisher(JointState, topic)
             for topic in dict.fromkeys(arm.joint_states for arm in arms)
         }
-        self._states = self.create_publisher(RigState, "~/state", shell.LATCHED_PUBLISHER)
+        self._states = self.create_publisher(RigState, "~/state", shell.LATCHED_DEEP)
         self._listen()
         self.create_service(ResetRig, "~/reset", self._on_reset)
         if self._stepped:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
-from cosmos_policy_ros.rig.chunk import NS
+from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.splice import KEPT
 
 Array = NDArray[np.float64]
@@ -41,7 +41,7 @@ class Boundary:
 
     Attributes:
         asked_ns: stamp of the observation that triggered it.
-        latency: seconds from there until it was judged, on the rig's clock.
+        latency: seconds from there until it was judged, on the clock that arms move by.
         dropped: rows that were past, or the old path's, when it took over.
         blend_rows: over which it goes over from a path under way; 0 at rest.
         decided: how rough it would have been as it was decided; of a refused one too.
@@ -66,7 +66,7 @@ class Boundary:
 
 def measure_boundary(
     asked_ns: int,
-    now_ns: int,
+    latency: float,
     *,
     rows: tuple[Array, Array, Array | None],
     dt: float,
@@ -77,7 +77,7 @@ def measure_boundary(
 
     Args:
         asked_ns: stamp of its observation.
-        now_ns: when it was judged.
+        latency: seconds from there until it was judged.
         rows: (KEPT + n, 14) the path before it, beginning KEPT rows before the boundary; from the
             boundary on (n, 14) what was decided, and what was sent or None.
         dt: seconds per row.
@@ -96,7 +96,7 @@ def measure_boundary(
 
     return Boundary(
         asked_ns=asked_ns,
-        latency=(now_ns - asked_ns) / NS,
+        latency=latency,
         dropped=dropped,
         blend_rows=blend_rows,
         decided=jump(decided),

@@ -1,17 +1,20 @@
-"""A chunk placed on the rig's clock, and the path the arms follow through it."""
+"""A chunk placed on the clock that arms move by, and the path the arms follow through it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.rig.arms import STATE_DIM
+from cosmos_policy_ros.rig.clock import NS
 
 Array = NDArray[np.float64]
-NS = 1_000_000_000
+BRAKE = "/brake"  # how the id of a trajectory that ends another one ends
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class TimedChunk:
 
     Attributes:
         chunk_id: "<run>/<index>".
-        start_ns: when the arms leave ``start``, nanoseconds of the rig's clock.
+        start_ns: when the arms leave ``start``, nanoseconds of the clock that arms move by.
         dt: seconds between rows; row i is due at ``start_ns + (i + 1) * dt``.
         start: (14,) commanded pose before the first row, policy units.
         positions: (K, 14) targets, policy units.
@@ -116,7 +119,7 @@ class TimedChunk:
         positions = np.stack([self.sample(now_ns + int(t)) for t in travelled_ns])
         start, velocity = self.state(now_ns)
         return TimedChunk(
-            chunk_id=f"{self.chunk_id}/brake",
+            chunk_id=f"{self.chunk_id}{BRAKE}",
             start_ns=now_ns,
             dt=self.dt,
             start=start,
@@ -124,6 +127,26 @@ class TimedChunk:
             max_velocity=self.max_velocity,
             start_velocity=velocity,
         )
+
+    def holding(self, joints: Sequence[int], pose: Array) -> TimedChunk:
+        """Return it with some joints at a (14,) pose from its first row on."""
+        positions, velocity = self.positions.copy(), self.start_velocity.copy()
+        positions[:, joints], velocity[joints] = pose[joints], 0.0
+        start = self.start.copy()
+        start[joints] = pose[joints]
+        return replace(self, start=start, positions=positions, start_velocity=velocity)
+
+    @classmethod
+    def hold(
+        cls, chunk_id: str, now_ns: int, dt: float, start: Array, pose: Array, max_velocity: Array
+    ) -> TimedChunk:
+        """Return a chunk that holds the arms at a (14,) pose.
+
+        Their command is led there from ``start`` (14,) no faster than the joints may move.
+        """
+        rows = max(1, math.ceil(float((np.abs(pose - start) / max_velocity).max()) / dt))
+        way = np.arange(1, rows + 1)[:, None] / rows
+        return cls(chunk_id, now_ns, dt, start, start + way * (pose - start), max_velocity)
 
 
 def braking_share(rows: int) -> tuple[Array, Array]:

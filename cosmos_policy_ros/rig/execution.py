@@ -13,7 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos_policy_ros.rig.chunk import NS, TimedChunk
+from cosmos_policy_ros.rig.chunk import TimedChunk
+from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.decision import Commitment
 from cosmos_policy_ros.rig.latency import LatencyTracker
 from cosmos_policy_ros.rig.limits import Rates

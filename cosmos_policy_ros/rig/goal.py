@@ -54,10 +54,17 @@ class RunLimits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: time_limit, chunk_limit, stopped, cancelled or fault."""
+    """How a run ended.
+
+    Attributes:
+        outcome: time_limit, chunk_limit, stopped, cancelled or fault.
+        message: one sentence for the operator.
+        latched: whether nothing may move before the arms have been disarmed and armed again.
+    """
 
     outcome: str
     message: str
+    latched: bool = False
 
     @property
     def success(self) -> bool:

@@ -1,29 +1,47 @@
-"""Who holds the arms when the policy node falls silent, in front of trajectory controllers.
+"""Holds arms in front of trajectory controllers when the policy node cannot.
 
 A controller plays to its end whatever it was sent, for two seconds after its sender has died. The
 guard hears what the controllers hear, so that it knows the path they are on, and sends them a brake
-along it. Like the streamer it then holds until the policy node says that it is disarmed.
+along it. If something else than the policy node commands an arm, that path is unknown, and the
+guard holds the arm where it is measured. Like the streamer it then holds until an operator disarms.
 
-A state machine without ROS, threads or clocks of its own.
+A state machine without ROS or threads. Its clock is one that is never set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cosmos_policy_ros.rig.chunk import NS, braking_share
+from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
+from cosmos_policy_ros.rig.chunk import BRAKE, braking_share
+from cosmos_policy_ros.rig.clock import NS
+from cosmos_policy_ros.rig.command_check import CommandCheck
+from cosmos_policy_ros.rig.outputs import Output
+from cosmos_policy_ros.rig.ownership import OVERTAKEN, Ownership, describe_stranger
 from cosmos_policy_ros.rig.spec import RigSpec
-from cosmos_policy_ros.rig.trajectory_controller import TrajectoryController, TrajectoryPoint
+from cosmos_policy_ros.rig.trajectory_controller import (
+    TrajectoryController,
+    TrajectoryPoint,
+    check_start,
+)
 
-HOLD = "/guard/brake"  # how the ids of its trajectories end
+Array = NDArray[np.float64]
+
+HOLD = f"/guard{BRAKE}"  # how the ids of its trajectories end
+OWN = (
+    100  # holds on one topic that may be on their way back; a stranger at 50 Hz makes two seconds'
+)
 
 
 @dataclass(frozen=True)
 class Hold:
-    """A trajectory that brings one controller's joints to rest along their path.
+    """A trajectory that brings one controller's joints to rest.
 
     Attributes:
         chunk_id: of the trajectory that it ends, and HOLD.
@@ -36,109 +54,247 @@ class Hold:
     points: tuple[TrajectoryPoint, ...]
 
 
+class _Trajectory(NamedTuple):
+    chunk_id: str
+    names: Sequence[str]
+    points: Sequence[TrajectoryPoint]
+    start_ns: int
+    received_ns: int
+
+
 @dataclass
 class _Path:
-    chunk_id: str
-    controller: TrajectoryController
+    """What one controller is known to follow."""
+
+    output: Output
+    check: CommandCheck
+    controller: TrajectoryController | None = None  # None before its first trajectory
+    chunk_id: str = ""
+    recent: deque[Array] = field(default_factory=deque)  # commanded within the arms' lag
+    own: deque[Hold] = field(default_factory=lambda: deque(maxlen=OWN))  # not come back yet
+    pending: list[_Trajectory] = field(default_factory=list)  # not announced yet
+    owed: bool = False  # a hold, as soon as it is known where the arm is
 
 
 class Guard:
-    """Knows which path the arms are on, and ends it when nobody else can.
+    """Knows which path the arms are on, and ends it when nothing else can.
 
     Attributes:
-        armed: what the policy node last said.
+        ownership: whose trajectories are followed.
         reason: why the arms are held; empty while all is well.
+        holding: whether it has sent what holds them.
     """
 
-    def __init__(self, rig: RigSpec) -> None:
-        """Begin disarmed, with arms of which nothing is known."""
-        self.armed, self.reason = False, ""
+    def __init__(self, rig: RigSpec, measured: Callable[[int], Array | None]) -> None:
+        """Begin without an owner, with arms of which nothing is known.
+
+        Args:
+            rig: outputs and limits.
+            measured: returns the (14,) pose that the arms report, policy units, at a time [ns];
+                None where it is not known or too old.
+        """
+        self.ownership = Ownership(rig.stream.heartbeat_timeout)
+        self.reason, self.holding = "", False
+        self._rig, self._measured = rig, measured
         self._patience = rig.stream.heartbeat_timeout
         self._step_ns = round(rig.rates.dt * NS)
         self._rows = round(rig.rates.loss_brake / rig.rates.dt)
-        self._paths: dict[str, _Path] = {}
-        self._policy_ns = self._ticked_ns = 0
+        self._lag_ns = round(rig.tracking.lag * NS)
+        self._paths = {
+            output.name: _Path(output, CommandCheck.of_output(rig, output))
+            for output in rig.outputs
+        }
+        self._ticked_ns = 0
         self._excused = False
 
-    def hear_policy(self, armed: bool, steady_ns: int) -> None:
-        """Note that the policy node is alive; once it is disarmed, what held the arms is over."""
-        self.armed, self._policy_ns = armed, steady_ns
-        if not armed:
-            self.reason = ""
+    def on_policy_state(
+        self, identity: str, armed: bool, run_id: str, announced: tuple[int, str], now_ns: int
+    ) -> dict[str, Hold]:
+        """Note a policy node's state; see :meth:`Ownership.on_state`.
 
-    def hear_trajectory(
+        Returns:
+            What to send to which output at once, as for :meth:`on_trajectory`.
+        """
+        if self.ownership.on_state(identity, armed, run_id, announced, now_ns):
+            self.reason, self.holding = "", False
+            for path in self._paths.values():
+                path.owed = False
+        holds: dict[str, Hold] = {}
+        for name, path in self._paths.items():
+            for each in [t for t in path.pending if self.ownership.take(name, t.chunk_id)]:
+                path.pending.remove(each)
+                holds |= self._follow(path, each)
+        return holds
+
+    def on_trajectory(
         self,
         output: str,
         chunk_id: str,
         names: Sequence[str],
         points: Sequence[TrajectoryPoint],
-        stamp_ns: int,
+        start_ns: int,
         now_ns: int,
-    ) -> Hold | None:
-        """Follow what a controller was sent.
+    ) -> dict[str, Hold]:
+        """Follow what a controller was sent, if it is the owner's; else hold the arms.
 
         Args:
             output: which of the rig's outputs.
             chunk_id: of the trajectory.
             names: of its joints, in any order.
             points: as :meth:`TrajectoryController.accept` takes them.
-            stamp_ns: when it starts; 0 is now.
-            now_ns: the rig's clock.
+            start_ns: when it starts; 0 is now.
+            now_ns: now.
 
         Returns:
-            What to send the controller at once: held arms are not to be moved. Else None.
+            What to send to which output at once: held arms are not to be moved.
 
         Raises:
             RigError: no controller would take it; nothing changes.
         """
-        if chunk_id.endswith(HOLD):
-            return None  # our own
-        path = self._paths.get(output)
-        # Where an arm was before its first trajectory is known to nobody here, nor needed.
-        controller = (
-            path.controller
-            if path is not None
-            else TrajectoryController(names, np.array(points[0].positions if points else ()))
-        )
-        controller.accept(names, points, stamp_ns, now_ns)
-        self._paths[output] = _Path(chunk_id, controller)
-        return self._hold(self._paths[output], now_ns) if self.reason else None
+        path = self._paths[output]
+        trajectory = _Trajectory(chunk_id, names, points, start_ns, now_ns)
+        for own in path.own:
+            if own.chunk_id == chunk_id and own.points == tuple(points):
+                path.own.remove(own)
+                return {}
+        if self.ownership.take(output, chunk_id):
+            return self._follow(path, trajectory)
+        if self.ownership.armed and not self.ownership.may_come(chunk_id):
+            return self._hold_against(path, trajectory, now_ns)
+        path.pending.append(trajectory)
+        return {}
 
-    def tick(self, now_ns: int, steady_ns: int) -> dict[str, Hold]:
-        """Return what to send to which output, at the moment when the policy node is missed.
-
-        Args:
-            now_ns: the rig's clock.
-            steady_ns: a monotonic clock, on which the policy node is heard.
-        """
-        kept_waiting = steady_ns - self._ticked_ns > self._patience * NS / 2
-        self._ticked_ns = steady_ns
-        # Who was kept waiting has messages waiting, too, and hears them before the next tick.
+    def tick(self, now_ns: int) -> dict[str, Hold]:
+        """Return what to send to which output, when the policy node is missed or is not alone."""
+        kept_waiting = now_ns - self._ticked_ns > self._patience * NS / 2
+        self._ticked_ns = now_ns
+        self._remember(now_ns)
+        # After a wait there are messages waiting, too, and they are heard before the next tick.
         self._excused = kept_waiting and not self._excused
-        if not self.armed or self.reason or self._excused:
+        if self._excused:
             return {}
-        age = (steady_ns - self._policy_ns) / NS
+        for path in self._paths.values():
+            late = [t for t in path.pending if now_ns - t.received_ns > OVERTAKEN * NS]
+            path.pending = path.pending[len(late) :]
+            if late and self.ownership.armed:  # disarmed arms are free for other uses
+                return self._hold_against(path, late[-1], now_ns)
+        if self.reason:
+            owed = [path for path in self._paths.values() if path.owed]
+            return {name: h for p in owed for name, h in self._send(p, now_ns, False).items()}
+        if not self.ownership.armed:
+            return {}
+        age = self.ownership.age(now_ns)
         if age <= self._patience:
             return {}
         self.reason = f"the policy node was last heard of {age:.2f} s ago"
-        return {
-            output: self._hold(path, now_ns)
-            for output, path in self._paths.items()
-            if now_ns < path.controller.end_ns
-        }
+        return self._hold(now_ns)
 
-    def _hold(self, path: _Path, now_ns: int) -> Hold:
+    def hold(self, reason: str, now_ns: int) -> dict[str, Hold]:
+        """Hold arms that move under an owner; return what to send to which output."""
+        if not self.ownership.armed or self.reason:
+            return {}
+        self.reason = reason
+        return self._hold(now_ns)
+
+    def _remember(self, now_ns: int) -> None:
+        """Note where the controllers are commanded to be."""
+        for path in self._paths.values():
+            if path.controller is None:
+                continue
+            moving = now_ns - self._lag_ns < path.controller.end_ns
+            if moving or not path.recent:
+                path.recent.append(path.controller.sample(now_ns))
+            keep = max(self._lag_ns // self._step_ns * 2, 2) if moving else 1
+            while len(path.recent) > keep:
+                path.recent.popleft()
+
+    def _follow(self, path: _Path, trajectory: _Trajectory) -> dict[str, Hold]:
+        now_ns = trajectory.received_ns
+        check_start(trajectory.start_ns, now_ns)
+        # Where an arm was before its first trajectory is neither known here nor needed.
+        first = trajectory.points[0].positions if trajectory.points else ()
+        controller = path.controller or TrajectoryController(
+            trajectory.names, np.array(first, dtype=np.float64)
+        )
+        controller.accept(trajectory.names, trajectory.points, trajectory.start_ns, now_ns)
+        path.controller, path.chunk_id = controller, trajectory.chunk_id
+        path.recent.append(controller.sample(now_ns))
+        return self._send(path, now_ns, True) if self.reason else {}
+
+    def _hold_against(self, path: _Path, stranger: _Trajectory, now_ns: int) -> dict[str, Hold]:
+        """Hold all arms since one of them follows a trajectory that is not the owner's."""
+        if not self.reason:
+            self.reason = describe_stranger(stranger.chunk_id, path.output.topic)
+        return self._hold(now_ns, but=path) | self._send(path, now_ns, False)
+
+    def _hold(self, now_ns: int, but: _Path | None = None) -> dict[str, Hold]:
+        self.holding = True
+        holds: dict[str, Hold] = {}
+        for path in self._paths.values():
+            moving = path.controller is not None and now_ns < path.controller.end_ns
+            if moving and path is not but:
+                holds |= self._send(path, now_ns, True)
+        return holds
+
+    def _send(self, path: _Path, now_ns: int, on_path: bool) -> dict[str, Hold]:
+        """Return a brake along the known path, or a hold where the arm is measured.
+
+        Where neither can be sent the hold is owed, and sent by a later tick.
+        """
+        measured = self._measured(now_ns)
+        if measured is not None:
+            measured = self._rig.command(measured[None])[0, list(path.output.columns)]
+        points = self._brake(path, measured, now_ns) if on_path else None
+        if points is None and measured is not None:
+            points = self._hold_where(path, measured, now_ns)
+        path.owed = points is None
+        if points is None:
+            return {}
+        names = path.output.joints if path.controller is None else path.controller.joint_names
+        hold = Hold(f"{path.chunk_id}{HOLD}", names, tuple(points))
+        if path.controller is None:
+            path.controller = TrajectoryController(names, np.array(points[0].positions))
+        path.controller.accept(names, points, now_ns, now_ns)
+        path.own.append(hold)
+        return {path.output.name: hold}
+
+    def _brake(
+        self, path: _Path, measured: Array | None, now_ns: int
+    ) -> list[TrajectoryPoint] | None:
+        """Return points that slow down along the path; None if they are not to be trusted."""
+        controller = path.controller
+        if controller is None:
+            return None
         points = []
         for row, (travelled, pace) in enumerate(zip(*braking_share(self._rows), strict=True)):
             at_ns = now_ns + round(travelled * self._step_ns)
-            positions, velocities = path.controller.state(at_ns)
+            positions, velocities = controller.state(at_ns)
+            due_ns = (row + 1) * self._step_ns
             points.append(
                 TrajectoryPoint(
-                    tuple(positions.tolist()),
-                    tuple((velocities * pace).tolist()),
-                    (row + 1) * self._step_ns,
+                    tuple(positions.tolist()), tuple((velocities * pace).tolist()), due_ns
                 )
             )
-        names, chunk_id = path.controller.joint_names, f"{path.chunk_id}{HOLD}"
-        path.controller.accept(names, points, now_ns, now_ns)
-        return Hold(chunk_id, names, tuple(points))
+        order = [controller.joint_names.index(name) for name in path.output.joints]
+        wrong = path.check.problem(
+            np.array([point.positions for point in points])[:, order],
+            np.array([point.time_from_start_ns for point in points]) / NS,
+            np.stack([*path.recent, controller.sample(now_ns)])[:, order],
+            velocities=np.array([point.velocities for point in points])[:, order],
+            measured=measured,
+        )
+        return None if wrong else points
+
+    def _hold_where(self, path: _Path, measured: Array, now_ns: int) -> list[TrajectoryPoint]:
+        """Return the point where the arm is; a gripper keeps its grip."""
+        output, pose, names = path.output, measured.copy(), list(path.output.joints)
+        if path.controller is not None:
+            names = list(path.controller.joint_names)
+            told = path.controller.sample(now_ns)
+            for row, column in enumerate(output.columns):
+                if column in GRIPPER_INDICES:
+                    pose[row] = told[names.index(output.joints[row])]
+        grippers = [i for i, column in enumerate(output.columns) if column in GRIPPER_INDICES]
+        pose[grippers] = np.clip(pose, path.check.lower, path.check.upper)[grippers]
+        pose = pose[[output.joints.index(name) for name in names]]
+        return [TrajectoryPoint(tuple(pose.tolist()), (0.0,) * len(pose), self._step_ns)]

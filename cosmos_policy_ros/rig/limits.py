@@ -54,6 +54,9 @@ class ObservationLimits:
             (a real sensor is never noise-free); 0 turns the check off.
         state_timeout: without a good joint state for this long an executing chunk is braked.
         image_timeout: the same for a camera's new pictures; 0 lets a chunk go on without.
+        stamp_ahead: how far a stamp may be ahead of this machine's clock. Two machines that chrony
+            keeps together differ by milliseconds; a stamp further ahead would hide a source that
+            has died for as long as it is ahead.
     """
 
     image_age: float
@@ -61,7 +64,9 @@ class ObservationLimits:
     camera_skew: float
     frozen_after: float
     state_timeout: float
-    image_timeout: float = 0.5  # rig files and bags from before this key lack it
+    # Bags carry their rig's file; those from before these keys are still read.
+    image_timeout: float = 0.5
+    stamp_ahead: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,21 @@ class GateLimits:
     result_age: float = 120.0
     lead_in: float = 0.0
     lead_in_jump: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrackingLimits:
+    """When arms that are being moved do not follow.
+
+    Attributes:
+        lag: seconds by which an arm may be behind its command.
+        error: how far an arm joint may be off everything commanded within the lag [rad].
+        sustained: seconds for which it must be, before the arms are held.
+    """
+
+    lag: float = 0.2
+    error: float = 0.15
+    sustained: float = 0.2
 
 
 @dataclass(frozen=True)

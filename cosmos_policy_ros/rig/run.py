@@ -1,13 +1,13 @@
 """One run of a task: when to ask, when to move, when to hold, when to end.
 
-A state machine without ROS, threads or clocks of its own. It is polled with the rig's time and
-answers with at most one thing to do; a dead or late part always means hold. While the arms move it
-may ask for the next chunk already (``rig.execution``); what comes in time is spliced into the path.
+A state machine without ROS, threads or clocks of its own. It is polled with the time that arms move
+by (``rig.clock``) and answers with at most one thing to do; a dead or late part always means hold.
+While the arms move it may ask for the next chunk already (``rig.execution``); what comes in time is
+spliced into the path.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from cosmos_policy_ros.errors import CosmosPolicyError, ObservationError
 from cosmos_policy_ros.rig.boundary import Boundary, measure_boundary
-from cosmos_policy_ros.rig.chunk import NS, TimedChunk
+from cosmos_policy_ros.rig.chunk import TimedChunk
+from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.decision import Commitment, Decision, Query
 from cosmos_policy_ros.rig.execution import BLOCKING, Trigger
 from cosmos_policy_ros.rig.gate import SafetyGate, Situation, Verdict
@@ -25,17 +26,18 @@ from cosmos_policy_ros.rig.observation import Observation
 from cosmos_policy_ros.rig.sources import Sources
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rig.splice import KEPT, Splice
+from cosmos_policy_ros.rig.tracking import TrackingMonitor
 
 Array = NDArray[np.float64]
 
 LATE = "late"  # rule of a verdict on an answer that came too late to be of use
-TRAIL = 0.5  # s of commanded poses that moving arms may still be on their way through
 
 
 class _Asked(NamedTuple):
-    """A query under way: its observation's stamp, and whether the arms were moving."""
+    """A query under way: when its observation was, as stamped and on the arms' clock."""
 
     stamp_ns: int
+    seen_ns: int
     in_motion: bool
 
 
@@ -63,6 +65,7 @@ class Run:
         *,
         dry: bool = False,
         trigger: Trigger | None = None,
+        tracking: TrackingMonitor | None = None,
     ) -> None:
         """Begin observing.
 
@@ -75,6 +78,7 @@ class Run:
             commanded: what the arms hold, None when only they know.
             dry: whether chunks go nowhere, so that every one begins where the arms stand.
             trigger: when to ask in motion; None for never.
+            tracking: watches whether the arms follow; None for one of its own.
         """
         self.goal, self.phase, self.outcome = goal, Phase.OBSERVING, None
         self.message, self.chunk = "", None
@@ -86,7 +90,7 @@ class Run:
         self._asked: _Asked | None = None
         self._missed = False  # an answer for the path under way: the next query is at rest
         self._ending: Outcome | None = None  # once the arms are at rest
-        self._trail: deque[tuple[int, Array]] = deque()
+        self._tracking = tracking or TrackingMonitor(rig)
         self._queries = self._refused_in_row = 0
         self._not_before_ns = self._executed_ns = self._moving_since_ns = 0
         self._waiting_since_ns: int | None = None
@@ -107,8 +111,8 @@ class Run:
         """Advance.
 
         Args:
-            now_ns: the rig's clock.
-            wall: a monotonic clock in seconds, which goes on when the rig's stands still.
+            now_ns: the clock that arms move by.
+            wall: a monotonic clock in seconds, which goes on when a simulated one stands still.
             ready: whether a query would be answered at once.
 
         Returns:
@@ -147,7 +151,7 @@ class Run:
         at_rest = np.tile(held, (KEPT + self._rig.rates.chunk_steps, 1))
         self.boundary = measure_boundary(
             asked.stamp_ns,
-            now_ns,
+            (now_ns - asked.seen_ns) / NS,
             rows=(at_rest, decision.positions, verdict.positions),
             dt=decision.dt,
         )
@@ -157,7 +161,8 @@ class Run:
         assert self._waiting_since_ns is not None
         self.idle_ns += now_ns - self._waiting_since_ns
         self._moving_since_ns = now_ns
-        self._trail.clear()
+        self._tracking.clear()
+        self._tracking.add(now_ns, held)
         return verdict, self._execute(
             TimedChunk(
                 chunk_id=self._next_id,
@@ -177,9 +182,9 @@ class Run:
         assert path is not None
         meant = TimedChunk(
             chunk_id=self._next_id,
-            start_ns=asked.stamp_ns,
+            start_ns=asked.seen_ns,
             dt=decision.dt,
-            start=path.sample(asked.stamp_ns),
+            start=path.sample(asked.seen_ns),
             positions=decision.positions,
             max_velocity=self._rig.max_velocity,
         )
@@ -193,7 +198,7 @@ class Run:
             sent = None if verdict.positions is None else verdict.positions[KEPT:]
             self.boundary = measure_boundary(
                 asked.stamp_ns,
-                now_ns,
+                (now_ns - asked.seen_ns) / NS,
                 rows=(splice.old, splice.new[KEPT:], sent),
                 dt=decision.dt,
                 dropped=splice.dropped,
@@ -229,6 +234,14 @@ class Run:
         self._end(outcome, message)
         return self._brake(now_ns, self._limits.brake_seconds) if moving else None
 
+    def fault(self, message: str) -> None:
+        """End the run, the arms held elsewhere than on its path or about to be.
+
+        Nothing moves again before the arms have been disarmed and armed.
+        """
+        self.phase, self.message = Phase.DONE, message
+        self.outcome = Outcome("fault", message, latched=True)
+
     def pause(self, now_ns: int) -> TimedChunk | None:
         """Hold until :meth:`resume`; returns the braking chunk to publish when the arms are moving.
 
@@ -257,6 +270,10 @@ class Run:
     def _poll_executing(self, now_ns: int, ready: bool) -> Query | TimedChunk | None:
         path = self.chunk
         assert path is not None
+        self._tracking.add(now_ns, path.sample(now_ns))
+        if fault := self._not_following(now_ns):
+            self.fault(fault)
+            return self._brake(now_ns, self._rig.rates.loss_brake)
         if now_ns >= path.end_ns:
             self._come_to_rest(path)
             return None
@@ -271,8 +288,6 @@ class Run:
             brake = self._brake(now_ns, self._rig.rates.loss_brake)
             self._not_before_ns = brake.end_ns
             return brake
-        if self._trigger.asks_in_motion:
-            self._leave_trail(path, now_ns)
         if ready and self._is_time_to_ask(now_ns):
             return self._ask_in_motion(path, now_ns)
         return None
@@ -316,7 +331,7 @@ class Run:
             self.message = f"executing chunk {self.chunks}; cannot ask for the next: {error}"
             return None
         left = (path.end_ns - now_ns) / NS
-        committed = self._trigger.commitment(path, observation.stamp_ns)
+        committed = self._trigger.commitment(path, observation.seen_ns)
         return self._ask(observation, left, committed)
 
     def _ask(
@@ -324,14 +339,19 @@ class Run:
     ) -> Query:
         goal, index = self.goal, self._queries
         self._queries += 1
-        self._asked = _Asked(observation.stamp_ns, committed is not None)
+        self._asked = _Asked(observation.stamp_ns, observation.seen_ns, committed is not None)
         deadline = self._trigger.deadline(left, goal.deadline)
         return Query(goal.task, goal.prompt, goal.seed, index, observation, deadline, committed)
 
-    def _leave_trail(self, path: TimedChunk, now_ns: int) -> None:
-        self._trail.append((now_ns, path.sample(now_ns)))
-        while now_ns - self._trail[0][0] > TRAIL * NS:
-            self._trail.popleft()
+    def _not_following(self, now_ns: int) -> str:
+        """Return which joint does not follow its path, empty if all do or nothing is to move."""
+        measured = self._sources.measured()
+        # Of arms that have fallen silent it is not known whether they follow.
+        stale = self._sources.state_age(now_ns) > self._rig.observation.state_age
+        if self._dry or stale or measured is None:
+            return ""
+        deviation = self._tracking.check(now_ns, measured)
+        return "" if deviation is None else deviation.message
 
     def _poll_observing(self, now_ns: int, wall: float) -> Query | None:
         if self._waiting_since_ns is None:
@@ -358,8 +378,8 @@ class Run:
             commanded=measured if held is None else held,
             measured=measured,
             state_age=self._sources.state_age(now_ns),
-            result_age=(now_ns - asked.stamp_ns) / NS,
-            trail=np.stack([pose for _, pose in self._trail]) if self._trail else None,
+            result_age=(now_ns - asked.seen_ns) / NS,
+            trail=self._tracking.commanded if self.phase is Phase.EXECUTING else None,
         )
 
     def _execute(self, chunk: TimedChunk) -> TimedChunk:

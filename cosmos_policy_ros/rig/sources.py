@@ -1,6 +1,8 @@
 """The newest message of every source, and the gates between them and an observation.
 
-Messages are only kept on arrival; decoding waits until a query needs the picture.
+Messages are only kept on arrival; decoding waits until a query needs the picture. All ages are
+measured on the clock that arms move by (``rig.clock``); a stamp only says how old a message was
+when it came, and one ahead of this machine's clock says nothing, so its message is not used.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,38 +18,71 @@ from numpy.typing import NDArray
 
 from cosmos_policy_ros.errors import ObservationError
 from cosmos_policy_ros.rig.arms import Arm
+from cosmos_policy_ros.rig.clock import NS, Receipt
 from cosmos_policy_ros.rig.config import did_you_mean
 from cosmos_policy_ros.rig.images import decode_image
 from cosmos_policy_ros.rig.observation import Observation
 from cosmos_policy_ros.rig.spec import Camera, RigSpec
 
-NS = 1_000_000_000
 # A failed bus read is published as raw 0, which the driver converts to -pi on every joint.
 FAILED_READ = -math.pi
 FAILED_READ_TOLERANCE = 1e-3
 FAILED_READ_JOINTS = 3
+# rad: more than a turn past a limit is no reading of a servo that turns less than once.
+IMPOSSIBLE = 2 * math.pi
 FINGERPRINT_STRIDE = 997  # prime, so that samples do not line up with image rows
 
 
 @dataclass
-class _CameraSource:
-    camera: Camera
-    message: Any = None
-    stamp_ns: int = 0
-    fingerprint: int = 0
-    changed_ns: int = 0
+class _Source:
+    """What came last of one source; times on the clock that arms move by."""
+
+    topic: str
+    stamp_ns: int = 0  # as the source wrote it
+    seen_ns: int = 0  # the same moment here
     received: int = 0
+    rejected: int = 0
+    rejection: str = ""  # of the last message; empty once a good one has come
+
+    def check_ahead(self, receipt: Receipt, limit: float) -> None:
+        """Raise ObservationError for a stamp that is ahead of this machine's clock."""
+        ahead = (receipt.stamped_ns - receipt.received_ns) / NS
+        if ahead > limit:
+            raise ObservationError(
+                f"stamped {ahead:.2f} s ahead of this machine's clock (limit {limit:g} s): "
+                "synchronise the clocks of both machines, with chrony"
+            )
+
+    def accept(self, stamp_ns: int, receipt: Receipt) -> None:
+        """Note when a good message was stamped."""
+        self.stamp_ns, self.rejection = stamp_ns, ""
+        self.seen_ns = min(receipt.stamped_ns, receipt.received_ns)
+
+    def reject(self, error: ObservationError) -> None:
+        """Note what was wrong with a message."""
+        self.rejected += 1
+        self.rejection = str(error)
+
+    @property
+    def rejections(self) -> str:
+        """What was wrong with the last messages, as the end of a sentence."""
+        if not self.rejection:
+            return ""
+        return f"; {self.rejected} rejected, the last: {self.rejection}"
 
 
 @dataclass
-class _ArmSource:
-    side: str
-    arm: Arm
+class _CameraSource(_Source):
+    camera: Camera = field(kw_only=True)
+    message: Any = None
+    fingerprint: int = 0
+    changed_ns: int = 0
+
+
+@dataclass
+class _ArmSource(_Source):
+    arm: Arm = field(kw_only=True)
     state: NDArray[np.float64] | None = None
-    stamp_ns: int = 0
-    received: int = 0
-    rejected: int = 0
-    rejection: str = ""
 
 
 class Sources:
@@ -57,32 +92,65 @@ class Sources:
         """Expect the cameras and arms that ``rig`` names."""
         self._limits = rig.observation
         self._cameras: dict[str, _CameraSource] = {
-            camera.role: _CameraSource(camera) for camera in rig.cameras
+            camera.role: _CameraSource(camera.topic, camera=camera) for camera in rig.cameras
         }
-        self._arms = {side: _ArmSource(side, arm) for side, arm in rig.arms.items()}
+        self._arms = {side: _ArmSource(arm.joint_states, arm=arm) for side, arm in rig.arms.items()}
 
-    def add_image(self, role: str, message: Any, stamp_ns: int) -> None:
-        """Keep a camera message; its fingerprint tells a frozen camera."""
+    def add_image(
+        self, role: str, message: Any, stamp_ns: int, receipt: Receipt | None = None
+    ) -> bool:
+        """Keep a camera message and return True, or count it as rejected and remember why.
+
+        Its fingerprint tells a frozen camera.
+
+        Args:
+            role: of the camera.
+            message: Image or CompressedImage.
+            stamp_ns: its stamp, nanoseconds.
+            receipt: when it came; None where stamps are of the clock that arms move by.
+        """
         source = self._cameras[role]
+        source.received += 1
+        receipt = receipt or Receipt(stamp_ns, stamp_ns)
+        try:
+            source.check_ahead(receipt, self._limits.stamp_ahead)
+        except ObservationError as error:
+            source.reject(error)
+            return False
+        source.accept(stamp_ns, receipt)
         seen = fingerprint(message)
         if seen != source.fingerprint or source.message is None:
-            source.fingerprint, source.changed_ns = seen, stamp_ns
-        source.message, source.stamp_ns = message, stamp_ns
-        source.received += 1
+            source.fingerprint, source.changed_ns = seen, source.seen_ns
+        source.message = message
+        return True
 
     def add_joint_state(
-        self, side: str, names: Sequence[str], positions: Sequence[float], stamp_ns: int
+        self,
+        side: str,
+        names: Sequence[str],
+        positions: Sequence[float],
+        stamp_ns: int,
+        receipt: Receipt | None = None,
     ) -> bool:
-        """Keep a joint state and return True, or count it as rejected and remember why."""
+        """Keep a joint state and return True, or count it as rejected and remember why.
+
+        Args:
+            side: of the arm.
+            names: of its joints.
+            positions: one for each name.
+            stamp_ns: its stamp, nanoseconds.
+            receipt: when it came; None where stamps are of the clock that arms move by.
+        """
         source = self._arms[side]
         source.received += 1
+        receipt = receipt or Receipt(stamp_ns, stamp_ns)
         try:
+            source.check_ahead(receipt, self._limits.stamp_ahead)
             source.state = read_arm(source.arm, names, positions)
-            source.stamp_ns = stamp_ns
         except ObservationError as error:
-            source.rejected += 1
-            source.rejection = str(error)
+            source.reject(error)
             return False
+        source.accept(stamp_ns, receipt)
         return True
 
     def measured(self) -> NDArray[np.float64] | None:
@@ -93,25 +161,20 @@ class Sources:
     def state_age(self, now_ns: int) -> float:
         """Return seconds since the older arm's last good joint state (inf before the first)."""
         return max(
-            (now_ns - s.stamp_ns) / NS if s.state is not None else math.inf
+            (now_ns - s.seen_ns) / NS if s.state is not None else math.inf
             for s in self._arms.values()
         )
 
     def counts(self) -> dict[str, int]:
         """Return messages received per source."""
-        cameras = {role: source.received for role, source in self._cameras.items()}
-        return cameras | {f"{s}/joint_states": a.received for s, a in self._arms.items()}
+        return {name: source.received for name, source in self._named()}
 
     def ages(self, now_ns: int) -> dict[str, float]:
         """Return seconds from each source's last good stamp to now; inf for a silent one."""
-        ages = {
-            role: (now_ns - s.stamp_ns) / NS if s.message is not None else math.inf
-            for role, s in self._cameras.items()
+        return {
+            name: (now_ns - source.seen_ns) / NS if _has_come(source) else math.inf
+            for name, source in self._named()
         }
-        for side, source in self._arms.items():
-            age = (now_ns - source.stamp_ns) / NS if source.state is not None else math.inf
-            ages[f"{side}/joint_states"] = age
-        return ages
 
     def complaints(self, now_ns: int, not_before_ns: int = 0) -> list[str]:
         """Return why no observation can be made now, one sentence per source at fault."""
@@ -119,19 +182,18 @@ class Sources:
         found += [c for a in self._arms.values() if (c := self._of_arm(a, now_ns))]
         if found:
             return found
-        stamps = {role: s.stamp_ns for role, s in self._cameras.items()}
-        newest, oldest = max(stamps, key=stamps.__getitem__), min(stamps, key=stamps.__getitem__)
-        skew = (stamps[newest] - stamps[oldest]) / NS
+        newest = max(self._cameras.values(), key=lambda camera: camera.seen_ns)
+        oldest = min(self._cameras.values(), key=lambda camera: camera.seen_ns)
+        skew = (newest.seen_ns - oldest.seen_ns) / NS
         if skew > self._limits.camera_skew:
             found.append(
-                f"{self._cameras[oldest].camera.topic} is {skew:.3f} s behind "
-                f"{self._cameras[newest].camera.topic} (limit {self._limits.camera_skew:g} s)"
+                f"{oldest.topic} is {skew:.3f} s behind {newest.topic} "
+                f"(limit {self._limits.camera_skew:g} s)"
             )
-        stamps |= {f"{side}/joint_states": a.stamp_ns for side, a in self._arms.items()}
         found += [
             f"{name} has not reported since the last chunk ended"
-            for name, stamp in stamps.items()
-            if stamp < not_before_ns
+            for name, source in self._named()
+            if source.seen_ns < not_before_ns
         ]
         return found
 
@@ -139,25 +201,25 @@ class Sources:
         """Return which source has been gone for too long to go on moving; empty for none.
 
         Args:
-            now_ns: the rig's clock.
+            now_ns: the clock that arms move by.
             cameras: whether the motion was decided on pictures; else only the arms count.
         """
         limits = self._limits
         for arm in self._arms.values():
-            age = (now_ns - arm.stamp_ns) / NS
+            age = (now_ns - arm.seen_ns) / NS
             if age > limits.state_timeout:
                 return (
-                    f"{arm.arm.joint_states}: no good joint state for {age:.2f} s "
-                    f"(limit {limits.state_timeout:g} s)"
+                    f"{arm.topic}: no good joint state for {age:.2f} s "
+                    f"(limit {limits.state_timeout:g} s){arm.rejections}"
                 )
         for camera in self._cameras.values() if cameras else ():
             # A camera that repeats its picture under new stamps shows nothing either.
-            newest_ns = camera.changed_ns if limits.frozen_after else camera.stamp_ns
+            newest_ns = camera.changed_ns if limits.frozen_after else camera.seen_ns
             age = (now_ns - newest_ns) / NS
             if 0 < limits.image_timeout < age:
                 return (
-                    f"{camera.camera.topic}: no new picture for {age:.2f} s "
-                    f"(limit {limits.image_timeout:g} s)"
+                    f"{camera.topic}: no new picture for {age:.2f} s "
+                    f"(limit {limits.image_timeout:g} s){camera.rejections}"
                 )
         return ""
 
@@ -165,7 +227,7 @@ class Sources:
         """Build the observation of this moment.
 
         Args:
-            now_ns: the rig's clock.
+            now_ns: the clock that arms move by.
             not_before_ns: every source must be stamped at or after this, so that a decision never
                 rests on what was seen before the last chunk ended.
 
@@ -178,21 +240,34 @@ class Sources:
         state = self.measured()
         assert state is not None
         images = {
-            role: decode_image(source.message, source.camera.topic)
+            role: decode_image(source.message, source.topic)
             for role, source in self._cameras.items()
         }
-        stamps = [s.stamp_ns for s in self._cameras.values()]
-        stamps += [a.stamp_ns for a in self._arms.values()]
-        return Observation(max(stamps), images, state, self.ages(now_ns))
+        sources = [source for _, source in self._named()]
+        return Observation(
+            stamp_ns=max(source.stamp_ns for source in sources),
+            images=images,
+            state=state,
+            ages=self.ages(now_ns),
+            seen_ns=max(source.seen_ns for source in sources),
+        )
+
+    def _named(self) -> list[tuple[str, _CameraSource | _ArmSource]]:
+        cameras: list[tuple[str, _CameraSource | _ArmSource]] = [*self._cameras.items()]
+        return cameras + [(f"{side}/joint_states", arm) for side, arm in self._arms.items()]
 
     def _of_camera(self, source: _CameraSource, now_ns: int) -> str | None:
-        topic, limits = source.camera.topic, self._limits
+        topic, limits = source.topic, self._limits
         if source.message is None:
-            return f"{topic} has sent no image yet: is the camera running and the topic right?"
-        age = (now_ns - source.stamp_ns) / NS
+            tail = source.rejections or ": is the camera running and the topic right?"
+            return f"{topic} has sent no image yet{tail}"
+        age = (now_ns - source.seen_ns) / NS
         if age > limits.image_age:
-            return f"{topic}: last image is {age:.2f} s old (limit {limits.image_age:g} s)"
-        same_for = (source.stamp_ns - source.changed_ns) / NS
+            return (
+                f"{topic}: last image is {age:.2f} s old (limit {limits.image_age:g} s)"
+                f"{source.rejections}"
+            )
+        same_for = (source.seen_ns - source.changed_ns) / NS
         if 0 < limits.frozen_after < same_for:
             return (
                 f"{topic}: the same picture for {same_for:.2f} s under new stamps "
@@ -205,21 +280,27 @@ class Sources:
         return None
 
     def _of_arm(self, source: _ArmSource, now_ns: int) -> str | None:
-        topic, limit = source.arm.joint_states, self._limits.state_age
-        rejected = f"; {source.rejected} rejected, the last: {source.rejection}"
+        topic, limit = source.topic, self._limits.state_age
         if source.state is None:
-            tail = rejected if source.rejected else ": is the arm's driver running?"
+            tail = source.rejections or ": is the arm's driver running?"
             return f"{topic} has sent no good joint state yet{tail}"
-        age = (now_ns - source.stamp_ns) / NS
+        age = (now_ns - source.seen_ns) / NS
         if age > limit:
-            tail = rejected if source.rejected else ""
-            return f"{topic}: last good state is {age:.2f} s old (limit {limit:g} s){tail}"
+            return (
+                f"{topic}: last good state is {age:.2f} s old (limit {limit:g} s)"
+                f"{source.rejections}"
+            )
         return None
+
+
+def _has_come(source: _CameraSource | _ArmSource) -> bool:
+    kept = source.message if isinstance(source, _CameraSource) else source.state
+    return kept is not None
 
 
 def fingerprint(message: Any) -> int:
     """Return a checksum of some 500 bytes of a picture's data."""
-    data = np.frombuffer(message.data, np.uint8)
+    data = np.frombuffer(message.data, np.uint8) if len(message.data) else np.zeros(0, np.uint8)
     return zlib.crc32(data[::FINGERPRINT_STRIDE].tobytes())
 
 
@@ -227,11 +308,16 @@ def read_arm(arm: Arm, names: Sequence[str], positions: Sequence[float]) -> NDAr
     """Return the (7,) state of one arm from a joint state's names and positions.
 
     Raises:
-        ObservationError: a joint is missing, a value is not finite, or the sample is the -pi burst
-            of a failed bus read.
+        ObservationError: a joint is missing or named twice, names and positions differ in number, a
+            value is not finite or no such servo's, or the sample is the -pi burst of a failed bus
+            read.
     """
-    by_name = dict(zip(names, positions, strict=False))
+    if len(names) != len(positions):
+        raise ObservationError(f"{len(names)} joint names with {len(positions)} positions")
+    by_name = dict(zip(names, positions, strict=True))
     gripper, wanted = arm.gripper, arm.state_names
+    if twice := [name for name in wanted if names.count(name) > 1]:
+        raise ObservationError(f"joint '{twice[0]}' is named {names.count(twice[0])} times")
     missing = [name for name in wanted if name not in by_name]
     if missing:
         hint = did_you_mean(missing[0], by_name)
@@ -240,6 +326,12 @@ def read_arm(arm: Arm, names: Sequence[str], positions: Sequence[float]) -> NDAr
     for name, value in zip(wanted, values, strict=True):
         if not math.isfinite(value):
             raise ObservationError(f"joint '{name}' is {value}")
+    for name, value, low, high in zip(arm.joints, values, arm.lower, arm.upper, strict=False):
+        if not low - IMPOSSIBLE <= value <= high + IMPOSSIBLE:
+            raise ObservationError(
+                f"joint '{name}' is {value:.2f} rad, its limits are {low:g} to {high:g}: no "
+                "reading of this arm"
+            )
     failed = np.abs(values[:-1] - FAILED_READ) < FAILED_READ_TOLERANCE
     if np.count_nonzero(failed) >= FAILED_READ_JOINTS:
         raise ObservationError(

@@ -19,6 +19,7 @@ from cosmos_policy_ros.rig.limits import (
     ObservationLimits,
     Rates,
     StreamLimits,
+    TrackingLimits,
 )
 from cosmos_policy_ros.rig.outputs import Output, find_outputs
 
@@ -72,6 +73,7 @@ class RigSpec:
         rates: control, chunk, sensors.
         observation: when a source may not be used.
         gate: limits of the safety gate.
+        tracking: when moving arms do not follow.
         trajectory_stamp: "zero" starts a trajectory on arrival, "start" stamps it.
         sink: who takes the trajectories: "joint_trajectory", controllers, or "interbotix",
             arm_streamer_node in front of drivers that know none.
@@ -87,6 +89,7 @@ class RigSpec:
     rates: Rates
     observation: ObservationLimits
     gate: GateLimits
+    tracking: TrackingLimits = field(default_factory=TrackingLimits)
     trajectory_stamp: Literal["zero", "start"] = "zero"
     sink: Literal["joint_trajectory", "interbotix"] = "joint_trajectory"
     stream: StreamLimits = field(default_factory=StreamLimits)
@@ -100,7 +103,7 @@ class RigSpec:
                 f"cameras: need each of {', '.join(CAMERA_ROLES)} once, found {', '.join(roles)}"
             )
         self._check_topics()
-        for block in (self.rates, self.observation, self.gate, self.stream):
+        for block in (self.rates, self.observation, self.gate, self.tracking, self.stream):
             for key, value in vars(block).items():
                 if not math.isfinite(value) or value < 0 or (value == 0 and key not in OFF_AT_0):
                     raise ValueError(f"{key}: {value} must be above 0")

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.rig.arms import ARM_DIM, ARM_JOINTS, Arm
+from cosmos_policy_ros.rig.clock import NS
+from cosmos_policy_ros.rig.command_check import CommandCheck
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryController, TrajectoryPoint
 
 Array = NDArray[np.float64]
-NS = 1_000_000_000
 LATE = 1.5  # periods between two ticks; what is more is counted
 # Periods of its path that an arm may be moved on in one tick. A stream that was kept waiting for
 # longer goes on where it was, later than planned, rather than cut the corner to where it should be.
@@ -48,16 +49,18 @@ class ArmStream:
 
     Attributes:
         counts: how steady it has been.
+        wrong: why the arm rests where it is though its path goes on; empty if it does not.
     """
 
-    def __init__(self, arm: Arm, rate: float) -> None:
+    def __init__(self, arm: Arm, rate: float, check: CommandCheck) -> None:
         """Begin silent.
 
         Args:
             arm: names and speed limits.
             rate: ticks per second.
+            check: of every goal, in the driver's units.
         """
-        self.counts = StreamCounts()
+        self.counts, self.wrong, self._check = StreamCounts(), "", check
         self._names = arm.names
         gripper_speed = arm.gripper.max_velocity * abs(arm.gripper.command_stroke)
         self._step = np.array([*arm.max_velocity, gripper_speed]) / rate
@@ -72,6 +75,11 @@ class ArmStream:
     def silent(self) -> bool:
         """Whether nothing is sent: somebody else may be moving the arm."""
         return self._path is None
+
+    @property
+    def goal(self) -> Array:
+        """The last (7,) goal."""
+        return self._sent
 
     @property
     def resting(self) -> bool:
@@ -96,6 +104,7 @@ class ArmStream:
         A silent stream begins at ``measured`` (7,), where the arm stands. Everything else is as in
         :meth:`TrajectoryController.accept`, on the ticks' clock; so is what it raises.
         """
+        self.wrong = ""
         if self._path is not None:
             planned_ns = stamp_ns - now_ns + self._path_ns if stamp_ns else 0
             self._path.accept(joint_names, points, planned_ns, self._path_ns)
@@ -133,6 +142,9 @@ class ArmStream:
         if (held_back > 1.0).any():
             self.counts.limited += 1
             target = self._sent + (target - self._sent) / np.maximum(held_back, 1.0)
+        if wrong := self._check.misplaced(target, self._sent):
+            self.wrong, target = wrong, self._sent
+            self._rest()
         self._sent = target
         self.counts.ticks += 1
         left, total = self._braking

@@ -1,25 +1,44 @@
 """Both arms' streams of goals, and everything that must hold them.
 
-A state machine without ROS, threads or clocks of its own, for drivers that know no trajectories.
-Whoever falls silent, the policy node or an arm, both arms brake, and what comes after is refused
-until the policy node says that it is disarmed: nothing goes on by itself after a fault.
+For drivers that know no trajectories. If the policy node or an arm falls silent, or something else
+than the policy node commands an arm, both arms brake, and what comes after is refused until an
+operator disarms: nothing goes on by itself after a fault.
+
+A state machine without ROS or threads. Its clock is one that is never set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.errors import ObservationError, RigError
+from cosmos_policy_ros.rig.chunk import BRAKE
+from cosmos_policy_ros.rig.clock import NS
+from cosmos_policy_ros.rig.command_check import CommandCheck
+from cosmos_policy_ros.rig.ownership import OVERTAKEN, Ownership, describe_stranger
 from cosmos_policy_ros.rig.sources import read_arm
 from cosmos_policy_ros.rig.spec import RigSpec
-from cosmos_policy_ros.rig.stream import NS, ArmStream
-from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
+from cosmos_policy_ros.rig.stream import ArmStream
+from cosmos_policy_ros.rig.trajectory_controller import (
+    TrajectoryController,
+    TrajectoryPoint,
+    check_start,
+)
 
 Array = NDArray[np.float64]
+
+
+class _Trajectory(NamedTuple):
+    chunk_id: str
+    names: Sequence[str]
+    points: Sequence[TrajectoryPoint]
+    start_ns: int
+    received_ns: int
 
 
 @dataclass
@@ -28,6 +47,9 @@ class StreamedArm:
 
     Attributes:
         stream: its goals.
+        check: of what it is sent, in the driver's units.
+        pending: trajectories that have not been announced yet.
+        chunk_id: of the trajectory that it was given last.
         accepted, refused: trajectories.
         measured: (7,) where it stands, in the driver's units; None before its first joint state.
         heard_ns: when that was.
@@ -35,6 +57,9 @@ class StreamedArm:
     """
 
     stream: ArmStream
+    check: CommandCheck
+    pending: list[_Trajectory] = field(default_factory=list)
+    chunk_id: str = ""
     accepted: int = 0
     refused: int = 0
     measured: Array | None = None
@@ -47,7 +72,7 @@ class Streamer:
 
     Attributes:
         arms: by side.
-        armed: what the policy node last said.
+        ownership: whose trajectories are taken.
         reason: why the arms are held and trajectories refused; empty while all is well.
         unready: why no trajectory is taken though nothing is held, set by whoever knows the
             drivers; empty when they are ready.
@@ -57,25 +82,46 @@ class Streamer:
     def __init__(self, rig: RigSpec) -> None:
         """Begin silent and disarmed."""
         self._rig, self._limits = rig, rig.stream
-        self.arms = {
-            side: StreamedArm(ArmStream(arm, rig.stream.rate)) for side, arm in rig.arms.items()
-        }
-        self.armed = False
+        self.arms = {}
+        for (side, arm), output in zip(rig.arms.items(), rig.outputs, strict=True):
+            check = CommandCheck.of_output(rig, output)
+            self.arms[side] = StreamedArm(ArmStream(arm, rig.stream.rate, check), check)
+        self.ownership = Ownership(rig.stream.heartbeat_timeout)
         self.reason = self.unready = self.refusal = ""
-        self._policy_ns = 0
 
     @property
     def resting(self) -> bool:
         """Whether neither arm is being moved."""
         return all(arm.stream.resting for arm in self.arms.values())
 
-    def hear_policy(self, armed: bool, now_ns: int) -> None:
-        """Note that the policy node is alive; once it is disarmed, what held the arms is over."""
-        self.armed, self._policy_ns = armed, now_ns
-        if not armed:
-            self.reason = ""
+    @property
+    def braking(self) -> bool:
+        """Whether what is under way ends at rest as soon as the policy node wants it to."""
+        return all(a.stream.resting or a.chunk_id.endswith(BRAKE) for a in self.arms.values())
 
-    def hear_arm(
+    @property
+    def armed(self) -> bool:
+        """Whether a policy node has armed the arms."""
+        return self.ownership.armed
+
+    def on_policy_state(
+        self, identity: str, armed: bool, run_id: str, announced: tuple[int, str], now_ns: int
+    ) -> None:
+        """Note a policy node's state; see :meth:`Ownership.on_state`.
+
+        Raises:
+            RigError: a trajectory that it announces had come before it, and is refused.
+        """
+        if self.ownership.on_state(identity, armed, run_id, announced, now_ns):
+            self.reason = ""
+            if not self.armed and not self.braking:
+                self._brake()
+        for side, arm in self.arms.items():
+            for each in [t for t in arm.pending if self.ownership.take(side, t.chunk_id)]:
+                arm.pending.remove(each)
+                self._follow(side, each)
+
+    def on_joint_state(
         self, side: str, names: Sequence[str], positions: Sequence[float], now_ns: int
     ) -> None:
         """Note a joint state; one that is not to be trusted counts as silence."""
@@ -87,59 +133,130 @@ class Streamer:
             return
         arm.measured, arm.heard_ns, arm.complaint = spec.command(state[None])[0], now_ns, ""
 
-    def accept(
+    def on_trajectory(
         self,
         side: str,
+        chunk_id: str,
         names: Sequence[str],
         points: Sequence[TrajectoryPoint],
-        stamp_ns: int,
+        start_ns: int,
         now_ns: int,
     ) -> None:
-        """Follow a new trajectory instead of the one under way, if there is one.
+        """Follow a trajectory of the owner's instead of the one under way, if there is one.
 
         Args:
             side: left or right.
+            chunk_id: of the trajectory.
             names: of the arm's joints, in any order.
             points: in the driver's units, as :meth:`TrajectoryController.accept` takes them.
-            stamp_ns: when it starts, on the ticks' clock; 0 is now.
-            now_ns: the ticks' clock.
+            start_ns: when it starts; 0 is now.
+            now_ns: now.
 
         Raises:
-            RigError: refused; nothing changes.
+            RigError: refused; nothing changes, or if it is a stranger's, the arms are held.
         """
-        arm = self.arms[side]
-        try:
-            self._check_ready(side, arm)
-            assert arm.measured is not None
-            arm.stream.accept(names, points, stamp_ns, now_ns, arm.measured)
-        except RigError as error:
-            arm.refused += 1
-            self.refusal = f"{side}: {error}"
-            raise
-        arm.accepted += 1
+        trajectory = _Trajectory(chunk_id, names, points, start_ns, now_ns)
+        if self.ownership.take(side, chunk_id):
+            self._follow(side, trajectory)
+        elif self.ownership.armed and not self.ownership.may_come(chunk_id):
+            why = self._turn_away(side, trajectory)
+            self._refuse(side, why)
+            raise RigError(why)
+        else:
+            self.arms[side].pending.append(trajectory)
 
     def hold(self, reason: str) -> None:
         """Brake both arms, and refuse what comes until the policy node is disarmed."""
         self.reason = reason
+        self._brake()
+
+    def _brake(self) -> None:
         for arm in self.arms.values():
             arm.stream.brake(self._limits.brake_seconds)
 
     def tick(self, now_ns: int) -> dict[str, Array]:
         """Return the (7,) goals of this moment, of the arms that are not left alone."""
+        self._refuse_unannounced(now_ns)
         if self.armed and not self.reason and (silence := self._silence(now_ns)):
             self.hold(silence)
         if not self.armed and self.resting:
             for arm in self.arms.values():
                 arm.stream.release()
         goals = {side: arm.stream.tick(now_ns) for side, arm in self.arms.items()}
+        for side, arm in self.arms.items():
+            if arm.stream.wrong and not self.reason:
+                self.hold(f"the {side} arm's next goal was wrong: {arm.stream.wrong}")
         return {side: goal for side, goal in goals.items() if goal is not None}
 
-    def _check_ready(self, side: str, arm: StreamedArm) -> None:
+    def _refuse_unannounced(self, now_ns: int) -> None:
+        for side, arm in self.arms.items():
+            late = [t for t in arm.pending if now_ns - t.received_ns > OVERTAKEN * NS]
+            arm.pending = arm.pending[len(late) :]
+            for each in late:
+                self._refuse(side, self._turn_away(side, each))
+
+    def _turn_away(self, side: str, stranger: _Trajectory) -> str:
+        """Hold armed arms against a trajectory that is not the owner's; return why it is refused.
+
+        Disarmed arms may be someone else's; then it is only refused.
+        """
+        if not self.armed:
+            return "the policy node is disarmed, or has not been heard of"
+        reason = describe_stranger(stranger.chunk_id, self._rig.arms[side].trajectory)
+        if not self.reason:
+            self.hold(reason)
+        return reason
+
+    def _refuse(self, side: str, why: str) -> None:
+        self.arms[side].refused += 1
+        self.refusal = f"{side}: {why}"
+
+    def _follow(self, side: str, trajectory: _Trajectory) -> None:
+        _, names, points, start_ns, now_ns = trajectory
+        arm = self.arms[side]
+        try:
+            self._check_ready(side, arm, trajectory.chunk_id)
+            assert arm.measured is not None
+            check_start(start_ns, now_ns)
+            self._check_path(side, arm, trajectory)
+            arm.stream.accept(names, points, start_ns, now_ns, arm.measured)
+        except RigError as error:
+            self._refuse(side, str(error))
+            raise
+        arm.accepted, arm.chunk_id = arm.accepted + 1, trajectory.chunk_id
+
+    def _check_path(self, side: str, arm: StreamedArm, trajectory: _Trajectory) -> None:
+        """Refuse a path that leaves the limits, or that an arm at rest cannot follow from there.
+
+        A moving arm is led over to its new path at the joints' speed, however late it is.
+        """
+        assert arm.measured is not None
+        wanted = self._rig.arms[side].names
+        TrajectoryController(wanted, np.zeros(len(wanted))).accept(
+            trajectory.names, trajectory.points, 0, 0
+        )
+        order = [list(trajectory.names).index(name) for name in wanted]
+        rows = np.array([point.positions for point in trajectory.points])[:, order]
+        velocities = [point.velocities or (0.0,) * len(order) for point in trajectory.points]
+        seconds = np.array([point.time_from_start_ns for point in trajectory.points]) / NS
+        wrong = arm.check.problem(
+            rows,
+            seconds,
+            arm.measured if arm.stream.silent else arm.stream.goal,
+            velocities=np.array(velocities)[:, order],
+            measured=arm.measured if arm.stream.resting else None,
+            led_over=not arm.stream.resting,
+        )
+        if wrong:
+            raise RigError(wrong)
+
+    def _check_ready(self, side: str, arm: StreamedArm, chunk_id: str) -> None:
         if self.reason:
             raise RigError(f"the arms are held: {self.reason}; disarm the policy node, then arm it")
         if self.unready:
             raise RigError(self.unready)
-        if not self.armed:
+        # Disarming sends a brake first, which may come last.
+        if not self.armed and not (chunk_id.endswith(BRAKE) and not arm.stream.silent):
             raise RigError("the policy node is disarmed, or has not been heard of")
         if arm.measured is None:
             tail = arm.complaint or "is its driver running?"
@@ -148,7 +265,7 @@ class Streamer:
     def _silence(self, now_ns: int) -> str:
         """Return who should have been heard of and was not."""
         limits = self._limits
-        age = (now_ns - self._policy_ns) / NS
+        age = self.ownership.age(now_ns)
         if age > limits.heartbeat_timeout:
             return f"the policy node was last heard of {age:.2f} s ago"
         for side, arm in self.arms.items():

@@ -35,6 +35,23 @@ class TrajectoryPoint:
     effort: tuple[float, ...] = ()
 
 
+START_WITHIN = 0.5  # s from now, in either direction, in which a stamped trajectory may start
+
+
+def check_start(start_ns: int, now_ns: int) -> None:
+    """Refuse a trajectory whose start, 0 for now, is far from now.
+
+    Raises:
+        RigError: names the distance and the limit.
+    """
+    ahead = (start_ns - now_ns) / 1e9
+    if start_ns and abs(ahead) > START_WITHIN:
+        raise RigError(
+            f"trajectory starts {ahead:+.3f} s from now (limit {START_WITHIN:g} s either way): do "
+            "the clocks agree?"
+        )
+
+
 class TrajectoryController:
     """Turns trajectories into one position target per joint at any moment."""
 
@@ -104,7 +121,9 @@ class TrajectoryController:
         """Return the commanded positions [rad] and velocities [rad/s] at ``now_ns``."""
         if now_ns >= self._times[-1]:
             return self._last.copy(), np.zeros(len(self._last))
-        segment = max(bisect.bisect_right(self._times, now_ns) - 1, 0)
+        # Before its first point a cubic is no path: it leaves every limit within seconds.
+        now_ns = max(now_ns, self._times[0])
+        segment = bisect.bisect_right(self._times, now_ns) - 1
         a, b, c, d = self._segments[segment]
         t = (now_ns - self._times[segment]) / 1e9
         return a + t * (b + t * (c + t * d)), b + t * (2.0 * c + t * 3.0 * d)

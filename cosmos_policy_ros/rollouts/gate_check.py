@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from cosmos_policy_ros.errors import ObservationError
-from cosmos_policy_ros.rig.chunk import NS, TimedChunk
+from cosmos_policy_ros.rig.chunk import TimedChunk
+from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.gate import SafetyGate, Situation, Verdict
-from cosmos_policy_ros.rig.run import LATE, TRAIL
+from cosmos_policy_ros.rig.run import LATE
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rig.splice import Splice
 from cosmos_policy_ros.rollouts.episode import read_episode, read_messages
@@ -103,7 +104,8 @@ def _judge(windows: EpisodeWindows, gate: SafetyGate, decision: Any, recorded: A
     )
     splice = Splice(path, decided, now_ns, int(recorded.blend_rows))
     steps = windows.steps
-    late = (steps.times_ns >= now_ns - TRAIL * NS) & (steps.times_ns <= now_ns)
+    since_ns = now_ns - round(windows.rig.rig.tracking.lag * NS)
+    late = (steps.times_ns >= since_ns) & (steps.times_ns <= now_ns)
     commanded = path.sample(now_ns)
     trail = np.vstack([steps.actions[late], commanded])
     return gate.judge_splice(

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cosmos_policy_ros.errors import ObservationError, RolloutError
+from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.observation import Observation
-from cosmos_policy_ros.rig.sources import NS, Sources
+from cosmos_policy_ros.rig.sources import Sources
 from cosmos_policy_ros.rollouts.episode import read_episode, read_messages
 from cosmos_policy_ros.rollouts.rig_in_bag import RigInBag, find_rig
 

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rig.arms import STATE_DIM
-from cosmos_policy_ros.rig.chunk import NS
+from cosmos_policy_ros.rig.chunk import BRAKE
+from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.motion import CHUNK_ID
 from cosmos_policy_ros.rig.outputs import Output
 from cosmos_policy_ros.rollouts.message_index import IndexedTopic
 from cosmos_policy_ros.rollouts.rig_in_bag import RigInBag
 
-BRAKE = "/brake"  # how the id of a braking trajectory ends
 DT_TOLERANCE = 1e-3  # s between a row's time and a whole number of steps
 
 

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.errors import ObservationError, RolloutError
+from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.observation import Observation
-from cosmos_policy_ros.rig.sources import NS, Sources, fingerprint
+from cosmos_policy_ros.rig.sources import Sources, fingerprint
 from cosmos_policy_ros.rollouts.episode import Episode
 from cosmos_policy_ros.rollouts.message_index import IndexedTopic, index_topics
 from cosmos_policy_ros.rollouts.rig_in_bag import find_rig

@@ -5,8 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cosmos_policy_ros.rig.sources import NS, Sources
+from cosmos_policy_ros.rig.clock import NS
+from cosmos_policy_ros.rig.sources import Sources
 from cosmos_policy_ros.rig.spec import CAMERA_ROLES
 
 NAMES = (
@@ -21,12 +23,18 @@ def picture(value: int, encoding: str = "rgb8") -> SimpleNamespace:
     return SimpleNamespace(encoding=encoding, height=48, width=64, step=192, data=pixels.tobytes())
 
 
-def fill(sources: Sources, at: float, skip: str = "") -> None:
-    """Let every camera and arm but ``skip`` report at ``at`` seconds, pictures ever changing."""
+def fill(
+    sources: Sources, at: float, skip: str = "", pose: NDArray[np.float64] | None = None
+) -> None:
+    """Let every camera and arm but ``skip`` report at ``at`` seconds, pictures ever changing.
+
+    The arms stand at JOINTS, or where (14,) ``pose`` says, grippers apart.
+    """
     stamp = int(at * NS)
     for role in CAMERA_ROLES:
         if role != skip:
             sources.add_image(role, picture(int(at * 25) % 256), stamp)
-    for side in ("left", "right"):
+    for side, first in (("left", 0), ("right", 7)):
         if side != skip:
-            sources.add_joint_state(side, NAMES.split(), JOINTS, stamp)
+            joints = JOINTS if pose is None else [*pose[first : first + 6], *JOINTS[6:]]
+            sources.add_joint_state(side, NAMES.split(), joints, stamp)

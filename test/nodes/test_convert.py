@@ -43,7 +43,7 @@ def chunk(rig: RigSpec) -> TimedChunk:
 
 
 def test_times_are_exact_nanoseconds(any_rig: RigSpec) -> None:
-    for trajectory in TrajectoryMessages(any_rig).fill(chunk(any_rig)):
+    for trajectory in TrajectoryMessages(any_rig).fill(chunk(any_rig), START_NS):
         times = [p.time_from_start for p in trajectory.points]
         assert [t.sec * 10**9 + t.nanosec for t in times] == [
             40_000_000 * (row + 1) for row in range(50)
@@ -54,7 +54,7 @@ def test_times_are_exact_nanoseconds(any_rig: RigSpec) -> None:
 
 def test_each_arm_gets_its_own_seven(any_rig: RigSpec) -> None:
     given = chunk(any_rig)
-    left, right = TrajectoryMessages(any_rig).fill(given)
+    left, right = TrajectoryMessages(any_rig).fill(given, START_NS)
     for trajectory, first in ((left, 0), (right, 7)):
         assert list(trajectory.joint_names) == JOINTS
         assert trajectory.header.frame_id == "run/3"
@@ -71,7 +71,7 @@ def test_grippers_are_sent_in_the_rigs_unit(any_rig: RigSpec) -> None:
     given = chunk(any_rig)
     given.positions[:, 6] = np.linspace(0.0, 1.0, 50)
     given.positions[:, 13] = 0.5
-    left, right = TrajectoryMessages(any_rig).fill(given)
+    left, right = TrajectoryMessages(any_rig).fill(given, START_NS)
     angles = [p.positions[6] for p in left.points]
     assert angles[0] == pytest.approx(closed, abs=1e-12)
     assert angles[-1] == pytest.approx(opened, abs=1e-12)
@@ -84,14 +84,14 @@ def test_grippers_are_sent_in_the_rigs_unit(any_rig: RigSpec) -> None:
 def test_the_policys_own_array_is_left_alone(any_rig: RigSpec) -> None:
     given = chunk(any_rig)
     before = given.positions.copy()
-    TrajectoryMessages(any_rig).fill(given)
+    TrajectoryMessages(any_rig).fill(given, START_NS)
     np.testing.assert_array_equal(given.positions, before)
 
 
 @pytest.mark.parametrize(("stamp", "expected"), [("zero", 0), ("start", START_NS)])
 def test_the_stamp_is_as_the_rig_file_says(rig: RigSpec, stamp: str, expected: int) -> None:
     spec = replace(rig, trajectory_stamp=stamp)
-    for trajectory in TrajectoryMessages(spec).fill(chunk(spec)):
+    for trajectory in TrajectoryMessages(spec).fill(chunk(spec), START_NS):
         header = trajectory.header
         assert header.stamp.sec * 10**9 + header.stamp.nanosec == expected
 

@@ -13,6 +13,7 @@ from helpers.waiting import wait_for
 from rclpy.node import Node
 from trajectory_msgs.msg import JointTrajectory
 
+from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.policy_checks import PolicyChecks
 from cosmos_policy_ros.rig.self_check import Check
 from cosmos_policy_ros.rig.share import config_folder
@@ -37,6 +38,7 @@ class Wire:
             self.node,
             RIG,
             inputs,  # type: ignore[arg-type]
+            shell.motion_clock(self.node)[0],
             keeper=keeper,  # type: ignore[arg-type]
             warnings=(),
             dry=False,

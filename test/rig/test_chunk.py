@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cosmos_policy_ros.rig.chunk import NS, TimedChunk
+from cosmos_policy_ros.rig.chunk import TimedChunk
+from cosmos_policy_ros.rig.clock import NS
 
 V_MAX = np.full(14, 3.0)
 

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cosmos_policy_ros.errors import WorkerError
-from cosmos_policy_ros.rig.chunk import NS, TimedChunk
+from cosmos_policy_ros.rig.chunk import TimedChunk
+from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.decision import Candidate, Decision, Query
 from cosmos_policy_ros.rig.execution import BoundaryMode, Execution, Mode, Trigger
 from cosmos_policy_ros.rig.gate import SafetyGate

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cosmos_policy_ros.errors import RigError
-from cosmos_policy_ros.rig.chunk import NS, TimedChunk
+from cosmos_policy_ros.rig.chunk import TimedChunk
+from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.guard import HOLD, Guard, Hold
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import load_rig
@@ -27,7 +28,7 @@ START = np.concatenate([[*arm.start, 0.0] for arm in RIG.arms.values()])
 def walk(seed: int) -> TimedChunk:
     """Return a random chunk within the rig's speeds, from the start pose."""
     steps = np.random.default_rng(seed).uniform(-0.5, 0.5, (50, 14)) * RIG.max_velocity / 25.0
-    path = START + np.cumsum(steps, axis=0)
+    path = np.clip(START + np.cumsum(steps, axis=0), RIG.lower, RIG.upper)
     return TimedChunk("run/3", NOW, 0.04, START, path, RIG.max_velocity)
 
 
@@ -44,40 +45,55 @@ class Bench:
     """A guard, the controllers beside it, and a policy node that may fall silent."""
 
     def __init__(self) -> None:
-        self.guard = Guard(RIG)
+        self.guard = Guard(RIG, self.measured)
         self.now = NOW
         self.armed = self.alive = True
+        self.announced = (0, "")
+        self.offset: np.ndarray | None = None  # of the arms from where they are commanded
         self.holds: dict[str, Hold] = {}
         start = RIG.command(START[None])[0]
         self.controllers = {
             o.name: TrajectoryController(o.joints, start[list(o.columns)]) for o in RIG.outputs
         }
 
+    def measured(self, now_ns: int) -> np.ndarray | None:
+        sent = np.zeros(14)
+        for output in RIG.outputs:
+            sent[list(output.columns)] = self.controllers[output.name].sample(now_ns)
+        pose = RIG.commanded(sent[None])[0]
+        return pose if self.offset is None else pose + self.offset
+
+    def speak(self) -> None:
+        self.obey(self.guard.on_policy_state("me", self.armed, "run", self.announced, self.now))
+
     def send(self, chunk: TimedChunk) -> None:
+        self.announced = (self.announced[0] + 1, chunk.chunk_id)
+        if self.alive:
+            self.speak()
         for output in RIG.outputs:
             points = points_of(chunk, output.columns)
             self.controllers[output.name].accept(output.joints, points, 0, self.now)
-            hold = self.guard.hear_trajectory(
-                output.name, chunk.chunk_id, output.joints, points, 0, self.now
+            self.obey(
+                self.guard.on_trajectory(
+                    output.name, chunk.chunk_id, output.joints, points, 0, self.now
+                )
             )
-            if hold is not None:
-                self.obey(output.name, hold)
 
     def run(self, ns: int) -> None:
         for _ in range(ns // TICK):
             self.now += TICK
             if self.alive:
-                self.guard.hear_policy(self.armed, self.now)
-            for name, hold in self.guard.tick(self.now, self.now).items():
-                self.obey(name, hold)
+                self.speak()
+            self.obey(self.guard.tick(self.now))
 
-    def obey(self, name: str, hold: Hold) -> None:
-        self.holds[name] = hold
-        self.controllers[name].accept(hold.joints, hold.points, 0, self.now)
-        # As on the wire, where the guard hears itself.
-        assert not self.guard.hear_trajectory(
-            name, hold.chunk_id, hold.joints, hold.points, 0, self.now
-        )
+    def obey(self, holds: dict[str, Hold]) -> None:
+        self.holds |= holds
+        for name, hold in holds.items():
+            self.controllers[name].accept(hold.joints, hold.points, 0, self.now)
+            # As on the wire, where the guard hears itself.
+            assert not self.guard.on_trajectory(
+                name, hold.chunk_id, hold.joints, hold.points, 0, self.now
+            )
 
     def resting(self) -> bool:
         return all(self.now >= each.end_ns for each in self.controllers.values())
@@ -138,23 +154,26 @@ def test_disarmed_or_at_rest_nothing_is_sent(bench: Bench) -> None:
 def test_who_was_kept_waiting_listens_first(bench: Bench) -> None:
     bench.send(walk(4))
     late = bench.now + NS
-    assert not bench.guard.tick(late, late)
-    bench.guard.hear_policy(True, late)
-    assert not bench.guard.tick(late + TICK, late + TICK)
+    assert not bench.guard.tick(late)
+    bench.now = late
+    bench.speak()
+    assert not bench.guard.tick(late + TICK)
     assert not bench.guard.reason
 
 
 def test_who_is_always_kept_waiting_holds_nevertheless(bench: Bench) -> None:
     bench.send(walk(5))
     late = bench.now + NS // 5
-    assert not bench.guard.tick(late, late)
+    assert not bench.guard.tick(late)
     late += NS // 5
-    assert set(bench.guard.tick(late, late)) == {LEFT.name, RIGHT.name}
+    assert set(bench.guard.tick(late)) == {LEFT.name, RIGHT.name}
 
 
 def test_what_no_controller_takes_is_refused(bench: Bench) -> None:
+    bench.announced = (1, "run/0")
+    bench.speak()
     with pytest.raises(RigError, match="no points"):
-        bench.guard.hear_trajectory(LEFT.name, "x/0", LEFT.joints, [], 0, NOW)
+        bench.guard.on_trajectory(LEFT.name, "run/0", LEFT.joints, [], 0, bench.now)
 
 
 @given(seed=st.integers(0, 2**32 - 1), after=st.integers(0, 2 * NS))
@@ -166,9 +185,9 @@ def test_a_hold_follows_the_path_and_rests(seed: int, after: int) -> None:
     bench.send(chunk)
     before = {name: each.state(NOW + after)[0] for name, each in bench.controllers.items()}
     bench.now = NOW + after
-    bench.guard.hear_policy(True, bench.now - 2 * PATIENCE)
-    bench.guard.tick(bench.now - TICK, bench.now - TICK)
-    for name, hold in bench.guard.tick(bench.now, bench.now).items():
+    bench.guard.tick(bench.now - TICK)
+    bench.guard.on_policy_state("me", True, "run", bench.announced, bench.now - 2 * PATIENCE)
+    for name, hold in bench.guard.tick(bench.now).items():
         columns = next(list(o.columns) for o in RIG.outputs if o.name == name)
         assert hold.points[-1].velocities == (0.0,) * len(hold.joints)
         ahead = RIG.command(

@@ -9,7 +9,8 @@ import pytest
 from helpers.feeding import JOINTS, fill, picture
 
 from cosmos_policy_ros.errors import WorkerError
-from cosmos_policy_ros.rig.chunk import NS, TimedChunk
+from cosmos_policy_ros.rig.chunk import TimedChunk
+from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.decision import Candidate, Decision, Query
 from cosmos_policy_ros.rig.gate import SafetyGate
 from cosmos_policy_ros.rig.goal import Goal, Phase, RunLimits
@@ -38,8 +39,9 @@ class Bench:
         self.run = Run(goal, rig, self.sources, SafetyGate(rig), limits, None, dry=dry)
 
     def poll(self, skip: str = "") -> Query | TimedChunk | None:
-        fill(self.sources, self.now, skip=skip)
-        return self.run.poll(int(self.now * NS), self.now)
+        now_ns = int(self.now * NS)
+        fill(self.sources, self.now, skip=skip, pose=self.run.commanded(now_ns))
+        return self.run.poll(now_ns, self.now)
 
     def until(self, phase: Phase, skip: str = "") -> Query | TimedChunk | None:
         for _ in range(200):

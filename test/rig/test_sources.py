@@ -9,9 +9,10 @@ import pytest
 from helpers.feeding import JOINTS, NAMES, fill, picture
 
 from cosmos_policy_ros.errors import ObservationError
+from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.crank import finger_from_angle
 from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.rig.sources import NS, Sources, read_arm
+from cosmos_policy_ros.rig.sources import Sources, read_arm
 from cosmos_policy_ros.rig.spec import CAMERA_ROLES, RigSpec, load_rig
 
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cosmos_policy_ros.rig.chunk import NS, TimedChunk
+from cosmos_policy_ros.rig.chunk import TimedChunk
+from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.gate import SafetyGate, Situation
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import load_rig

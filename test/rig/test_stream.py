@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cosmos_policy_ros.errors import RigError
 from cosmos_policy_ros.rig.chunk import TimedChunk
+from cosmos_policy_ros.rig.command_check import CommandCheck
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.rig.splice import Splice
@@ -19,9 +20,10 @@ NS = 1_000_000_000
 NOW = 1_000 * NS
 RATE = 100.0
 PERIOD = round(NS / RATE)
-ARM = load_rig("interbotix_2", config_folder("rigs")).arms.left
+RIG = load_rig("interbotix_2", config_folder("rigs"))
+ARM = RIG.arms.left
 SPEED = np.array([*ARM.max_velocity, ARM.gripper.max_velocity * ARM.gripper.command_stroke])
-START = np.array([*ARM.start, ARM.gripper.command_closed])
+START = np.array([*ARM.start, ARM.gripper.command_closed + 0.3])
 
 
 def points(rows: np.ndarray, dt: float = 0.04, start: np.ndarray = START) -> list[TrajectoryPoint]:
@@ -33,14 +35,14 @@ def points(rows: np.ndarray, dt: float = 0.04, start: np.ndarray = START) -> lis
     ]
 
 
-def swing(rows: int = 50, reach: float = 0.5) -> np.ndarray:
+def swing(rows: int = 50, reach: float = 0.4) -> np.ndarray:
     """Every joint swings out and back; as fast as 1.6 reach per second."""
     share = np.sin(np.pi * np.arange(1, rows + 1) / rows)[:, None] ** 2
     return np.asarray(START + share * reach)
 
 
 def stream() -> ArmStream:
-    return ArmStream(ARM, RATE)
+    return ArmStream(ARM, RATE, CommandCheck.of_output(RIG, RIG.outputs[0]))
 
 
 def play(arm: ArmStream, ticks: int, first: int = 1) -> np.ndarray:

@@ -10,6 +10,7 @@ from helpers.xs_sdk import ARM, HIGHEST, LOWEST, UncaughtError, XsSdk
 
 from cosmos_policy_ros.errors import ObservationError
 from cosmos_policy_ros.rig.chunk import TimedChunk
+from cosmos_policy_ros.rig.command_check import CommandCheck
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.sources import read_arm
 from cosmos_policy_ros.rig.spec import load_rig
@@ -50,9 +51,13 @@ def sample() -> JointSample:
     return JointSample(NOW, STATE_NAMES, (*START, 0.03, -0.03), (0.0,) * 9)
 
 
+def _stream() -> ArmStream:
+    return ArmStream(SPEC, RIG.stream.rate, CommandCheck.of_output(RIG, RIG.outputs[0]))
+
+
 def test_twenty_minutes_of_chunks_reach_the_servos_without_a_stall(driver: XsSdk) -> None:
     """600 chunks; every row is written when it is due, and nothing is refused."""
-    stream, rows = ArmStream(SPEC, RIG.stream.rate), swing()
+    stream, rows = _stream(), swing()
     points, period = chunk(rows), round(NS / RIG.stream.rate)
     per_chunk = 2 * NS // period
     written = []

@@ -19,7 +19,7 @@ from rosbags.typesys.store import Typestore
 from cosmos_policy_ros import __version__
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rig.arms import ARM_DIM
-from cosmos_policy_ros.rig.chunk import NS
+from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.config import named_file
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig

@@ -82,7 +82,7 @@ class ArmGuardNode(LifecycleNode):
         # First: an executor hears subscriptions in their order, and what comes is announced.
         topic = self.get_parameter("policy_state").value
         self._listening = [
-            self.create_subscription(PolicyState, topic, self._on_policy_state, shell.LATCHED_DEEP)
+            self.create_subscription(PolicyState, topic, self._on_policy_state, shell.LATCHED_EVERY)
         ]
         self._listening += [
             self.create_subscription(
@@ -107,7 +107,7 @@ class ArmGuardNode(LifecycleNode):
             for side, arm in rig.arms.items()
         ]
         self._states = self.create_publisher(
-            GuardState, "~/state", shell.LATCHED_DEEP, event_callbacks=quiet
+            GuardState, "~/state", shell.LATCHED_PUBLISHER, event_callbacks=quiet
         )
         self._diagnostics = self.create_publisher(
             DiagnosticArray, "/diagnostics", 10, event_callbacks=quiet

@@ -126,7 +126,7 @@ class ArmStreamerNode(LifecycleNode):
         # First: an executor hears subscriptions in their order, and what comes is announced.
         topic = self.get_parameter("policy_state").value
         self._listening: list[Any] = [
-            self.create_subscription(PolicyState, topic, self._on_policy_state, shell.LATCHED_DEEP)
+            self.create_subscription(PolicyState, topic, self._on_policy_state, shell.LATCHED_EVERY)
         ]
         for side, arm in rig.arms.items():
             assert arm.driver is not None
@@ -146,7 +146,7 @@ class ArmStreamerNode(LifecycleNode):
                     self.create_subscription(kind, topic, hear, qos, qos_overriding_options=options)
                 )
         self._states = self.create_publisher(
-            StreamerState, "~/state", shell.LATCHED_DEEP, event_callbacks=quiet
+            StreamerState, "~/state", shell.LATCHED_PUBLISHER, event_callbacks=quiet
         )
         self._diagnostics = self.create_publisher(
             DiagnosticArray, "/diagnostics", 10, event_callbacks=quiet

@@ -31,6 +31,9 @@ from cosmos_policy_ros.rig.self_check import (
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rollouts.topics import RECORDER_NODE
 
+UNNAMED = "_NODE_NAME_UNKNOWN_"  # rmw's name of a node that it has not been told of yet
+NAMELESS_LOOKS = 3
+
 
 class PolicyChecks:
     """Knows what stands against arming."""
@@ -60,6 +63,7 @@ class PolicyChecks:
         self._dry, self._clock = dry, clock
         self._node, self._rig, self._inputs = node, rig, inputs
         self._keeper, self._warnings = keeper, tuple(warnings)
+        self._nameless = 0
         self._counted: deque[tuple[float, dict[str, int]]] = deque()
         self.count()
 
@@ -88,9 +92,17 @@ class PolicyChecks:
         return [*checks, Check("checkpoint", True, fits)]
 
     def stranger(self) -> str:
-        """Return what else can command the arms, or set their clock; empty if nothing can."""
-        alone = check_alone(self._foreign())
-        return "" if self._dry or alone.passed else failures([alone])
+        """Return what else can command the arms, or set their clock; empty if nothing can.
+
+        A publisher is found before the name of its node, which may be our own keeper's: a nameless
+        one counts when it is still there a few looks later.
+        """
+        foreign = {} if self._dry else self._foreign()
+        names = [name for each in foreign.values() for name in each]
+        self._nameless = self._nameless + 1 if UNNAMED in names else 0
+        if not names or (set(names) == {UNNAMED} and self._nameless < NAMELESS_LOOKS):
+            return ""
+        return failures([check_alone(foreign)])
 
     def live(self) -> str:
         """Return what is worth a warning at any time; empty if nothing is."""

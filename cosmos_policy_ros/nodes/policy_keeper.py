@@ -123,8 +123,13 @@ class KeeperWatch:
 
     def _hear(self, message: StreamerState | GuardState) -> None:
         # An armed node's keeper knows that it is armed; any other state is a stranger's, or old.
-        self._other = message.owner not in ("", self._identity)
-        if self._other or (self._armed and message.owner != self._identity):
+        if self._armed and message.owner != self._identity:
+            return
+        # One that holds for a policy node that has died goes over to the next that is armed.
+        foreign = message.owner not in ("", self._identity)
+        self._other = foreign and not message.reason
+        if foreign:
+            self._heard, self._reason, self._holding = time.monotonic(), "", False
             return
         self._heard, self._reason = time.monotonic(), message.reason
         self._holding = message.holding

@@ -215,11 +215,11 @@ class PolicyNode(LifecycleNode):
             response.message = f"refused: {against}{so_far}"
             return response
         if not request.data:
-            self._runs.stop("stopped", "the arms were disarmed")
-        if request.data != self._output.armed:
+            self._disarm("the arms were disarmed")
+        elif not self._output.armed:
             self._runs.forget_commanded()
             self._runs.unlatch()
-        self._output.armed = request.data
+            self._output.armed = True
         self._keeper.wake(request.data)
         response.success = True
         response.message = "armed: arms may move" if request.data else "disarmed: nothing is sent"

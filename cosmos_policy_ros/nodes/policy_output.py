@@ -32,6 +32,9 @@ from cosmos_policy_ros.rig.sources import Sources
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rig.tracking import StillnessWatch, TrackingMonitor
 
+# s in which a keeper that says it holds brings the arms to rest, and they are seen there.
+KEEPER_BRAKES = 0.4
+
 
 class PolicyOutput:
     """The only place where trajectories leave the node, each after a last check.
@@ -68,7 +71,8 @@ class PolicyOutput:
         self.armed = False
         self.path: TimedChunk | None = None
         self.tracking, self.stillness = TrackingMonitor(rig), StillnessWatch()
-        self._owed = ""  # why the arms are to be held as soon as it is known where they are
+        # Why the arms are to be held as soon as it is known where they are, and since when.
+        self._owed, self._owed_ns = "", 0
         self._node, self._rig, self._keeper = node, rig, keeper
         self._sources, self._clock, self._announce, self._dry = sources, clock, announce, dry
         self._check, self._holds = CommandCheck.of_rig(rig), 0
@@ -106,7 +110,9 @@ class PolicyOutput:
             self.hold(self._owed)
 
     def disarm(self) -> None:
-        """Send nothing any more; what moved has been stopped before."""
+        """Send nothing any more; what moved has been stopped before, or is held now."""
+        if self._owed and not self.stillness.still:
+            self.hold(self._owed)
         self.armed, self._owed = False, ""
 
     def trust(self) -> None:
@@ -144,7 +150,7 @@ class PolicyOutput:
         if not self.armed:
             return ""
         if elsewhere := self._keeper.holding():
-            self._owed = elsewhere
+            self._owe(elsewhere)
             self.watch()
             return elsewhere
         commanded, measured, off = self._commanded(brake), self.measured(), ""
@@ -172,7 +178,7 @@ class PolicyOutput:
             return reason
         measured = self.measured()
         if measured is None:
-            self._owed = reason
+            self._owe(reason)
             return reason
         now_ns, pose, grippers = self._clock.now_ns(), measured.copy(), list(GRIPPER_INDICES)
         told = pose if self.path is None else self.path.sample(now_ns)
@@ -196,13 +202,18 @@ class PolicyOutput:
     def _seen_to_hold(self) -> bool:
         """Return whether a hold of ours need not be sent, or not yet.
 
-        A keeper's report that it holds is not enough: the arms have to be seen at rest.
+        A keeper's report that it holds is not enough: the arms have to be seen to come to rest.
         """
-        if not self._keeper.holding() or self.stillness.moving:
+        if not self._keeper.holding():
             return False
         if self.stillness.still:
             self._owed = ""
-        return True
+            return True
+        return self._clock.now_ns() - self._owed_ns < KEEPER_BRAKES * NS
+
+    def _owe(self, reason: str) -> None:
+        if not self._owed:
+            self._owed, self._owed_ns = reason, self._clock.now_ns()
 
     def _commanded(self, chunk: TimedChunk) -> NDArray[np.float64]:
         """Return (n, 14) where the arms were commanded to be of late, the newest last."""

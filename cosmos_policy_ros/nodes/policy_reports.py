@@ -74,7 +74,7 @@ class PolicyReports:
         self._engine, self._checkpoint = engine, checkpoint
         quiet = shell.NO_PUBLISHER_EVENTS
         self._states = node.create_publisher(
-            PolicyState, "~/state", shell.LATCHED_DEEP, event_callbacks=quiet
+            PolicyState, "~/state", shell.LATCHED_PUBLISHER, event_callbacks=quiet
         )
         self._diagnostics = node.create_publisher(
             DiagnosticArray, "/diagnostics", 10, event_callbacks=quiet

@@ -129,7 +129,7 @@ class PolicyRuns:
             if isinstance(effect, TimedChunk):
                 self._asked = None  # what is being answered is of no use any more
                 self._node.get_logger().warning(run.message)
-                self._brake(effect)
+                self._brake(effect, run.message)
             elif effect is not None:
                 self._ask(effect, started)
             self._end_if_over(run)
@@ -229,11 +229,11 @@ class PolicyRuns:
         ours = path is not None and self._clock.now_ns() < path.end_ns + STILL_FOR * NS
         return not ours and self._output.stillness.moving
 
-    def _brake(self, brake: TimedChunk) -> None:
+    def _brake(self, brake: TimedChunk, why: str = "") -> None:
         """Bring the arms to rest; held off their path, they may not go on from there."""
         if off_path := self._output.brake(brake):
             self.forget_commanded()
-            self.latch(off_path)
+            self.latch(f"{why}; {off_path}" if why else off_path)
 
     def _watch_motion(self, motion: TimedChunk) -> None:
         now_ns, measured = self._clock.now_ns(), self._output.measured()

@@ -39,13 +39,14 @@ LATCHED = QoSProfile(
     reliability=QoSReliabilityPolicy.RELIABLE,
     durability=QoSDurabilityPolicy.TRANSIENT_LOCAL,
 )
-# Their publishers keep more, and so do readers to whom every state counts: one overwritten before a
-# slow reader has it is lost to the bag, and what it announced is a stranger's.
-LATCHED_DEEP = QoSProfile(
+# Their publishers keep more: a state overwritten before a slow reader has it is lost to the bag.
+LATCHED_PUBLISHER = QoSProfile(
     depth=100,
     reliability=QoSReliabilityPolicy.RELIABLE,
     durability=QoSDurabilityPolicy.TRANSIENT_LOCAL,
 )
+# As do readers to whom every state counts: what one announces that was overwritten is a stranger's.
+LATCHED_EVERY = LATCHED_PUBLISHER
 
 
 # rclpy gives every entity a handler per QoS event and rebuilds its wait set of them at every wake:

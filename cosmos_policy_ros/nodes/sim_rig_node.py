@@ -14,6 +14,7 @@ from array import array
 from collections.abc import Callable
 from typing import Any
 
+from builtin_interfaces.msg import Time
 from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
@@ -40,7 +41,7 @@ from cosmos_policy_ros.srv import ResetRig, StepRig
 # The prefix is the driver's camera_name, which ALOHA leaves at its default for all cameras.
 CAMERA_FRAME = "camera_color_optical_frame"
 # A rig this late has stopped being real time: go on from here instead of racing to catch up.
-MAX_LATENESS = 0.2  # s
+MAX_LATENESS = 0.5  # s
 # A stepped rig runs faster than real time: keep a chunk's 200 joint states for a reader that lags.
 QUEUE_DEPTH = 400
 # A stepped rig repeats its time: readers of /clock are best effort and may join between two steps.
@@ -92,6 +93,7 @@ class SimRigNode(Node):
             steady = Clock(clock_type=ClockType.STEADY_TIME)
             self.create_timer(CLOCK_PERIOD, self._publish_clock, clock=steady)
         else:
+            self._due = time.monotonic()  # when the rig's time should have come
             self._newest: tuple[Snapshot, int] | None = None
             self._drawable = threading.Condition()
             self._run_thread("physics", self._follow_the_clock)
@@ -126,7 +128,7 @@ class SimRigNode(Node):
             topic: publisher(JointState, topic)
             for topic in dict.fromkeys(arm.joint_states for arm in arms)
         }
-        self._states = self.create_publisher(RigState, "~/state", shell.LATCHED_DEEP)
+        self._states = self.create_publisher(RigState, "~/state", shell.LATCHED_PUBLISHER)
         self._listen()
         self.create_service(ResetRig, "~/reset", self._on_reset)
         if self._stepped:
@@ -159,14 +161,24 @@ class SimRigNode(Node):
             stamp_ns = shell.stamp_to_ns(message.header.stamp)
             try:
                 with self._lock:
+                    arrived_ns = self._rig.time_ns + self._behind_ns()
                     if stamp_ns:
-                        stamp_ns += self._rig.time_ns - self._now_ns()
+                        stamp_ns += arrived_ns - self._now_ns()
+                    elif not self._stepped:
+                        stamp_ns = arrived_ns
                     self._rig.command(output, message.joint_names, points, stamp_ns)
             except RigError as error:
                 self.get_logger().error(f"controller '{output}' refused a trajectory: {error}")
             self._publish_state()
 
         return accept
+
+    def _behind_ns(self) -> int:
+        """Return how far rig time is behind on a busy machine, where a real controller is not.
+
+        A brake that began where the rig is, not where it should be, would jump ahead on its path.
+        """
+        return 0 if self._stepped else max(round((time.monotonic() - self._due) * NS), 0)
 
     def _on_reset(self, request: ResetRig.Request, response: ResetRig.Response) -> Any:
         try:
@@ -203,7 +215,7 @@ class SimRigNode(Node):
 
     def _step_period(self) -> None:
         for _ in range(self._ticks_per_period):
-            self._rig.advance(self._tick)
+            self._advance()
             self._publish_clock()
             self._publish_joints(self._rig.time_ns)
         self._period += 1
@@ -225,10 +237,9 @@ class SimRigNode(Node):
 
     def _follow_the_clock(self) -> None:
         """Step the physics so that rig time passes as fast as wall time."""
-        due = time.monotonic()
         tick = 0
         while not self._ending.is_set():
-            due += self._tick
+            due = self._due + self._tick
             lateness = time.monotonic() - due
             if lateness < 0:
                 self._ending.wait(-lateness)
@@ -240,7 +251,8 @@ class SimRigNode(Node):
                 )
                 due = time.monotonic()
             with self._lock:
-                self._rig.advance(self._tick)
+                self._advance()
+                self._due = due
                 stamp_ns = self._now_ns()
                 self._publish_joints(stamp_ns)
                 tick += 1
@@ -270,6 +282,15 @@ class SimRigNode(Node):
     def _now_ns(self) -> int:
         return self._rig.time_ns if self._stepped else int(self.get_clock().now().nanoseconds)
 
+    def _advance(self) -> None:
+        self._rig.stick(self._faults.stuck_joints(self._since_reset()))
+        self._rig.advance(self._tick)
+
+    def _stamp(self, source: str, stamp_ns: int) -> Time:
+        """Return a message stamp, wrong if a fault says so."""
+        offset = self._faults.stamp_offset(source, self._since_reset())
+        return shell.ns_to_stamp(max(stamp_ns + round(offset * NS), 0))
+
     def _since_reset(self) -> float:
         return (self._rig.time_ns - self._reset_ns) / NS
 
@@ -284,7 +305,7 @@ class SimRigNode(Node):
             if sample is None:
                 continue
             message = found.setdefault(arm.joint_states, JointState())
-            message.header.stamp = shell.ns_to_stamp(stamp_ns)
+            message.header.stamp = self._stamp(side, stamp_ns)
             message.name = [*message.name, *sample.names]
             message.position = array("d", [*message.position, *sample.positions])
             message.velocity = array("d", [*message.velocity, *sample.velocities])
@@ -301,7 +322,7 @@ class SimRigNode(Node):
             for image, stamp in self._feeds[role].frames(drawn, stamp_ns, fault):
                 height, width, _ = image.shape
                 message = Image(height=height, width=width, encoding="rgb8", step=3 * width)
-                message.header.stamp = shell.ns_to_stamp(stamp)
+                message.header.stamp = self._stamp(role, stamp)
                 message.header.frame_id = CAMERA_FRAME
                 # Any other way to fill the field is up to two thousand times slower.
                 pixels = array("B")

@@ -1,8 +1,8 @@
 """Faults to rehearse: what a real rig does on a bad day, at times chosen beforehand.
 
 Written as ``kind:target@from-until`` with seconds of rig time since the reset, for example
-``camera_silent:left_wrist@2.0-5.0``; a delay has its seconds after the target,
-``camera_delay:primary=0.3@2-5``. Without ``@...`` a fault lasts for ever.
+``camera_silent:left_wrist@2.0-5.0``; a delay or an offset has its seconds after the target,
+``camera_delay:primary=0.3@2-5``, ``stamps_off:left=-30``. Without ``@...`` a fault lasts for ever.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cosmos_policy_ros.errors import ConfigError
 from cosmos_policy_ros.rig.config import did_you_mean
 from cosmos_policy_ros.rig.crank import finger_from_angle
 from cosmos_policy_ros.sim.rig import CRANK_RADIUS, ROD_LENGTH, JointSample
-from cosmos_policy_ros.sim.scene import ARMS, CAMERAS
+from cosmos_policy_ros.sim.scene import ARM_JOINTS, ARMS, CAMERAS
 
 CAMERA_KINDS = {
     "camera_silent": "no frames, as when a USB camera drops off the bus",
@@ -30,8 +30,17 @@ JOINT_KINDS = {
     "joints_minus_pi": "-pi on every motor, a failed bus read in older drivers",
     "joints_renamed": "names with the arm's prefix, as from a foreign driver",
 }
-KINDS = {**CAMERA_KINDS, **JOINT_KINDS}
+CLOCK_KINDS = {
+    "stamps_off": "stamps that many seconds ahead, as from a machine whose clock is wrong",
+}
+SERVO_KINDS = {
+    "joint_stuck": "the joint stays where it is, as with an overloaded servo",
+}
+KINDS = {**CAMERA_KINDS, **JOINT_KINDS, **CLOCK_KINDS, **SERVO_KINDS}
 """Kind of fault -> what happens while it is active."""
+
+VALUED = {"camera_delay": "0.3@2-5", "stamps_off": "-30"}
+"""Kinds with a value in seconds -> an example."""
 
 _FORM = "kind:target@from-until, e.g. camera_silent:left_wrist@2.0-5.0"
 _PATTERN = re.compile(
@@ -45,10 +54,10 @@ class Fault:
 
     Attributes:
         kind: a key of :data:`KINDS`.
-        target: a camera role, or an arm.
+        target: a camera role, an arm, or an arm's joint such as "left/waist".
         start: first moment [s since the reset] it is active.
         end: first moment [s since the reset] it is over.
-        value: the delay [s] of ``camera_delay``, else 0.
+        value: seconds of ``camera_delay`` and ``stamps_off``, else 0.
     """
 
     kind: str
@@ -81,6 +90,19 @@ class Faults:
         """Return the first fault that acts on an arm's joint states ``now`` [s since the reset]."""
         return self._active(JOINT_KINDS, arm, now)
 
+    def stamp_offset(self, source: str, now: float) -> float:
+        """Return how far [s] the stamps of a camera role or an arm are ahead ``now``."""
+        fault = self._active(CLOCK_KINDS, source, now)
+        return 0.0 if fault is None else fault.value
+
+    def stuck_joints(self, now: float) -> tuple[str, ...]:
+        """Return the joints, such as "left/waist", that are stuck ``now`` [s since the reset]."""
+        return tuple(
+            fault.target
+            for fault in self.entries
+            if fault.kind in SERVO_KINDS and fault.start <= now < fault.end
+        )
+
     def _active(self, kinds: Iterable[str], target: str, now: float) -> Fault | None:
         for fault in self.entries:
             if fault.kind in kinds and fault.target == target and fault.start <= now < fault.end:
@@ -100,21 +122,25 @@ def parse_fault(text: str) -> Fault:
     kind, target = match["kind"].strip(), match["target"].strip()
     if kind not in KINDS:
         raise ConfigError(f"fault '{text}': unknown kind '{kind}'{did_you_mean(kind, KINDS)}")
-    targets = tuple(CAMERAS) if kind in CAMERA_KINDS else ARMS
+    targets = _targets(kind)
     if target not in targets:
         raise ConfigError(
             f"fault '{text}': {kind} acts on one of {', '.join(targets)}, not on '{target}'"
             f"{did_you_mean(target, targets)}"
         )
-    if (match["value"] is not None) != (kind == "camera_delay"):
+    if (match["value"] is not None) != (kind in VALUED):
+        examples = ", ".join(f"{each}:{_targets(each)[0]}={VALUED[each]}" for each in VALUED)
         raise ConfigError(
-            f"fault '{text}': only camera_delay has, and needs, a value in seconds, "
-            "e.g. camera_delay:primary=0.3@2-5"
+            f"fault '{text}': only {', '.join(VALUED)} have, and need, a value in seconds, "
+            f"e.g. {examples}"
         )
-    start, end, value = (
+    start, end = (
         default if match[group] is None else _seconds(text, match[group])
-        for group, default in (("start", 0.0), ("end", math.inf), ("value", 0.0))
+        for group, default in (("start", 0.0), ("end", math.inf))
     )
+    given = (match["value"] or "0").strip()
+    sign = -1.0 if kind in CLOCK_KINDS and given.startswith("-") else 1.0
+    value = sign * _seconds(text, given.removeprefix("-") if sign < 0 else given)
     if end <= start:
         raise ConfigError(f"fault '{text}': ends at {end} s, not after its start at {start} s")
     return Fault(kind, target, start, end, value)
@@ -140,6 +166,16 @@ def faulty_joints(sample: JointSample, arm: str, fault: Fault | None) -> JointSa
     return dataclasses.replace(
         sample, positions=(*(-math.pi,) * (size - 2), finger, -finger), velocities=(0.0,) * size
     )
+
+
+def _targets(kind: str) -> tuple[str, ...]:
+    if kind in CAMERA_KINDS:
+        return tuple(CAMERAS)
+    if kind in CLOCK_KINDS:
+        return (*ARMS, *CAMERAS)
+    if kind in SERVO_KINDS:
+        return tuple(f"{arm}/{joint}" for arm in ARMS for joint in ARM_JOINTS)
+    return ARMS
 
 
 def _seconds(text: str, number: str) -> float:

@@ -157,6 +157,7 @@ class SimRig:
             self._addresses = {arm: _Addresses.find(self._model, arm) for arm in ARMS}
             self._task, self._condition = task, condition
         self.seed = seed
+        self._stuck: dict[int, float] = {}
         mujoco.mj_resetData(self._model, self._data)
         place_objects(task, seed, self._model, self._data, condition)
         start = np.tile([*START_POSE, _angle(START_FINGER)], len(ARMS))
@@ -202,6 +203,16 @@ class SimRig:
             RigError: unknown controller.
         """
         self._controller(controller).hold(positions)
+
+    def stick(self, joints: Sequence[str]) -> None:
+        """Let joints, such as "left/waist", stay where they are, and all others follow."""
+        columns = {
+            ARMS.index(arm) * ARM_DIM + ARM_JOINTS.index(joint)
+            for arm, joint in (name.split("/") for name in joints)
+        }
+        self._stuck = {
+            column: self._stuck.get(column, self._position(column)) for column in columns
+        }
 
     def advance(self, seconds: float) -> None:
         """Step the physics by ``seconds``, a multiple of the 2 ms physics step.
@@ -254,11 +265,17 @@ class SimRig:
             )
         return self._controllers[name]
 
+    def _position(self, column: int) -> float:
+        arm, joint = divmod(column, ARM_DIM)
+        return float(self._data.qpos[self._addresses[ARMS[arm]].qpos][joint])
+
     def _step(self) -> None:
         self._time_ns += PHYSICS_STEP_NS
         targets = np.empty(STATE_DIM)
         for columns, controller in zip(self._columns, self._controllers.values(), strict=True):
             targets[columns] = controller.sample(self._time_ns)
+        for column, position in self._stuck.items():
+            targets[column] = position
         for arm, target in zip(ARMS, targets.reshape(len(ARMS), ARM_DIM).tolist(), strict=True):
             finger = finger_from_angle(target[6], CRANK_RADIUS, ROD_LENGTH)
             self._data.ctrl[self._addresses[arm].actuators] = [*target[:6], finger, -finger]

@@ -33,6 +33,8 @@ class Seed(IntEnum):
     """Never answers query 0, answers every later one."""
     DIE = 7
     RAISE = 8
+    FAST = 9
+    """Swings by 1.2 rad towards the middle and back, at up to 1.9 rad/s."""
 
 
 class StubEngine:
@@ -67,8 +69,12 @@ class StubEngine:
 
 def _chunk(query: Query) -> np.ndarray:
     positions = np.tile(query.observation.state, (ROWS, 1))
-    swing = 0.15 * (1.0 - np.cos(2.0 * np.pi * np.arange(1, ROWS + 1) / ROWS))
-    positions[:, [0, 7]] += swing[:, None]
+    waists = [0, 7]
+    reach = np.full(len(waists), 0.3)
+    if query.seed == Seed.FAST:
+        reach = np.where(query.observation.state[waists] > 0, -1.2, 1.2)
+    swing = 0.5 * (1.0 - np.cos(2.0 * np.pi * np.arange(1, ROWS + 1) / ROWS))
+    positions[:, waists] += swing[:, None] * reach
     if query.seed == Seed.NAN:
         positions[20, 8] = np.nan
     if query.seed in (Seed.JUMP_UP, Seed.JUMP_DOWN):

@@ -37,11 +37,13 @@ def test_parse(text: str, fault: Fault) -> None:
         ("camera_silnt:primary", "unknown kind 'camera_silnt'; did you mean 'camera_silent'"),
         ("camera_silent:left_wirst", "did you mean 'left_wrist'"),
         ("joints_nan:primary", "acts on one of left, right, not on 'primary'"),
-        ("camera_delay:primary@1-2", "only camera_delay has, and needs, a value"),
-        ("camera_silent:primary=1@1-2", "only camera_delay has, and needs, a value"),
+        ("camera_delay:primary@1-2", "only camera_delay, stamps_off have, and need, a value"),
+        ("camera_silent:primary=1@1-2", "only camera_delay, stamps_off have, and need, a value"),
         ("camera_silent:primary@5-2", r"ends at 2\.0 s, not after its start at 5\.0 s"),
         ("camera_silent:primary@2", "expected kind:target@from-until"),
         ("camera_silent:primary@a-2", "'a' is not a number of seconds"),
+        ("stamps_off:left=-nan", "'nan' is not a number of seconds"),
+        ("joint_stuck:left", "joint_stuck acts on one of left/waist, left/shoulder"),
         ("camera_delay:primary=inf", "'inf' is not a number of seconds"),
         ("camera_silent:primary@1-nan", "'nan' is not a number of seconds"),
         ("camera_silent:primary@1--2", "'-2' is not a number of seconds"),
@@ -65,6 +67,20 @@ def test_active_only_for_its_target_and_time() -> None:
     assert faults.joint_fault("left", 1.5) == Fault("joints_nan", "left", 1.0, 2.0)
     assert faults.joint_fault("right", 1.5) is None
     assert Faults().camera_fault("primary", 0.0) is None
+
+
+def test_stamps_may_be_off_in_both_directions() -> None:
+    faults = Faults.parse(["stamps_off:left=-30@1-2", "stamps_off:primary=3600"])
+    assert faults.stamp_offset("left", 1.5) == -30.0
+    assert faults.stamp_offset("left", 2.0) == 0.0
+    assert faults.stamp_offset("primary", 0.0) == 3600.0
+    assert faults.stamp_offset("right", 1.5) == 0.0
+
+
+def test_stuck_joints_are_named() -> None:
+    faults = Faults.parse(["joint_stuck:left/waist@1-2", "joint_stuck:right/elbow"])
+    assert faults.stuck_joints(1.5) == ("left/waist", "right/elbow")
+    assert faults.stuck_joints(2.0) == ("right/elbow",)
 
 
 def test_joint_faults() -> None:

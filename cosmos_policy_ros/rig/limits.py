@@ -112,7 +112,7 @@ class TrackingLimits:
         sustained: seconds for which it must be, before the arms are held.
     """
 
-    lag: float = 0.2
+    lag: float = 0.3
     error: float = 0.15
     sustained: float = 0.2
 

@@ -47,6 +47,18 @@ def wander(seed: int, start: np.ndarray) -> np.ndarray:
     return np.asarray(start + share * (there - start))
 
 
+@pytest.mark.parametrize("distro", ["humble", "jazzy"])
+def test_path_tolerances_agree_with_the_rigs_tracking_limits(distro: str) -> None:
+    """No controller file had one: a stuck joint was driven against for as long as it was asked."""
+    content = yaml.safe_load((config_folder("controllers") / f"{distro}.yaml").read_text())
+    given = content["/**/arm_controller"]["ros__parameters"]["constraints"]
+    for arm in RIG.arms.values():
+        for joint, speed in zip(arm.joints, arm.max_velocity, strict=True):
+            limit = RIG.tracking.error + RIG.tracking.lag * speed
+            assert limit <= given[joint]["trajectory"] < limit + 0.05
+        assert given[arm.gripper.joint]["trajectory"] == 0.0
+
+
 @pytest.mark.parametrize("stamped", [False, True], ids=["stamp 0", "stamped"])
 @pytest.mark.parametrize("distro", DISTROS)
 def test_twenty_minutes_of_chunks_are_followed_to_the_row(distro: Distro, stamped: bool) -> None:

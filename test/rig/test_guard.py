@@ -198,3 +198,77 @@ def test_a_hold_follows_the_path_and_rests(seed: int, after: int) -> None:
         assert (path <= ahead.max(axis=0) + SMALLEST).all()
         limit = np.abs(RIG.command_speed(RIG.max_velocity[None])[0, columns])
         assert (np.abs(np.diff(path, axis=0)) / 0.04 <= 1.5 * limit).all()
+
+
+@pytest.mark.parametrize("armed", [True, False])
+@pytest.mark.parametrize("chunk_id", ["", "moveit", "run/9", f"run/3{HOLD}"])
+def test_a_stranger_is_held_against_where_the_arm_is(
+    bench: Bench, chunk_id: str, armed: bool
+) -> None:
+    """Whatever it is called, also as the guard's own holds are; disarmed arms are free."""
+    bench.send(walk(1))
+    bench.run(NS // 2)
+    bench.armed = armed
+    bench.run(TICK)
+    there = tuple(bench.controllers[LEFT.name].sample(bench.now) - 1.0)
+    points = [TrajectoryPoint(there, (), NS)]
+    bench.controllers[LEFT.name].accept(LEFT.joints, points, 0, bench.now)
+    bench.obey(bench.guard.on_trajectory(LEFT.name, chunk_id, LEFT.joints, points, 0, bench.now))
+    bench.run(NS // 5)
+    assert bool(bench.holds) == armed
+    if not armed:
+        return
+    assert set(bench.holds) == {LEFT.name, RIGHT.name}
+    assert f"came on {LEFT.topic} that this policy node has not sent" in bench.guard.reason
+    assert len(bench.holds[LEFT.name].points) == 1, "held where it is measured"
+    assert len(bench.holds[RIGHT.name].points) == 2, "braked along its own path"
+    assert bench.resting()
+
+
+def test_a_hold_waits_until_it_is_known_where_the_arm_is(bench: Bench) -> None:
+    silent, measured = True, bench.measured
+    bench.guard = Guard(RIG, lambda now_ns: None if silent else measured(now_ns))
+    bench.announced = (0, "")
+    bench.speak()
+    points = points_of(walk(1), LEFT.columns)
+    assert not bench.guard.on_trajectory(LEFT.name, "x", LEFT.joints, points, 0, bench.now)
+    bench.run(NS // 10)
+    assert bench.guard.reason and not bench.holds
+    silent = False
+    bench.run(TICK)
+    assert set(bench.holds) == {LEFT.name}
+
+
+def test_a_brake_of_an_arm_that_is_elsewhere_becomes_a_hold(bench: Bench) -> None:
+    bench.send(walk(1))
+    bench.run(NS // 2)
+    bench.offset = np.zeros(14)
+    bench.offset[8] = 0.5  # the right shoulder, pushed away
+    bench.alive = False
+    bench.run(PATIENCE + 2 * TICK)
+    assert len(bench.holds[LEFT.name].points) == 2
+    assert len(bench.holds[RIGHT.name].points) == 1
+
+
+def test_another_policy_nodes_states_change_nothing(bench: Bench) -> None:
+    bench.send(walk(1))
+    bench.run(NS // 5)
+    for identity, armed in (("other", False), ("other", True), ("", False), ("", True)):
+        bench.guard.on_policy_state(identity, armed, "run", (9, "run/9"), bench.now)
+        assert bench.guard.ownership.owner == "me"
+    bench.alive = False
+    bench.run(NS // 2)
+    assert bench.guard.reason
+    bench.guard.on_policy_state("other", False, "", (0, ""), bench.now)
+    assert bench.guard.reason, "only the owner's operator lets go"
+    bench.guard.on_policy_state("other", True, "", (0, ""), bench.now)
+    assert not bench.guard.reason, "or one who arms another node after the owner has died"
+
+
+def test_a_trajectory_that_starts_at_another_time_is_refused(bench: Bench) -> None:
+    for start in (bench.now - NS, bench.now + NS, 3600 * NS):
+        bench.announced = (bench.announced[0] + 1, "run/0")
+        bench.speak()
+        points = points_of(walk(2), LEFT.columns)
+        with pytest.raises(RigError, match="from now"):
+            bench.guard.on_trajectory(LEFT.name, "run/0", LEFT.joints, points, start, bench.now)

@@ -9,7 +9,7 @@ import pytest
 from helpers.feeding import JOINTS, NAMES, fill, picture
 
 from cosmos_policy_ros.errors import ObservationError
-from cosmos_policy_ros.rig.clock import NS
+from cosmos_policy_ros.rig.clock import NS, Receipt
 from cosmos_policy_ros.rig.crank import finger_from_angle
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.sources import Sources, read_arm
@@ -145,6 +145,60 @@ def test_interbotix_opening_is_recomputed_from_the_motor_angle() -> None:
     for angle, opening in ((0.6197, 0.0), (1.6214, 1.0)):
         joints = [*JOINTS[:6], angle, finger_from_angle(angle, 0.0275, 0.035), 0.0]
         assert read_arm(arm, NAMES.split(), joints)[6] == pytest.approx(opening, abs=0.01)
+
+
+@pytest.mark.parametrize("ahead", [0.06, 5.0, 3600.0])
+@pytest.mark.parametrize("source", ["left", "primary"])
+def test_a_stamp_ahead_is_refused_by_name_and_ages_its_source(
+    sources: Sources, source: str, ahead: float
+) -> None:
+    """Stamps an hour ahead switched off every look at an age, also for dead arms."""
+    fill(sources, 10.0)
+    for tick in range(1, 60):
+        now = 10.0 + tick * 0.02
+        fill(sources, now, skip=source)
+        at = round(now * NS)
+        receipt = Receipt(at, at + round(ahead * NS))
+        if source == "left":
+            assert not sources.add_joint_state(source, NAMES.split(), JOINTS, at, receipt)
+        else:
+            assert not sources.add_image(source, picture(tick), at, receipt)
+    said = f"59 rejected, the last: stamped {ahead:.2f} s ahead of this machine's clock"
+    assert said in complaint(sources, 11.18)
+    assert said in sources.lost(round(11.18 * NS))
+
+
+def test_a_stamp_a_little_ahead_counts_as_of_now(sources: Sources) -> None:
+    """An old picture with a stamp from after the chunk counted as seen after it."""
+    fill(sources, 10.0)
+    at = 10 * NS
+    assert sources.add_image("primary", picture(1), at, Receipt(at, at + round(0.04 * NS)))
+    assert "primary has not reported" in complaint(sources, 10.02, 10.01)
+
+
+def test_an_old_stamp_is_old_when_it_comes(sources: Sources) -> None:
+    fill(sources, 10.0)
+    at = 10 * NS
+    assert sources.add_image("primary", picture(1), at, Receipt(at, at - 30 * NS))
+    assert "last image is 30.00 s old" in complaint(sources, 10.0)
+
+
+@pytest.mark.parametrize(
+    ("names", "positions", "said"),
+    [
+        ([*NAMES.split(), "waist"], [*JOINTS, 1.0], "joint 'waist' is named 2 times"),
+        (NAMES.split(), JOINTS[:7], "9 joint names with 7 positions"),
+        (NAMES.split(), [*JOINTS, 7.0], "9 joint names with 10 positions"),
+        (NAMES.split(), [1e6, *JOINTS[1:]], "joint 'waist' is 1000000.00 rad"),
+        (NAMES.split(), [-1e6, *JOINTS[1:]], "joint 'waist' is -1000000.00 rad"),
+    ],
+)
+def test_a_joint_state_that_contradicts_itself_is_none(
+    rig: RigSpec, names: list[str], positions: list[float], said: str
+) -> None:
+    """Of a doubled name the last position won."""
+    with pytest.raises(ObservationError, match=said):
+        read_arm(rig.arms.left, names, positions)
 
 
 def test_a_motion_without_a_policy_needs_no_cameras(sources: Sources) -> None:

@@ -38,6 +38,14 @@ def test_holds_before_any_trajectory_and_after_the_last_point() -> None:
     assert first(arm, 2.0) == first(arm, 50.0) == 2.0
 
 
+def test_it_holds_its_first_point_before_its_time() -> None:
+    """A cubic at negative time is at minus thirty thousand radians within ten seconds."""
+    arm = controller(0.3)
+    arm.accept(NAMES, [point(1.0, 1.0, 2.0), point(2.0, 2.0, 0.0)], 0, NOW)
+    for seconds in (-0.01, -1.0, -3600.0):
+        assert first(arm, seconds) == 0.3
+
+
 def test_positions_alone_are_joined_by_straight_lines() -> None:
     arm = controller()
     arm.accept(NAMES, [point(1.0, 1.0), point(0.0, 3.0)], 0, NOW)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cosmos_policy_ros.errors import ObservationError
 from cosmos_policy_ros.rig.arms import Arm
 from cosmos_policy_ros.rig.config import did_you_mean
-from cosmos_policy_ros.rig.images import decode_image
+from cosmos_policy_ros.rig.images import decode_image, image_size
 from cosmos_policy_ros.rig.observation import Observation
 from cosmos_policy_ros.rig.spec import Camera, RigSpec
 
@@ -178,7 +178,12 @@ class Sources:
         state = self.measured()
         assert state is not None
         images = {
-            role: decode_image(source.message, source.camera.topic)
+            role: decode_image(
+                source.message,
+                source.camera.topic,
+                grey=source.camera.grey,
+                size=source.camera.size,
+            )
             for role, source in self._cameras.items()
         }
         stamps = [s.stamp_ns for s in self._cameras.values()]
@@ -215,6 +220,18 @@ class Sources:
             tail = rejected if source.rejected else ""
             return f"{topic}: last good state is {age:.2f} s old (limit {limit:g} s){tail}"
         return None
+
+    def image_sizes(self) -> dict[str, tuple[int, int]]:
+        """Return rows and columns of each camera's newest picture, by role, from its header.
+
+        Raises:
+            ObservationError: one is no picture that could be used.
+        """
+        return {
+            role: image_size(source.message, source.camera.topic, grey=source.camera.grey)
+            for role, source in self._cameras.items()
+            if source.message is not None
+        }
 
 
 def fingerprint(message: Any) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -15,7 +16,7 @@ from mcap.reader import make_reader
 from rosbags.rosbag2 import Reader
 from rosbags.typesys.store import Typestore
 
-from cosmos_policy_ros.errors import RolloutError
+from cosmos_policy_ros.errors import ObservationError, RolloutError
 from cosmos_policy_ros.rig.images import decode_image
 from cosmos_policy_ros.rollouts.bag_writer import BagWriter
 from cosmos_policy_ros.rollouts.episode import read_episode, read_messages
@@ -45,6 +46,13 @@ def picture(types: Typestore, encoding: str = "rgb8", seed: int = 0) -> tuple[by
         data=np.ascontiguousarray(stored).ravel(),
     )
     return bytes(types.serialize_cdr(message, message.__msgtype__)), pixels
+
+
+def grey_picture(types: Typestore) -> bytes:
+    cdr, _ = picture(types)
+    message = types.deserialize_cdr(cdr, "sensor_msgs/msg/Image")
+    grey = replace(message, encoding="mono8", step=64, data=message.data[: 48 * 64])
+    return bytes(types.serialize_cdr(grey, message.__msgtype__))
 
 
 @pytest.fixture
@@ -127,6 +135,20 @@ def test_pictures_as_jpeg(
     assert found.shape == pixels.shape
     assert np.abs(found.astype(int) - pixels).mean() < 4
     assert len(message.data) < len(cdr) / 3
+
+
+def test_a_grey_picture_stays_one(
+    store: EpisodeStore, facts: EpisodeFacts, types: Typestore
+) -> None:
+    """As a JPEG of three channels it would be read as a colour camera's."""
+    recording = store.begin(facts, [CAMERA], options=Options(jpegs=(CAMERA,)))
+    recording.write("/cam", START_NS, grey_picture(types))
+    path = recording.finish("stopped")
+    ((_, _, message),) = list(read_messages(path, ["/cam/compressed"]))
+    assert message.format == "mono8; jpeg compressed "
+    assert decode_image(message, "cam", grey=True).shape == (48, 64, 3)
+    with pytest.raises(ObservationError, match="is no colour picture"):
+        decode_image(message, "cam")
 
 
 def test_a_picture_that_cannot_be_a_jpeg_ends_the_bag_with_its_reason(

@@ -106,6 +106,11 @@ class Recording:
         return self._writer.ended
 
     @property
+    def failed(self) -> bool:
+        """Whether it ended without :meth:`finish` or :meth:`discard`, or these failed."""
+        return not self.open and self._judged is None
+
+    @property
     def sizes(self) -> Mapping[str, int]:
         """Message bytes written so far, per topic."""
         return dict(self._writer.sizes)
@@ -226,7 +231,11 @@ class Recording:
             self._look()
             self._judged = self._judge("")
             notes = {**notes, INTEGRITY: self._judged.to_json()}
-            return self._writer.close(notes, discarded=discarded)
+            try:
+                return self._writer.close(notes, discarded=discarded)
+            except RolloutError:
+                self._judged = None
+                raise
 
     def _write(self, topic: str, stamp_ns: int, cdr: bytes) -> None:
         if topic in self._jpegs:

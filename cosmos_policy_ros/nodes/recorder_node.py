@@ -152,6 +152,8 @@ class RecorderNode(LifecycleNode):
     @shell.transition
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Disconnect."""
+        if self._unanswered:
+            raise RolloutError("a service is still being answered; clean up when it is")
         self._inputs.close()
         self.destroy_subscription(self._policy_subscription)
         for service in self._served:

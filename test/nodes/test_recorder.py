@@ -311,6 +311,19 @@ def test_a_start_that_waits_ends_with_the_activity(bench: Bench) -> None:
     bench.recorder.trigger_activate()
 
 
+def test_a_cleanup_waits_for_the_answers(bench: Bench) -> None:
+    """A service that is gone cannot answer, and its node would end with a traceback."""
+    start = bench.ask(StartEpisode, "start_episode", task="transfer_cube")
+    bench.spin_until(lambda: bench.recorder._starting, "the start to wait")
+    bench.recorder.trigger_deactivate()
+    assert bench.recorder.trigger_cleanup() == TransitionCallbackReturn.FAILURE
+    bench.spin_until(start.done, "the answer")
+    assert bench.recorder.trigger_cleanup() == TransitionCallbackReturn.SUCCESS
+    bench.recorder.trigger_configure()
+    bench.recorder.trigger_activate()
+    assert "no episode" in bench.call(EndEpisode, "stop_episode").message
+
+
 def test_a_start_that_waits_is_answered_before_the_recorder_ends(bench: Bench) -> None:
     start = bench.ask(StartEpisode, "start_episode", task="transfer_cube")
     bench.spin_until(lambda: bench.recorder._starting, "the start to wait")

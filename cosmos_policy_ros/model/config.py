@@ -14,6 +14,9 @@ SPACE = 8  # pixels per latent cell and axis
 SIGMA_MAX, SIGMA_MIN = 80.0, 4.0  # noise levels of the released sampler, first and last
 MAX_JPEG_QUALITY = 95  # above it Pillow switches parts of the compression off
 
+# Rows and columns [px] of the cameras that NVIDIA's checkpoints were trained on, by layout.
+CAMERA_SIZES = {"aloha": (480, 640), "robocasa": (224, 224), "libero": (256, 256)}
+
 Preconditioning = Literal["rectified_flow", "x0"]
 Numerics = Literal["released", "paper"]
 Precision = Literal["float32", "bfloat16"]
@@ -134,6 +137,9 @@ class CheckpointConfig:
             do, and are to be turned before use.
         jpeg_quality: 1 to 95, of the JPEG that the training pictures were stored as, to be repeated
             on every camera's picture; None for pictures that never were JPEG.
+        camera_size: rows and columns [px] of the pictures that it was trained on, before they were
+            squeezed to a square; other sizes of the same aspect ratio look alike to it. Empty for
+            those of the layout, see :data:`CAMERA_SIZES`.
     """
 
     layout: str
@@ -153,6 +159,7 @@ class CheckpointConfig:
     smoothing: int = 0
     flip_images: bool = False
     jpeg_quality: int | None = None
+    camera_size: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
@@ -176,6 +183,11 @@ class CheckpointConfig:
                 f"jpeg_quality is {self.jpeg_quality}, must be 1 to {MAX_JPEG_QUALITY}; leave it "
                 f"out for pictures that were never JPEG"
             )
+        if self.camera_size and (len(self.camera_size) != 2 or min(self.camera_size) < 1):
+            raise ValueError(
+                f"camera_size is {list(self.camera_size)}, must be rows and columns of at least 1 "
+                f"px, or left out for {list(CAMERA_SIZES[self.layout])}"
+            )
         self._check_grid()
 
     def _check_grid(self) -> None:
@@ -198,6 +210,12 @@ class CheckpointConfig:
                 f"a latent frame of {volume} numbers cannot hold a chunk of "
                 f"{self.chunk_steps} x {self.action_dims}"
             )
+
+    @property
+    def trained_on(self) -> tuple[int, int]:
+        """Rows and columns [px] of the cameras' pictures in training."""
+        rows, columns = self.camera_size or CAMERA_SIZES[self.layout]
+        return rows, columns
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:

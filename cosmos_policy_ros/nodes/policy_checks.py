@@ -10,6 +10,8 @@ from typing import Any
 from rclpy.node import Node
 from rclpy.qos import QoSCompatibility, qos_check_compatible
 
+from cosmos_policy_ros.errors import ObservationError
+from cosmos_policy_ros.model.rig_check import check_pictures
 from cosmos_policy_ros.nodes.policy_inputs import PolicyInputs
 from cosmos_policy_ros.nodes.policy_keeper import KeeperWatch
 from cosmos_policy_ros.rig.clock import MotionClock
@@ -48,6 +50,7 @@ class PolicyChecks:
         keeper: KeeperWatch,
         warnings: Sequence[str],
         dry: bool,
+        trained_on: Sequence[int] = (),
     ) -> None:
         """Begin to count.
 
@@ -59,8 +62,9 @@ class PolicyChecks:
             keeper: who may command the arms, too.
             warnings: what does not fit between checkpoint and rig.
             dry: whether nothing goes to the arms.
+            trained_on: rows and columns of the checkpoint's training pictures, empty for none.
         """
-        self._dry, self._clock = dry, clock
+        self._dry, self._clock, self._trained_on = dry, clock, tuple(trained_on)
         self._node, self._rig, self._inputs = node, rig, inputs
         self._keeper, self._warnings = keeper, tuple(warnings)
         self._nameless = 0
@@ -80,6 +84,7 @@ class PolicyChecks:
         checks = [check_sources(sources.complaints(self._clock.now_ns())), check_sides(self._rig)]
         if self._rig.kind == "real":  # a simulated one drops frames on a busy machine, by design
             checks.append(check_rates(self._rig, self._heard()))
+        checks.append(self._pictures())
         measured = sources.measured()
         checks += [check_pose(self._rig, measured), check_grippers(self._rig, measured)]
         if self._keeper.needed:
@@ -109,6 +114,13 @@ class PolicyChecks:
         measured = self._inputs.sources.measured()
         check = check_grippers(self._rig, measured)
         return "" if measured is None or check.passed else failures([check])
+
+    def _pictures(self) -> Check:
+        try:
+            sizes = self._inputs.sources.image_sizes()
+        except ObservationError as error:
+            return Check("pictures", False, str(error), "restart the camera's driver")
+        return check_pictures(sizes, self._trained_on, self._rig)
 
     def _heard(self) -> Heard:
         (began, before), counts = self._counted[0], self._inputs.sources.counts()

@@ -24,6 +24,7 @@ from cosmos_policy_ros.nodes.policy_parameters import (
     PARAMETERS,
     PolicySettings,
     read_settings,
+    trained_on,
     warnings,
 )
 from cosmos_policy_ros.nodes.policy_reports import PolicyReports
@@ -76,6 +77,7 @@ class PolicyNode(LifecycleNode):
             keeper=self._keeper,
             warnings=warned,
             dry=settings.dry_run,
+            trained_on=trained_on(settings),
         )
         self._reports = PolicyReports(
             self,

@@ -10,8 +10,8 @@ from typing import Any, get_args
 from rclpy.node import Node
 
 from cosmos_policy_ros.errors import CheckpointError, ConfigError
-from cosmos_policy_ros.model.config import Numerics
-from cosmos_policy_ros.model.files import STATISTICS, describe_missing
+from cosmos_policy_ros.model.config import CheckpointConfig, Numerics
+from cosmos_policy_ros.model.files import CONFIG, STATISTICS, describe_missing, has_weights
 from cosmos_policy_ros.model.rig_check import compare_with_rig
 from cosmos_policy_ros.model.statistics import load_statistics
 from cosmos_policy_ros.nodes.shell import Parameter
@@ -240,6 +240,18 @@ def warnings(settings: PolicySettings) -> tuple[str, ...]:
         Path(settings.engine.checkpoint) / STATISTICS, STATE_DIM, STATE_DIM
     )
     return (*found, *compare_with_rig(statistics, settings.rig))
+
+
+def trained_on(settings: PolicySettings) -> tuple[int, ...]:
+    """Return rows and columns of the pictures that the checkpoint was trained on; empty if none.
+
+    Raises:
+        ConfigError: its config cannot be read.
+    """
+    folder = Path(settings.engine.checkpoint)
+    if settings.engine.engine != "cosmos" or not has_weights(folder):
+        return ()
+    return load_config(CheckpointConfig, folder / CONFIG).trained_on
 
 
 def _checkpoint(given: str, rig: RigSpec) -> Path:

@@ -2,14 +2,19 @@
 
 A thin shell over ``rollouts.store``. Every subscription hands over serialised bytes, so nothing is
 decoded or encoded again on the way to the disk.
+
+Services and the watch over the episode are coroutines: what a disk or a late rig keeps waiting is
+awaited, and messages are taken meanwhile.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
+import traceback
 from array import array
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -22,6 +27,7 @@ from cosmos_policy_ros.errors import ConfigError, CosmosPolicyError, RolloutErro
 from cosmos_policy_ros.msg import Label as LabelMsg
 from cosmos_policy_ros.msg import PolicyState, RecorderState
 from cosmos_policy_ros.nodes import shell
+from cosmos_policy_ros.nodes.background import Background
 from cosmos_policy_ros.nodes.convert import label_to_message
 from cosmos_policy_ros.nodes.recorder_inputs import RecorderInputs
 from cosmos_policy_ros.nodes.shell import Parameter
@@ -36,16 +42,19 @@ from cosmos_policy_ros.rollouts.preflight import complaints
 from cosmos_policy_ros.rollouts.recording import Options, Recording
 from cosmos_policy_ros.rollouts.rubric import Judgement
 from cosmos_policy_ros.rollouts.store import EpisodeStore
-from cosmos_policy_ros.rollouts.task import choose_prompt, load_task
+from cosmos_policy_ros.rollouts.task import Task, choose_prompt, load_task
 from cosmos_policy_ros.rollouts.topics import POLICY_NODE, episode_topics
 from cosmos_policy_ros.rollouts.types import load_types
 from cosmos_policy_ros.srv import EndEpisode, ScoreEpisode, StartEpisode
 
 # Nodes that missed each other's greeting say hello again after 3 s.
 DISCOVERY_PATIENCE = 10.0  # wall s
+RETRY = 0.05  # wall s between two looks at what still speaks against an episode
 # Ctrl-C reaches all nodes at once: the policy node's last trajectory, a brake, comes after it.
 FAREWELL = 0.5  # wall s
 
+# Of a task in a request. Anyone may ask, so no path is taken: of a device, or of another's file.
+TASK_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 NOT_GIVEN = -1.0  # a score in a request, see ScoreEpisode.srv
 
 PARAMETERS = (
@@ -73,6 +82,7 @@ class RecorderNode(LifecycleNode):
         self._store: EpisodeStore | None = None
         self._policy = PolicyState()
         self._last: Recording | None = None
+        self._starting, self._ending, self._unanswered = False, False, 0
         self._started_ns = self._ended_ns = 0
         self._message = "no episode yet"
         self._phase = ""
@@ -109,15 +119,19 @@ class RecorderNode(LifecycleNode):
         )
         self._states = self.create_publisher(RecorderState, "~/state", shell.LATCHED)
         self._scores = self.create_publisher(LabelMsg, "~/score", shell.LATCHED)
+        self._background = Background(self)
         # Not _services: rclpy keeps its own list under that name, parameters and lifecycle in it.
         self._served = [
-            self.create_service(StartEpisode, "~/start_episode", self._answer(self._start)),
-            self.create_service(EndEpisode, "~/stop_episode", self._answer(self._stop)),
-            self.create_service(EndEpisode, "~/discard_episode", self._answer(self._discard)),
-            self.create_service(ScoreEpisode, "~/score_episode", self._answer(self._score)),
+            self._serve(StartEpisode, "~/start_episode", self._start),
+            self._serve(EndEpisode, "~/stop_episode", self._stop),
+            self._serve(EndEpisode, "~/discard_episode", self._discard),
+            self._serve(ScoreEpisode, "~/score_episode", self._score),
         ]
         self._timer = self.create_timer(
-            1.0, self._report_while_recording, clock=Clock(clock_type=ClockType.STEADY_TIME)
+            1.0,
+            self._watch_episode,  # type: ignore[arg-type]  # rclpy awaits it
+            callback_group=self._background.group,
+            clock=Clock(clock_type=ClockType.STEADY_TIME),
         )
         self._report()
         return super().on_configure(state)
@@ -138,32 +152,58 @@ class RecorderNode(LifecycleNode):
     @shell.transition
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Disconnect."""
+        if self._unanswered:
+            raise RolloutError("a service is still being answered; clean up when it is")
         self._inputs.close()
         self.destroy_subscription(self._policy_subscription)
         for service in self._served:
             self.destroy_service(service)
         self.destroy_timer(self._timer)
+        self._background.close()
         self.destroy_publisher(self._states)
         self.destroy_publisher(self._scores)
         return super().on_cleanup(state)
 
     def close(self) -> None:
-        """Finish the bag; called before the ROS context ends."""
+        """Finish the bag and answer whoever waits; called before the ROS context ends."""
+        self._active = False
         if self._store is not None and self._store.recording is not None:
             deadline = time.monotonic() + FAREWELL
             while time.monotonic() < deadline:
                 self._inputs.take_all_waiting()
                 time.sleep(0.01)
         self._end_recording("the recorder was shut down")
+        deadline = time.monotonic() + FAREWELL
+        while self._unanswered and self.executor is not None and time.monotonic() < deadline:
+            self.executor.spin_once(timeout_sec=0.01)
 
     def _end_recording(self, outcome: str) -> None:
-        if self._store is not None and self._store.recording is not None:
-            self._finish(self._store.recording, outcome)
-            self._report()
+        """End an episode, if there is one, before this returns."""
+        if self._store is None or (recording := self._store.recording) is None:
+            return
+        self._inputs.take_all_waiting()
+        try:
+            recording.finish(outcome)
+        except RolloutError as error:
+            if not self._ending:  # by a service that came first, which has this very outcome
+                self._message = str(error)
+                self.get_logger().error(self._message)
+        else:
+            self._note_end(recording, outcome)
+        self._report()
 
     def _recover(self, store: EpisodeStore) -> None:
-        """Make whole what a recorder that died has left."""
-        for result in store.recover():
+        """Make whole what a recorder that died has left; nothing in there keeps this one away."""
+        try:
+            results = store.recover()
+        except Exception as error:
+            told = f"{type(error).__name__}: {error}"
+            self.get_logger().error(
+                f"{store.root}: what an earlier recorder left is not recovered and stays as it is: "
+                f"{told}"
+            )
+            return
+        for result in results:
             if isinstance(result, RolloutError):
                 self.get_logger().error(str(result))
             else:
@@ -188,35 +228,57 @@ class RecorderNode(LifecycleNode):
 
     # ---------------------------------------------------------------- services
 
-    def _answer(self, act: Callable[[Any, Any], None]) -> Callable[[Any, Any], Any]:
-        """Wrap a service: a refusal is an answer with its reason, and nothing has changed."""
+    def _serve(self, kind: Any, name: str, act: Callable[[Any, Any], Awaitable[None]]) -> Any:
+        """Offer a service: a refusal is an answer with its reason, and nothing has changed."""
 
-        def answer(request: Any, response: Any) -> Any:
+        async def answer(request: Any, response: Any) -> Any:
+            self._unanswered += 1
             try:
-                act(request, response)
+                await act(request, response)
                 response.success = True
                 self.get_logger().info(response.message)
             except CosmosPolicyError as error:
                 response.message = str(error)
                 self.get_logger().error(f"refused: {error}")
+            # A recorder that ended here would take the episode being recorded with it.
+            except Exception as error:
+                response.message = f"a bug in {name}: {type(error).__name__}: {error}"
+                self.get_logger().error(f"{response.message}\n{traceback.format_exc()}")
+            finally:
+                self._unanswered -= 1
             self._report()
             return response
 
-        return answer
+        return self.create_service(kind, name, answer, callback_group=self._background.group)
 
     @property
     def _open_store(self) -> EpisodeStore:
         assert self._store is not None, "services exist only when configured"
         return self._store
 
-    def _start(self, request: StartEpisode.Request, response: StartEpisode.Response) -> None:
-        if not self._active:
-            raise RolloutError("the recorder is not active; activate it first")
+    async def _start(self, request: StartEpisode.Request, response: StartEpisode.Response) -> None:
+        if self._starting:
+            raise RolloutError(
+                "an episode is being started by another call; wait for its answer, at most "
+                f"{DISCOVERY_PATIENCE:g} s"
+            )
+        self._starting = True
+        try:
+            recording = await self._begin(request)
+        finally:
+            self._starting = False
+        self._last = recording
+        self._started_ns = time.monotonic_ns()
+        self._message = f"recording episode {recording.id}"
+        response.message = self._message
+        response.episode_id, response.path = recording.id, str(recording.path)
+
+    async def _begin(self, request: StartEpisode.Request) -> Recording:
+        self._refuse_inactive()
         name = request.task or self._policy.task
         if not name:
             raise RolloutError("task: name one, since there is no policy node that has one")
-        task_file = named_file(name, config_folder("tasks"))
-        task = load_task(str(task_file), task_file.parent)
+        task, text = await self._background.run(_read_task, name)
         facts = EpisodeFacts(
             task=task.name,
             prompt=choose_prompt(task, request.prompt),
@@ -228,17 +290,23 @@ class RecorderNode(LifecycleNode):
             package_version=__version__,
             seed=request.seed,
             rig_yaml=self._rig_yaml,
-            task_yaml=task_file.read_text(encoding="utf-8"),
+            task_yaml=text,
         )
-        if self._open_store.recording is None:
-            self._preflight(task.time_limit)
-        self._last = recording = self._open_store.begin(
-            facts, self._topics, self._integrity(), self._options
+        store = self._open_store
+        if (other := store.recording) is not None:
+            raise RolloutError(f"episode '{other.id}' is being recorded; stop or discard it first")
+        await self._preflight(task.time_limit)
+        recording: Recording = await self._background.run(
+            store.begin, facts, self._topics, self._integrity(), self._options
         )
-        self._started_ns = time.monotonic_ns()
-        self._message = f"recording episode {recording.id}"
-        response.message = self._message
-        response.episode_id, response.path = recording.id, str(recording.path)
+        if not self._active:
+            await self._background.run(recording.finish, "the recorder was deactivated")
+            self._refuse_inactive()
+        return recording
+
+    def _refuse_inactive(self) -> None:
+        if not self._active:
+            raise RolloutError("the recorder is not active; activate it first")
 
     def _read_options(self) -> Options:
         images, quality, compression = (
@@ -259,19 +327,25 @@ class RecorderNode(LifecycleNode):
         sensors = sensors_of(rig, self.resolve_topic_name)
         return Integrity(sensors, self._rig.observation.camera_skew, self._limits)
 
-    def _preflight(self, seconds: float) -> None:
+    async def _preflight(self, seconds: float) -> None:
         """Wait until nothing speaks against an episode; what the rig sends before is lost.
 
         Raises:
             RolloutError: something still does; names every cause.
         """
         deadline = time.monotonic() + DISCOVERY_PATIENCE
-        while reasons := self._complaints(seconds):
+        while True:
+            free = await self._background.run(_free_bytes, self._open_store.root)
+            self._refuse_inactive()
+            reasons = self._complaints(seconds, free)
+            if not reasons:
+                return
             if time.monotonic() > deadline:
                 raise RolloutError("; ".join(reasons))
-            time.sleep(0.05)
+            await self._background.pause(RETRY)
+            self._refuse_inactive()
 
-    def _complaints(self, seconds: float) -> tuple[str, ...]:
+    def _complaints(self, seconds: float, free_bytes: int) -> tuple[str, ...]:
         self._inputs.take_all_waiting()
         if missing := self._inputs.missing():
             return (
@@ -286,33 +360,38 @@ class RecorderNode(LifecycleNode):
             self._inputs.traffic,
             [sensor.topic for sensor in self._sensors],
             self._now_ns(),
-            shutil.disk_usage(self._open_store.root).free,
+            free_bytes,
             seconds,
             self._limits,
         )
 
-    def _stop(self, request: EndEpisode.Request, response: EndEpisode.Response) -> None:
+    async def _stop(self, request: EndEpisode.Request, response: EndEpisode.Response) -> None:
         recording = self._open_store.recording
         if recording is None:
+            if self._last is not None and self._last.failed:
+                raise RolloutError(f"episode {self._last.id} ended too early: {self._last.failure}")
             raise RolloutError("no episode is being recorded; start one first")
         if request.episode_id not in ("", recording.id):
             raise RolloutError(
                 f"episode '{request.episode_id}' is not being recorded, '{recording.id}' is"
             )
-        path = self._finish(recording, request.reason or "stopped")
+        path = await self._finish(recording, request.reason or "stopped")
         response.message = self._message
         response.episode_id, response.path = recording.id, str(path)
         response.bytes = sum(recording.sizes.values())
 
-    def _discard(self, request: EndEpisode.Request, response: EndEpisode.Response) -> None:
+    async def _discard(self, request: EndEpisode.Request, response: EndEpisode.Response) -> None:
         reason = request.reason or "discarded by the operator"
-        path = self._open_store.discard(reason, episode=request.episode_id)
-        self._ended_ns = time.monotonic_ns()
+        discard, store = self._open_store.discard, self._open_store
+        if store.recording is None:
+            path = await self._background.run(discard, reason, episode=request.episode_id)
+        else:
+            path = await self._end(discard, reason, episode=request.episode_id)
         self._message = f"episode {path.stem} is marked as discarded; its files stay"
         response.message, response.path = self._message, str(path)
         response.episode_id = path.stem
 
-    def _score(self, request: ScoreEpisode.Request, response: ScoreEpisode.Response) -> None:
+    async def _score(self, request: ScoreEpisode.Request, response: ScoreEpisode.Response) -> None:
         judgement = Judgement(
             score=None if request.score == NOT_GIVEN else request.score,
             success=request.task_success,
@@ -321,30 +400,54 @@ class RecorderNode(LifecycleNode):
             operator_name=request.operator_name,
             note=request.note,
         )
-        *_, label = self._open_store.score(judgement, episode=request.episode_id)
+        score, episode = self._open_store.score, request.episode_id
+        *_, label = await self._background.run(score, judgement, episode=episode)
         self._scores.publish(label_to_message(label))
         self._message = f"episode {label.episode_id} scored {label.points:g} of 100"
         response.message = f"{self._message} (revision {label.revision})"
         response.revision, response.score = label.revision, label.points
 
-    def _finish(self, recording: Recording, outcome: str) -> Path:
+    async def _finish(self, recording: Recording, outcome: str) -> Path:
+        path: Path = await self._end(recording.finish, outcome)
+        self._note_end(recording, outcome)
+        return path
+
+    async def _end(self, end: Callable[..., Path], reason: str, **options: str) -> Path:
+        """End an episode, which waits until its last byte is on the disk."""
+        if self._ending:
+            raise RolloutError("the episode is being ended by another call; wait for its answer")
         self._inputs.take_all_waiting()
-        path = recording.finish(outcome)
+        self._ending = True
+        try:
+            path: Path = await self._background.run(end, reason, **options)
+        finally:
+            self._ending = False
+            self._ended_ns = time.monotonic_ns()
+        return path
+
+    def _note_end(self, recording: Recording, outcome: str) -> None:
         self._ended_ns = time.monotonic_ns()
         verdict = recording.verdict()
         self._message = f"episode {recording.id} is complete ({outcome}), {verdict.text}"
-        return path
 
     # ---------------------------------------------------------------- reports
 
-    def _report_while_recording(self) -> None:
+    async def _watch_episode(self) -> None:
+        """Once a second: tell how it goes, and end it before the disk is full."""
         if self._last is None or self._phase != "recording":
             return
-        if not self._last.open:
+        if self._ending:
+            pass
+        elif not self._last.open:
+            self._ended_ns = time.monotonic_ns()
             self._message = f"episode {self._last.id} ended too early: {self._last.failure}"
             self.get_logger().error(self._message)
         elif self._last.verdict().free_gb < self._limits.stop_free:
-            self._end_recording(f"less than {self._limits.stop_free:g} GB were left on the disk")
+            least = self._limits.stop_free
+            try:
+                await self._finish(self._last, f"less than {least:g} GB were left on the disk")
+            except RolloutError as error:
+                self._message = str(error)
             self.get_logger().error(self._message)
         self._report()
 
@@ -368,6 +471,26 @@ class RecorderNode(LifecycleNode):
             state.go, state.reasons = verdict.go, list(verdict.reasons)
         self._phase = state.phase
         self._states.publish(state)
+
+
+def _read_task(name: str) -> tuple[Task, str]:
+    """Return a task of the package's folder and the text of its file."""
+    if not TASK_NAME.fullmatch(name):
+        raise ConfigError(
+            f"task {name[:64]!a} is no task's name: give one of letters, digits, '_' and '-', "
+            f"64 at most, such as transfer_cube; files are not taken by path here"
+        )
+    file = named_file(name, config_folder("tasks"))
+    return load_task(str(file), file.parent), file.read_text(encoding="utf-8")
+
+
+def _free_bytes(root: Path) -> int:
+    """Return what is left on the disk of the episodes' folder, which is made if it is gone."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        return shutil.disk_usage(root).free
+    except OSError as error:
+        raise RolloutError(f"{root}: cannot be the folder of episodes: {error}") from error
 
 
 def make_node() -> LifecycleNode:

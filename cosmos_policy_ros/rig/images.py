@@ -2,53 +2,169 @@
 
 Works on any object with the fields of ``sensor_msgs/Image`` or ``CompressedImage``: a message
 that rclpy delivered and one that was read back from a bag give the same bytes.
+
+Anyone on the network may publish a picture, so nothing is decoded before its header has been read:
+a few hundred bytes can ask a decoder for gigabytes, and a decoder fills what is missing with grey
+and says nothing.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import re
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.errors import ObservationError
+from cosmos_policy_ros.rig.spec import GREY, MAX_SIDE
 
 CHANNELS = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1}
 _TO_RGB = {
     "bgr8": cv2.COLOR_BGR2RGB,
     "rgba8": cv2.COLOR_RGBA2RGB,
     "bgra8": cv2.COLOR_BGRA2RGB,
-    "mono8": cv2.COLOR_GRAY2RGB,
+    GREY: cv2.COLOR_GRAY2RGB,
 }
 
+# Encodings of one channel: grey, depth, infrared. Also how image_transport begins a format.
+_ONE_CHANNEL = re.compile(r"mono(8|16)|(8|16|32|64)[USF]C1", re.IGNORECASE)
+_DEPTH_FORMAT = "compresseddepth"  # 12 bytes of its own stand before the picture
+_NAMED_TYPES: tuple[tuple[re.Pattern[str], Literal["JPEG", "PNG"]], ...] = (
+    (re.compile(r"\bm?jpe?g\b", re.IGNORECASE), "JPEG"),
+    (re.compile(r"\bpng\b", re.IGNORECASE), "PNG"),
+)
+# A whole file has some ten of each; a million empty ones would keep a reader busy for seconds.
+_MOST_SEGMENTS = 1000
+_MOST_SCANS = 32  # of a progressive JPEG; usually 10, and each costs a pass over the whole picture
+_MOST_CHUNKS = 20_000  # of a PNG; libpng cuts a picture of 50 MB into 6000
 
-def decode_image(message: Any, source: str) -> NDArray[np.uint8]:
+_JPEG_BEGIN = b"\xff\xd8"
+_EOI, _SOS = 0xD9, 0xDA
+_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+_DECODABLE = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive; Huffman coded
+_MARKER = re.compile(rb"\xff+[\x01-\xfe]")  # any number of ff may come before one
+# A block of 8x8 pixels takes at least one bit, so that work is bounded by what was received.
+_MOST_PIXELS_PER_BYTE = 64 * 8
+# Within a scan, ff 00 is a byte of data and ff d0 to ff d7 are restarts; the rest ends it.
+_SCAN_END = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+_PNG_BEGIN = b"\x89PNG\r\n\x1a\n"
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 1, 6: 3}  # by colour type, without the opacity
+# Compressed notes and further frames: they cost a decoder what the header says nothing of.
+_PNG_REFUSED = frozenset({b"zTXt", b"iTXt", b"iCCP", b"acTL", b"fcTL", b"fdAT"})
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a JPEG's or PNG's own header says."""
+
+    kind: Literal["JPEG", "PNG"]
+    height: int
+    width: int
+    channels: int
+    bits: int
+
+
+class _DamagedError(Exception):
+    """What is wrong with a compressed picture, for the end of a sentence."""
+
+
+def decode_image(
+    message: Any, source: str, *, grey: bool = False, size: Sequence[int] = ()
+) -> NDArray[np.uint8]:
     """Return (H, W, 3) uint8 RGB. ``rgb8`` without row padding is a view, not a copy.
 
     Args:
         message: an Image (``encoding``, ``height``, ``width``, ``step``, ``data``) or a
             CompressedImage (``format``, ``data``).
         source: topic, for messages.
+        grey: whether a grey picture is wanted, as three equal channels; a colour camera that
+            sends one is set up wrongly.
+        size: rows and columns that it must have; empty for any up to :data:`MAX_SIDE`.
 
     Raises:
-        ObservationError: truncated data, unreadable JPEG/PNG, or an encoding that needs cv_bridge
-            where cv_bridge is not installed.
+        ObservationError: not whole, too large, not of ``size``, grey or depth where colour is
+            wanted, no readable JPEG or PNG, or an encoding that needs cv_bridge where cv_bridge is
+            missing or fails.
+    """
+    height, width = image_size(message, source, grey=grey)
+    if size and (height, width) != tuple(size):
+        raise ObservationError(
+            f"{source}: the picture has {height}x{width} pixels (rows x columns), the rig file "
+            f"says {size[0]}x{size[1]}; set the camera's profile, or size in the rig file"
+        )
+    if hasattr(message, "format"):
+        image = _decompress(message, source)
+    elif message.encoding in CHANNELS:
+        image = _rows(message)
+    else:
+        image = _through_cv_bridge(message, source)
+    if image.shape != (height, width, 3) or image.dtype != np.uint8:
+        raise ObservationError(
+            f"{source}: decoded to {image.dtype} {image.shape}, its header says "
+            f"{height}x{width} pixels; restart the camera driver"
+        )
+    return image
+
+
+def image_size(message: Any, source: str, *, grey: bool = False) -> tuple[int, int]:
+    """Return a picture's rows and columns by its header; nothing is decoded.
+
+    A JPEG or PNG is followed to its end marker, so that half of one is no picture.
+
+    Raises:
+        ObservationError: as for :func:`decode_image`, as far as the header tells.
     """
     if hasattr(message, "format"):
-        return _decompress(message, source)
-    channels = CHANNELS.get(message.encoding)
-    if channels is None:
-        return _through_cv_bridge(message, source)
-    height, width, step = int(message.height), int(message.width), int(message.step)
-    data = np.frombuffer(message.data, np.uint8)
-    if height < 1 or width < 1 or step < width * channels or data.size < height * step:
+        header = _read_header(message, source, grey=grey)
+        return header.height, header.width
+    encoding, height, width = message.encoding, int(message.height), int(message.width)
+    _refuse_size(source, f"a '{shown(encoding)}'", height, width)
+    if _ONE_CHANNEL.fullmatch(encoding) and not (grey and encoding == GREY):
+        raise _no_colour(source, f"encoding '{shown(encoding)}'")
+    if encoding in CHANNELS:
+        step, size = int(message.step), len(message.data)
+        least = width * CHANNELS[encoding]
+        if step < least or size != height * step:
+            raise ObservationError(
+                f"{source}: image of {height}x{width} {encoding} with rows of {step} bytes "
+                f"carries {size} bytes, expected {height * max(step, least)}; mend the camera "
+                f"driver"
+            )
+    return height, width
+
+
+def shown(text: str) -> str:
+    """Return a stranger's word for a message: short, and without control characters."""
+    return ascii(text[:40])[1:-1] + ("..." if len(text) > 40 else "")
+
+
+def _refuse_size(source: str, what: str, height: int, width: int) -> None:
+    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
         raise ObservationError(
-            f"{source}: image of {height}x{width} {message.encoding} with rows of {step} bytes "
-            f"carries {data.size} bytes, expected {height * max(step, width * channels)}; "
-            "mend the camera driver"
+            f"{source}: {what} picture of {height}x{width} pixels (rows x columns); 1 to "
+            f"{MAX_SIDE} each way are taken; set the camera to a smaller profile, or end whatever "
+            f"else publishes there"
         )
-    rows = data[: height * step].reshape(height, step)[:, : width * channels]
+
+
+def _no_colour(source: str, found: str) -> ObservationError:
+    return ObservationError(
+        f"{source}: {found} is no colour picture of 8 bits a channel, as this camera must send; "
+        f"take its colour stream, or list {GREY} in the camera's encodings in the rig file for a "
+        f"grey one"
+    )
+
+
+def _rows(message: Any) -> NDArray[np.uint8]:
+    channels = CHANNELS[message.encoding]
+    height, width, step = int(message.height), int(message.width), int(message.step)
+    rows = np.frombuffer(message.data, np.uint8).reshape(height, step)[:, : width * channels]
     image: NDArray[np.uint8] = rows.reshape(height, width, channels)
     if message.encoding == "rgb8":
         return image
@@ -57,21 +173,168 @@ def decode_image(message: Any, source: str) -> NDArray[np.uint8]:
 
 def _decompress(message: Any, source: str) -> NDArray[np.uint8]:
     data = np.frombuffer(message.data, np.uint8)
-    bgr = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    if bgr is None:
+    # A picture is where the camera is: a note in it on how it was held turns nothing.
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        bgr = cv2.imdecode(data, flags)
+    except cv2.error as error:
         raise ObservationError(
-            f"{source}: {data.size} bytes of '{message.format}' are no readable picture; "
-            "use JPEG or PNG transport"
-        )
+            f"{source}: OpenCV cannot decode {data.size} bytes of '{shown(message.format)}' "
+            f"({' '.join(str(error).split())[:200]}); restart the camera driver"
+        ) from error
+    if bgr is None:
+        raise _unreadable(message, source, "it does not decode")
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
 
 
+def _unreadable(message: Any, source: str, why: str) -> ObservationError:
+    return ObservationError(
+        f"{source}: {len(message.data)} bytes of '{shown(message.format)}' are no readable "
+        f"picture: {why}; use JPEG or PNG transport, and look at the camera's cable"
+    )
+
+
+# ---------------------------------------------------------------- JPEG and PNG headers
+
+
+def _read_header(message: Any, source: str, *, grey: bool) -> _Header:
+    """Return the header of a compressed picture that is whole and may be decoded."""
+    declared = message.format.split(";")[0].strip()
+    if _DEPTH_FORMAT in message.format.lower():
+        raise _no_colour(source, f"format '{shown(message.format)}'")
+    if _ONE_CHANNEL.fullmatch(declared) and not (grey and declared == GREY):
+        raise _no_colour(source, f"format '{shown(message.format)}'")
+    data = np.frombuffer(message.data, np.uint8).tobytes()
+    try:
+        if data.startswith(_JPEG_BEGIN):
+            header = _read_jpeg(data, source)
+        elif data.startswith(_PNG_BEGIN):
+            header = _read_png(data, source)
+        else:
+            raise _DamagedError("it begins as neither JPEG nor PNG")
+        _refuse_other_type(message.format, header)
+    except _DamagedError as error:
+        raise _unreadable(message, source, str(error)) from None
+    if header.bits != 8 or (header.channels == 1 and not grey):
+        found = f"a {header.kind} of {header.channels} x {header.bits} bits a pixel"
+        raise _no_colour(source, found)
+    return header
+
+
+def _refuse_other_type(declared: str, header: _Header) -> None:
+    named = [kind for pattern, kind in _NAMED_TYPES if pattern.search(declared)]
+    if named and header.kind not in named:
+        raise _DamagedError(f"it is a {header.kind}")
+
+
+def _read_jpeg(data: bytes, source: str) -> _Header:
+    """Walk from segment to segment to the end marker; what comes after it is padding."""
+    header: _Header | None = None
+    at, scans = len(_JPEG_BEGIN), 0
+    for _ in range(_MOST_SEGMENTS):
+        found = _MARKER.match(data, at)
+        if found is None:
+            raise _DamagedError(f"it was cut off or damaged at byte {at}, before its end marker")
+        at, marker = found.end() - 2, data[found.end() - 1]
+        if marker == _EOI:
+            if header is None or not scans:
+                raise _DamagedError("it has no pixels")
+            if header.height * header.width > _MOST_PIXELS_PER_BYTE * at:
+                raise _DamagedError(
+                    f"its {at} bytes cannot hold the {header.height}x{header.width} pixels it "
+                    f"claims"
+                )
+            return header
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        segment = data[at + 4 : at + 2 + length]
+        if length < 2 or at + 2 + length > len(data):
+            raise _DamagedError(f"it was cut off in the segment at byte {at}")
+        at += 2 + length
+        if marker in _FRAMES:
+            if header is not None:
+                raise _DamagedError("it has two frames")
+            header = _read_frame(marker, segment)
+            _refuse_size(source, "a JPEG", header.height, header.width)
+        elif marker == _SOS:
+            scans += 1
+            if header is None or scans > _MOST_SCANS:
+                raise _DamagedError(f"it has scans without a frame, or more than {_MOST_SCANS}")
+            end = _SCAN_END.search(data, at)
+            at = len(data) if end is None else end.start()
+    raise _DamagedError(f"it has more than {_MOST_SEGMENTS} segments")
+
+
+def _read_frame(marker: int, segment: bytes) -> _Header:
+    if marker not in _DECODABLE:
+        raise _DamagedError(f"its coding (marker ff{marker:02x}) is not baseline or progressive")
+    if len(segment) < 6 or len(segment) != 6 + 3 * segment[5]:
+        raise _DamagedError("its frame header is damaged")
+    bits, height, width, channels = struct.unpack(">BHHB", segment[:6])
+    if channels not in (1, 3):
+        raise _DamagedError(f"it has {channels} channels, where 3 are a colour picture")
+    return _Header("JPEG", height, width, channels, bits)
+
+
+def _read_png(data: bytes, source: str) -> _Header:
+    """Walk from chunk to chunk to the end; each carries its length and a checksum."""
+    header: _Header | None = None
+    at, pixels = len(_PNG_BEGIN), False
+    for _ in range(_MOST_CHUNKS):
+        length = int.from_bytes(data[at : at + 4], "big")
+        kind, end = data[at + 4 : at + 8], at + 8 + length
+        if end + 4 > len(data):
+            raise _DamagedError("it was cut off, its end chunk is missing")
+        if zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise _DamagedError(f"the chunk at byte {at} does not fit its checksum")
+        if header is None:
+            header = _read_png_header(kind, data[at + 8 : end])
+            _refuse_size(source, "a PNG", header.height, header.width)
+        elif kind in _PNG_REFUSED:
+            raise _DamagedError(f"it has a chunk '{kind.decode()}', which no camera sends")
+        elif kind == b"IEND":
+            if not pixels:
+                raise _DamagedError("it has no pixels")
+            return header
+        pixels = pixels or kind == b"IDAT"
+        at = end + 4
+    raise _DamagedError(f"it has more than {_MOST_CHUNKS} chunks")
+
+
+def _read_png_header(kind: bytes, content: bytes) -> _Header:
+    if kind != b"IHDR" or len(content) != 13:
+        raise _DamagedError("its first chunk is no header")
+    width, height, bits, colour, *_ = struct.unpack(">IIBBBBB", content)
+    if colour not in _PNG_CHANNELS:
+        raise _DamagedError(f"its colour type is {colour}")
+    palette = 3
+    return _Header("PNG", height, width, _PNG_CHANNELS[colour], 8 if colour == palette else bits)
+
+
+# ---------------------------------------------------------------- rare encodings
+
+
 def _through_cv_bridge(message: Any, source: str) -> NDArray[np.uint8]:
+    encoding = shown(message.encoding)
     try:
         from cv_bridge import CvBridge  # type: ignore[import-not-found]
     except ImportError:
         raise ObservationError(
-            f"{source}: encoding '{message.encoding}' needs cv_bridge, which is not installed; "
+            f"{source}: encoding '{encoding}' needs cv_bridge, which is not installed; "
             f"set the camera to one of {', '.join(CHANNELS)} or install ros-<distro>-cv-bridge"
         ) from None
-    return np.asarray(CvBridge().imgmsg_to_cv2(message, "rgb8"), np.uint8)
+    except Exception as error:  # one built for another NumPy raises AttributeError
+        raise _bridge_fails(source, encoding, "cannot be loaded", error) from error
+    try:
+        return np.asarray(CvBridge().imgmsg_to_cv2(message, "rgb8"))
+    # Its encodings raise KeyError, RuntimeError, cv2.error and classes of its own.
+    except Exception as error:
+        raise _bridge_fails(source, encoding, "cannot convert it", error) from error
+
+
+def _bridge_fails(source: str, encoding: str, what: str, error: Exception) -> ObservationError:
+    told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    colours = ", ".join(name for name in CHANNELS if name != GREY)
+    return ObservationError(
+        f"{source}: encoding '{encoding}' needs cv_bridge, which {what} ({told}); set the camera "
+        f"to one of {colours}"
+    )

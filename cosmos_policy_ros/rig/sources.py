@@ -20,7 +20,7 @@ from cosmos_policy_ros.errors import ObservationError
 from cosmos_policy_ros.rig.arms import Arm
 from cosmos_policy_ros.rig.clock import NS, Receipt
 from cosmos_policy_ros.rig.config import did_you_mean
-from cosmos_policy_ros.rig.images import decode_image
+from cosmos_policy_ros.rig.images import decode_image, image_size
 from cosmos_policy_ros.rig.observation import Observation
 from cosmos_policy_ros.rig.spec import Camera, RigSpec
 
@@ -240,7 +240,12 @@ class Sources:
         state = self.measured()
         assert state is not None
         images = {
-            role: decode_image(source.message, source.topic)
+            role: decode_image(
+                source.message,
+                source.topic,
+                grey=source.camera.grey,
+                size=source.camera.size,
+            )
             for role, source in self._cameras.items()
         }
         sources = [source for _, source in self._named()]
@@ -291,6 +296,18 @@ class Sources:
                 f"{source.rejections}"
             )
         return None
+
+    def image_sizes(self) -> dict[str, tuple[int, int]]:
+        """Return rows and columns of each camera's newest picture, by role, from its header.
+
+        Raises:
+            ObservationError: one is no picture that could be used.
+        """
+        return {
+            role: image_size(source.message, source.topic, grey=source.camera.grey)
+            for role, source in self._cameras.items()
+            if source.message is not None
+        }
 
 
 def _has_come(source: _CameraSource | _ArmSource) -> bool:

@@ -24,6 +24,11 @@ from cosmos_policy_ros.rig.limits import (
 from cosmos_policy_ros.rig.outputs import Output, find_outputs
 
 CAMERA_ROLES = ("left_wrist", "right_wrist", "primary")
+GREY = "mono8"
+"""Encoding of a grey picture of 8 bits."""
+MAX_SIDE = 4096
+"""Rows and columns [px] of a picture. Cameras of a rig have 480 to 2160 rows; one of this size
+takes 50 MB and 0.1 to 0.6 s to decode, and ten times as many pixels would hold up the arms."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +40,33 @@ class Camera:
         topic: image topic, relative to the node's namespace.
         info_topic: its CameraInfo, recorded beside the images.
         transport: "raw" (sensor_msgs/Image) or "compressed" (sensor_msgs/CompressedImage).
-        encodings: what a raw image may be encoded as; anything else is refused by name.
+        encodings: what a raw image may be encoded as; anything else is refused by name. Grey
+            pictures, compressed ones too, are taken only where mono8 is among them.
+        size: rows and columns [px] that it sends; another size is refused. Empty for any.
+        any_aspect: take pictures of another aspect ratio than the checkpoint's training had; the
+            model sees them squeezed.
     """
 
     role: Literal["left_wrist", "right_wrist", "primary"]
     topic: str
     info_topic: str
     transport: Literal["raw", "compressed"] = "raw"
-    encodings: tuple[str, ...] = ("rgb8", "bgr8", "rgba8", "bgra8", "mono8")
+    encodings: tuple[str, ...] = ("rgb8", "bgr8", "rgba8", "bgra8")
+    size: tuple[int, ...] = ()
+    any_aspect: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a size that is none."""
+        if self.size and not (len(self.size) == 2 and all(0 < n <= MAX_SIDE for n in self.size)):
+            raise ValueError(
+                f"size: {list(self.size)} must be rows and columns of 1 to {MAX_SIDE} px, or left "
+                f"out"
+            )
+
+    @property
+    def grey(self) -> bool:
+        """Whether it may send grey pictures."""
+        return GREY in self.encodings
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ is whole and on the disk, so a bag that looks finished is finished.
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from rosbags.typesys.store import Typestore
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rig.config import did_you_mean
 from cosmos_policy_ros.rollouts.bag_metadata import describe_bag, write_metadata
-from cosmos_policy_ros.rollouts.durable import Hold, rename, sync
+from cosmos_policy_ros.rollouts.durable import Hold, place_of, rename, stands_at, sync
 from cosmos_policy_ros.rollouts.mcap_file import Compression, McapFile, Topic
 from cosmos_policy_ros.rollouts.messages import (
     EPISODE_TYPE,
@@ -182,6 +183,72 @@ class BagWriter:
                 self._file.flush()
             except OSError as error:
                 raise self._failed("write", error) from error
+
+    def free_bytes(self) -> int:
+        """Return what is left on the disk that the bag is on; raises OSError."""
+        with self._lock:
+            self._check_open()
+            return shutil.disk_usage(self._hold.descriptor).free
+
+    def displaced(self) -> str:
+        """Return what became of folder or file under the writer; empty while both are in place.
+
+        An open file can be written to long after its folder was deleted, and nobody would know.
+
+        Raises:
+            OSError: the disk does not say.
+        """
+        with self._lock:
+            if self._ended:
+                return ""
+            for path, descriptor in (
+                (self.path, self._hold.descriptor),
+                (self._file.path, self._file.descriptor),
+            ):
+                if not stands_at(descriptor, path):
+                    now = place_of(descriptor)
+                    fate = "deleted" if now is None else f"moved to {now}"
+                    instead = ", and something else is in its place" if path.exists() else ""
+                    return f"{path} was {fate} while it was recorded{instead}"
+            if self._file.cut:
+                return f"{self._file.path} was cut short while it was recorded"
+            return ""
+
+    def end_displaced(self, reason: str, notes: Mapping[str, str]) -> None:
+        """End a bag that was :meth:`displaced`; what can be saved is finished where it is now.
+
+        Args:
+            reason: what became of it, for whoever calls next.
+            notes: as for :meth:`close`.
+        """
+        with self._lock:
+            if self._ended:
+                return
+            try:
+                saved = self._finish_elsewhere({**self._notes, **notes})
+            except OSError as error:
+                saved = f"it cannot be finished: {error}"
+                self._file.abort()
+            self._ended = f"{reason}; {saved}"
+            self._hold.release()
+
+    def _finish_elsewhere(self, notes: Mapping[str, str]) -> str:
+        file, folder = place_of(self._file.descriptor), place_of(self._hold.descriptor)
+        if file is None or self._file.cut:
+            self._file.abort()
+            return "what was recorded is lost"
+        information = describe_bag(self._file.contents, notes)
+        self._file.close(information)
+        sync(file)
+        if folder is None or file != folder / self._file.path.name:
+            return f"the messages so far are in {file}"
+        write_metadata(folder, information)
+        sync(folder)
+        if folder.name == self.path.name:  # moved with its parent, or to another one
+            final = folder.with_name(self.folder.name)
+            rename(folder, final)
+            folder = final
+        return f"the episode so far is whole in {folder}"
 
     def close(self, notes: Mapping[str, str] | None = None, *, discarded: bool = False) -> Path:
         """Write index and metadata, wait for the disk, give the folder its real name; return it.

@@ -103,7 +103,7 @@ def _read(bag: Path, topics: Mapping[str, str]) -> dict[str, Shots]:
     """Return the pictures of some topics by role, by the stamps in their headers."""
     frames: dict[str, Shots] = {role: [] for role in topics.values()}
     for topic, _, message in read_messages(bag, topics):
-        image = decode_image(message, topic)
+        image = decode_image(message, topic, grey=True)  # a sheet shows whatever was recorded
         stamp = message.header.stamp
         stamp_ns = stamp.sec * NS + stamp.nanosec
         frames[topics[topic]].append((stamp_ns, _tile(image)))

@@ -43,6 +43,23 @@ def rename(old: Path, new: Path) -> None:
     sync(new.parent)
 
 
+def stands_at(descriptor: int, path: Path) -> bool:
+    """Return whether ``path`` is still the file or folder that was opened as ``descriptor``."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def place_of(descriptor: int) -> Path | None:
+    """Return where an open file or folder is now, under whatever name; None if it was deleted."""
+    try:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+    except OSError:  # not Linux
+        return None
+    return path if stands_at(descriptor, path) else None
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold ``folder`` against every other thread and process that locks it too."""
@@ -65,6 +82,11 @@ class Hold:
         except OSError:
             self.release()
             raise
+
+    @property
+    def descriptor(self) -> int:
+        """Of the open folder; -1 once it was let go."""
+        return self._descriptor
 
     def release(self) -> None:
         """Let go; may be called again."""

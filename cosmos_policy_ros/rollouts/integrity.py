@@ -20,6 +20,7 @@ SECOND = 1_000_000_000
 GIGABYTE = 1e9
 PRIMARY = "primary"
 PICTURES_KEPT = 32  # stamps per camera, a second of them, among which the nearest is looked for
+HEADER_BYTES = 12  # of a message's kind of encoding, and the stamp of its header
 SHORTEST = 2.0  # s; a rate over less is that of a start, not of a sensor
 
 
@@ -264,7 +265,9 @@ class Integrity:
 
 
 def header_stamp(cdr: bytes) -> int:
-    """Return the stamp [ns] of a serialised message that begins with a header."""
+    """Return the stamp [ns] of a serialised message that begins with a header; 0 if it is cut."""
+    if len(cdr) < HEADER_BYTES:
+        return 0
     little = cdr[1] & 1
     sec, nanosec = struct.unpack_from("<iI" if little else ">iI", cdr, 4)
     return int(sec) * SECOND + int(nanosec)

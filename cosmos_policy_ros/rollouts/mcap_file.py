@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -80,6 +81,16 @@ class McapFile:
         return FileContents(
             self.path.name, self._topics, dict(self._counts), start_ns, self._end_ns
         )
+
+    @property
+    def descriptor(self) -> int:
+        """Of the open file."""
+        return self._stream.fileno()
+
+    @property
+    def cut(self) -> bool:
+        """Whether the file has become shorter than what was written to it."""
+        return os.fstat(self.descriptor).st_size < self._stream.raw.tell()
 
     def write(self, topic: str, stamp_ns: int, cdr: bytes) -> None:
         """Append one message; it may wait in memory until its chunk of a megabyte is full."""

@@ -12,13 +12,14 @@ from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rig.images import decode_image
-from cosmos_policy_ros.rig.spec import Camera, RigSpec
+from cosmos_policy_ros.rig.spec import GREY, Camera, RigSpec
 from cosmos_policy_ros.rollouts.mcap_file import Topic
 
 SUFFIX = "/compressed"  # image_transport's
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 JPEG_QUALITY = 95
-FORMAT = "rgb8; jpeg compressed bgr8"  # as image_transport spells it
+# As image_transport spells it.
+FORMAT, GREY_FORMAT = "rgb8; jpeg compressed bgr8", f"{GREY}; jpeg compressed "
 
 
 def jpeg_topic(topic: Topic) -> Topic:
@@ -41,10 +42,11 @@ def _compressed(camera: Camera) -> Camera:
     return replace(camera, topic=camera.topic + SUFFIX, transport="compressed")
 
 
-def to_jpeg(rgb: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> bytes:
-    """Return (H, W, 3) RGB as a JPEG file; ``quality`` is 1 to 100."""
+def to_jpeg(rgb: NDArray[np.uint8], quality: int = JPEG_QUALITY, *, grey: bool = False) -> bytes:
+    """Return (H, W, 3) RGB as a JPEG file, of one channel if ``grey``; ``quality`` is 1 to 100."""
     options = [cv2.IMWRITE_JPEG_QUALITY, quality]
-    _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), options)
+    pixels = rgb[..., 0] if grey else cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+    _, jpeg = cv2.imencode(".jpg", pixels, options)
     return jpeg.tobytes()
 
 
@@ -68,11 +70,13 @@ class JpegEncoder:
         """
         try:
             message: Any = self.types.deserialize_cdr(cdr, IMAGE)
-            rgb = decode_image(message, "the camera")
+            grey = message.encoding == GREY  # and stays so, or it would be read as a colour picture
+            rgb = decode_image(message, "the camera", grey=grey)
         except Exception as error:
             raise RolloutError(
                 f"a picture cannot become a JPEG: {error}; or record with images:=raw"
             ) from error
-        data = np.frombuffer(to_jpeg(rgb, self.quality), np.uint8)
-        fields = {"header": message.header, "format": FORMAT, "data": data}
+        data = np.frombuffer(to_jpeg(rgb, self.quality, grey=grey), np.uint8)
+        name = GREY_FORMAT if grey else FORMAT
+        fields = {"header": message.header, "format": name, "data": data}
         return bytes(self.types.serialize_cdr(self.types.types[COMPRESSED](**fields), COMPRESSED))

@@ -7,11 +7,10 @@ told; nothing is lost without a word.
 from __future__ import annotations
 
 import queue
-import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +27,7 @@ from cosmos_policy_ros.rollouts.messages import EpisodeFacts, Label, check_text
 from cosmos_policy_ros.rollouts.pictures import JPEG_QUALITY, JpegEncoder, jpeg_topic
 
 FLUSH_PERIOD = 0.5  # s; what was received longer ago survives this process
+DISK_PATIENCE = 5.0  # s without a word from the disk; a busy one hesitates for a second or two
 QUEUE_BYTES = 256 << 20  # three seconds of three raw 640x480 cameras at 30 Hz
 
 
@@ -79,7 +79,9 @@ class Recording:
         self._limit, self._waiting, self._most_waiting = options.queue_bytes, 0, 0
         self._counting = threading.Lock()
         self._newest_ns = 0
+        self._free, self._answered = 0, time.monotonic()
         self._judged: Verdict | None = None
+        self._look()
         self._thread = threading.Thread(target=self._write_all, name="bag writer", daemon=True)
         self._thread.start()
 
@@ -102,6 +104,11 @@ class Recording:
     def failure(self) -> str:
         """Why it ended, or failed; empty while it takes messages."""
         return self._writer.ended
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended without :meth:`finish` or :meth:`discard`, or these failed."""
+        return not self.open and self._judged is None
 
     @property
     def sizes(self) -> Mapping[str, int]:
@@ -131,12 +138,43 @@ class Recording:
             self._integrity.lost(self._jpegs.get(topic, topic), count)
 
     def verdict(self) -> Verdict:
-        """Judge what was recorded so far; once it has ended, what stands in the bag."""
+        """Judge what was recorded so far; once it has ended, what stands in the bag.
+
+        Never waits for the disk, which is looked at twice a second by the thread that writes.
+        """
         if self._judged is not None:
             return self._judged
-        free = shutil.disk_usage(self.path.parent).free
+        return self._judge(self._writer.ended or self._silence())
+
+    def _silence(self) -> str:
+        silent = time.monotonic() - self._answered
+        if silent < DISK_PATIENCE:
+            return ""
+        return (
+            f"{self.path}: the disk has not answered for {silent:.0f} s (at most "
+            f"{DISK_PATIENCE:g}): is it still connected?"
+        )
+
+    def _judge(self, failure: str) -> Verdict:
         with self._counting:
-            return self._integrity.verdict(self._newest_ns, free, self._most_waiting)
+            found = self._integrity.verdict(self._newest_ns, self._free, self._most_waiting)
+        return replace(found, go=False, reasons=(failure, *found.reasons)) if failure else found
+
+    def _look(self) -> None:
+        """Look at the disk: whether the bag is still where it was begun, and what is left.
+
+        Raises:
+            RolloutError: the bag has ended.
+        """
+        try:
+            if displaced := self._writer.displaced():
+                verdict = self._judge(displaced)
+                notes = {OUTCOME: "its folder or file was moved", INTEGRITY: verdict.to_json()}
+                self._writer.end_displaced(displaced, notes)
+            self._free = self._writer.free_bytes()
+        except OSError as error:
+            self._writer.abort(f"{self.path}: the disk fails: {error}")
+        self._answered = time.monotonic()
 
     def label(self, labels: Sequence[Label]) -> tuple[Label, ...]:
         """Write labels into journal and bag; return them with their revisions.
@@ -145,6 +183,8 @@ class Recording:
             RolloutError: the recording has ended, or the disk refused; nothing was taken then.
         """
         with self._lock:
+            if self.open:
+                self._look()
             if not self.open:
                 raise RolloutError(f"episode '{self.id}' takes nothing more: {self.failure}")
             numbered = number(labels, self._labels)
@@ -188,9 +228,14 @@ class Recording:
         with self._lock:
             self._queue.put(None)
             self._thread.join()
-            self._judged = self.verdict()
+            self._look()
+            self._judged = self._judge("")
             notes = {**notes, INTEGRITY: self._judged.to_json()}
-            return self._writer.close(notes, discarded=discarded)
+            try:
+                return self._writer.close(notes, discarded=discarded)
+            except RolloutError:
+                self._judged = None
+                raise
 
     def _write(self, topic: str, stamp_ns: int, cdr: bytes) -> None:
         if topic in self._jpegs:
@@ -214,6 +259,7 @@ class Recording:
                     self._write(*received)
                 if time.monotonic() - flushed >= FLUSH_PERIOD:
                     self._writer.flush()
+                    self._look()
                     flushed = time.monotonic()
             # Whatever it is, a thread that ended without a word would lose the rest of the episode.
             except Exception as error:

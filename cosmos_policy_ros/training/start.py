@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from cosmos_policy_ros.model.config import CheckpointConfig
 from cosmos_policy_ros.model.statistics import measure, write_statistics
 from cosmos_policy_ros.model.text import TextTable
 from cosmos_policy_ros.model.transformer import Transformer
+from cosmos_policy_ros.rig.config import load_config
 from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.training.census import Census, take_census
+from cosmos_policy_ros.rollouts.durable import replace_text
+from cosmos_policy_ros.training.census import Census, Source, take_census
 from cosmos_policy_ros.training.config import DataConfig, StartConfig, TrainingConfig
 from cosmos_policy_ros.training.learning import Lesson, Tally
 from cosmos_policy_ros.training.lora import add_adapters
@@ -115,6 +118,40 @@ def measure_demonstrations(census: Census, folder: Path) -> Path:
     file = folder / files.STATISTICS
     write_statistics(file, measure(np.concatenate(actions), np.stack(states)))
     return file
+
+
+def note_camera_size(census: Census, folder: Path) -> None:
+    """Write into a checkpoint's config what cameras it is trained on, if others than it says.
+
+    Pictures of the same aspect ratio are no others: all are squeezed to a square.
+
+    Raises:
+        TrainingError: the disk refused.
+    """
+    size = _camera_size((*census.sources, *census.held_out))
+    file = folder / files.CONFIG
+    rows, columns = load_config(CheckpointConfig, file).trained_on
+    if size is None or size[0] * columns == size[1] * rows:
+        return
+    text = re.sub(r"^camera_size:.*\n", "", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    line = f"camera_size: [{size[0]}, {size[1]}]  # px, rows and columns of what it was trained on"
+    try:
+        replace_text(file, f"{text.rstrip()}\n{line}\n")
+    except OSError as error:
+        raise TrainingError(f"{file}: cannot be written: {error}") from error
+
+
+def _camera_size(sources: Sequence[Source]) -> tuple[int, int] | None:
+    """Return rows and columns of the first picture that can be read."""
+    for source in sources:
+        step = int(source.starts[0])
+        try:
+            seen = source.windows.observe(int(source.windows.steps.times_ns[step]))
+        except (ObservationError, RolloutError):
+            continue
+        rows, columns, _ = next(iter(seen.images.values())).shape
+        return rows, columns
+    return None
 
 
 def prepare_network(checkpoint: Checkpoint, config: TrainingConfig) -> Transformer:

@@ -46,6 +46,7 @@ from cosmos_policy_ros.training.start import (
     copy_fixed_files,
     load_start,
     measure_demonstrations,
+    note_camera_size,
     prepare_network,
 )
 from cosmos_policy_ros.training.targets import TargetMaker
@@ -112,6 +113,7 @@ class Trainer:
             if file.is_file():
                 return  # of the run that this one goes on with
             copy_fixed_files(checkpoint, self.output)
+            note_camera_size(self.census, self.output)
             if self.config.start.statistics == "demonstrations":
                 measure_demonstrations(self.census, self.output)
             else:

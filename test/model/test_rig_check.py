@@ -1,16 +1,23 @@
-"""Pins that statistics of another arm or in another unit are named, joint by joint."""
+"""Pins that statistics of another arm or in another unit are named, joint by joint.
+
+And that 16:9 cameras do not arm under a checkpoint that saw 4:3, as they did without a line.
+"""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cosmos_policy_ros.model.rig_check import compare_with_rig
+from cosmos_policy_ros.model.config import CheckpointConfig
+from cosmos_policy_ros.model.rig_check import check_pictures, compare_with_rig
 from cosmos_policy_ros.model.statistics import Range, Statistics, load_statistics
-from cosmos_policy_ros.rig.spec import RigSpec
+from cosmos_policy_ros.rig.config import load_config
+from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.spec import CAMERA_ROLES, RigSpec
 
 
 def within(rig: RigSpec) -> Range:
@@ -62,3 +69,57 @@ def test_another_robot_is_named_once_per_quantity(rig: RigSpec) -> None:
     arm = Range(np.zeros(7), np.ones(7))
     warnings = compare_with_rig(Statistics(arm, within(rig)), rig)
     assert len(warnings) == 1 and "actions have 7 numbers, the rig 'sim' has 14" in warnings[0]
+
+
+FOUR_TO_THREE = (480, 640)
+
+
+@pytest.mark.parametrize("size", [(480, 640), (240, 320), (960, 1280), (48, 64), (470, 640)])
+def test_pictures_of_the_trained_aspect_ratio_pass(rig: RigSpec, size: tuple[int, int]) -> None:
+    check = check_pictures(dict.fromkeys(CAMERA_ROLES, size), FOUR_TO_THREE, rig)
+    assert check.passed
+    assert f"primary {size[0]}x{size[1]}" in check.found
+
+
+@pytest.mark.parametrize(
+    ("size", "by"),
+    [((180, 320), "+33%"), ((480, 848), "+32%"), ((480, 480), "-25%"), ((640, 480), "-44%")],
+)
+def test_wider_and_narrower_pictures_are_named(
+    rig: RigSpec, size: tuple[int, int], by: str
+) -> None:
+    sizes = dict.fromkeys(CAMERA_ROLES, FOUR_TO_THREE) | {"primary": size}
+    check = check_pictures(sizes, FOUR_TO_THREE, rig)
+    assert not check.passed
+    assert f"primary {size[0]}x{size[1]}, {by} in width" in check.found
+    assert "wrist" not in check.found and "480x640" in check.found
+    assert "any_aspect: true" in check.advice
+
+
+def test_the_rig_file_may_except_a_camera(rig: RigSpec) -> None:
+    cameras = tuple(replace(c, any_aspect=c.role == "primary") for c in rig.cameras)
+    excepting = replace(rig, cameras=cameras)
+    wide = (180, 320)
+    sizes = dict.fromkeys(CAMERA_ROLES, FOUR_TO_THREE) | {"primary": wide}
+    assert check_pictures(sizes, FOUR_TO_THREE, excepting).passed
+    assert not check_pictures(dict.fromkeys(CAMERA_ROLES, wide), FOUR_TO_THREE, excepting).passed
+
+
+def test_pictures_that_nothing_was_learned_from_are_only_told(rig: RigSpec) -> None:
+    check = check_pictures({"primary": (180, 320)}, (), rig)
+    assert check.passed and "primary 180x320" in check.found
+    assert not check_pictures({}, FOUR_TO_THREE, rig).passed
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("tiny", (480, 640)), ("aloha_2b", (480, 640)), ("libero_2b", (256, 256))],
+)
+def test_what_checkpoints_were_trained_on(name: str, size: tuple[int, int]) -> None:
+    file = config_folder("models") / name / "config.yaml"
+    config = load_config(CheckpointConfig, file)
+    assert config.trained_on == size
+    assert replace(config, camera_size=(720, 1280)).trained_on == (720, 1280)
+    for wrong in ((480,), (0, 640), (1, 2, 3)):
+        with pytest.raises(ValueError, match="must be rows and columns"):
+            replace(config, camera_size=wrong)

@@ -42,7 +42,9 @@ class Wire:
             keeper=keeper,  # type: ignore[arg-type]
             warnings=(),
             dry=False,
+            trained_on=(480, 640),
         )
+        self.sources = inputs.sources
 
     def join(self, name: str) -> Node:
         node = rclpy.create_node(name)
@@ -92,3 +94,26 @@ def test_the_guard_may_speak_and_nobody_else(wire: Wire) -> None:
     assert wire.check("alone").passed
     speak(wire.join(GUARD))  # its twin
     wire.until("alone", f"{GUARD} on {TOPICS[0]}")
+
+
+def test_cameras_of_another_aspect_ratio_than_the_checkpoints(wire: Wire) -> None:
+    def show(height: int, width: int) -> Check:
+        for camera in RIG.cameras:
+            data = bytes(3 * height * width)
+            picture = SimpleNamespace(
+                encoding="rgb8", height=height, width=width, step=3 * width, data=data
+            )
+            wire.sources.add_image(camera.role, picture, 0)
+        return wire.check("pictures")
+
+    assert not wire.check("pictures").passed
+    assert show(240, 320).passed
+    wide = show(180, 320)
+    assert not wide.passed and "primary 180x320, +33% in width" in wide.found
+
+
+def test_a_picture_that_cannot_be_used_is_named(wire: Wire) -> None:
+    torn = SimpleNamespace(format="jpeg", data=b"\xff\xd8\xff")
+    wire.sources.add_image("primary", torn, 0)
+    check = wire.check("pictures")
+    assert not check.passed and f"{RIG.cameras[2].topic}: 3 bytes of 'jpeg'" in check.found

@@ -1,16 +1,24 @@
-"""The recorder keeps what was sent before its end, and begins only with a whole rig."""
+"""The recorder keeps what was sent before its end, and begins only with a whole rig.
+
+Pins, too, that none of its services holds up its executor (a start slept in it for up to 10 s),
+that a task is a name and no file of a stranger's choice (``/dev/zero`` filled the memory, a FIFO
+hung the node), and that a folder deleted under it is told at once (it read GO until the end).
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cosmos_policy_ros.msg import RecorderState
 from cosmos_policy_ros.srv import EndEpisode, ScoreEpisode, StartEpisode
 from helpers.waiting import wait_for
 from rclpy.duration import Duration
@@ -24,7 +32,9 @@ from sensor_msgs.msg import Image, JointState
 from cosmos_policy_ros.nodes import recorder_node
 from cosmos_policy_ros.nodes.recorder_node import RecorderNode
 from cosmos_policy_ros.rig.spec import RigSpec
+from cosmos_policy_ros.rollouts.bag_writer import BagWriter
 from cosmos_policy_ros.rollouts.episode import read_episode
+from cosmos_policy_ros.rollouts.store import EpisodeStore
 
 MESSAGES = 30
 
@@ -66,17 +76,31 @@ class Bench:
         return self.call(StartEpisode, "start_episode", task="transfer_cube")
 
     def call(self, kind: Any, name: str, **fields: Any) -> Any:
+        future = self.ask(kind, name, **fields)
+        self.spin_until(future.done, f"the answer of {name}")
+        return future.result()
+
+    def spin_until(self, condition: Callable[[], object], what: str) -> None:
+        """Let both nodes take turns until a condition holds."""
+
+        def turn() -> bool:
+            self._executor.spin_once(timeout_sec=0.05)
+            return bool(condition())
+
+        wait_for(turn, what)
+
+    def ask(self, kind: Any, name: str, **fields: Any) -> Any:
+        """Return the future answer of a service; it comes while the nodes take turns."""
         client = self.rig.create_client(kind, f"recorder_node/{name}")
         assert client.wait_for_service(timeout_sec=60.0)
+        return client.call_async(kind.Request(**fields))
+
+    @cached_property
+    def _executor(self) -> SingleThreadedExecutor:
         executor = SingleThreadedExecutor()
         executor.add_node(self.rig)
         executor.add_node(self.recorder)
-        try:
-            future = client.call_async(kind.Request(**fields))
-            executor.spin_until_future_complete(future, timeout_sec=60.0)
-        finally:
-            executor.shutdown()
-        return future.result()
+        return executor
 
     def recorded(self, episode: str) -> dict[str, int]:
         topics = read_episode(Path("rollouts") / episode).topics
@@ -100,6 +124,7 @@ def bench(
     bench.recorder.trigger_activate()
     yield bench
     bench.recorder.close()
+    bench._executor.shutdown()
     bench.recorder.destroy_node()
     bench.rig.destroy_node()
 
@@ -206,7 +231,7 @@ def test_an_episode_ends_before_the_disk_is_full(
     started = bench.start()
     real = shutil.disk_usage
     monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=100_000_000))
-    bench.recorder._report_while_recording()
+    bench.spin_until(lambda: bench.recorder._phase == "idle", "the end")
     episode = read_episode(Path("rollouts") / started.episode_id)
     assert episode.outcome == "less than 0.2 GB were left on the disk"
     assert not episode.verdict.go
@@ -258,3 +283,246 @@ def test_an_unknown_option_is_named(
     assert recorder.trigger_configure() == TransitionCallbackReturn.FAILURE
     recorder.destroy_node()
     assert message in capfd.readouterr().err
+
+
+# ---------------------------------------------------------------- nothing holds up the executor
+
+
+def test_a_start_that_waits_holds_up_nothing(bench: Bench, rig: RigSpec) -> None:
+    """Nor is there room for a second one; and it begins as soon as the rig is whole."""
+    start = bench.ask(StartEpisode, "start_episode", task="transfer_cube")
+    bench.spin_until(lambda: bench.recorder._starting, "the start to wait")
+    second = bench.start()
+    assert not second.success and "being started by another call" in second.message
+    unknown = bench.call(EndEpisode, "discard_episode", episode_id="none")
+    assert not unknown.success and "holds no episode yet" in unknown.message
+    assert not start.done()
+    bench.connect(rig)
+    bench.spin_until(start.done, "the start")
+    assert start.result().success, start.result().message
+
+
+def test_a_start_that_waits_ends_with_the_activity(bench: Bench) -> None:
+    start = bench.ask(StartEpisode, "start_episode", task="transfer_cube")
+    bench.spin_until(lambda: bench.recorder._starting, "the start to wait")
+    bench.recorder.trigger_deactivate()
+    bench.spin_until(start.done, "the answer")
+    assert "the recorder is not active" in start.result().message
+    bench.recorder.trigger_activate()
+
+
+def test_a_cleanup_waits_for_the_answers(bench: Bench) -> None:
+    """A service that is gone cannot answer, and its node would end with a traceback."""
+    start = bench.ask(StartEpisode, "start_episode", task="transfer_cube")
+    bench.spin_until(lambda: bench.recorder._starting, "the start to wait")
+    bench.recorder.trigger_deactivate()
+    assert bench.recorder.trigger_cleanup() == TransitionCallbackReturn.FAILURE
+    bench.spin_until(start.done, "the answer")
+    assert bench.recorder.trigger_cleanup() == TransitionCallbackReturn.SUCCESS
+    bench.recorder.trigger_configure()
+    bench.recorder.trigger_activate()
+    assert "no episode" in bench.call(EndEpisode, "stop_episode").message
+
+
+def test_a_start_that_waits_is_answered_before_the_recorder_ends(bench: Bench) -> None:
+    start = bench.ask(StartEpisode, "start_episode", task="transfer_cube")
+    bench.spin_until(lambda: bench.recorder._starting, "the start to wait")
+    bench.recorder.close()
+    assert bench.recorder._unanswered == 0
+    bench.spin_until(start.done, "the answer")
+    assert not start.result().success
+
+
+def test_a_deactivation_takes_back_a_start_that_has_come_too_far(
+    bench: Bench, rig: RigSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = EpisodeStore.begin
+    begun, going_on = threading.Event(), threading.Event()
+
+    def hesitate(*arguments: Any) -> Any:
+        begun.set()
+        going_on.wait(60.0)
+        return begin(*arguments)
+
+    monkeypatch.setattr(EpisodeStore, "begin", hesitate)
+    bench.connect(rig)
+    start = bench.ask(StartEpisode, "start_episode", task="transfer_cube")
+    bench.spin_until(begun.is_set, "the start")
+    bench.recorder.trigger_deactivate()
+    going_on.set()
+    bench.spin_until(start.done, "the answer")
+    assert "the recorder is not active" in start.result().message
+    (episode,) = Path("rollouts").iterdir()
+    assert read_episode(episode).outcome == "the recorder was deactivated"
+    bench.recorder.trigger_activate()
+
+
+def test_messages_are_taken_while_a_disk_hesitates_over_a_score(
+    bench: Bench, rig: RigSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.connect(rig)
+    started = bench.start()
+    going_on = threading.Event()
+    score = EpisodeStore.score
+
+    def hesitate(*arguments: Any, **options: Any) -> Any:
+        going_on.wait(60.0)
+        return score(*arguments, **options)
+
+    monkeypatch.setattr(EpisodeStore, "score", hesitate)
+    scored = bench.ask(ScoreEpisode, "score_episode", score=80.0)
+    bench.spin_until(lambda: bench.recorder._unanswered, "the score")
+    bench.publish(MESSAGES)
+    recording = bench.recorder._last
+    assert recording is not None
+
+    def taken() -> bool:
+        counts = recording.verdict().topics
+        return all(counts[topic]["count"] == MESSAGES for topic in bench.publishers)
+
+    bench.spin_until(taken, "the messages")
+    assert not scored.done()
+    going_on.set()
+    bench.spin_until(scored.done, "the score")
+    assert scored.result().success
+    stop(bench)
+    assert bench.recorded(started.episode_id) == dict.fromkeys(bench.publishers, MESSAGES)
+
+
+def test_an_end_that_waits_for_the_disk_holds_up_nothing(
+    bench: Bench, rig: RigSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.connect(rig)
+    started = bench.start()
+    going_on = threading.Event()
+    close = BagWriter.close
+
+    def hesitate(*arguments: Any, **options: Any) -> Any:
+        going_on.wait(60.0)
+        return close(*arguments, **options)
+
+    monkeypatch.setattr(BagWriter, "close", hesitate)
+    first = bench.ask(EndEpisode, "stop_episode", reason="success")
+    bench.spin_until(lambda: bench.recorder._ending, "the end")
+    for name in ("stop_episode", "discard_episode"):
+        again = bench.call(EndEpisode, name)
+        assert not again.success and "being ended by another call" in again.message
+    another = bench.start()
+    assert not another.success and "is being recorded" in another.message
+    assert not first.done()
+    going_on.set()
+    bench.spin_until(first.done, "the first end")
+    assert first.result().success, first.result().message
+    assert read_episode(Path("rollouts") / started.episode_id).outcome == "success"
+
+
+def test_a_bug_in_a_service_does_not_end_the_recorder(
+    bench: Bench, rig: RigSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.connect(rig)
+    assert bench.start().success
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise OverflowError("date value out of range")
+
+    monkeypatch.setattr(EpisodeStore, "score", fail)
+    answer = bench.call(ScoreEpisode, "score_episode", score=80.0)
+    assert not answer.success
+    assert "OverflowError: date value out of range" in answer.message
+    stop(bench)
+
+
+# ---------------------------------------------------------------- tasks by name
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        "/dev/zero",
+        "./task.yaml",
+        "task.yaml",
+        "../tasks/transfer_cube",
+        "~/transfer_cube",
+        "transfer_cube\n",
+        "transfer cube",
+        "x" * 65,
+    ],
+)
+def test_a_task_is_a_name_and_no_file(bench: Bench, rig: RigSpec, task: str) -> None:
+    os.mkfifo("task.yaml")  # opening it would wait for ever
+    refused = bench.call(StartEpisode, "start_episode", task=task)
+    assert not refused.success and "is no task's name" in refused.message
+    assert len(refused.message) < 300
+    unknown = bench.call(StartEpisode, "start_episode", task="transfer_cub")
+    assert not unknown.success and "did you mean 'transfer_cube'" in unknown.message
+
+
+# ---------------------------------------------------------------- files that go away
+
+
+def test_a_folder_deleted_under_the_recorder_is_told_at_once(bench: Bench, rig: RigSpec) -> None:
+    bench.connect(rig)
+    started = bench.start()
+    states: list[RecorderState] = []
+    bench.rig.create_subscription(RecorderState, "recorder_node/state", states.append, 10)
+    shutil.rmtree(started.path)
+    bench.spin_until(lambda: states and states[-1].phase == "idle", "the end of the episode")
+    assert not states[-1].go
+    assert f"{started.path} was deleted while it was recorded" in states[-1].reasons[0].replace(
+        str(Path.cwd()) + "/", ""
+    )
+    assert f"episode {started.episode_id} ended too early" in states[-1].message
+    stopped = bench.call(EndEpisode, "stop_episode")
+    assert not stopped.success and "was deleted while it was recorded" in stopped.message
+    bench.publish(1)
+    assert bench.start().success, "the next episode must begin"
+
+
+def test_a_root_deleted_under_the_recorder_does_not_end_it(bench: Bench, rig: RigSpec) -> None:
+    bench.connect(rig)
+    assert bench.start().success
+    shutil.rmtree("rollouts")
+    bench.spin_until(lambda: bench.recorder._phase == "idle", "the end of the episode")
+    bench.publish(1)
+    started = bench.start()
+    assert started.success, started.message
+    stop(bench)
+    assert read_episode(Path("rollouts") / started.episode_id)
+
+
+def test_a_root_that_cannot_be_used_is_named(bench: Bench, rig: RigSpec) -> None:
+    bench.connect(rig)
+    shutil.rmtree("rollouts")
+    Path("rollouts").write_text("a file")
+    refused = bench.start()
+    assert not refused.success and "rollouts: cannot be the folder of episodes" in refused.message
+
+
+def test_what_cannot_be_recovered_keeps_no_recorder_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def fail(store: EpisodeStore) -> Any:
+        raise OverflowError("cannot fit 'int' into an index-sized integer")
+
+    monkeypatch.setattr(EpisodeStore, "recover", fail)
+    recorder = RecorderNode()
+    assert recorder.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    recorder.close()
+    recorder.destroy_node()
+    told = capfd.readouterr().err
+    assert "rollouts: what an earlier recorder left is not recovered" in told
+    assert "OverflowError" in told
+
+
+def test_a_message_without_a_header_ends_nothing(bench: Bench, rig: RigSpec) -> None:
+    """Bytes come as they were sent, and anyone may send them."""
+    bench.connect(rig)
+    started = bench.start()
+    topic = f"/{rig.cameras[0].topic}"
+    for cut in (b"", b"\0", b"\0\1\0\0", bytes(11)):
+        bench.recorder._inputs._receive(topic, cut)
+    stop(bench)
+    verdict = read_episode(Path("rollouts") / started.episode_id).verdict
+    assert f"{topic} is stamped" in verdict.text

@@ -173,7 +173,7 @@ class Drill:
                 # The dead recorder's service is seen for some time yet, and does not answer.
                 self.unanswered.append(str(error))
                 return False
-            not_yet = (*NOT_FOUND_YET, "is being recorded")
+            not_yet = (*NOT_FOUND_YET, "is being recorded", "is being started")
             answer = answers[-1]
             if answer.success or self._recording():
                 return True

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 from helpers.feeding import JOINTS, NAMES, fill, picture
@@ -208,3 +211,46 @@ def test_a_motion_without_a_policy_needs_no_cameras(sources: Sources) -> None:
     assert "cam_high/camera/color/image_rect_raw: no new picture for 2.01 s" in sources.lost(now_ns)
     assert sources.lost(now_ns, cameras=False) == ""
     assert "follower_left/joint_states" in sources.lost(13 * NS, cameras=False)
+
+
+def test_sizes_of_the_newest_pictures_by_role(sources: Sources, rig: RigSpec) -> None:
+    assert sources.image_sizes() == {}
+    sources.add_image("left_wrist", picture(0), NS)
+    pixels = cv2.imencode(".jpg", np.zeros((90, 160, 3), np.uint8))[1].tobytes()
+    sources.add_image("primary", SimpleNamespace(format="jpeg", data=pixels), NS)
+    small = picture(0)
+    assert sources.image_sizes() == {
+        "left_wrist": (small.height, small.width),
+        "primary": (90, 160),
+    }
+    sources.add_image("primary", SimpleNamespace(format="jpeg", data=pixels[:-2]), NS)
+    with pytest.raises(ObservationError, match=r"cam_high.* no readable picture"):
+        sources.image_sizes()
+
+
+def test_a_camera_that_sends_another_size_than_its_rig_file_says(rig: RigSpec) -> None:
+    small = picture(0)
+    size = (small.height, small.width)
+    for asked, accepted in ((size, True), ((480, 640), False)):
+        cameras = tuple(replace(camera, size=asked) for camera in rig.cameras)
+        sources = Sources(replace(rig, cameras=cameras))
+        fill(sources, 10.0)
+        if accepted:
+            sources.observe(10 * NS)
+        else:
+            assert "the rig file says 480x640" in complaint(sources, 10.0)
+
+
+def test_a_grey_camera_is_taken_only_where_the_rig_file_says_so(rig: RigSpec) -> None:
+    grey = picture(0)
+    grey.encoding, grey.step = "mono8", grey.width
+    grey.data = grey.data[: grey.height * grey.width]
+    for encodings, accepted in ((rig.cameras[2].encodings, False), (("mono8",), True)):
+        cameras = (*rig.cameras[:2], replace(rig.cameras[2], encodings=encodings))
+        sources = Sources(replace(rig, cameras=cameras))
+        fill(sources, 10.0, skip="primary")
+        sources.add_image("primary", grey, 10 * NS)
+        if accepted:
+            assert sources.observe(10 * NS).images["primary"].shape[2] == 3
+        else:
+            assert "encoding 'mono8' is not accepted" in complaint(sources, 10.0)

@@ -122,6 +122,22 @@ def test_camera_roles_must_each_be_there_once() -> None:
     assert "need each of left_wrist, right_wrist, primary once" in refused(changed)
 
 
+@pytest.mark.parametrize("size", [[480], [480, 640, 3], [0, 640], [480, 4097], [-480, 640]])
+def test_a_camera_size_that_is_none_is_refused(size: list[int]) -> None:
+    changed = content()
+    changed["cameras"][1]["size"] = [480, 640]
+    assert from_mapping(RigSpec, changed, "sim.yaml").cameras[1].size == (480, 640)
+    changed["cameras"][1]["size"] = size
+    assert "must be rows and columns of 1 to 4096 px" in refused(changed)
+
+
+def test_a_camera_is_a_colour_camera_unless_its_file_says_otherwise() -> None:
+    changed = content()
+    assert not from_mapping(RigSpec, changed, "sim.yaml").cameras[1].grey
+    changed["cameras"][1]["encodings"] = ["mono8"]
+    assert from_mapping(RigSpec, changed, "sim.yaml").cameras[1].grey
+
+
 def test_two_cameras_on_one_topic_are_refused() -> None:
     changed = content()
     changed["cameras"][1]["topic"] = changed["cameras"][0]["topic"]

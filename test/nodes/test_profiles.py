@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers.graph import workers_of
-from helpers.waiting import PATIENCE, shared_memory_of, wait_for
+from helpers.waiting import PATIENCE, family, is_on_loopback, shared_memory_of, sockets, wait_for
 from sensor_msgs.msg import Image
 
 from cosmos_policy_ros.nodes.client import GraphClient
@@ -189,12 +186,12 @@ def test_every_socket_of_the_graph_is_on_loopback(
                 wait_for(lambda pid=pid: [*sockets(pid)], f"{name} to be on the network")
             # Endpoints that have found each other open further ones.
             assert client.reset_rig("", 0).success
-            workers = workers_of(pids["policy_node"])
         finally:
             client.close()
         assert len(pids) == 5
-        found = {pid: [*sockets(pid)] for pid in (*pids.values(), *workers, os.getpid())}
-    beyond = {pid: [s for s in all_ if not s.endswith("0100007F")] for pid, all_ in found.items()}
+        found = {name: [s for p in family(pid) for s in sockets(p)] for name, pid in pids.items()}
+        found["operator"] = [*sockets(os.getpid())]
+    beyond = {name: [s for s in all_ if not is_on_loopback(s)] for name, all_ in found.items()}
     assert not any(beyond.values()), beyond
 
 
@@ -221,18 +218,5 @@ def test_a_driver_that_listens_to_the_network_is_heard_and_answers(
             client.close()
         ours, its = ([*sockets(p)] for p in (os.getpid(), processes.pid("sim_rig_node")))
     assert {size for seen in sizes.values() for size in seen} == {640 * 480 * 3}
-    assert all(s.endswith("0100007F") for s in ours)
-    assert not all(s.endswith("0100007F") for s in its)
-
-
-def sockets(pid: int) -> Iterator[str]:
-    """Yield the UDP and TCP sockets of a process, "udp" and the local address in hexadecimal."""
-    own = set()
-    for file in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # closed meanwhile
-            own.add(str(file.readlink()).removeprefix("socket:").strip("[]"))
-    for kind in ("udp", "udp6", "tcp", "tcp6"):
-        for line in Path(f"/proc/{pid}/net/{kind}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[9] in own:
-                yield f"{kind} {fields[1].partition(':')[0]}"
+    assert all(map(is_on_loopback, ours))
+    assert not all(map(is_on_loopback, its))

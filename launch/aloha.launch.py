@@ -142,7 +142,7 @@ def start_nodes(context: LaunchContext) -> list:
                 str(node.parameter_file),
                 {k: ParameterValue(v, value_type=type(v)) for k, v in node.parameters.items()},
             ],
-            arguments=["--ros-args", "--log-level", level],
+            arguments=["--ros-args", "--log-level", level, "--enclave", node.enclave],
             additional_env=environment(node.profile),
             output="screen",
             # Long enough for a bag to be finished.

@@ -38,6 +38,11 @@ class NodeProcess:
     parameters: dict[str, Value]
     profile: str = LARGE_IMAGES
 
+    @property
+    def enclave(self) -> str:
+        """Its name in ``config/sros2/policy.xml``; without SROS2 a name only."""
+        return f"/cosmos_policy/{self.executable}"
+
 
 @dataclass(frozen=True)
 class GraphOptions:

@@ -159,7 +159,9 @@ def environment(
     That is its Fast DDS profile, unless a foreign one is set. The graph keeps to this machine by
     profiles of its own, since with rmw's LOCALHOST every socket is open to the network all the
     same; it takes part in the network when the environment asks for that, by
-    ROS_AUTOMATIC_DISCOVERY_RANGE=SUBNET, ROS_STATIC_PEERS or ROS_DISCOVERY_SERVER.
+    ROS_AUTOMATIC_DISCOVERY_RANGE=SUBNET, ROS_STATIC_PEERS or ROS_DISCOVERY_SERVER. On Humble it
+    keeps to this machine only when asked, by ROS_LOCALHOST_ONLY=1: Fast DDS 2.6 lets no node on
+    loopback talk to a driver that another shell has started on the network.
     """
     given = os.environ if variables is None else variables
     if not _is_fast_dds(given):
@@ -199,9 +201,10 @@ def exposure(variables: Mapping[str, str] | None = None) -> str:
             f"{place}: keeps to this machine; {REACH}=SUBNET at start lets other machines take "
             f"part; {advice}"
         )
+    keeps = f"{OLD_REACH}=1" if given.get("ROS_DISTRO") == "humble" else f"{REACH}=LOCALHOST"
     return (
-        f"{place}: listens on all interfaces, and {anyone}; the launch file keeps to this machine "
-        f"unless {REACH} or its like says otherwise; {advice}"
+        f"{place}: listens on all interfaces, and {anyone}; with {keeps} the launch file keeps the "
+        f"graph to this machine; {advice}"
     )
 
 
@@ -236,7 +239,7 @@ def _keeps_to_machine(given: Mapping[str, str]) -> bool:
     if given.get(REACH) == "SYSTEM_DEFAULT":  # ours, from another call, or the operator's own word
         return _is_on_loopback(given) or _asks_rmw_for_loopback(given)
     unsaid = not given.get(REACH) and not given.get(OLD_REACH)
-    return unsaid or _asks_rmw_for_loopback(given)
+    return (unsaid and given.get("ROS_DISTRO") != "humble") or _asks_rmw_for_loopback(given)
 
 
 def _asks_rmw_for_loopback(given: Mapping[str, str]) -> bool:

@@ -58,7 +58,7 @@ def unsaid(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         {PROFILE: str(CONFIG / LARGE_IMAGES)},
         {"RMW_IMPLEMENTATION": "rmw_fastrtps_cpp"},
         {"ROS_DISTRO": "jazzy"},
-        {"ROS_DISTRO": "humble", OLD_PROFILE: str(CONFIG / LOOPBACK[LARGE_IMAGES])},
+        {"ROS_DISTRO": "humble", ONLY: "1", OLD_PROFILE: str(CONFIG / LARGE_IMAGES)},
     ],
 )
 @pytest.mark.parametrize("profile", LOOPBACK)
@@ -115,6 +115,7 @@ def test_a_profile_of_your_own_is_everybodys(unsaid: pytest.MonkeyPatch) -> None
         ({PROFILE: str(CONFIG / LOOPBACK[LARGE_IMAGES]), RANGE: "LOCALHOST"}, "on all interfaces"),
         ({PROFILE: str(CONFIG / LOOPBACK[LARGE_IMAGES]), ONLY: "1"}, "on all interfaces"),
         ({"ROS_DOMAIN_ID": "7"}, "domain 7: listens"),
+        ({"ROS_DISTRO": "humble"}, "with ROS_LOCALHOST_ONLY=1 the launch file"),
         ({RANGE: "OFF"}, "talks to no other process"),
         ({"ROS_SECURITY_ENABLE": "true", "ROS_SECURITY_STRATEGY": "Enforce"}, "SROS2 admits only"),
         ({"ROS_SECURITY_ENABLE": "true"}, "listens on all interfaces"),  # Permissive
@@ -124,6 +125,12 @@ def test_exposure_says_what_a_process_with_these_variables_does(
     given: dict[str, str], said: str
 ) -> None:
     assert said in exposure(given)
+
+
+def test_humble_keeps_to_this_machine_only_when_asked() -> None:
+    """There no node on loopback talks to a driver that is not: Fast DDS 2.6 drops its address."""
+    humble = {"ROS_DISTRO": "humble"}
+    assert environment(variables=humble) == {OLD_PROFILE: str(CONFIG / LARGE_IMAGES)}
 
 
 def test_another_middleware_is_left_alone() -> None:

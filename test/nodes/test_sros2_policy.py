@@ -135,6 +135,13 @@ def test_whatever_a_node_uses_it_may(used: dict[str, set[Line]], name: str) -> N
     assert not missing, f"{FILE.name}: enclave {name} lacks lines for {sorted(missing)}"
 
 
+def test_sros2_finds_nothing_but_enclaves_among_the_enclaves() -> None:
+    """It takes a comment there for one without a name, and ends with a traceback."""
+    parser = ET.XMLParser(target=ET.TreeBuilder(insert_comments=True))  # noqa: S314 - our own file
+    (enclaves,) = ET.parse(FILE, parser).getroot()  # noqa: S314
+    assert {part.tag for part in enclaves} == {"enclave"}
+
+
 def test_only_those_that_answer_for_the_arms_may_command_them() -> None:
     for side in ("left", "right"):
         trajectory = f"/follower_{side}/arm_controller/joint_trajectory"

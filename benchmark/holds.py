@@ -192,10 +192,8 @@ def measure(sink: str, failure: str) -> tuple[float, str]:
 
 def main() -> None:
     """Print the table."""
-    os.environ |= environment() | {
-        "ROS_DOMAIN_ID": "59",
-        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-    }
+    os.environ |= {"ROS_DOMAIN_ID": "59", "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+    os.environ |= environment()
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     print("| failure in mid-chunk | sink | at rest after | said |\n|---|---|---|---|")
     for failure in sys.argv[1:] or FAILURES:

@@ -6,6 +6,7 @@
 The nodes and their parameters come from ``cosmos_policy_ros.nodes.graph``, as in ``scripts/demo``.
 """
 
+import os
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from launch import LaunchContext, LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,
     IncludeLaunchDescription,
+    LogInfo,
     OpaqueFunction,
     SetEnvironmentVariable,
     Shutdown,
@@ -25,7 +27,7 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 from cosmos_policy_ros.errors import CosmosPolicyError
-from cosmos_policy_ros.nodes.graph import GraphOptions, environment, node_processes
+from cosmos_policy_ros.nodes.graph import GraphOptions, environment, exposure, node_processes
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import load_rig
 
@@ -126,10 +128,10 @@ def start_drivers(context: LaunchContext) -> list:
 
 
 def start_nodes(context: LaunchContext) -> list:
-    """Start the graph; a node that ends by itself takes the rest down with it."""
+    """Start the graph, saying who may talk to it; a node that ends by itself ends the rest."""
     namespace = LaunchConfiguration("namespace").perform(context)
     level = LaunchConfiguration("log_level").perform(context)
-    return [
+    nodes = [
         Node(
             package="cosmos_policy_ros",
             executable=node.executable,
@@ -140,7 +142,7 @@ def start_nodes(context: LaunchContext) -> list:
                 str(node.parameter_file),
                 {k: ParameterValue(v, value_type=type(v)) for k, v in node.parameters.items()},
             ],
-            arguments=["--ros-args", "--log-level", level],
+            arguments=["--ros-args", "--log-level", level, "--enclave", node.enclave],
             additional_env=environment(node.profile),
             output="screen",
             # Long enough for a bag to be finished.
@@ -149,6 +151,7 @@ def start_nodes(context: LaunchContext) -> list:
         )
         for node in node_processes(read_options(context))
     ]
+    return [LogInfo(msg=exposure(os.environ | environment())), *nodes]
 
 
 def generate_launch_description() -> LaunchDescription:

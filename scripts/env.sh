@@ -1,6 +1,6 @@
 # Source this to run the package's commands from a shell: `. scripts/env.sh`.
 # Sets what ROS needs to find the interfaces that scripts/setup built, and the Fast DDS profile
-# without which large images are lost.
+# without which large images are lost and which keeps to this machine.
 
 _root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 _venv=$_root/.venv
@@ -18,9 +18,9 @@ export PATH=$_venv/bin:$PATH
 export AMENT_PREFIX_PATH=$_venv${AMENT_PREFIX_PATH:+:$AMENT_PREFIX_PATH}
 export CMAKE_PREFIX_PATH=$_venv${CMAKE_PREFIX_PATH:+:$CMAKE_PREFIX_PATH}
 export LD_LIBRARY_PATH=$_libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-# Fast DDS 2 (Humble, Jazzy) ignores the new name; Fast DDS 3 warns about the old one.
-case ${ROS_DISTRO:-kilted} in
-  humble | jazzy) export FASTRTPS_DEFAULT_PROFILES_FILE=${FASTRTPS_DEFAULT_PROFILES_FILE:-$_root/config/fastdds.xml} ;;
-  *) export FASTDDS_DEFAULT_PROFILES_FILE=${FASTDDS_DEFAULT_PROFILES_FILE:-$_root/config/fastdds.xml} ;;
-esac
+# Commands keep to this machine unless the shell says otherwise, as the launch file does.
+eval "$("$_venv/bin/python" -c '
+from shlex import quote
+from cosmos_policy_ros.nodes.graph import environment
+print(*(f"export {name}={quote(value)}" for name, value in environment().items()), sep="\n")')"
 unset _root _venv _libraries _folder

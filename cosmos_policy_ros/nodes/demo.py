@@ -25,7 +25,7 @@ from rclpy.signals import SignalHandlerOptions
 from cosmos_policy_ros.errors import CosmosPolicyError
 from cosmos_policy_ros.msg import Decision
 from cosmos_policy_ros.nodes.client import GraphClient
-from cosmos_policy_ros.nodes.graph import GraphOptions, node_processes
+from cosmos_policy_ros.nodes.graph import GraphOptions, environment, exposure, node_processes
 from cosmos_policy_ros.nodes.processes import NodeProcesses
 from cosmos_policy_ros.planning.engine_spec import ENGINES
 from cosmos_policy_ros.rig.execution import Mode
@@ -285,10 +285,10 @@ def _progress(text: str) -> None:
 
 def _isolate() -> None:
     """Keep the demo's arms apart from real ones: its topics carry a stock ALOHA's names."""
-    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    os.environ.setdefault("ROS_LOCALHOST_ONLY", "1")  # Humble's name for it
     # Stay below 101, where a domain's ports meet the kernel's ephemeral ones.
     os.environ.setdefault("ROS_DOMAIN_ID", str(60 + os.getpid() % 40))
+    os.environ |= environment()
+    print(exposure())
 
 
 def _interrupt(_number: int, _frame: Any) -> NoReturn:

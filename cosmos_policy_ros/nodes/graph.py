@@ -6,6 +6,7 @@ Imports no ROS, so that a launch file on any distro and a plain script can use i
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,13 @@ Value = bool | int | float | str
 # Fast DDS profiles in config/. Who holds the arms when another process is killed must not share
 # memory with it: fastdds_udp.xml says why.
 LARGE_IMAGES, NO_SHARED_MEMORY = "fastdds.xml", "fastdds_udp.xml"
-NO_SHARED_MEMORY_LOCALHOST = "fastdds_udp_localhost.xml"
+# The same for a graph that keeps to this machine.
+LOOPBACK = {
+    LARGE_IMAGES: "fastdds_localhost.xml",
+    NO_SHARED_MEMORY: "fastdds_udp_localhost.xml",
+}
+REACH, OLD_REACH = "ROS_AUTOMATIC_DISCOVERY_RANGE", "ROS_LOCALHOST_ONLY"  # the latter is Humble's
+PEERS = "ROS_STATIC_PEERS"
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,11 @@ class NodeProcess:
     parameter_file: Path
     parameters: dict[str, Value]
     profile: str = LARGE_IMAGES
+
+    @property
+    def enclave(self) -> str:
+        """Its name in ``config/sros2/policy.xml``; without SROS2 a name only."""
+        return f"/cosmos_policy/{self.executable}"
 
 
 @dataclass(frozen=True)
@@ -139,23 +151,99 @@ def node_processes(options: GraphOptions) -> tuple[NodeProcess, ...]:
     return tuple(nodes)
 
 
-def environment(profile: str = LARGE_IMAGES) -> dict[str, str]:
-    """Return the environment a node needs: its Fast DDS profile, unless a foreign one is set.
+def environment(
+    profile: str = LARGE_IMAGES, variables: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return what a node's environment needs beyond ``variables``, by default this process' own.
 
-    Where the graph is to keep to this machine, rmw would give every node shared memory: one that
-    must have none is told so by a profile that keeps to this machine, and not by rmw's variables.
+    That is its Fast DDS profile, unless a foreign one is set. The graph keeps to this machine by
+    profiles of its own, since with rmw's LOCALHOST every socket is open to the network all the
+    same; it takes part in the network when the environment asks for that, by
+    ROS_AUTOMATIC_DISCOVERY_RANGE=SUBNET, ROS_STATIC_PEERS or ROS_DISCOVERY_SERVER. On Humble it
+    keeps to this machine only when asked, by ROS_LOCALHOST_ONLY=1: Fast DDS 2.6 lets no node on
+    loopback talk to a driver that another shell has started on the network.
     """
+    given = os.environ if variables is None else variables
+    if not _is_fast_dds(given):
+        return {}
+    name, folder = _profile_variable(given), share_folder() / "config"
+    if foreign := _foreign_profile(given):
+        return {name: foreign}
+    if _keeps_to_machine(given):
+        found = {name: str(folder / LOOPBACK[profile]), REACH: "SYSTEM_DEFAULT"}
+        # Jazzy warns about its being set.
+        return found | ({OLD_REACH: "0"} if given.get(OLD_REACH) else {})
+    found = {name: str(folder / profile)}
+    return found | ({REACH: "SUBNET"} if _is_on_loopback(given) and PEERS in given else {})
+
+
+def exposure(variables: Mapping[str, str] | None = None) -> str:
+    """Return one line on which machines may talk to a process with these variables.
+
+    Args:
+        variables: its environment; by default this process' own.
+    """
+    given = os.environ if variables is None else variables
+    place, advice = f"domain {given.get('ROS_DOMAIN_ID') or 0}", "see doc/safety.md"
+    secured = {"ROS_SECURITY_ENABLE": "true", "ROS_SECURITY_STRATEGY": "Enforce"}
+    if secured.items() <= given.items():
+        return f"{place}: SROS2 admits only enclaves of {given.get('ROS_SECURITY_KEYSTORE')}"
+    if given.get(REACH) == "OFF":
+        return f"{place}: talks to no other process ({REACH}=OFF)"
+    anyone = "any machine that reaches them may arm and run the robot"
+    if _is_fast_dds(given) and (foreign := _foreign_profile(given)):
+        return (
+            f"{place}: the Fast DDS profile {foreign} says on which interfaces it listens; unless "
+            f"they are loopback, {anyone}; {advice}"
+        )
+    if _is_on_loopback(given):
+        return (
+            f"{place}: keeps to this machine; {REACH}=SUBNET at start lets other machines take "
+            f"part; {advice}"
+        )
+    keeps = f"{OLD_REACH}=1" if given.get("ROS_DISTRO") == "humble" else f"{REACH}=LOCALHOST"
+    return (
+        f"{place}: listens on all interfaces, and {anyone}; with {keeps} the launch file keeps the "
+        f"graph to this machine; {advice}"
+    )
+
+
+def _is_fast_dds(given: Mapping[str, str]) -> bool:
+    return (given.get("RMW_IMPLEMENTATION") or "rmw_fastrtps_cpp").startswith("rmw_fastrtps")
+
+
+def _profile_variable(given: Mapping[str, str]) -> str:
     # Fast DDS 2 (Humble, Jazzy) ignores the new name; Fast DDS 3 warns about the old one.
-    old = os.environ.get("ROS_DISTRO") in ("humble", "jazzy")
-    name = "FASTRTPS_DEFAULT_PROFILES_FILE" if old else "FASTDDS_DEFAULT_PROFILES_FILE"
-    ours, given = share_folder() / "config", os.environ.get(name, "")
-    if given and Path(given).resolve().parent != ours.resolve():
-        return {name: given}
-    local = {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", "ROS_LOCALHOST_ONLY": "1"}
-    if profile == NO_SHARED_MEMORY and local.items() & os.environ.items():
-        rmw_does_nothing = dict(zip(local, ("SYSTEM_DEFAULT", "0"), strict=True))
-        return {name: str(ours / NO_SHARED_MEMORY_LOCALHOST), **rmw_does_nothing}
-    return {name: str(ours / profile)}
+    old = given.get("ROS_DISTRO") in ("humble", "jazzy")
+    return "FASTRTPS_DEFAULT_PROFILES_FILE" if old else "FASTDDS_DEFAULT_PROFILES_FILE"
+
+
+def _foreign_profile(given: Mapping[str, str]) -> str:
+    """Return the profile that is set, "" for none or one of ours."""
+    file = given.get(_profile_variable(given), "")
+    ours = (share_folder() / "config").resolve()
+    return file if file and Path(file).resolve().parent != ours else ""
+
+
+def _is_on_loopback(given: Mapping[str, str]) -> bool:
+    """Whether a process with these variables has a loopback profile that rmw leaves alone."""
+    profile = Path(given.get(_profile_variable(given), "")).name
+    ours = profile in LOOPBACK.values() and not _foreign_profile(given)
+    return _is_fast_dds(given) and ours and not _asks_rmw_for_loopback(given)
+
+
+def _keeps_to_machine(given: Mapping[str, str]) -> bool:
+    """Whether a graph that is started with these variables is to keep to this machine."""
+    if given.get(PEERS) or given.get("ROS_DISCOVERY_SERVER"):
+        return False
+    if given.get(REACH) == "SYSTEM_DEFAULT":  # ours, from another call, or the operator's own word
+        return _is_on_loopback(given) or _asks_rmw_for_loopback(given)
+    unsaid = not given.get(REACH) and not given.get(OLD_REACH)
+    return (unsaid and given.get("ROS_DISTRO") != "humble") or _asks_rmw_for_loopback(given)
+
+
+def _asks_rmw_for_loopback(given: Mapping[str, str]) -> bool:
+    return given.get(REACH) == "LOCALHOST" or given.get(OLD_REACH) == "1"
 
 
 def _process(

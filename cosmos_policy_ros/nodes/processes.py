@@ -84,7 +84,7 @@ class NodeProcesses:
 
 def _start(node: NodeProcess, logs: Path) -> subprocess.Popen[bytes]:
     arguments = [sys.executable, str(executable(node.executable)), "--ros-args"]
-    arguments += ["--params-file", str(node.parameter_file)]
+    arguments += ["--enclave", node.enclave, "--params-file", str(node.parameter_file)]
     for name, value in node.parameters.items():
         arguments += ["-p", f"{name}:={json.dumps(value)}"]
     with (logs / f"{node.executable}.log").open("wb") as output:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = _parse(given)
     if options.processes > 1 and "RANK" not in os.environ and not options.dry_run:
-        _launch(options.processes, given)
+        return _launch(options.processes, given)
     try:
         config = read_config(options.config, options.set)
         if options.dry_run:
@@ -76,12 +77,33 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _launch(processes: int, arguments: Sequence[str]) -> None:
-    """Become ``torchrun``, which starts this program once per process."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += ["--nproc-per-node", str(processes), "-m", MODULE, *arguments]
-    sys.stdout.flush()
-    os.execv(sys.executable, launcher)  # noqa: S606 - the same interpreter, no shell
+def _launch(processes: int, arguments: Sequence[str]) -> int:
+    """Run ``torchrun``, which starts this program once per process; return the exit code.
+
+    On one machine they meet by files: ``--standalone`` listens on all interfaces, and so does any
+    rendezvous by TCP, whatever address it is given.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
+
+    from cosmos_policy_ros.training.parallel import MEETING
+
+    # Where the backends then listen for each other; and torchrun opens no store beside the file.
+    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    with TemporaryDirectory(prefix="cosmos_policy_train_") as folder:
+        os.environ[MEETING] = f"{folder}/processes"
+        launcher = ["--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file"]
+        launcher += ["--rdzv-endpoint", f"{folder}/launcher"]
+        launcher += ["--nproc-per-node", str(processes), "-m", MODULE, *arguments]
+        try:
+            torchrun(launcher)
+        except ChildFailedError:  # its own words are on the screen
+            return 1
+        except SignalException as ended:
+            return 128 + int(ended.sigval)
+    return 0
 
 
 def _train(config: TrainingConfig, output: Path, resume: bool) -> None:

@@ -22,6 +22,8 @@ from cosmos_policy_ros.model.transformer import Transformer
 from cosmos_policy_ros.training.config import RunConfig, TrainingConfig
 
 T = TypeVar("T")
+# The variable with the file by which the processes of one machine meet.
+MEETING = "COSMOS_POLICY_MEETING"
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,10 @@ def joined(device_name: str) -> Iterator[World]:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    if launched:
+    if meeting := os.environ.get(MEETING):
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        dist.init_process_group(backend, f"file://{meeting}", rank=rank, world_size=size)
+    elif launched:
         dist.init_process_group(backend)
     else:
         store = dist.HashStore()  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -15,7 +16,8 @@ from cosmos_policy_ros.nodes.graph import environment
 @pytest.fixture(scope="session", autouse=True)
 def ros() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (isolate() | environment()).items():
+        apart = isolate()
+        for name, value in (apart | environment(variables=os.environ | apart)).items():
             patch.setenv(name, value)
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
         yield

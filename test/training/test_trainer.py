@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers.waiting import wait_for
+from helpers.waiting import family, is_on_loopback, sockets, wait_for
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
@@ -169,6 +169,29 @@ def test_two_processes_learn_what_one_learns(
     one, other = (load_file(path / files.TRANSFORMER) for path in (plain, both))
     for name, tensor in one.items():
         torch.testing.assert_close(other[name], tensor, atol=2e-4, rtol=0)
+
+
+def test_processes_of_one_machine_listen_on_loopback_only(tmp_path: Path, episodes: Path) -> None:
+    """``torchrun --standalone`` listens on all interfaces."""
+    output = tmp_path / "out"
+    process = subprocess.Popen(
+        arguments(output, episodes, "--processes", "2", run={"steps": 400}),
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+
+        def it_trains() -> bool:
+            assert process.poll() is None
+            return (output / STEPS).is_file() and len(read_steps(output / STEPS)) >= 2
+
+        wait_for(it_trains, "two steps")
+        found = [socket for pid in family(process.pid) for socket in sockets(pid)]
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+    assert len(found) >= 2  # the two processes hear each other
+    assert all(map(is_on_loopback, found)), found
+    assert process.returncode == 128 + signal.SIGINT
 
 
 def test_micro_batches_learn_what_a_batch_learns(

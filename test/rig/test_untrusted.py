@@ -21,7 +21,7 @@ from cosmos_policy_ros.rig.untrusted import (
     reading,
 )
 
-SECRET = "hunter2-of-the-lab"
+CONTENT = "what-stands-in-the-file"
 
 
 def pipe(path: Path) -> Path:
@@ -94,14 +94,14 @@ def test_a_file_that_grows_while_it_is_read_is_read_no_further(tmp_path: Path) -
 @pytest.mark.parametrize(
     "text",
     [
-        f"a: [{SECRET}",
-        f"{SECRET}:\n\t- x",
-        f"password: *{SECRET}",
-        f"a: !{SECRET} b",
-        f"%{SECRET}\na: 1",
-        f"a: 'x\n{SECRET}",
-        f"{SECRET}: x\n  {SECRET}: y",
-        f"'{SECRET}'",
+        f"a: [{CONTENT}",
+        f"{CONTENT}:\n\t- x",
+        f"password: *{CONTENT}",
+        f"a: !{CONTENT} b",
+        f"%{CONTENT}\na: 1",
+        f"a: 'x\n{CONTENT}",
+        f"{CONTENT}: x\n  {CONTENT}: y",
+        f"'{CONTENT}'",
     ],
 )
 def test_an_error_says_where_and_not_what(tmp_path: Path, text: str) -> None:
@@ -109,7 +109,7 @@ def test_an_error_says_where_and_not_what(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
         load_yaml(path)
-    assert SECRET not in str(caught.value)
+    assert CONTENT not in str(caught.value)
 
 
 def laughs(levels: int, width: int = 10) -> str:
@@ -200,13 +200,19 @@ class RustPanic(BaseException):
 
 @pytest.mark.parametrize(
     "error",
-    [ValueError(SECRET), MemoryError(SECRET), RecursionError(), OverflowError(), RustPanic(SECRET)],
+    [
+        ValueError(CONTENT),
+        MemoryError(CONTENT),
+        RecursionError(),
+        OverflowError(),
+        RustPanic(CONTENT),
+    ],
 )
 def test_whatever_is_raised_becomes_one_error(error: BaseException) -> None:
     told = pytest.raises(RolloutError, match=r"^x: cannot be read as a bag \(\w+\); do y$")
     with told as caught, reading("x", "a bag", RolloutError, "do y"):
         raise error
-    assert SECRET not in str(caught.value)
+    assert CONTENT not in str(caught.value)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), ConfigError("as it is")])

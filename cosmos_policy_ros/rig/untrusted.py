@@ -64,11 +64,10 @@ def reading(
         raise
     except UnreadableError as error:
         raise kind(f"{where}: {error}{after}") from error
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise kind(f"{where}: cannot be read: {reason}{after}") from error
     # A parser fed damaged bytes may raise anything; torch's and Rust's errors are no Exception.
     except BaseException as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise kind(f"{where}: cannot be read: {error.strerror}{after}") from error
         raise kind(f"{where}: cannot be read as {what} ({type(error).__name__}){after}") from error
 
 

@@ -136,15 +136,8 @@ class Readers:
             self.bags.append(path)
         files = [_without_checksums(_mcap(bag).read_bytes()) for bag in self.bags]
         self.all: Mapping[str, tuple[list[bytes], Callable[[bytes], None]]] = {
-            "bag": ([_without_checksums(_mcap(b).read_bytes()) for b in self.bags], self.bag),
-            "recovery": (
-                [
-                    _without_checksums(_mcap(b).read_bytes())[:-n]
-                    for b in self.bags
-                    for n in (9, 2000)
-                ],
-                self.recovery,
-            ),
+            "bag": (files, self.bag),
+            "recovery": ([f[:-cut] for f in files for cut in (9, 2000)], self.recovery),
             "metadata": ([(self.bags[0] / "metadata.yaml").read_bytes()], self.metadata),
             "journal": ([_journal(folder)], self.journal),
             "definition": ([_definition()], self.definition),

@@ -147,8 +147,11 @@ def parse_yaml(text: str) -> Any:
     """Read YAML 1.1 of a bounded size.
 
     Raises:
-        UnreadableError: see :func:`check_yaml`.
+        UnreadableError: it has more than :data:`MAX_TEXT_BYTES` characters, or as for
+            :func:`check_yaml`.
     """
+    if len(text) > MAX_TEXT_BYTES:
+        raise UnreadableError(f"has {len(text)} characters, at most {MAX_TEXT_BYTES} are read")
     check_yaml(text)
     try:
         return yaml.safe_load(text)

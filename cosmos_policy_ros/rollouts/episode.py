@@ -192,8 +192,13 @@ def _reading(path: Path) -> Iterator[tuple[Reader, dict[str, Any]]]:
             where = f"{path / name}: cannot be read as a bag"
             with reading(where, "an MCAP file", RolloutError, REBUILD):
                 check_index(path / name)
-        with Reader(path) as reader:
-            yield reader, information
+        try:
+            with Reader(path) as reader:
+                yield reader, information
+        except RolloutError as error:  # of a message, which does not know where it is from
+            if str(path) in str(error):
+                raise
+            raise RolloutError(f"{path}: {error}") from error
 
 
 def _verdict(text: str) -> Verdict:

@@ -55,6 +55,10 @@ def recover(folder: Path) -> Recovered:
             ) from None
         try:
             return _recover(folder)
+        except RolloutError as error:
+            if str(folder) in str(error):
+                raise
+            raise RolloutError(f"{folder}: {error}; left as it is") from error
         finally:
             hold.release()
 

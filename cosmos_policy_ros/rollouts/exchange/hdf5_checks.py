@@ -9,8 +9,15 @@ object is looked at by its links and its description first, and only then read.
 from __future__ import annotations
 
 import math
+import os
+import resource
+import subprocess
+import sys
 import zlib
+from collections.abc import Iterable
+from contextlib import suppress
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -28,6 +35,11 @@ MAX_RATIO = 1100
 """Bytes of a data set for one in the file; deflate cannot do better than 1032."""
 MAX_ATTRIBUTE_BYTES = 1 << 16
 """Of an attribute; HDF5's own limit for those kept in the head of an object."""
+BASE_SECONDS, BYTES_PER_SECOND = 5, 2_000_000
+"""Of processor time that a trial may take, besides one for so many bytes of the file; it takes a
+tenth of that."""
+TRIAL_MEMORY = 8 << 30
+"""Bytes of address space of a trial; the libraries alone take one thousand million."""
 MOST_NAMED = 12  # of what a group holds, in a message
 _FILTERS = {
     h5py.h5z.FILTER_DEFLATE,
@@ -61,6 +73,67 @@ def find(group: h5py.Group, key: str) -> h5py.Dataset | h5py.Group | None:
     if isinstance(found, h5py.Dataset):
         _check(found, key)
     return found
+
+
+def try_apart(path: Path, size: int, keys: Iterable[str], attributes: Iterable[str]) -> None:
+    """Read a file once in a process of its own, since HDF5's library may loop or crash on it.
+
+    What the library does with damaged bytes nothing in this process can end.
+
+    Args:
+        path: of the file.
+        size: its bytes.
+        keys: of the objects that will be read.
+        attributes: of the root that will be read.
+
+    Raises:
+        UnreadableError: that process crashed, or took more time than such a file can need.
+    """
+    seconds = BASE_SECONDS + size // BYTES_PER_SECOND
+    command = f"from {__name__} import trial; trial()"
+    arguments = [str(seconds), str(path), ",".join(keys), ",".join(attributes)]
+    done = subprocess.run(
+        [sys.executable, "-c", command, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    if done.returncode < 0:
+        raise UnreadableError(
+            f"cannot be read as HDF5: its library crashed on it, or was not done after {seconds} s "
+            f"(signal {-done.returncode})"
+        )
+
+
+def trial() -> None:
+    """Read everything that an import reads; what can be told is told by the import itself."""
+    seconds, path, keys, attributes = sys.argv[1:]
+    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 1))
+    resource.setrlimit(resource.RLIMIT_AS, (TRIAL_MEMORY, TRIAL_MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(Exception), h5py.File(path, "r") as file:
+        held(file)
+        for name in attributes.split(","):
+            with suppress(Exception):
+                attribute(file, name)
+        for key in keys.split(","):
+            with suppress(Exception):
+                found = find(file, key)
+                held(found)
+                if isinstance(found, h5py.Dataset):
+                    _read_through(found)
+
+
+def _read_through(dataset: h5py.Dataset) -> None:
+    if not dataset.shape:
+        dataset[()]
+        return
+    together = dataset.chunks[0] if dataset.chunks and dataset.dtype.kind != "O" else 1
+    for first in range(0, dataset.shape[0], together):
+        with suppress(Exception):
+            dataset[first : first + together]
 
 
 def held(group: Any) -> str:

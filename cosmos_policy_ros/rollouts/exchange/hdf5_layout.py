@@ -22,7 +22,13 @@ from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rig.arms import STATE_DIM
 from cosmos_policy_ros.rig.untrusted import check_file, reading, shown
 from cosmos_policy_ros.rollouts.exchange.frames import Frames, JpegFrames, RawFrames, VideoFrames
-from cosmos_policy_ros.rollouts.exchange.hdf5_checks import attribute, find, held, is_text
+from cosmos_policy_ros.rollouts.exchange.hdf5_checks import (
+    attribute,
+    find,
+    held,
+    is_text,
+    try_apart,
+)
 
 SUFFIXES = (".hdf5", ".h5", ".he5")
 CAMERAS = {
@@ -59,6 +65,10 @@ ATTRIBUTES = (
     DATE_TIME,
 )
 """Of the file's root; whatever else is there is not read."""
+_KEYS = (
+    *(ACTION, QPOS, QVEL, EFFORT, IMAGES, VIDEO_PATHS, *JPEG_SETS.values()),
+    *(f"{group}/{name}" for group in (IMAGES, VIDEO_PATHS) for name in CAMERAS.values()),
+)
 RELEASED_RATE = 25.0  # Hz; what the released client runs at
 LEAST_STEPS = 2
 
@@ -137,6 +147,7 @@ def open_hdf5(path: Path) -> Iterator[SourceEpisode]:
     """
     with reading(path, "HDF5", RolloutError):
         size = check_file(path)
+        try_apart(path, size, _KEYS, ATTRIBUTES)
         file = h5py.File(path, "r")
     with file:
         with reading(path, "HDF5", RolloutError, "the file may be damaged"):

@@ -401,7 +401,7 @@ def test_spoilt_bytes_are_one_clear_error(readers: Readers, name: str) -> None:
     kept = Path(os.environ.get("COSMOS_FUZZ_KEEP", str(readers.folder)))
 
     @settings(
-        max_examples=500 if SECONDS else EXAMPLES,
+        max_examples=100 if SECONDS else EXAMPLES,
         derandomize=not SECONDS,
         database=None,
         deadline=None,

@@ -13,6 +13,7 @@ import pytest
 from helpers.hdf5 import CAMERAS, ROLLOUT, jpegs, motion, pictures, write_hdf5
 
 from cosmos_policy_ros.errors import RolloutError
+from cosmos_policy_ros.rollouts.exchange import hdf5_checks
 from cosmos_policy_ros.rollouts.exchange.hdf5_layout import open_hdf5
 
 ROWS = 24
@@ -253,3 +254,12 @@ def test_an_attribute_that_is_no_text_or_number_is_told(tmp_path: Path) -> None:
     told = pytest.raises(RolloutError, match=r"task_description: .*expected a text or number")
     with told, open_hdf5(path):
         pass
+
+
+def test_a_file_on_which_the_library_loops_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by test_fuzz: a damaged heap of JPEG files, which HDF5 1.14 walks for ever."""
+    monkeypatch.setattr(hdf5_checks, "BASE_SECONDS", 2)
+    path = Path(__file__).parents[1] / "data/library_loops.hdf5"
+    with pytest.raises(RolloutError, match=r"library_loops\.hdf5: "), open_hdf5(path) as source:
+        for frames in source.frames.values():
+            list(frames.every(1))

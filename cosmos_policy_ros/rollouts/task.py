@@ -183,6 +183,11 @@ def read_task(name_or_path: str, folder: Path) -> TaskFile:
     return TaskFile(task, text)
 
 
+def task_names(folder: Path) -> list[str]:
+    """Return the names of the lab's own and of the shipped tasks in ``folder``, in order."""
+    return sorted(_names(own_tasks()) | _names(folder))
+
+
 def _find(name_or_path: str, folder: Path) -> Path:
     shipped = named_file(name_or_path, folder)
     if shipped.parent != folder or not is_name(name_or_path):

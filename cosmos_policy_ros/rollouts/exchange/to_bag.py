@@ -37,7 +37,7 @@ from cosmos_policy_ros.rollouts.messages import EpisodeFacts
 from cosmos_policy_ros.rollouts.pictures import to_jpeg
 from cosmos_policy_ros.rollouts.rig_messages import RigMessages
 from cosmos_policy_ros.rollouts.store import EpisodeStore
-from cosmos_policy_ros.rollouts.task import Task, load_task, read_task
+from cosmos_policy_ros.rollouts.task import Task, load_task, read_task, task_names
 from cosmos_policy_ros.rollouts.topics import absolute, rig_topics
 
 SOURCE, SOURCE_DIGEST = "source", "source_sha256"
@@ -276,7 +276,7 @@ def _known_sources(store: EpisodeStore) -> dict[str, str]:
 
 def _tasks() -> tuple[Task, ...]:
     folder = config_folder("tasks")
-    return tuple(load_task(path.stem, folder) for path in sorted(folder.glob("*.yaml")))
+    return tuple(load_task(name, folder) for name in task_names(folder))
 
 
 def _of_arm(index: int) -> slice:

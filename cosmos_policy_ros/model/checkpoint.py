@@ -23,6 +23,7 @@ from cosmos_policy_ros.model.tokenizer import Tokenizer
 from cosmos_policy_ros.model.transformer import Transformer
 from cosmos_policy_ros.model.weights import read_weights
 from cosmos_policy_ros.rig.config import load_config
+from cosmos_policy_ros.rig.untrusted import reading
 
 RANDOM_WEIGHTS_SEED = 0
 
@@ -75,9 +76,10 @@ def load_checkpoint(
     config = read_config(folder)
     trained = files.has_weights(folder)
     precision = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-    transformer, tokenizer = (
-        _read_networks(config, folder) if trained else _random_networks(config, precision)
-    )
+    with reading(folder / files.CONFIG, "networks of these sizes", CheckpointError):
+        transformer, tokenizer = (
+            _read_networks(config, folder) if trained else _random_networks(config, precision)
+        )
     if not trained and (folder / files.VAE).is_file():
         tokenizer = _read_tokenizer(config, folder)  # all that was trained so far
     for network in (transformer, tokenizer):

@@ -12,6 +12,8 @@ from cosmos_policy_ros.rig.config import did_you_mean
 LATENT_CHANNELS = 16
 SPACE = 8  # pixels per latent cell and axis
 SIGMA_MAX, SIGMA_MIN = 80.0, 4.0  # noise levels of the released sampler, first and last
+# Far beyond any published network; a file that asks for more would be built until memory ends.
+MOST, MOST_LAYERS = 1 << 16, 1000
 MAX_JPEG_QUALITY = 95  # above it Pillow switches parts of the compression off
 
 # Rows and columns [px] of the cameras that NVIDIA's checkpoints were trained on, by layout.
@@ -49,13 +51,15 @@ class TransformerConfig:
     rope_scale: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        for name in ("layers", "heads", "head_dim", "adaln_rank", "text_width"):
-            _at_least_one(name, getattr(self, name))
+        _size("layers", self.layers, MOST_LAYERS)
+        for name in ("heads", "head_dim", "adaln_rank", "text_width"):
+            _size(name, getattr(self, name))
         for name in ("patch", "max_size", "rope_scale"):
             if len(getattr(self, name)) != 3:
                 raise ValueError(f"{name} needs three entries: time, height, width")
         for name in ("patch", "max_size"):
-            _at_least_one(name, min(getattr(self, name)))
+            for value in getattr(self, name):
+                _size(name, value)
         _positive("mlp_ratio", self.mlp_ratio)
         _positive("rope_scale", min(self.rope_scale))
         if self.patch[0] != 1:
@@ -90,10 +94,13 @@ class VaeConfig:
     latent_std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        for name in ("base_width", "blocks", "patch"):
-            _at_least_one(name, getattr(self, name))
-        if not self.multipliers or min(self.multipliers) < 1:
+        _size("blocks", self.blocks, MOST_LAYERS)
+        for name in ("base_width", "patch"):
+            _size(name, getattr(self, name))
+        if not self.multipliers:
             raise ValueError("multipliers needs entries of at least 1")
+        for value in self.multipliers:
+            _size("multipliers", value, MOST_LAYERS)
         if len(self.multipliers) != len(self.halve_time) + 1:
             raise ValueError("multipliers needs exactly one entry more than halve_time")
         if sum(self.halve_time) != 2:
@@ -167,8 +174,8 @@ class CheckpointConfig:
                 f"layout '{self.layout}' is not known{did_you_mean(self.layout, LAYOUTS)}"
             )
         for name in ("chunk_steps", "action_dims", "proprio_dims", "text_tokens"):
-            _at_least_one(name, getattr(self, name))
-        _at_least_one("denoising_steps", self.denoising_steps)
+            _size(name, getattr(self, name))
+        _size("denoising_steps", self.denoising_steps, MOST_LAYERS)
         if self.smoothing and (self.smoothing < 3 or self.smoothing % 2 == 0):
             raise ValueError(
                 f"smoothing is {self.smoothing} rows, must be 0, or odd and at least 3"
@@ -192,7 +199,7 @@ class CheckpointConfig:
 
     def _check_grid(self) -> None:
         for axis, patch in zip(("height", "width"), self.transformer.patch[1:], strict=True):
-            if self.image_size <= 0 or self.image_size % (SPACE * patch):
+            if not 0 < self.image_size <= MOST or self.image_size % (SPACE * patch):
                 raise ValueError(
                     f"image_size is {self.image_size} px, must be a positive multiple of "
                     f"{SPACE * patch} ({SPACE} px per latent cell, {patch} cells per token "
@@ -231,9 +238,9 @@ class CheckpointConfig:
         return LAYOUTS[self.layout].count * (height // high) * (width // wide)
 
 
-def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} is {value}, must be at least 1")
+def _size(name: str, value: int, most: int = MOST) -> None:
+    if not 1 <= value <= most:
+        raise ValueError(f"{name} is {value}, must be at least 1 and at most {most}")
 
 
 def _positive(name: str, value: float) -> None:

@@ -22,6 +22,7 @@ from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.config import CheckpointConfig
 from cosmos_policy_ros.model.text import check_embeddings, load_text, save_text
 from cosmos_policy_ros.rig.config import load_config
+from cosmos_policy_ros.rig.untrusted import parse_json, read_text
 
 LANGUAGE_MODEL = "google-t5/t5-11b"
 FORMAT = torch.bfloat16  # of every released embedding
@@ -128,7 +129,7 @@ def _note(provenance: Path, prompts: Sequence[str], encoder: str) -> None:
     if not provenance.is_file():
         return
     try:
-        history = json.loads(provenance.read_text(encoding="utf-8"))
+        history = parse_json(read_text(provenance))
         history.setdefault("prompts_added", []).extend(
             {"prompt": p, "encoder": encoder, "version": __version__} for p in prompts
         )

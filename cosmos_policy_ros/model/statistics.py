@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from cosmos_policy_ros.errors import CheckpointError
 from cosmos_policy_ros.rig.config import did_you_mean
+from cosmos_policy_ros.rig.untrusted import parse_json, read_text, reading, shown
 
 Array = NDArray[np.float64]
 
@@ -79,15 +80,13 @@ def load_statistics(path: Path, action_dims: int, proprio_dims: int) -> Statisti
         CheckpointError: unreadable, a missing or unknown key, wrong length, a number that is not
             finite, or a maximum below its minimum.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON: {error}") from error
+    with reading(path, "JSON", CheckpointError):
+        content = parse_json(read_text(path))
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds {type(content).__name__}, expected ten named lists")
     for key in content:
         if key not in KEYS:
-            raise CheckpointError(f"{path}: unknown key '{key}'{did_you_mean(key, KEYS)}")
+            raise CheckpointError(f"{path}: unknown key '{shown(key)}'{did_you_mean(key, KEYS)}")
     dims = {"actions": action_dims, "proprio": proprio_dims}
     columns = {key: _column(content, key, dims[key.split("_")[0]], path) for key in KEYS}
     return Statistics(
@@ -127,7 +126,7 @@ def _column(content: Mapping[str, Any], key: str, dims: int, path: Path) -> Arra
         raise CheckpointError(f"{path}: key '{key}' is missing")
     try:
         column = np.asarray(content[key], dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise CheckpointError(f"{path}: '{key}' is not a list of numbers") from None
     if column.shape != (dims,):
         raise CheckpointError(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cosmos_policy_ros.errors import CheckpointError
 from cosmos_policy_ros.rig.config import did_you_mean
+from cosmos_policy_ros.rig.untrusted import check_file, reading, shown
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,9 @@ def load_text(path: Path, tokens: int, width: int) -> TextTable:
     Raises:
         CheckpointError: unreadable, empty, a wrong shape or a number that is not finite.
     """
-    try:
+    with reading(path, "safetensors", CheckpointError):
+        check_file(path)
         embeddings = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read as safetensors: {error}") from error
     if not embeddings:
         raise CheckpointError(f"{path}: holds no prompt; each tensor's name is a prompt")
     check_embeddings(embeddings, tokens, width, str(path))
@@ -106,7 +106,8 @@ def check_embeddings(
     Raises:
         CheckpointError: a wrong shape, a number that is not finite, or zeros only.
     """
-    for prompt, embedding in embeddings.items():
+    for name, embedding in embeddings.items():
+        prompt = shown(name)
         shape = tuple(embedding.shape)
         if len(shape) != 2 or shape[0] > tokens or shape[1] != width:
             raise CheckpointError(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
+import os
 import pickle
 import re
 import warnings
@@ -13,18 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from cosmos_policy_ros.errors import CheckpointError
-from cosmos_policy_ros.model.pickles import load_index
+from cosmos_policy_ros.model.pickles import AGAIN, check_zip, load_index
 from cosmos_policy_ros.model.transformer_keys import OFFICIAL_PREFIX
+from cosmos_policy_ros.rig.untrusted import (
+    UnreadableError,
+    check_file,
+    open_file,
+    reading,
+    shown,
+)
 
 DCP_INDEX = ".metadata"
 EXTRA_STATE = "_extra_state"  # scratch of TransformerEngine: bytes, no weights
 LFS_POINTER = b"version https://git-lfs"
-AGAIN = "it may have been cut short: copy or download it again"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -37,15 +44,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     if path.is_dir():
         return _read_distributed(path)
-    _refuse_pointer(path)
-    try:
-        content = load_file(path) if path.suffix == ".safetensors" else _read_torch(path)
-    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: cannot be read as weights ({reason}); {AGAIN}") from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(_describe_unpickling(path, error)) from error
-    return _only_tensors(content, path)
+    with reading(path, "weights", CheckpointError, AGAIN):
+        size = _refuse_pointer(path)
+        try:
+            content = load_file(path) if path.suffix == ".safetensors" else _read_torch(path, size)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(_describe_unpickling(path, error)) from error
+        return _only_tensors(content, path, size)
 
 
 def split_released(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -78,22 +83,29 @@ def is_distributed(path: Path) -> bool:
     return (path / DCP_INDEX).is_file()
 
 
-def _read_torch(path: Path) -> Any:
+def _read_torch(path: Path, size: int) -> Any:
+    with path.open("rb") as file:
+        check_zip(file, size)
     with torch.serialization.safe_globals([io.BytesIO]):
         return torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
 
 
-def _only_tensors(content: Any, path: Path) -> dict[str, Tensor]:
+def _only_tensors(content: Any, path: Path, size: int) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds no named tensors but {type(content).__name__}")
     kept = {str(k): v for k, v in content.items() if not str(k).endswith(EXTRA_STATE)}
     for name, value in kept.items():
         if not isinstance(value, Tensor):
             raise CheckpointError(
-                f"{path}: '{name}' is no tensor but {type(value).__name__}; a file with the "
+                f"{path}: '{shown(name)}' is no tensor but {type(value).__name__}; a file with the "
                 f"network's tensors and nothing around them is needed"
+            )
+        # A view may repeat a few numbers for ever, or reach beyond those that are stored.
+        if value.numel() * value.element_size() > size:
+            raise UnreadableError(
+                f"tensor '{shown(name)}' has {value.numel()} numbers, more than the file"
             )
     return kept
 
@@ -118,47 +130,52 @@ def distributed_reader(folder: Path) -> Any:
 
 def _read_distributed(folder: Path) -> dict[str, Tensor]:
     """Read the tensors and nothing else: entries of bytes would be unpickled."""
-    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load
 
     reader = distributed_reader(folder)
-    try:
-        tensors = {
-            name: torch.empty(entry.size, dtype=entry.properties.dtype)
+    with reading(folder, "a distributed checkpoint", CheckpointError, AGAIN):
+        listed = {
+            name: entry
             for name, entry in reader.read_metadata().state_dict_metadata.items()
             if isinstance(entry, TensorStorageMetadata)
+        }
+        stored = sum(check_file(file) for file in folder.glob("*.distcp"))
+        claimed = sum(
+            math.prod(entry.size) * entry.properties.dtype.itemsize for entry in listed.values()
+        )
+        if claimed > stored:
+            raise UnreadableError(
+                f"cannot be read as a distributed checkpoint: its index claims {claimed} bytes, "
+                f"{stored} are there"
+            )
+        tensors = {
+            name: torch.empty(entry.size, dtype=entry.properties.dtype)
+            for name, entry in listed.items()
         }
         with warnings.catch_warnings():  # that this is not a distributed job; it is not
             warnings.simplefilter("ignore")
             load(tensors, storage_reader=reader)
-    # CheckpointException is no Exception.
-    except (Exception, CheckpointException) as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else ""
-        raise CheckpointError(
-            f"{folder}: cannot be read as a distributed checkpoint ({type(error).__name__}: "
-            f"{reason}); {AGAIN}"
-        ) from error
-    return tensors
+        return tensors
 
 
-def _refuse_pointer(path: Path) -> None:
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(len(LFS_POINTER))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+def _refuse_pointer(path: Path) -> int:
+    """Return the file's size [bytes], unless it stands for another."""
+    with open_file(path) as stream:
+        start = stream.read(len(LFS_POINTER))
+        size = os.fstat(stream.fileno()).st_size
     if start == LFS_POINTER:
         raise CheckpointError(
             f"{path}: only points to the weights; fetch them with 'git lfs pull' in its folder"
         )
+    return size
 
 
 def _describe_unpickling(path: Path, error: pickle.UnpicklingError) -> str:
     forbidden = re.search(r"GLOBAL (\S+)", str(error))
     if forbidden:
         return (
-            f"{path}: refused, it asks for '{forbidden[1]}', which weights have no use for; it may "
-            f"run code when loaded the usual way: do not use it"
+            f"{path}: refused, it asks for '{shown(forbidden[1])}', which weights have no use "
+            f"for; it may run code when loaded the usual way: do not use it"
         )
     return f"{path}: cannot be read as weights; {AGAIN}"

@@ -34,10 +34,9 @@ from cosmos_policy_ros.rig.goal import Goal, Outcome, Phase
 from cosmos_policy_ros.rig.latency import LatencyTracker
 from cosmos_policy_ros.rig.motion import start_motion
 from cosmos_policy_ros.rig.run import Run
-from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.sources import Sources
 from cosmos_policy_ros.rig.tracking import STILL_FOR
-from cosmos_policy_ros.rollouts.task import choose_prompt, load_task
+from cosmos_policy_ros.rollouts.task import choose_prompt, load_named_task
 
 
 class _Asked(NamedTuple):
@@ -404,8 +403,8 @@ class PolicyRuns:
             raise ConfigError(f"time_limit {request.time_limit} s must be finite, 0 or more")
         settings = self._settings
         task = settings.task
-        if request.task:
-            task = load_task(request.task, config_folder("tasks"))
+        if request.task and request.task != task.name:
+            task = load_named_task(request.task).task
         return Goal(
             run_id=run_id,
             task=task.name,

@@ -9,7 +9,6 @@ awaited, and messages are taken meanwhile.
 
 from __future__ import annotations
 
-import re
 import shutil
 import time
 import traceback
@@ -31,7 +30,7 @@ from cosmos_policy_ros.nodes.background import Background
 from cosmos_policy_ros.nodes.convert import label_to_message
 from cosmos_policy_ros.nodes.recorder_inputs import RecorderInputs
 from cosmos_policy_ros.nodes.shell import Parameter
-from cosmos_policy_ros.rig.config import did_you_mean, named_file
+from cosmos_policy_ros.rig.config import did_you_mean, named_file, read_config
 from cosmos_policy_ros.rig.share import config_folder, share_folder
 from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.rollouts.integrity import Integrity, load_limits, sensors_of
@@ -42,7 +41,7 @@ from cosmos_policy_ros.rollouts.preflight import complaints
 from cosmos_policy_ros.rollouts.recording import Options, Recording
 from cosmos_policy_ros.rollouts.rubric import Judgement
 from cosmos_policy_ros.rollouts.store import EpisodeStore
-from cosmos_policy_ros.rollouts.task import Task, choose_prompt, load_task
+from cosmos_policy_ros.rollouts.task import choose_prompt, load_named_task
 from cosmos_policy_ros.rollouts.topics import POLICY_NODE, episode_topics
 from cosmos_policy_ros.rollouts.types import load_types
 from cosmos_policy_ros.srv import EndEpisode, ScoreEpisode, StartEpisode
@@ -53,8 +52,6 @@ RETRY = 0.05  # wall s between two looks at what still speaks against an episode
 # Ctrl-C reaches all nodes at once: the policy node's last trajectory, a brake, comes after it.
 FAREWELL = 0.5  # wall s
 
-# Of a task in a request. Anyone may ask, so no path is taken: of a device, or of another's file.
-TASK_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 NOT_GIVEN = -1.0  # a score in a request, see ScoreEpisode.srv
 
 PARAMETERS = (
@@ -94,7 +91,7 @@ class RecorderNode(LifecycleNode):
         """Read the rig, open the folder, subscribe to everything an episode consists of."""
         rig_file = named_file(self.get_parameter("rig").value, config_folder("rigs"))
         self._rig = load_rig(str(rig_file), rig_file.parent)
-        self._rig_yaml = rig_file.read_text(encoding="utf-8")
+        self._rig_yaml = read_config(rig_file)
         root = Path(self.get_parameter("root").value).expanduser()
         types = load_types(share_folder() / "msg")
         self._store = EpisodeStore(root, types, clock=self._now_ns)
@@ -278,7 +275,7 @@ class RecorderNode(LifecycleNode):
         name = request.task or self._policy.task
         if not name:
             raise RolloutError("task: name one, since there is no policy node that has one")
-        task, text = await self._background.run(_read_task, name)
+        task, text = await self._background.run(load_named_task, name)
         facts = EpisodeFacts(
             task=task.name,
             prompt=choose_prompt(task, request.prompt),
@@ -471,17 +468,6 @@ class RecorderNode(LifecycleNode):
             state.go, state.reasons = verdict.go, list(verdict.reasons)
         self._phase = state.phase
         self._states.publish(state)
-
-
-def _read_task(name: str) -> tuple[Task, str]:
-    """Return a task of the package's folder and the text of its file."""
-    if not TASK_NAME.fullmatch(name):
-        raise ConfigError(
-            f"task {name[:64]!a} is no task's name: give one of letters, digits, '_' and '-', "
-            f"64 at most, such as transfer_cube; files are not taken by path here"
-        )
-    file = named_file(name, config_folder("tasks"))
-    return load_task(str(file), file.parent), file.read_text(encoding="utf-8")
 
 
 def _free_bytes(root: Path) -> int:

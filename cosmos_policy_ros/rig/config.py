@@ -15,11 +15,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from cosmos_policy_ros.errors import ConfigError
+from cosmos_policy_ros.rig.untrusted import (
+    UnreadableError,
+    parse_yaml,
+    read_text,
+    reading,
+    shown,
+)
 
 T = TypeVar("T")
+MESSAGE = 400  # characters of what a dataclass says; it may quote a value of a megabyte
+COMPARED = 100  # characters of a wrong name; the time taken goes with their square
 # YAML 1.1 takes 1e-4, without a point or a sign, for text.
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
@@ -27,7 +34,7 @@ EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 def did_you_mean(wrong: str, known: typing.Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` or, with nothing near, the list of what there is."""
     names = sorted(known)
-    near = difflib.get_close_matches(wrong, names, n=1)
+    near = difflib.get_close_matches(wrong[:COMPARED], names, n=1)
     if near:
         return f"; did you mean '{near[0]}'?"
     return f"; known: {', '.join(names)}" if names else ""
@@ -39,13 +46,24 @@ def load_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing, is not YAML, or does not hold a mapping.
     """
+    return parse_text(read_config(path), str(path))
+
+
+def read_config(path: Path) -> str:
+    """Return the text of a config file, from a single read of bounded size.
+
+    Raises:
+        ConfigError: the file is missing, no regular file, too large, or no UTF-8 text.
+    """
     try:
-        return _parse(path.read_text(encoding="utf-8"), str(path))
-    except FileNotFoundError:
+        with reading(path, "text", ConfigError):
+            return read_text(path)
+    except ConfigError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+    with reading(path.parent, "a folder", ConfigError):
         siblings = [p.stem for p in path.parent.glob("*.yaml")]
-        raise ConfigError(f"{path}: no such file{did_you_mean(path.stem, siblings)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    raise ConfigError(f"{path}: no such file{did_you_mean(path.stem, siblings)}")
 
 
 def named_file(name_or_path: str, folder: Path) -> Path:
@@ -84,9 +102,9 @@ def load_changed(cls: type[T], path: Path, changes: Sequence[str]) -> T:
                 raise ConfigError(f"--set {change}: '{section}' is no section of {path}")
             place = inner
         try:
-            place[last] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {change}: cannot be read as YAML: {error}") from error
+            place[last] = parse_yaml(text)
+        except UnreadableError as error:
+            raise ConfigError(f"--set {change}: {error}") from error
     return from_mapping(cls, content, str(path))
 
 
@@ -96,7 +114,7 @@ def parse_config(cls: type[T], text: str, where: str) -> T:
     Raises:
         ConfigError: as for :func:`load_config`.
     """
-    return from_mapping(cls, _parse(text, where), where)
+    return from_mapping(cls, parse_text(text, where), where)
 
 
 def to_plain(value: Any) -> Any:
@@ -115,7 +133,8 @@ def from_mapping(cls: type[T], content: Mapping[str, Any], where: str) -> T:
     hints = typing.get_type_hints(cls)
     for key in content:
         if key not in fields:
-            raise ConfigError(f"{where}: unknown key '{key}'{did_you_mean(str(key), fields)}")
+            name = shown(key)
+            raise ConfigError(f"{where}: unknown key '{name}'{did_you_mean(name, fields)}")
     values: dict[str, Any] = {}
     for name, field in fields.items():
         if name in content:
@@ -125,7 +144,9 @@ def from_mapping(cls: type[T], content: Mapping[str, Any], where: str) -> T:
     try:
         return typing.cast(T, cls(**values))
     except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{where}: {shown(str(error), MESSAGE)}") from error
+    except (ArithmeticError, TypeError) as error:  # of a number that no field is meant for
+        raise ConfigError(f"{where}: a value is beyond what is reckoned with: {error}") from error
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -138,8 +159,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return _convert(hint, value, where)
     if origin is typing.Literal:
         if value not in args:
-            choices = did_you_mean(str(value), map(str, args))
-            raise ConfigError(f"{where}: '{value}' is not a choice{choices}")
+            choices = did_you_mean(shown(value), map(str, args))
+            raise ConfigError(f"{where}: '{shown(value)}' is not a choice{choices}")
         return value
     if origin is tuple:
         if not isinstance(value, list):
@@ -150,7 +171,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (dict, Mapping, typing.get_origin(Mapping[str, int])):
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: expected a mapping, found {_describe(value)}")
-        return {str(k): _convert(args[1], v, f"{where}.{k}") for k, v in value.items()}
+        return {str(k): _convert(args[1], v, f"{where}.{shown(k)}") for k, v in value.items()}
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: expected a mapping, found {_describe(value)}")
@@ -160,7 +181,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 def _scalar(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{where}: {shown(value)} is no number of 64 bits") from None
     if hint is float and isinstance(value, str) and EXPONENT.fullmatch(value):
         return float(value)
     if hint is int and isinstance(value, int) and not isinstance(value, bool):
@@ -171,14 +195,18 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
 
 
 def _describe(value: Any) -> str:
-    return f"{type(value).__name__} ({value!r})"
+    spelt = f"'{shown(value)}'" if isinstance(value, str) else shown(value)
+    return f"{type(value).__name__} ({spelt})"
 
 
-def _parse(text: str, where: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: cannot be read as YAML: {error}") from error
+def parse_text(text: str, where: str) -> dict[str, Any]:
+    """Read the text of one YAML mapping; ``where`` prefixes every message.
+
+    Raises:
+        ConfigError: it is no YAML, or no mapping.
+    """
+    with reading(where, "YAML", ConfigError):
+        content = parse_yaml(text)
     if not isinstance(content, dict):
         raise ConfigError(f"{where}: holds {type(content).__name__}, expected a mapping of keys")
     return content

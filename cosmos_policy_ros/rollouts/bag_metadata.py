@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any, cast
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from cosmos_policy_ros.errors import RolloutError
+from cosmos_policy_ros.rig.untrusted import UnreadableError, check_yaml, read_text, reading, shown
 from cosmos_policy_ros.rollouts.durable import replace_text
 from cosmos_policy_ros.rollouts.mcap_file import FileContents, to_yaml
 
 METADATA = "metadata.yaml"
 METADATA_VERSION = 8
 """rosbag2's newest layout that Humble reads too: QoS profiles as text with numbered policies."""
+MAX_METADATA_BYTES = 4 << 20  # a hundred topics make 40 kB
+MAX_TOPICS = 2048  # readers compare each with each
+MAX_STAMP_NS = 2**63 - 1  # what rosbag2's own fields hold
 _ROOT = "rosbag2_bagfile_information"
 
 
@@ -27,16 +30,56 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     Read as YAML 1.2, as it was written: YAML 1.1 would turn the prompt "yes" into a boolean.
 
     Raises:
-        RolloutError: the file is missing or is not a bag's metadata.
+        RolloutError: the file is missing or is not the metadata of a bag as they are recorded here.
     """
     path = folder / METADATA
-    try:
-        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
-        raise RolloutError(f"{path}: cannot be read: {error}; is this a finished bag?") from error
-    if not isinstance(content, dict) or not isinstance(content.get(_ROOT), dict):
-        raise RolloutError(f"{path}: has no mapping '{_ROOT}'; is this a rosbag2 bag?")
-    return cast("dict[str, Any]", content[_ROOT])
+    with reading(path, "a bag's metadata", RolloutError, "is this a finished bag?"):
+        text = read_text(path, MAX_METADATA_BYTES)
+        check_yaml(text)
+        content = YAML(typ="safe").load(text)
+        if not isinstance(content, dict) or not isinstance(content.get(_ROOT), dict):
+            raise UnreadableError(f"has no mapping '{_ROOT}'")
+        information = cast("dict[str, Any]", content[_ROOT])
+        _check(information)
+    return information
+
+
+def _check(information: Mapping[str, Any]) -> None:
+    """Refuse what would lead a reader out of the folder, or keep it busy for too long."""
+    storage, mode = information["storage_identifier"], information.get("compression_mode") or "none"
+    if storage != "mcap" or str(mode).lower() != "none":
+        raise UnreadableError(
+            f"is of a bag stored as '{shown(storage)}' with compression mode '{shown(mode)}', but "
+            f"only mcap with mode 'none' is read here; make one with 'ros2 bag convert'"
+        )
+    names = information["relative_file_paths"]
+    plain = isinstance(names, list) and all(
+        isinstance(n, str) and n == Path(n).name and "\0" not in n for n in names
+    )
+    if not plain or len(set(names)) < max(len(names), 1):
+        raise UnreadableError("its relative_file_paths are not names of files beside it, each once")
+    topics = information["topics_with_message_count"]
+    if len(topics) > MAX_TOPICS:
+        raise UnreadableError(f"has {len(topics)} topics, at most {MAX_TOPICS} are read")
+    for topic in topics:
+        _check_number(topic, "message_count")
+        for key in ("name", "type"):
+            if not isinstance(topic["topic_metadata"][key], str):
+                raise UnreadableError(f"a topic's {key} is no text")
+        profiles = topic["topic_metadata"].get("offered_qos_profiles")
+        if isinstance(profiles, str):
+            check_yaml(profiles)
+    _check_number(information, "message_count")
+    _check_number(information["duration"], "nanoseconds")
+    _check_number(information["starting_time"], "nanoseconds_since_epoch")
+    if not isinstance(information.get("custom_data") or {}, dict):
+        raise UnreadableError("its custom_data is no mapping")
+
+
+def _check_number(where: Mapping[str, Any], key: str) -> None:
+    value = where[key]
+    if type(value) is not int or not 0 <= value <= MAX_STAMP_NS:
+        raise UnreadableError(f"its {key} {shown(value)} is no whole number of 64 bits")
 
 
 def write_metadata(folder: Path, information: Mapping[str, Any]) -> None:

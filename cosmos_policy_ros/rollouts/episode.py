@@ -15,6 +15,7 @@ from rosbags.rosbag2 import Reader
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.errors import RolloutError
+from cosmos_policy_ros.rig.untrusted import reading
 from cosmos_policy_ros.rollouts import journal
 from cosmos_policy_ros.rollouts.bag_metadata import read_metadata
 from cosmos_policy_ros.rollouts.bag_writer import (
@@ -24,6 +25,7 @@ from cosmos_policy_ros.rollouts.bag_writer import (
     RECORDING,
 )
 from cosmos_policy_ros.rollouts.integrity import Verdict
+from cosmos_policy_ros.rollouts.mcap_bounds import check_index
 from cosmos_policy_ros.rollouts.messages import EpisodeFacts, Label, decode_facts, decode_label
 from cosmos_policy_ros.rollouts.types import types_of_definition
 
@@ -33,6 +35,8 @@ DISCARD_REASON = "discard_reason"
 RECOVERED = "recovered"
 INTEGRITY = "integrity"
 
+REBUILD = "'scripts/recover' rebuilds the index of one whose recorder died"
+VERIFY = "'episodes verify' tells what else is damaged"
 _MAX_TASK_CHARACTERS = 40  # a folder name of at most 72 characters, read whole in a file manager
 _ID = re.compile(r"\d{8}-\d{6}_.+_(?P<number>\d{4,})")
 
@@ -118,7 +122,7 @@ def read_episode(path: Path) -> Episode:
     Raises:
         RolloutError: the bag is unfinished, unreadable, or not an episode of this package.
     """
-    with _reading(path) as reader:
+    with _reading(path) as (reader, information):
         facts = [decode_facts(types, cdr) for types, cdr in _messages(reader, EPISODE_TOPIC.name)]
         if not facts:
             raise RolloutError(
@@ -130,8 +134,7 @@ def read_episode(path: Path) -> Episode:
             for name, info in reader.topics.items()
         }
         start_ns, duration_ns = reader.start_time, reader.end_time - reader.start_time - 1
-    information = read_metadata(path)
-    notes = information.get("custom_data") or {}
+    notes = {str(k): str(v) for k, v in (information.get("custom_data") or {}).items()}
     return Episode(
         id=bare_id(path.name),
         path=path,
@@ -155,7 +158,7 @@ def read_labels(path: Path) -> tuple[Label, ...]:
     Raises:
         RolloutError: the bag is unfinished or unreadable, or holds an impossible label.
     """
-    with _reading(path) as reader:
+    with _reading(path) as (reader, _):
         return _labels(path, reader)
 
 
@@ -166,7 +169,7 @@ def read_messages(path: Path, topics: Iterable[str]) -> Iterator[tuple[str, int,
         RolloutError: the bag is unfinished or unreadable.
     """
     wanted = set(topics)
-    with _reading(path) as reader:
+    with _reading(path) as (reader, _):
         connections = [c for c in reader.connections if c.topic in wanted]
         if not connections:
             return
@@ -176,25 +179,32 @@ def read_messages(path: Path, topics: Iterable[str]) -> Iterator[tuple[str, int,
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[Reader]:
+def _reading(path: Path) -> Iterator[tuple[Reader, dict[str, Any]]]:
+    """Open a finished bag whose metadata and indexes are within bounds; yields both."""
     if path.name.endswith(RECORDING):
         raise RolloutError(
             f"{path}: is unfinished: it is being recorded, or its recorder died; it cannot be read "
             f"as an episode"
         )
-    try:
-        with Reader(path) as reader:
-            yield reader
-    except RolloutError:
-        raise
-    except Exception as error:  # a parser fed damaged bytes may raise anything
-        raise RolloutError(f"{path}: cannot be read as a bag: {error}") from error
+    with reading(path, "a bag", RolloutError, VERIFY):
+        information = read_metadata(path)
+        for name in information["relative_file_paths"]:
+            where = f"{path / name}: cannot be read as a bag"
+            with reading(where, "an MCAP file", RolloutError, REBUILD):
+                check_index(path / name)
+        try:
+            with Reader(path) as reader:
+                yield reader, information
+        except RolloutError as error:  # of a message, which does not know where it is from
+            if str(path) in str(error):
+                raise
+            raise RolloutError(f"{path}: {error}") from error
 
 
 def _verdict(text: str) -> Verdict:
     try:
         return Verdict.from_json(text)
-    except (ValueError, KeyError, TypeError):
+    except ValueError:
         return Verdict(False, ("it was not judged: its recorder died",))
 
 

@@ -7,20 +7,24 @@ size, so that it costs microseconds a message.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from cosmos_policy_ros.rig.config import load_config
+from cosmos_policy_ros.errors import ConfigError
+from cosmos_policy_ros.rig.config import from_mapping, load_config
 from cosmos_policy_ros.rig.spec import RigSpec
+from cosmos_policy_ros.rig.untrusted import parse_json
 
 SECOND = 1_000_000_000
 GIGABYTE = 1e9
 PRIMARY = "primary"
 PICTURES_KEPT = 32  # stamps per camera, a second of them, among which the nearest is looked for
 HEADER_BYTES = 12  # of a message's kind of encoding, and the stamp of its header
+MOST = 2.0**63  # of any number in a verdict: nanoseconds and bytes have 64 bits
 SHORTEST = 2.0  # s; a rate over less is that of a start, not of a sensor
 
 
@@ -144,9 +148,18 @@ class Verdict:
 
     @classmethod
     def from_json(cls, text: str) -> Verdict:
-        """Read it back. Raises ValueError, KeyError or TypeError when it is none."""
-        values = json.loads(text)
-        return cls(**{**values, "reasons": tuple(values["reasons"])})
+        """Read it back. Raises ValueError when it is none."""
+        try:
+            values = parse_json(text)
+            # Nanoseconds are whole numbers, which a float does not hold.
+            verdict = replace(from_mapping(cls, values, "verdict"), topics=values.get("topics", {}))
+        except (ConfigError, AttributeError, TypeError) as error:
+            raise ValueError(str(error)) from error
+        numbers = [n for health in verdict.topics.values() for n in health.values()]
+        numbers += [verdict.waited_bytes, verdict.skewed, verdict.free_gb]
+        if not all(math.isfinite(n) and 0 <= n < MOST for n in numbers):
+            raise ValueError(f"a number in it is not from 0 to {MOST:g}")
+        return verdict
 
 
 class Integrity:
@@ -186,9 +199,9 @@ class Integrity:
         """Note messages that the middleware lost."""
         self.health.setdefault(topic, TopicHealth()).lost += count
 
-    def dropped(self, topic: str) -> None:
-        """Note a message that did not fit into the writer's queue."""
-        self.health.setdefault(topic, TopicHealth()).dropped += 1
+    def dropped(self, topic: str, count: int = 1) -> None:
+        """Note messages that did not fit into the writer's queue."""
+        self.health.setdefault(topic, TopicHealth()).dropped += count
 
     def verdict(self, now_ns: int, free_bytes: int, waited_bytes: int = 0) -> Verdict:
         """Judge what there is so far.

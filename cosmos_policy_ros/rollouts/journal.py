@@ -6,6 +6,7 @@ bag as well; whoever reads an episode takes both together, so that either alone 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Sequence
@@ -13,11 +14,17 @@ from dataclasses import asdict, fields
 from datetime import datetime, timezone
 from pathlib import Path
 
-from cosmos_policy_ros.errors import RolloutError
+from cosmos_policy_ros.errors import CosmosPolicyError, RolloutError
+from cosmos_policy_ros.rig.config import from_mapping
+from cosmos_policy_ros.rig.untrusted import UnreadableError, parse_json, read_file, reading, shown
 from cosmos_policy_ros.rollouts.durable import sync
-from cosmos_policy_ros.rollouts.messages import Label
+from cosmos_policy_ros.rollouts.messages import Label, check_stamp
 
 JOURNAL = "labels.jsonl"
+MAX_BYTES = 16 << 20
+"""Of a journal; a label has some 300 bytes, one of the longest texts 200 kB."""
+MAX_PROBLEMS = 100
+"""Lines of a journal that are told as wrong, one by one."""
 _TIME = "time"  # of the operator's wall clock, for people; the label's own stamp counts
 
 
@@ -32,12 +39,16 @@ def append(folder: Path, labels: Sequence[Label]) -> int:
     path = folder / JOURNAL
     new = not path.exists()
     now = datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds")
-    lines = [json.dumps({_TIME: now, **asdict(label)}, ensure_ascii=False) for label in labels]
+    # Escaped, since not everybody who reads lines ends them at "\\n" alone.
+    lines = [json.dumps({_TIME: now, **asdict(label)}) for label in labels]
     with path.open("ab+") as file:
         before = file.tell()
         torn = before and os.pread(file.fileno(), 1, before - 1) != b"\n"
+        content = (b"\n" if torn else b"") + "".join(f"{x}\n" for x in lines).encode()
+        if before + len(content) > MAX_BYTES:
+            raise OSError(errno.EFBIG, f"it would have more than {MAX_BYTES} bytes")
         try:
-            file.write((b"\n" if torn else b"") + "".join(f"{x}\n" for x in lines).encode())
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         except OSError:
@@ -62,23 +73,36 @@ def read(folder: Path) -> tuple[tuple[Label, ...], tuple[str, ...]]:
         RolloutError: the file is there and cannot be read.
     """
     path = folder / JOURNAL
-    try:
-        content = path.read_bytes().decode(errors="replace")
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return (), ()
-    except OSError as error:
-        raise RolloutError(f"{path}: cannot be read: {error}") from error
+    with reading(path, "a journal of labels", RolloutError, "the labels in the bag are whole"):
+        content = read_file(path, MAX_BYTES)
     labels, problems = [], []
-    for number, line in enumerate(content.splitlines(), 1):
+    for number, line in enumerate(content.removesuffix(b"\n").split(b"\n"), 1):
+        if not content:
+            break
+        where = f"{path}: line {number} is no label and is left out"
         try:
-            labels.append(_parse(line))
-        except (ValueError, TypeError, KeyError, RolloutError) as error:
-            problems.append(f"{path}: line {number} is no label and is left out: {error}")
+            with reading(where, "a label", RolloutError):
+                labels.append(_parse(line))
+        except RolloutError as error:
+            problems.append(str(error))
+    if len(problems) > MAX_PROBLEMS:
+        more = len(problems) - MAX_PROBLEMS
+        problems[MAX_PROBLEMS:] = [f"{path}: {more} further lines are no labels"]
     return tuple(labels), tuple(problems)
 
 
-def _parse(line: str) -> Label:
-    entry = json.loads(line)
+def _parse(line: bytes) -> Label:
+    entry = parse_json(line.decode(errors="replace"))
     if not isinstance(entry, dict):
-        raise TypeError("it is no mapping")
-    return Label(**{f.name: entry[f.name] for f in fields(Label)})
+        raise UnreadableError("it is no mapping")
+    for field in fields(Label):
+        if field.name not in entry:
+            raise UnreadableError(f"it has no {field.name}")
+    try:
+        label = from_mapping(Label, {f.name: entry[f.name] for f in fields(Label)}, "it")
+        check_stamp(label.stamp_ns, "it")
+    except CosmosPolicyError as error:
+        raise UnreadableError(shown(str(error), 200)) from error
+    return label

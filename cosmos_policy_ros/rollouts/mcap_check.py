@@ -9,27 +9,57 @@ from __future__ import annotations
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
+from mcap.opcode import Opcode
 from mcap.records import (
+    Attachment,
+    AttachmentIndex,
     Channel,
     Chunk,
     ChunkIndex,
+    DataEnd,
     Footer,
+    Header,
     McapRecord,
     Message,
     MessageIndex,
+    Metadata,
+    MetadataIndex,
     Schema,
     Statistics,
+    SummaryOffset,
 )
-from mcap.stream_reader import CRCValidationError, StreamReader
 from mcap.writer import MCAP0_MAGIC
 
-from cosmos_policy_ros.rollouts.mcap_repair import RECORD_HEAD, chunk_records
+from cosmos_policy_ros.rig.untrusted import UnreadableError, open_file
+from cosmos_policy_ros.rollouts.mcap_bounds import (
+    LARGEST_CHUNK,
+    RECORD_HEAD,
+    Allowance,
+    ExactStream,
+)
+from cosmos_policy_ros.rollouts.mcap_repair import chunk_records
 
+_READERS: dict[int, Callable[[ExactStream], Any]] = {
+    Opcode.HEADER: Header.read,
+    Opcode.FOOTER: Footer.read,
+    Opcode.SCHEMA: Schema.read,
+    Opcode.CHANNEL: Channel.read,
+    Opcode.CHUNK: Chunk.read,
+    Opcode.MESSAGE_INDEX: MessageIndex.read,
+    Opcode.CHUNK_INDEX: ChunkIndex.read,
+    Opcode.ATTACHMENT: Attachment.read,
+    Opcode.ATTACHMENT_INDEX: AttachmentIndex.read,
+    Opcode.STATISTICS: Statistics.read,
+    Opcode.METADATA: Metadata.read,
+    Opcode.METADATA_INDEX: MetadataIndex.read,
+    Opcode.SUMMARY_OFFSET: SummaryOffset.read,
+    Opcode.DATA_END: DataEnd.read,
+}
 CHECKSUM_BYTES = 4  # the footer's last field
 
 
@@ -76,17 +106,20 @@ class CheckedFile:
     def messages(self) -> Iterator[Received]:
         """Yield what can be read, in the order it was written."""
         try:
-            with self.path.open("rb") as file:
-                yield from self._messages(file, self.path.stat().st_size)
-        except OSError as error:
-            self._complain(f"cannot be read: {error}")
+            with open_file(self.path) as file:
+                yield from self._messages(file, os.fstat(file.fileno()).st_size)
+        except (OSError, UnreadableError) as error:
+            self._complain(f"cannot be read: {getattr(error, 'strerror', None) or error}")
 
     def _messages(self, file: BinaryIO, size: int) -> Iterator[Received]:
-        records = StreamReader(file, emit_chunks=True, validate_crcs=True).records
+        allowance = Allowance(size)
+        records = self._records(file, size)
         while True:
             at = max(file.tell(), len(MCAP0_MAGIC))
             try:
                 record = next(records, None)
+                if isinstance(record, Chunk):
+                    allowance.take(record.uncompressed_size)
             except OSError:
                 raise
             except Exception as error:  # a parser fed damaged bytes may raise anything
@@ -94,9 +127,6 @@ class CheckedFile:
                 return
             if record is None:
                 break
-            # The library goes by the lengths inside a record, other readers by the record's own.
-            if file.tell() != at + RECORD_HEAD.size + _length(file, at):
-                self._complain(f"the record at byte {at} is not as long as it says")
             if isinstance(record, Chunk):
                 self._check_index()
                 yield from self._open(record, at)
@@ -105,13 +135,38 @@ class CheckedFile:
         self._check_index()
         self._check_end(file, size)
 
+    def _records(self, file: BinaryIO, size: int) -> Iterator[McapRecord]:
+        """Yield what the file holds, up to and with its footer."""
+        magic = file.read(len(MCAP0_MAGIC))
+        if magic != MCAP0_MAGIC:
+            raise UnreadableError("it does not begin like an MCAP file")
+        checksum = zlib.crc32(magic)
+        footer = False
+        while not footer:
+            head = file.read(RECORD_HEAD.size)
+            if len(head) < RECORD_HEAD.size:
+                raise UnreadableError("it has no end")
+            opcode, length = RECORD_HEAD.unpack(head)
+            if length > min(LARGEST_CHUNK, size - file.tell()):
+                raise UnreadableError(f"a record of {length} bytes, {size - file.tell()} are left")
+            data = file.read(length)
+            stream = ExactStream(data)
+            if opcode == Opcode.MESSAGE:
+                yield Message.read(stream, length)
+            elif opcode in _READERS:
+                record = _READERS[opcode](stream)
+                if isinstance(record, DataEnd) and record.data_section_crc not in (0, checksum):
+                    raise UnreadableError("the checksum of its data does not fit")
+                yield record
+            checksum = zlib.crc32(data, zlib.crc32(head, checksum))
+            footer = opcode == Opcode.FOOTER
+        if file.read(len(MCAP0_MAGIC)) != MCAP0_MAGIC:
+            raise UnreadableError("it does not end like an MCAP file")
+
     def _open(self, chunk: Chunk, at: int) -> Iterator[Received]:
         self._seen.chunks.append(at)
         try:
             records = list(chunk_records(chunk))
-        except CRCValidationError:
-            self._complain(f"the chunk at byte {at} is damaged: its checksum does not fit")
-            return
         except Exception as error:  # as above
             self._complain(f"the chunk at byte {at} is damaged: {_name(error)}")
             return
@@ -192,10 +247,6 @@ class CheckedFile:
         self.problems.append(f"{self.path.name}: {problem}")
 
 
-def _length(file: BinaryIO, at: int) -> int:
-    _, length = RECORD_HEAD.unpack(os.pread(file.fileno(), RECORD_HEAD.size, at))
-    return int(length)
-
-
 def _name(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    """Tell an error; one of a library may quote the file."""
+    return str(error) if isinstance(error, UnreadableError) else type(error).__name__

@@ -14,16 +14,22 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-import zstandard
-from mcap.data_stream import ReadDataStream
-from mcap.exceptions import McapError
 from mcap.opcode import Opcode
 from mcap.reader import make_reader
-from mcap.records import Chunk, MessageIndex
+from mcap.records import MessageIndex
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.errors import RolloutError
+from cosmos_policy_ros.rig.untrusted import UnreadableError, open_file, reading
+from cosmos_policy_ros.rollouts.episode import REBUILD, VERIFY
 from cosmos_policy_ros.rollouts.integrity import header_stamp
+from cosmos_policy_ros.rollouts.mcap_bounds import (
+    LARGEST_CHUNK,
+    check_index,
+    chunk_content,
+    read_chunk,
+    read_record,
+)
 from cosmos_policy_ros.rollouts.types import types_of_definition
 
 # Opcode and length, channel, sequence, two times: what stands before a message's own bytes.
@@ -84,14 +90,10 @@ class IndexedTopic:
         """
         place = Place(*self.places[index].tolist())
         file = self.files[place.file]
-        try:
+        where = f"{file}: the {self.msgtype} at {self.stamps_ns[index]} ns cannot be read"
+        with reading(where, self.msgtype, RolloutError, VERIFY):
             types = types_of_definition(self.msgtype, self.definition)
             return types.deserialize_cdr(_message(file, place), self.msgtype)
-        except Exception as error:  # a parser fed damaged bytes may raise anything
-            raise RolloutError(
-                f"{file}: the {self.msgtype} at {self.stamps_ns[index]} ns cannot be read "
-                f"({type(error).__name__}: {error}); 'episodes verify' tells what else is damaged"
-            ) from error
 
 
 def index_topics(files: Iterable[Path], topics: Iterable[str]) -> dict[str, IndexedTopic]:
@@ -105,14 +107,11 @@ def index_topics(files: Iterable[Path], topics: Iterable[str]) -> dict[str, Inde
     found: dict[str, _Found] = {topic: _Found() for topic in topics}
     files = tuple(files)
     for number, file in enumerate(files):
-        try:
+        with reading(f"{file}: its index cannot be read", "an index", RolloutError, REBUILD):
+            check_index(file)
             _index_file(file, number, found)
-        except (OSError, McapError, ValueError, KeyError, EOFError, zstandard.ZstdError) as error:
-            raise RolloutError(
-                f"{file}: its index cannot be read ({type(error).__name__}: {error}); "
-                f"'scripts/recover' rebuilds it"
-            ) from error
-    return {topic: each.indexed(files) for topic, each in found.items()}
+    with reading(files[0].parent if files else "a bag", "a bag", RolloutError, VERIFY):
+        return {topic: each.indexed(files) for topic, each in found.items()}
 
 
 class _Found:
@@ -131,10 +130,11 @@ class _Found:
 
 
 def _index_file(file: Path, number: int, found: Mapping[str, _Found]) -> None:
-    with file.open("rb") as stream:
+    with open_file(file) as stream:
+        size = os.fstat(stream.fileno()).st_size
         summary = make_reader(stream).get_summary()
         if summary is None:
-            raise ValueError("there is none")
+            raise UnreadableError("there is none")
         channels = {i: found[c.topic] for i, c in summary.channels.items() if c.topic in found}
         for i, topic in channels.items():
             schema = summary.schemas[summary.channels[i].schema_id]
@@ -142,11 +142,16 @@ def _index_file(file: Path, number: int, found: Mapping[str, _Found]) -> None:
         for chunk in summary.chunk_indexes:
             packed = bool(chunk.compression)
             start = chunk.chunk_start_offset + chunk.chunk_length - chunk.compressed_size
+            # A chunk that lists more messages than it has bytes for would be read for ever.
+            left = chunk.uncompressed_size // _MESSAGE_HEAD
             for channel, at in chunk.message_index_offsets.items():
                 if channel not in channels:
                     continue
-                stream.seek(at + _RECORD_HEAD)
-                for received_ns, offset in MessageIndex.read(ReadDataStream(stream)).records:
+                listed = read_record(stream, at, size, Opcode.MESSAGE_INDEX, MessageIndex.read)
+                left -= len(listed.records)
+                if left < 0:
+                    raise UnreadableError("a chunk's index lists more messages than it can have")
+                for received_ns, offset in listed.records:
                     inside = (chunk.chunk_start_offset, offset) if packed else (-1, start + offset)
                     place = Place(number, *inside)
                     stamp = _read(file, stream, place, _MESSAGE_HEAD, _STAMP_BYTES)
@@ -158,8 +163,10 @@ def _message(file: Path, place: Place) -> bytes:
     with file.open("rb", buffering=0) as stream:
         head = _read(file, stream, place, 0, _RECORD_HEAD)
         if head[0] != Opcode.MESSAGE:
-            raise ValueError("no message where its index says; was the file changed?")
+            raise UnreadableError("no message where its index says; was the file changed?")
         length = int.from_bytes(head[1:], "little") + _RECORD_HEAD - _MESSAGE_HEAD
+        if not 0 <= length <= LARGEST_CHUNK:
+            raise UnreadableError(f"a message of {length} bytes")
         return _read(file, stream, place, _MESSAGE_HEAD, length)
 
 
@@ -171,15 +178,11 @@ def _read(file: Path, stream: IO[bytes], place: Place, start: int, length: int) 
     else:
         data = os.pread(stream.fileno(), length, at)
     if len(data) != length:
-        raise EOFError("it ends in the middle of a message")
+        raise UnreadableError("it ends in the middle of a message")
     return data
 
 
 @lru_cache(maxsize=_CHUNKS_KEPT)
 def _decompressed(file: Path, chunk_at: int) -> bytes:
-    with file.open("rb") as stream:
-        stream.seek(chunk_at + _RECORD_HEAD)
-        chunk = Chunk.read(ReadDataStream(stream))
-    if chunk.compression != "zstd":
-        raise ValueError(f"chunks compressed with '{chunk.compression}' are not known; use zstd")
-    return zstandard.decompress(chunk.data, max_output_size=chunk.uncompressed_size)
+    with open_file(file) as stream:
+        return chunk_content(read_chunk(stream, chunk_at, os.fstat(stream.fileno()).st_size))

@@ -8,10 +8,11 @@ import struct
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from rosbags.serde import SerdeError
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.errors import RolloutError
+from cosmos_policy_ros.rig.config import from_mapping
+from cosmos_policy_ros.rig.untrusted import UnreadableError, reading, shown
 from cosmos_policy_ros.rollouts.task import FULL_SCORE
 from cosmos_policy_ros.rollouts.types import PACKAGE
 
@@ -23,6 +24,10 @@ _HEADER_TYPE = "std_msgs/msg/Header"
 _TIME_TYPE = "builtin_interfaces/msg/Time"
 
 _SECOND = 1_000_000_000  # ns
+MAX_TEXT = 10_000
+"""Characters of each text of a label; a page has two thousand."""
+MAX_REVISION = 1_000_000
+"""Of a label; an operator gives some ten per episode."""
 MAX_STAMP_NS = 2**31 * _SECOND - 1
 """Newest stamp that builtin_interfaces/Time can hold: its seconds are an int32."""
 
@@ -102,7 +107,17 @@ class Label:
                 f"{self.kind}: {self.points} must be a number from 0 to {FULL_SCORE}; nothing was "
                 f"written, score episode '{self.episode_id}' again"
             )
+        if not 0 <= self.revision <= MAX_REVISION:
+            raise RolloutError(
+                f"{self.kind}: revision {self.revision} must be from 0 to {MAX_REVISION}"
+            )
         _check_texts(self)
+        for text in (self.episode_id, self.item, self.operator_name, self.note):
+            if len(text) > MAX_TEXT:
+                raise RolloutError(
+                    f"{self.kind}: a text of {len(text)} characters, at most {MAX_TEXT} are taken; "
+                    f"nothing was written, shorten it"
+                )
         rounded = struct.unpack("<f", struct.pack("<f", self.points))[0]
         object.__setattr__(self, "points", rounded)
 
@@ -117,7 +132,13 @@ def decode_facts(types: Typestore, cdr: bytes) -> EpisodeFacts:
     """Read an ``Episode.msg`` back. Raises RolloutError when it is none."""
     message = _decode(types, cdr, EPISODE_TYPE)
     names = [f.name for f in dataclasses.fields(EpisodeFacts)]
-    return EpisodeFacts(**{name: getattr(message, name) for name in names})
+    # The bag defines the type, and may do so in its own way.
+    with reading("the facts of an episode", EPISODE_TYPE, RolloutError):
+        values = {name: getattr(message, name) for name in names}
+        for name, value in values.items():
+            if type(value) is not (int if name == "seed" else str):
+                raise UnreadableError(f"{name} is {type(value).__name__}")
+        return EpisodeFacts(**values)
 
 
 def encode_label(types: Typestore, label: Label) -> bytes:
@@ -130,12 +151,12 @@ def encode_label(types: Typestore, label: Label) -> bytes:
 def decode_label(types: Typestore, cdr: bytes) -> Label:
     """Read a ``Label.msg`` back. Raises RolloutError when it is none, or holds no valid label."""
     message = _decode(types, cdr, LABEL_TYPE)
-    stamp = message.header.stamp
     names = [f.name for f in dataclasses.fields(Label) if f.name != "stamp_ns"]
-    return Label(
-        **{name: getattr(message, name) for name in names},
-        stamp_ns=stamp.sec * _SECOND + stamp.nanosec,
-    )
+    with reading("a label", LABEL_TYPE, RolloutError):
+        stamp = message.header.stamp
+        values = {name: getattr(message, name) for name in names}
+        values["stamp_ns"] = stamp.sec * _SECOND + stamp.nanosec
+        return from_mapping(Label, values, "a label")
 
 
 def check_stamp(stamp_ns: int, what: str) -> None:
@@ -159,9 +180,11 @@ def check_text(name: str, value: str) -> None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise RolloutError(f"{name}: {value!r} is not Unicode text: {error}") from None
+        raise RolloutError(
+            f"{name}: {shown(value)} is not Unicode text: character {error.start} is half a pair"
+        ) from None
     if "\0" in value:
-        raise RolloutError(f"{name}: {value!r} holds a NUL character; remove it")
+        raise RolloutError(f"{name}: {shown(value)} holds a NUL character; remove it")
 
 
 def _header(types: Typestore, stamp_ns: int) -> Any:
@@ -173,10 +196,9 @@ def _header(types: Typestore, stamp_ns: int) -> Any:
 
 
 def _decode(types: Typestore, cdr: bytes, msgtype: str) -> Any:
-    try:
+    # Generated code fed damaged bytes, or a definition that is another's, may raise anything.
+    with reading("a message", msgtype, RolloutError):
         return types.deserialize_cdr(cdr, msgtype)
-    except SerdeError as error:
-        raise RolloutError(f"a {msgtype} message cannot be read: {error}") from error
 
 
 def _check_texts(record: Any) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mcap.exceptions import McapError
-from mcap.reader import make_reader
-
 from cosmos_policy_ros.errors import RolloutError
+from cosmos_policy_ros.rig.untrusted import UnreadableError, reading
 from cosmos_policy_ros.rollouts.bag_metadata import (
     METADATA,
     describe_bag,
@@ -18,7 +16,8 @@ from cosmos_policy_ros.rollouts.bag_metadata import (
 from cosmos_policy_ros.rollouts.bag_writer import EPISODE_TOPIC, RECORDING
 from cosmos_policy_ros.rollouts.durable import Hold, rename, sync
 from cosmos_policy_ros.rollouts.episode import OUTCOME, RECOVERED, bare_id
-from cosmos_policy_ros.rollouts.mcap_repair import Mended, mend
+from cosmos_policy_ros.rollouts.mcap_file import to_yaml
+from cosmos_policy_ros.rollouts.mcap_repair import Whole, contents_of, mend, survey
 from cosmos_policy_ros.rollouts.messages import EpisodeFacts, decode_facts
 from cosmos_policy_ros.rollouts.recording import FLUSH_PERIOD
 from cosmos_policy_ros.rollouts.types import types_of_definition
@@ -44,64 +43,78 @@ def recover(folder: Path) -> Recovered:
         RolloutError: it is being recorded, or nothing in it can be read, or the disk refused; the
             folder stays as it is then, and can be recovered again.
     """
+    # Whatever a damaged file makes a parser raise, a recorder that starts goes on to the next.
+    with reading(folder, "an unfinished episode", RolloutError, "left as it is"):
+        if folder.is_symlink() or not folder.is_dir():
+            raise UnreadableError("is no folder, so no recorder made it")
+        try:
+            hold = Hold(folder)
+        except BlockingIOError:
+            raise RecordingInProgressError(
+                f"{folder}: is being recorded by a recorder that lives"
+            ) from None
+        try:
+            return _recover(folder)
+        except RolloutError as error:
+            if str(folder) in str(error):
+                raise
+            raise RolloutError(f"{folder}: {error}; left as it is") from error
+        finally:
+            hold.release()
+
+
+def _recover(folder: Path) -> Recovered:
+    """Look at everything first: a folder that cannot be recovered stays as it is."""
+    final = folder.with_name(bare_id(folder.name))
+    file = folder / f"{final.name}_0.mcap"
+    if file.is_symlink() or not file.is_file():
+        raise RolloutError(f"{folder}: has no {file.name}, so there is nothing to recover")
+    whole = survey(file)
+    loss = _describe_loss(whole)
+    contents = contents_of(file.name, whole)
+    information = None
+    if not (folder / METADATA).exists():
+        notes = {**_facts(file, whole).custom_data(), OUTCOME: "its recorder died"}
+        information = describe_bag(contents, {**notes, RECOVERED: loss})
+        to_yaml(information)  # what cannot be written shows here
+    else:  # it died between the last write and the folder's real name
+        read_metadata(folder)
     try:
-        hold = Hold(folder)
-    except BlockingIOError:
-        raise RecordingInProgressError(
-            f"{folder}: is being recorded by a recorder that lives"
-        ) from None
-    except OSError as error:
-        raise RolloutError(f"{folder}: cannot be recovered: {error}") from error
-    try:
-        return _recover(folder)
+        mend(file, whole)
+        if information is not None:
+            write_metadata(folder, information)
+        sync(folder)
+        rename(folder, final)
     except OSError as error:
         raise RolloutError(
             f"{folder}: cannot be recovered now: {error}; free disk space, or make the folder "
             f"writable, and recover it again"
         ) from error
-    finally:
-        hold.release()
+    return Recovered(final, sum(contents.counts.values()), loss)
 
 
-def _recover(folder: Path) -> Recovered:
-    final = folder.with_name(bare_id(folder.name))
-    file = folder / f"{final.name}_0.mcap"
-    if not file.is_file():
-        raise RolloutError(f"{folder}: has no {file.name}, so there is nothing to recover")
-    mended = mend(file)
-    loss = _describe_loss(mended)
-    if not (folder / METADATA).exists():
-        facts = _read_facts(file)
-        notes = {**facts.custom_data(), OUTCOME: "its recorder died", RECOVERED: loss}
-        write_metadata(folder, describe_bag(mended.contents, notes))
-    else:  # it died between the last write and the folder's real name
-        read_metadata(folder)
-    sync(folder)
-    rename(folder, final)
-    return Recovered(final, sum(mended.contents.counts.values()), loss)
-
-
-def _read_facts(file: Path) -> EpisodeFacts:
-    try:
-        with file.open("rb") as stream:
-            reader = make_reader(stream)
-            for schema, _, message in reader.iter_messages(topics=[EPISODE_TOPIC.name]):
-                assert schema is not None
-                types = types_of_definition(schema.name, schema.data.decode())
-                return decode_facts(types, message.data)
-    except McapError as error:
-        raise RolloutError(f"{file}: cannot be read: {error}") from error
+def _facts(file: Path, whole: Whole) -> EpisodeFacts:
+    for channel in whole.channels.values():
+        if channel.topic == EPISODE_TOPIC.name and channel.id in whole.first:
+            schema = whole.schemas[channel.schema_id]
+            types = types_of_definition(schema.name, schema.data.decode())
+            return decode_facts(types, whole.first[channel.id].data)
     raise RolloutError(f"{file}: has no message on '{EPISODE_TOPIC.name}'; it is no episode")
 
 
-def _describe_loss(mended: Mended) -> str:
-    if mended.finished_before:
+def _describe_loss(whole: Whole) -> str:
+    if whole.finished:
         return "nothing: its recorder died after its last message was written"
-    torn = f"{mended.cut_bytes} bytes of a torn chunk were cut off" if mended.cut_bytes else ""
+    torn = f"{whole.cut_bytes} bytes of a torn chunk were cut off" if whole.cut_bytes else ""
     unwritten = f"up to {FLUSH_PERIOD:g} s before its recorder died were not yet written"
     return "; ".join(filter(None, (unwritten, torn)))
 
 
 def unfinished(root: Path) -> tuple[Path, ...]:
-    """Return the folders of a store that look unfinished, oldest first."""
-    return tuple(sorted(p for p in root.glob(f"*{RECORDING}") if p.is_dir()))
+    """Return what of a store looks like an unfinished episode, oldest first, be it a folder or not.
+
+    Raises:
+        RolloutError: the root folder cannot be listed.
+    """
+    with reading(root, "a folder of episodes", RolloutError):
+        return tuple(sorted(path for path in root.iterdir() if path.name.endswith(RECORDING)))

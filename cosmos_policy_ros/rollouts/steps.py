@@ -186,13 +186,26 @@ def _offsets(points: Sequence[Any]) -> NDArray[np.int64]:
 
 def _on_grid(sent: Sent, step_ns: int) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
     """Return the rows that are due at whole steps, and when [ns from the start]."""
-    steps = np.arange(1, 1 + (int(sent.offsets_ns[-1]) + step_ns // 2) // step_ns)
-    due_ns = steps.astype(np.int64) * step_ns
-    rows = np.abs(sent.offsets_ns[None] - due_ns[:, None]).argmin(axis=1)
-    if not len(due_ns) or np.abs(sent.offsets_ns[rows] - due_ns).max() > DT_TOLERANCE * NS:
+    count = (int(sent.offsets_ns[-1]) + step_ns // 2) // step_ns
+    # A row for every step there must be; a last one that is due in years makes no list of years.
+    due_ns = np.arange(1, 1 + min(count, len(sent.offsets_ns) + 1), dtype=np.int64) * step_ns
+    rows = _nearest(sent.offsets_ns, due_ns)
+    off_grid = np.abs(sent.offsets_ns[rows] - due_ns) > DT_TOLERANCE * NS
+    if not 0 < count <= len(sent.offsets_ns) or off_grid.any():
         between = np.diff(sent.offsets_ns, prepend=0) / NS
         raise RolloutError(
             f"trajectory '{sent.chunk_id}' has rows {between.min():g} to {between.max():g} s "
             f"apart, which is no whole part of the {step_ns / NS:g} s between two actions"
         )
     return rows, due_ns
+
+
+def _nearest(times: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Return the index of the time nearest to each one wanted, without comparing all with all."""
+    order = np.argsort(times, kind="stable")
+    ascending = times[order]
+    after = np.searchsorted(ascending, wanted).clip(max=len(times) - 1)
+    before = (after - 1).clip(min=0)
+    earlier = np.abs(ascending[before] - wanted) <= np.abs(ascending[after] - wanted)
+    found: NDArray[np.intp] = order[np.where(earlier, before, after)]
+    return found

@@ -191,12 +191,17 @@ class EpisodeStore:
             return _discard(folder, label, self._types)
 
     def recover(self) -> tuple[Recovered | RolloutError, ...]:
-        """Make whole what dead recorders left; an error for each that cannot be.
+        """Make whole what dead recorders left; an error for each that cannot be, never raised.
 
-        What a living recorder holds, this one's too, is passed over.
+        What cannot be recovered stays as it is, named in its error. What a living recorder holds,
+        this one's too, is passed over.
         """
         results: list[Recovered | RolloutError] = []
-        for folder in unfinished(self.root):
+        try:
+            folders = unfinished(self.root)
+        except RolloutError as error:
+            return (error,)
+        for folder in folders:
             try:
                 results.append(recover(folder))
             except RecordingInProgressError:

@@ -9,13 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+from rosbags.interfaces import Nodetype
+from rosbags.interfaces.typing import Typesdict
 from rosbags.typesys import Stores, TypesysError, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.errors import RolloutError
+from cosmos_policy_ros.rig.untrusted import UnreadableError, reading, shown
 
 PACKAGE = "cosmos_policy_ros"
+MAX_DEFINITION = 1 << 18  # characters; an image's, with all it is made of, has 6000
+MAX_TYPE_DEPTH = 32  # of types within types; ROS's own have five levels
 
 # The definitions this package records (std, sensor, trajectory, diagnostic messages) are the same
 # from Humble to Lyrical but for sensor_msgs/Range; Kilted is the release it is built against.
@@ -74,11 +80,45 @@ def types_of_definition(msgtype: str, definition: str) -> Typestore:
     Raises:
         RolloutError: the text is not a ROS 2 message definition.
     """
-    store = get_typestore(Stores.EMPTY)
-    try:
-        store.register(get_types_from_msg(definition, msgtype))
-    except TypesysError as error:
-        raise RolloutError(
-            f"the bag's own definition of {msgtype} is unreadable: {error}"
-        ) from error
-    return store
+    where = f"the bag's own definition of {shown(msgtype)} is unreadable"
+    with reading(where, "a message definition", RolloutError):
+        if len(definition) > MAX_DEFINITION:
+            raise UnreadableError(f"has {len(definition)} characters, at most {MAX_DEFINITION}")
+        found = get_types_from_msg(definition, msgtype)
+        sizes: dict[str, int] = {}
+        for name in found:
+            _least_bytes(name, found, sizes, 0)
+        store = get_typestore(Stores.EMPTY)
+        store.register(found)
+        return store
+
+
+def _least_bytes(name: str, types: Typesdict, sizes: dict[str, int], depth: int) -> int:
+    """Return the fewest bytes that a message of a type has, and refuse lists of what has none.
+
+    A length of four billion costs nothing to write and is read to its end where an entry takes no
+    byte of the message; elsewhere the message's own length ends it.
+    """
+    if name in sizes:
+        return sizes[name]
+    if depth > MAX_TYPE_DEPTH:
+        raise UnreadableError(f"nests types more than {MAX_TYPE_DEPTH} deep, or within themselves")
+    total = 0
+    for _, (kind, detail) in types[name][1]:
+        total += _least_of(kind, detail, types, sizes, depth)
+    sizes[name] = total
+    return total
+
+
+def _least_of(
+    kind: Nodetype, detail: Any, types: Typesdict, sizes: dict[str, int], depth: int
+) -> int:
+    if kind == Nodetype.NAME:
+        return _least_bytes(detail, types, sizes, depth + 1)
+    if kind == Nodetype.BASE:
+        return 1
+    (inner_kind, inner), count = detail
+    entry = _least_of(inner_kind, inner, types, sizes, depth + 1)
+    if not entry:
+        raise UnreadableError("has a list of messages without content")
+    return count * entry if kind == Nodetype.ARRAY else 4

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cosmos_policy_ros.errors import RolloutError
+from cosmos_policy_ros.rig.untrusted import reading
 from cosmos_policy_ros.rollouts import journal
 from cosmos_policy_ros.rollouts.bag_metadata import read_metadata, with_notes, write_metadata
 from cosmos_policy_ros.rollouts.bag_writer import EPISODE_TOPIC, LABEL_TOPIC, OWN_TOPICS, RECORDING
@@ -101,16 +102,17 @@ class _Check:
         damage = [problem for file in files for problem in file.problems]
         self._problems += damage
         verdict, stale = None, False
-        if not damage and files and self._episode is not None:
-            self._compare_metadata(files, self._episode)
-            self._compare_labels()
-            verdict, stale = self._compare_verdict()
+        if not damage and files and (episode := self._episode) is not None:
+            self._attempt(lambda: self._compare_metadata(files, episode))
+            self._attempt(self._compare_labels)
+            verdict, stale = self._attempt(self._compare_verdict) or (None, False)
         messages = sum(file.counts.total() for file in files)
         return Verification(self._folder, tuple(self._problems), verdict, stale, messages)
 
     def _attempt(self, read: Any) -> Any:
         try:
-            return read()
+            with reading(self._folder, "an episode", RolloutError):
+                return read()
         except RolloutError as error:
             self._problems.append(str(error))
             return None
@@ -123,7 +125,7 @@ class _Check:
         return Integrity(sensors, found.rig.observation.camera_skew, self._limits)
 
     def _files(self) -> Iterator[Path]:
-        listed = [str(name) for name in self._metadata.get("relative_file_paths", ())]
+        listed: list[str] = self._metadata.get("relative_file_paths", [])
         for name in listed:
             if (self._folder / name).is_file():
                 yield self._folder / name
@@ -198,7 +200,7 @@ class _Check:
         text = (self._metadata.get("custom_data") or {}).get(INTEGRITY, "")
         try:
             stored = Verdict.from_json(text) if text else None
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             self._problems.append(f"metadata.yaml: the verdict cannot be read: {error}")
             stored = None
         verdict = _judge(self._integrity, self._newest_ns, stored)
@@ -215,8 +217,7 @@ def _judge(integrity: Integrity, now_ns: int, stored: Verdict | None) -> Verdict
         return replace(integrity.verdict(now_ns, sys.maxsize), free_gb=0.0)
     for topic, health in stored.topics.items():
         integrity.lost(topic, int(health.get("lost", 0)))
-        for _ in range(int(health.get("dropped", 0))):
-            integrity.dropped(topic)
+        integrity.dropped(topic, int(health.get("dropped", 0)))
     free_bytes = round(stored.free_gb * GIGABYTE) if stored.free_gb else sys.maxsize
     verdict = integrity.verdict(now_ns, free_bytes, stored.waited_bytes)
     return replace(verdict, free_gb=stored.free_gb)

@@ -6,6 +6,8 @@ import collections
 import io
 import os
 import pickle
+import resource
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch.distributed.checkpoint import metadata as dcp
 
 from cosmos_policy_ros.errors import CheckpointError
 from cosmos_policy_ros.model.pickles import load_index, load_prompts
+from cosmos_policy_ros.model.weights import read_weights
 
 
 class Calls:
@@ -130,7 +133,7 @@ def test_tensor_beyond_its_storage_is_refused(
 def test_cut_file_is_named(tmp_path: Path, kept: int) -> None:
     path = write(tmp_path, {"fold shirt": embedding()})
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(CheckpointError, match=r"embeddings\.pkl: cannot be read .* cut short"):
+    with pytest.raises(CheckpointError, match=r"embeddings\.pkl: cannot be read.* cut short"):
         load_prompts(path)
 
 
@@ -175,3 +178,91 @@ def test_getattr_gives_nothing_else(tmp_path: Path, kind: Any, name: str) -> Non
     path.write_bytes(pickle.dumps(Calls(getattr, kind, name)))
     with pytest.raises(CheckpointError, match=r"refused, it asks for 'builtins\.getattr\("):
         load_index(path)
+
+
+def ops(*parts: bytes) -> bytes:
+    return b"\x80\x04" + b"".join(parts) + b"."
+
+
+def tower(levels: int, step: bytes) -> bytes:
+    return ops(b"}", b"(", b")", step * levels, b"Nu")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (ops(b"Nr\xff\xff\xff\x0f"), "keeps object 268435455"),
+        (b"Nr\xff\xff\xff\x7f.", "keeps object"),
+        (b"Np999999999\n.", "keeps object"),
+        (ops(b"\x8e" + (4 << 30).to_bytes(8, "little")), "cannot be read as"),
+        (ops(b"\x96" + (4 << 30).to_bytes(8, "little")), "cannot be read as"),
+        (ops(b"\x8d" + (2**62).to_bytes(8, "little")), "cannot be read as"),
+        (ops(b"B\xff\xff\xff\xff"), "cannot be read as"),
+        (ops(b"\x8b\xff\xff\xff\x7f"), "cannot be read as"),
+        (ops(b"\x95" + (2**62).to_bytes(8, "little"), b"N"), "a frame of"),
+        (tower(1_000_000, b"\x85"), "nests objects more than 100 deep"),
+        (ops(b"}", b"(", b")", b"2\x86" * 60, b"Nu"), "more than 10000000"),
+        (ops(b"I" + b"9" * 100_000 + b"\n"), "cannot be read as"),
+        (ops(b"(((((0000N"), "holds no table"),
+        (b"", "cannot be read as"),
+    ],
+)
+def test_a_few_bytes_claim_nothing(tmp_path: Path, content: bytes, told: str) -> None:
+    """Nine bytes cost 4.3 GB before, and a key of a million tuples ended the process."""
+    path = tmp_path / "a.pkl"
+    path.write_bytes(content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match=rf"a\.pkl: .*{told}"):
+        load_prompts(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000, "kB"
+
+
+def test_one_storage_copied_for_ever_is_refused(tmp_path: Path) -> None:
+    stored, rebuild = torch.ones(4096).storage(), torch._utils._rebuild_tensor_v2  # type: ignore[attr-defined]
+    whole = (stored, 0, (1, 64, 64), (4096, 64, 1), False, collections.OrderedDict())
+    path = write(tmp_path, {f"{i}": Calls(rebuild, *whole) for i in range(1000)})
+    with pytest.raises(CheckpointError, match="more than 16 times its bytes"):
+        load_prompts(path)
+
+
+def test_a_view_that_repeats_a_number_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, {"a": torch.ones(1).expand(1, 1000, 1000)})
+    with pytest.raises(CheckpointError, match="a tensor of size"):
+        load_prompts(path)
+
+
+def test_weights_that_are_packed_or_repeat_themselves_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.save({"a": torch.ones(1).expand(10_000, 10_000)}, path)
+    with pytest.raises(CheckpointError, match="'a' has 100000000 numbers, more than the file"):
+        read_weights(path)
+    torch.save({"a": torch.zeros(1 << 20)}, path)
+    packed = tmp_path / "p.pt"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+    with pytest.raises(CheckpointError, match="is packed, which weights never are"):
+        read_weights(packed)
+
+
+def test_an_index_that_claims_more_than_is_there_is_refused(tmp_path: Path) -> None:
+    index = dcp.Metadata(
+        {
+            "a": dcp.TensorStorageMetadata(
+                dcp.TensorProperties(torch.float32), torch.Size([1 << 20, 1 << 20]), []
+            )
+        }
+    )
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(index))
+    with pytest.raises(CheckpointError, match=f"claims {4 << 40} bytes, 0 are there"):
+        read_weights(tmp_path)
+
+
+def test_a_pipe_in_place_of_weights_hangs_nothing(tmp_path: Path) -> None:
+    for name in ("a.pkl", "b.pt", "c.safetensors"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(CheckpointError, match="is a pipe"):
+        load_prompts(tmp_path / "a.pkl")
+    for name in ("b.pt", "c.safetensors"):
+        with pytest.raises(CheckpointError, match="is a pipe"):
+            read_weights(tmp_path / name)

@@ -99,3 +99,14 @@ def test_measured_ranges_are_read_back_and_what_never_moved_is_named(tmp_path: P
     content = json.loads(path.read_text())
     np.testing.assert_allclose(content["actions_median"], np.median(actions, axis=0))
     np.testing.assert_allclose(content["actions_std"], actions.std(axis=0))
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 200_000, '{"a":' * 200_000, "\udcff", '{"actions_min": [1' + "0" * 400 + "]}"]
+)
+def test_a_file_that_nests_or_claims_too_much_is_one_error(tmp_path: Path, content: str) -> None:
+    """A RecursionError came out before."""
+    path = tmp_path / "dataset_statistics.json"
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(CheckpointError, match=r"statistics\.json: "):
+        load_statistics(path, 14, 14)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from cosmos_policy_ros.errors import ConfigError
-from cosmos_policy_ros.rollouts.task import load_task
+from cosmos_policy_ros.rollouts.task import TASKS_VARIABLE, load_named_task, load_task
 
 TASKS = Path(__file__).parents[2] / "config" / "tasks"
 
@@ -133,3 +134,66 @@ def test_wrong_rubric_is_named(tmp_path: Path, rubric: dict[str, Any], message: 
     with pytest.raises(ConfigError) as refused:
         load_task("stack", tmp_path)
     assert message in str(refused.value)
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of the lab's own tasks."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    monkeypatch.setenv(TASKS_VARIABLE, str(folder))
+    return folder
+
+
+def test_a_service_finds_shipped_and_own_tasks_by_name(own: Path) -> None:
+    path = _write(own, GOOD)
+    found = load_named_task("stack")
+    assert found.task.name == "stack" and found.text == path.read_text()
+    shipped = load_named_task("ziploc")
+    assert shipped.text == (TASKS / "ziploc.yaml").read_text()
+    assert load_task("stack", TASKS) == found.task, "a launch argument finds it as well"
+
+
+def test_the_labs_own_task_comes_first(own: Path) -> None:
+    _write(own, {**GOOD, "name": "ziploc"}, "ziploc")
+    assert load_named_task("ziploc").task.description == "Stack two blocks."
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/etc/passwd",
+        "/dev/zero",
+        "./ziploc",
+        "../tasks/ziploc",
+        "ziploc.yaml",
+        "~/stack",
+        "..",
+        ".",
+        "",
+        "ziploc\n",
+        "ziploc\0",
+        "Ziploc",
+        "z" * 65,
+        "z" * 10_000_000,
+        "\u0661",
+    ],
+)
+def test_a_service_takes_no_path(own: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="is no task's name: give the name of") as caught:
+        load_named_task(name)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_near_name_of_either_folder_is_offered(own: Path) -> None:
+    _write(own, GOOD)
+    with pytest.raises(ConfigError, match=r"did you mean 'stack'\?"):
+        load_named_task("stak")
+    with pytest.raises(ConfigError, match=r"did you mean 'ziploc'\?"):
+        load_named_task("zyploc")
+
+
+def test_a_pipe_among_the_labs_tasks_hangs_nothing(own: Path) -> None:
+    os.mkfifo(own / "stack.yaml")
+    with pytest.raises(ConfigError, match=r"stack\.yaml: is a pipe"):
+        load_named_task("stack")

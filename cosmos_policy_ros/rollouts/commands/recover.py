@@ -43,7 +43,7 @@ def _recover_all(folder: Path) -> int:
 def _unfinished_below(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise RolloutError(f"{folder}: is no folder; give the folder of the episodes")
-    return sorted(path for path in folder.rglob(f"*{RECORDING}") if path.is_dir())
+    return sorted(folder.rglob(f"*{RECORDING}"))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

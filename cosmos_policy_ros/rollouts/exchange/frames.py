@@ -16,12 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.errors import RolloutError
+from cosmos_policy_ros.rig.untrusted import UnreadableError, open_file, reading
 
 Picture = NDArray[np.uint8] | bytes
 """(H, W, 3) RGB, or a whole JPEG file."""
 Kind = Literal["raw", "jpeg", "video"]
 
-_JPEG_BEGIN, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+MAX_PIXELS = 1 << 24
+"""Of a picture; twice those of a 4K camera."""
+MAX_SCANS = 64
+"""Passes over a progressive JPEG; encoders make ten, and each takes as long as a picture."""
+
+_JPEG_BEGIN, _JPEG_END, _JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", b"\xff\xda"
+_FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # heads of a picture, which hold sizes
+_SIZES = (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
+_MP4_BEGIN = b"ftyp"  # bytes 4 to 8 of the file
 
 
 class Frames(Protocol):
@@ -55,15 +64,14 @@ class _DataSet:
         """Length of the data set."""
         return int(self.dataset.shape[0])
 
-    def _entries(self, stride: int) -> Iterator[tuple[int, Any]]:
-        for index in range(0, self.count, stride):
-            try:
-                entry = self.dataset[index]
-            except Exception as error:  # a damaged file may raise anything
-                raise RolloutError(
-                    f"{self.where}: picture {index} cannot be read: {error}; the file is damaged"
-                ) from error
-            yield index, entry
+    def _entries(self, stride: int, together: int) -> Iterator[tuple[int, Any]]:
+        """Yield (number, entry) of every ``stride``-th, so many read together."""
+        for first in range(0, self.count, together):
+            where = f"{self.where}: picture {first} cannot be read"
+            with reading(where, "pictures", RolloutError, "the file is damaged"):
+                entries = self.dataset[first : first + together]
+            for index in range(first + -first % stride, first + len(entries), stride):
+                yield index, entries[index - first]
 
 
 @dataclass(frozen=True)
@@ -86,14 +94,20 @@ class RawFrames(_DataSet):
 
     def every(self, stride: int) -> Iterator[Picture]:
         """Yield (H, W, 3) arrays; see :class:`Frames`."""
-        for _, entry in self._entries(stride):
+        # A chunk is unpacked whole for each of its rows that is read alone.
+        for _, entry in self._entries(stride, self.dataset.chunks[0] if self.dataset.chunks else 1):
             yield np.asarray(entry)
 
 
 @dataclass(frozen=True)
 class JpegFrames(_DataSet):
-    """A data set (T,) of JPEG files, uint8 of any length each; they are handed on byte for byte."""
+    """A data set (T,) of JPEG files, uint8 of any length each; they are handed on byte for byte.
 
+    ``most`` is the bytes that all of them together may have, those of the file: a picture may be
+    named by a thousand entries and stored once.
+    """
+
+    most: int
     kind: ClassVar[Kind] = "jpeg"
 
     def __post_init__(self) -> None:
@@ -106,8 +120,15 @@ class JpegFrames(_DataSet):
 
     def every(self, stride: int) -> Iterator[Picture]:
         """Yield JPEG files that were decoded once to be sure; see :class:`Frames`."""
-        for index, entry in self._entries(stride):
+        left = self.most
+        for index, entry in self._entries(stride, 1):
             data = np.asarray(entry, np.uint8)
+            left -= data.size
+            if left < 0:
+                raise RolloutError(
+                    f"{self.where}: its pictures come to more than the {self.most} bytes of the "
+                    f"file; the file is damaged"
+                )
             _check_jpeg(data, f"{self.where}: picture {index}")
             yield data.tobytes()
 
@@ -119,10 +140,29 @@ def is_jpeg(data: bytes) -> bool:
 
 def _check_jpeg(data: NDArray[np.uint8], where: str) -> None:
     # OpenCV fills what is missing with grey and says nothing.
-    whole = is_jpeg(data.tobytes())
+    content = data.tobytes()
+    whole = is_jpeg(content)
+    if whole:
+        _check_work(content, where)
     if not whole or cv2.imdecode(data, cv2.IMREAD_COLOR) is None:
         fault = "is no whole JPEG" if not whole else "does not decode"
         raise RolloutError(f"{where}, {data.size} bytes, {fault}; the file is damaged there")
+
+
+def _check_work(jpeg: bytes, where: str) -> None:
+    """Refuse a JPEG that claims more pixels, or passes over them, than a camera's has."""
+    at, height, width = len(_JPEG_BEGIN), 0, 0
+    while at + 9 <= len(jpeg) and jpeg[at] == 0xFF:
+        marker, length = jpeg[at + 1], int.from_bytes(jpeg[at + 2 : at + 4], "big")
+        if marker in _FRAME_MARKERS:
+            height, width = (int.from_bytes(jpeg[at + i : at + i + 2], "big") for i in (5, 7))
+            break
+        at += 2 + length if marker != 0xFF else 1
+    if height * width > MAX_PIXELS or jpeg.count(_JPEG_SCAN) > MAX_SCANS:
+        raise RolloutError(
+            f"{where}: a JPEG of {width}x{height} pixels in {jpeg.count(_JPEG_SCAN)} scans; at "
+            f"most {MAX_PIXELS} pixels in {MAX_SCANS} are decoded"
+        )
 
 
 @dataclass(frozen=True)
@@ -134,10 +174,20 @@ class VideoFrames:
     kind: ClassVar[Kind] = "video"
 
     def __post_init__(self) -> None:
-        if not self.path.is_file():
+        if not self.path.exists():
             raise RolloutError(f"{self.where}: {self.path} is not there; copy the videos as well")
-        if self.count < 1 or self.rate <= 0:
-            raise RolloutError(f"{self.where}: {self.path} cannot be read as a video")
+        with reading(f"{self.where}: {self.path} cannot be read as a video", "", RolloutError):
+            with open_file(self.path) as file:
+                begin = file.read(8)
+            # What looks like a list of other files would be followed.
+            if begin[4:] != _MP4_BEGIN:
+                raise UnreadableError("it does not begin like an MP4")
+            width, height = (_of_video(self.path, of) for of in _SIZES)
+            if self.count < 1 or self.rate <= 0 or not 0 < width * height <= MAX_PIXELS:
+                raise UnreadableError(
+                    f"it says {self.count} frames of {width:g}x"
+                    f"{height:g} pixels, at most {MAX_PIXELS} of them are decoded"
+                )
 
     @property
     def count(self) -> int:

@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rig.arms import STATE_DIM
+from cosmos_policy_ros.rig.untrusted import check_file, reading, shown
 from cosmos_policy_ros.rollouts.exchange.frames import Frames, JpegFrames, RawFrames, VideoFrames
+from cosmos_policy_ros.rollouts.exchange.hdf5_checks import (
+    attribute,
+    find,
+    held,
+    is_text,
+    try_apart,
+)
 
 SUFFIXES = (".hdf5", ".h5", ".he5")
 CAMERAS = {
@@ -57,6 +65,10 @@ ATTRIBUTES = (
     DATE_TIME,
 )
 """Of the file's root; whatever else is there is not read."""
+_KEYS = (
+    *(ACTION, QPOS, QVEL, EFFORT, IMAGES, VIDEO_PATHS, *JPEG_SETS.values()),
+    *(f"{group}/{name}" for group in (IMAGES, VIDEO_PATHS) for name in CAMERAS.values()),
+)
 RELEASED_RATE = 25.0  # Hz; what the released client runs at
 LEAST_STEPS = 2
 
@@ -133,21 +145,17 @@ def open_hdf5(path: Path) -> Iterator[SourceEpisode]:
         RolloutError: no such file, not HDF5, not one of the known layouts, a wrong shape, a value
             that is not finite, or other numbers of pictures than of actions; names file and key.
     """
-    try:
+    with reading(path, "HDF5", RolloutError):
+        size = check_file(path)
+        try_apart(path, size, _KEYS, ATTRIBUTES)
         file = h5py.File(path, "r")
-    except OSError as error:
-        raise RolloutError(f"{path}: cannot be read as HDF5: {error}") from error
     with file:
-        try:
-            episode = _read(path, file)
-        except RolloutError:
-            raise
-        except Exception as error:  # a damaged file may raise anything
-            raise RolloutError(f"{path}: cannot be read as HDF5: {error}") from error
+        with reading(path, "HDF5", RolloutError, "the file may be damaged"):
+            episode = _read(path, file, size)
         yield episode
 
 
-def _read(path: Path, file: h5py.File) -> SourceEpisode:
+def _read(path: Path, file: h5py.File, size: int) -> SourceEpisode:
     action, qpos = _vectors(file, ACTION), _vectors(file, QPOS)
     if len(action) != len(qpos):
         raise RolloutError(
@@ -157,7 +165,7 @@ def _read(path: Path, file: h5py.File) -> SourceEpisode:
         raise RolloutError(
             f"{path}: /{ACTION} has {len(action)} rows, at least {LEAST_STEPS} are an episode"
         )
-    frames = _frames(file)
+    frames = _frames(file, size)
     for role, each in frames.items():
         if each.count != len(action):
             raise RolloutError(
@@ -172,25 +180,24 @@ def _read(path: Path, file: h5py.File) -> SourceEpisode:
         effort=_measured(file, EFFORT, len(action)),
         frames=frames,
         rate=_rate(file, frames),
-        attributes={key: file.attrs[key] for key in ATTRIBUTES if key in file.attrs},
+        attributes={key: attribute(file, key) for key in ATTRIBUTES if key in file.attrs},
     )
 
 
 def _vectors(file: h5py.File, key: str) -> NDArray[np.float64]:
     """Read a (T, 14) data set of finite numbers."""
     where = f"{file.filename}: /{key}"
-    dataset = file.get(key)
+    dataset = find(file, key)
     if not isinstance(dataset, h5py.Dataset):
-        held = ", ".join(f"/{name}" for name in file) or "nothing"
-        raise RolloutError(f"{where}: is not there, so this is no ALOHA file; it holds {held}")
+        raise RolloutError(
+            f"{where}: is not there, so this is no ALOHA file; it holds {held(file)}"
+        )
     if dataset.dtype.kind not in "fiu" or dataset.ndim != 2 or dataset.shape[1] != STATE_DIM:
         raise RolloutError(
             f"{where}: is {dataset.dtype} {dataset.shape}, expected numbers (T, {STATE_DIM})"
         )
-    try:
+    with reading(where, "numbers", RolloutError, "the file is damaged"):
         values = np.asarray(dataset[()], np.float64)
-    except OSError as error:
-        raise RolloutError(f"{where}: cannot be read: {error}; the file is damaged") from error
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         row, column = bad[0]
@@ -203,7 +210,7 @@ def _vectors(file: h5py.File, key: str) -> NDArray[np.float64]:
 
 def _measured(file: h5py.File, key: str, rows: int) -> NDArray[np.float64] | None:
     """Read what not every rig measures; zeros stand for "not measured"."""
-    if key not in file:
+    if find(file, key) is None:
         return None
     values = _vectors(file, key)
     if len(values) != rows:
@@ -211,17 +218,17 @@ def _measured(file: h5py.File, key: str, rows: int) -> NDArray[np.float64] | Non
     return values if values.any() else None
 
 
-def _frames(file: h5py.File) -> dict[str, Frames]:
+def _frames(file: h5py.File, size: int) -> dict[str, Frames]:
     """Find the pictures where the released trainer looks for them, in its order."""
-    if any(key in file for key in JPEG_SETS.values()):
+    if any(find(file, key) is not None for key in JPEG_SETS.values()):
         return {
-            role: JpegFrames(dataset, where)
+            role: JpegFrames(dataset, where, size)
             for role, dataset, where in _datasets(file, JPEG_SETS, prefix="")
         }
-    if IMAGES in file:
+    if find(file, IMAGES) is not None:
         found = _datasets(file, CAMERAS, prefix=f"{IMAGES}/")
         return {role: RawFrames(dataset, where) for role, dataset, where in found}
-    if VIDEO_PATHS in file:
+    if find(file, VIDEO_PATHS) is not None:
         found = _datasets(file, CAMERAS, prefix=f"{VIDEO_PATHS}/")
         return {
             role: VideoFrames(_beside(file, dataset, where), where)
@@ -239,20 +246,25 @@ def _datasets(
     """Yield (role, data set, its name for messages) of each camera."""
     for role, name in names.items():
         where = f"{file.filename}: /{prefix}{name}"
-        dataset = file.get(prefix + name)
+        dataset = find(file, prefix + name)
         if not isinstance(dataset, h5py.Dataset):
-            group = file[prefix] if prefix else file
-            held = ", ".join(group) if isinstance(group, h5py.Group) else ""
-            raise RolloutError(f"{where}: is not there; in its place there is {held or 'nothing'}")
+            group = find(file, prefix.strip("/")) if prefix else file
+            raise RolloutError(f"{where}: is not there; in its place there is {held(group)}")
         yield role, dataset, where
 
 
 def _beside(file: h5py.File, dataset: h5py.Dataset, where: str) -> Path:
     """Return the path of a video, which the data set names relative to the file."""
-    value = dataset[()] if dataset.shape == () else None
+    value = dataset[()] if is_text(dataset) else None
     name = value.decode(errors="replace") if isinstance(value, bytes) else value
     if not isinstance(name, str) or not name or "\0" in name:
-        raise RolloutError(f"{where}: holds {value!r}, expected the name of a video")
+        raise RolloutError(f"{where}: holds {shown(value)}, expected the name of a video")
+    folder = Path(file.filename).resolve().parent
+    if not (folder / name).resolve().is_relative_to(folder):
+        raise RolloutError(
+            f"{where}: names {shown(name)}, which is not in the file's own folder; copy the video "
+            f"beside it and name it so"
+        )
     return Path(file.filename).parent / name
 
 
@@ -266,5 +278,5 @@ def _rate(file: h5py.File, frames: Mapping[str, Frames]) -> float:
         )
     if rates:
         return rates.pop()
-    released = TASK_DESCRIPTION in file.attrs or JPEG_SETS["primary"] in file
+    released = TASK_DESCRIPTION in file.attrs or find(file, JPEG_SETS["primary"]) is not None
     return RELEASED_RATE if released else 0.0

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 
 from cosmos_policy_ros.errors import RolloutError
+from cosmos_policy_ros.rig.untrusted import shown
 from cosmos_policy_ros.rollouts.exchange.hdf5_layout import (
     DATE_TIME,
     POLICY_NAME,
@@ -129,7 +130,7 @@ def _text(source: SourceEpisode, key: str) -> str:
     if isinstance(value, h5py.Empty):
         return ""
     if not isinstance(value, str):
-        raise RolloutError(f"{source.path}: {key}: {value!r} must be text")
+        raise RolloutError(f"{source.path}: {key}: '{shown(value)}' must be text")
     return value
 
 
@@ -137,8 +138,8 @@ def _number(source: SourceEpisode, key: str) -> float:
     value: Any = source.attributes[key]
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise RolloutError(f"{source.path}: {key}: {value!r} must be a number")
+        raise RolloutError(f"{source.path}: {key}: '{shown(value)}' must be a number")
     return number

@@ -20,7 +20,6 @@ from cosmos_policy_ros import __version__
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rig.arms import ARM_DIM
 from cosmos_policy_ros.rig.clock import NS
-from cosmos_policy_ros.rig.config import named_file
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 from cosmos_policy_ros.rollouts import journal
@@ -38,7 +37,7 @@ from cosmos_policy_ros.rollouts.messages import EpisodeFacts
 from cosmos_policy_ros.rollouts.pictures import to_jpeg
 from cosmos_policy_ros.rollouts.rig_messages import RigMessages
 from cosmos_policy_ros.rollouts.store import EpisodeStore
-from cosmos_policy_ros.rollouts.task import Task, load_task
+from cosmos_policy_ros.rollouts.task import Task, load_task, read_task, task_names
 from cosmos_policy_ros.rollouts.topics import absolute, rig_topics
 
 SOURCE, SOURCE_DIGEST = "source", "source_sha256"
@@ -171,9 +170,8 @@ class Importer:
         task, text = said.prompt.lower().replace(" ", "_"), ""
         fitting = [task.name for task in self._tasks if said.prompt in task.prompts]
         if wanted := self.options.task or next(iter(fitting), ""):
-            folder = config_folder("tasks")
-            task = load_task(wanted, folder).name
-            text = named_file(wanted, folder).read_text(encoding="utf-8")
+            found = read_task(wanted, config_folder("tasks"))
+            task, text = found.task.name, found.text
         return EpisodeFacts(
             task=task,
             prompt=said.prompt,
@@ -278,7 +276,7 @@ def _known_sources(store: EpisodeStore) -> dict[str, str]:
 
 def _tasks() -> tuple[Task, ...]:
     folder = config_folder("tasks")
-    return tuple(load_task(path.stem, folder) for path in sorted(folder.glob("*.yaml")))
+    return tuple(load_task(name, folder) for name in task_names(folder))
 
 
 def _of_arm(index: int) -> slice:

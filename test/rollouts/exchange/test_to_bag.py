@@ -299,7 +299,7 @@ FAULTS: dict[str, tuple[str, Any, str]] = {
     "camera": (
         "raw",
         replaced("observations/images/cam_high", None),
-        "images/cam_high: is not there; in its place there is cam_left_wrist, cam_right_wrist",
+        "images/cam_high: is not there; in its place there is /cam_left_wrist, /cam_right_wrist",
     ),
     "no pictures": ("raw", replaced("observations/images", None), "has no pictures"),
     "short camera": (

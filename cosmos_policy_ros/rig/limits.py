@@ -12,7 +12,12 @@ OFF_AT_0 = (
     "lead_in",
     "lead_in_jump",
     "brake_seconds",
+    "shake",
+    "drift",
 )
+
+
+SHAKE_ROWS = 10
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,11 @@ class GateLimits:
             ``lead_in_jump``, is led over from there; 0 leaves chunks as they are, and
             ``start_jump`` refuses.
         lead_in_jump: of any arm joint [rad].
+        shake: root mean square of an arm joint's acceleration over SHAKE_ROWS rows, as a share of
+            its max_acceleration; 0 for no limit.
+        drift: a run is told from which sum on its chunks' first rows have led an arm joint away
+            from the commanded pose in one direction [rad]; 0 for never.
+        ahead: how far ahead of the clock a report or an observation may be stamped [s].
     """
 
     start_jump: float
@@ -95,6 +105,9 @@ class GateLimits:
     result_age: float = 120.0
     lead_in: float = 0.0
     lead_in_jump: float = 0.0
+    shake: float = 0.0
+    drift: float = 0.0
+    ahead: float = 0.05
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos_policy_ros.rig.arms import ARM_DIM, ARMS, GRIPPER_INDICES, STATE_DIM, Arms
+from cosmos_policy_ros.rig.arms import ARM_DIM, ARM_JOINTS, ARMS, GRIPPER_INDICES, STATE_DIM, Arms
+from cosmos_policy_ros.rig.collision import Geometry
 from cosmos_policy_ros.rig.config import load_config, named_file
 from cosmos_policy_ros.rig.limits import (
     OFF_AT_0,
@@ -77,6 +78,7 @@ class RigSpec:
             arm_streamer_node in front of drivers that know none.
         stream: how the latter streams.
         bringup: what ``bringup:=true`` starts; None where there is nothing to start.
+        geometry: what the arms can run into; None in bags from before this key.
     """
 
     name: str
@@ -91,6 +93,7 @@ class RigSpec:
     sink: Literal["joint_trajectory", "interbotix"] = "joint_trajectory"
     stream: StreamLimits = field(default_factory=StreamLimits)
     bringup: Bringup | None = None
+    geometry: Geometry | None = None
 
     def __post_init__(self) -> None:
         """Refuse a missing or doubled camera role, a shared topic and limits that say nothing."""
@@ -175,6 +178,18 @@ class RigSpec:
         """(14,) speed limits, policy units per second."""
         return np.concatenate(
             [[*arm.max_velocity, arm.gripper.max_velocity] for arm in self.arms.values()]
+        )
+
+
+    @property
+    def max_acceleration(self) -> NDArray[np.float64]:
+        """(14,) limits of acceleration [rad/s^2]; infinite for grippers, and where there is none.
+
+        A gripper's servo limits its own current, and a target may jump by half a stroke.
+        """
+        free = (math.inf,) * ARM_DIM
+        return np.concatenate(
+            [[*(arm.max_acceleration or free)[:ARM_JOINTS], math.inf] for arm in self.arms.values()]
         )
 
 

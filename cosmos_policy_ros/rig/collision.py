@@ -1,0 +1,375 @@
+"""Where a motion of both arms brings a link too near the table, the other arm or its own arm.
+
+The links are capsules (:mod:`cosmos_policy_ros.rig.vx300s`), the table is everything below a
+height, and what the arms hold is not known here. Rows are looked at one by one, and between rows
+wherever the links' largest possible motion does not rule out a closer approach.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cosmos_policy_ros.rig import vx300s
+from cosmos_policy_ros.rig.arms import ARM_DIM, ARM_JOINTS, ARMS, GRIPPER_INDICES, STATE_DIM
+
+Array = NDArray[np.float64]
+Indices = NDArray[np.intp]
+
+TABLE = "table"
+RESOLUTION = 0.004  # m; between two poses looked at, no two links come closer by more than half
+_ROUNDING = 1e-7  # m; arms that stand still come no closer
+
+
+@dataclass(frozen=True)
+class Base:
+    """Where an arm's base plate is bolted down: the middle below its waist's axis.
+
+    Attributes:
+        position: x, y, z [m], z up, in a frame that both arms and the table share.
+        yaw: direction [rad] in which the arm reaches with its waist at 0; 0 is along x.
+    """
+
+    position: tuple[float, float, float]
+    yaw: float
+
+
+@dataclass(frozen=True)
+class Bases:
+    """Of both arms."""
+
+    left: Base
+    right: Base
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What the arms can run into, and how near they may come.
+
+    Attributes:
+        bases: where the arms stand.
+        table: height of the table's top [m]; it has no edges.
+        margin: least distance between two links, and of a link from the table [m].
+        finger_margin: the same of fingers from the table and from the other arm's fingers and hand
+            [m], which come close or touch in many tasks; below 0 they may overlap by so much.
+    """
+
+    bases: Bases
+    table: float
+    margin: float
+    finger_margin: float
+
+
+@dataclass(frozen=True)
+class Approach:
+    """The closest that two links, or a link and the table, come to each other in a motion.
+
+    Attributes:
+        between: their names, such as ("left hand", "table").
+        row: of the motion, the first from which on they are that close.
+        distance: [m]; below 0 they overlap.
+        limit: what was allowed [m].
+    """
+
+    between: tuple[str, str]
+    row: int
+    distance: float
+    limit: float
+
+
+class CollisionModel:
+    """Both arms of one rig as capsules."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        """Lay out the pairs that can meet."""
+        bases = (geometry.bases.left, geometry.bases.right)
+        self._positions = np.array([base.position for base in bases])
+        self._turns = np.stack([_turn(2, np.array(base.yaw)) for base in bases])
+        self._table = geometry.table
+        capsules = vx300s.CAPSULES * len(ARMS)
+        self._names = [f"{side} {c.link}" for side in ARMS for c in vx300s.CAPSULES]
+        self._radii = np.array([c.radius for c in capsules])
+        self._slides = np.array([c.slides for c in vx300s.CAPSULES], dtype=float)
+        self._frames = np.array([c.frame for c in vx300s.CAPSULES])
+        self._ends = np.array([(c.start, c.end) for c in vx300s.CAPSULES])
+        lengths = np.linalg.norm(self._ends[:, 1] - self._ends[:, 0], axis=1)
+        self._half = np.tile(lengths / 2, len(ARMS))
+
+        pairs = [(i, j) for i in range(len(capsules)) for j in range(i) if _can_meet(i, j)]
+        self._first, self._second = (np.array(each) for each in zip(*pairs, strict=True))
+        self._above = np.array([i for i, c in enumerate(capsules) if c.frame > vx300s.SHOULDER])
+        self._count = len(pairs)
+        touching = [_may_touch(i, j) for i, j in pairs]
+        touching += [bool(capsules[i].slides) for i in self._above]
+        self._margins = np.where(touching, geometry.finger_margin, geometry.margin)
+        self._reach = np.concatenate(
+            [
+                [_relative_reach(i, j) for i, j in pairs],
+                [_reach(i, above=True) for i in self._above],
+            ]
+        ).T
+        # Bounding spheres rule out most pairs.
+        both = self._half + self._radii
+        self._bound = both[self._first] + both[self._second]
+
+    def approach(
+        self, rows: Array, velocities: Array, dt: float, openings: Array
+    ) -> Approach | None:
+        """Return the worst approach of a motion that comes too close anywhere, else None.
+
+        Two links that are nearer than their margin in the first row may stay, but not come closer.
+
+        Fingers stand where they are commanded, or as wide as they have been, if there is an object
+        between them; what is too close either way is.
+
+        Args:
+            rows: (n, 14) poses, the first of which the arms hold already, policy units.
+            velocities: (n, 14) there, policy units per second; between rows the motion is cubic.
+            dt: seconds between rows.
+            openings: (2,) measured, of the left and the right gripper.
+        """
+        rows, velocities = rows.copy(), velocities.copy()
+        grippers = list(GRIPPER_INDICES)
+        rows[:, grippers] = np.clip(rows[:, grippers], 0.0, 1.0)
+        found = self._approach(rows, velocities, dt)
+        if found is None:
+            return None
+        rows[0, grippers] = np.clip(np.maximum(rows[0, grippers], openings), 0.0, 1.0)
+        rows[:, grippers] = np.maximum.accumulate(rows[:, grippers], axis=0)
+        velocities[:, grippers] = 0.0
+        return self._approach(rows, velocities, dt)
+
+    def _approach(self, rows: Array, velocities: Array, dt: float) -> Approach | None:
+        steps = np.abs(np.diff(rows, axis=0))
+        moved = steps @ self._reach  # (n - 1, pairs)
+        near = self._margins + moved.max(axis=0, initial=0.0)
+        distances = self._distances(rows, near)
+        allowed = np.minimum(self._margins, distances[0] - _ROUNDING)
+        over = allowed - distances
+        if (over > 0).any():
+            row, pair = np.unravel_index(int(np.argmax(over)), over.shape)
+            return self._tell(int(pair), int(row), distances[row, pair], allowed[pair])
+        before, after = distances[:-1], distances[1:]
+        at, pairs = np.nonzero((before + after - moved) / 2 < allowed)
+        if not len(at):
+            return None
+        path = _Path(rows, velocities * dt)
+        return self._between(path, at, pairs, (before[at, pairs], after[at, pairs]), allowed)
+
+    def distances(self, rows: Array) -> dict[tuple[str, str], float]:
+        """Return how close each pair of links, or link and table, comes in (n, 14) poses [m]."""
+        found: dict[tuple[str, str], float] = {}
+        closest = self._distances(rows, np.full(len(self._margins), np.inf)).min(axis=0)
+        for pair, distance in enumerate(closest.tolist()):
+            names = self._pair_names(pair)
+            found[names] = min(distance, found.get(names, np.inf))
+        return found
+
+    def _between(
+        self, path: _Path, at: Indices, pairs: Indices, ends: tuple[Array, Array], allowed: Array
+    ) -> Approach | None:
+        """Halve the stretches ``at`` which ``pairs`` may come too close, until none is left.
+
+        Args:
+            path: of the arms.
+            at: (m,) rows that the stretches begin with.
+            pairs: (m,) whose distance it is about.
+            ends: (m,) distances at each stretch's beginning and end.
+            allowed: per pair.
+        """
+        begin, end = np.zeros(len(at)), np.ones(len(at))
+        low, high = ends
+        while len(at):
+            middle = (begin + end) / 2
+            poses, where = path.poses(at, middle)
+            now = self._some_distances(poses, where, pairs)
+            over = allowed[pairs] - now
+            if (over > 0).any():
+                worst = int(np.argmax(over))
+                pair = int(pairs[worst])
+                return self._tell(pair, int(at[worst]) + 1, now[worst], allowed[pair])
+            at, pairs = np.tile(at, 2), np.tile(pairs, 2)
+            low, high = np.concatenate([low, now]), np.concatenate([now, high])
+            begin, end = np.concatenate([begin, middle]), np.concatenate([middle, end])
+            moved = path.moved(at, begin, end)
+            moved = np.einsum("ij,ji->i", moved, self._reach[:, pairs])
+            open_ = ((low + high - moved) / 2 < allowed[pairs]) & (moved > RESOLUTION)
+            at, pairs, begin, end = at[open_], pairs[open_], begin[open_], end[open_]
+            low, high = low[open_], high[open_]
+        return None
+
+    def _tell(self, pair: int, row: int, distance: float, limit: float) -> Approach:
+        return Approach(self._pair_names(pair), row, float(distance), float(limit))
+
+    def _pair_names(self, pair: int) -> tuple[str, str]:
+        if pair >= self._count:
+            return self._names[int(self._above[pair - self._count])], TABLE
+        return self._names[int(self._second[pair])], self._names[int(self._first[pair])]
+
+    def _distances(self, rows: Array, near: Array) -> Array:
+        """Return (n, pairs) distances; those beyond ``near`` (pairs,) are a lower bound of them."""
+        ends = self._place(rows)
+        middles = ends.mean(axis=2)
+        apart = middles[:, self._first] - middles[:, self._second]
+        found = np.sqrt(np.einsum("ijk,ijk->ij", apart, apart)) - self._bound
+        which, pairs = np.nonzero(found < near[: self._count])
+        found[which, pairs] = self._segments(ends, which, pairs)
+        return np.hstack([found, self._heights(ends)[:, self._above]])
+
+    def _some_distances(self, rows: Array, which: Indices, pairs: Indices) -> Array:
+        """Return (m,) distances of ``pairs`` (m,) in the rows ``which`` (m,)."""
+        ends = self._place(rows)
+        found = np.empty(len(pairs))
+        tables = pairs >= self._count
+        found[tables] = self._heights(ends)[which[tables], self._above[pairs[tables] - self._count]]
+        found[~tables] = self._segments(ends, which[~tables], pairs[~tables])
+        return found
+
+    def _heights(self, ends: Array) -> Array:
+        """Return (n, capsules) heights above the table."""
+        return np.asarray(ends[..., 2].min(axis=2) - self._radii - self._table)
+
+    def _segments(self, ends: Array, which: Indices, pairs: Indices) -> Array:
+        """Return (m,) distances between the capsules of ``pairs`` in the poses ``which``.
+
+        The closest points of two lines of finite length: clamp the one of the endless lines, then
+        the other's, then the first again.
+        """
+        first, second = self._first[pairs], self._second[pairs]
+        one, other = ends[which, first], ends[which, second]  # (m, 2, 3)
+        along, across, off = one[:, 1] - one[:, 0], other[:, 1] - other[:, 0], one[:, 0] - other[:, 0]
+        a, e = 4 * self._half[first] ** 2, 4 * self._half[second] ** 2
+        b, c, f = _dot(along, across), _dot(along, off), _dot(across, off)
+        area = np.maximum(a * e - b * b, 1e-12)
+        s = np.clip((b * f - c * e) / area, 0.0, 1.0)
+        t = np.clip((b * s + f) / e, 0.0, 1.0)
+        s = np.clip((b * t - c) / a, 0.0, 1.0)
+        gap = off + s[:, None] * along - t[:, None] * across
+        return np.asarray(np.sqrt(_dot(gap, gap)) - self._radii[first] - self._radii[second])
+
+    def _place(self, rows: Array) -> Array:
+        """Return (n, capsules, 2, 3) both ends of every capsule's line in (n, 14) poses."""
+        each = rows.reshape(-1, len(ARMS), ARM_DIM).transpose(1, 0, 2)  # arm, row, joint
+        turn = np.broadcast_to(self._turns[:, None], (*each.shape[:2], 3, 3))
+        place = np.broadcast_to(self._positions[:, None], (*each.shape[:2], 3))
+        turns, places = [turn], [place]
+        for joint, (origin, axis) in enumerate(zip(vx300s.ORIGINS, vx300s.AXES, strict=True)):
+            place = place + turn @ np.array(origin)
+            turn = turn @ _turn(axis, each[..., joint])
+            turns.append(turn)
+            places.append(place)
+        frames, offsets = np.stack(turns, axis=2), np.stack(places, axis=2)  # arm, row, frame
+        opening = vx300s.FINGER_CLOSED + each[..., ARM_JOINTS] * _STROKE
+        slid = opening[..., None] * self._slides  # arm, row, capsule
+        turns_of = frames[:, :, self._frames]
+        placed = offsets[:, :, self._frames, None] + self._ends @ np.swapaxes(turns_of, -1, -2)
+        placed = placed + (slid[..., None] * turns_of[..., 1])[:, :, :, None]
+        return np.concatenate(list(placed), axis=1)
+
+
+_STROKE = vx300s.FINGER_OPEN - vx300s.FINGER_CLOSED
+
+
+class _Path:
+    """The cubic between rows."""
+
+    def __init__(self, rows: Array, per_row: Array) -> None:
+        self._rows, self._per_row = rows, per_row
+
+    def poses(self, at: Indices, u: Array) -> tuple[Array, Indices]:
+        """Return the poses at each different place, and which is which."""
+        unique, which = np.unique(at + u, return_inverse=True)
+        row = np.floor(unique).astype(np.intp)
+        return self._sample(row, unique - row), which.reshape(-1)
+
+    def moved(self, at: Indices, begin: Array, end: Array) -> Array:
+        """Return (m, 14) how far each joint goes on each stretch."""
+        return np.abs(self._sample(at, end) - self._sample(at, begin))
+
+    def _sample(self, row: Indices, u: Array) -> Array:
+        u = u[:, None]
+        return np.asarray(
+            (1 + 2 * u) * (1 - u) ** 2 * self._rows[row]
+            + u * (1 - u) ** 2 * self._per_row[row]
+            + u**2 * (3 - 2 * u) * self._rows[row + 1]
+            + u**2 * (u - 1) * self._per_row[row + 1]
+        )
+
+
+def _turn(axis: int, angle: Array) -> Array:
+    """Return the (..., 3, 3) rotations about x, y or z by (...) angles [rad]."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    turn = np.zeros((*angle.shape, 3, 3))
+    one, two = (axis + 1) % 3, (axis + 2) % 3
+    turn[..., axis, axis] = 1.0
+    turn[..., one, one] = turn[..., two, two] = cos
+    turn[..., one, two], turn[..., two, one] = -sin, sin
+    return turn
+
+
+def _dot(one: Array, other: Array) -> Array:
+    return np.asarray(np.einsum("ij,ij->i", one, other))
+
+
+def _can_meet(i: int, j: int) -> bool:
+    """Whether two capsules can come near each other, j before i.
+
+    Of one arm, only what lies behind the elbow's forearm can reach what lies before it: wrist, hand
+    and fingers the base, the shoulder and the upper arm, and the lower forearm the base and the
+    shoulder. Joint limits keep all other links apart, or they hang together.
+    """
+    count = len(vx300s.CAPSULES)
+    one, other = vx300s.CAPSULES[i % count].frame, vx300s.CAPSULES[j % count].frame
+    if i // count != j // count:
+        return max(one, other) > vx300s.SHOULDER
+    if one == vx300s.LOWER_FOREARM:
+        return other <= vx300s.SHOULDER
+    return one > vx300s.LOWER_FOREARM and other <= vx300s.UPPER_ARM
+
+
+def _may_touch(i: int, j: int) -> bool:
+    """Whether two capsules are one arm's fingers and the other arm's fingers or hand."""
+    count = len(vx300s.CAPSULES)
+    one, other = vx300s.CAPSULES[i % count], vx300s.CAPSULES[j % count]
+    hands = one.frame == other.frame == vx300s.HAND
+    return i // count != j // count and hands and bool(one.slides or other.slides)
+
+
+def _reach(i: int, *, above: bool = False, since: int = -1) -> Array:
+    """Return the (14,) most that each joint's turn moves any point of a capsule [m/rad].
+
+    Args:
+        i: the capsule.
+        above: only up and down, which the waist does not move.
+        since: frame of the same arm against which the motion is; its own joint and those before it
+            move both.
+    """
+    arm, number = divmod(i, len(vx300s.CAPSULES))
+    capsule = vx300s.CAPSULES[number]
+    ends = np.array([capsule.start, capsule.end])
+    if capsule.slides:
+        ends = np.abs(ends) + np.array([0.0, vx300s.FINGER_OPEN, 0.0])
+    reach = np.zeros(STATE_DIM)
+    for joint in range(capsule.frame):
+        if joint < since or (above and joint == 0):
+            continue
+        if joint == capsule.frame - 1:  # about an axis of its own frame
+            lever = np.delete(ends, vx300s.AXES[joint], axis=1)
+            furthest = float(np.linalg.norm(lever, axis=1).max())
+        else:
+            furthest = float(np.linalg.norm(ends, axis=1).max())
+            furthest += float(np.linalg.norm(vx300s.ORIGINS[joint + 1 : capsule.frame], axis=1).sum())
+        reach[arm * ARM_DIM + joint] = furthest + capsule.radius
+    if capsule.slides:
+        reach[arm * ARM_DIM + ARM_JOINTS] = _STROKE
+    return reach
+
+
+def _relative_reach(i: int, j: int) -> Array:
+    """Return the (14,) most that each joint's turn brings two capsules closer [m/rad]."""
+    count = len(vx300s.CAPSULES)
+    if i // count != j // count:
+        return _reach(i) + _reach(j)
+    return _reach(i, since=vx300s.CAPSULES[j % count].frame)

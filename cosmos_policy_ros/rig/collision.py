@@ -85,15 +85,16 @@ class CollisionModel:
     def __init__(self, geometry: Geometry) -> None:
         """Lay out the pairs that can meet."""
         bases = (geometry.bases.left, geometry.bases.right)
-        self._positions = np.array([base.position for base in bases])
-        self._turns = np.stack([_turn(2, np.array(base.yaw)) for base in bases])
+        # arm, place and axes, xyz
+        self._bases = np.array([(base.position, *_axes(base.yaw)) for base in bases])
         self._table = geometry.table
         capsules = vx300s.CAPSULES * len(ARMS)
         self._names = [f"{side} {c.link}" for side in ARMS for c in vx300s.CAPSULES]
         self._radii = np.array([c.radius for c in capsules])
-        self._slides = np.array([c.slides for c in vx300s.CAPSULES], dtype=float)
+        self._slides = _STROKE * np.array([[float(c.slides)] for c in vx300s.CAPSULES])
         self._frames = np.array([c.frame for c in vx300s.CAPSULES])
         self._ends = np.array([(c.start, c.end) for c in vx300s.CAPSULES])
+        self._ends[..., 1] += vx300s.FINGER_CLOSED * self._slides / _STROKE
         lengths = np.linalg.norm(self._ends[:, 1] - self._ends[:, 0], axis=1)
         self._half = np.tile(lengths / 2, len(ARMS))
 
@@ -103,6 +104,10 @@ class CollisionModel:
         self._count = len(pairs)
         touching = [_may_touch(i, j) for i, j in pairs]
         touching += [bool(capsules[i].slides) for i in self._above]
+        self._with_fingers = np.array(
+            [bool(capsules[i].slides or capsules[j].slides) for i, j in pairs]
+            + [bool(capsules[i].slides) for i in self._above]
+        )
         self._margins = np.where(touching, geometry.finger_margin, geometry.margin)
         self._reach = np.concatenate(
             [
@@ -113,6 +118,7 @@ class CollisionModel:
         # Bounding spheres rule out most pairs.
         both = self._half + self._radii
         self._bound = both[self._first] + both[self._second]
+        self._flat = self._first * len(capsules) + self._second
 
     def approach(
         self, rows: Array, velocities: Array, dt: float, openings: Array
@@ -130,22 +136,18 @@ class CollisionModel:
             dt: seconds between rows.
             openings: (2,) measured, of the left and the right gripper.
         """
-        rows, velocities = rows.copy(), velocities.copy()
-        grippers = list(GRIPPER_INDICES)
-        rows[:, grippers] = np.clip(rows[:, grippers], 0.0, 1.0)
-        found = self._approach(rows, velocities, dt)
-        if found is None:
-            return None
-        rows[0, grippers] = np.clip(np.maximum(rows[0, grippers], openings), 0.0, 1.0)
-        rows[:, grippers] = np.maximum.accumulate(rows[:, grippers], axis=0)
-        velocities[:, grippers] = 0.0
-        return self._approach(rows, velocities, dt)
+        rows = rows.copy()
+        rows[:, _GRIPPERS] = np.clip(rows[:, _GRIPPERS], 0.0, 1.0)
+        widest = rows[:, _GRIPPERS].copy()
+        widest[0] = np.maximum(widest[0], np.clip(openings, 0.0, 1.0))
+        widest = np.maximum.accumulate(widest, axis=0)
 
-    def _approach(self, rows: Array, velocities: Array, dt: float) -> Approach | None:
-        steps = np.abs(np.diff(rows, axis=0))
-        moved = steps @ self._reach  # (n - 1, pairs)
-        near = self._margins + moved.max(axis=0, initial=0.0)
-        distances = self._distances(rows, near)
+        moved = np.abs(np.diff(rows, axis=0)) @ self._reach  # (n - 1, pairs)
+        near = np.zeros((len(rows), len(self._margins)))
+        near[:-1] = moved
+        near[1:] = np.maximum(near[1:], moved)
+        distances = self._distances(rows, widest, near + self._margins)
+        # Whatever the widest opening: it changes by no more than the opening itself.
         allowed = np.minimum(self._margins, distances[0] - _ROUNDING)
         over = allowed - distances
         if (over > 0).any():
@@ -155,13 +157,14 @@ class CollisionModel:
         at, pairs = np.nonzero((before + after - moved) / 2 < allowed)
         if not len(at):
             return None
-        path = _Path(rows, velocities * dt)
+        path = _Path(rows, velocities * dt, widest)
         return self._between(path, at, pairs, (before[at, pairs], after[at, pairs]), allowed)
 
     def distances(self, rows: Array) -> dict[tuple[str, str], float]:
         """Return how close each pair of links, or link and table, comes in (n, 14) poses [m]."""
         found: dict[tuple[str, str], float] = {}
-        closest = self._distances(rows, np.full(len(self._margins), np.inf)).min(axis=0)
+        everything = np.full((len(rows), len(self._margins)), np.inf)
+        closest = self._distances(rows, rows[:, _GRIPPERS], everything).min(axis=0)
         for pair, distance in enumerate(closest.tolist()):
             names = self._pair_names(pair)
             found[names] = min(distance, found.get(names, np.inf))
@@ -183,8 +186,8 @@ class CollisionModel:
         low, high = ends
         while len(at):
             middle = (begin + end) / 2
-            poses, where = path.poses(at, middle)
-            now = self._some_distances(poses, where, pairs)
+            poses, widest, where = path.poses(at, middle)
+            now = self._some_distances(poses, widest, where, pairs)
             over = allowed[pairs] - now
             if (over > 0).any():
                 worst = int(np.argmax(over))
@@ -208,23 +211,43 @@ class CollisionModel:
             return self._names[int(self._above[pair - self._count])], TABLE
         return self._names[int(self._second[pair])], self._names[int(self._first[pair])]
 
-    def _distances(self, rows: Array, near: Array) -> Array:
-        """Return (n, pairs) distances; those beyond ``near`` (pairs,) are a lower bound of them."""
-        ends = self._place(rows)
-        middles = ends.mean(axis=2)
-        apart = middles[:, self._first] - middles[:, self._second]
-        found = np.sqrt(np.einsum("ijk,ijk->ij", apart, apart)) - self._bound
-        which, pairs = np.nonzero(found < near[: self._count])
-        found[which, pairs] = self._segments(ends, which, pairs)
-        return np.hstack([found, self._heights(ends)[:, self._above]])
+    def _distances(self, rows: Array, widest: Array, near: Array) -> Array:
+        """Return (n, pairs) distances; those beyond ``near`` (n, pairs) are a lower bound of them.
 
-    def _some_distances(self, rows: Array, which: Indices, pairs: Indices) -> Array:
+        Args:
+            rows: (n, 14) poses.
+            widest: (n, 2) openings that an object may have kept the fingers at.
+            near: of interest.
+        """
+        ends, slide = self._place(rows)
+        middles = (ends[:, :, 0] + ends[:, :, 1]) / 2
+        squares = (middles**2).sum(axis=2)
+        apart = squares[:, :, None] + squares[:, None] - 2 * middles @ middles.transpose(0, 2, 1)
+        apart = apart.reshape(len(rows), -1)[:, self._flat]
+        found = np.hstack(
+            [np.sqrt(np.maximum(apart, 0.0)) - self._bound, self._heights(ends)[:, self._above]]
+        )
+        which, pairs = np.nonzero(found < near)
+        found[which, pairs] = self._exact(ends, which, pairs)
+        fingers = self._with_fingers[pairs]
+        which, pairs = which[fingers], pairs[fingers]
+        opened = self._exact(_opened(ends, slide, widest - rows[:, _GRIPPERS]), which, pairs)
+        found[which, pairs] = np.maximum(found[which, pairs], opened)
+        return found
+
+    def _some_distances(self, rows: Array, widest: Array, which: Indices, pairs: Indices) -> Array:
         """Return (m,) distances of ``pairs`` (m,) in the rows ``which`` (m,)."""
-        ends = self._place(rows)
+        ends, slide = self._place(rows)
+        opened = _opened(ends, slide, widest - rows[:, _GRIPPERS])
+        return np.maximum(self._exact(ends, which, pairs), self._exact(opened, which, pairs))
+
+    def _exact(self, ends: Array, which: Indices, pairs: Indices) -> Array:
+        """Return (m,) distances of ``pairs`` (m,) in the poses ``which`` (m,)."""
         found = np.empty(len(pairs))
         tables = pairs >= self._count
+        links = ~tables
         found[tables] = self._heights(ends)[which[tables], self._above[pairs[tables] - self._count]]
-        found[~tables] = self._segments(ends, which[~tables], pairs[~tables])
+        found[links] = self._segments(ends, which[links], pairs[links])
         return found
 
     def _heights(self, ends: Array) -> Array:
@@ -239,7 +262,8 @@ class CollisionModel:
         """
         first, second = self._first[pairs], self._second[pairs]
         one, other = ends[which, first], ends[which, second]  # (m, 2, 3)
-        along, across, off = one[:, 1] - one[:, 0], other[:, 1] - other[:, 0], one[:, 0] - other[:, 0]
+        along, across = one[:, 1] - one[:, 0], other[:, 1] - other[:, 0]
+        off = one[:, 0] - other[:, 0]
         a, e = 4 * self._half[first] ** 2, 4 * self._half[second] ** 2
         b, c, f = _dot(along, across), _dot(along, off), _dot(across, off)
         area = np.maximum(a * e - b * b, 1e-12)
@@ -249,40 +273,53 @@ class CollisionModel:
         gap = off + s[:, None] * along - t[:, None] * across
         return np.asarray(np.sqrt(_dot(gap, gap)) - self._radii[first] - self._radii[second])
 
-    def _place(self, rows: Array) -> Array:
-        """Return (n, capsules, 2, 3) both ends of every capsule's line in (n, 14) poses."""
-        each = rows.reshape(-1, len(ARMS), ARM_DIM).transpose(1, 0, 2)  # arm, row, joint
-        turn = np.broadcast_to(self._turns[:, None], (*each.shape[:2], 3, 3))
-        place = np.broadcast_to(self._positions[:, None], (*each.shape[:2], 3))
-        turns, places = [turn], [place]
+    def _place(self, rows: Array) -> tuple[Array, Array]:
+        """Return both ends of every capsule's line in (n, 14) poses, and where openings move them.
+
+        Returns:
+            (n, capsules, 2, 3) [m]; (n, capsules, 3) [m] per opening, 0 but for fingers.
+        """
+        each = rows.reshape(-1, len(ARMS), ARM_DIM)[..., None]  # row, arm, joint, 1
+        cos, sin = np.cos(each), np.sin(each)
+        # row, arm, frame, its place and its axes, xyz
+        frames = np.empty((len(rows), len(ARMS), len(vx300s.JOINTS) + 1, 4, 3))
+        frames[:, :, 0] = self._bases
         for joint, (origin, axis) in enumerate(zip(vx300s.ORIGINS, vx300s.AXES, strict=True)):
-            place = place + turn @ np.array(origin)
-            turn = turn @ _turn(axis, each[..., joint])
-            turns.append(turn)
-            places.append(place)
-        frames, offsets = np.stack(turns, axis=2), np.stack(places, axis=2)  # arm, row, frame
-        opening = vx300s.FINGER_CLOSED + each[..., ARM_JOINTS] * _STROKE
-        slid = opening[..., None] * self._slides  # arm, row, capsule
-        turns_of = frames[:, :, self._frames]
-        placed = offsets[:, :, self._frames, None] + self._ends @ np.swapaxes(turns_of, -1, -2)
-        placed = placed + (slid[..., None] * turns_of[..., 1])[:, :, :, None]
-        return np.concatenate(list(placed), axis=1)
+            before, after = frames[:, :, joint], frames[:, :, joint + 1]
+            after[...] = before
+            for along, distance in enumerate(origin, 1):
+                if distance:
+                    after[:, :, 0] += distance * before[:, :, along]
+            one, two = before[:, :, 1 + (axis + 1) % 3], before[:, :, 1 + (axis + 2) % 3]
+            c, s = cos[:, :, joint], sin[:, :, joint]
+            after[:, :, 1 + (axis + 1) % 3] = c * one + s * two
+            after[:, :, 1 + (axis + 2) % 3] = c * two - s * one
+        of = frames[:, :, self._frames]  # row, arm, capsule, place and axes, xyz
+        slide = self._slides * of[..., 2, :]
+        opening = each[:, :, ARM_JOINTS, None]
+        ends = (of[..., 0, :] + opening * slide)[..., None, :]
+        for axis in range(3):
+            ends = ends + self._ends[..., axis, None] * of[..., None, axis + 1, :]
+        return ends.reshape(len(rows), -1, 2, 3), slide.reshape(len(rows), -1, 3)
 
 
+_GRIPPERS = list(GRIPPER_INDICES)
 _STROKE = vx300s.FINGER_OPEN - vx300s.FINGER_CLOSED
 
 
 class _Path:
     """The cubic between rows."""
 
-    def __init__(self, rows: Array, per_row: Array) -> None:
-        self._rows, self._per_row = rows, per_row
+    def __init__(self, rows: Array, per_row: Array, widest: Array) -> None:
+        self._rows, self._per_row, self._widest = rows, per_row, widest
 
-    def poses(self, at: Indices, u: Array) -> tuple[Array, Indices]:
-        """Return the poses at each different place, and which is which."""
+    def poses(self, at: Indices, u: Array) -> tuple[Array, Array, Indices]:
+        """Return the poses and widest openings at each different place, and which is which."""
         unique, which = np.unique(at + u, return_inverse=True)
         row = np.floor(unique).astype(np.intp)
-        return self._sample(row, unique - row), which.reshape(-1)
+        poses = self._sample(row, unique - row)
+        widest = np.maximum(self._widest[row], poses[:, _GRIPPERS])
+        return poses, widest, which.reshape(-1)
 
     def moved(self, at: Indices, begin: Array, end: Array) -> Array:
         """Return (m, 14) how far each joint goes on each stretch."""
@@ -298,15 +335,16 @@ class _Path:
         )
 
 
-def _turn(axis: int, angle: Array) -> Array:
-    """Return the (..., 3, 3) rotations about x, y or z by (...) angles [rad]."""
-    cos, sin = np.cos(angle), np.sin(angle)
-    turn = np.zeros((*angle.shape, 3, 3))
-    one, two = (axis + 1) % 3, (axis + 2) % 3
-    turn[..., axis, axis] = 1.0
-    turn[..., one, one] = turn[..., two, two] = cos
-    turn[..., one, two], turn[..., two, one] = -sin, sin
-    return turn
+def _axes(yaw: float) -> Array:
+    """Return the (3, 3) axes, one per row, of a frame that is turned about z by ``yaw`` [rad]."""
+    cos, sin = np.cos(yaw), np.sin(yaw)
+    return np.array([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]])
+
+
+def _opened(ends: Array, slide: Array, by: Array) -> Array:
+    """Return (n, capsules, 2, 3) ends with the grippers opened further by (n, 2)."""
+    further = np.repeat(by, len(vx300s.CAPSULES), axis=1)[..., None]
+    return np.asarray(ends + (further * slide)[:, :, None])
 
 
 def _dot(one: Array, other: Array) -> Array:
@@ -316,17 +354,16 @@ def _dot(one: Array, other: Array) -> Array:
 def _can_meet(i: int, j: int) -> bool:
     """Whether two capsules can come near each other, j before i.
 
-    Of one arm, only what lies behind the elbow's forearm can reach what lies before it: wrist, hand
-    and fingers the base, the shoulder and the upper arm, and the lower forearm the base and the
-    shoulder. Joint limits keep all other links apart, or they hang together.
+    Of one arm, what the elbow carries behind the forearm's roll can reach what lies before the
+    elbow. Joint limits keep all other links apart, or they hang together.
     """
     count = len(vx300s.CAPSULES)
-    one, other = vx300s.CAPSULES[i % count].frame, vx300s.CAPSULES[j % count].frame
-    if i // count != j // count:
-        return max(one, other) > vx300s.SHOULDER
-    if one == vx300s.LOWER_FOREARM:
-        return other <= vx300s.SHOULDER
-    return one > vx300s.LOWER_FOREARM and other <= vx300s.UPPER_ARM
+    near, far = sorted((vx300s.CAPSULES[i % count].frame, vx300s.CAPSULES[j % count].frame))
+    if i // count != j // count:  # no upper arm comes down to a base
+        return far > (vx300s.UPPER_ARM if near == vx300s.BASE else vx300s.SHOULDER)
+    if far == vx300s.LOWER_FOREARM:
+        return near in (vx300s.SHOULDER, vx300s.UPPER_ARM)
+    return far > vx300s.LOWER_FOREARM and near <= vx300s.UPPER_ARM
 
 
 def _may_touch(i: int, j: int) -> bool:
@@ -359,8 +396,9 @@ def _reach(i: int, *, above: bool = False, since: int = -1) -> Array:
             lever = np.delete(ends, vx300s.AXES[joint], axis=1)
             furthest = float(np.linalg.norm(lever, axis=1).max())
         else:
+            between = vx300s.ORIGINS[joint + 1 : capsule.frame]
             furthest = float(np.linalg.norm(ends, axis=1).max())
-            furthest += float(np.linalg.norm(vx300s.ORIGINS[joint + 1 : capsule.frame], axis=1).sum())
+            furthest += float(np.linalg.norm(between, axis=1).sum())
         reach[arm * ARM_DIM + joint] = furthest + capsule.radius
     if capsule.slides:
         reach[arm * ARM_DIM + ARM_JOINTS] = _STROKE

@@ -86,7 +86,8 @@ class StartDrift:
     @property
     def led(self) -> Array:
         """(14,) signed sum of what the first rows were off the commanded pose, policy units."""
-        return self._sum.copy()
+        led: Array = self._sum.copy()
+        return led
 
     def add(self, verdict: Verdict) -> Verdict:
         """Count an accepted chunk; return its verdict, which tells of a drift over the limit."""
@@ -101,8 +102,8 @@ class StartDrift:
             return verdict
         told = (
             f"the first rows of {self._chunks} chunks have led {self._names[joint]} away by "
-            f"{self._sum[joint]:+.2f} rad in all, told from {self._limit:g} rad on: does the policy "
-            "see the arms where they are?"
+            f"{self._sum[joint]:+.2f} rad in all (told from {self._limit:g} rad on): does the "
+            "policy see the arms where they are?"
         )
         return replace(verdict, message="; ".join(filter(None, (verdict.message, told))))
 
@@ -316,10 +317,11 @@ class SafetyGate:
         self, before: Array, rows: Array, first: int = 0, *, from_rest: bool = False
     ) -> Verdict | None:
         """Look at the change of speed at every row; the arms rest at the last one."""
-        path = np.vstack([before, before, rows, rows[-1]] if from_rest else [before, rows, rows[-1]])
+        path = np.vstack([before, before, rows, rows[-1]])
         found = np.abs(np.diff(path, n=2, axis=0)) / self._dt**2
-        if from_rest:
-            first -= 1  # leaving the held pose
+        # Arms at rest leave the held pose for row 0; moving ones are on their way to it.
+        found[1] = np.maximum(found[0], found[1]) if from_rest else found[1]
+        found = found[1:]
         advice = "^2 of acceleration: the policy jerks; compare its rate with the rig's"
         if verdict := self._worst("acceleration", found, self._acceleration, advice, first):
             return verdict

@@ -109,6 +109,8 @@ class CollisionModel:
             + [bool(capsules[i].slides) for i in self._above]
         )
         self._margins = np.where(touching, geometry.finger_margin, geometry.margin)
+        names = [self._pair_names(pair) for pair in range(len(touching))]
+        self._links = np.array([names.index(name) for name in names])
         self._reach = np.concatenate(
             [
                 [_relative_reach(i, j) for i, j in pairs],
@@ -148,7 +150,9 @@ class CollisionModel:
         near[1:] = np.maximum(near[1:], moved)
         distances = self._distances(rows, widest, near + self._margins)
         # Whatever the widest opening: it changes by no more than the opening itself.
-        allowed = np.minimum(self._margins, distances[0] - _ROUNDING)
+        held = np.full(len(self._margins), np.inf)
+        np.minimum.at(held, self._links, distances[0])
+        allowed = np.minimum(self._margins, held[self._links] - _ROUNDING)
         over = allowed - distances
         if (over > 0).any():
             row, pair = np.unravel_index(int(np.argmax(over)), over.shape)

@@ -92,10 +92,18 @@ class CollisionModel:
         self._names = [f"{side} {c.link}" for side in ARMS for c in vx300s.CAPSULES]
         self._radii = np.array([c.radius for c in capsules])
         self._slides = _STROKE * np.array([[float(c.slides)] for c in vx300s.CAPSULES])
-        self._frames = np.array([c.frame for c in vx300s.CAPSULES])
-        self._ends = np.array([(c.start, c.end) for c in vx300s.CAPSULES])
-        self._ends[..., 1] += vx300s.FINGER_CLOSED * self._slides / _STROKE
-        lengths = np.linalg.norm(self._ends[:, 1] - self._ends[:, 0], axis=1)
+        ends = np.array([(c.start, c.end) for c in vx300s.CAPSULES])
+        ends[..., 1] += vx300s.FINGER_CLOSED * self._slides / _STROKE
+        # Per frame, which its capsules follow each other in: (2 capsules, 4), 1 and x, y, z.
+        local = np.concatenate([np.ones((*ends.shape[:2], 1)), ends], axis=2)
+        frame_of = np.array([c.frame for c in vx300s.CAPSULES])
+        self._ends = [local[frame_of == f].reshape(-1, 4) for f in range(vx300s.HAND + 1)]
+        # Per joint, from a frame's place and axes to the next one's, but for the joint's angle.
+        axes = np.array(vx300s.AXES)
+        self._turns = np.tile(np.eye(4), (len(axes), 1, 1))
+        self._turns[:, 0, 1:] = vx300s.ORIGINS
+        self._turning = (1 + (axes + 1) % 3, 1 + (axes + 2) % 3)
+        lengths = np.linalg.norm(ends[:, 1] - ends[:, 0], axis=1)
         self._half = np.tile(lengths / 2, len(ARMS))
 
         pairs = [(i, j) for i in range(len(capsules)) for j in range(i) if _can_meet(i, j)]
@@ -120,7 +128,6 @@ class CollisionModel:
         # Bounding spheres rule out most pairs.
         both = self._half + self._radii
         self._bound = both[self._first] + both[self._second]
-        self._flat = self._first * len(capsules) + self._second
 
     def approach(
         self, rows: Array, velocities: Array, dt: float, openings: Array
@@ -224,26 +231,27 @@ class CollisionModel:
             near: of interest.
         """
         ends, slide = self._place(rows)
-        middles = (ends[:, :, 0] + ends[:, :, 1]) / 2
-        squares = (middles**2).sum(axis=2)
-        apart = squares[:, :, None] + squares[:, None] - 2 * middles @ middles.transpose(0, 2, 1)
-        apart = apart.reshape(len(rows), -1)[:, self._flat]
-        found = np.hstack(
-            [np.sqrt(np.maximum(apart, 0.0)) - self._bound, self._heights(ends)[:, self._above]]
-        )
+        middles = (ends[:, :, 0] + ends[:, :, 1]).transpose(2, 0, 1) / 2
+        apart = np.zeros((len(rows), self._count))
+        for axis in np.ascontiguousarray(middles):
+            apart += (axis[:, self._first] - axis[:, self._second]) ** 2
+        found = np.hstack([np.sqrt(apart) - self._bound, self._heights(ends)[:, self._above]])
         which, pairs = np.nonzero(found < near)
         found[which, pairs] = self._exact(ends, which, pairs)
-        fingers = self._with_fingers[pairs]
+        by = widest - rows[:, _GRIPPERS]
+        fingers = self._with_fingers[pairs] & (by.max(axis=1) > 0)[which]
         which, pairs = which[fingers], pairs[fingers]
-        opened = self._exact(_opened(ends, slide, widest - rows[:, _GRIPPERS]), which, pairs)
+        opened = self._exact(_opened(ends, slide, by), which, pairs)
         found[which, pairs] = np.maximum(found[which, pairs], opened)
         return found
 
     def _some_distances(self, rows: Array, widest: Array, which: Indices, pairs: Indices) -> Array:
         """Return (m,) distances of ``pairs`` (m,) in the rows ``which`` (m,)."""
         ends, slide = self._place(rows)
-        opened = _opened(ends, slide, widest - rows[:, _GRIPPERS])
-        return np.maximum(self._exact(ends, which, pairs), self._exact(opened, which, pairs))
+        found, by = self._exact(ends, which, pairs), widest - rows[:, _GRIPPERS]
+        if (by > 0).any():
+            found = np.maximum(found, self._exact(_opened(ends, slide, by), which, pairs))
+        return found
 
     def _exact(self, ends: Array, which: Indices, pairs: Indices) -> Array:
         """Return (m,) distances of ``pairs`` (m,) in the poses ``which`` (m,)."""
@@ -283,27 +291,21 @@ class CollisionModel:
         Returns:
             (n, capsules, 2, 3) [m]; (n, capsules, 3) [m] per opening, 0 but for fingers.
         """
-        each = rows.reshape(-1, len(ARMS), ARM_DIM)[..., None]  # row, arm, joint, 1
-        cos, sin = np.cos(each), np.sin(each)
-        # row, arm, frame, its place and its axes, xyz
-        frames = np.empty((len(rows), len(ARMS), len(vx300s.JOINTS) + 1, 4, 3))
-        frames[:, :, 0] = self._bases
-        for joint, (origin, axis) in enumerate(zip(vx300s.ORIGINS, vx300s.AXES, strict=True)):
-            before, after = frames[:, :, joint], frames[:, :, joint + 1]
-            after[...] = before
-            for along, distance in enumerate(origin, 1):
-                if distance:
-                    after[:, :, 0] += distance * before[:, :, along]
-            one, two = before[:, :, 1 + (axis + 1) % 3], before[:, :, 1 + (axis + 2) % 3]
-            c, s = cos[:, :, joint], sin[:, :, joint]
-            after[:, :, 1 + (axis + 1) % 3] = c * one + s * two
-            after[:, :, 1 + (axis + 2) % 3] = c * two - s * one
-        of = frames[:, :, self._frames]  # row, arm, capsule, place and axes, xyz
-        slide = self._slides * of[..., 2, :]
-        opening = each[:, :, ARM_JOINTS, None]
-        ends = (of[..., 0, :] + opening * slide)[..., None, :]
-        for axis in range(3):
-            ends = ends + self._ends[..., axis, None] * of[..., None, axis + 1, :]
+        each = rows.reshape(-1, ARM_DIM)  # both arms of a row, then those of the next
+        turns = np.empty((len(vx300s.JOINTS), len(each), 4, 4))
+        turns[:] = self._turns[:, None]
+        joint, (one, two) = np.arange(len(turns)), self._turning
+        turns[joint, :, one, one] = turns[joint, :, two, two] = np.cos(each[:, joint]).T
+        sines = np.sin(each[:, joint]).T
+        turns[joint, :, one, two], turns[joint, :, two, one] = sines, -sines
+        frames = [np.tile(self._bases, (len(rows), 1, 1))]  # place and axes, xyz
+        for turn in turns:
+            frames.append(turn @ frames[-1])
+        ends = np.concatenate(
+            [local @ frame for local, frame in zip(self._ends, frames, strict=True)], axis=1
+        ).reshape(len(each), -1, 2, 3)
+        slide = self._slides * frames[-1][:, None, 2]
+        ends += (each[:, ARM_JOINTS, None, None] * slide)[:, :, None]
         return ends.reshape(len(rows), -1, 2, 3), slide.reshape(len(rows), -1, 3)
 
 

@@ -145,12 +145,7 @@ class CollisionModel:
             dt: seconds between rows.
             openings: (2,) measured, of the left and the right gripper.
         """
-        rows = rows.copy()
-        rows[:, _GRIPPERS] = np.clip(rows[:, _GRIPPERS], 0.0, 1.0)
-        widest = rows[:, _GRIPPERS].copy()
-        widest[0] = np.maximum(widest[0], np.clip(openings, 0.0, 1.0))
-        widest = np.maximum.accumulate(widest, axis=0)
-
+        rows, widest = _openings(rows, openings)
         moved = np.abs(np.diff(rows, axis=0)) @ self._reach  # (n - 1, pairs)
         near = np.zeros((len(rows), len(self._margins)))
         near[:-1] = moved
@@ -171,11 +166,18 @@ class CollisionModel:
         path = _Path(rows, velocities * dt, widest)
         return self._between(path, at, pairs, (before[at, pairs], after[at, pairs]), allowed)
 
-    def distances(self, rows: Array) -> dict[tuple[str, str], float]:
-        """Return how close each pair of links, or link and table, comes in (n, 14) poses [m]."""
-        found: dict[tuple[str, str], float] = {}
+    def distances(self, rows: Array, openings: Array | None = None) -> dict[tuple[str, str], float]:
+        """Return how close each two links, or link and table, come in (n, 14) poses [m].
+
+        Args:
+            rows: poses, policy units.
+            openings: as :meth:`approach` has them; None for fingers where they are commanded.
+        """
+        rows, widest = _openings(rows, np.zeros(len(ARMS)) if openings is None else openings)
+        widest = rows[:, _GRIPPERS] if openings is None else widest
         everything = np.full((len(rows), len(self._margins)), np.inf)
-        closest = self._distances(rows, rows[:, _GRIPPERS], everything).min(axis=0)
+        found: dict[tuple[str, str], float] = {}
+        closest = self._distances(rows, widest, everything).min(axis=0)
         for pair, distance in enumerate(closest.tolist()):
             names = self._pair_names(pair)
             found[names] = min(distance, found.get(names, np.inf))
@@ -339,6 +341,15 @@ class _Path:
             + u**2 * (3 - 2 * u) * self._rows[row + 1]
             + u**2 * (u - 1) * self._per_row[row + 1]
         )
+
+
+def _openings(rows: Array, measured: Array) -> tuple[Array, Array]:
+    """Return (n, 14) rows with openings from 0 to 1, and the widest (n, 2) up to each of them."""
+    rows = rows.copy()
+    rows[:, _GRIPPERS] = np.clip(rows[:, _GRIPPERS], 0.0, 1.0)
+    widest: Array = rows[:, _GRIPPERS].copy()
+    widest[0] = np.maximum(widest[0], np.clip(measured, 0.0, 1.0))
+    return rows, np.maximum.accumulate(widest, axis=0)
 
 
 def _axes(yaw: float) -> Array:

@@ -186,6 +186,18 @@ class SafetyGate:
             or Verdict(True, rows, clamped, jump=splice.gap)
         )
 
+    def closest(self, positions: Array, now: Situation) -> dict[tuple[str, str], float]:
+        """Return how close each two links, or link and table, come at a chunk's rows [m].
+
+        Args:
+            positions: (K, 14) targets, policy units.
+            now: where the arms are.
+        """
+        if self._collisions is None or not np.isfinite(positions).all():
+            return {}
+        rows = np.clip(np.vstack([now.commanded, positions]), self._lower, self._upper)
+        return self._collisions.distances(rows, now.measured[list(GRIPPER_INDICES)])
+
     def _led_over(self, chunk: Array, commanded: Array) -> tuple[Array, str]:
         """Begin a chunk where the arms are held, if the rig asks for it and it is near enough.
 

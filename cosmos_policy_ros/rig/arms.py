@@ -142,6 +142,8 @@ class Arm:
         start: start pose [rad].
         gripper: the seventh entry.
         driver: of an arm that is streamed to; needed where the rig's sink is "interbotix".
+        max_acceleration: limits of the change of speed from row to row [rad/s^2]; None in bags from
+            before this key, for no limit.
     """
 
     joint_states: str
@@ -153,6 +155,7 @@ class Arm:
     start: tuple[float, float, float, float, float, float]
     gripper: Gripper
     driver: Driver | None = None
+    max_acceleration: tuple[float, float, float, float, float, float] | None = None
 
     def __post_init__(self) -> None:
         """Refuse duplicate names, empty ranges and a start pose outside the limits."""

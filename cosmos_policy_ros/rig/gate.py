@@ -1,7 +1,8 @@
 """The safety gate: one ordered list of rules over a whole chunk, before anything is published.
 
 The same object judges live, in a dry run and over recorded episodes. It is symmetric and looks at
-every joint; the released client's check saw only positive jumps and no grippers.
+every joint; the released client's check saw only positive jumps and no grippers. Last comes whether
+a link would run into the table, the other arm or its own (:mod:`cosmos_policy_ros.rig.collision`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.rig.arms import GRIPPER_INDICES, STATE_DIM
+from cosmos_policy_ros.rig.chunk import TimedChunk
+from cosmos_policy_ros.rig.collision import CollisionModel
+from cosmos_policy_ros.rig.limits import SHAKE_ROWS
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rig.splice import Splice, Splicer
 
@@ -52,6 +56,7 @@ class Verdict:
         step: row of the chunk, -1 when no one row is meant.
         value, limit: found and allowed, in the joint's unit.
         message: one sentence for the operator.
+        jump: (14,) first row, as it was decided, less the commanded pose there; None when refused.
     """
 
     accepted: bool
@@ -63,6 +68,44 @@ class Verdict:
     value: float = 0.0
     limit: float = 0.0
     message: str = ""
+    jump: Array | None = None
+
+
+class StartDrift:
+    """Tells when a run's chunks, by where they begin, lead the arms away joint by joint.
+
+    Each first row may be off the commanded pose by nearly a start jump. A policy that always finds
+    the arms elsewhere than they are walks them away with every chunk, within every other limit.
+    """
+
+    def __init__(self, rig: RigSpec) -> None:
+        """Begin a run."""
+        self._names, self._limit = rig.joint_names, rig.gate.drift
+        self._sum, self._chunks = np.zeros(STATE_DIM), 0
+
+    @property
+    def led(self) -> Array:
+        """(14,) signed sum of what the first rows were off the commanded pose, policy units."""
+        led: Array = self._sum.copy()
+        return led
+
+    def add(self, verdict: Verdict) -> Verdict:
+        """Count an accepted chunk; return its verdict, which tells of a drift over the limit."""
+        if verdict.jump is None:
+            return verdict
+        self._chunks += 1
+        self._sum += verdict.jump
+        arms = np.abs(self._sum)
+        arms[list(GRIPPER_INDICES)] = 0.0
+        joint = int(np.argmax(arms))
+        if not 0 < self._limit < arms[joint]:
+            return verdict
+        told = (
+            f"the first rows of {self._chunks} chunks have led {self._names[joint]} away by "
+            f"{self._sum[joint]:+.2f} rad in all (told from {self._limit:g} rad on): does the "
+            "policy see the arms where they are?"
+        )
+        return replace(verdict, message="; ".join(filter(None, (verdict.message, told))))
 
 
 class SafetyGate:
@@ -84,6 +127,11 @@ class SafetyGate:
         self._lead_in_jump = rig.gate.lead_in_jump
         self._state_age = rig.observation.state_timeout
         self._result_age = rig.gate.result_age
+        self._ahead = rig.observation.stamp_ahead
+        self._max_velocity = rig.max_velocity
+        self._acceleration = rig.max_acceleration
+        self._shake = rig.max_acceleration * (rig.gate.shake or np.inf)
+        self._collisions = None if rig.geometry is None else CollisionModel(rig.geometry)
 
     def judge(
         self, positions: Array, dt: float, now: Situation, rows: int | None = None
@@ -103,10 +151,13 @@ class SafetyGate:
             return unusable
         clipped = np.clip(positions, self._lower, self._upper)
         chunk, message = self._led_over(clipped, now.commanded)
+        clamped = int(np.count_nonzero(clipped != positions))
         return (
             self._check_start(chunk, now)
-            or self._check_speed(chunk)
-            or Verdict(True, chunk, int(np.count_nonzero(clipped != positions)), message=message)
+            or self._check_speed(now.commanded, chunk, from_rest=True)
+            or self._check_acceleration(now.commanded, chunk, from_rest=True)
+            or self._check_collision(now.commanded, chunk, now.measured)
+            or Verdict(True, chunk, clamped, message=message, jump=clipped[0] - now.commanded)
         )
 
     def judge_splice(self, splice: Splice, splicer: Splicer, now: Situation) -> Verdict:
@@ -125,12 +176,27 @@ class SafetyGate:
         clipped = np.clip(positions, self._lower, self._upper)
         splice = replace(splice, decided=replace(splice.decided, positions=clipped))
         rows = np.clip(splicer(splice), self._lower, self._upper)
-        before, _ = splice.path.state(splice.path.due_ns(splice.first - 1))
+        before, velocity = splice.path.state(splice.path.due_ns(splice.first - 1))
+        clamped = int(np.count_nonzero(clipped != positions))
         return (
             self._check_takeover(splice, now)
-            or self._check_speed(np.vstack([before, rows]), first=splice.first - 1)
-            or Verdict(True, rows, int(np.count_nonzero(clipped != positions)))
+            or self._check_speed(before, rows, splice.first)
+            or self._check_acceleration(before, rows, splice.first)
+            or self._check_collision(before, rows, now.measured, velocity, splice.first)
+            or Verdict(True, rows, clamped, jump=splice.gap)
         )
+
+    def closest(self, positions: Array, now: Situation) -> dict[tuple[str, str], float]:
+        """Return how close each two links, or link and table, come at a chunk's rows [m].
+
+        Args:
+            positions: (K, 14) targets, policy units.
+            now: where the arms are.
+        """
+        if self._collisions is None or not np.isfinite(positions).all():
+            return {}
+        rows = np.clip(np.vstack([now.commanded, positions]), self._lower, self._upper)
+        return self._collisions.distances(rows, now.measured[list(GRIPPER_INDICES)])
 
     def _led_over(self, chunk: Array, commanded: Array) -> tuple[Array, str]:
         """Begin a chunk where the arms are held, if the rig asks for it and it is near enough.
@@ -142,7 +208,10 @@ class SafetyGate:
         furthest = float(jump.max())
         # A held pose outside the limits leads nowhere that the limits allow.
         inside = bool(((commanded >= self._lower) & (commanded <= self._upper)).all())
-        acceptable = bool((np.abs(off) <= self._start_jump).all())
+        # From rest, the arms reach row 0 in one step.
+        step = np.minimum(self._step, self._acceleration * self._dt**2)
+        step[list(GRIPPER_INDICES)] = np.inf
+        acceptable = bool((np.abs(off) <= np.minimum(self._start_jump, step)).all())
         if not self._lead_in or acceptable or furthest > self._lead_in_jump or not inside:
             return chunk, ""
         share = (1 + np.cos(np.pi * np.arange(self._lead_in) / self._lead_in)) / 2
@@ -188,6 +257,18 @@ class SafetyGate:
         )
 
     def _check_ages(self, now: Situation) -> Verdict | None:
+        for rule, what, age in (
+            ("stale_state", "the arms' last report", now.state_age),
+            ("result_age", "what the chunk was decided on", now.result_age),
+        ):
+            if age < -self._ahead:
+                return _too_old(
+                    rule,
+                    -age,
+                    self._ahead,
+                    f"{what} is stamped {{age}} s ahead of the clock here: set the machines' "
+                    "clocks by each other (chrony or ptp)",
+                )
         if not now.state_age <= self._state_age:
             return _too_old(
                 "stale_state",
@@ -235,12 +316,65 @@ class SafetyGate:
         advice = "from where it was commanded to be: is the arm held, or its servo overloaded?"
         return self._worst("start_jump", np.maximum(off, 0.0)[None], self._start_jump, advice)
 
-    def _check_speed(self, positions: Array, first: int = 0) -> Verdict | None:
-        # Row 0 is the start jump's: its reference is a pose of the arms, not a row.
-        steps = np.zeros_like(positions)
-        steps[1:] = np.abs(np.diff(positions, axis=0))
-        advice = "in one control step: too fast"
-        return self._worst("step_speed", steps, self._step, advice, first)
+    def _check_speed(
+        self, before: Array, rows: Array, first: int = 0, *, from_rest: bool = False
+    ) -> Verdict | None:
+        steps = np.abs(np.diff(rows, axis=0, prepend=before[None]))
+        if from_rest:
+            # The start jump's alone: a gripper at an object stands far from its target.
+            steps[0, list(GRIPPER_INDICES)] = 0.0
+        return self._worst("step_speed", steps, self._step, "in one control step: too fast", first)
+
+    def _check_acceleration(
+        self, before: Array, rows: Array, first: int = 0, *, from_rest: bool = False
+    ) -> Verdict | None:
+        """Look at the change of speed at every row; the arms rest at the last one."""
+        path = np.vstack([before, before, rows, rows[-1]])
+        found = np.abs(np.diff(path, n=2, axis=0)) / self._dt**2
+        # Arms at rest leave the held pose for row 0; moving ones are on their way to it.
+        found[1] = np.maximum(found[0], found[1]) if from_rest else found[1]
+        found = found[1:]
+        advice = "^2 of acceleration: the policy jerks; compare its rate with the rig's"
+        if verdict := self._worst("acceleration", found, self._acceleration, advice, first):
+            return verdict
+        sums = np.cumsum(np.vstack([np.zeros((SHAKE_ROWS, STATE_DIM)), found**2]), axis=0)
+        shaking = np.sqrt((sums[SHAKE_ROWS:] - sums[:-SHAKE_ROWS]) / SHAKE_ROWS)
+        advice = f"^2 of acceleration, root mean square over {SHAKE_ROWS} rows: the policy shakes"
+        return self._worst("shaking", shaking, self._shake, advice, first)
+
+    def _check_collision(
+        self,
+        before: Array,
+        rows: Array,
+        measured: Array,
+        velocity: Array | None = None,
+        first: int = 0,
+    ) -> Verdict | None:
+        if self._collisions is None:
+            return None
+        path = TimedChunk("", 0, self._dt, before, rows, self._max_velocity)
+        at_first = np.zeros(STATE_DIM) if velocity is None else velocity
+        found = self._collisions.approach(
+            np.vstack([before, rows]),
+            np.vstack([at_first, path.velocities]),
+            self._dt,
+            measured[list(GRIPPER_INDICES)],
+        )
+        if found is None:
+            return None
+        step = max(found.row - 1, 0) + first
+        one, other = found.between
+        return Verdict(
+            False,
+            rule="collision",
+            step=step,
+            value=found.distance,
+            limit=found.limit,
+            message=f"{one} and {other} come to {1000 * found.distance:.0f} mm of each other at "
+            f"step {step} (below 0 they overlap); allowed is {1000 * found.limit:.0f} mm: move the "
+            "arms to the start pose (or mend the policy); if nothing is near, measure geometry in "
+            "the rig file",
+        )
 
     def _worst(
         self, rule: str, found: Array, limit: Array, advice: str, first: int = 0
@@ -261,6 +395,8 @@ class SafetyGate:
             return None
         value, allowed = float(found[step, joint]), float(limit[joint])
         unit = "of its stroke" if joint in GRIPPER_INDICES else "rad"
+        if advice.startswith("^2"):
+            unit, advice = "rad/s^2", advice[3:]
         return Verdict(
             False,
             rule=rule,

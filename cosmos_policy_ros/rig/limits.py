@@ -12,7 +12,73 @@ OFF_AT_0 = (
     "lead_in",
     "lead_in_jump",
     "brake_seconds",
+    "shake",
+    "drift",
 )
+
+
+SHAKE_ROWS = 10
+
+# Of every number in these blocks of a rig that is to move: least, most. A rig file may be stricter
+# or more patient than those that ship, but not so that a limit stands for nothing.
+RANGES: dict[str, dict[str, tuple[float, float]]] = {
+    "rates": {
+        "control": (5.0, 100.0),  # Hz; ALOHA data are recorded at 25 or 50
+        "chunk_steps": (1, 250),  # ten seconds at 25 Hz
+        "joint_states": (10.0, 1000.0),
+        "cameras": (1.0, 240.0),
+    },
+    "observation": {  # s; what is a second old shows other arms than there are
+        "image_age": (0.01, 1.0),
+        "state_age": (0.01, 0.5),
+        "camera_skew": (0.005, 0.5),
+        "frozen_after": (0.0, 10.0),
+        "state_timeout": (0.05, 1.0),
+        "image_timeout": (0.0, 5.0),
+        "stamp_ahead": (0.005, 0.5),
+    },
+    "gate": {
+        "start_jump": (0.01, 0.3),  # rad; twice the released client's
+        "gripper_start_jump": (0.05, 1.1),  # strokes; a whole one and its overshoot
+        "joint_overshoot": (0.0, 0.3),  # rad
+        "gripper_overshoot": (0.0, 1.0),  # strokes
+        "velocity_scale": (0.05, 1.0),  # never faster than the arm
+        "refusals": (1, 20),
+        "result_age": (0.1, 600.0),  # s
+        "lead_in": (0.0, 1.0),  # s
+        "lead_in_jump": (0.0, 0.5),  # rad; with 0.4 s no joint is led faster than 2 rad/s
+        "shake": (0.05, 1.0),
+        "drift": (0.0, 1.0),  # rad
+    },
+    "tracking": {
+        "lag": (0.02, 1.0),  # s
+        "error": (0.02, 0.5),  # rad
+        "sustained": (0.04, 1.0),  # s
+    },
+    "stream": {
+        "rate": (20.0, 500.0),  # Hz
+        "heartbeat_timeout": (0.05, 2.0),  # s
+        "arm_silence": (0.05, 1.0),  # s
+        "brake_seconds": (0.0, 0.5),  # s
+    },
+    "geometry": {
+        "table": (-1.0, 1.0),  # m
+        "margin": (0.0, 0.1),  # m; more, and arms at rest would be too near
+        "finger_margin": (-0.02, 0.1),  # m; two fingers' axes meet at -0.024
+    },
+}
+GRIPPER_RANGES: dict[str, tuple[float, float]] = {
+    "max_velocity": (0.5, 25.0),  # strokes/s; a whole one per control period
+    "state_closed": (-7.0, 7.0),  # m or rad; a turn of the motor and a little
+    "state_open": (-7.0, 7.0),
+    "command_closed": (-7.0, 7.0),
+    "command_open": (-7.0, 7.0),
+}
+MAX_ACCELERATION = (5.0, 100.0)
+"""Of an arm joint [rad/s^2]: MoveIt plans the arm with 5; 157 turns a joint round at full speed
+from one row of 40 ms to the next."""
+BASE_DISTANCE = 3.0
+"""How far a base may stand from the origin along each axis [m]."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +154,10 @@ class GateLimits:
             ``lead_in_jump``, is led over from there; 0 leaves chunks as they are, and
             ``start_jump`` refuses.
         lead_in_jump: of any arm joint [rad].
+        shake: root mean square of an arm joint's acceleration over SHAKE_ROWS rows, as a share of
+            its max_acceleration; 0 for no limit.
+        drift: a run is told from which sum on its chunks' first rows have led an arm joint away
+            from the commanded pose in one direction [rad]; 0 for never.
     """
 
     start_jump: float
@@ -100,6 +170,8 @@ class GateLimits:
     result_age: float = 120.0
     lead_in: float = 0.0
     lead_in_jump: float = 0.0
+    shake: float = 0.0
+    drift: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +12,25 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos_policy_ros.rig.arms import ARM_DIM, ARMS, GRIPPER_INDICES, STATE_DIM, Arms
+from cosmos_policy_ros.errors import ConfigError
+from cosmos_policy_ros.rig import vx300s
+from cosmos_policy_ros.rig.arms import (
+    ARM_DIM,
+    ARM_JOINTS,
+    ARMS,
+    GRIPPER_INDICES,
+    STATE_DIM,
+    Arm,
+    Arms,
+)
+from cosmos_policy_ros.rig.collision import Base, Geometry
 from cosmos_policy_ros.rig.config import load_config, named_file
 from cosmos_policy_ros.rig.limits import (
+    BASE_DISTANCE,
+    GRIPPER_RANGES,
+    MAX_ACCELERATION,
     OFF_AT_0,
+    RANGES,
     GateLimits,
     ObservationLimits,
     Rates,
@@ -103,6 +119,7 @@ class RigSpec:
             arm_streamer_node in front of drivers that know none.
         stream: how the latter streams.
         bringup: what ``bringup:=true`` starts; None where there is nothing to start.
+        geometry: what the arms can run into; None in bags from before this key.
     """
 
     name: str
@@ -118,6 +135,7 @@ class RigSpec:
     sink: Literal["joint_trajectory", "interbotix"] = "joint_trajectory"
     stream: StreamLimits = field(default_factory=StreamLimits)
     bringup: Bringup | None = None
+    geometry: Geometry | None = None
 
     def __post_init__(self) -> None:
         """Refuse a missing or doubled camera role, a shared topic and limits that say nothing."""
@@ -204,11 +222,85 @@ class RigSpec:
             [[*arm.max_velocity, arm.gripper.max_velocity] for arm in self.arms.values()]
         )
 
+    @property
+    def max_acceleration(self) -> NDArray[np.float64]:
+        """(14,) limits of acceleration [rad/s^2]; infinite for grippers, and where there is none.
+
+        A gripper's servo limits its own current, and a target may jump by half a stroke.
+        """
+        free = (math.inf,) * ARM_DIM
+        return np.concatenate(
+            [[*(arm.max_acceleration or free)[:ARM_JOINTS], math.inf] for arm in self.arms.values()]
+        )
+
 
 def load_rig(name_or_path: str, folder: Path) -> RigSpec:
-    """Load a rig by the name of a file in ``folder`` or by the path of a YAML file.
+    """Load a rig that is to move, by the name of a file in ``folder`` or by a YAML file's path.
+
+    Unlike a rig in a bag, which is read as it was, it must keep to the limits of its arms' model.
 
     Raises:
         ConfigError: no such rig (with the nearest name), or the file is wrong (with the key).
     """
-    return load_config(RigSpec, named_file(name_or_path, folder))
+    path = named_file(name_or_path, folder)
+    rig = load_config(RigSpec, path)
+    wrong = next(_excesses(rig), None)
+    if wrong is not None:
+        raise ConfigError(f"{path}: {wrong}; correct the rig file")
+    return rig
+
+
+def _excesses(rig: RigSpec) -> Iterator[str]:
+    """Yield what in a rig file lies outside what its arms can do, or a limit may be."""
+    for name, ranges in RANGES.items():
+        block = getattr(rig, name)
+        if block is None:
+            yield f"key '{name}' is missing: copy it from config/rigs and measure what it asks for"
+            return
+        for key, allowed in ranges.items():
+            yield from _outside(f"{name}: {key}", getattr(block, key), allowed)
+    if rig.gate.lead_in and round(rig.gate.lead_in * rig.rates.control) < 1:
+        yield f"gate: lead_in: {rig.gate.lead_in} s is less than a row"
+    for side, arm in rig.arms.items():
+        yield from _arm_excesses(f"arms: {side}", arm)
+    assert rig.geometry is not None
+    for side in ARMS:
+        base: Base = getattr(rig.geometry.bases, side)
+        for axis, value in zip("xyz", base.position, strict=True):
+            where = f"geometry: bases: {side}: position ({axis})"
+            yield from _outside(where, value, (-BASE_DISTANCE, BASE_DISTANCE))
+        yield from _outside(f"geometry: bases: {side}: yaw", base.yaw, (-math.tau, math.tau))
+
+
+def _arm_excesses(where: str, arm: Arm) -> Iterator[str]:
+    if arm.max_acceleration is None:
+        yield f"{where}: key 'max_acceleration' is missing: copy it from config/rigs"
+        return
+    for index, joint in enumerate(vx300s.JOINTS):
+        of = (vx300s.LOWER[index], vx300s.UPPER[index])
+        for key, value, allowed in (
+            ("lower", arm.lower[index], of),
+            ("upper", arm.upper[index], of),
+            ("max_velocity", arm.max_velocity[index], (0.05, vx300s.MAX_VELOCITY)),
+            ("max_acceleration", arm.max_acceleration[index], MAX_ACCELERATION),
+        ):
+            model = ", the vx300s's; yours may be narrower" if key in ("lower", "upper") else ""
+            yield from _outside(f"{where}: {key}[{index}] ({joint})", value, allowed, model)
+    for key, allowed in GRIPPER_RANGES.items():
+        yield from _outside(f"{where}: gripper: {key}", getattr(arm.gripper, key), allowed)
+    if arm.gripper.crank is not None:
+        for key in ("radius", "rod"):
+            yield from _outside(
+                f"{where}: gripper: crank: {key}", getattr(arm.gripper.crank, key), (0.005, 0.1)
+            )
+    if arm.driver is not None:
+        for index, value in enumerate(arm.driver.parked):
+            yield from _outside(f"{where}: driver: parked[{index}]", value, (-math.pi, math.pi))
+
+
+def _outside(
+    where: str, value: float, allowed: tuple[float, float], whose: str = ""
+) -> Iterator[str]:
+    low, high = allowed
+    if not low <= value <= high:
+        yield f"{where}: {value:g} is outside {low:g} to {high:g}{whose}"

@@ -36,6 +36,8 @@ class Checked:
         first: the first refusal, in the gate's words.
         changed: verdicts that are not the recorded ones, in words.
         skipped: chunks that could not be judged, since an arm had not reported.
+        closest: least distance [m] of two links, or a link and the table, over all that was judged;
+            empty where the rig tells no geometry.
     """
 
     path: Path
@@ -45,9 +47,12 @@ class Checked:
     first: str = ""
     changed: list[str] = field(default_factory=list)
     skipped: int = 0
+    closest: dict[tuple[str, str], float] = field(default_factory=dict)
 
-    def add(self, verdict: Verdict) -> None:
-        """Count a verdict."""
+    def add(self, verdict: Verdict, closest: dict[tuple[str, str], float]) -> None:
+        """Count a verdict, and how close the chunk's links come."""
+        for names, distance in closest.items():
+            self.closest[names] = min(distance, self.closest.get(names, distance))
         self.judged += 1
         if not verdict.accepted:
             self.refused[verdict.rule] += 1
@@ -74,11 +79,11 @@ def check_episode(path: Path, rig: RigSpec | None = None) -> Checked:
         if recorded.rule == LATE:
             continue  # nobody judged it
         try:
-            verdict = _judge(windows, gate, decision, recorded)
+            verdict, closest = _judge(windows, gate, decision, recorded)
         except ObservationError:
             found.skipped += 1
             continue
-        found.add(verdict)
+        found.add(verdict, closest)
         if rig is None and (verdict.accepted, verdict.rule) != (recorded.accepted, recorded.rule):
             found.changed.append(
                 f"chunk {recorded.chunk_id}: was {_says(recorded)}, is {_says(verdict)}"
@@ -86,7 +91,9 @@ def check_episode(path: Path, rig: RigSpec | None = None) -> Checked:
     return found
 
 
-def _judge(windows: EpisodeWindows, gate: SafetyGate, decision: Any, recorded: Any) -> Verdict:
+def _judge(
+    windows: EpisodeWindows, gate: SafetyGate, decision: Any, recorded: Any
+) -> tuple[Verdict, dict[tuple[str, str], float]]:
     """Judge a recorded decision, in the situation of then; raises ObservationError."""
     now_ns, seen_ns = stamp_ns(recorded), stamp_ns(decision)
     measured, age = windows.measured(now_ns)
@@ -96,7 +103,8 @@ def _judge(windows: EpisodeWindows, gate: SafetyGate, decision: Any, recorded: A
     if not before or not len(getattr(decision, "committed_weights", ())):
         held = before[-1].positions[-1] if before else measured
         now = Situation(held, measured, age, result_age)
-        return gate.judge(positions, decision.dt, now)
+        verdict = gate.judge(positions, decision.dt, now)
+        return verdict, _closest(gate, verdict, now)
     path = _path(before[-1], windows.rig.rig)
     seen = path.sample(seen_ns)
     decided = replace(
@@ -108,9 +116,14 @@ def _judge(windows: EpisodeWindows, gate: SafetyGate, decision: Any, recorded: A
     late = (steps.times_ns >= since_ns) & (steps.times_ns <= now_ns)
     commanded = path.sample(now_ns)
     trail = np.vstack([steps.actions[late], commanded])
-    return gate.judge_splice(
-        splice, Splice.blended, Situation(commanded, measured, age, result_age, trail)
-    )
+    now = Situation(commanded, measured, age, result_age, trail)
+    verdict = gate.judge_splice(splice, Splice.blended, now)
+    return verdict, _closest(gate, verdict, now)
+
+
+def _closest(gate: SafetyGate, verdict: Verdict, now: Situation) -> dict[tuple[str, str], float]:
+    """Of what would move the arms: a refused chunk would not."""
+    return {} if verdict.positions is None else gate.closest(verdict.positions, now)
 
 
 def _path(sent: Sent, rig: RigSpec) -> TimedChunk:
@@ -137,7 +150,8 @@ def _check_steps(windows: EpisodeWindows, gate: SafetyGate, path: Path) -> Check
         follows = first > 0 and steps.stretch[first - 1] == steps.stretch[first]
         held = steps.actions[first - 1] if follows else measured
         chunk = windows.chunk(first, rates.chunk_steps)
-        found.add(gate.judge(chunk, rates.dt, Situation(held, measured, age)))
+        now = Situation(held, measured, age)
+        found.add(gate.judge(chunk, rates.dt, now), gate.closest(chunk, now))
     return found
 
 

@@ -136,7 +136,9 @@ def test_the_gate_says_the_same_of_the_bag_and_more_to_stricter_limits(
 ) -> None:
     bag = str(trial.episode.path)
     assert check_bag.main([bag]) == 0
-    assert f"{CHUNKS} decisions, refused: none" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"{CHUNKS} decisions, refused: none" in told
+    assert "  closest: right fingers and table " in told
     plain = yaml.safe_load((config_folder("rigs") / "sim.yaml").read_text())
     plain["gate"]["velocity_scale"] = 0.05
     strict = tmp_path / "strict.yaml"
@@ -145,6 +147,10 @@ def test_the_gate_says_the_same_of_the_bag_and_more_to_stricter_limits(
     told = capsys.readouterr().out
     assert "by step_speed" in told
     assert "in one control step: too fast" in told
+    plain["gate"]["velocity_scale"], plain["geometry"]["finger_margin"] = 1.0, 0.1
+    strict.write_text(yaml.safe_dump(plain))
+    assert check_bag.main([bag, "--rig", str(strict)]) == 3
+    assert "by collision" in capsys.readouterr().out
 
 
 def test_the_arms_are_sent_what_was_decided_in_their_own_units(trial: Trial) -> None:

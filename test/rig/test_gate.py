@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
-from cosmos_policy_ros.rig.gate import SafetyGate, Situation, Verdict
+from cosmos_policy_ros.rig.arms import GRIPPER_INDICES, Arms
+from cosmos_policy_ros.rig.gate import SafetyGate, Situation, StartDrift, Verdict
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import load_rig
 
-LEADING = load_rig("sim", config_folder("rigs"))
+# Joints alone; what links run into is test_collision's.
+LEADING = replace(load_rig("sim", config_folder("rigs")), geometry=None)
 RIG = replace(LEADING, gate=replace(LEADING.gate, lead_in=0.0))  # as every real rig
 GATE, LEADING_GATE = SafetyGate(RIG), SafetyGate(LEADING)
 POSE = np.concatenate([[*arm.start, 0.5] for _, arm in RIG.arms.items()])
@@ -78,6 +79,24 @@ def test_nothing_moves_on_what_is_known_from_long_ago(
     assert aged(**{age: limit}).accepted
 
 
+@pytest.mark.parametrize(
+    ("age", "rule"), [("state_age", "stale_state"), ("result_age", "result_age")]
+)
+@given(ahead=st.one_of(st.floats(1.001, 1e6), st.just(np.inf)))
+def test_what_is_stamped_ahead_of_the_clock_moves_nothing(
+    age: str, rule: str, ahead: float
+) -> None:
+    """Stamps an hour ahead switched every limit of age off."""
+    verdict = aged(**{age: -ahead * RIG.observation.stamp_ahead})
+    assert (verdict.rule, verdict.positions, verdict.limit) == (
+        rule,
+        None,
+        RIG.observation.stamp_ahead,
+    )
+    assert "ahead of the clock" in verdict.message
+    assert aged(**{age: -RIG.observation.stamp_ahead}).accepted
+
+
 def test_a_rig_may_refuse_what_others_clamp() -> None:
     strict = SafetyGate(replace(RIG, gate=replace(RIG.gate, joint_overshoot=0.0)))
     chunk = np.tile(RIG.upper, (50, 1))
@@ -100,6 +119,17 @@ def test_a_start_jump_is_refused_in_both_directions_on_every_joint(
     assert (verdict.rule, verdict.joint, verdict.step) == ("start_jump", joint, 0)
     assert verdict.value == pytest.approx(limit * times)
     assert "commanded" in verdict.message
+
+
+@given(joints, signs)
+def test_a_first_row_that_is_too_fast_is_refused(joint: int, sign: float) -> None:
+    """A start jump of 0.15 rad was 3.75 rad/s where 3.14 are allowed."""
+    if joint in GRIPPER_INDICES:
+        return
+    chunk = still()
+    chunk[:, joint] += sign * (FIRST_STEP + RIG.gate.start_jump) / 2
+    verdict = judge(chunk)
+    assert (verdict.rule, verdict.joint, verdict.step) == ("step_speed", joint, 0)
 
 
 @given(joints, signs)
@@ -164,12 +194,15 @@ def test_far_past_a_limit_is_refused(joint: int, sign: float) -> None:
 arm_joints = joints.filter(lambda joint: joint not in GRIPPER_INDICES)
 
 
+FIRST_STEP = RIG.max_velocity[0] * 0.04  # rad; less than a start jump
+
+
 @given(arm_joints, signs, st.floats(0.0, 0.999))
 def test_a_chunk_that_may_begin_where_it_does_is_left_alone(
     joint: int, sign: float, share: float
 ) -> None:
     chunk = still()
-    chunk[:, joint] += sign * share * LEADING.gate.start_jump
+    chunk[:, joint] += sign * share * FIRST_STEP
     verdict = LEADING_GATE.judge(chunk, 0.04, Situation(POSE, POSE))
     assert (verdict.accepted, verdict.message) == (True, "")
     np.testing.assert_array_equal(verdict.positions, chunk)
@@ -180,7 +213,7 @@ def test_a_chunk_that_begins_a_little_off_is_led_over(
     joint: int, sign: float, share: float
 ) -> None:
     """From the held pose, within the rows of the lead-in; behind them it is as it was."""
-    least, most = LEADING.gate.start_jump, LEADING.gate.lead_in_jump
+    least, most = FIRST_STEP, LEADING.gate.lead_in_jump
     jump = sign * (least + share * (most - least))
     chunk = still()
     chunk[:, joint] += jump
@@ -205,6 +238,76 @@ def test_further_off_it_is_refused_as_ever(joint: int, sign: float) -> None:
     assert (verdict.rule, verdict.positions) == ("start_jump", None)
 
 
+def test_all_joints_to_and_fro_at_full_speed_are_refused() -> None:
+    """157 rad/s^2 in every row, all within the speed limit."""
+    chunk = still()
+    chunk[::2] += np.where(np.isin(np.arange(14), GRIPPER_INDICES), 0.0, FIRST_STEP * 0.999)
+    verdict = judge(chunk)
+    assert verdict.rule == "acceleration"
+    assert verdict.value == pytest.approx(157, abs=1)
+    assert "rad/s^2" in verdict.message
+
+
+@given(arm_joints, st.integers(1, 38))
+def test_an_arm_that_shakes_within_its_acceleration_is_refused(joint: int, first: int) -> None:
+    """To and fro in every row; ten rows of it, not two."""
+    chunk = still()
+    chunk[first : first + 2 : 2, joint] += 0.99 * FIRST_STEP / 2
+    assert judge(chunk).accepted
+    chunk[first : first + 10 : 2, joint] = POSE[joint] + 0.99 * FIRST_STEP / 2
+    verdict = judge(chunk)
+    assert (verdict.rule, verdict.joint) == ("shaking", joint)
+
+
+@given(arm_joints, signs)
+def test_leaving_rest_and_coming_to_rest_count(joint: int, sign: float) -> None:
+    arms = Arms(*(replace(arm, max_acceleration=(10.0,) * 6) for arm in RIG.arms.values()))
+    gate = SafetyGate(replace(RIG, arms=arms))
+    away = sign * np.eye(14)[joint]
+    ramp = np.cumsum(0.02 * 0.9 ** np.arange(50))[:, None] * away
+    verdict = gate.judge(POSE + ramp, 0.04, Situation(POSE, POSE))
+    assert (verdict.rule, verdict.joint, verdict.step) == ("acceleration", joint, 0)
+    ramp = np.cumsum(0.02 * 0.9 ** np.arange(50)[::-1])[:, None] * away
+    verdict = gate.judge(POSE + ramp, 0.04, Situation(POSE, POSE))
+    assert (verdict.rule, verdict.joint, verdict.step) == ("acceleration", joint, 49)
+
+
+def test_a_gripper_may_snap() -> None:
+    chunk = still()
+    chunk[1::2, GRIPPER_INDICES] = 0.1
+    assert judge(chunk).accepted
+
+
+@given(joints, signs)
+def test_a_run_whose_chunks_walk_an_arm_away_is_told(joint: int, sign: float) -> None:
+    """Each start within its limit: +0.149 rad twelve times over went unnoticed."""
+    gripper = joint in GRIPPER_INDICES
+    drift, pose, told = StartDrift(RIG), POSE.copy(), []
+    pose[joint] = (RIG.lower + RIG.upper)[joint] / 2 - sign * (0.25 if gripper else 0.66)
+    for count in range(1, 13):
+        chunk = np.tile(pose, (50, 1))
+        chunk[:, joint] += sign * (0.04 if gripper else 0.11)
+        verdict = drift.add(GATE.judge(chunk, 0.04, Situation(pose, pose)))
+        assert verdict.accepted, verdict.message
+        assert verdict.positions is not None
+        pose = verdict.positions[-1]
+        if verdict.message:
+            told.append(count)
+            assert f"{RIG.joint_names[joint]} away by {sign * count * 0.11:+.2f}" in verdict.message
+    assert told == ([] if gripper else list(range(3, 13)))
+    assert drift.led[joint] == pytest.approx(sign * 12 * (0.04 if gripper else 0.11))
+
+
+@given(st.lists(signs, min_size=1, max_size=40))
+def test_starts_that_are_off_to_and_fro_are_no_drift(ways: list[float]) -> None:
+    drift, sums = StartDrift(RIG), np.cumsum(ways) * 0.11
+    for sign, total in zip(ways, sums, strict=True):
+        chunk = still()
+        chunk[:, 0] += sign * 0.11
+        told = drift.add(judge(chunk)).message
+        assert bool(told) == (abs(total) > RIG.gate.drift)
+
+
 wandering = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 
 
@@ -224,6 +327,14 @@ def test_nothing_that_passes_breaks_a_limit_a_speed_or_a_jump(
         assert (path >= rig.lower).all()
         assert (path <= rig.upper).all()
         assert (np.abs(np.diff(path[1:], axis=0)) <= rig.max_velocity * 0.04 + 1e-9).all()
+        rest = np.delete(np.vstack([path[:1], path, path[-1:]]), GRIPPER_INDICES, axis=1)
+        assert (np.abs(np.diff(rest[:2], axis=0)) <= FIRST_STEP + 1e-9).all()
+        speeds = np.diff(rest, axis=0) / 0.04
+        changes = np.diff(speeds, axis=0) / 0.04
+        assert (np.abs(changes) <= 78.54 + 1e-6).all()
+        for row in range(len(changes) - 9):
+            shaking = np.sqrt((changes[row : row + 10] ** 2).mean(axis=0))
+            assert (shaking <= 0.5 * 78.54 + 1e-6).all()
         jump = np.abs(path[1] - commanded)
         assert (np.delete(jump, GRIPPER_INDICES) <= rig.gate.start_jump + 1e-9).all()
         assert (jump[[*GRIPPER_INDICES]] <= rig.gate.gripper_start_jump + 1e-9).all()

@@ -20,6 +20,7 @@ NOW = 1_000_000_000_000
 SPEED = 0.5  # rad/s
 RIG = load_rig("interbotix_1", config_folder("rigs"))
 GATE = SafetyGate(RIG)
+ANYWHERE = SafetyGate(replace(RIG, geometry=None))
 GRIPPERS = list(GRIPPER_INDICES)
 START = np.concatenate([[*arm.start, 0.0] for arm in RIG.arms.values()])
 
@@ -31,7 +32,7 @@ def at(pose: np.ndarray, **ages: float) -> Situation:
 @given(st.lists(st.floats(0.0, 1.0), min_size=14, max_size=14))
 def test_from_anywhere_within_the_limits(shares: list[float]) -> None:
     pose = RIG.lower + np.array(shares) * (RIG.upper - RIG.lower)
-    chunk = start_motion(RIG, GATE, at(pose), NOW, SPEED)
+    chunk = start_motion(RIG, ANYWHERE, at(pose), NOW, SPEED)
     path = np.array(
         [chunk.sample(NOW + t * 20_000_000) for t in range(len(chunk.positions) * 2 + 3)]
     )
@@ -42,6 +43,27 @@ def test_from_anywhere_within_the_limits(shares: list[float]) -> None:
     np.testing.assert_allclose(path[:, GRIPPERS], held, atol=1e-12)
     # Never away from the goal: straight there.
     assert (np.diff(np.abs(arms - arms[-1]), axis=0) <= 1e-12).all()
+
+
+@pytest.mark.parametrize("opening", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "folded",
+    [(0, -1.85, 1.55, 0, 0.8, 0), (0, -1.7, 1.55, 0.12, 0.65, 0), (0, -1.85, 1.6, 0, -1.86, 0)],
+)
+def test_from_where_arms_lie_folded_upon_themselves(
+    folded: tuple[float, ...], opening: float
+) -> None:
+    """There they are nearer to their own shoulders than the margin."""
+    pose = np.array([*folded, opening] * 2)
+    assert len(start_motion(RIG, GATE, at(pose), NOW, SPEED).positions) > 50
+
+
+def test_a_way_through_the_arms_own_base_is_refused() -> None:
+    """From behind it, where the arm stands free."""
+    pose = START.copy()
+    pose[:6] = (-2.76, -0.08, 0.86, -0.75, 1.95, -0.52)
+    with pytest.raises(RigError, match="left base and left fingers come to"):
+        start_motion(RIG, GATE, at(pose), NOW, SPEED)
 
 
 def test_at_the_start_pose_it_takes_one_row() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import yaml
 from cosmos_policy_ros.errors import ConfigError
 from cosmos_policy_ros.rig.arms import STATE_DIM
 from cosmos_policy_ros.rig.config import from_mapping, load_yaml
+from cosmos_policy_ros.rig.gate import SafetyGate, Situation
+from cosmos_policy_ros.rig.limits import RANGES, StreamLimits
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
@@ -107,6 +110,141 @@ def test_wrong_value_is_refused_by_name(path: tuple[str, ...], value: Any, said:
         assert said in refused(changed)
     else:
         from_mapping(RigSpec, changed, "sim.yaml")
+
+
+HUGE = (
+    ("arms.left.upper.0", 99.0, "upper[0] (waist): 99 is outside -3.14158 to 3.14158"),
+    ("arms.right.upper.2", 1.7, "upper[2] (elbow): 1.7 is outside -1.76278 to 1.6057"),
+    ("arms.left.lower.1", -1.9, "lower[1] (shoulder): -1.9 is outside -1.85005 to 1.25664"),
+    ("arms.left.max_velocity.3", 500.0, "max_velocity[3] (forearm_roll): 500"),
+    ("arms.left.max_velocity.3", 0.01, "max_velocity[3] (forearm_roll): 0.01"),
+    ("arms.left.max_acceleration.5", 1e4, "max_acceleration[5] (wrist_rotate): 10000"),
+    ("arms.left.max_acceleration.5", -1.0, "max_acceleration[5] (wrist_rotate): -1"),
+    ("arms.left.max_acceleration.5", float("nan"), "max_acceleration[5] (wrist_rotate): nan"),
+    ("arms.left.gripper.max_velocity", 1e3, "gripper: max_velocity: 1000"),
+    ("arms.left.gripper.command_open", 1e3, "gripper: command_open: 1000"),
+    ("arms.left.gripper.crank.rod", 3.0, "gripper: crank: rod: 3"),
+    ("gate.velocity_scale", 1000.0, "velocity_scale: 1000 is outside 0.05 to 1"),
+    ("gate.start_jump", 3.0, "start_jump: 3 is outside"),
+    ("gate.gripper_start_jump", 9.0, "gripper_start_jump: 9 is outside"),
+    ("gate.joint_overshoot", 1.0, "joint_overshoot: 1 is outside"),
+    ("gate.gripper_overshoot", 3.0, "gripper_overshoot: 3 is outside"),
+    ("gate.lead_in", 30.0, "lead_in: 30 is outside"),
+    ("gate.lead_in", 0.01, "lead_in: 0.01 s is less than a row"),
+    ("gate.lead_in_jump", 3.0, "lead_in_jump: 3 is outside"),
+    ("gate.result_age", 1e9, "result_age: 1e+09 is outside"),
+    ("gate.refusals", 1000, "refusals: 1000 is outside"),
+    ("gate.shake", 0.0, "shake: 0 is outside"),
+    ("gate.shake", 30.0, "shake: 30 is outside"),
+    ("gate.drift", 9.0, "drift: 9 is outside"),
+    ("observation.stamp_ahead", 3600.0, "stamp_ahead: 3600 is outside"),
+    ("rates.control", 1000.0, "rates: control: 1000 is outside"),
+    ("rates.chunk_steps", 100_000, "chunk_steps: 100000 is outside"),
+    ("rates.joint_states", 1.0, "rates: joint_states: 1 is outside"),
+    ("rates.cameras", 1e6, "rates: cameras: 1e+06 is outside"),
+    ("observation.image_age", 60.0, "image_age: 60 is outside"),
+    ("observation.state_age", 60.0, "state_age: 60 is outside"),
+    ("observation.camera_skew", 60.0, "camera_skew: 60 is outside"),
+    ("observation.frozen_after", 1e3, "frozen_after: 1000 is outside"),
+    ("observation.state_timeout", 1e3, "state_timeout: 1000 is outside"),
+    ("observation.image_timeout", 1e3, "image_timeout: 1000 is outside"),
+    ("stream.rate", 1.0, "stream: rate: 1 is outside"),
+    ("stream.heartbeat_timeout", 60.0, "heartbeat_timeout: 60 is outside"),
+    ("stream.arm_silence", 60.0, "arm_silence: 60 is outside"),
+    ("stream.brake_seconds", 60.0, "brake_seconds: 60 is outside"),
+    ("geometry.table", -9.0, "table: -9 is outside"),
+    ("geometry.margin", -0.1, "margin: -0.1 is outside"),
+    ("geometry.finger_margin", -1.0, "finger_margin: -1 is outside -0.02 to 0.1"),
+    ("geometry.bases.left.position.1", 50.0, "bases: left: position (y): 50 is outside"),
+    ("geometry.bases.right.yaw", 180.0, "bases: right: yaw: 180 is outside"),
+    ("geometry.bases.right.yaw", float("nan"), "bases: right: yaw: nan is outside"),
+    ("geometry", None, "key 'geometry' is missing"),
+    ("arms.left.max_acceleration", None, "arms: left: key 'max_acceleration' is missing"),
+)
+
+
+def changed_at(path: str, value: Any) -> dict[str, Any]:
+    """Return the content of a rig file with one value changed, or left out for None."""
+    changed = content() | {"stream": vars(StreamLimits())}
+    block: Any = changed
+    *sections, last = (int(key) if key.isdigit() else key for key in path.split("."))
+    for key in sections:
+        block = block[key]
+    if value is None:
+        del block[last]
+    else:
+        block[last] = value
+    return changed
+
+
+@pytest.mark.parametrize(("path", "value", "said"), HUGE)
+def test_a_rig_file_beyond_its_arms_moves_nothing(
+    path: str, value: Any, said: str, tmp_path: Path
+) -> None:
+    own = tmp_path / "mine.yaml"
+    own.write_text(yaml.safe_dump(changed_at(path, value)), encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_rig(str(own), RIGS)
+    assert str(caught.value).startswith(f"{own}: ")
+    assert said in str(caught.value)
+
+
+def numbers(block: Any, path: str = "") -> Iterator[str]:
+    """Yield the paths of all numbers in a rig file."""
+    if isinstance(block, dict | list):
+        for key, inner in block.items() if isinstance(block, dict) else enumerate(block):
+            yield from numbers(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(block, int | float) and not isinstance(block, bool):
+        yield path
+
+
+@pytest.mark.parametrize("value", [1e6, -1e6, float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_number_of_a_rig_file_may_be_anything(name: str, value: float, tmp_path: Path) -> None:
+    own, shipped = tmp_path / "mine.yaml", load_yaml(RIGS / f"{name}.yaml")
+    paths = list(numbers(shipped))
+    assert len(paths) > 70
+    for path in paths:
+        changed: Any = copy.deepcopy(shipped)
+        block = changed
+        *sections, last = (int(key) if key.isdigit() else key for key in path.split("."))
+        for key in sections:
+            block = block[key]
+        block[last] = value
+        own.write_text(yaml.safe_dump(changed), encoding="utf-8")
+        with pytest.raises(ConfigError):
+            load_rig(str(own), RIGS)
+
+
+def test_every_number_of_a_rigs_limits_has_two_sides() -> None:
+    rig = load_rig("sim", RIGS)
+    for name, ranges in RANGES.items():
+        numbers = {k for k, v in vars(getattr(rig, name)).items() if isinstance(v, int | float)}
+        assert numbers == ranges.keys()
+        assert all(low < high for low, high in ranges.values())
+
+
+def test_a_lab_may_be_stricter(tmp_path: Path) -> None:
+    own, strict = tmp_path / "mine.yaml", content()
+    strict["arms"]["left"] |= {"upper": [1.0] * 6, "lower": [-1.0] * 6, "start": [0.0] * 6}
+    strict["arms"]["left"] |= {"max_velocity": [1.0] * 6, "max_acceleration": [9.0] * 6}
+    own.write_text(yaml.safe_dump(strict), encoding="utf-8")
+    assert load_rig(str(own), RIGS).arms.left.upper == (1.0,) * 6
+
+
+def test_the_file_in_an_old_bag_is_read_as_it_was() -> None:
+    """It moves nothing any more: what its arms' limits were is what its gate is replayed with."""
+    old = content()
+    for arm in old["arms"].values():
+        del arm["max_acceleration"]
+    for key in ("shake", "drift"):
+        del old["gate"][key]
+    del old["geometry"]
+    old["arms"]["left"]["upper"][0] = 99.0
+    rig = from_mapping(RigSpec, old, "old bag")
+    still = np.tile(np.array([*rig.arms.left.start, 0.0] * 2), (50, 1))
+    still[::2, 0] += 0.12
+    assert SafetyGate(rig).judge(still, 0.04, Situation(still[0], still[0])).accepted
 
 
 def test_crank_source_needs_a_crank() -> None:

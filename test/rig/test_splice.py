@@ -113,7 +113,7 @@ def test_position_and_velocity_are_continuous_at_the_controller(
 def test_the_gates_limits_hold_across_splices(
     seed: int, seen_ns: int, latency_ns: int, rows: int, share: float, offset: float
 ) -> None:
-    splice = splice_at(seed, seen_ns, latency_ns, rows)
+    splice = splice_at(seed, seen_ns, latency_ns, rows, share=0.2)
     if splice.lateness > 0:
         return
     wild = walk(seed + 2, splice.decided.start + offset, share)
@@ -121,12 +121,18 @@ def test_the_gates_limits_hold_across_splices(
     commanded = splice.path.sample(splice.now_ns)
     verdict = GATE.judge_splice(splice, Splice.blended, Situation(commanded, commanded))
     if verdict.positions is None:
-        assert verdict.rule in ("start_jump", "step_speed", "joint_limits")
+        if verdict.rule == "collision":
+            assert verdict.value < verdict.limit
+            return
+        rules = ("start_jump", "step_speed", "joint_limits", "acceleration", "shaking")
+        assert verdict.rule in rules
         assert verdict.value > verdict.limit
         return
     sent = splice.chunk("run/1", verdict.positions)
     path = np.vstack([splice.path.sample(sent.start_ns), verdict.positions])
     assert (np.abs(np.diff(path, axis=0)) <= LIMIT * (1 + 1e-6)).all()
+    changes = np.diff(np.delete(path, (6, 13), axis=1), n=2, axis=0) / 0.04**2
+    assert (np.abs(changes) <= 78.54 * (1 + 1e-6)).all()
     assert (verdict.positions >= RIG.lower - HAIR).all()
     assert (verdict.positions <= RIG.upper + HAIR).all()
     assert (np.abs(splice.gap) <= JUMP + 0.5 * LIMIT).all()
@@ -184,7 +190,7 @@ def test_a_new_path_too_far_from_the_old_one_is_refused(joint: int, sign: float)
 
 def test_arms_that_lag_behind_pass_and_an_arm_that_is_held_does_not() -> None:
     """A moving arm is where it was to be a moment ago; a blocked one is somewhere else."""
-    splice = splice_at(7, NS // 2, NS // 4)
+    splice = splice_at(7, NS // 2, NS // 4, share=0.3)
     splice = replace(splice, decided=replace(splice.path, start_ns=splice.path.start_ns))
     commanded = splice.path.sample(splice.now_ns)
     trail = np.stack([splice.path.sample(splice.now_ns - t * STEP) for t in range(12)])

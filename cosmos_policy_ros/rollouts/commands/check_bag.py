@@ -14,6 +14,7 @@ from cosmos_policy_ros.rollouts.commands.shared import run, say_count
 from cosmos_policy_ros.rollouts.gate_check import Checked, check_episode
 
 FINE, UNREADABLE, OTHERWISE = 0, 1, 3  # exit codes; 2 is a wrong command line
+NEAREST = 3  # of all pairs of links, told
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,6 +58,10 @@ def lines(found: Checked) -> list[str]:
     told = [f"{found.path.name}: {say_count(found.judged, what)}, refused: {refused or 'none'}"]
     if found.first:
         told.append(f"  the first: {found.first}")
+    nearest = sorted(found.closest.items(), key=lambda each: each[1])[:NEAREST]
+    if nearest:
+        near = ", ".join(f"{' and '.join(names)} {1000 * d:.0f} mm" for names, d in nearest)
+        told.append(f"  closest: {near}")
     if found.skipped:
         told.append(f"  {found.skipped} not judged: an arm had not reported")
     return told + [f"  not as recorded: {each}" for each in found.changed]

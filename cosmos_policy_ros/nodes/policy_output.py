@@ -260,5 +260,7 @@ class PolicyOutput:
             self._node.get_logger().warning(f"chunk {chunk_id}: {verdict.message}")
         elif not verdict.accepted:
             self._node.get_logger().error(f"chunk {chunk_id} refused: {verdict.message}")
+        elif verdict.message:
+            self._node.get_logger().warning(f"chunk {chunk_id}: {verdict.message}")
         elif boundary is not None:
             self._node.get_logger().info(f"chunk {chunk_id}: {boundary}")

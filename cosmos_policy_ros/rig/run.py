@@ -19,7 +19,7 @@ from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.decision import Commitment, Decision, Query
 from cosmos_policy_ros.rig.execution import BLOCKING, Trigger
-from cosmos_policy_ros.rig.gate import SafetyGate, Situation, Verdict
+from cosmos_policy_ros.rig.gate import SafetyGate, Situation, StartDrift, Verdict
 from cosmos_policy_ros.rig.goal import Goal, Outcome, Phase, RunLimits
 from cosmos_policy_ros.rig.latency import LatencyTracker
 from cosmos_policy_ros.rig.observation import Observation
@@ -90,7 +90,7 @@ class Run:
         self._asked: _Asked | None = None
         self._missed = False  # an answer for the path under way: the next query is at rest
         self._ending: Outcome | None = None  # once the arms are at rest
-        self._tracking = tracking or TrackingMonitor(rig)
+        self._tracking, self._drift = tracking or TrackingMonitor(rig), StartDrift(rig)
         self._queries = self._refused_in_row = 0
         self._not_before_ns = self._executed_ns = self._moving_since_ns = 0
         self._waiting_since_ns: int | None = None
@@ -146,7 +146,7 @@ class Run:
     ) -> tuple[Verdict, TimedChunk | None]:
         """Start a chunk from rest."""
         now = self._situation(asked, now_ns)
-        verdict = self._gate.judge(decision.positions, decision.dt, now)
+        verdict = self._drift.add(self._gate.judge(decision.positions, decision.dt, now))
         held = now.commanded
         at_rest = np.tile(held, (KEPT + self._rig.rates.chunk_steps, 1))
         self.boundary = measure_boundary(
@@ -193,7 +193,7 @@ class Run:
         if splice.lateness > 0:
             return self._too_late(splice.lateness), None
         now = self._situation(asked, now_ns)
-        verdict = self._gate.judge_splice(splice, execution.splicer, now)
+        verdict = self._drift.add(self._gate.judge_splice(splice, execution.splicer, now))
         if verdict.rule != "shape":
             sent = None if verdict.positions is None else verdict.positions[KEPT:]
             self.boundary = measure_boundary(

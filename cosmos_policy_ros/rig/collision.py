@@ -146,12 +146,14 @@ class CollisionModel:
             openings: (2,) measured, of the left and the right gripper.
         """
         rows, widest = _openings(rows, openings)
+        # The most by which a pair can come closer between two rows, on any way on which no joint
+        # turns back; the widest opening changes by no more than the opening.
         moved = np.abs(np.diff(rows, axis=0)) @ self._reach  # (n - 1, pairs)
         near = np.zeros((len(rows), len(self._margins)))
         near[:-1] = moved
         near[1:] = np.maximum(near[1:], moved)
         distances = self._distances(rows, widest, near + self._margins)
-        # Whatever the widest opening: it changes by no more than the opening itself.
+        # Links that are too near already: as near as any part of them is.
         held = np.full(len(self._margins), np.inf)
         np.minimum.at(held, self._links, distances[0])
         allowed = np.minimum(self._margins, held[self._links] - _ROUNDING)

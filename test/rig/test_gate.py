@@ -58,6 +58,17 @@ def test_one_bad_number_is_refused_by_name(joint: int, step: int, bad: float) ->
     assert RIG.joint_names[joint] in verdict.message
 
 
+@given(joints, st.booleans())
+def test_where_the_arms_are_must_be_known(joint: int, commanded: bool) -> None:
+    lost = POSE.copy()
+    lost[joint] = np.nan
+    now = Situation(lost, POSE) if commanded else Situation(POSE, lost)
+    whole = SafetyGate(load_rig("sim", config_folder("rigs")))
+    for gate in (GATE, LEADING_GATE, whole):
+        verdict = gate.judge(still(), 0.04, now)
+        assert (verdict.rule, verdict.positions) == ("start_jump", None)
+
+
 def aged(**ages: float) -> Verdict:
     return GATE.judge(still(), 0.04, Situation(POSE, POSE, **ages))
 

@@ -43,7 +43,7 @@ PARAMETERS = (
 
 
 class _Arm(NamedTuple):
-    """The newest joint state of an arm, as it came, and when."""
+    """The newest joint state of an arm, as it came, and when it was taken."""
 
     message: bytes = b""
     received_ns: int = -(2**62)
@@ -94,18 +94,20 @@ class ArmGuardNode(LifecycleNode):
             )
             for output in rig.outputs
         ]
-        # Kept as they come: they are only read when an arm must be held where it is.
-        self._listening += [
-            self.create_subscription(
+        # They are only read when an arm must be held where it is.
+        self._joint_states = {
+            side: self.create_subscription(
                 JointState,
                 arm.joint_states,
-                self._keep_arm(side),
-                qos,
+                lambda _: None,
+                QoSProfile(depth=1),
                 raw=True,
+                callback_group=shell.OnDemand(),
                 qos_overriding_options=options,
             )
             for side, arm in rig.arms.items()
-        ]
+        }
+        self._listening += self._joint_states.values()
         self._states = self.create_publisher(
             GuardState, "~/state", shell.LATCHED_PUBLISHER, event_callbacks=quiet
         )
@@ -191,14 +193,15 @@ class ArmGuardNode(LifecycleNode):
 
         return follow
 
-    def _keep_arm(self, side: str) -> Callable[[bytes], None]:
-        def keep(message: bytes) -> None:
-            self._arms[side] = _Arm(message, self._motion_clock.now_ns())
-
-        return keep
+    def _take_arms(self) -> None:
+        """Keep what the arms have reported since the last tick, undecoded."""
+        for side, subscription in self._joint_states.items():
+            if (message := shell.take(subscription)) is not None:
+                self._arms[side] = _Arm(message, self._motion_clock.now_ns())
 
     def _measured(self, now_ns: int) -> NDArray[np.float64] | None:
         """Return where (14,) the arms are, policy units; None where that is not known."""
+        self._take_arms()
         poses = []
         for side, spec in self._rig.arms.items():
             arm = self._arms[side]
@@ -217,6 +220,7 @@ class ArmGuardNode(LifecycleNode):
     def _tick(self) -> None:
         if not self._active:
             return
+        self._take_arms()
         before = self._guard.reason
         self._send(self._guard.tick(self._motion_clock.now_ns()))
         self._tell_reason(before)

@@ -112,7 +112,8 @@ class PolicyOutput:
     def disarm(self) -> None:
         """Send nothing any more; what moved has been stopped before, or is held now."""
         if self._owed and not self.stillness.still:
-            self.hold(self._owed)
+            # The last chance: a pose of half a second ago is one that the arms come from.
+            self.hold(self._owed, self._rig.observation.state_timeout)
         self.armed, self._owed = False, ""
 
     def trust(self) -> None:
@@ -121,10 +122,15 @@ class PolicyOutput:
         self.tracking.clear()
         self.stillness.clear()
 
-    def measured(self) -> NDArray[np.float64] | None:
-        """Return where (14,) the arms are now, None where that is not known."""
+    def measured(self, oldest: float = 0.0) -> NDArray[np.float64] | None:
+        """Return where (14,) the arms are now, None where that is not known.
+
+        Args:
+            oldest: seconds; 0 for as old as an observation may be.
+        """
         age = self._sources.state_age(self._clock.now_ns())
-        return self._sources.measured() if age <= self._rig.observation.state_age else None
+        known = age <= (oldest or self._rig.observation.state_age)
+        return self._sources.measured() if known else None
 
     def move(self, chunk: TimedChunk) -> str:
         """Send a chunk that the gate has passed.
@@ -166,17 +172,21 @@ class PolicyOutput:
         self._send(brake)
         return off
 
-    def hold(self, reason: str) -> str:
+    def hold(self, reason: str, oldest: float = 0.0) -> str:
         """Hold the arms where they are measured, the grippers as they grip.
 
         Where that is not known the arms are held once it is: an old pose would move them.
+
+        Args:
+            reason: told to the operator.
+            oldest: pose [s] to hold them at; 0 for as old as an observation may be.
 
         Returns:
             The reason.
         """
         if not self.armed:
             return reason
-        measured = self.measured()
+        measured = self.measured(oldest)
         if measured is None:
             self._owe(reason)
             return reason

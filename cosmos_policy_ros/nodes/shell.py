@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import rclpy
 from builtin_interfaces.msg import Time
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.callback_groups import CallbackGroup
 from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -89,6 +90,31 @@ def ns_to_stamp(nanoseconds: int) -> Time:
 
 
 CLOCK_DEPTH = 1000  # messages; none is to be lost, since the time between two is looked at
+
+
+class OnDemand(CallbackGroup):
+    """Of subscriptions that wake no executor: their messages are taken when they are wanted.
+
+    At 100 Hz waking costs rclpy more than all that a node may do with the messages.
+    """
+
+    def can_execute(self, entity: Any) -> bool:
+        """Return False: an executor is never to call."""
+        return False
+
+    def beginning_execution(self, entity: Any) -> bool:
+        """Return False: an executor is never to call."""
+        return False
+
+    def ending_execution(self, entity: Any) -> None:
+        """Do nothing: no execution has begun."""
+
+
+def take(subscription: Any) -> bytes | None:
+    """Return the next waiting message of a raw subscription, None if there is none."""
+    with subscription.handle:
+        taken = subscription.handle.take_message(subscription.msg_type, True)
+    return None if taken is None else bytes(taken[0])
 
 
 class ClockTopic:

@@ -39,9 +39,9 @@ class Seen(NamedTuple):
     velocities: np.ndarray
 
 
-# rad between the first row of a trajectory and where its arm is: what the arms lag behind, and a
-# fifth of a second on a busy machine.
-REACH = 0.6
+# rad between the first row of a trajectory and where its arm is: what the arms lag behind, and half
+# a second at 1.9 rad/s on a busy machine.
+REACH = 1.0
 
 
 class RealTimeGraph:

@@ -258,7 +258,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     os.environ.setdefault("ROS_DOMAIN_ID", "58")
-    os.environ |= environment() | {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+    os.environ |= environment()
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     rng = random.Random(arguments.seed)  # noqa: S311
     faults: Counter[str] = Counter()

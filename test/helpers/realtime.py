@@ -32,13 +32,13 @@ STUB = Path(__file__).with_name("stub_policy_node.py")
 
 
 class Seen(NamedTuple):
-    """One joint state: when it came (monotonic s), positions and velocities of the six joints."""
+    """One joint state: when it came (monotonic s), and the positions of the six joints."""
 
     at: float
     positions: np.ndarray
-    velocities: np.ndarray
 
 
+WINDOW = 10  # joint states
 # rad between the first row of a trajectory and where its arm is: what the arms lag behind, and half
 # a second at 1.9 rad/s on a busy machine.
 REACH = 1.0
@@ -169,13 +169,7 @@ class RealTimeGraph:
     def _keep_pose(self, side: str) -> Callable[[JointState], None]:
         def keep(message: JointState) -> None:
             if len(message.position) >= 6:
-                self.poses[side].append(
-                    Seen(
-                        time.monotonic(),
-                        np.array(message.position[:6]),
-                        np.array(message.velocity[:6]),
-                    )
-                )
+                self.poses[side].append(Seen(time.monotonic(), np.array(message.position[:6])))
 
         return keep
 
@@ -191,15 +185,19 @@ class RealTimeGraph:
         tails = [[s.positions for s in list(p) if s.at >= since] for p in self.poses.values()]
         return any(len(t) > 1 and np.ptp(np.array(t), axis=0).max() > least for t in tails)
 
-    def fastest(self, since: float, until: float = np.inf) -> float:
-        """Return the highest speed [rad/s] of any arm joint, as the arms themselves report it."""
-        found = [
-            float(np.abs(seen.velocities).max())
-            for poses in self.poses.values()
-            for seen in list(poses)
-            if since <= seen.at < until
-        ]
-        return max(found, default=0.0)
+    def fastest(self, since: float) -> float:
+        """Return the highest speed [rad/s] of any arm joint, on average over WINDOW samples.
+
+        By the rig's time: a sample is a hundredth of a second of it, however late it comes. A servo
+        that is told goals one by one goes in jerks, so that its speed of a moment says little.
+        """
+        found = [0.0]
+        for poses in self.poses.values():
+            path = np.array([seen.positions for seen in list(poses) if seen.at >= since])
+            if len(path) > WINDOW:
+                moved = np.abs(path[WINDOW:] - path[:-WINDOW])
+                found.append(float(moved.max()) * self.rig.rates.joint_states / WINDOW)
+        return max(found)
 
     def faults(self, *faults: str) -> None:
         """Replace the simulated rig's faults."""

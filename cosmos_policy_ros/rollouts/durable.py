@@ -46,7 +46,7 @@ def rename(old: Path, new: Path) -> None:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold ``folder`` against every other thread and process that locks it too."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -59,7 +59,7 @@ class Hold:
 
     def __init__(self, folder: Path) -> None:
         """Take it. Raises BlockingIOError when somebody else has it."""
-        self._descriptor = os.open(folder, os.O_RDONLY)
+        self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

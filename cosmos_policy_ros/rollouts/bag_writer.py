@@ -268,7 +268,8 @@ class BagWriter:
                 self._file.close(information)
                 write_metadata(self.path, information)
                 for file in self.path.iterdir():
-                    sync(file)
+                    if file.is_file():  # and no pipe, which would be waited for
+                        sync(file)
                 sync(self.path)
                 rename(self.path, final)
             except OSError as error:

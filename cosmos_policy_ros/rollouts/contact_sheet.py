@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rig.images import decode_image
 from cosmos_policy_ros.rig.spec import RigSpec
-from cosmos_policy_ros.rollouts.episode import read_messages
+from cosmos_policy_ros.rig.untrusted import reading
+from cosmos_policy_ros.rollouts.episode import VERIFY, read_messages
 from cosmos_policy_ros.rollouts.topics import future_topic
 
 TILE = (120, 160)  # px, rows and columns
@@ -102,11 +103,12 @@ def _topic(namespace: str, topic: str) -> str:
 def _read(bag: Path, topics: Mapping[str, str]) -> dict[str, Shots]:
     """Return the pictures of some topics by role, by the stamps in their headers."""
     frames: dict[str, Shots] = {role: [] for role in topics.values()}
-    for topic, _, message in read_messages(bag, topics):
-        image = decode_image(message, topic, grey=True)  # a sheet shows whatever was recorded
-        stamp = message.header.stamp
-        stamp_ns = stamp.sec * NS + stamp.nanosec
-        frames[topics[topic]].append((stamp_ns, _tile(image)))
+    with reading(bag, "a bag of pictures", RolloutError, VERIFY):
+        for topic, _, message in read_messages(bag, topics):
+            image = decode_image(message, topic, grey=True)  # a sheet shows whatever was recorded
+            stamp = message.header.stamp
+            stamp_ns = stamp.sec * NS + stamp.nanosec
+            frames[topics[topic]].append((stamp_ns, _tile(image)))
     return frames
 
 

@@ -63,7 +63,7 @@ def place_of(descriptor: int) -> Path | None:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold ``folder`` against every other thread and process that locks it too."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -76,7 +76,7 @@ class Hold:
 
     def __init__(self, folder: Path) -> None:
         """Take it. Raises BlockingIOError when somebody else has it."""
-        self._descriptor = os.open(folder, os.O_RDONLY)
+        self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

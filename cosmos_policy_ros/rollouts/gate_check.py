@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from cosmos_policy_ros.errors import ObservationError
+from cosmos_policy_ros.errors import ObservationError, RolloutError
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.gate import SafetyGate, Situation, Verdict
 from cosmos_policy_ros.rig.run import LATE
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rig.splice import Splice
-from cosmos_policy_ros.rollouts.episode import read_episode, read_messages
+from cosmos_policy_ros.rig.untrusted import reading
+from cosmos_policy_ros.rollouts.episode import VERIFY, read_episode, read_messages
 from cosmos_policy_ros.rollouts.replay import stamp_ns
 from cosmos_policy_ros.rollouts.steps import Sent
 from cosmos_policy_ros.rollouts.topics import POLICY_NODE
@@ -69,6 +70,12 @@ def check_episode(path: Path, rig: RigSpec | None = None) -> Checked:
     Raises:
         RolloutError: the bag is unfinished, unreadable, damaged, or no episode.
     """
+    # The bag defines its messages itself, and may have put anything into them.
+    with reading(path, "an episode", RolloutError, VERIFY):
+        return _check(path, rig)
+
+
+def _check(path: Path, rig: RigSpec | None) -> Checked:
     windows = EpisodeWindows(read_episode(path))
     gate = SafetyGate(rig or windows.rig.rig)
     pairs = list(_decisions(windows, path))

@@ -15,7 +15,8 @@ from cosmos_policy_ros.errors import ObservationError, RolloutError
 from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.observation import Observation
 from cosmos_policy_ros.rig.sources import Sources
-from cosmos_policy_ros.rollouts.episode import read_episode, read_messages
+from cosmos_policy_ros.rig.untrusted import reading
+from cosmos_policy_ros.rollouts.episode import VERIFY, read_episode, read_messages
 from cosmos_policy_ros.rollouts.rig_in_bag import RigInBag, find_rig
 
 DECISION_TYPE = "cosmos_policy_ros/msg/Decision"
@@ -80,7 +81,8 @@ def observations(
             the moments do not ascend.
     """
     if moments is None:
-        wanted = [Moment(stamp_ns(d), d.observation_digest) for d in decisions(path)]
+        with reading(path, "an episode", RolloutError, VERIFY):
+            wanted = [Moment(stamp_ns(d), d.observation_digest) for d in decisions(path)]
     else:
         wanted = [Moment(int(stamp_ns)) for stamp_ns in moments]
     for before, after in pairwise(wanted):
@@ -97,14 +99,15 @@ def _observations(
     topics = rig.sensors
     history = _History(rig)
     left = deque(moments)
-    for message in _by_stamp(_received(path, topics), topics):
-        while left and left[0].stamp_ns < message.stamp_ns:
-            yield history.at(left.popleft())
-        if not left:
-            return
-        history.add(message)
-    for moment in left:
-        yield history.at(moment)
+    with reading(path, "an episode", RolloutError, VERIFY):
+        for message in _by_stamp(_received(path, topics), topics):
+            while left and left[0].stamp_ns < message.stamp_ns:
+                yield history.at(left.popleft())
+            if not left:
+                return
+            history.add(message)
+        for moment in left:
+            yield history.at(moment)
 
 
 def _received(path: Path, topics: Iterable[str]) -> Iterator[_Message]:

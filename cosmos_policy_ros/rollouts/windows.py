@@ -17,7 +17,8 @@ from cosmos_policy_ros.errors import ObservationError, RolloutError
 from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.observation import Observation
 from cosmos_policy_ros.rig.sources import Sources, fingerprint
-from cosmos_policy_ros.rollouts.episode import Episode
+from cosmos_policy_ros.rig.untrusted import reading
+from cosmos_policy_ros.rollouts.episode import VERIFY, Episode
 from cosmos_policy_ros.rollouts.message_index import IndexedTopic, index_topics
 from cosmos_policy_ros.rollouts.rig_in_bag import find_rig
 from cosmos_policy_ros.rollouts.steps import Steps, find_steps, read_sent
@@ -54,9 +55,11 @@ class EpisodeWindows:
         verdicts = rig.topic(f"{POLICY_NODE}/verdict")
         topics = index_topics(episode.files, [*rig.sensors, *rig.outputs, verdicts])
         self.topics = {topic: topics[topic] for topic in rig.sensors}
-        starts, sent = _starts(topics[verdicts]), {name: topics[name] for name in rig.outputs}
-        self.sent = tuple(read_sent(rig, sent, starts))
-        self.steps = _while_seen(find_steps(self.sent, dt or rig.rig.rates.dt), self.topics)
+        # The bag defines its messages itself, and may have put anything into them.
+        with reading(episode.path, "an episode", RolloutError, VERIFY):
+            starts, sent = _starts(topics[verdicts]), {name: topics[name] for name in rig.outputs}
+            self.sent = tuple(read_sent(rig, sent, starts))
+            self.steps = _while_seen(find_steps(self.sent, dt or rig.rig.rates.dt), self.topics)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -71,11 +74,12 @@ class EpisodeWindows:
             RolloutError: the bag is damaged there.
         """
         sources = Sources(self.rig.rig)
-        for topic, role in self.rig.cameras.items():
-            for message, at in self._pictures(self.topics[topic], stamp_ns):
-                sources.add_image(role, message, at)
-        self._add_states(sources, stamp_ns)
-        return sources.observe(stamp_ns)
+        with reading(self.episode.path, "an episode", RolloutError, VERIFY):
+            for topic, role in self.rig.cameras.items():
+                for message, at in self._pictures(self.topics[topic], stamp_ns):
+                    sources.add_image(role, message, at)
+            self._add_states(sources, stamp_ns)
+            return sources.observe(stamp_ns)
 
     def state(self, step: int) -> NDArray[np.float64]:
         """Return the (14,) state at a step, without looking at a picture.
@@ -94,7 +98,8 @@ class EpisodeWindows:
             RolloutError: the bag is damaged there.
         """
         sources = Sources(self.rig.rig)
-        self._add_states(sources, stamp_ns)
+        with reading(self.episode.path, "an episode", RolloutError, VERIFY):
+            self._add_states(sources, stamp_ns)
         state = sources.measured()
         if state is None:
             raise ObservationError(f"{self.episode.path}: no joint state by {stamp_ns} ns")

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import lz4.frame
+import numpy as np
 import pytest
 import zstandard
-from helpers.episodes import record
+from helpers.episodes import START_NS, record
 from mcap.data_stream import RecordBuilder
 from mcap.opcode import Opcode
 from mcap.reader import make_reader
@@ -37,9 +38,11 @@ from cosmos_policy_ros.rollouts.message_index import index_topics
 from cosmos_policy_ros.rollouts.messages import EpisodeFacts, Label
 from cosmos_policy_ros.rollouts.rubric import Judgement
 from cosmos_policy_ros.rollouts.salvage import Recovered
+from cosmos_policy_ros.rollouts.steps import Sent, find_steps
 from cosmos_policy_ros.rollouts.store import EpisodeStore
 from cosmos_policy_ros.rollouts.types import types_of_definition
 from cosmos_policy_ros.rollouts.verify import verify
+from cosmos_policy_ros.rollouts.windows import EpisodeWindows
 
 LIMITS = load_limits(config_folder("rigs").parent)
 ID = "20261122-105830_t_0001"
@@ -509,3 +512,46 @@ def test_a_verdict_with_countless_losses_is_judged_again_at_once(
 def test_a_definition_that_makes_a_reader_loop_is_refused(definition: str, told: str) -> None:
     with pytest.raises(RolloutError, match=told):
         types_of_definition("a/msg/A", definition)
+
+
+# ------------------------------------------------------------------------------- what is in it
+
+
+def test_a_row_that_is_due_in_years_makes_no_list_of_years() -> None:
+    """It asked for 400 GB."""
+    offsets = np.array([40_000_000, 2**31 * 10**9], np.int64)
+    with pytest.raises(RolloutError, match="rows"):
+        find_steps([Sent("a", 0, offsets, np.zeros((2, 14)))], 0.04)
+    many = np.arange(1, 60_001, dtype=np.int64) * 40_000_000
+    assert len(find_steps([Sent("a", 0, many, np.zeros((60_000, 14)))], 0.04)) == 60_000
+
+
+def test_a_message_that_defines_itself_otherwise_is_one_error(
+    store: EpisodeStore, types: Typestore
+) -> None:
+    """The bag says what a JointState is; one without positions ended the command."""
+    episode = record(store, types, 0.3)
+    (file,) = episode.glob("*.mcap")
+    content = file.read_bytes()
+    assert b"float64[] position" in content
+    spoilt = bytearray(content.replace(b"float64[] position", b"float64[] pisotion"))
+    at = chunk_at(content) + 9
+    spoilt[at + 24 : at + 28] = bytes(4)
+    footer = len(spoilt) - 8 - 20
+    spoilt[footer + 16 : footer + 20] = bytes(4)
+    file.write_bytes(spoilt)
+    windows = EpisodeWindows(read_episode(episode))
+    with pytest.raises(RolloutError, match=r"cannot be read as an episode \(AttributeError\)"):
+        windows.measured(START_NS + 10**8)
+
+
+def test_a_pipe_among_the_episodes_or_in_one_hangs_nothing(
+    store: EpisodeStore, types: Typestore, facts: EpisodeFacts
+) -> None:
+    os.mkfifo(store.root / "20990101-000000_x_9999")
+    for deed in (lambda: store.discard("no"), lambda: store.score(Judgement(50))):
+        with pytest.raises(RolloutError, match="Not a directory"):
+            deed()  # type: ignore[no-untyped-call]
+    recording = store.begin(facts, [])
+    os.mkfifo(recording.path / "pipe")
+    assert recording.finish("stopped").is_dir()

@@ -82,7 +82,7 @@ def test_a_foreign_bag_is_named(store: EpisodeStore, types: Typestore) -> None:
         writer.write(connection, 1, types.serialize_cdr(message, "std_msgs/msg/String"))
     ((path, reason),) = census(store.root).left_out
     assert path.name == "foreign"
-    assert "it is a bag, but no episode" in reason
+    assert "only mcap" in reason
 
 
 def test_every_other_reason_is_told(store: EpisodeStore, types: Typestore) -> None:

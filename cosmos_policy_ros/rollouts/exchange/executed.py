@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from cosmos_policy_ros.errors import ObservationError, RolloutError
 from cosmos_policy_ros.rig.arms import ARM_DIM, STATE_DIM, Arm, Gripper
 from cosmos_policy_ros.rig.crank import finger_from_angle
-from cosmos_policy_ros.rollouts.episode import Episode
+from cosmos_policy_ros.rig.untrusted import reading
+from cosmos_policy_ros.rollouts.episode import VERIFY, Episode
 from cosmos_policy_ros.rollouts.exchange.frames import is_jpeg
 from cosmos_policy_ros.rollouts.message_index import IndexedTopic
 from cosmos_policy_ros.rollouts.pictures import COMPRESSED
@@ -88,10 +89,10 @@ class ExecutedEpisode:
             except ObservationError as error:
                 self.left_out.append(str(error))
                 continue
-            velocity, effort = self._measured(stamp_ns)
-            yield ExecutedStep(
-                seen.state, action, velocity, effort, seen.images, self._jpegs(stamp_ns)
-            )
+            with reading(self.episode.path, "an episode", RolloutError, VERIFY):
+                velocity, effort = self._measured(stamp_ns)
+                jpegs = self._jpegs(stamp_ns)
+            yield ExecutedStep(seen.state, action, velocity, effort, seen.images, jpegs)
 
     def _jpegs(self, stamp_ns: int) -> dict[str, bytes]:
         found = {}

@@ -103,7 +103,8 @@ class Drill:
 
     def __init__(self, folder: Path, *, streamed: bool, execution: str) -> None:
         self.graph = RealTimeGraph(folder, streamed=streamed, stub=True, execution=execution)
-        self._strangers: list[Any] = []
+        self._strangers: list[Any] = []  # publishers
+        self._foreign: list[JointTrajectory] = []
 
     def ready(self) -> None:
         """Disarm, undo all faults, wait for arms at rest, arm."""
@@ -114,6 +115,7 @@ class Drill:
         for each in self._strangers:
             node.destroy_publisher(each)
         self._strangers.clear()
+        self._foreign.clear()
         graph.wait(lambda: not graph.moving(0.3), "the arms to rest")
         graph.arm()
         graph.sent.clear()
@@ -136,7 +138,7 @@ class Drill:
                 found.append("the arms go on moving")
         else:
             time.sleep(0.5)
-        found += wrongly_sent(graph, STRANGER)
+        found += wrongly_sent(graph, self._foreign)
         limit = float(graph.rig.max_velocity[:6].max()) * MEASURING
         # Through plain controllers a stranger moves the arms until the guard has ended it.
         if graph.streamed or scenario.fault != "stranger":
@@ -198,6 +200,7 @@ class Drill:
         point.positions.append(0.0)
         point.time_from_start.sec = 2
         message.points = [point]
+        self._foreign.append(message)
         publisher.publish(message)
 
     def _stray(self, kind: str) -> None:

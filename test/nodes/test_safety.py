@@ -24,8 +24,8 @@ from cosmos_policy_ros.nodes import shell
 REST = 2.0  # s in which whatever moves must have come to rest, on a machine that is busy, too
 
 
-def check_what_was_sent(graph: RealTimeGraph) -> None:
-    assert not wrongly_sent(graph)
+def check_what_was_sent(graph: RealTimeGraph, *strangers: JointTrajectory) -> None:
+    assert not wrongly_sent(graph, strangers)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_a_strangers_trajectory_is_ended_by_the_guard(graph: RealTimeGraph) -> N
         assert graph.keeper.holding
         graph.wait(lambda: not graph.moving(window=0.3), "the arms to rest", REST)
         assert abs(graph.pose()[0] - pose[0]) < 0.75, "it went to its end"
-        check_what_was_sent(graph)
+        check_what_was_sent(graph, message)
     finally:
         graph.client.node.destroy_publisher(stranger)
 

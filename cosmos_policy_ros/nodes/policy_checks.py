@@ -12,6 +12,7 @@ from rclpy.qos import QoSCompatibility, qos_check_compatible
 
 from cosmos_policy_ros.errors import ObservationError
 from cosmos_policy_ros.model.rig_check import check_pictures
+from cosmos_policy_ros.nodes.graph import exposure
 from cosmos_policy_ros.nodes.policy_inputs import PolicyInputs
 from cosmos_policy_ros.nodes.policy_keeper import KeeperWatch
 from cosmos_policy_ros.rig.clock import MotionClock
@@ -92,6 +93,7 @@ class PolicyChecks:
         checks += [check_alone(self._foreign()), check_qos(self._mismatches())]
         if not self._dry:
             checks.append(check_listeners(self._unheard()))
+        checks.append(Check("network", True, exposure()))
         # The gate refuses what goes too far, so these are told and stop nobody.
         fits = "; ".join(self._warnings) or "its statistics are within the rig's limits"
         return [*checks, Check("checkpoint", True, fits)]

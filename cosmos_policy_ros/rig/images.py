@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from cosmos_policy_ros.errors import ObservationError
 from cosmos_policy_ros.rig.spec import GREY, MAX_SIDE
+from cosmos_policy_ros.rig.untrusted import shown
 
 CHANNELS = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1}
 _TO_RGB = {
@@ -137,11 +138,6 @@ def image_size(message: Any, source: str, *, grey: bool = False) -> tuple[int, i
                 f"driver"
             )
     return height, width
-
-
-def shown(text: str) -> str:
-    """Return a stranger's word for a message: short, and without control characters."""
-    return ascii(text[:40])[1:-1] + ("..." if len(text) > 40 else "")
 
 
 def _refuse_size(source: str, what: str, height: int, width: int) -> None:

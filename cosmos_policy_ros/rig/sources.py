@@ -23,6 +23,7 @@ from cosmos_policy_ros.rig.config import did_you_mean
 from cosmos_policy_ros.rig.images import decode_image, image_size
 from cosmos_policy_ros.rig.observation import Observation
 from cosmos_policy_ros.rig.spec import Camera, RigSpec
+from cosmos_policy_ros.rig.untrusted import shown
 
 # A failed bus read is published as raw 0, which the driver converts to -pi on every joint.
 FAILED_READ = -math.pi
@@ -281,7 +282,7 @@ class Sources:
         encoding = getattr(source.message, "encoding", None)
         if encoding is not None and encoding not in source.camera.encodings:
             accepted = ", ".join(source.camera.encodings)
-            return f"{topic}: encoding '{encoding}' is not accepted (rig file: {accepted})"
+            return f"{topic}: encoding '{shown(encoding)}' is not accepted (rig file: {accepted})"
         return None
 
     def _of_arm(self, source: _ArmSource, now_ns: int) -> str | None:

@@ -162,7 +162,7 @@ class RecorderNode(LifecycleNode):
         return super().on_cleanup(state)
 
     def close(self) -> None:
-        """Finish the bag and answer whoever waits; called before the ROS context ends."""
+        """Finish the bag and answer waiting services; called before the ROS context ends."""
         self._active = False
         if self._store is not None and self._store.recording is not None:
             deadline = time.monotonic() + FAREWELL

@@ -46,7 +46,7 @@ LATCHED_PUBLISHER = QoSProfile(
     reliability=QoSReliabilityPolicy.RELIABLE,
     durability=QoSDurabilityPolicy.TRANSIENT_LOCAL,
 )
-# As do readers to whom every state counts: what one announces that was overwritten is a stranger's.
+# Readers that follow what each state announces keep as many.
 LATCHED_EVERY = LATCHED_PUBLISHER
 
 

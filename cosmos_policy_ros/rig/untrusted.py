@@ -1,8 +1,8 @@
 """Files that others made: opened without waiting, read up to a size, their faults one clear error.
 
 A name that an operator gives, or a folder of episodes, may lead to anything: a pipe, a device, ten
-gigabytes of holes, bytes that make a parser loop or fail in a way nobody wrote down. Every reader
-of such bytes goes through here, so that work is bounded and nothing but a
+gigabytes of holes, bytes that make a parser loop or fail in a way that it does not document. Every
+reader of such bytes goes through here, so that work is bounded and nothing but a
 :class:`~cosmos_policy_ros.errors.CosmosPolicyError` comes out.
 """
 

@@ -193,7 +193,7 @@ class BagWriter:
     def displaced(self) -> str:
         """Return what became of folder or file under the writer; empty while both are in place.
 
-        An open file can be written to long after its folder was deleted, and nobody would know.
+        An open file can be written to long after its folder was deleted, without an error.
 
         Raises:
             OSError: the disk does not say.
@@ -218,7 +218,7 @@ class BagWriter:
         """End a bag that was :meth:`displaced`; what can be saved is finished where it is now.
 
         Args:
-            reason: what became of it, for whoever calls next.
+            reason: what became of it, for the next caller.
             notes: as for :meth:`close`.
         """
         with self._lock:

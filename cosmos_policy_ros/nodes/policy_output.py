@@ -114,6 +114,12 @@ class PolicyOutput:
         if self._owed and not self.stillness.still:
             # The last chance: a pose of half a second ago is one that the arms come from.
             self.hold(self._owed, self._rig.observation.state_timeout)
+            if self._owed:
+                limit = self._rig.observation.state_timeout
+                self._node.get_logger().error(
+                    f"{self._owed}; the arms have not reported for {limit:g} s, so no hold of ours "
+                    "was sent: use the emergency stop if they move"
+                )
         self.armed, self._owed = False, ""
 
     def trust(self) -> None:

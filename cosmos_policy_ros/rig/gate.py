@@ -212,6 +212,10 @@ class SafetyGate:
         step = np.minimum(self._step, self._acceleration * self._dt**2)
         step[list(GRIPPER_INDICES)] = np.inf
         acceptable = bool((np.abs(off) <= np.minimum(self._start_jump, step)).all())
+        # There they may have to turn round.
+        turn = np.abs(np.diff(np.vstack([commanded, chunk[:2]]), n=2, axis=0))
+        turn[:, list(GRIPPER_INDICES)] = 0.0
+        acceptable &= bool((turn <= self._acceleration * self._dt**2).all())
         if not self._lead_in or acceptable or furthest > self._lead_in_jump or not inside:
             return chunk, ""
         share = (1 + np.cos(np.pi * np.arange(self._lead_in) / self._lead_in)) / 2

@@ -53,6 +53,7 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
     "tracking": {
         "lag": (0.02, 1.0),  # s
         "error": (0.02, 0.5),  # rad
+        "wrist_error": (0.02, 1.0),  # rad
         "sustained": (0.04, 1.0),  # s
     },
     "stream": {
@@ -180,12 +181,16 @@ class TrackingLimits:
 
     Attributes:
         lag: seconds by which an arm may be behind its command.
-        error: how far an arm joint may be off everything commanded within the lag [rad].
+        error: how far waist, shoulder and elbow may be off everything commanded within the lag
+            [rad].
+        wrist_error: the same for the three joints behind the elbow, which are weaker: what the hand
+            presses against turns them.
         sustained: seconds for which it must be, before the arms are held.
     """
 
     lag: float = 0.3
     error: float = 0.15
+    wrist_error: float = 0.4
     sustained: float = 0.2
 
 

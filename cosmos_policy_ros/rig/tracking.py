@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
+from cosmos_policy_ros.rig.arms import ARMS, GRIPPER_INDICES
 from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.spec import RigSpec
 
@@ -44,7 +44,9 @@ class TrackingMonitor:
 
     def __init__(self, rig: RigSpec) -> None:
         """Take the limits from ``rig`` once."""
-        self._names, self._limits = rig.joint_names, rig.tracking
+        self._names, limits = rig.joint_names, rig.tracking
+        self._sustained = limits.sustained
+        self._error = np.tile([limits.error] * 3 + [limits.wrist_error] * 3 + [np.inf], len(ARMS))
         self._lag_ns = round(rig.tracking.lag * NS)
         self._commanded: deque[tuple[int, Array]] = deque()
         self._following_ns: NDArray[np.int64] | None = None
@@ -78,20 +80,19 @@ class TrackingMonitor:
         if commanded is None:
             return None
         off = deviation(measured, commanded)
-        off[list(GRIPPER_INDICES)] = 0.0
         if self._following_ns is None:
             self._following_ns = np.full(len(off), now_ns)
-        self._following_ns[off <= self._limits.error] = now_ns
+        self._following_ns[off <= self._error] = now_ns
         seconds = (now_ns - self._following_ns) / NS
-        late = np.flatnonzero(seconds > self._limits.sustained)
+        late = np.flatnonzero(seconds > self._sustained)
         if not len(late):
             return None
-        worst = int(late[np.argmax(off[late])])
+        worst = int(late[np.argmax(off[late] / self._error[late])])
         return Deviation(
             tuple(map(int, late)),
             f"{self._names[worst]} has been {off[worst]:.2f} rad off its path for "
-            f"{seconds[worst]:.2f} s (limits {self._limits.error:g} rad, "
-            f"{self._limits.sustained:g} s): free the arm, look at its servo",
+            f"{seconds[worst]:.2f} s (limits {self._error[worst]:g} rad, {self._sustained:g} s): "
+            "free the arm, look at its servo",
         )
 
 

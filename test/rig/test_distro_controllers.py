@@ -53,8 +53,9 @@ def test_path_tolerances_agree_with_the_rigs_tracking_limits(distro: str) -> Non
     content = yaml.safe_load((config_folder("controllers") / f"{distro}.yaml").read_text())
     given = content["/**/arm_controller"]["ros__parameters"]["constraints"]
     for arm in RIG.arms.values():
-        for joint, speed in zip(arm.joints, arm.max_velocity, strict=True):
-            limit = RIG.tracking.error + RIG.tracking.lag * speed
+        errors = [RIG.tracking.error] * 3 + [RIG.tracking.wrist_error] * 3
+        for joint, error, speed in zip(arm.joints, errors, arm.max_velocity, strict=True):
+            limit = error + RIG.tracking.lag * speed
             assert limit <= given[joint]["trajectory"] < limit + 0.05
         assert given[arm.gripper.joint]["trajectory"] == 0.0
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from cosmos_policy_ros.rollouts.topics import future_topic
 
 ROLES = ("left_wrist", "right_wrist", "primary")
 DEADLINE = 2.0  # s; sooner than a hung worker is ended, let alone replaced
+HASTY = "hasty_cube"  # a task of its own with that deadline
 SEARCH = """
 candidates: 4
 futures: 2
@@ -39,9 +39,15 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Graph]:
     folder = tmp_path_factory.mktemp("planning")
     preset = folder / "best_of_4.yaml"
     preset.write_text(SEARCH)
+    content = load_yaml(config_folder("tasks") / "transfer_cube.yaml")
+    (folder / f"{HASTY}.yaml").write_text(
+        yaml.safe_dump({**content, "name": HASTY, "deadline": DEADLINE})
+    )
     options: dict[str, Any] = {"planning": str(preset), "devices": "cpu,cpu", "restarts": 10}
-    with Graph(folder, denoising_steps=2, **options) as graph:
-        yield graph
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COSMOS_POLICY_TASKS", str(folder))  # an action takes tasks by name
+        with Graph(folder, denoising_steps=2, **options) as graph:
+            yield graph
 
 
 @pytest.fixture
@@ -116,18 +122,15 @@ def test_a_worker_killed_in_mid_search_changes_nothing(graph: Graph) -> None:
     )
 
 
-def test_without_workers_the_arms_hold_until_they_are_back(graph: Graph, tmp_path: Path) -> None:
+def test_without_workers_the_arms_hold_until_they_are_back(graph: Graph) -> None:
     """The deadline is the task's own."""
-    task = tmp_path / "hasty_cube.yaml"
-    content = load_yaml(config_folder("tasks") / "transfer_cube.yaml")
-    task.write_text(yaml.safe_dump({**content, "name": task.stem, "deadline": DEADLINE}))
     node = graph.processes.pid("policy_node")
     until_both_ready(graph)
     graph.step(2)
     assert graph.client.arm().success
     for worker in workers_of(node):
         os.kill(worker, signal.SIGSTOP)
-    graph.client.start_run(task=str(task))
+    graph.client.start_run(task=HASTY)
     graph.until_said(f"no candidate finished within the deadline of {DEADLINE:g} s")
     assert graph.sent() == [[], []]
     assert graph.accepted() == [0, 0]

@@ -117,12 +117,8 @@ def test_a_bag_that_cannot_be_exported_does_not_stop_the_others(
     import_hdf5.main([str(sources), "--root", str(store)])
     first = sorted(store.iterdir(), key=lambda p: p.name[-4:])[0]
     mcap = first / f"{first.name}_0.mcap"
-    content = bytearray(mcap.read_bytes())
-    # In the chunk of messages, since the metadata before it has no checksum; inverted, since a
-    # picture may be black there.
-    half = len(content) // 2
-    content[half : half + 4000] = bytes(255 - byte for byte in content[half : half + 4000])
-    mcap.write_bytes(content)
+    content = mcap.read_bytes()
+    mcap.write_bytes(content[: len(content) // 2])
     capsys.readouterr()
     assert export_hdf5.main(["1", "2", "--root", str(store), "--unscored", "--out", str(out)]) == 1
     said = capsys.readouterr()

@@ -117,8 +117,10 @@ def test_a_bag_that_cannot_be_exported_does_not_stop_the_others(
     import_hdf5.main([str(sources), "--root", str(store)])
     first = sorted(store.iterdir(), key=lambda p: p.name[-4:])[0]
     mcap = first / f"{first.name}_0.mcap"
-    content = mcap.read_bytes()
-    mcap.write_bytes(content[: len(content) // 2])
+    content = bytearray(mcap.read_bytes())
+    half = len(content) // 2  # most of the messages' chunk; what the episode is stays readable
+    content[half - 3000 : half + 12000] = b"\xff" * 15000
+    mcap.write_bytes(content)
     capsys.readouterr()
     assert export_hdf5.main(["1", "2", "--root", str(store), "--unscored", "--out", str(out)]) == 1
     said = capsys.readouterr()

@@ -232,8 +232,7 @@ class PolicyNode(LifecycleNode):
     def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         try:
             if request.data:
-                self._runs.pause()
-                response.message = "paused: the arms hold; call ~/pause with data: false to go on"
+                response.message = self._runs.pause()
             else:
                 self._runs.resume()
                 response.message = "resumed, with a new observation"

@@ -168,17 +168,25 @@ class PolicyRuns:
         self._output.trust()
         self._clock.trust()
 
-    def pause(self) -> None:
-        """Bring the arms to rest on their path; the run goes on when it is resumed.
+    def pause(self) -> str:
+        """Bring the arms to rest on their path; a run goes on when it is resumed.
+
+        Returns:
+            What happens next, for the operator.
 
         Raises:
-            RigError: there is no run.
+            RigError: nothing is under way.
         """
+        now_ns = self._clock.now_ns()
+        if self.motion is not None:
+            self._brake_motion(self.motion, now_ns, self._settings.run.brake_seconds)
+            return "the way to the start pose is over: the arms hold; ~/go_to_start goes on"
         if self.run is None:
             raise RigError("no run is under way")
         self._asked = None  # an answer that comes now is of what was seen before the pause
-        if brake := self.run.pause(self._clock.now_ns()):
+        if brake := self.run.pause(now_ns):
             self._brake(brake)
+        return "paused: the arms hold; call ~/pause with data: false to go on"
 
     def resume(self) -> None:
         """Go on with a fresh observation.

@@ -100,6 +100,22 @@ def test_a_stop_on_the_way_to_the_start_pose_brakes(graph: Graph) -> None:
     assert "disarmed" in go_to_start(graph).message
 
 
+def test_a_pause_on_the_way_to_the_start_pose_brakes(graph: Graph) -> None:
+    """It was refused, and the arms went on to the start pose."""
+    graph.settle()
+    assert graph.client.arm().success
+    graph.run_chunks(1)
+    assert go_to_start(graph).success
+    graph.until_sent("go_to_start")
+    graph.step(8)
+    paused = graph.client.pause()
+    assert paused.success, paused.message
+    graph.until_sent("go_to_start/brake")
+    graph.until_phase("ready")
+    graph.step(20)
+    assert go_to_start(graph).success, "from where it was braked"
+
+
 def test_silent_arms_on_the_way_to_the_start_pose_brake(graph: Graph) -> None:
     graph.settle()
     assert graph.client.arm().success

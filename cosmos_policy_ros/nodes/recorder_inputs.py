@@ -10,6 +10,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSCompatibility, QoSDurabilityPolicy, QoSProfile, qos_check_compatible
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
+from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.rollouts.mcap_file import Topic
 from cosmos_policy_ros.rollouts.preflight import Traffic
 
@@ -117,10 +118,8 @@ class RecorderInputs:
 
     def _take_waiting(self, topic: str) -> None:
         """Hand over what has come on a topic and waits its turn."""
-        subscription = self._subscriptions[topic]
         for _ in range(QUEUE_DEPTH):
-            with subscription.handle:
-                taken = subscription.handle.take_message(subscription.msg_type, True)
-            if taken is None:
+            message = shell.take(self._subscriptions[topic])
+            if message is None:
                 return
-            self._receive(topic, taken[0])
+            self._receive(topic, message)

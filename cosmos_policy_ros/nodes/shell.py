@@ -110,11 +110,11 @@ class OnDemand(CallbackGroup):
         """Do nothing: no execution has begun."""
 
 
-def take(subscription: Any) -> bytes | None:
-    """Return the next waiting message of a raw subscription, None if there is none."""
+def take(subscription: Any) -> Any:
+    """Return the next message that waits for an executor, bytes of a raw subscription, or None."""
     with subscription.handle:
-        taken = subscription.handle.take_message(subscription.msg_type, True)
-    return None if taken is None else bytes(taken[0])
+        taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
+    return None if taken is None else taken[0]
 
 
 class ClockTopic:
@@ -137,13 +137,11 @@ class ClockTopic:
 
     def take(self) -> list[int]:
         """Return the times that have come since the last call [ns]."""
-        subscription = self.subscription
         for _ in range(CLOCK_DEPTH):
-            with subscription.handle:
-                taken = subscription.handle.take_message(subscription.msg_type, False)
-            if taken is None:
+            message = take(self.subscription)
+            if message is None:
                 break
-            self._keep(taken[0])
+            self._keep(message)
         waiting, self._waiting = self._waiting, []
         return waiting
 

@@ -108,7 +108,12 @@ class StillnessWatch:
         self._poses.clear()
 
     def add(self, now_ns: int, measured: Array) -> None:
-        """Note where (14,) the arms are."""
+        """Note where (14,) the arms are.
+
+        What was before a gap says nothing: a node that was kept waiting missed how they stopped.
+        """
+        if self._poses and now_ns - self._poses[-1][0] > STILL_FOR * NS:
+            self._poses.clear()
         self._poses.append((now_ns, np.delete(measured, GRIPPER_INDICES)))
         while len(self._poses) > 2 and now_ns - self._poses[1][0] >= STILL_FOR * NS:
             self._poses.popleft()

@@ -76,6 +76,8 @@ def test_stillness_is_seen_and_not_assumed() -> None:
     assert watch.still and not watch.moving
     watch.add(round(STILL_FOR * NS) + TICK, pose + 0.03)
     assert watch.moving and not watch.still
+    watch.add(round(3 * NS), pose + 0.5)  # kept waiting: it has not seen how they stopped there
+    assert not watch.moving and not watch.still
     pose = pose.copy()
     pose[GRIPPER_INDICES[1]] = 1.0  # a gripper that closes is no arm that moves
     watch.clear()

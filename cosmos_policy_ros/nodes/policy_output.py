@@ -32,8 +32,9 @@ from cosmos_policy_ros.rig.sources import Sources
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rig.tracking import StillnessWatch, TrackingMonitor
 
-# s in which a keeper that says it holds brings the arms to rest, and they are seen there.
-KEEPER_BRAKES = 0.4
+# s in which a keeper that says it holds brings the arms to rest, and they are seen there; and in
+# which it is known whether they are, by a node that has just been kept waiting.
+KEEPER_BRAKES, REST_UNKNOWN = 0.4, 1.0
 
 
 class PolicyOutput:
@@ -225,7 +226,8 @@ class PolicyOutput:
         if self.stillness.still:
             self._owed = ""
             return True
-        return self._clock.now_ns() - self._owed_ns < KEEPER_BRAKES * NS
+        patience = KEEPER_BRAKES if self.stillness.moving else REST_UNKNOWN
+        return self._clock.now_ns() - self._owed_ns < patience * NS
 
     def _owe(self, reason: str) -> None:
         if not self._owed:

@@ -1,7 +1,8 @@
 """Where every message of a finished bag lies, so that one can be read without the others.
 
-An MCAP file ends with an index of its chunks, and every chunk with one of its messages. Chunks that
-are not compressed are never read whole: a message is some bytes at a known place of the file.
+An MCAP file ends with an index of its chunks, and every chunk with one of its messages. Of a chunk
+that is not compressed a message is some bytes at a known place of the file; the chunk is read whole
+once, before the first of them, for its checksum.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ _RECORD_HEAD = 9
 _MESSAGE_HEAD = _RECORD_HEAD + 2 + 4 + 8 + 8
 _STAMP_BYTES = 12  # of a serialised message: encapsulation, seconds, nanoseconds
 _CHUNKS_KEPT = 16  # decompressed, a megabyte each: neighbours in time lie in the same ones
+_CHUNKS_KNOWN = 1 << 18  # whose checksum fits: those of 70 hours of pictures as JPEG
 
 
 class Place(NamedTuple):
@@ -44,12 +46,14 @@ class Place(NamedTuple):
 
     Attributes:
         file: index into the topic's files.
-        chunk: of a compressed chunk, the offset of its record in the file; else -1.
-        offset: of the message's record: in the decompressed chunk, or in the file.
+        chunk: offset of its chunk's record in the file.
+        records: offset of the chunk's records in the file; -1 if they are compressed.
+        offset: of the message's record among them.
     """
 
     file: int
     chunk: int
+    records: int
     offset: int
 
 
@@ -65,7 +69,7 @@ class IndexedTopic:
         files: of the bag.
         stamps_ns: (n,) header stamps, ascending.
         received_ns: (n,) receive stamps.
-        places: (n, 3) the fields of :class:`Place`.
+        places: (n, 4) the fields of :class:`Place`.
     """
 
     msgtype: str
@@ -119,10 +123,10 @@ class _Found:
 
     def __init__(self) -> None:
         self.msgtype = self.definition = ""
-        self.rows: list[tuple[int, int, int, int, int]] = []  # two stamps, and the place
+        self.rows: list[tuple[int, ...]] = []  # two stamps, and the place
 
     def indexed(self, files: tuple[Path, ...]) -> IndexedTopic:
-        rows = np.array(self.rows, np.int64).reshape(-1, 5)
+        rows = np.array(self.rows, np.int64).reshape(-1, 2 + len(Place._fields))
         rows = rows[np.argsort(rows[:, 0], kind="stable")]
         return IndexedTopic(
             self.msgtype, self.definition, files, rows[:, 0], rows[:, 1], rows[:, 2:]
@@ -140,26 +144,29 @@ def _index_file(file: Path, number: int, found: Mapping[str, _Found]) -> None:
             schema = summary.schemas[summary.channels[i].schema_id]
             topic.msgtype, topic.definition = schema.name, schema.data.decode()
         for chunk in summary.chunk_indexes:
-            packed = bool(chunk.compression)
-            start = chunk.chunk_start_offset + chunk.chunk_length - chunk.compressed_size
+            at = chunk.chunk_start_offset
+            start = -1 if chunk.compression else at + chunk.chunk_length - chunk.compressed_size
             # A chunk that lists more messages than it has bytes for would be read for ever.
             left = chunk.uncompressed_size // _MESSAGE_HEAD
-            for channel, at in chunk.message_index_offsets.items():
+            for channel, index_at in chunk.message_index_offsets.items():
                 if channel not in channels:
                     continue
-                listed = read_record(stream, at, size, Opcode.MESSAGE_INDEX, MessageIndex.read)
+                listed = read_record(
+                    stream, index_at, size, Opcode.MESSAGE_INDEX, MessageIndex.read
+                )
                 left -= len(listed.records)
                 if left < 0:
                     raise UnreadableError("a chunk's index lists more messages than it can have")
                 for received_ns, offset in listed.records:
-                    inside = (chunk.chunk_start_offset, offset) if packed else (-1, start + offset)
-                    place = Place(number, *inside)
+                    place = Place(number, at, start, offset)
                     stamp = _read(file, stream, place, _MESSAGE_HEAD, _STAMP_BYTES)
                     stamp_ns = header_stamp(stamp)
                     channels[channel].rows.append((stamp_ns, received_ns, *place))
 
 
 def _message(file: Path, place: Place) -> bytes:
+    if place.records >= 0:
+        _check_sum(file, place.chunk)
     with file.open("rb", buffering=0) as stream:
         head = _read(file, stream, place, 0, _RECORD_HEAD)
         if head[0] != Opcode.MESSAGE:
@@ -173,16 +180,25 @@ def _message(file: Path, place: Place) -> bytes:
 def _read(file: Path, stream: IO[bytes], place: Place, start: int, length: int) -> bytes:
     """Return ``length`` bytes of a message's record from ``start`` on, of the open ``file``."""
     at = place.offset + start
-    if place.chunk >= 0:
-        data = _decompressed(file, place.chunk)[at : at + length]
+    if place.records < 0:
+        data = _content(file, place.chunk)[at : at + length]
     else:
-        data = os.pread(stream.fileno(), length, at)
+        data = os.pread(stream.fileno(), length, place.records + at)
     if len(data) != length:
         raise UnreadableError("it ends in the middle of a message")
     return data
 
 
+@lru_cache(maxsize=_CHUNKS_KNOWN)
+def _check_sum(file: Path, chunk_at: int) -> None:
+    _read_content(file, chunk_at)
+
+
 @lru_cache(maxsize=_CHUNKS_KEPT)
-def _decompressed(file: Path, chunk_at: int) -> bytes:
+def _content(file: Path, chunk_at: int) -> bytes:
+    return _read_content(file, chunk_at)
+
+
+def _read_content(file: Path, chunk_at: int) -> bytes:
     with open_file(file) as stream:
         return chunk_content(read_chunk(stream, chunk_at, os.fstat(stream.fileno()).st_size))

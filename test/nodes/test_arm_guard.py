@@ -16,11 +16,13 @@ from helpers.waiting import PATIENCE
 from sensor_msgs.msg import JointState
 from trajectory_msgs.msg import JointTrajectory
 
+from cosmos_policy_ros.errors import CosmosPolicyError
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.client import GraphClient
 from cosmos_policy_ros.nodes.graph import GraphOptions, node_processes
 from cosmos_policy_ros.nodes.processes import NodeProcesses
 from cosmos_policy_ros.rig.guard import HOLD
+from cosmos_policy_ros.rig.outputs import Output
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import load_rig
 
@@ -36,6 +38,7 @@ class Loop:
         self.client = GraphClient("operator", lambda: None)
         self.state = GuardState()
         self.sent: dict[str, list[Any]] = {output.name: [] for output in RIG.outputs}
+        self.sent_at = 0.0  # monotonic s, the last of them
         self.poses: dict[str, list[np.ndarray]] = {side: [] for side, _ in RIG.arms.items()}
         try:
             self._listen()
@@ -52,11 +55,16 @@ class Loop:
 
         node.create_subscription(GuardState, "arm_guard_node/state", keep_state, shell.LATCHED)
         for output in RIG.outputs:
-            node.create_subscription(
-                JointTrajectory, output.topic, self.sent[output.name].append, 100
-            )
+            node.create_subscription(JointTrajectory, output.topic, self._keep_sent(output), 100)
         for side, arm in RIG.arms.items():
             node.create_subscription(JointState, arm.joint_states, self._keep(side), 100)
+
+    def _keep_sent(self, output: Output) -> Callable[[JointTrajectory], None]:
+        def keep(message: JointTrajectory) -> None:
+            self.sent[output.name].append(message)
+            self.sent_at = time.monotonic()
+
+        return keep
 
     def _keep(self, side: str) -> Callable[[JointState], None]:
         return lambda message: self.poses[side].append(np.array(message.position[:6]))
@@ -66,13 +74,17 @@ class Loop:
         self.processes.close()
 
     def wait(self, condition: Callable[[], Any], what: str) -> Any:
-        return self.client.wait_until(condition, PATIENCE, what)
+        try:
+            return self.client.wait_until(condition, PATIENCE, what)
+        except CosmosPolicyError as error:
+            sent = {name: [each.header.frame_id for each in s] for name, s in self.sent.items()}
+            raise AssertionError(f"{error}; sent: {sent}; the guard: {self.state}") from error
 
     def start(self) -> Any:
-        """Arm, run, and wait until an arm moves."""
+        """Arm, run, and wait until an arm moves in the first half of a chunk."""
         self.client.arm_when_ready(PATIENCE)
         handle = self.client.start_run(chunk_limit=20)
-        self.wait(self.moving, "an arm to move")
+        self.wait(lambda: self.moving() and time.monotonic() - self.sent_at < 1.0, "an arm to move")
         return handle
 
     def moving(self) -> bool:

@@ -18,7 +18,7 @@ from cosmos_policy_ros.errors import ObservationError, RolloutError
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.motion import CHUNK_ID
 from cosmos_policy_ros.rig.splice import Splice
-from cosmos_policy_ros.rollouts.episode import read_episode
+from cosmos_policy_ros.rollouts.episode import read_episode, read_messages
 from cosmos_policy_ros.rollouts.exchange.imported_rig import rig_text
 from cosmos_policy_ros.rollouts.recording import Options
 from cosmos_policy_ros.rollouts.replay import decisions, observations
@@ -273,6 +273,22 @@ def test_damage_is_named_with_its_file(store: EpisodeStore, types: Typestore) ->
         windows.observe(START_NS + 950 * MS)
     with pytest.raises(RolloutError, match=r"'scripts/recover' rebuilds it|cannot be read"):
         windows_of(path)
+
+
+def test_a_flipped_byte_inside_a_picture_is_no_picture(
+    store: EpisodeStore, types: Typestore
+) -> None:
+    writing = Writing(store, types)
+    writing.seconds(1.0)
+    writing.trajectory(chunk(100, rows=5))
+    path = writing.recording.finish("stopped")
+    *_, (_, _, picture) = read_messages(path, ["/" + RIG.cameras[0].topic])
+    (file,) = read_episode(path).files
+    damaged = bytearray(file.read_bytes())
+    damaged[damaged.index(picture.data.tobytes()) + 100] ^= 1
+    file.write_bytes(damaged)
+    with pytest.raises(RolloutError, match=r"_0.mcap.*its checksum does not fit"):
+        windows_of(path).observe(START_NS + 1000 * MS)
 
 
 def test_a_trajectory_without_a_row_ends_a_chunk(store: EpisodeStore, types: Typestore) -> None:

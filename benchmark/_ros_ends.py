@@ -318,7 +318,7 @@ def run_reader(options: argparse.Namespace) -> None:
             answer_samples(
                 lambda: {
                     "counts": node._inputs.sources.counts(),
-                    "loading": node._worker.status == "starting",
+                    "loading": node._inference.status == "starting",
                 }
             )
         elif options.role == "recorder":

@@ -30,11 +30,12 @@ from cosmos_policy_ros.rig.ownership import HOLD
 from cosmos_policy_ros.rig.run import LATE
 from cosmos_policy_ros.rig.sources import Sources
 from cosmos_policy_ros.rig.spec import RigSpec
-from cosmos_policy_ros.rig.tracking import StillnessWatch, TrackingMonitor
+from cosmos_policy_ros.rig.tracking import StillnessWatch, TrackingMonitor, deviation
 
-# s in which a keeper that says it holds brings the arms to rest, and they are seen there; and in
-# which it is known whether they are, by a node that has just been kept waiting.
+# s in which a keeper that says it holds brings the arms to rest; and in which it is known whether
+# they rest, by a node that has just been kept waiting, or of arms on a slow path.
 KEEPER_BRAKES, REST_UNKNOWN = 0.4, 1.0
+OFF_PATH = 0.05  # rad; arms that rest so far off a path that goes on do not follow it
 
 
 class PolicyOutput:
@@ -112,7 +113,7 @@ class PolicyOutput:
 
     def disarm(self) -> None:
         """Send nothing any more; what moved has been stopped before, or is held now."""
-        if self._owed and not self.stillness.still:
+        if self._owed and not self._seen_at_rest():
             # The last chance: a pose of half a second ago is one that the arms come from.
             self.hold(self._owed, self._rig.observation.state_timeout)
             if self._owed:
@@ -223,11 +224,22 @@ class PolicyOutput:
         """
         if not self._keeper.holding():
             return False
-        if self.stillness.still:
+        if self._seen_at_rest():
             self._owed = ""
             return True
         patience = KEEPER_BRAKES if self.stillness.moving else REST_UNKNOWN
         return self._clock.now_ns() - self._owed_ns < patience * NS
+
+    def _seen_at_rest(self) -> bool:
+        """Return whether the arms are seen to rest, and not only to follow a slow path of ours."""
+        path, measured, now_ns = self.path, self._sources.measured(), self._clock.now_ns()
+        if not self.stillness.still or measured is None:
+            return False
+        lag_ns = round(self._rig.tracking.lag * NS)
+        if path is None or now_ns - lag_ns >= path.end_ns:
+            return True
+        lately = np.stack([path.sample(now_ns - ago) for ago in range(0, lag_ns + 1, lag_ns // 6)])
+        return bool(np.delete(deviation(measured, lately), GRIPPER_INDICES).max() > OFF_PATH)
 
     def _owe(self, reason: str) -> None:
         if not self._owed:

@@ -16,13 +16,15 @@ from cosmos_policy_ros.rig.clock import NS, SteadyClock
 from cosmos_policy_ros.rig.spec import RigSpec
 
 POSE = np.array([0.0, -0.96, 1.16, 0.0, -0.3, 0.0, 0.5] * 2)
+MOVES = np.array([1.0, 0, 0, 0, 0, 0, 0] * 2)  # the waists
+KEEPER_HOLDS = "the arm guard holds the arms: it says so"
 
 
 class Surroundings:
-    """The time, the arms that report now and then, and a keeper that says it holds them."""
+    """The time, the arms that report now and then, and a keeper that may say it holds them."""
 
     def __init__(self) -> None:
-        self.now_ns, self.reported_ns, self.pose = 10 * NS, 0, POSE
+        self.now_ns, self.reported_ns, self.pose, self.held = 10 * NS, 10 * NS, POSE, ""
 
     def measured(self) -> NDArray[np.float64]:
         return self.pose
@@ -31,7 +33,7 @@ class Surroundings:
         return (now_ns - self.reported_ns) / NS
 
     def holding(self) -> str:
-        return "this node was kept waiting, and the arm guard holds the arms"
+        return self.held
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def around() -> Surroundings:
 
 @pytest.fixture
 def output(rig: RigSpec, around: Surroundings) -> Iterator[PolicyOutput]:
-    """Armed, its arms' last report long ago, and about to brake."""
+    """Armed, of arms that have reported at 10 s."""
     node = LifecycleNode("policy_node_alone")
     clock = SteadyClock(lambda: around.now_ns, lambda: around.now_ns)
     output = PolicyOutput(
@@ -54,21 +56,41 @@ def output(rig: RigSpec, around: Surroundings) -> Iterator[PolicyOutput]:
         dry=False,
     )
     output.armed = True
-    output.brake(TimedChunk.hold("run/0", around.now_ns, 0.04, POSE, POSE, rig.max_velocity))
     yield output
     node.destroy_node()
+
+
+@pytest.fixture
+def braking(rig: RigSpec, output: PolicyOutput, around: Surroundings) -> PolicyOutput:
+    """Told to brake what it has not sent, while the keeper says that it holds."""
+    around.held, around.reported_ns = KEEPER_HOLDS, 0
+    output.brake(TimedChunk.hold("run/0", around.now_ns, 0.04, POSE, POSE, rig.max_velocity))
+    return output
+
+
+def on_its_way(output: PolicyOutput, around: Surroundings, rig: RigSpec, speed: float) -> None:
+    """Move all joints at ``speed`` [rad/s] for 2 s, and brake when the keeper says it holds."""
+    rows = POSE + speed * MOVES * np.arange(1, 51)[:, None] * 0.04
+    chunk = TimedChunk("run/0", around.now_ns, 0.04, POSE, rows, rig.max_velocity)
+    assert output.move(chunk) == ""
+    for _ in range(25):
+        around.now_ns = around.reported_ns = around.now_ns + NS // 50
+        around.pose = chunk.sample(around.now_ns)
+        output.watch()
+    around.held = KEEPER_HOLDS
+    output.brake(chunk.brake(around.now_ns, 0.4))
 
 
 def sent_after(
     output: PolicyOutput, around: Surroundings, reports: list[float], speed: float = 0.0
 ) -> float | None:
     """Let the arms report at these seconds; return when something was sent to them."""
-    began_ns = around.now_ns
+    began_ns, before, pose = around.now_ns, output.path, around.pose
     for at in reports:
         around.now_ns = around.reported_ns = began_ns + round(at * NS)
-        around.pose = POSE + speed * at
+        around.pose = pose + speed * MOVES * at
         output.watch()
-        if output.path is not None:
+        if output.path is not before:
             return at
     return None
 
@@ -77,23 +99,54 @@ def every(period: float, first: float = 0.0) -> list[float]:
     return list(itertools.takewhile(lambda at: at < 3, itertools.count(first, period)))
 
 
-def test_arms_at_rest_are_left_alone(output: PolicyOutput, around: Surroundings) -> None:
-    assert sent_after(output, around, every(0.02)) is None
+def test_arms_at_rest_are_left_alone(braking: PolicyOutput, around: Surroundings) -> None:
+    assert sent_after(braking, around, every(0.02)) is None
 
 
 def test_arms_at_rest_that_are_heard_of_late_are_left_alone(
-    output: PolicyOutput, around: Surroundings
+    braking: PolicyOutput, around: Surroundings
 ) -> None:
     """A node that was kept waiting hears of them again when others let it."""
-    assert sent_after(output, around, [0.0, 0.3, *every(0.02, 0.6)]) is None
+    assert sent_after(braking, around, [0.0, 0.3, *every(0.02, 0.6)]) is None
 
 
-def test_arms_that_go_on_moving_are_held(output: PolicyOutput, around: Surroundings) -> None:
-    held = sent_after(output, around, every(0.02), speed=0.5)
+def test_arms_that_go_on_moving_are_held(braking: PolicyOutput, around: Surroundings) -> None:
+    held = sent_after(braking, around, every(0.02), speed=0.5)
     assert held == pytest.approx(0.4, abs=0.021)
 
 
 def test_arms_of_which_it_stays_unknown_are_held(
-    output: PolicyOutput, around: Surroundings
+    braking: PolicyOutput, around: Surroundings
 ) -> None:
-    assert sent_after(output, around, every(0.25)) == pytest.approx(1.0)
+    assert sent_after(braking, around, every(0.25)) == pytest.approx(1.0)
+
+
+SLOW = 0.06  # rad/s; less than what counts as motion
+
+
+def test_arms_that_follow_a_slow_path_are_not_seen_to_be_held(
+    output: PolicyOutput, around: Surroundings, rig: RigSpec
+) -> None:
+    """The drill: a stray keeper's word at the slow start of a motion, which then went on."""
+    on_its_way(output, around, rig, SLOW)
+    held = sent_after(output, around, every(0.02), speed=SLOW)
+    assert held == pytest.approx(1.0, abs=0.021)
+
+
+def test_a_stop_of_arms_on_a_slow_path_acts(
+    output: PolicyOutput, around: Surroundings, rig: RigSpec
+) -> None:
+    on_its_way(output, around, rig, SLOW)
+    before = output.path
+    output.disarm()
+    assert output.path is not before
+
+
+def test_arms_that_rest_off_their_path_are_left_alone(
+    output: PolicyOutput, around: Surroundings, rig: RigSpec
+) -> None:
+    on_its_way(output, around, rig, 0.5)
+    before = output.path
+    assert sent_after(output, around, every(0.02)[:45]) is None
+    output.disarm()
+    assert output.path is before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -16,7 +17,9 @@ from builtin_interfaces.msg import Time
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.callback_groups import CallbackGroup
 from rclpy.duration import Duration
+from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation as _rclpy
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
@@ -158,6 +161,8 @@ def motion_clock(node: Node) -> tuple[MotionClock, ClockTopic | None]:
     return SteadyClock(lambda: int(clock.now().nanoseconds)), None
 
 
+# A parameter of another type or out of range, an argument that is none, a keystore without a key.
+OPERATORS_MISTAKES = (ParameterException, _rclpy.RCLError, _rclpy.UnknownROSArgsError)
 Transition = Callable[[Any, LifecycleState], TransitionCallbackReturn]
 
 
@@ -197,24 +202,27 @@ def main(make_node: Callable[[], Any]) -> None:
 
     The node's ``close()`` is called before the ROS context ends: rclpy's own signal handlers would
     end the context first, and neither a braking trajectory nor a farewell would get out.
+
+    Raises:
+        SystemExit: the node cannot be started, for a reason that has been printed.
     """
     ending: list[int] = []
 
     def end(number: int, _frame: FrameType | None) -> None:
         ending.append(number)
 
-    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-    signal.signal(signal.SIGINT, end)
-    signal.signal(signal.SIGTERM, end)
     node = executor = None
     try:
+        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+        signal.signal(signal.SIGINT, end)
+        signal.signal(signal.SIGTERM, end)
         node = make_node()
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         while not ending and rclpy.ok():
             executor.spin_once(timeout_sec=0.1)
-    except CosmosPolicyError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (CosmosPolicyError, *OPERATORS_MISTAKES) as error:
+        print(f"error: {error}{_of_security(error)}", file=sys.stderr)
         sys.exit(1)
     finally:
         if node is not None:
@@ -225,6 +233,17 @@ def main(make_node: Callable[[], Any]) -> None:
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()
+
+
+def _of_security(error: Exception) -> str:
+    """Return what ROS leaves out when a node's key is missing, as the end of a sentence."""
+    if not isinstance(error, _rclpy.RCLError) or os.environ.get("ROS_SECURITY_ENABLE") != "true":
+        return ""
+    keystore = os.environ.get("ROS_SECURITY_KEYSTORE") or "not set"
+    return (
+        f"; ROS_SECURITY_ENABLE is true: does ROS_SECURITY_KEYSTORE ({keystore}) have a key for "
+        "this node? See doc/safety.md"
+    )
 
 
 def _until_received(node: Node) -> None:

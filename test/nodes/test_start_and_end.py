@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import helpers.graph
 import pytest
@@ -63,13 +64,15 @@ def group_is_gone(leader: int) -> bool:
             {"planning": "best_of_8", "planner": "/nowhere"},
             ["/nowhere"],
         ),
+        ("policy_node", {"rig": 5}, ["'rig' to '5'", "STRING"]),
+        ("policy_node", {"deadline": -3.0}, ["deadline", "-3.0", "Min: 0.0"]),
         ("recorder_node", {"rig": "simm"}, ["simm", "did you mean 'sim'"]),
         ("recorder_node", {"root": "/proc/nowhere"}, ["/proc/nowhere", "folder of episodes"]),
         ("sim_rig_node", {"task": "transfer_cub"}, ["transfer_cub", "transfer_cube"]),
     ],
 )
 def test_a_wrong_parameter_ends_a_node_with_one_clear_line(
-    tmp_path: Path, name: str, parameters: dict[str, str], words: list[str]
+    tmp_path: Path, name: str, parameters: dict[str, Any], words: list[str]
 ) -> None:
     with start((node(name, **parameters),), tmp_path) as processes:
         wait_for(lambda: processes.exit_code(name) is not None, f"{name} to end")
@@ -79,6 +82,19 @@ def test_a_wrong_parameter_ends_a_node_with_one_clear_line(
     assert "error" in lines[0].lower()
     for word in words:
         assert word in lines[0]
+
+
+def test_a_node_without_its_key_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROS_SECURITY_ENABLE", "true")
+    monkeypatch.setenv("ROS_SECURITY_STRATEGY", "Enforce")
+    with start((node("arm_guard_node"),), tmp_path) as processes:
+        wait_for(lambda: processes.exit_code("arm_guard_node") is not None, "the guard to end")
+        assert processes.exit_code("arm_guard_node") == 1
+        said = processes.log("arm_guard_node")
+    assert "ROS_SECURITY_ENABLE is true" in said and "ROS_SECURITY_KEYSTORE" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])

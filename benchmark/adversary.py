@@ -188,8 +188,12 @@ class Drill:
         output = next(each for each in graph.rig.outputs if each.name == side)
         publisher = node.create_publisher(JointTrajectory, output.topic, 10)
         self._strangers.append(publisher)
+        # Whoever has not found it yet takes its trajectory later, perhaps after a stop.
+        everybody = 3 - graph.streamed  # the arms' controllers, the guard, and we
         with suppress(CosmosPolicyError):
-            graph.wait(lambda: publisher.get_subscription_count() >= 2, "it to be found", 2.0)
+            graph.wait(
+                lambda: publisher.get_subscription_count() >= everybody, "it to be found", 2.0
+            )
         message = JointTrajectory(joint_names=list(output.joints))
         sent = [m for _, name, m in graph.sent if name == side]
         message.header.frame_id = called

@@ -60,6 +60,7 @@ class _Trajectory(NamedTuple):
     points: Sequence[TrajectoryPoint]
     start_ns: int
     received_ns: int
+    armed: bool  # whether the arms were when it came
 
 
 @dataclass
@@ -152,14 +153,15 @@ class Guard:
             RigError: no controller would take it; nothing changes.
         """
         path = self._paths[output]
-        trajectory = _Trajectory(chunk_id, names, points, start_ns, now_ns)
+        armed = self.ownership.armed
+        trajectory = _Trajectory(chunk_id, names, points, start_ns, now_ns, armed)
         for own in path.own:
             if own.chunk_id == chunk_id and own.points == tuple(points):
                 path.own.remove(own)
                 return {}
         if self.ownership.take(output, chunk_id):
             return self._follow(path, trajectory)
-        if self.ownership.armed and not self.ownership.may_come(chunk_id):
+        if armed and not self.ownership.may_come(chunk_id):
             return self._hold_against(path, trajectory, now_ns)
         path.pending.append(trajectory)
         return {}
@@ -176,10 +178,11 @@ class Guard:
         for path in self._paths.values():
             late = [t for t in path.pending if now_ns - t.received_ns > OVERTAKEN * NS]
             path.pending = path.pending[len(late) :]
-            if late and self.ownership.armed:  # disarmed arms are free for other uses
-                return self._hold_against(path, late[-1], now_ns)
-        if self.reason:
-            owed = [path for path in self._paths.values() if path.owed]
+            # Disarmed arms are free for other uses, but a stop ends what came before it.
+            if strangers := [t for t in late if t.armed]:
+                return self._hold_against(path, strangers[-1], now_ns)
+        owed = [path for path in self._paths.values() if path.owed]
+        if self.reason or owed:
             return {name: h for p in owed for name, h in self._send(p, now_ns, False).items()}
         if not self.ownership.armed:
             return {}
@@ -222,7 +225,12 @@ class Guard:
         return self._send(path, now_ns, True) if self.reason else {}
 
     def _hold_against(self, path: _Path, stranger: _Trajectory, now_ns: int) -> dict[str, Hold]:
-        """Hold all arms since one of them follows a trajectory that is not the owner's."""
+        """Hold all arms since one of them follows a trajectory that is not the owner's.
+
+        Arms that have been disarmed since are at rest but for that one.
+        """
+        if not self.ownership.armed:
+            return self._send(path, now_ns, False)
         if not self.reason:
             self.reason = describe_stranger(stranger.chunk_id, path.output.topic)
         return self._hold(now_ns, but=path) | self._send(path, now_ns, False)

@@ -225,6 +225,22 @@ def test_a_stranger_is_held_against_where_the_arm_is(
     assert bench.resting()
 
 
+def test_a_stop_ends_what_a_stranger_sent_just_before_it(bench: Bench) -> None:
+    """By the name of the chunk under way, so that it might have been announced."""
+    bench.send(walk(1))
+    bench.run(NS // 2)
+    there = tuple(bench.controllers[LEFT.name].sample(bench.now) - 1.0)
+    points = [TrajectoryPoint(there, (), NS)]
+    bench.controllers[LEFT.name].accept(LEFT.joints, points, 0, bench.now)
+    assert not bench.guard.on_trajectory(LEFT.name, "run/3", LEFT.joints, points, 0, bench.now)
+    bench.armed = False
+    bench.run(NS // 5)
+    assert set(bench.holds) == {LEFT.name}
+    assert not bench.guard.reason, "disarmed arms are free"
+    after = bench.controllers[LEFT.name]
+    assert (after.sample(bench.now) == after.sample(bench.now + NS)).all()
+
+
 def test_a_hold_waits_until_it_is_known_where_the_arm_is(bench: Bench) -> None:
     silent, measured = True, bench.measured
     bench.guard = Guard(RIG, lambda now_ns: None if silent else measured(now_ns))

@@ -211,7 +211,7 @@ class ArmGuardNode(LifecycleNode):
                 state = deserialize_message(arm.message, JointState)
                 poses.append(read_arm(spec, state.name, state.position))
             except ObservationError as error:
-                self.get_logger().error(f"{spec.joint_states}: {error}")
+                self.get_logger().error(f"{spec.joint_states}: {error}", throttle_duration_sec=1.0)
                 return None
         return np.concatenate(poses)
 

@@ -4,6 +4,8 @@ A controller plays to its end whatever it was sent, for two seconds after its se
 guard hears what the controllers hear, so that it knows the path they are on, and sends them a brake
 along it. If something else than the policy node commands an arm, that path is unknown, and the
 guard holds the arm where it is measured. Like the streamer it then holds until an operator disarms.
+It sees to it that arms which it holds, or which have just been disarmed, come to rest: a controller
+may have taken a stranger's trajectory after what was to end it.
 
 A state machine without ROS or threads. Its clock is one that is never set.
 """
@@ -25,6 +27,7 @@ from cosmos_policy_ros.rig.command_check import CommandCheck
 from cosmos_policy_ros.rig.outputs import Output
 from cosmos_policy_ros.rig.ownership import OVERTAKEN, Ownership, describe_stranger
 from cosmos_policy_ros.rig.spec import RigSpec
+from cosmos_policy_ros.rig.tracking import StillnessWatch
 from cosmos_policy_ros.rig.trajectory_controller import (
     TrajectoryController,
     TrajectoryPoint,
@@ -37,6 +40,11 @@ HOLD = f"/guard{BRAKE}"  # how the ids of its trajectories end
 OWN = (
     100  # holds on one topic that may be on their way back; a stranger at 50 Hz makes two seconds'
 )
+
+
+# s in which arms come to rest that are held or disarmed: a brake of 0.4, and what they lag behind.
+REST_WITHIN = 0.8
+VIGIL = 2.0  # s for which disarmed arms that have not been seen at rest are looked after
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,8 @@ class Guard:
         }
         self._ticked_ns = 0
         self._excused = False
+        self._stillness = StillnessWatch()
+        self._acted_ns = self._vigil_ns = 0  # when arms began to come to rest; end of the vigil
 
     def on_policy_state(
         self, identity: str, armed: bool, run_id: str, announced: tuple[int, str], now_ns: int
@@ -120,6 +130,9 @@ class Guard:
             self.reason, self.holding = "", False
             for path in self._paths.values():
                 path.owed = False
+            self._stillness.clear()
+            self._acted_ns = now_ns
+            self._vigil_ns = 0 if self.ownership.armed else now_ns + round(VIGIL * NS)
         holds: dict[str, Hold] = {}
         for name, path in self._paths.items():
             for each in [t for t in path.pending if self.ownership.take(name, t.chunk_id)]:
@@ -182,6 +195,8 @@ class Guard:
             if strangers := [t for t in late if t.armed]:
                 return self._hold_against(path, strangers[-1], now_ns)
         owed = [path for path in self._paths.values() if path.owed]
+        if self._restless(now_ns):
+            owed = [*self._paths.values()]
         if self.reason or owed:
             return {name: h for p in owed for name, h in self._send(p, now_ns, False).items()}
         if not self.ownership.armed:
@@ -198,6 +213,18 @@ class Guard:
             return {}
         self.reason = reason
         return self._hold(now_ns)
+
+    def _restless(self, now_ns: int) -> bool:
+        """Return whether arms move that were to have come to rest by now."""
+        if not self.reason and now_ns >= self._vigil_ns:
+            return False
+        measured = self._measured(now_ns)
+        if measured is None:
+            return False
+        self._stillness.add(now_ns, measured)
+        if self._stillness.still:
+            self._vigil_ns = 0
+        return self._stillness.moving and now_ns - self._acted_ns > REST_WITHIN * NS
 
     def _remember(self, now_ns: int) -> None:
         """Note where the controllers are commanded to be."""
@@ -258,6 +285,7 @@ class Guard:
         path.owed = points is None
         if points is None:
             return {}
+        self._acted_ns = now_ns
         names = path.output.joints if path.controller is None else path.controller.joint_names
         hold = Hold(f"{path.chunk_id}{HOLD}", names, tuple(points))
         if path.controller is None:

@@ -137,9 +137,11 @@ def test_silence_holds_both_arms_and_stays(bench: Bench) -> None:
 
 
 def test_disarmed_or_at_rest_nothing_is_sent(bench: Bench) -> None:
-    bench.send(walk(3))
+    chunk = walk(3)
+    bench.send(chunk)
+    bench.send(chunk.brake(bench.now, 0.4))
     bench.armed = False
-    bench.run(NS // 10)
+    bench.run(NS)
     bench.alive = False
     bench.run(NS)
     assert not bench.holds
@@ -239,6 +241,39 @@ def test_a_stop_ends_what_a_stranger_sent_just_before_it(bench: Bench) -> None:
     assert not bench.guard.reason, "disarmed arms are free"
     after = bench.controllers[LEFT.name]
     assert (after.sample(bench.now) == after.sample(bench.now + NS)).all()
+
+
+@pytest.mark.parametrize("armed", [True, False])
+def test_what_a_controller_takes_after_its_hold_is_ended(bench: Bench, armed: bool) -> None:
+    """The drill: a stranger's trajectory that the controller heard of later than the guard did."""
+    bench.send(walk(1))
+    bench.run(NS // 2)
+    there = tuple(bench.controllers[LEFT.name].sample(bench.now) - 1.0)
+    points = [TrajectoryPoint(there, (), 4 * NS)]
+    bench.obey(bench.guard.on_trajectory(LEFT.name, "run/3", LEFT.joints, points, 0, bench.now))
+    bench.run(NS // 10)
+    assert set(bench.holds) == {LEFT.name, RIGHT.name}
+    bench.armed = armed
+    bench.controllers[LEFT.name].accept(LEFT.joints, points, 0, bench.now)
+    bench.run(NS)
+    left = bench.controllers[LEFT.name]
+    at_rest = left.sample(bench.now)
+    assert (at_rest == left.sample(bench.now + NS)).all()
+    assert np.abs(at_rest - there).max() > 0.5, "it came there only once"
+    bench.holds.clear()
+    bench.run(3 * NS)
+    assert not bench.holds
+
+
+def test_disarmed_arms_that_have_come_to_rest_are_free(bench: Bench) -> None:
+    bench.armed = False
+    bench.run(NS // 2)
+    there = tuple(bench.controllers[LEFT.name].sample(bench.now) - 1.0)
+    points = [TrajectoryPoint(there, (), 4 * NS)]
+    bench.controllers[LEFT.name].accept(LEFT.joints, points, 0, bench.now)
+    bench.obey(bench.guard.on_trajectory(LEFT.name, "", LEFT.joints, points, 0, bench.now))
+    bench.run(4 * NS)
+    assert not bench.holds
 
 
 def test_a_hold_waits_until_it_is_known_where_the_arm_is(bench: Bench) -> None:

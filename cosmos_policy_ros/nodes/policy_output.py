@@ -32,9 +32,9 @@ from cosmos_policy_ros.rig.sources import Sources
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rig.tracking import StillnessWatch, TrackingMonitor, deviation
 
-# s in which a keeper that says it holds brings the arms to rest; and in which it is known whether
-# they rest, by a node that has just been kept waiting, or of arms on a slow path.
-KEEPER_BRAKES, REST_UNKNOWN = 0.4, 1.0
+# s in which a keeper that says it holds brings the arms to rest; in which arms on a slow path are
+# off it then; and in which a node that was kept waiting hears of the arms again (measured: 1.1).
+KEEPER_BRAKES, OFF_SLOW_PATH, HEARD_AGAIN = 0.4, 1.0, 3.0
 OFF_PATH = 0.05  # rad; arms that rest so far off a path that goes on do not follow it
 
 
@@ -227,7 +227,11 @@ class PolicyOutput:
         if self._seen_at_rest():
             self._owed = ""
             return True
-        patience = KEEPER_BRAKES if self.stillness.moving else REST_UNKNOWN
+        patience = HEARD_AGAIN
+        if self.stillness.moving:
+            patience = KEEPER_BRAKES
+        elif self.stillness.still:
+            patience = OFF_SLOW_PATH
         return self._clock.now_ns() - self._owed_ns < patience * NS
 
     def _seen_at_rest(self) -> bool:

@@ -6,12 +6,15 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.realtime import RealTimeGraph
 from helpers.waiting import PATIENCE
 
+from cosmos_policy_ros.errors import CosmosPolicyError
 from cosmos_policy_ros.rig.guard import HOLD
 
 
@@ -26,14 +29,31 @@ def held(graph: RealTimeGraph) -> set[str]:
     return {name for _, name, each in list(graph.sent) if each.header.frame_id.endswith(HOLD)}
 
 
-def test_a_policy_node_that_is_stopped_and_wakes_again_moves_nothing(graph: RealTimeGraph) -> None:
-    handle = graph.start()
-    policy, outputs = graph.pid("policy_node"), {output.name for output in graph.rig.outputs}
-    graph.sent.clear()
-    os.kill(policy, signal.SIGSTOP)
-    try:
+def stop_in_mid_chunk(graph: RealTimeGraph, policy: int) -> Any:
+    """Stop the policy node's process while the arms move; return the run's handle.
+
+    A busy machine may be too late: the guard has nothing to hold once the chunk is over.
+    """
+    outputs = {output.name for output in graph.rig.outputs}
+    for _ in range(3):
+        handle = graph.start()
+        graph.sent.clear()
+        os.kill(policy, signal.SIGSTOP)
         graph.wait(lambda: graph.keeper.reason, "the guard to hold")
-        graph.wait(lambda: held(graph) == outputs, "a hold for every controller")
+        with suppress(CosmosPolicyError):
+            graph.wait(lambda: held(graph) == outputs, "a hold for every controller", 5.0)
+            return handle
+        assert not held(graph) and not graph.moving(), "some were held, or none although they move"
+        os.kill(policy, signal.SIGCONT)
+        graph.client.finish_run(handle, PATIENCE)
+        graph.client.arm(False)
+    raise AssertionError("nothing was held in three runs")
+
+
+def test_a_policy_node_that_is_stopped_and_wakes_again_moves_nothing(graph: RealTimeGraph) -> None:
+    policy = graph.pid("policy_node")
+    try:
+        handle = stop_in_mid_chunk(graph, policy)
         graph.wait(lambda: not graph.moving(), "the arms to rest")
         sent = len(graph.sent)
         time.sleep(2.5)  # longer than what was left of the chunk: it would ask for the next

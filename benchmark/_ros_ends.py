@@ -31,13 +31,15 @@ Counts = dict[str, int]
 
 
 def answer_samples(sample: Callable[[], dict[str, Any]]) -> None:
-    """Serve standard input from a thread; when it closes, interrupt this process."""
+    """Serve standard input from a thread; when it ends, interrupt this process."""
 
     def serve() -> None:
-        for _ in sys.stdin:
-            times = {"cpu": time.process_time(), "wall": time.monotonic()}
-            print(json.dumps({**times, **sample()}), flush=True)
-        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            for _ in sys.stdin:
+                times = {"cpu": time.process_time(), "wall": time.monotonic()}
+                print(json.dumps({**times, **sample()}), flush=True)
+        finally:  # a sample that fails, too: who asked would wait for ever
+            os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=serve, daemon=True).start()
 

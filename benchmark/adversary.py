@@ -277,7 +277,7 @@ def main() -> None:
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     rng = random.Random(arguments.seed)  # noqa: S311
     numbers = arguments.only or range(arguments.scenarios)
-    drawn = [draw(rng) for _ in range(max(numbers) + 1)]
+    drawn = [draw(rng) for _ in range(max(numbers, default=-1) + 1)]
     faults: Counter[str] = Counter()
     violations: Counter[str] = Counter()
     fastest, began = 0.0, time.monotonic()

@@ -33,7 +33,7 @@ from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rig.tracking import StillnessWatch, TrackingMonitor, deviation
 
 # s in which a keeper that says it holds brings the arms to rest; in which arms on a slow path are
-# off it then; and in which a node that was kept waiting hears of the arms again (measured: 1.1).
+# off it then; and in which a node that was kept waiting hears of the arms again (0.8 to 1.0 seen).
 KEEPER_BRAKES, OFF_SLOW_PATH, HEARD_AGAIN = 0.4, 1.0, 3.0
 OFF_PATH = 0.05  # rad; arms that rest so far off a path that goes on do not follow it
 

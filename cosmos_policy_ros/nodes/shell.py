@@ -222,6 +222,8 @@ def main(make_node: Callable[[], Any]) -> None:
         while not ending and rclpy.ok():
             executor.spin_once(timeout_sec=0.1)
     except (CosmosPolicyError, *OPERATORS_MISTAKES) as error:
+        if node is not None and not isinstance(error, CosmosPolicyError):
+            raise  # it has started, so this is a bug, and its traceback is needed
         print(f"error: {error}{_of_security(error)}", file=sys.stderr)
         sys.exit(1)
     finally:

@@ -38,7 +38,7 @@ _RECORD_HEAD = 9
 _MESSAGE_HEAD = _RECORD_HEAD + 2 + 4 + 8 + 8
 _STAMP_BYTES = 12  # of a serialised message: encapsulation, seconds, nanoseconds
 _CHUNKS_KEPT = 16  # decompressed, a megabyte each: neighbours in time lie in the same ones
-_CHUNKS_KNOWN = 1 << 18  # whose checksum fits: those of 70 hours of pictures as JPEG
+_CHUNKS_KNOWN = 1 << 16  # whose checksum fits: 64 GB of them; others are read whole again
 
 
 class Place(NamedTuple):

@@ -69,7 +69,7 @@ def braking(rig: RigSpec, output: PolicyOutput, around: Surroundings) -> PolicyO
 
 
 def on_its_way(output: PolicyOutput, around: Surroundings, rig: RigSpec, speed: float) -> None:
-    """Move all joints at ``speed`` [rad/s] for 2 s, and brake when the keeper says it holds."""
+    """Move both waists at ``speed`` [rad/s] for 2 s, and brake when the keeper says it holds."""
     rows = POSE + speed * MOVES * np.arange(1, 51)[:, None] * 0.04
     chunk = TimedChunk("run/0", around.now_ns, 0.04, POSE, rows, rig.max_velocity)
     assert output.move(chunk) == ""
@@ -106,7 +106,7 @@ def test_arms_at_rest_are_left_alone(braking: PolicyOutput, around: Surroundings
 def test_arms_at_rest_that_are_heard_of_late_are_left_alone(
     braking: PolicyOutput, around: Surroundings
 ) -> None:
-    """A node that was stopped for 3 s hears of them again after up to 1.1 s."""
+    """A node that was stopped for 3 s heard of them again after 0.8 to 1.0 s."""
     assert sent_after(braking, around, [1.1, 1.12, *every(0.02, 1.4)]) is None
 
 

@@ -10,6 +10,8 @@ from ipaddress import ip_address
 from pathlib import Path
 
 LISTENING = "0A"  # of TCP, in /proc/net/tcp
+# No such process, and one that ended between opening a file of /proc and reading it.
+GONE = (FileNotFoundError, ProcessLookupError)
 PATIENCE = 60.0  # s; a test that waits this long has failed, however busy the machine
 
 
@@ -27,7 +29,7 @@ def is_running(pid: int) -> bool:
     """Return whether a process exists and is more than a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
+    except GONE:
         return False
     return stat.rpartition(")")[2].split()[0] not in "ZX"
 
@@ -41,9 +43,9 @@ def shared_memory_of(pid: int) -> set[Path]:
 def sockets(pid: int) -> Iterator[str]:
     """Yield a process's UDP sockets and listening TCP sockets, such as "udp 127.0.0.1:7410"."""
     own = set()
-    with suppress(FileNotFoundError):  # it has ended
+    with suppress(*GONE):  # it has ended
         for file in Path(f"/proc/{pid}/fd").iterdir():
-            with suppress(FileNotFoundError):  # closed meanwhile
+            with suppress(*GONE):  # closed meanwhile
                 own.add(str(file.readlink()).removeprefix("socket:").strip("[]"))
         for kind in ("udp", "udp6", "tcp", "tcp6"):
             for line in Path(f"/proc/{pid}/net/{kind}").read_text().splitlines()[1:]:
@@ -63,7 +65,7 @@ def is_on_loopback(socket: str) -> bool:
 def family(pid: int) -> list[int]:
     """Return the process ids of a process and all it has started."""
     found = [pid]
-    with suppress(FileNotFoundError):
+    with suppress(*GONE):
         for task in Path(f"/proc/{pid}/task").iterdir():
             for child in (task / "children").read_text().split():
                 found += family(int(child))

@@ -52,6 +52,7 @@ SHORTEST, LONGEST = 0.3, 2.5  # s of recording
 # Discovery after a SIGKILL fails now and then for good: the middleware's, not the recorder's. Such
 # a recorder is ended and another one started, and the figures tell of it.
 DEAF, MOST_DEAF = 20.0, 2  # s without a state; recorders
+ANSWER = 5.0  # s after which a request, which may have gone to the dead one, is sent again
 ASK = 0.05  # s between two questions how things stand
 Label = tuple[int, float]  # revision, points
 
@@ -168,11 +169,11 @@ class Drill:
         def settled() -> bool:
             processes.check()
             try:
-                answers.append(self._client.start_episode(task="transfer_cube"))
+                answers.append(self._client.start_episode(timeout=ANSWER, task="transfer_cube"))
             except CosmosPolicyError as error:
                 # The dead recorder's service is seen for some time yet, and does not answer.
                 self.unanswered.append(str(error))
-                return False
+                return bool(self._recording())
             not_yet = (*NOT_FOUND_YET, "is being recorded", "is being started")
             answer = answers[-1]
             if answer.success or self._recording():
@@ -181,8 +182,8 @@ class Drill:
 
         wait_for(settled, lambda: f"the recorder to record; it said {answers[-1:]}")
         # An answer may be lost where the request was not: then the state tells of the episode.
-        episode = answers[-1].episode_id or self._recording()
-        assert episode, answers[-1].message
+        episode = (answers[-1].episode_id if answers else "") or self._recording()
+        assert episode, answers[-1:]
         self._episodes.add(episode)
         return str(episode)
 

@@ -24,8 +24,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cosmos_policy_ros.core.units import Array
 from cosmos_policy_ros.evaluation.trial import Timing, Trial, TrialRoom
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.rig.chunk import TimedChunk
@@ -41,7 +41,6 @@ TASK, PROMPT, TIME_LIMIT = "either_cube", "hand over a cube", 20.0
 FIRST_SEED = 1000  # scenes that no training has seen
 LATENCIES = ("0.1", "0.3", "0.6", "0.9", "0.3±0.15", "0.6±0.3", "1.2", "1.8")
 DECAY = 0.01  # of ACT's weights, the oldest chunk's being the largest
-Array = NDArray[np.float64]
 
 
 class Eager(Trigger):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "cosmos_policy_ros"
-ROOMS = ("rig", "model", "sim", "rollouts", "planning", "training", "evaluation", "nodes")
+ROOMS = ("core", "rig", "model", "sim", "rollouts", "planning", "training", "evaluation", "nodes")
 MAY_IMPORT = {"torch": {"model", "planning", "training"}, "rclpy": {"nodes"}, "ray": {"planning"}}
 
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
+
+from cosmos_policy_ros.core.units import Array
 
 DEGREE = 2  # of the polynomial: position, velocity and acceleration are kept
-
-Array = NDArray[np.float64]
 
 
 def smooth(chunks: Array, window: int) -> Array:

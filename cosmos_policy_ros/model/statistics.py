@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cosmos_policy_ros.core.units import Array
 from cosmos_policy_ros.errors import CheckpointError
 from cosmos_policy_ros.rig.config import did_you_mean
 from cosmos_policy_ros.rig.untrusted import parse_json, read_text, reading, shown
-
-Array = NDArray[np.float64]
 
 MEASURES = ("min", "max", "mean", "std", "median")
 KEYS = tuple(f"{what}_{measure}" for what in ("actions", "proprio") for measure in MEASURES)

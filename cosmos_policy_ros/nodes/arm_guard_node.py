@@ -21,6 +21,7 @@ from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.errors import ConfigError, ObservationError, RigError
 from cosmos_policy_ros.msg import GuardState, PolicyState
 from cosmos_policy_ros.nodes import shell
@@ -205,7 +206,7 @@ class ArmGuardNode(LifecycleNode):
         poses = []
         for side, spec in self._rig.arms.items():
             arm = self._arms[side]
-            if now_ns - arm.received_ns > self._rig.observation.state_age * shell.NS:
+            if now_ns - arm.received_ns > self._rig.observation.state_age * NS_PER_S:
                 return None
             try:
                 state = deserialize_message(arm.message, JointState)
@@ -247,7 +248,7 @@ class ArmGuardNode(LifecycleNode):
                     positions=array("d", each.positions), velocities=array("d", each.velocities)
                 )
                 point.time_from_start.sec, point.time_from_start.nanosec = divmod(
-                    each.time_from_start_ns, shell.NS
+                    each.time_from_start_ns, NS_PER_S
                 )
                 message.points.append(point)
             self._trajectories[output].publish(message)

@@ -12,11 +12,12 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.msg import Candidate as CandidateMsg
 from cosmos_policy_ros.msg import Decision as DecisionMsg
 from cosmos_policy_ros.msg import Label as LabelMsg
 from cosmos_policy_ros.msg import Verdict as VerdictMsg
-from cosmos_policy_ros.nodes.shell import NS, ns_to_stamp
+from cosmos_policy_ros.nodes.shell import ns_to_stamp
 from cosmos_policy_ros.rig.boundary import Boundary
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Decision, Query
@@ -57,7 +58,7 @@ class TrajectoryMessages:
             for row, (point, time) in enumerate(zip(message.points, chunk.times_ns(), strict=True)):
                 point.positions = array("d", q[row].tobytes())
                 point.velocities = array("d", v[row].tobytes())
-                point.time_from_start.sec, point.time_from_start.nanosec = divmod(time, NS)
+                point.time_from_start.sec, point.time_from_start.nanosec = divmod(time, NS_PER_S)
         return messages
 
     def _blank(self, rows: int) -> tuple[JointTrajectory, ...]:
@@ -78,7 +79,7 @@ def trajectory_points(message: JointTrajectory) -> list[TrajectoryPoint]:
         TrajectoryPoint(
             tuple(p.positions),
             tuple(p.velocities),
-            p.time_from_start.sec * NS + p.time_from_start.nanosec,
+            p.time_from_start.sec * NS_PER_S + p.time_from_start.nanosec,
             tuple(p.effort),
         )
         for p in message.points

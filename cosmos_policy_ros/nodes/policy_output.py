@@ -10,6 +10,7 @@ from rclpy.lifecycle import LifecycleNode
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from trajectory_msgs.msg import JointTrajectory
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.msg import Decision as DecisionMsg
 from cosmos_policy_ros.msg import Verdict as VerdictMsg
 from cosmos_policy_ros.nodes import shell
@@ -22,7 +23,7 @@ from cosmos_policy_ros.nodes.policy_keeper import KeeperWatch
 from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
 from cosmos_policy_ros.rig.boundary import Boundary
 from cosmos_policy_ros.rig.chunk import BRAKE, TimedChunk
-from cosmos_policy_ros.rig.clock import NS, MotionClock
+from cosmos_policy_ros.rig.clock import MotionClock
 from cosmos_policy_ros.rig.command_check import CommandCheck
 from cosmos_policy_ros.rig.decision import Decision, Query
 from cosmos_policy_ros.rig.gate import Verdict
@@ -232,14 +233,14 @@ class PolicyOutput:
             patience = KEEPER_BRAKES
         elif self.stillness.still:
             patience = OFF_SLOW_PATH
-        return self._clock.now_ns() - self._owed_ns < patience * NS
+        return self._clock.now_ns() - self._owed_ns < patience * NS_PER_S
 
     def _seen_at_rest(self) -> bool:
         """Return whether the arms are seen to rest, and not only to follow a slow path of ours."""
         path, measured, now_ns = self.path, self._sources.measured(), self._clock.now_ns()
         if not self.stillness.still or measured is None:
             return False
-        lag_ns = round(self._rig.tracking.lag * NS)
+        lag_ns = round(self._rig.tracking.lag * NS_PER_S)
         if path is None or now_ns - lag_ns >= path.end_ns:
             return True
         lately = np.stack([path.sample(now_ns - ago) for ago in range(0, lag_ns + 1, lag_ns // 6)])
@@ -260,7 +261,7 @@ class PolicyOutput:
         """Return what the last check says of a chunk; in a dry run the arms need not follow."""
         return self._check.problem(
             chunk.positions,
-            np.array(chunk.times_ns()) / NS,
+            np.array(chunk.times_ns()) / NS_PER_S,
             commanded,
             velocities=chunk.velocities,
             measured=None if self._dry else self.measured(),

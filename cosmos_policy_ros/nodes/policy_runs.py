@@ -18,6 +18,7 @@ from rclpy.lifecycle import LifecycleNode
 from rclpy.task import Future
 
 from cosmos_policy_ros.action import RunTask
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.errors import ConfigError, CosmosPolicyError, RigError, WorkerError
 from cosmos_policy_ros.nodes.policy_futures import PolicyFutures
 from cosmos_policy_ros.nodes.policy_keeper import KeeperWatch
@@ -26,7 +27,7 @@ from cosmos_policy_ros.nodes.policy_parameters import PolicySettings
 from cosmos_policy_ros.planning.tasks import Decide
 from cosmos_policy_ros.planning.workers import Inference
 from cosmos_policy_ros.rig.chunk import TimedChunk
-from cosmos_policy_ros.rig.clock import NS, MotionClock
+from cosmos_policy_ros.rig.clock import MotionClock
 from cosmos_policy_ros.rig.decision import Decision, Query
 from cosmos_policy_ros.rig.execution import Trigger
 from cosmos_policy_ros.rig.gate import SafetyGate, Situation
@@ -224,7 +225,7 @@ class PolicyRuns:
             raise RigError(wrong)
         self.motion = motion
         self._output.tracking.clear()
-        return (motion.end_ns - now_ns) / NS
+        return (motion.end_ns - now_ns) / NS_PER_S
 
     def forget_commanded(self) -> None:
         """Take the arms as they stand from now on: somebody else may have moved them."""
@@ -233,7 +234,7 @@ class PolicyRuns:
     def _moves(self) -> bool:
         """Return whether an arm joint moves although nothing of ours is under way."""
         path = self._output.path
-        ours = path is not None and self._clock.now_ns() < path.end_ns + STILL_FOR * NS
+        ours = path is not None and self._clock.now_ns() < path.end_ns + STILL_FOR * NS_PER_S
         return not ours and self._output.stillness.moving
 
     def _brake(self, brake: TimedChunk, why: str = "") -> None:
@@ -319,7 +320,7 @@ class PolicyRuns:
             self._futures.ask(query, decision, chunk_id)
         self._output.judged(verdict, run.boundary, chunk_id, self._clock.to_ros(now_ns))
         feedback = RunTask.Feedback(chunk=run.chunks, phase=run.phase.value, message=run.message)
-        feedback.seconds = (now_ns - self._run_started_ns) / NS
+        feedback.seconds = (now_ns - self._run_started_ns) / NS_PER_S
         feedback.latency = published - started
         self._goal_handle.publish_feedback(feedback)
 
@@ -328,7 +329,7 @@ class PolicyRuns:
         if self._restarts != self._inference.restarts:
             self._restarts = self._inference.restarts
             self.latency.restarted()
-        self.latency.add(answered_ns / NS + phases["publish"], phases)
+        self.latency.add(answered_ns / NS_PER_S + phases["publish"], phases)
 
     def _end_if_over(self, run: Run) -> None:
         outcome = run.outcome
@@ -342,7 +343,8 @@ class PolicyRuns:
         else:
             self._node.get_logger().error(self.last_outcome)
         elsewhere = self._keeper.held() or outcome.latched or self.latched
-        self._commanded = None if elsewhere else run.commanded(self._clock.now_ns() + NS * 3600)
+        later_ns = self._clock.now_ns() + 3600 * NS_PER_S  # when its path has ended
+        self._commanded = None if elsewhere else run.commanded(later_ns)
         self.run = self._asked = None
         if not self._ended.done():
             self._ended.set_result(outcome)
@@ -388,8 +390,8 @@ class PolicyRuns:
             message=outcome.message,
             chunks=run.chunks,
             refused=run.refused,
-            seconds=(self._clock.now_ns() - self._run_started_ns) / NS,
-            idle_seconds=run.idle_ns / NS,
+            seconds=(self._clock.now_ns() - self._run_started_ns) / NS_PER_S,
+            idle_seconds=run.idle_ns / NS_PER_S,
             run_id=goal.run_id,
         )
 

@@ -22,6 +22,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
 from cosmos_policy_ros import __version__
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.errors import ConfigError, CosmosPolicyError, RolloutError
 from cosmos_policy_ros.msg import Label as LabelMsg
 from cosmos_policy_ros.msg import PolicyState, RecorderState
@@ -456,7 +457,7 @@ class RecorderNode(LifecycleNode):
                 state.phase = "recording"
             ended = time.monotonic_ns() if recording.open else self._ended_ns
             state.episode_id, state.path = recording.id, str(recording.path)
-            state.seconds = (ended - self._started_ns) / shell.NS
+            state.seconds = (ended - self._started_ns) / NS_PER_S
             state.bytes = sum(recording.sizes.values())
             verdict = recording.verdict()
             state.topics = list(verdict.topics)

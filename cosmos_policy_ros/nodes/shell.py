@@ -27,6 +27,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.errors import CosmosPolicyError
 from cosmos_policy_ros.rig.clock import MotionClock, SimulatedClock, SteadyClock
 
@@ -35,7 +36,6 @@ try:
 except ImportError:  # Humble
     from rclpy.qos_event import PublisherEventCallbacks
 
-NS = 1_000_000_000
 FAREWELL = 1.0  # wall s for readers to take what an ending node has published, a brake above all
 # State topics: whoever joins late still learns how things stand.
 LATCHED = QoSProfile(
@@ -84,12 +84,12 @@ def declare(node: Node, parameters: Sequence[Parameter]) -> None:
 
 def stamp_to_ns(stamp: Time) -> int:
     """Return a message stamp in nanoseconds."""
-    return int(stamp.sec) * NS + int(stamp.nanosec)
+    return int(stamp.sec) * NS_PER_S + int(stamp.nanosec)
 
 
 def ns_to_stamp(nanoseconds: int) -> Time:
     """Return nanoseconds as a message stamp."""
-    return Time(sec=nanoseconds // NS, nanosec=nanoseconds % NS)
+    return Time(sec=nanoseconds // NS_PER_S, nanosec=nanoseconds % NS_PER_S)
 
 
 CLOCK_DEPTH = 1000  # messages; none is to be lost, since the time between two is looked at

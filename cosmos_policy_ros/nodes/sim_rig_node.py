@@ -25,11 +25,12 @@ from rosgraph_msgs.msg import Clock as ClockMsg
 from sensor_msgs.msg import CameraInfo, Image, JointState
 from trajectory_msgs.msg import JointTrajectory
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.errors import CosmosPolicyError, RigError
 from cosmos_policy_ros.msg import RigState
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.convert import trajectory_points
-from cosmos_policy_ros.nodes.shell import NS, Parameter
+from cosmos_policy_ros.nodes.shell import Parameter
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.sim.faults import Faults, faulty_joints
@@ -178,7 +179,7 @@ class SimRigNode(Node):
 
         A brake that began where the rig is, not where it should be, would jump ahead on its path.
         """
-        return 0 if self._stepped else max(round((time.monotonic() - self._due) * NS), 0)
+        return 0 if self._stepped else max(round((time.monotonic() - self._due) * NS_PER_S), 0)
 
     def _on_reset(self, request: ResetRig.Request, response: ResetRig.Response) -> Any:
         try:
@@ -289,10 +290,10 @@ class SimRigNode(Node):
     def _stamp(self, source: str, stamp_ns: int) -> Time:
         """Return a message stamp, wrong if a fault says so."""
         offset = self._faults.stamp_offset(source, self._since_reset())
-        return shell.ns_to_stamp(max(stamp_ns + round(offset * NS), 0))
+        return shell.ns_to_stamp(max(stamp_ns + round(offset * NS_PER_S), 0))
 
     def _since_reset(self) -> float:
-        return (self._rig.time_ns - self._reset_ns) / NS
+        return (self._rig.time_ns - self._reset_ns) / NS_PER_S
 
     def _publish_clock(self) -> None:
         self._clock_publisher.publish(ClockMsg(clock=shell.ns_to_stamp(self._rig.time_ns)))

@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cosmos_policy_ros.core.units import NS_PER_S, Array
 from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
-from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.splice import KEPT
-
-Array = NDArray[np.float64]
 
 AROUND = 7  # rows from the boundary on that are looked at: those of the usual blend, and two
 
@@ -59,7 +56,7 @@ class Boundary:
         """Return it in one line for people."""
         sent = f"; as sent {self.sent}" if self.sent else ""
         return (
-            f"asked at {self.asked_ns / NS:.3f} s, answered after {self.latency:.3f} s, "
+            f"asked at {self.asked_ns / NS_PER_S:.3f} s, answered after {self.latency:.3f} s, "
             f"{self.dropped} rows dropped; jump as decided {self.decided}{sent}"
         )
 

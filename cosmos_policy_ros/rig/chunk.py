@@ -8,12 +8,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cosmos_policy_ros.core.units import NS_PER_S, Array
 from cosmos_policy_ros.rig.arms import STATE_DIM
-from cosmos_policy_ros.rig.clock import NS
 
-Array = NDArray[np.float64]
 BRAKE = "/brake"  # how the id of a trajectory that ends another one ends
 
 
@@ -46,7 +44,7 @@ class TimedChunk:
     @property
     def step_ns(self) -> int:
         """Nanoseconds between rows, rounded once so that 50 rows of 40 ms end at 2.0 s exactly."""
-        return round(self.dt * NS)
+        return round(self.dt * NS_PER_S)
 
     @property
     def end_ns(self) -> int:

@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
-NS = 1_000_000_000
+from cosmos_policy_ros.core.units import NS_PER_S
+
 # Seconds: two samples of a 50 Hz driver. A slewed clock takes the monotonic one along with it, so
 # whatever comes between the two was a step.
 JUMP_LIMIT = 0.05
@@ -82,7 +83,7 @@ class SteadyClock:
 
     def jump(self) -> str:
         """Return how ROS time has jumped since :meth:`trust`, empty if it has not."""
-        jumped = (self._measure() - self._trusted_ns) / NS
+        jumped = (self._measure() - self._trusted_ns) / NS_PER_S
         if not self._jump and abs(jumped) > JUMP_LIMIT:
             self._jump = (
                 f"this machine's clock was set by {jumped:+.3f} s (limit {JUMP_LIMIT:g} s): let "
@@ -149,11 +150,11 @@ class SimulatedClock:
         step_ns = ros_ns - self._ros_ns
         if self._motion_ns is None:
             self._motion_ns = ros_ns
-        elif 0 <= step_ns <= JUMP_LIMIT * NS:
+        elif 0 <= step_ns <= JUMP_LIMIT * NS_PER_S:
             self._motion_ns += step_ns
         else:
             self._jump = self._jump or (
-                f"/clock jumped by {step_ns / NS:+.3f} s (limit 0 to {JUMP_LIMIT:g} s): does "
+                f"/clock jumped by {step_ns / NS_PER_S:+.3f} s (limit 0 to {JUMP_LIMIT:g} s): does "
                 "something else publish it, too?"
             )
         self._ros_ns = ros_ns

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cosmos_policy_ros.core.units import Array
 from cosmos_policy_ros.rig import vx300s
 from cosmos_policy_ros.rig.arms import ARM_DIM, ARM_JOINTS, ARMS, GRIPPER_INDICES, STATE_DIM
 
-Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
 TABLE = "table"

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cosmos_policy_ros.core.units import Array
 from cosmos_policy_ros.rig.arms import GRIPPER_INDICES, STATE_DIM
 from cosmos_policy_ros.rig.outputs import Output
 from cosmos_policy_ros.rig.spec import RigSpec
-
-Array = NDArray[np.float64]
 
 # A cubic between two rows that both rest is half as fast again in the middle as on average, and a
 # path under way is left from any place on it.

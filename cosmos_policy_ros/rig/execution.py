@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.rig.chunk import TimedChunk
-from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.decision import Commitment
 from cosmos_policy_ros.rig.latency import LatencyTracker
 from cosmos_policy_ros.rig.limits import Rates
@@ -110,10 +110,10 @@ class Trigger:
         if self.execution.boundary == "condition":
             p95 = self._latency.p95 or 0.0
             if self.execution.searches:
-                p95 = max(left_ns / NS - self._margin, 0.0)
+                p95 = max(left_ns / NS_PER_S - self._margin, 0.0)
             held = round(p95 / self._rates.dt) + KEPT
             held = max(min(held, rows - self.execution.blend_rows), 0)
             fading = np.arange(1, rows - held + 1) / (rows - held + 1)
             weights = np.concatenate([np.ones(held), (1 + np.cos(np.pi * fading)) / 2])
         poses: NDArray[np.float64] = np.array(positions).reshape(rows, len(path.start))
-        return Commitment(poses, weights, left_ns / NS)
+        return Commitment(poses, weights, left_ns / NS_PER_S)

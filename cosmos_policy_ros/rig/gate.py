@@ -10,16 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cosmos_policy_ros.core.units import Array
 from cosmos_policy_ros.rig.arms import GRIPPER_INDICES, STATE_DIM
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.collision import CollisionModel
 from cosmos_policy_ros.rig.limits import SHAKE_ROWS
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rig.splice import Splice, Splicer
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

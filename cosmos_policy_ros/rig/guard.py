@@ -18,11 +18,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cosmos_policy_ros.core.units import NS_PER_S, Array
 from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
 from cosmos_policy_ros.rig.chunk import BRAKE, braking_share
-from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.command_check import CommandCheck
 from cosmos_policy_ros.rig.outputs import Output
 from cosmos_policy_ros.rig.ownership import OVERTAKEN, Ownership, describe_stranger
@@ -33,8 +32,6 @@ from cosmos_policy_ros.rig.trajectory_controller import (
     TrajectoryPoint,
     check_start,
 )
-
-Array = NDArray[np.float64]
 
 HOLD = f"/guard{BRAKE}"  # how the ids of its trajectories end
 OWN = (
@@ -106,9 +103,9 @@ class Guard:
         self.reason, self.holding = "", False
         self._rig, self._measured = rig, measured
         self._patience = rig.stream.heartbeat_timeout
-        self._step_ns = round(rig.rates.dt * NS)
+        self._step_ns = round(rig.rates.dt * NS_PER_S)
         self._rows = round(rig.rates.loss_brake / rig.rates.dt)
-        self._lag_ns = round(rig.tracking.lag * NS)
+        self._lag_ns = round(rig.tracking.lag * NS_PER_S)
         self._paths = {
             output.name: _Path(output, CommandCheck.of_output(rig, output))
             for output in rig.outputs
@@ -132,7 +129,7 @@ class Guard:
                 path.owed = False
             self._stillness.clear()
             self._acted_ns = now_ns
-            self._vigil_ns = 0 if self.ownership.armed else now_ns + round(VIGIL * NS)
+            self._vigil_ns = 0 if self.ownership.armed else now_ns + round(VIGIL * NS_PER_S)
         holds: dict[str, Hold] = {}
         for name, path in self._paths.items():
             for each in [t for t in path.pending if self.ownership.take(name, t.chunk_id)]:
@@ -181,7 +178,7 @@ class Guard:
 
     def tick(self, now_ns: int) -> dict[str, Hold]:
         """Return what to send to which output, when the policy node is missed or is not alone."""
-        kept_waiting = now_ns - self._ticked_ns > self._patience * NS / 2
+        kept_waiting = now_ns - self._ticked_ns > self._patience * NS_PER_S / 2
         self._ticked_ns = now_ns
         self._remember(now_ns)
         # After a wait there are messages waiting, too, and they are heard before the next tick.
@@ -189,7 +186,7 @@ class Guard:
         if self._excused:
             return {}
         for path in self._paths.values():
-            late = [t for t in path.pending if now_ns - t.received_ns > OVERTAKEN * NS]
+            late = [t for t in path.pending if now_ns - t.received_ns > OVERTAKEN * NS_PER_S]
             path.pending = path.pending[len(late) :]
             # Disarmed arms are free for other uses, but a stop ends what came before it.
             if strangers := [t for t in late if t.armed]:
@@ -224,7 +221,7 @@ class Guard:
         self._stillness.add(now_ns, measured)
         if self._stillness.still:
             self._vigil_ns = 0
-        return self._stillness.moving and now_ns - self._acted_ns > REST_WITHIN * NS
+        return self._stillness.moving and now_ns - self._acted_ns > REST_WITHIN * NS_PER_S
 
     def _remember(self, now_ns: int) -> None:
         """Note where the controllers are commanded to be."""
@@ -314,7 +311,7 @@ class Guard:
         order = [controller.joint_names.index(name) for name in path.output.joints]
         wrong = path.check.problem(
             np.array([point.positions for point in points])[:, order],
-            np.array([point.time_from_start_ns for point in points]) / NS,
+            np.array([point.time_from_start_ns for point in points]) / NS_PER_S,
             np.stack([*path.recent, controller.sample(now_ns)])[:, order],
             velocities=np.array([point.velocities for point in points])[:, order],
             measured=measured,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cosmos_policy_ros.errors import RigError
 from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
@@ -13,7 +12,6 @@ from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.gate import SafetyGate, Situation
 from cosmos_policy_ros.rig.spec import RigSpec
 
-Array = NDArray[np.float64]
 CHUNK_ID = "go_to_start"
 MINIMUM_JERK_PEAK = 1.875  # its highest speed, of the average
 

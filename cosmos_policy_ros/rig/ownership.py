@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from cosmos_policy_ros.rig.clock import NS
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.rig.motion import CHUNK_ID
 
 HOLD = "hold"  # how the ids of trajectories begin that hold arms where they are
@@ -53,7 +53,7 @@ class Ownership:
 
     def age(self, now_ns: int) -> float:
         """Return seconds since the owner was heard of."""
-        return (now_ns - self._heard_ns) / NS
+        return (now_ns - self._heard_ns) / NS_PER_S
 
     def on_state(
         self, identity: str, armed: bool, run_id: str, announced: tuple[int, str], now_ns: int

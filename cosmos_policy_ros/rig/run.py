@@ -11,12 +11,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cosmos_policy_ros.core.units import NS_PER_S, Array
 from cosmos_policy_ros.errors import CosmosPolicyError, ObservationError
 from cosmos_policy_ros.rig.boundary import Boundary, measure_boundary
 from cosmos_policy_ros.rig.chunk import TimedChunk
-from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.decision import Commitment, Decision, Query
 from cosmos_policy_ros.rig.execution import BLOCKING, Trigger
 from cosmos_policy_ros.rig.gate import SafetyGate, Situation, StartDrift, Verdict
@@ -27,8 +26,6 @@ from cosmos_policy_ros.rig.sources import Sources
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rig.splice import KEPT, Splice
 from cosmos_policy_ros.rig.tracking import TrackingMonitor
-
-Array = NDArray[np.float64]
 
 LATE = "late"  # rule of a verdict on an answer that came too late to be of use
 
@@ -138,7 +135,7 @@ class Run:
         if self.phase is Phase.EXECUTING:
             return self._take_over(decision, asked, now_ns)
         if asked.in_motion:
-            return self._too_late((now_ns - self._not_before_ns) / NS), None
+            return self._too_late((now_ns - self._not_before_ns) / NS_PER_S), None
         return self._begin(decision, asked, now_ns)
 
     def _begin(
@@ -151,7 +148,7 @@ class Run:
         at_rest = np.tile(held, (KEPT + self._rig.rates.chunk_steps, 1))
         self.boundary = measure_boundary(
             asked.stamp_ns,
-            (now_ns - asked.seen_ns) / NS,
+            (now_ns - asked.seen_ns) / NS_PER_S,
             rows=(at_rest, decision.positions, verdict.positions),
             dt=decision.dt,
         )
@@ -198,7 +195,7 @@ class Run:
             sent = None if verdict.positions is None else verdict.positions[KEPT:]
             self.boundary = measure_boundary(
                 asked.stamp_ns,
-                (now_ns - asked.seen_ns) / NS,
+                (now_ns - asked.seen_ns) / NS_PER_S,
                 rows=(splice.old, splice.new[KEPT:], sent),
                 dt=decision.dt,
                 dropped=splice.dropped,
@@ -299,7 +296,7 @@ class Run:
         if self._ending is not None:
             self._end(self._ending.outcome, self._ending.message)
         elif self._is_last(0):
-            executed = self._executed_ns / NS
+            executed = self._executed_ns / NS_PER_S
             if self.goal.chunk_limit and self.chunks >= self.goal.chunk_limit:
                 self._end("chunk_limit", f"executed its {self.chunks} chunks")
             else:
@@ -312,7 +309,7 @@ class Run:
 
     def _is_last(self, under_way_ns: int) -> bool:
         """Return whether a limit is reached with so much more motion."""
-        executed = (self._executed_ns + under_way_ns) / NS
+        executed = (self._executed_ns + under_way_ns) / NS_PER_S
         limit = self.goal.chunk_limit
         return bool(limit and self.chunks >= limit) or executed >= self.goal.time_limit - 1e-9
 
@@ -322,7 +319,7 @@ class Run:
             return False
         left_ns = path.end_ns - now_ns
         last = self._is_last(path.end_ns - self._moving_since_ns)
-        return not last and self._trigger.due(left_ns / NS)
+        return not last and self._trigger.due(left_ns / NS_PER_S)
 
     def _ask_in_motion(self, path: TimedChunk, now_ns: int) -> Query | None:
         try:
@@ -330,7 +327,7 @@ class Run:
         except ObservationError as error:
             self.message = f"executing chunk {self.chunks}; cannot ask for the next: {error}"
             return None
-        left = (path.end_ns - now_ns) / NS
+        left = (path.end_ns - now_ns) / NS_PER_S
         committed = self._trigger.commitment(path, observation.seen_ns)
         return self._ask(observation, left, committed)
 
@@ -378,7 +375,7 @@ class Run:
             commanded=measured if held is None else held,
             measured=measured,
             state_age=self._sources.state_age(now_ns),
-            result_age=(now_ns - asked.seen_ns) / NS,
+            result_age=(now_ns - asked.seen_ns) / NS_PER_S,
             trail=self._tracking.commanded if self.phase is Phase.EXECUTING else None,
         )
 

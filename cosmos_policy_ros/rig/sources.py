@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.errors import ObservationError
 from cosmos_policy_ros.rig.arms import Arm
-from cosmos_policy_ros.rig.clock import NS, Receipt
+from cosmos_policy_ros.rig.clock import Receipt
 from cosmos_policy_ros.rig.config import did_you_mean
 from cosmos_policy_ros.rig.images import decode_image, image_size
 from cosmos_policy_ros.rig.observation import Observation
@@ -47,7 +48,7 @@ class _Source:
 
     def check_ahead(self, receipt: Receipt, limit: float) -> None:
         """Raise ObservationError for a stamp that is ahead of this machine's clock."""
-        ahead = (receipt.stamped_ns - receipt.received_ns) / NS
+        ahead = (receipt.stamped_ns - receipt.received_ns) / NS_PER_S
         if ahead > limit:
             raise ObservationError(
                 f"stamped {ahead:.2f} s ahead of this machine's clock (limit {limit:g} s): "
@@ -162,7 +163,7 @@ class Sources:
     def state_age(self, now_ns: int) -> float:
         """Return seconds since the older arm's last good joint state (inf before the first)."""
         return max(
-            (now_ns - s.seen_ns) / NS if s.state is not None else math.inf
+            (now_ns - s.seen_ns) / NS_PER_S if s.state is not None else math.inf
             for s in self._arms.values()
         )
 
@@ -173,7 +174,7 @@ class Sources:
     def ages(self, now_ns: int) -> dict[str, float]:
         """Return seconds from each source's last good stamp to now; inf for a silent one."""
         return {
-            name: (now_ns - source.seen_ns) / NS if _has_come(source) else math.inf
+            name: (now_ns - source.seen_ns) / NS_PER_S if _has_come(source) else math.inf
             for name, source in self._named()
         }
 
@@ -185,7 +186,7 @@ class Sources:
             return found
         newest = max(self._cameras.values(), key=lambda camera: camera.seen_ns)
         oldest = min(self._cameras.values(), key=lambda camera: camera.seen_ns)
-        skew = (newest.seen_ns - oldest.seen_ns) / NS
+        skew = (newest.seen_ns - oldest.seen_ns) / NS_PER_S
         if skew > self._limits.camera_skew:
             found.append(
                 f"{oldest.topic} is {skew:.3f} s behind {newest.topic} "
@@ -207,7 +208,7 @@ class Sources:
         """
         limits = self._limits
         for arm in self._arms.values():
-            age = (now_ns - arm.seen_ns) / NS
+            age = (now_ns - arm.seen_ns) / NS_PER_S
             if age > limits.state_timeout:
                 return (
                     f"{arm.topic}: no good joint state for {age:.2f} s "
@@ -216,7 +217,7 @@ class Sources:
         for camera in self._cameras.values() if cameras else ():
             # A camera that repeats its picture under new stamps shows nothing either.
             newest_ns = camera.changed_ns if limits.frozen_after else camera.seen_ns
-            age = (now_ns - newest_ns) / NS
+            age = (now_ns - newest_ns) / NS_PER_S
             if 0 < limits.image_timeout < age:
                 return (
                     f"{camera.topic}: no new picture for {age:.2f} s "
@@ -267,13 +268,13 @@ class Sources:
         if source.message is None:
             tail = source.rejections or ": is the camera running and the topic right?"
             return f"{topic} has sent no image yet{tail}"
-        age = (now_ns - source.seen_ns) / NS
+        age = (now_ns - source.seen_ns) / NS_PER_S
         if age > limits.image_age:
             return (
                 f"{topic}: last image is {age:.2f} s old (limit {limits.image_age:g} s)"
                 f"{source.rejections}"
             )
-        same_for = (source.seen_ns - source.changed_ns) / NS
+        same_for = (source.seen_ns - source.changed_ns) / NS_PER_S
         if 0 < limits.frozen_after < same_for:
             return (
                 f"{topic}: the same picture for {same_for:.2f} s under new stamps "
@@ -290,7 +291,7 @@ class Sources:
         if source.state is None:
             tail = source.rejections or ": is the arm's driver running?"
             return f"{topic} has sent no good joint state yet{tail}"
-        age = (now_ns - source.seen_ns) / NS
+        age = (now_ns - source.seen_ns) / NS_PER_S
         if age > limit:
             return (
                 f"{topic}: last good state is {age:.2f} s old (limit {limit:g} s)"

@@ -13,11 +13,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cosmos_policy_ros.core.units import Array
 from cosmos_policy_ros.rig.chunk import TimedChunk
-
-Array = NDArray[np.float64]
 
 # Rows of the old path that stay as they are: the first so that the arms, under way to it, need not
 # change course at once, the second so that neither does their velocity at the first.

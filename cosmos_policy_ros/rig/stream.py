@@ -11,14 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cosmos_policy_ros.core.units import NS_PER_S, Array
 from cosmos_policy_ros.rig.arms import ARM_DIM, ARM_JOINTS, Arm
-from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.command_check import CommandCheck
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryController, TrajectoryPoint
 
-Array = NDArray[np.float64]
 LATE = 1.5  # periods between two ticks; what is more is counted
 # Periods of its path that an arm may be moved on in one tick. A stream that was kept waiting for
 # longer goes on where it was, later than planned, rather than cut the corner to where it should be.
@@ -64,7 +62,7 @@ class ArmStream:
         self._names = arm.names
         gripper_speed = arm.gripper.max_velocity * abs(arm.gripper.command_stroke)
         self._step = np.array([*arm.max_velocity, gripper_speed]) / rate
-        self._period_ns = round(NS / rate)
+        self._period_ns = round(NS_PER_S / rate)
         self._path: TrajectoryController | None = None
         self._sent = np.zeros(ARM_DIM)
         self._ticked_ns = 0
@@ -119,7 +117,7 @@ class ArmStream:
         """Slow down along the path to rest within ``seconds``; at 0 rest at the last goal."""
         if self._path is None:
             return
-        total = round(seconds * NS)
+        total = round(seconds * NS_PER_S)
         if total:
             self._braking = (total, total)
         else:
@@ -164,10 +162,10 @@ class ArmStream:
         self._path_ns += self._slowed(moved_on_ns)
         if resting:
             return
-        self.counts.slipped += (waited_ns - moved_on_ns) / NS
+        self.counts.slipped += (waited_ns - moved_on_ns) / NS_PER_S
         if waited_ns > LATE * self._period_ns:
             self.counts.late += 1
-            self.counts.latest = max(self.counts.latest, waited_ns / NS)
+            self.counts.latest = max(self.counts.latest, waited_ns / NS_PER_S)
 
     def _slowed(self, passed_ns: int) -> int:
         """Return how far a brake lets the arm move on along its path meanwhile."""

@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cosmos_policy_ros.core.units import NS_PER_S, Array
 from cosmos_policy_ros.errors import ObservationError, RigError
 from cosmos_policy_ros.rig.chunk import BRAKE
-from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.command_check import CommandCheck
 from cosmos_policy_ros.rig.ownership import OVERTAKEN, Ownership, describe_stranger
 from cosmos_policy_ros.rig.sources import read_arm
@@ -29,8 +28,6 @@ from cosmos_policy_ros.rig.trajectory_controller import (
     TrajectoryPoint,
     check_start,
 )
-
-Array = NDArray[np.float64]
 
 
 class _Trajectory(NamedTuple):
@@ -190,7 +187,7 @@ class Streamer:
 
     def _refuse_unannounced(self, now_ns: int) -> None:
         for side, arm in self.arms.items():
-            late = [t for t in arm.pending if now_ns - t.received_ns > OVERTAKEN * NS]
+            late = [t for t in arm.pending if now_ns - t.received_ns > OVERTAKEN * NS_PER_S]
             arm.pending = arm.pending[len(late) :]
             for each in late:
                 self._refuse(side, self._turn_away(side, each))
@@ -238,7 +235,7 @@ class Streamer:
         order = [list(trajectory.names).index(name) for name in wanted]
         rows = np.array([point.positions for point in trajectory.points])[:, order]
         velocities = [point.velocities or (0.0,) * len(order) for point in trajectory.points]
-        seconds = np.array([point.time_from_start_ns for point in trajectory.points]) / NS
+        seconds = np.array([point.time_from_start_ns for point in trajectory.points]) / NS_PER_S
         wrong = arm.check.problem(
             rows,
             seconds,
@@ -269,7 +266,7 @@ class Streamer:
         if age > limits.heartbeat_timeout:
             return f"the policy node was last heard of {age:.2f} s ago"
         for side, arm in self.arms.items():
-            age = (now_ns - arm.heard_ns) / NS
+            age = (now_ns - arm.heard_ns) / NS_PER_S
             if not arm.stream.resting and age > limits.arm_silence:
                 topic = self._rig.arms[side].joint_states
                 tail = f": {arm.complaint}" if arm.complaint else ""

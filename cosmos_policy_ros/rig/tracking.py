@@ -13,11 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cosmos_policy_ros.core.units import NS_PER_S, Array
 from cosmos_policy_ros.rig.arms import ARMS, GRIPPER_INDICES
-from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.spec import RigSpec
-
-Array = NDArray[np.float64]
 
 STILL_FOR = 0.2  # s
 STILL = 0.02  # rad; 0.1 rad/s on average, thirteen steps of a servo's encoder
@@ -47,7 +45,7 @@ class TrackingMonitor:
         self._names, limits = rig.joint_names, rig.tracking
         self._sustained = limits.sustained
         self._error = np.tile([limits.error] * 3 + [limits.wrist_error] * 3 + [np.inf], len(ARMS))
-        self._lag_ns = round(rig.tracking.lag * NS)
+        self._lag_ns = round(rig.tracking.lag * NS_PER_S)
         self._commanded: deque[tuple[int, Array]] = deque()
         self._following_ns: NDArray[np.int64] | None = None
 
@@ -83,7 +81,7 @@ class TrackingMonitor:
         if self._following_ns is None:
             self._following_ns = np.full(len(off), now_ns)
         self._following_ns[off <= self._error] = now_ns
-        seconds = (now_ns - self._following_ns) / NS
+        seconds = (now_ns - self._following_ns) / NS_PER_S
         late = np.flatnonzero(seconds > self._sustained)
         if not len(late):
             return None
@@ -112,10 +110,10 @@ class StillnessWatch:
 
         What was before a gap says nothing: a node that was kept waiting missed how they stopped.
         """
-        if self._poses and now_ns - self._poses[-1][0] > STILL_FOR * NS:
+        if self._poses and now_ns - self._poses[-1][0] > STILL_FOR * NS_PER_S:
             self._poses.clear()
         self._poses.append((now_ns, np.delete(measured, GRIPPER_INDICES)))
-        while len(self._poses) > 2 and now_ns - self._poses[1][0] >= STILL_FOR * NS:
+        while len(self._poses) > 2 and now_ns - self._poses[1][0] >= STILL_FOR * NS_PER_S:
             self._poses.popleft()
 
     @property
@@ -129,7 +127,7 @@ class StillnessWatch:
         if len(self._poses) < 2:
             return False
         seen_ns = self._poses[-1][0] - self._poses[0][0]
-        return seen_ns >= STILL_FOR * NS and self._span() <= STILL
+        return seen_ns >= STILL_FOR * NS_PER_S and self._span() <= STILL
 
     def _span(self) -> float:
         return float(np.ptp([pose for _, pose in self._poses], axis=0).max())

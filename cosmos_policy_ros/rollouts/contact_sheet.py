@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rig.images import decode_image
 from cosmos_policy_ros.rig.spec import RigSpec
@@ -19,7 +20,6 @@ from cosmos_policy_ros.rollouts.topics import future_topic
 TILE = (120, 160)  # px, rows and columns
 MARGIN = 22  # px, for the times above and the names at the left
 BACKGROUND, INK = 255, (40, 40, 40)
-NS = 1_000_000_000
 Picture = NDArray[np.uint8]
 Shots = list[tuple[int, Picture]]  # stamps and tiles
 
@@ -35,7 +35,7 @@ def contact_sheet(bag: Path, rig: RigSpec, namespace: str = "/", columns: int = 
     if not stamps:
         raise RolloutError(f"{bag}: holds no image of rig '{rig.name}'")
     times = np.linspace(min(stamps), max(stamps), columns).astype(np.int64)
-    heads = [f"{(time_ns - times[0]) / NS:.1f} s" for time_ns in times]
+    heads = [f"{(time_ns - times[0]) / NS_PER_S:.1f} s" for time_ns in times]
     rows: dict[str, list[Picture | None]] = {
         role: [_nearest(shots, int(time_ns)) for time_ns in times] for role, shots in frames.items()
     }
@@ -58,7 +58,7 @@ def future_sheet(bag: Path, rig: RigSpec, namespace: str = "/") -> Picture | Non
         return None
     # The next query came when the chunk had been executed, however long the first one was thought
     # about; the last chunk has none behind it.
-    chunk_ns = round(rig.rates.chunk_steps * rig.rates.dt * NS)
+    chunk_ns = round(rig.rates.chunk_steps * rig.rates.dt * NS_PER_S)
     ends = [*stamps[1:], stamps[-1] + chunk_ns]
     rows: dict[str, list[Picture | None]] = {}
     for role in cameras.values():
@@ -107,7 +107,7 @@ def _read(bag: Path, topics: Mapping[str, str]) -> dict[str, Shots]:
         for topic, _, message in read_messages(bag, topics):
             image = decode_image(message, topic, grey=True)  # a sheet shows whatever was recorded
             stamp = message.header.stamp
-            stamp_ns = stamp.sec * NS + stamp.nanosec
+            stamp_ns = stamp.sec * NS_PER_S + stamp.nanosec
             frames[topics[topic]].append((stamp_ns, _tile(image)))
     return frames
 

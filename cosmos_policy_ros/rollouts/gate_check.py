@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.errors import ObservationError, RolloutError
 from cosmos_policy_ros.rig.chunk import TimedChunk
-from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.gate import SafetyGate, Situation, Verdict
 from cosmos_policy_ros.rig.run import LATE
 from cosmos_policy_ros.rig.spec import RigSpec
@@ -106,7 +106,7 @@ def _judge(
     measured, age = windows.measured(now_ns)
     before = [s for s in windows.sent if s.start_ns < now_ns and s.chunk_id != decision.chunk_id]
     positions = np.asarray(decision.positions).reshape(decision.steps, -1)
-    result_age = (now_ns - seen_ns) / NS
+    result_age = (now_ns - seen_ns) / NS_PER_S
     if not before or not len(getattr(decision, "committed_weights", ())):
         held = before[-1].positions[-1] if before else measured
         now = Situation(held, measured, age, result_age)
@@ -119,7 +119,7 @@ def _judge(
     )
     splice = Splice(path, decided, now_ns, int(recorded.blend_rows))
     steps = windows.steps
-    since_ns = now_ns - round(windows.rig.rig.tracking.lag * NS)
+    since_ns = now_ns - round(windows.rig.rig.tracking.lag * NS_PER_S)
     late = (steps.times_ns >= since_ns) & (steps.times_ns <= now_ns)
     commanded = path.sample(now_ns)
     trail = np.vstack([steps.actions[late], commanded])

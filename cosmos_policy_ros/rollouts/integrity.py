@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.errors import ConfigError
 from cosmos_policy_ros.rig.config import from_mapping, load_config
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rig.untrusted import parse_json
 
-SECOND = 1_000_000_000
 GIGABYTE = 1e9
 PRIMARY = "primary"
 PICTURES_KEPT = 32  # stamps per camera, a second of them, among which the nearest is looked for
@@ -105,12 +105,12 @@ class TopicHealth:
     def rate(self) -> float:
         """Messages per second between the first and the last; 0 for fewer than two."""
         span = self.last_ns - self.first_ns
-        return (self.count - 1) * SECOND / span if span > 0 else 0.0
+        return (self.count - 1) * NS_PER_S / span if span > 0 else 0.0
 
     def add(self, received_ns: int) -> None:
         """Count one message."""
         if self.count:
-            self.longest_gap = max(self.longest_gap, (received_ns - self.last_ns) / SECOND)
+            self.longest_gap = max(self.longest_gap, (received_ns - self.last_ns) / NS_PER_S)
         else:
             self.first_ns = received_ns
         self.count += 1
@@ -172,7 +172,7 @@ class Integrity:
         for topic in self._sensors:
             self.health[topic] = TopicHealth()
         self._limits = limits
-        self._skew_ns = int(camera_skew * SECOND)
+        self._skew_ns = int(camera_skew * NS_PER_S)
         roles = [sensor.role for sensor in self._sensors.values() if sensor.role]
         self._stamps = {role: deque[int](maxlen=PICTURES_KEPT) for role in roles}
         self._unpaired: deque[int] = deque(maxlen=PICTURES_KEPT)
@@ -185,13 +185,13 @@ class Integrity:
         health = self.health.setdefault(topic, TopicHealth())
         health.add(received_ns)
         self._first_ns = self._first_ns or received_ns
-        self._went_back = max(self._went_back, (self._newest_ns - received_ns) / SECOND)
+        self._went_back = max(self._went_back, (self._newest_ns - received_ns) / NS_PER_S)
         self._newest_ns = max(self._newest_ns, received_ns)
         sensor = self._sensors.get(topic)
         if sensor is None:
             return
         stamp_ns = header_stamp(cdr)
-        health.offset = max(health.offset, abs(received_ns - stamp_ns) / SECOND)
+        health.offset = max(health.offset, abs(received_ns - stamp_ns) / NS_PER_S)
         if sensor.role:
             self._note_picture(sensor.role, stamp_ns)
 
@@ -218,8 +218,9 @@ class Integrity:
         skewed = self._skewed / self._primaries if self._primaries else 0.0
         if skewed > self._limits.most_skewed:
             reasons.append(
-                f"{skewed:.0%} of the primary pictures are more than {self._skew_ns / SECOND:g} s "
-                f"from the wrists' (at most {self._limits.most_skewed:.0%})"
+                f"{skewed:.0%} of the primary pictures are more than "
+                f"{self._skew_ns / NS_PER_S:g} s from the wrists' "
+                f"(at most {self._limits.most_skewed:.0%})"
             )
         if self._went_back > self._limits.clock_offset:
             reasons.append(f"the recorder's clock was set back by {self._went_back:.1f} s")
@@ -250,12 +251,12 @@ class Integrity:
 
     def _of_sensor(self, sensor: Sensor, now_ns: int) -> Iterable[str]:
         health, limits = self.health[sensor.topic], self._limits
-        seconds = max(now_ns - self._first_ns, 0) / SECOND if self._first_ns else 0.0
+        seconds = max(now_ns - self._first_ns, 0) / NS_PER_S if self._first_ns else 0.0
         if not health.count:
             yield f"{sensor.topic} never came"
             return
         ends = (health.first_ns - self._first_ns, now_ns - health.last_ns)
-        gap = max(health.longest_gap, *(end / SECOND for end in ends))
+        gap = max(health.longest_gap, *(end / NS_PER_S for end in ends))
         if gap > limits.longest_gap:
             yield f"{sensor.topic} was silent for {gap:.2f} s (at most {limits.longest_gap:g})"
         least = limits.least_rate * sensor.rate
@@ -283,4 +284,4 @@ def header_stamp(cdr: bytes) -> int:
         return 0
     little = cdr[1] & 1
     sec, nanosec = struct.unpack_from("<iI" if little else ">iI", cdr, 4)
-    return int(sec) * SECOND + int(nanosec)
+    return int(sec) * NS_PER_S + int(nanosec)

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from rosbags.typesys.store import Typestore
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rig.config import from_mapping
 from cosmos_policy_ros.rig.untrusted import UnreadableError, reading, shown
@@ -23,12 +24,11 @@ LabelKind = Literal["score", "stage", "deduction", "discard"]
 _HEADER_TYPE = "std_msgs/msg/Header"
 _TIME_TYPE = "builtin_interfaces/msg/Time"
 
-_SECOND = 1_000_000_000  # ns
 MAX_TEXT = 10_000
 """Characters of each text of a label; a page has two thousand."""
 MAX_REVISION = 1_000_000
 """Of a label; an operator gives some ten per episode."""
-MAX_STAMP_NS = 2**31 * _SECOND - 1
+MAX_STAMP_NS = 2**31 * NS_PER_S - 1
 """Newest stamp that builtin_interfaces/Time can hold: its seconds are an int32."""
 
 
@@ -155,7 +155,7 @@ def decode_label(types: Typestore, cdr: bytes) -> Label:
     with reading("a label", LABEL_TYPE, RolloutError):
         stamp = message.header.stamp
         values = {name: getattr(message, name) for name in names}
-        values["stamp_ns"] = stamp.sec * _SECOND + stamp.nanosec
+        values["stamp_ns"] = stamp.sec * NS_PER_S + stamp.nanosec
         return from_mapping(Label, values, "a label")
 
 
@@ -189,7 +189,7 @@ def check_text(name: str, value: str) -> None:
 
 def _header(types: Typestore, stamp_ns: int) -> Any:
     check_stamp(stamp_ns, "header")
-    sec, nanosec = divmod(stamp_ns, _SECOND)
+    sec, nanosec = divmod(stamp_ns, NS_PER_S)
     return types.types[_HEADER_TYPE](
         stamp=types.types[_TIME_TYPE](sec=sec, nanosec=nanosec), frame_id=""
     )

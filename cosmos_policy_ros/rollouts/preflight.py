@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping
 
-from cosmos_policy_ros.rollouts.integrity import GIGABYTE, SECOND, IntegrityLimits, header_stamp
+from cosmos_policy_ros.core.units import NS_PER_S
+from cosmos_policy_ros.rollouts.integrity import GIGABYTE, IntegrityLimits, header_stamp
 
-WINDOW = 2 * SECOND  # ns over which the present rate is taken
+WINDOW = 2 * NS_PER_S  # ns over which the present rate is taken
 # A computer without a battery for its clock wakes up in 1970 or on the day its image was made.
-CLOCK_IS_SET = 1_704_067_200 * SECOND  # 2024-01-01
+CLOCK_IS_SET = 1_704_067_200 * NS_PER_S  # 2024-01-01
 
 
 class Traffic:
@@ -24,18 +25,18 @@ class Traffic:
         """Note a message; ``stamped`` when it begins with a header."""
         self._received[topic] = received_ns
         if stamped:
-            self._offset[topic] = (received_ns - header_stamp(cdr)) / SECOND
+            self._offset[topic] = (received_ns - header_stamp(cdr)) / NS_PER_S
         self._recent.append((received_ns, len(cdr)))
         while self._recent[0][0] < received_ns - WINDOW:
             self._recent.popleft()
 
     def bytes_per_second(self, now_ns: int) -> float:
         """Return the present rate of everything together."""
-        return sum(size for at, size in self._recent if at > now_ns - WINDOW) * SECOND / WINDOW
+        return sum(size for at, size in self._recent if at > now_ns - WINDOW) * NS_PER_S / WINDOW
 
     def silent(self, topics: Iterable[str], now_ns: int, longest: float) -> tuple[str, ...]:
         """Return the topics that brought nothing in the last ``longest`` seconds."""
-        since = now_ns - int(longest * SECOND)
+        since = now_ns - int(longest * NS_PER_S)
         return tuple(topic for topic in topics if self._received.get(topic, since - 1) < since)
 
     def offsets(self) -> Mapping[str, float]:

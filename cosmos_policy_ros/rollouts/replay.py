@@ -11,8 +11,8 @@ from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.errors import ObservationError, RolloutError
-from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.observation import Observation
 from cosmos_policy_ros.rig.sources import Sources
 from cosmos_policy_ros.rig.untrusted import reading
@@ -22,7 +22,7 @@ from cosmos_policy_ros.rollouts.rig_in_bag import RigInBag, find_rig
 DECISION_TYPE = "cosmos_policy_ros/msg/Decision"
 # The recorder may take a topic's messages later than another's; a sensor silent for longer than
 # this is not waited for, so that memory stays bounded.
-PATIENCE_NS = 2 * NS
+PATIENCE_NS = 2 * NS_PER_S
 # What was under way while the policy looked is stamped before the look and recorded after it. The
 # likeliest of the messages that the rig's limits allow are tried: some milliseconds each.
 MOST_TRIES = 2000
@@ -145,8 +145,8 @@ class _History:
         self._sources = Sources(rig.rig)
         limits = rig.rig.observation
         # No older than this may a source be when the policy looks.
-        self._oldest_ns = dict.fromkeys(rig.cameras, round(limits.image_age * NS))
-        self._oldest_ns |= dict.fromkeys(rig.arms.values(), round(limits.state_age * NS))
+        self._oldest_ns = dict.fromkeys(rig.cameras, round(limits.image_age * NS_PER_S))
+        self._oldest_ns |= dict.fromkeys(rig.arms.values(), round(limits.state_age * NS_PER_S))
         self._recent: dict[str, deque[_Message]] = {topic: deque() for topic in self._oldest_ns}
 
     def add(self, message: _Message) -> None:
@@ -180,7 +180,7 @@ class _History:
         An observation bears its newest source's stamp, so one of them is at ``stamp_ns``. Cameras
         are late together, and so are arms: the less the latest of either lags, the likelier.
         """
-        skew_ns = round(self._rig.rig.observation.camera_skew * NS)
+        skew_ns = round(self._rig.rig.observation.camera_skew * NS_PER_S)
         cameras = [c for c in self._choices(self._rig.cameras, stamp_ns) if _skew(c) <= skew_ns]
         arms = self._choices(dict.fromkeys(self._rig.arms.values()), stamp_ns)
         possible = [
@@ -237,4 +237,4 @@ def _is(seen: Observation | ObservationError, digest: str) -> bool:
 def stamp_ns(message: Any) -> int:
     """Return a message's stamp in nanoseconds."""
     stamp = message.header.stamp
-    return int(stamp.sec) * NS + int(stamp.nanosec)
+    return int(stamp.sec) * NS_PER_S + int(stamp.nanosec)

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rosbags.typesys.store import Typestore
 
+from cosmos_policy_ros.core.units import NS_PER_S, Array
 from cosmos_policy_ros.rig.arms import ARM_JOINTS, Arm
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rollouts.exchange.frames import Picture
@@ -19,8 +19,6 @@ TRAJECTORY = "trajectory_msgs/msg/JointTrajectory"
 _POINT, _HEADER = "trajectory_msgs/msg/JointTrajectoryPoint", "std_msgs/msg/Header"
 _TIME, _DURATION = "builtin_interfaces/msg/Time", "builtin_interfaces/msg/Duration"
 
-Array = NDArray[np.float64]
-_SECOND = 1_000_000_000  # ns
 _NONE = np.zeros(0)
 
 
@@ -125,7 +123,7 @@ class RigMessages:
             yield output.topic, cdr
 
     def _point(self, row: Array, speed: Array, offset_ns: int) -> Any:
-        sec, nanosec = divmod(offset_ns, _SECOND)
+        sec, nanosec = divmod(offset_ns, NS_PER_S)
         make = self._types.types
         return make[_POINT](
             positions=row,
@@ -136,7 +134,7 @@ class RigMessages:
         )
 
     def _header(self, stamp_ns: int, frame_id: str = "") -> Any:
-        sec, nanosec = divmod(stamp_ns, _SECOND)
+        sec, nanosec = divmod(stamp_ns, NS_PER_S)
         make = self._types.types
         return make[_HEADER](stamp=make[_TIME](sec=sec, nanosec=nanosec), frame_id=frame_id)
 

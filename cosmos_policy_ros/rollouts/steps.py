@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rig.arms import STATE_DIM
 from cosmos_policy_ros.rig.chunk import BRAKE
-from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.motion import CHUNK_ID
 from cosmos_policy_ros.rig.outputs import Output
 from cosmos_policy_ros.rollouts.message_index import IndexedTopic
@@ -74,7 +74,7 @@ def find_steps(sent: Sequence[Sent], dt: float) -> Steps:
     Raises:
         RolloutError: the trajectories' rows do not fall on whole steps.
     """
-    step_ns = round(dt * NS)
+    step_ns = round(dt * NS_PER_S)
     times: list[NDArray[np.int64]] = []
     actions: list[NDArray[np.float64]] = []
     stretch: list[NDArray[np.int64]] = []
@@ -181,7 +181,7 @@ def targets(output: Output, message: Any) -> NDArray[np.float64]:
 
 def _offsets(points: Sequence[Any]) -> NDArray[np.int64]:
     times = [p.time_from_start for p in points]
-    return np.array([t.sec * NS + t.nanosec for t in times], np.int64)
+    return np.array([t.sec * NS_PER_S + t.nanosec for t in times], np.int64)
 
 
 def _on_grid(sent: Sent, step_ns: int) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
@@ -190,12 +190,12 @@ def _on_grid(sent: Sent, step_ns: int) -> tuple[NDArray[np.intp], NDArray[np.int
     # A row for every step there must be; a last one that is due in years makes no list of years.
     due_ns = np.arange(1, 1 + min(count, len(sent.offsets_ns) + 1), dtype=np.int64) * step_ns
     rows = _nearest(sent.offsets_ns, due_ns)
-    off_grid = np.abs(sent.offsets_ns[rows] - due_ns) > DT_TOLERANCE * NS
+    off_grid = np.abs(sent.offsets_ns[rows] - due_ns) > DT_TOLERANCE * NS_PER_S
     if not 0 < count <= len(sent.offsets_ns) or off_grid.any():
-        between = np.diff(sent.offsets_ns, prepend=0) / NS
+        between = np.diff(sent.offsets_ns, prepend=0) / NS_PER_S
         raise RolloutError(
             f"trajectory '{sent.chunk_id}' has rows {between.min():g} to {between.max():g} s "
-            f"apart, which is no whole part of the {step_ns / NS:g} s between two actions"
+            f"apart, which is no whole part of the {step_ns / NS_PER_S:g} s between two actions"
         )
     return rows, due_ns
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.errors import ObservationError, RolloutError
-from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.observation import Observation
 from cosmos_policy_ros.rig.sources import Sources, fingerprint
 from cosmos_policy_ros.rig.untrusted import reading
@@ -134,9 +134,9 @@ class EpisodeWindows:
         cameras = np.stack([stamps[name] for name in self.rig.cameras])
         states = np.stack([stamps[name] for name in self.rig.arms.values()])
         fresh: NDArray[np.bool_] = (
-            ((times - cameras) / NS <= limits.image_age).all(axis=0)
-            & ((times - states) / NS <= limits.state_age).all(axis=0)
-            & ((cameras.max(axis=0) - cameras.min(axis=0)) / NS <= limits.camera_skew)
+            ((times - cameras) / NS_PER_S <= limits.image_age).all(axis=0)
+            & ((times - states) / NS_PER_S <= limits.state_age).all(axis=0)
+            & ((cameras.max(axis=0) - cameras.min(axis=0)) / NS_PER_S <= limits.camera_skew)
         )
         return fresh
 
@@ -149,7 +149,7 @@ class EpisodeWindows:
         newest = topic.newest(stamp_ns)
         if newest < 0:
             return []
-        limit_ns = round(self.rig.rig.observation.frozen_after * NS)
+        limit_ns = round(self.rig.rig.observation.frozen_after * NS_PER_S)
         before = topic.newest(int(topic.stamps_ns[newest]) - limit_ns - 1) if limit_ns else -1
         wanted = [before, newest] if before >= 0 else [newest]
         read = {index: topic.read(index) for index in wanted}
@@ -160,7 +160,7 @@ class EpisodeWindows:
 
     def _add_states(self, sources: Sources, stamp_ns: int) -> None:
         """Give each arm's newest good joint state, and what was rejected behind it."""
-        oldest_ns = self.rig.rig.observation.state_age * NS
+        oldest_ns = self.rig.rig.observation.state_age * NS_PER_S
         for side, topic in self.rig.arms.items():
             indexed = self.topics[topic]
             newest = indexed.newest(stamp_ns)

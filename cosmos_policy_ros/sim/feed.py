@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.sim.faults import Fault
 from cosmos_policy_ros.sim.render import Image
-
-NS = 1_000_000_000
 
 
 class CameraFeed:
@@ -34,7 +33,7 @@ class CameraFeed:
             self._frozen = image if self._frozen is None else self._frozen
             return [(self._frozen, stamp_ns)]
         self._late.append((image, stamp_ns))
-        delay_ns = int(fault.value * NS) if fault is not None else 0
+        delay_ns = int(fault.value * NS_PER_S) if fault is not None else 0
         due = []
         while self._late and self._late[0][1] + delay_ns <= stamp_ns:
             due.append(self._late.popleft())

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos_policy_ros.rig.clock import NS
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.rig.sources import Sources
 from cosmos_policy_ros.rig.spec import CAMERA_ROLES
 
@@ -30,7 +30,7 @@ def fill(
 
     The arms stand at JOINTS, or where (14,) ``pose`` says, grippers apart.
     """
-    stamp = int(at * NS)
+    stamp = int(at * NS_PER_S)
     for role in CAMERA_ROLES:
         if role != skip:
             sources.add_image(role, picture(int(at * 25) % 256), stamp)

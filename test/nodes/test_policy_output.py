@@ -10,9 +10,10 @@ import pytest
 from numpy.typing import NDArray
 from rclpy.lifecycle import LifecycleNode
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.nodes.policy_output import PolicyOutput
 from cosmos_policy_ros.rig.chunk import TimedChunk
-from cosmos_policy_ros.rig.clock import NS, SteadyClock
+from cosmos_policy_ros.rig.clock import SteadyClock
 from cosmos_policy_ros.rig.spec import RigSpec
 
 POSE = np.array([0.0, -0.96, 1.16, 0.0, -0.3, 0.0, 0.5] * 2)
@@ -24,13 +25,13 @@ class Surroundings:
     """The time, the arms that report now and then, and a keeper that may say it holds them."""
 
     def __init__(self) -> None:
-        self.now_ns, self.reported_ns, self.pose, self.held = 10 * NS, 10 * NS, POSE, ""
+        self.now_ns, self.reported_ns, self.pose, self.held = 10 * NS_PER_S, 10 * NS_PER_S, POSE, ""
 
     def measured(self) -> NDArray[np.float64]:
         return self.pose
 
     def state_age(self, now_ns: int) -> float:
-        return (now_ns - self.reported_ns) / NS
+        return (now_ns - self.reported_ns) / NS_PER_S
 
     def holding(self) -> str:
         return self.held
@@ -74,7 +75,7 @@ def on_its_way(output: PolicyOutput, around: Surroundings, rig: RigSpec, speed: 
     chunk = TimedChunk("run/0", around.now_ns, 0.04, POSE, rows, rig.max_velocity)
     assert output.move(chunk) == ""
     for _ in range(25):
-        around.now_ns = around.reported_ns = around.now_ns + NS // 50
+        around.now_ns = around.reported_ns = around.now_ns + NS_PER_S // 50
         around.pose = chunk.sample(around.now_ns)
         output.watch()
     around.held = KEEPER_HOLDS
@@ -87,7 +88,7 @@ def sent_after(
     """Let the arms report at these seconds; return when something was sent to them."""
     began_ns, before, pose = around.now_ns, output.path, around.pose
     for at in reports:
-        around.now_ns = around.reported_ns = began_ns + round(at * NS)
+        around.now_ns = around.reported_ns = began_ns + round(at * NS_PER_S)
         around.pose = pose + speed * MOVES * at
         output.watch()
         if output.path is not before:

@@ -9,6 +9,7 @@ from helpers.controllers import DISTROS, Distro, DistroController
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.errors import RigError
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.share import config_folder
@@ -16,13 +17,12 @@ from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.rig.splice import Splice
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
 
-NS = 1_000_000_000
-NOW = 1_000 * NS
+NOW = 1_000 * NS_PER_S
 RIG = load_rig("sim", config_folder("rigs"))
 NAMES = RIG.arms.left.names
 SPEED = np.array([*RIG.arms.left.max_velocity, RIG.arms.left.gripper.max_velocity])
 START = np.array([*RIG.arms.left.start, 0.0])
-CHUNK_NS = 2 * NS
+CHUNK_NS = 2 * NS_PER_S
 
 
 def trajectory(start: np.ndarray, rows: np.ndarray) -> list[TrajectoryPoint]:
@@ -68,11 +68,11 @@ def test_twenty_minutes_of_chunks_are_followed_to_the_row(distro: Distro, stampe
     for number in range(600):
         rows = wander(number, held)
         controller.accept(NAMES, trajectory(held, rows), now if stamped else 0, now)
-        due = [controller.sample(now + (row + 1) * NS // 25) for row in range(50)]
+        due = [controller.sample(now + (row + 1) * NS_PER_S // 25) for row in range(50)]
         np.testing.assert_allclose(due, rows, atol=1e-12)
         held = rows[-1]
-        assert (controller.sample(now + CHUNK_NS + NS // 3) == held).all(), "holds exactly"
-        now += CHUNK_NS + NS // 3
+        assert (controller.sample(now + CHUNK_NS + NS_PER_S // 3) == held).all(), "holds exactly"
+        now += CHUNK_NS + NS_PER_S // 3
 
 
 @pytest.mark.parametrize("distro", DISTROS)
@@ -80,11 +80,11 @@ def test_a_brake_takes_over_without_a_jump(distro: Distro) -> None:
     controller, rows = DistroController(distro, NAMES, START), wander(1, START)
     controller.accept(NAMES, trajectory(START, rows), 0, NOW)
     whole = TimedChunk("", NOW, RIG.rates.dt, START, rows, SPEED)
-    now = NOW + round(0.73 * NS)
+    now = NOW + round(0.73 * NS_PER_S)
     brake = whole.brake(now, 0.4)
     before = controller.sample(now)
     controller.accept(NAMES, trajectory(brake.start, brake.positions), 0, now)
-    path = np.array([controller.sample(now + t * NS // 1000) for t in range(600)])
+    path = np.array([controller.sample(now + t * NS_PER_S // 1000) for t in range(600)])
     np.testing.assert_allclose(path[0], before, atol=1e-9)
     assert np.abs(np.diff(path, axis=0)).max() <= np.abs(np.diff(rows, axis=0)).max() / 40 * 1.1
     assert (path[401:] == brake.positions[-1]).all()
@@ -139,7 +139,7 @@ def test_whenever_a_chunk_comes_the_commanded_path_has_no_jump(
 @pytest.mark.parametrize("distro", ["jazzy", "master"])
 def test_from_jazzy_on_a_trajectory_has_to_end_at_rest(distro: Distro) -> None:
     controller = DistroController(distro, NAMES, START)
-    moving = [TrajectoryPoint(tuple(START), (0.1,) * 7, NS)]
+    moving = [TrajectoryPoint(tuple(START), (0.1,) * 7, NS_PER_S)]
     with pytest.raises(RigError, match="does not end at rest"):
         controller.accept(NAMES, moving, 0, NOW)
 

@@ -13,9 +13,9 @@ from helpers.feeding import JOINTS, fill
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.errors import WorkerError
 from cosmos_policy_ros.rig.chunk import TimedChunk
-from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.decision import Candidate, Decision, Query
 from cosmos_policy_ros.rig.execution import BoundaryMode, Execution, Mode, Trigger
 from cosmos_policy_ros.rig.gate import SafetyGate
@@ -76,7 +76,7 @@ class Bench:
         self.rules: list[str] = []
 
     def tick(self, skip: str = "") -> None:
-        now_ns = round(self.now * NS)
+        now_ns = round(self.now * NS_PER_S)
         fill(self.sources, self.now, skip=skip)
         effect = self.run.poll(now_ns, self.now)
         if isinstance(effect, TimedChunk):
@@ -90,7 +90,7 @@ class Bench:
             rows = chunk_near(query.index)
             decision = Decision(rows, 0.04, (Candidate(1),), 0, "only one", "test")
             verdict, chunk = self.run.answer(decision, now_ns)
-            self.latency.add((now_ns - query.observation.stamp_ns) / NS, {})
+            self.latency.add((now_ns - query.observation.stamp_ns) / NS_PER_S, {})
             self.rules.append(verdict.rule)
             if chunk is not None:
                 self.sent.append((now_ns, chunk))
@@ -105,7 +105,7 @@ class Bench:
     def idle_later(self) -> float:
         """Seconds of idleness after the first motion."""
         first = self.queries[0].observation.stamp_ns
-        return (self.run.idle_ns - (self.sent[0][0] - first)) / NS
+        return (self.run.idle_ns - (self.sent[0][0] - first)) / NS_PER_S
 
 
 @pytest.mark.parametrize("latency", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9])
@@ -117,7 +117,7 @@ def test_no_pause_if_two_latencies_fit_into_a_chunk(latency: float) -> None:
     assert set(bench.rules) == {""}
     assert all(query.committed is not None for query in bench.queries[1:])
     # As in blocking mode the last chunk is executed whole.
-    moved = (bench.sent[-1][1].end_ns - bench.sent[0][0]) / NS
+    moved = (bench.sent[-1][1].end_ns - bench.sent[0][0]) / NS_PER_S
     assert 20.0 <= moved < 20.0 + CHUNK
 
 
@@ -175,7 +175,7 @@ def test_an_answer_that_comes_too_late_is_dropped_and_the_budget_adapts() -> Non
     path = bench.sent[-1][1]
     assert len(bench.sent) == late, "nothing was sent of it"
     # It came after the path's end, where the arms hold; the next query is from rest.
-    assert bench.now * NS > path.end_ns
+    assert bench.now * NS_PER_S > path.end_ns
     assert bench.run.late == 1 and bench.run.refused == 0
     assert bench.run.boundary is None
     bench.tick()
@@ -186,7 +186,7 @@ def test_an_answer_that_comes_too_late_is_dropped_and_the_budget_adapts() -> Non
     bench.play(2.1)
     (now_ns, _), asked = bench.sent[-1], bench.queries[-1]
     assert asked.committed is not None
-    assert asked.observation.stamp_ns - now_ns < 0.5 * NS
+    assert asked.observation.stamp_ns - now_ns < 0.5 * NS_PER_S
 
 
 def test_an_answer_after_a_loss_or_a_pause_is_of_no_use() -> None:
@@ -195,7 +195,7 @@ def test_an_answer_after_a_loss_or_a_pause_is_of_no_use() -> None:
         while len(bench.queries) < 3 or bench.queries[-1].committed is None:
             bench.tick()
         if end == "pause":
-            brake = bench.run.pause(round(bench.now * NS))
+            brake = bench.run.pause(round(bench.now * NS_PER_S))
             assert brake is not None
         else:
             while bench.run.phase is Phase.EXECUTING:
@@ -216,7 +216,7 @@ def test_a_refusal_in_motion_lets_the_path_end(refusals: int) -> None:
     bench = Bench([0.2, 0.2, 0.6], rig=rig)
     while len(bench.queries) < 3:
         bench.tick()
-    path, now_ns = bench.sent[-1][1], round(bench.now * NS)
+    path, now_ns = bench.sent[-1][1], round(bench.now * NS_PER_S)
     bench.thinking = None
     far = Decision(np.tile(POSE + 0.45, (50, 1)), 0.04, (Candidate(1),), 0, "", "test")
     verdict, chunk = bench.run.answer(far, now_ns)
@@ -225,7 +225,7 @@ def test_a_refusal_in_motion_lets_the_path_end(refusals: int) -> None:
     while bench.run.phase is Phase.EXECUTING:
         bench.tick()
     assert bench.run.chunk is path
-    assert bench.now * NS >= path.end_ns
+    assert bench.now * NS_PER_S >= path.end_ns
     if refusals == 1:
         assert bench.run.outcome is not None
         assert "refused in a row" in bench.run.outcome.message
@@ -245,7 +245,7 @@ def test_a_policy_that_fails_in_motion_lets_the_path_end(recoverable: bool) -> N
     assert bench.run.phase is Phase.EXECUTING
     while bench.run.phase is Phase.EXECUTING:
         bench.tick()
-    assert bench.now * NS >= path.end_ns
+    assert bench.now * NS_PER_S >= path.end_ns
     if recoverable:
         bench.tick()
         assert bench.queries[-1].committed is None
@@ -259,7 +259,7 @@ def test_a_run_that_is_about_to_end_ends_after_a_pause_too() -> None:
         bench.tick()
     bench.thinking = None
     bench.run.query_failed(WorkerError("gave up"), recoverable=False)
-    assert bench.run.pause(round(bench.now * NS)) is not None
+    assert bench.run.pause(round(bench.now * NS_PER_S)) is not None
     assert bench.run.outcome is None
     bench.run.resume()
     assert bench.run.outcome is not None and "gave up" in bench.run.outcome.message
@@ -272,7 +272,7 @@ def test_what_is_committed_is_the_path_at_the_rows_that_are_asked_for() -> None:
     committed, path = bench.queries[-1].committed, bench.run.chunk
     assert committed is not None and path is not None
     stamp_ns = bench.queries[-1].observation.stamp_ns
-    assert committed.seconds == pytest.approx((path.end_ns - stamp_ns) / NS)
+    assert committed.seconds == pytest.approx((path.end_ns - stamp_ns) / NS_PER_S)
     for row, pose in enumerate(committed.positions):
         np.testing.assert_array_equal(pose, path.sample(stamp_ns + (row + 1) * 40_000_000))
     # Exact for what is past when the answer comes, and the rows that stay; then let go.
@@ -295,7 +295,7 @@ def test_a_search_is_given_the_time_that_is_left() -> None:
     first, second = bench.queries[:2]
     assert first.deadline == 30.0, "at rest it may take what the task says"
     assert second.committed is not None
-    left = (bench.sent[0][1].end_ns - second.observation.stamp_ns) / NS
+    left = (bench.sent[0][1].end_ns - second.observation.stamp_ns) / NS_PER_S
     assert left == pytest.approx(CHUNK / 2, abs=2 * TICK)
     assert 0.8 < second.deadline < left
     short = Bench([0.5] * 20, searches=True, deadline=0.4)

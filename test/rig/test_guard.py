@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.errors import RigError
 from cosmos_policy_ros.rig.chunk import TimedChunk
-from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.guard import HOLD, Guard, Hold
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import load_rig
@@ -18,9 +18,9 @@ from cosmos_policy_ros.rollouts.steps import BRAKE
 
 RIG = load_rig("sim", config_folder("rigs"))
 LEFT, RIGHT = RIG.outputs
-NOW = 1_000 * NS
-TICK = NS // 50
-PATIENCE = round(RIG.stream.heartbeat_timeout * NS)
+NOW = 1_000 * NS_PER_S
+TICK = NS_PER_S // 50
+PATIENCE = round(RIG.stream.heartbeat_timeout * NS_PER_S)
 SMALLEST = 1e-9
 START = np.concatenate([[*arm.start, 0.0] for arm in RIG.arms.values()])
 
@@ -102,37 +102,37 @@ class Bench:
 @pytest.fixture
 def bench() -> Bench:
     bench = Bench()
-    bench.run(NS // 10)
+    bench.run(NS_PER_S // 10)
     return bench
 
 
 def test_it_keeps_out_of_the_way_of_a_policy_node_that_lives(bench: Bench) -> None:
     bench.send(walk(0))
-    bench.run(3 * NS)
+    bench.run(3 * NS_PER_S)
     assert not bench.holds and not bench.guard.reason
     assert bench.resting()
 
 
 def test_silence_holds_both_arms_and_stays(bench: Bench) -> None:
     bench.send(walk(1))
-    bench.run(NS // 2)
+    bench.run(NS_PER_S // 2)
     bench.alive = False
     bench.run(PATIENCE + 2 * TICK)
     assert set(bench.holds) == {LEFT.name, RIGHT.name}
     assert "the policy node was last heard of 0.3" in bench.guard.reason
     assert all(h.chunk_id == f"run/3{HOLD}" for h in bench.holds.values())
     assert HOLD.endswith(BRAKE), "who reads the bag knows a brake by it"
-    bench.run(round(RIG.rates.loss_brake * NS))
+    bench.run(round(RIG.rates.loss_brake * NS_PER_S))
     assert bench.resting()
     # Alive again, but nobody has seen to the arms: what it sends is ended at once.
     bench.alive = True
-    bench.run(NS)
+    bench.run(NS_PER_S)
     assert bench.guard.reason
     bench.send(walk(2))
-    bench.run(round(RIG.rates.loss_brake * NS))
+    bench.run(round(RIG.rates.loss_brake * NS_PER_S))
     assert bench.resting()
     bench.armed = False
-    bench.run(NS // 10)
+    bench.run(NS_PER_S // 10)
     assert not bench.guard.reason
 
 
@@ -141,21 +141,21 @@ def test_disarmed_or_at_rest_nothing_is_sent(bench: Bench) -> None:
     bench.send(chunk)
     bench.send(chunk.brake(bench.now, 0.4))
     bench.armed = False
-    bench.run(NS)
+    bench.run(NS_PER_S)
     bench.alive = False
-    bench.run(NS)
+    bench.run(NS_PER_S)
     assert not bench.holds
     bench.alive = bench.armed = True
-    bench.run(2 * NS)
+    bench.run(2 * NS_PER_S)
     assert bench.resting()
     bench.alive = False
-    bench.run(NS)
+    bench.run(NS_PER_S)
     assert bench.guard.reason and not bench.holds, "what rests is not sent anything"
 
 
 def test_who_was_kept_waiting_listens_first(bench: Bench) -> None:
     bench.send(walk(4))
-    late = bench.now + NS
+    late = bench.now + NS_PER_S
     assert not bench.guard.tick(late)
     bench.now = late
     bench.speak()
@@ -165,9 +165,9 @@ def test_who_was_kept_waiting_listens_first(bench: Bench) -> None:
 
 def test_who_is_always_kept_waiting_holds_nevertheless(bench: Bench) -> None:
     bench.send(walk(5))
-    late = bench.now + NS // 5
+    late = bench.now + NS_PER_S // 5
     assert not bench.guard.tick(late)
-    late += NS // 5
+    late += NS_PER_S // 5
     assert set(bench.guard.tick(late)) == {LEFT.name, RIGHT.name}
 
 
@@ -178,7 +178,7 @@ def test_what_no_controller_takes_is_refused(bench: Bench) -> None:
         bench.guard.on_trajectory(LEFT.name, "run/0", LEFT.joints, [], 0, bench.now)
 
 
-@given(seed=st.integers(0, 2**32 - 1), after=st.integers(0, 2 * NS))
+@given(seed=st.integers(0, 2**32 - 1), after=st.integers(0, 2 * NS_PER_S))
 def test_a_hold_follows_the_path_and_rests(seed: int, after: int) -> None:
     """Every pose of it is one of the path's, every step of it no longer than the path's."""
     chunk = walk(seed)
@@ -193,7 +193,9 @@ def test_a_hold_follows_the_path_and_rests(seed: int, after: int) -> None:
         columns = next(list(o.columns) for o in RIG.outputs if o.name == name)
         assert hold.points[-1].velocities == (0.0,) * len(hold.joints)
         ahead = RIG.command(
-            np.stack([chunk.sample(bench.now + int(t)) for t in np.linspace(0, 0.08, 801) * NS])
+            np.stack(
+                [chunk.sample(bench.now + int(t)) for t in np.linspace(0, 0.08, 801) * NS_PER_S]
+            )
         )[:, columns]
         path = np.vstack([before[name], [p.positions for p in hold.points]])
         assert (path >= ahead.min(axis=0) - SMALLEST).all()
@@ -209,14 +211,14 @@ def test_a_stranger_is_held_against_where_the_arm_is(
 ) -> None:
     """Whatever it is called, also as the guard's own holds are; disarmed arms are free."""
     bench.send(walk(1))
-    bench.run(NS // 2)
+    bench.run(NS_PER_S // 2)
     bench.armed = armed
     bench.run(TICK)
     there = tuple(bench.controllers[LEFT.name].sample(bench.now) - 1.0)
-    points = [TrajectoryPoint(there, (), NS)]
+    points = [TrajectoryPoint(there, (), NS_PER_S)]
     bench.controllers[LEFT.name].accept(LEFT.joints, points, 0, bench.now)
     bench.obey(bench.guard.on_trajectory(LEFT.name, chunk_id, LEFT.joints, points, 0, bench.now))
-    bench.run(NS // 5)
+    bench.run(NS_PER_S // 5)
     assert bool(bench.holds) == armed
     if not armed:
         return
@@ -230,49 +232,49 @@ def test_a_stranger_is_held_against_where_the_arm_is(
 def test_a_stop_ends_what_a_stranger_sent_just_before_it(bench: Bench) -> None:
     """By the name of the chunk under way, so that it might have been announced."""
     bench.send(walk(1))
-    bench.run(NS // 2)
+    bench.run(NS_PER_S // 2)
     there = tuple(bench.controllers[LEFT.name].sample(bench.now) - 1.0)
-    points = [TrajectoryPoint(there, (), NS)]
+    points = [TrajectoryPoint(there, (), NS_PER_S)]
     bench.controllers[LEFT.name].accept(LEFT.joints, points, 0, bench.now)
     assert not bench.guard.on_trajectory(LEFT.name, "run/3", LEFT.joints, points, 0, bench.now)
     bench.armed = False
-    bench.run(NS // 5)
+    bench.run(NS_PER_S // 5)
     assert set(bench.holds) == {LEFT.name}
     assert not bench.guard.reason, "disarmed arms are free"
     after = bench.controllers[LEFT.name]
-    assert (after.sample(bench.now) == after.sample(bench.now + NS)).all()
+    assert (after.sample(bench.now) == after.sample(bench.now + NS_PER_S)).all()
 
 
 @pytest.mark.parametrize("armed", [True, False])
 def test_what_a_controller_takes_after_its_hold_is_ended(bench: Bench, armed: bool) -> None:
     """The drill: a stranger's trajectory that the controller heard of later than the guard did."""
     bench.send(walk(1))
-    bench.run(NS // 2)
+    bench.run(NS_PER_S // 2)
     there = tuple(bench.controllers[LEFT.name].sample(bench.now) - 1.0)
-    points = [TrajectoryPoint(there, (), 4 * NS)]
+    points = [TrajectoryPoint(there, (), 4 * NS_PER_S)]
     bench.obey(bench.guard.on_trajectory(LEFT.name, "run/3", LEFT.joints, points, 0, bench.now))
-    bench.run(NS // 10)
+    bench.run(NS_PER_S // 10)
     assert set(bench.holds) == {LEFT.name, RIGHT.name}
     bench.armed = armed
     bench.controllers[LEFT.name].accept(LEFT.joints, points, 0, bench.now)
-    bench.run(NS)
+    bench.run(NS_PER_S)
     left = bench.controllers[LEFT.name]
     at_rest = left.sample(bench.now)
-    assert (at_rest == left.sample(bench.now + NS)).all()
+    assert (at_rest == left.sample(bench.now + NS_PER_S)).all()
     assert np.abs(at_rest - there).max() > 0.5, "it came there only once"
     bench.holds.clear()
-    bench.run(3 * NS)
+    bench.run(3 * NS_PER_S)
     assert not bench.holds
 
 
 def test_disarmed_arms_that_have_come_to_rest_are_free(bench: Bench) -> None:
     bench.armed = False
-    bench.run(NS // 2)
+    bench.run(NS_PER_S // 2)
     there = tuple(bench.controllers[LEFT.name].sample(bench.now) - 1.0)
-    points = [TrajectoryPoint(there, (), 4 * NS)]
+    points = [TrajectoryPoint(there, (), 4 * NS_PER_S)]
     bench.controllers[LEFT.name].accept(LEFT.joints, points, 0, bench.now)
     bench.obey(bench.guard.on_trajectory(LEFT.name, "", LEFT.joints, points, 0, bench.now))
-    bench.run(4 * NS)
+    bench.run(4 * NS_PER_S)
     assert not bench.holds
 
 
@@ -283,7 +285,7 @@ def test_a_hold_waits_until_it_is_known_where_the_arm_is(bench: Bench) -> None:
     bench.speak()
     points = points_of(walk(1), LEFT.columns)
     assert not bench.guard.on_trajectory(LEFT.name, "x", LEFT.joints, points, 0, bench.now)
-    bench.run(NS // 10)
+    bench.run(NS_PER_S // 10)
     assert bench.guard.reason and not bench.holds
     silent = False
     bench.run(TICK)
@@ -292,7 +294,7 @@ def test_a_hold_waits_until_it_is_known_where_the_arm_is(bench: Bench) -> None:
 
 def test_a_brake_of_an_arm_that_is_elsewhere_becomes_a_hold(bench: Bench) -> None:
     bench.send(walk(1))
-    bench.run(NS // 2)
+    bench.run(NS_PER_S // 2)
     bench.offset = np.zeros(14)
     bench.offset[8] = 0.5  # the right shoulder, pushed away
     bench.alive = False
@@ -303,12 +305,12 @@ def test_a_brake_of_an_arm_that_is_elsewhere_becomes_a_hold(bench: Bench) -> Non
 
 def test_another_policy_nodes_states_change_nothing(bench: Bench) -> None:
     bench.send(walk(1))
-    bench.run(NS // 5)
+    bench.run(NS_PER_S // 5)
     for identity, armed in (("other", False), ("other", True), ("", False), ("", True)):
         bench.guard.on_policy_state(identity, armed, "run", (9, "run/9"), bench.now)
         assert bench.guard.ownership.owner == "me"
     bench.alive = False
-    bench.run(NS // 2)
+    bench.run(NS_PER_S // 2)
     assert bench.guard.reason
     bench.guard.on_policy_state("other", False, "", (0, ""), bench.now)
     assert bench.guard.reason, "only the owner's operator lets go"
@@ -317,7 +319,7 @@ def test_another_policy_nodes_states_change_nothing(bench: Bench) -> None:
 
 
 def test_a_trajectory_that_starts_at_another_time_is_refused(bench: Bench) -> None:
-    for start in (bench.now - NS, bench.now + NS, 3600 * NS):
+    for start in (bench.now - NS_PER_S, bench.now + NS_PER_S, 3600 * NS_PER_S):
         bench.announced = (bench.announced[0] + 1, "run/0")
         bench.speak()
         points = points_of(walk(2), LEFT.columns)

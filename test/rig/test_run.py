@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from helpers.feeding import JOINTS, fill, picture
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.errors import WorkerError
 from cosmos_policy_ros.rig.chunk import TimedChunk
-from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.decision import Candidate, Decision, Query
 from cosmos_policy_ros.rig.gate import SafetyGate
 from cosmos_policy_ros.rig.goal import Goal, Phase, RunLimits
@@ -39,7 +39,7 @@ class Bench:
         self.run = Run(goal, rig, self.sources, SafetyGate(rig), limits, None, dry=dry)
 
     def poll(self, skip: str = "") -> Query | TimedChunk | None:
-        now_ns = int(self.now * NS)
+        now_ns = int(self.now * NS_PER_S)
         fill(self.sources, self.now, skip=skip, pose=self.run.commanded(now_ns))
         return self.run.poll(now_ns, self.now)
 
@@ -62,7 +62,7 @@ def test_it_asks_moves_and_asks_again_with_what_it_sees_after_the_chunk(bench: B
     assert isinstance(query, Query)
     assert query.index == 0
     assert bench.poll() is None
-    verdict, chunk = bench.run.answer(decision(), int(bench.now * NS))
+    verdict, chunk = bench.run.answer(decision(), int(bench.now * NS_PER_S))
     assert verdict.accepted
     assert chunk is not None
     end = chunk.end_ns
@@ -78,18 +78,18 @@ def test_time_limit_counts_motion_and_not_thinking(rig: RigSpec) -> None:
         bench.until(Phase.QUERYING)
         bench.now += 5.0  # a slow policy
         fill(bench.sources, bench.now)
-        bench.run.answer(decision(), int(bench.now * NS))
+        bench.run.answer(decision(), int(bench.now * NS_PER_S))
     bench.until(Phase.DONE)
     assert bench.run.outcome is not None
     assert bench.run.outcome.outcome == "time_limit"
     assert bench.run.chunks == 2
-    assert bench.run.idle_ns / NS == pytest.approx(10.0, abs=0.2)
+    assert bench.run.idle_ns / NS_PER_S == pytest.approx(10.0, abs=0.2)
 
 
 def test_chunk_limit(rig: RigSpec) -> None:
     bench = Bench(rig, chunk_limit=1)
     bench.until(Phase.QUERYING)
-    bench.run.answer(decision(), int(bench.now * NS))
+    bench.run.answer(decision(), int(bench.now * NS_PER_S))
     bench.until(Phase.DONE)
     assert bench.run.outcome is not None
     assert bench.run.outcome.success
@@ -111,7 +111,7 @@ def test_refused_chunks_never_become_a_chunk_and_end_the_run(bench: Bench, rig: 
     for attempt in range(rig.gate.refusals):
         query = bench.until(Phase.QUERYING)
         assert isinstance(query, Query)
-        verdict, chunk = bench.run.answer(decision(0.5), int(bench.now * NS))
+        verdict, chunk = bench.run.answer(decision(0.5), int(bench.now * NS_PER_S))
         assert chunk is None
         assert verdict.rule == "start_jump"
         assert bench.run.refused == attempt + 1
@@ -123,7 +123,7 @@ def test_refused_chunks_never_become_a_chunk_and_end_the_run(bench: Bench, rig: 
 def test_arms_that_fell_silent_while_the_policy_thought_are_not_moved(bench: Bench) -> None:
     bench.until(Phase.QUERYING)
     bench.now += 0.6
-    verdict, chunk = bench.run.answer(decision(), int(bench.now * NS))
+    verdict, chunk = bench.run.answer(decision(), int(bench.now * NS_PER_S))
     assert (verdict.rule, chunk) == ("stale_state", None)
     assert bench.run.phase is Phase.OBSERVING
     assert isinstance(bench.until(Phase.QUERYING), Query)  # they are back
@@ -133,7 +133,7 @@ def test_an_answer_to_what_was_seen_long_ago_moves_nothing(bench: Bench, rig: Ri
     bench.until(Phase.QUERYING)
     bench.now += rig.gate.result_age + 1.0
     fill(bench.sources, bench.now)
-    verdict, chunk = bench.run.answer(decision(), int(bench.now * NS))
+    verdict, chunk = bench.run.answer(decision(), int(bench.now * NS_PER_S))
     assert (verdict.rule, chunk) == ("result_age", None)
 
 
@@ -141,9 +141,9 @@ def test_one_good_chunk_resets_the_count_of_refusals(bench: Bench, rig: RigSpec)
     for _ in range(2):
         for _ in range(rig.gate.refusals - 1):
             bench.until(Phase.QUERYING)
-            bench.run.answer(decision(0.5), int(bench.now * NS))
+            bench.run.answer(decision(0.5), int(bench.now * NS_PER_S))
         bench.until(Phase.QUERYING)
-        _, chunk = bench.run.answer(decision(), int(bench.now * NS))
+        _, chunk = bench.run.answer(decision(), int(bench.now * NS_PER_S))
         assert chunk is not None
 
 
@@ -152,7 +152,7 @@ def lose(bench: Bench, source: str, frozen: bool = False) -> TimedChunk:
     for _ in range(50):
         bench.now += 0.04
         if frozen:
-            bench.sources.add_image(source, picture(7), int(bench.now * NS))
+            bench.sources.add_image(source, picture(7), int(bench.now * NS_PER_S))
         brake = bench.poll(skip=source)
         if brake is not None:
             assert isinstance(brake, TimedChunk)
@@ -175,10 +175,10 @@ def test_a_source_lost_in_mid_chunk_brakes_within_two_periods_and_latches(
     bench.until(Phase.QUERYING)
     moving = decision()
     moving.positions[:, 0] += np.linspace(0.0, 1.0, 50)
-    _, chunk = bench.run.answer(moving, int(bench.now * NS))
+    _, chunk = bench.run.answer(moving, int(bench.now * NS_PER_S))
     assert chunk is not None
     brake = lose(bench, source, frozen)
-    assert 0 < brake.start_ns - chunk.start_ns - limit * NS <= 0.041 * NS
+    assert 0 < brake.start_ns - chunk.start_ns - limit * NS_PER_S <= 0.041 * NS_PER_S
     assert brake.end_ns - brake.start_ns == 80_000_000
     for _ in range(100):  # everything is back, but nobody has said that the arms may move
         bench.now += 0.04
@@ -190,14 +190,14 @@ def test_a_source_lost_in_mid_chunk_brakes_within_two_periods_and_latches(
     # The next query continues from where the brake has led, not from where the chunk would be.
     query = bench.until(Phase.QUERYING)
     assert isinstance(query, Query)
-    held = bench.run.commanded(int(bench.now * NS))
+    held = bench.run.commanded(int(bench.now * NS_PER_S))
     np.testing.assert_array_equal(held, brake.positions[-1])
 
 
 @pytest.mark.parametrize("jump", [-10.0, 10.0])
 def test_a_clock_that_jumps_in_mid_chunk_sends_nothing_in_haste(bench: Bench, jump: float) -> None:
     bench.until(Phase.QUERYING)
-    _, chunk = bench.run.answer(decision(0.05), int(bench.now * NS))
+    _, chunk = bench.run.answer(decision(0.05), int(bench.now * NS_PER_S))
     assert chunk is not None
     for _ in range(10):
         bench.now += 0.04
@@ -212,9 +212,11 @@ def test_a_clock_that_jumps_in_mid_chunk_sends_nothing_in_haste(bench: Bench, ju
     assert query.observation.stamp_ns >= chunk.end_ns
     fill(bench.sources, bench.now)
     # Where the chunk was to end; arms that have not come so far are refused the next one.
-    np.testing.assert_array_equal(bench.run.commanded(int(bench.now * NS)), chunk.positions[-1])
+    np.testing.assert_array_equal(
+        bench.run.commanded(int(bench.now * NS_PER_S)), chunk.positions[-1]
+    )
     far = decision(0.5)
-    verdict, none = bench.run.answer(far, int(bench.now * NS))
+    verdict, none = bench.run.answer(far, int(bench.now * NS_PER_S))
     assert (verdict.rule, none) == ("start_jump", None)
 
 
@@ -222,21 +224,21 @@ def test_a_rig_may_let_a_chunk_go_on_without_pictures(rig: RigSpec) -> None:
     blind = replace(rig, observation=replace(rig.observation, image_timeout=0.0))
     bench = Bench(blind)
     bench.until(Phase.QUERYING)
-    bench.run.answer(decision(), int(bench.now * NS))
+    bench.run.answer(decision(), int(bench.now * NS_PER_S))
     bench.until(Phase.OBSERVING, skip="primary")
 
 
 def test_stop_while_moving_brakes_and_while_waiting_does_nothing(bench: Bench) -> None:
-    assert bench.run.stop(int(bench.now * NS), "stopped", "by hand") is None
+    assert bench.run.stop(int(bench.now * NS_PER_S), "stopped", "by hand") is None
     assert bench.run.outcome is not None
     assert not bench.run.outcome.success
 
 
 def test_stop_in_mid_chunk_returns_the_brake(bench: Bench) -> None:
     bench.until(Phase.QUERYING)
-    bench.run.answer(decision(), int(bench.now * NS))
+    bench.run.answer(decision(), int(bench.now * NS_PER_S))
     bench.now += 1.0
-    brake = bench.run.stop(int(bench.now * NS), "stopped", "by hand")
+    brake = bench.run.stop(int(bench.now * NS_PER_S), "stopped", "by hand")
     assert brake is not None
     assert brake.chunk_id.endswith("/brake")
 
@@ -254,14 +256,14 @@ def test_a_dead_worker_is_asked_again_unless_it_is_gone_for_good(bench: Bench) -
 
 def test_a_pause_brakes_along_the_path_and_what_follows_is_seen_after_it(bench: Bench) -> None:
     bench.until(Phase.QUERYING)
-    _, chunk = bench.run.answer(decision(0.05), int(bench.now * NS))
+    _, chunk = bench.run.answer(decision(0.05), int(bench.now * NS_PER_S))
     assert chunk is not None
     bench.now += 0.5
-    brake = bench.run.pause(int(bench.now * NS))
+    brake = bench.run.pause(int(bench.now * NS_PER_S))
     assert brake is not None
-    np.testing.assert_allclose(brake.start, chunk.sample(int(bench.now * NS)))
+    np.testing.assert_allclose(brake.start, chunk.sample(int(bench.now * NS_PER_S)))
     assert bench.run.phase is Phase.PAUSED
-    assert bench.run.pause(int(bench.now * NS)) is None, "a second one changes nothing"
+    assert bench.run.pause(int(bench.now * NS_PER_S)) is None, "a second one changes nothing"
     for _ in range(100):
         bench.now += 0.04
         assert bench.poll() is None
@@ -269,15 +271,15 @@ def test_a_pause_brakes_along_the_path_and_what_follows_is_seen_after_it(bench: 
     query = bench.until(Phase.QUERYING)
     assert isinstance(query, Query)
     assert query.index == 1
-    held = bench.run.commanded(int(bench.now * NS))
+    held = bench.run.commanded(int(bench.now * NS_PER_S))
     assert held is not None
     np.testing.assert_array_equal(held, brake.positions[-1])
-    assert bench.run.idle_ns < 0.5 * NS
+    assert bench.run.idle_ns < 0.5 * NS_PER_S
 
 
 def test_a_pause_while_waiting_needs_no_brake_and_asks_anew(bench: Bench) -> None:
     bench.until(Phase.QUERYING)
-    paused_at = int(bench.now * NS) + 20_000_000
+    paused_at = int(bench.now * NS_PER_S) + 20_000_000
     assert bench.run.pause(paused_at) is None
     bench.run.resume()
     assert bench.run.poll(paused_at, bench.now) is None, "nothing is newer than the pause yet"
@@ -289,9 +291,9 @@ def test_a_pause_while_waiting_needs_no_brake_and_asks_anew(bench: Bench) -> Non
 
 def test_a_pause_while_a_lost_arms_brake_is_under_way_waits_for_its_end(bench: Bench) -> None:
     bench.until(Phase.QUERYING)
-    bench.run.answer(decision(), int(bench.now * NS))
+    bench.run.answer(decision(), int(bench.now * NS_PER_S))
     brake = lose(bench, "left")
-    assert bench.run.pause(int(bench.now * NS)) is None
+    assert bench.run.pause(int(bench.now * NS_PER_S)) is None
     bench.run.resume()
     query = bench.until(Phase.QUERYING)
     assert isinstance(query, Query)
@@ -302,7 +304,7 @@ def test_a_dry_run_begins_every_chunk_where_the_arms_stand(rig: RigSpec) -> None
     bench = Bench(rig, dry=True)
     for _ in range(3):
         bench.until(Phase.QUERYING)
-        verdict, chunk = bench.run.answer(decision(0.12), int(bench.now * NS))
+        verdict, chunk = bench.run.answer(decision(0.12), int(bench.now * NS_PER_S))
         assert verdict.accepted, verdict.message
         assert chunk is not None
         np.testing.assert_allclose(chunk.start, POSE)

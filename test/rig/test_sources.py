@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from helpers.feeding import JOINTS, NAMES, fill, picture
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.errors import ObservationError
-from cosmos_policy_ros.rig.clock import NS, Receipt
+from cosmos_policy_ros.rig.clock import Receipt
 from cosmos_policy_ros.rig.crank import finger_from_angle
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.sources import Sources, read_arm
@@ -21,7 +22,7 @@ from cosmos_policy_ros.rig.spec import CAMERA_ROLES, RigSpec, load_rig
 
 def complaint(sources: Sources, at: float, not_before: float = 0.0) -> str:
     with pytest.raises(ObservationError) as caught:
-        sources.observe(int(at * NS), int(not_before * NS))
+        sources.observe(int(at * NS_PER_S), int(not_before * NS_PER_S))
     return str(caught.value)
 
 
@@ -32,9 +33,9 @@ def sources(rig: RigSpec) -> Sources:
 
 def test_fresh_sources_make_an_observation_in_policy_units(sources: Sources) -> None:
     fill(sources, 10.0)
-    observation = sources.observe(int(10.02 * NS))
+    observation = sources.observe(int(10.02 * NS_PER_S))
     assert list(observation.images) == list(CAMERA_ROLES)
-    assert observation.stamp_ns == 10 * NS
+    assert observation.stamp_ns == 10 * NS_PER_S
     assert observation.ages["primary"] == pytest.approx(0.02)
     gripper = (0.038 - 0.01844) / (0.058 - 0.01844)
     np.testing.assert_allclose(observation.state, [*JOINTS[:6], gripper] * 2)
@@ -42,12 +43,12 @@ def test_fresh_sources_make_an_observation_in_policy_units(sources: Sources) -> 
 
 def test_the_digest_sees_every_pixel_the_state_and_the_stamp(sources: Sources) -> None:
     fill(sources, 10.0)
-    one = sources.observe(10 * NS)
-    assert one.digest() == sources.observe(10 * NS).digest()
+    one = sources.observe(10 * NS_PER_S)
+    assert one.digest() == sources.observe(10 * NS_PER_S).digest()
     pixels = picture(250)
     pixels.data = pixels.data[:-1] + b"\x01"
-    sources.add_image("primary", pixels, 10 * NS)
-    two = sources.observe(10 * NS)
+    sources.add_image("primary", pixels, 10 * NS_PER_S)
+    two = sources.observe(10 * NS_PER_S)
     assert one.digest() != two.digest()
 
 
@@ -71,36 +72,36 @@ def test_an_arm_that_fell_silent_is_stale(sources: Sources) -> None:
     fill(sources, 10.2, skip="right")
     said = complaint(sources, 10.2)
     assert "follower_right/joint_states: last good state is 0.20 s old (limit 0.1 s)" in said
-    assert sources.state_age(int(10.2 * NS)) == pytest.approx(0.2)
+    assert sources.state_age(int(10.2 * NS_PER_S)) == pytest.approx(0.2)
 
 
 def test_skewed_cameras_are_named(sources: Sources) -> None:
     fill(sources, 10.0)
-    sources.add_image("primary", picture(3), int(10.08 * NS))
+    sources.add_image("primary", picture(3), int(10.08 * NS_PER_S))
     assert "is 0.080 s behind cam_high" in complaint(sources, 10.09)
 
 
 def test_an_unchanging_picture_under_new_stamps_is_a_frozen_camera(sources: Sources) -> None:
     for tick in range(30):
         fill(sources, 10.0 + tick * 0.04, skip="primary")
-        sources.add_image("primary", picture(9), int((10.0 + tick * 0.04) * NS))
+        sources.add_image("primary", picture(9), int((10.0 + tick * 0.04) * NS_PER_S))
     said = complaint(sources, 11.16)
     assert "cam_high" in said
     assert "the camera is frozen" in said
-    sources.add_image("primary", picture(10), int(11.16 * NS))
-    sources.observe(int(11.16 * NS))
+    sources.add_image("primary", picture(10), int(11.16 * NS_PER_S))
+    sources.observe(int(11.16 * NS_PER_S))
 
 
 def test_an_observation_from_before_the_chunk_ended_is_not_used(sources: Sources) -> None:
     fill(sources, 10.0)
     assert "primary has not reported since the last chunk ended" in complaint(sources, 10.1, 10.05)
     fill(sources, 10.05)
-    sources.observe(int(10.1 * NS), int(10.05 * NS))
+    sources.observe(int(10.1 * NS_PER_S), int(10.05 * NS_PER_S))
 
 
 def test_an_encoding_outside_the_rig_file_is_refused(sources: Sources) -> None:
     fill(sources, 10.0)
-    sources.add_image("primary", picture(1, "bayer_rggb8"), 10 * NS)
+    sources.add_image("primary", picture(1, "bayer_rggb8"), 10 * NS_PER_S)
     assert "encoding 'bayer_rggb8' is not accepted (rig file: rgb8" in complaint(sources, 10.0)
 
 
@@ -120,7 +121,7 @@ def test_a_failed_bus_read_never_becomes_a_state(
     for tick in range(20):
         now = 10.0 + tick * 0.01
         fill(sources, now, skip="left")
-        sources.add_joint_state("left", NAMES.split(), positions, int(now * NS))
+        sources.add_joint_state("left", NAMES.split(), positions, int(now * NS_PER_S))
     np.testing.assert_array_equal(sources.measured(), good)
     message = complaint(sources, 10.2)
     assert "20 rejected" in message
@@ -130,7 +131,7 @@ def test_a_failed_bus_read_never_becomes_a_state(
 def test_wrong_joint_names_say_what_was_meant(sources: Sources) -> None:
     fill(sources, 10.0, skip="left")
     wrong = NAMES.replace("waist", "wasit").split()
-    sources.add_joint_state("left", wrong, JOINTS, 10 * NS)
+    sources.add_joint_state("left", wrong, JOINTS, 10 * NS_PER_S)
     message = complaint(sources, 10.0)
     assert "no good joint state yet" in message
     assert "joint 'waist' is not in the message; did you mean 'wasit'?" in message
@@ -160,29 +161,29 @@ def test_a_stamp_ahead_is_refused_by_name_and_ages_its_source(
     for tick in range(1, 60):
         now = 10.0 + tick * 0.02
         fill(sources, now, skip=source)
-        at = round(now * NS)
-        receipt = Receipt(at, at + round(ahead * NS))
+        at = round(now * NS_PER_S)
+        receipt = Receipt(at, at + round(ahead * NS_PER_S))
         if source == "left":
             assert not sources.add_joint_state(source, NAMES.split(), JOINTS, at, receipt)
         else:
             assert not sources.add_image(source, picture(tick), at, receipt)
     said = f"59 rejected, the last: stamped {ahead:.2f} s ahead of this machine's clock"
     assert said in complaint(sources, 11.18)
-    assert said in sources.lost(round(11.18 * NS))
+    assert said in sources.lost(round(11.18 * NS_PER_S))
 
 
 def test_a_stamp_a_little_ahead_counts_as_of_now(sources: Sources) -> None:
     """An old picture with a stamp from after the chunk counted as seen after it."""
     fill(sources, 10.0)
-    at = 10 * NS
-    assert sources.add_image("primary", picture(1), at, Receipt(at, at + round(0.04 * NS)))
+    at = 10 * NS_PER_S
+    assert sources.add_image("primary", picture(1), at, Receipt(at, at + round(0.04 * NS_PER_S)))
     assert "primary has not reported" in complaint(sources, 10.02, 10.01)
 
 
 def test_an_old_stamp_is_old_when_it_comes(sources: Sources) -> None:
     fill(sources, 10.0)
-    at = 10 * NS
-    assert sources.add_image("primary", picture(1), at, Receipt(at, at - 30 * NS))
+    at = 10 * NS_PER_S
+    assert sources.add_image("primary", picture(1), at, Receipt(at, at - 30 * NS_PER_S))
     assert "last image is 30.00 s old" in complaint(sources, 10.0)
 
 
@@ -207,23 +208,23 @@ def test_a_joint_state_that_contradicts_itself_is_none(
 def test_a_motion_without_a_policy_needs_no_cameras(sources: Sources) -> None:
     fill(sources, 10.0)
     fill(sources, 12.0, skip="primary")
-    now_ns = int(12.01 * NS)
+    now_ns = int(12.01 * NS_PER_S)
     assert "cam_high/camera/color/image_rect_raw: no new picture for 2.01 s" in sources.lost(now_ns)
     assert sources.lost(now_ns, cameras=False) == ""
-    assert "follower_left/joint_states" in sources.lost(13 * NS, cameras=False)
+    assert "follower_left/joint_states" in sources.lost(13 * NS_PER_S, cameras=False)
 
 
 def test_sizes_of_the_newest_pictures_by_role(sources: Sources, rig: RigSpec) -> None:
     assert sources.image_sizes() == {}
-    sources.add_image("left_wrist", picture(0), NS)
+    sources.add_image("left_wrist", picture(0), NS_PER_S)
     pixels = cv2.imencode(".jpg", np.zeros((90, 160, 3), np.uint8))[1].tobytes()
-    sources.add_image("primary", SimpleNamespace(format="jpeg", data=pixels), NS)
+    sources.add_image("primary", SimpleNamespace(format="jpeg", data=pixels), NS_PER_S)
     small = picture(0)
     assert sources.image_sizes() == {
         "left_wrist": (small.height, small.width),
         "primary": (90, 160),
     }
-    sources.add_image("primary", SimpleNamespace(format="jpeg", data=pixels[:-2]), NS)
+    sources.add_image("primary", SimpleNamespace(format="jpeg", data=pixels[:-2]), NS_PER_S)
     with pytest.raises(ObservationError, match=r"cam_high.* no readable picture"):
         sources.image_sizes()
 
@@ -236,7 +237,7 @@ def test_a_camera_that_sends_another_size_than_its_rig_file_says(rig: RigSpec) -
         sources = Sources(replace(rig, cameras=cameras))
         fill(sources, 10.0)
         if accepted:
-            sources.observe(10 * NS)
+            sources.observe(10 * NS_PER_S)
         else:
             assert "the rig file says 480x640" in complaint(sources, 10.0)
 
@@ -249,8 +250,8 @@ def test_a_grey_camera_is_taken_only_where_the_rig_file_says_so(rig: RigSpec) ->
         cameras = (*rig.cameras[:2], replace(rig.cameras[2], encodings=encodings))
         sources = Sources(replace(rig, cameras=cameras))
         fill(sources, 10.0, skip="primary")
-        sources.add_image("primary", grey, 10 * NS)
+        sources.add_image("primary", grey, 10 * NS_PER_S)
         if accepted:
-            assert sources.observe(10 * NS).images["primary"].shape[2] == 3
+            assert sources.observe(10 * NS_PER_S).images["primary"].shape[2] == 3
         else:
             assert "encoding 'mono8' is not accepted" in complaint(sources, 10.0)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.rig.chunk import TimedChunk
-from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.gate import SafetyGate, Situation
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import load_rig
@@ -21,7 +21,7 @@ from cosmos_policy_ros.rig.trajectory_controller import TrajectoryController, Tr
 RIG = load_rig("interbotix_2", config_folder("rigs"))
 GATE = SafetyGate(RIG)
 START = np.concatenate([[*arm.start, 0.5] for arm in RIG.arms.values()])
-NOW = 1_000 * NS
+NOW = 1_000 * NS_PER_S
 STEP = 40_000_000
 ROWS = 50
 HAIR = 1e-9
@@ -50,8 +50,8 @@ def splice_at(
 
 MOMENTS = {
     "seed": st.integers(0, 2**31),
-    "seen_ns": st.integers(0, 2 * NS),
-    "latency_ns": st.integers(0, 2 * NS),
+    "seen_ns": st.integers(0, 2 * NS_PER_S),
+    "latency_ns": st.integers(0, 2 * NS_PER_S),
     "rows": st.integers(0, 12),
 }
 
@@ -140,20 +140,20 @@ def test_the_gates_limits_hold_across_splices(
 
 def test_an_answer_when_the_path_is_nearly_over_is_late() -> None:
     left = 3 * STEP
-    assert splice_at(0, NS, NS - left).lateness <= 0
-    assert splice_at(0, NS, NS - STEP).lateness == pytest.approx(0.04)
-    assert splice_at(0, NS, NS + STEP).lateness == pytest.approx(0.12)
+    assert splice_at(0, NS_PER_S, NS_PER_S - left).lateness <= 0
+    assert splice_at(0, NS_PER_S, NS_PER_S - STEP).lateness == pytest.approx(0.04)
+    assert splice_at(0, NS_PER_S, NS_PER_S + STEP).lateness == pytest.approx(0.12)
 
 
-@pytest.mark.parametrize("seen_ns", [0, -NS // 2, 7 * STEP])
+@pytest.mark.parametrize("seen_ns", [0, -NS_PER_S // 2, 7 * STEP])
 def test_the_last_moment_that_is_not_late_leaves_a_row_of_the_new_path(seen_ns: int) -> None:
     """Even of what was seen before the path began, as after a clock that jumped."""
     late = splice_at(4, seen_ns, 0).lateness
-    last = splice_at(4, seen_ns, -round(late * NS))
+    last = splice_at(4, seen_ns, -round(late * NS_PER_S))
     assert last.lateness == 0
     sent = last.chunk("run/1", last.blended())
     assert len(sent.positions) > KEPT
-    assert splice_at(4, seen_ns, -round(late * NS) + 1).lateness > 0
+    assert splice_at(4, seen_ns, -round(late * NS_PER_S) + 1).lateness > 0
 
 
 def test_rows_that_are_past_are_dropped() -> None:
@@ -168,7 +168,7 @@ def test_rows_that_are_past_are_dropped() -> None:
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize("joint", range(14))
 def test_a_new_path_too_far_from_the_old_one_is_refused(joint: int, sign: float) -> None:
-    splice = splice_at(5, NS // 2, NS // 4, share=0.02)
+    splice = splice_at(5, NS_PER_S // 2, NS_PER_S // 4, share=0.02)
     gripper = joint in (6, 13)
     limit = RIG.gate.gripper_start_jump if gripper else RIG.gate.start_jump
     at = splice.new[KEPT, joint]
@@ -190,7 +190,7 @@ def test_a_new_path_too_far_from_the_old_one_is_refused(joint: int, sign: float)
 
 def test_arms_that_lag_behind_pass_and_an_arm_that_is_held_does_not() -> None:
     """A moving arm is where it was to be a moment ago; a blocked one is somewhere else."""
-    splice = splice_at(7, NS // 2, NS // 4, share=0.3)
+    splice = splice_at(7, NS_PER_S // 2, NS_PER_S // 4, share=0.3)
     splice = replace(splice, decided=replace(splice.path, start_ns=splice.path.start_ns))
     commanded = splice.path.sample(splice.now_ns)
     trail = np.stack([splice.path.sample(splice.now_ns - t * STEP) for t in range(12)])
@@ -208,7 +208,7 @@ def test_arms_that_lag_behind_pass_and_an_arm_that_is_held_does_not() -> None:
 
 @pytest.mark.parametrize("rows", [49, 51])
 def test_another_rigs_chunk_is_refused(rows: int) -> None:
-    splice = splice_at(9, NS // 2, NS // 4)
+    splice = splice_at(9, NS_PER_S // 2, NS_PER_S // 4)
     wrong = np.resize(splice.decided.positions, (rows, 14))
     moved = replace(splice, decided=replace(splice.decided, positions=wrong))
     assert GATE.judge_splice(moved, Splice.blended, Situation(START, START)).rule == "shape"

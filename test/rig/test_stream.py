@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.errors import RigError
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.command_check import CommandCheck
@@ -16,10 +17,9 @@ from cosmos_policy_ros.rig.splice import Splice
 from cosmos_policy_ros.rig.stream import CATCH_UP, ArmStream
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
 
-NS = 1_000_000_000
-NOW = 1_000 * NS
+NOW = 1_000 * NS_PER_S
 RATE = 100.0
-PERIOD = round(NS / RATE)
+PERIOD = round(NS_PER_S / RATE)
 RIG = load_rig("interbotix_2", config_folder("rigs"))
 ARM = RIG.arms.left
 SPEED = np.array([*ARM.max_velocity, ARM.gripper.max_velocity * ARM.gripper.command_stroke])
@@ -30,7 +30,7 @@ def points(rows: np.ndarray, dt: float = 0.04, start: np.ndarray = START) -> lis
     """What the policy node sends of a chunk."""
     velocities = TimedChunk("", 0, dt, start, rows, SPEED).velocities
     return [
-        TrajectoryPoint(tuple(row), tuple(velocity), round((index + 1) * dt * NS))
+        TrajectoryPoint(tuple(row), tuple(velocity), round((index + 1) * dt * NS_PER_S))
         for index, (row, velocity) in enumerate(zip(rows, velocities, strict=True))
     ]
 
@@ -82,7 +82,7 @@ def test_chunks_that_take_over_in_motion_are_one_smooth_stream(latency_ns: int) 
         now_ns = NOW + index * PERIOD
         if now_ns >= next_ns:
             seen_ns = next_ns - latency_ns
-            begun = (seen_ns - NOW) / (2.0 * NS) % 1.0  # of a swing that goes on for ever
+            begun = (seen_ns - NOW) / (2.0 * NS_PER_S) % 1.0  # of a swing that goes on for ever
             share = np.sin(np.pi * (begun + np.arange(1, 51) / 50))[:, None] ** 2
             decided = TimedChunk(
                 "", seen_ns, 0.04, path.sample(seen_ns), START + 0.3 * share, SPEED, np.zeros(7)
@@ -148,7 +148,7 @@ def test_a_refused_trajectory_leaves_the_one_under_way() -> None:
     for one in (arm, alone):
         one.accept(ARM.names, points(swing()), 0, NOW, START)
     play(arm, 20)
-    bad = [TrajectoryPoint((float("nan"),) * 7, (), NS)]
+    bad = [TrajectoryPoint((float("nan"),) * 7, (), NS_PER_S)]
     with pytest.raises(RigError, match="NaN"):
         arm.accept(ARM.names, bad, 0, NOW + 20 * PERIOD, START)
     np.testing.assert_array_equal(play(arm, 80, first=21), play(alone, 100)[20:])
@@ -163,7 +163,7 @@ def test_a_refused_first_trajectory_leaves_it_silent() -> None:
 
 def test_a_stamped_trajectory_waits_for_its_time() -> None:
     arm = stream()
-    arm.accept(ARM.names, points(swing()), NOW + NS, NOW, START)
+    arm.accept(ARM.names, points(swing()), NOW + NS_PER_S, NOW, START)
     assert (play(arm, 98)[:50] != START).any()  # the way to the first row begins at once
     assert np.abs(play(arm, 2, first=99) - START).max() < 0.01
     np.testing.assert_allclose(play(arm, 4, first=101)[-1], swing()[0], atol=1e-9)

@@ -8,6 +8,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.errors import RigError
 from cosmos_policy_ros.rig.arms import ARM_DIM
 from cosmos_policy_ros.rig.chunk import BRAKE
@@ -16,10 +17,9 @@ from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.rig.streamer import Streamer
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
 
-NS = 1_000_000_000
-NOW = 1_000 * NS
+NOW = 1_000 * NS_PER_S
 RIG = load_rig("interbotix_2", config_folder("rigs"))
-PERIOD = round(NS / RIG.stream.rate)
+PERIOD = round(NS_PER_S / RIG.stream.rate)
 SIDES = ("left", "right")
 FAR = 0.4  # rad, where the test's trajectory ends
 
@@ -42,7 +42,7 @@ class Bench:
         return names, [*arm.start, arm.gripper.command_closed, 0.044, -0.044]
 
     def run(self, seconds: float) -> None:
-        for _ in range(round(seconds * NS / PERIOD)):
+        for _ in range(round(seconds * NS_PER_S / PERIOD)):
             self.now += PERIOD
             if self.policy_alive:
                 self.speak()
@@ -56,7 +56,7 @@ class Bench:
     def send(self, side: str, seconds: float = 2.0, ending: str = "") -> None:
         arm = RIG.arms[side]
         there = (*(q + FAR for q in arm.start), arm.gripper.command_closed)
-        points = [TrajectoryPoint(there, (0.0,) * ARM_DIM, round(seconds * NS))]
+        points = [TrajectoryPoint(there, (0.0,) * ARM_DIM, round(seconds * NS_PER_S))]
         serial = self.announced[0] + 1
         chunk_id = f"run/{serial}{ending}"
         self.announced = (serial, chunk_id)
@@ -135,7 +135,7 @@ def test_a_brake_that_comes_after_the_state_that_disarms_is_followed(bench: Benc
     bench.speak()
     arm = RIG.arms.left
     here = tuple(bench.path("left")[-1])
-    stop = [TrajectoryPoint(here, (0.0,) * ARM_DIM, NS // 25)]
+    stop = [TrajectoryPoint(here, (0.0,) * ARM_DIM, NS_PER_S // 25)]
     bench.streamer.on_trajectory("left", "run/1/brake", arm.names, stop, 0, bench.now)
     bench.run(0.5)
     np.testing.assert_allclose(bench.path("left")[-1], here)
@@ -151,7 +151,7 @@ def test_a_stranger_on_the_topic_moves_nothing_and_holds_both_arms(
     before = {side: bench.path(side)[-1] for side in SIDES}
     arm = RIG.arms.left
     there = (*(q - 1.0 for q in arm.start), arm.gripper.command_closed)
-    points = [TrajectoryPoint(there, (0.0,) * ARM_DIM, NS // 10)]
+    points = [TrajectoryPoint(there, (0.0,) * ARM_DIM, NS_PER_S // 10)]
     with suppress(RigError):
         bench.streamer.on_trajectory("left", chunk_id, arm.names, points, 0, bench.now)
     bench.run(2.0)
@@ -169,7 +169,7 @@ def test_a_trajectory_is_taken_once(bench: Bench) -> None:
     bench.run(0.5)
     assert not bench.streamer.reason
     arm = RIG.arms.left
-    points = [TrajectoryPoint((*arm.start, arm.gripper.command_closed), (), NS)]
+    points = [TrajectoryPoint((*arm.start, arm.gripper.command_closed), (), NS_PER_S)]
     bench.streamer.on_trajectory("left", "run/1", arm.names, points, 0, bench.now)
     bench.run(0.2)
     assert bench.streamer.reason
@@ -177,7 +177,7 @@ def test_a_trajectory_is_taken_once(bench: Bench) -> None:
 
 def test_an_announcement_may_come_last(bench: Bench) -> None:
     arm = RIG.arms.left
-    points = [TrajectoryPoint((0.1, *arm.start[1:], arm.gripper.command_closed), (), NS)]
+    points = [TrajectoryPoint((0.1, *arm.start[1:], arm.gripper.command_closed), (), NS_PER_S)]
     bench.streamer.on_trajectory("left", "run/1", arm.names, points, 0, bench.now)
     bench.announced = (1, "run/1")
     bench.run(1.5)
@@ -227,7 +227,7 @@ def test_what_lies_outside_the_limits_is_refused(
     there[joint] = value
     bench.announced = (1, "run/1")
     bench.speak()
-    points = [TrajectoryPoint(tuple(there), (), 20 * NS)]
+    points = [TrajectoryPoint(tuple(there), (), 20 * NS_PER_S)]
     with pytest.raises(RigError, match=words):
         bench.streamer.on_trajectory("left", "run/1", arm.names, points, 0, bench.now)
     bench.run(0.5)

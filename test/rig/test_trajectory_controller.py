@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.errors import RigError
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryController, TrajectoryPoint
 
 NAMES = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
-S = 1_000_000_000
-NOW = 100 * S
+NOW = 100 * NS_PER_S
 
 
 def point(value: float, seconds: float, velocity: float | None = None) -> TrajectoryPoint:
     velocities = () if velocity is None else (velocity,) * 7
-    return TrajectoryPoint((value,) * 7, velocities, round(seconds * S))
+    return TrajectoryPoint((value,) * 7, velocities, round(seconds * NS_PER_S))
 
 
 def controller(value: float = 0.0) -> TrajectoryController:
@@ -28,7 +28,7 @@ def controller(value: float = 0.0) -> TrajectoryController:
 
 
 def first(arm: TrajectoryController, seconds: float) -> float:
-    return float(arm.sample(NOW + round(seconds * S))[0])
+    return float(arm.sample(NOW + round(seconds * NS_PER_S))[0])
 
 
 def test_holds_before_any_trajectory_and_after_the_last_point() -> None:
@@ -70,7 +70,7 @@ def test_one_point_without_velocity_makes_its_two_segments_straight() -> None:
 def test_a_new_trajectory_replaces_the_old_at_once_from_the_commanded_state() -> None:
     arm = controller()
     arm.accept(NAMES, [point(1.0, 1.0)], 0, NOW)
-    arm.accept(NAMES, [point(0.0, 0.5)], 0, NOW + S // 2)
+    arm.accept(NAMES, [point(0.0, 0.5)], 0, NOW + NS_PER_S // 2)
     assert first(arm, 0.5) == pytest.approx(0.5)
     assert first(arm, 0.75) == pytest.approx(0.25)
     assert first(arm, 1.0) == 0.0
@@ -79,7 +79,7 @@ def test_a_new_trajectory_replaces_the_old_at_once_from_the_commanded_state() ->
 def test_replacing_in_motion_keeps_the_velocity() -> None:
     arm = controller()
     arm.accept(NAMES, [point(1.0, 1.0), point(2.0, 2.0)], 0, NOW)
-    arm.accept(NAMES, [point(2.5, 2.0, 0.0)], 0, NOW + S // 2)
+    arm.accept(NAMES, [point(2.5, 2.0, 0.0)], 0, NOW + NS_PER_S // 2)
     before, after = first(arm, 0.5), first(arm, 0.501)
     assert (after - before) / 0.001 == pytest.approx(1.0, abs=0.01)
 
@@ -87,7 +87,7 @@ def test_replacing_in_motion_keeps_the_velocity() -> None:
 def test_a_future_start_drops_the_old_trajectory_and_ramps_until_its_first_point() -> None:
     arm = controller()
     arm.accept(NAMES, [point(9.0, 1.0)], 0, NOW)
-    arm.accept(NAMES, [point(1.0, 1.0)], NOW + 3 * S, NOW)
+    arm.accept(NAMES, [point(1.0, 1.0)], NOW + 3 * NS_PER_S, NOW)
     assert [first(arm, t) for t in (1.0, 2.0, 4.0)] == pytest.approx([0.25, 0.5, 1.0])
 
 
@@ -99,13 +99,13 @@ def test_a_first_point_at_zero_is_a_step() -> None:
 
 def test_partly_past_jumps_onto_the_segment_for_now() -> None:
     arm = controller()
-    arm.accept(NAMES, [point(1.0, 1.0), point(2.0, 2.0)], NOW - 3 * S // 2, NOW)
+    arm.accept(NAMES, [point(1.0, 1.0), point(2.0, 2.0)], NOW - 3 * NS_PER_S // 2, NOW)
     assert first(arm, 0.0) == pytest.approx(1.5)
 
 
 def test_wholly_past_is_refused_with_the_age() -> None:
     with pytest.raises(RigError, match=r"ended 1\.000 s ago.*clocks agree"):
-        controller().accept(NAMES, [point(1.0, 1.0)], NOW - 2 * S, NOW)
+        controller().accept(NAMES, [point(1.0, 1.0)], NOW - 2 * NS_PER_S, NOW)
 
 
 def test_stamp_zero_is_now_even_when_now_is_large() -> None:
@@ -124,8 +124,8 @@ def test_joint_order_is_free() -> None:
     arm = controller()
     order = (3, 0, 6, 1, 5, 2, 4)
     values = tuple(float(i) for i in order)
-    arm.accept([NAMES[i] for i in order], [TrajectoryPoint(values, values, S)], 0, NOW)
-    assert arm.sample(NOW + S).tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    arm.accept([NAMES[i] for i in order], [TrajectoryPoint(values, values, NS_PER_S)], 0, NOW)
+    assert arm.sample(NOW + NS_PER_S).tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
 
 
 GOOD = point(1.0, 1.0)
@@ -151,7 +151,7 @@ def test_refusals_name_the_fault_and_leave_the_arm_on_its_way(
     arm = controller()
     arm.accept(NAMES, [point(2.0, 2.0)], 0, NOW)
     with pytest.raises(RigError, match=message):
-        arm.accept(names, points, 0, NOW + S)
+        arm.accept(names, points, 0, NOW + NS_PER_S)
     assert first(arm, 1.5) == pytest.approx(1.5)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers.xs_sdk import ARM, HIGHEST, LOWEST, UncaughtError, XsSdk
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.errors import ObservationError
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.command_check import CommandCheck
@@ -18,8 +19,7 @@ from cosmos_policy_ros.rig.stream import ArmStream
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
 from cosmos_policy_ros.sim.rig import STATE_NAMES, JointSample
 
-NS = 1_000_000_000
-NOW = 1_000 * NS
+NOW = 1_000 * NS_PER_S
 RIG = load_rig("interbotix_2", config_folder("rigs"))
 SPEC = RIG.arms.left
 START = np.array([*SPEC.start, SPEC.gripper.command_closed])
@@ -42,7 +42,7 @@ def chunk(rows: np.ndarray) -> list[TrajectoryPoint]:
     speed = np.array([*SPEC.max_velocity, SPEC.gripper.max_velocity])
     velocities = TimedChunk("", 0, 0.04, START, rows, speed).velocities
     return [
-        TrajectoryPoint(tuple(row), tuple(velocity), round((index + 1) * 0.04 * NS))
+        TrajectoryPoint(tuple(row), tuple(velocity), round((index + 1) * 0.04 * NS_PER_S))
         for index, (row, velocity) in enumerate(zip(rows, velocities, strict=True))
     ]
 
@@ -58,8 +58,8 @@ def _stream() -> ArmStream:
 def test_twenty_minutes_of_chunks_reach_the_servos_without_a_stall(driver: XsSdk) -> None:
     """600 chunks; every row is written when it is due, and nothing is refused."""
     stream, rows = _stream(), swing()
-    points, period = chunk(rows), round(NS / RIG.stream.rate)
-    per_chunk = 2 * NS // period
+    points, period = chunk(rows), round(NS_PER_S / RIG.stream.rate)
+    per_chunk = 2 * NS_PER_S // period
     written = []
     for tick in range(600 * per_chunk + 10):
         now = NOW + tick * period
@@ -84,7 +84,7 @@ def test_its_own_trajectories_stall_at_every_whole_second(driver: XsSdk) -> None
     driver.play([(p.positions[:6], p.time_from_start_ns) for p in chunk(swing())], NOW)
     times, before = [], driver.goals.copy()
     for tick in range(1000):
-        driver.advance(NOW + tick * NS // 100)
+        driver.advance(NOW + tick * NS_PER_S // 100)
         if (driver.goals != before).any():
             times.append(tick / 100)
             before = driver.goals.copy()

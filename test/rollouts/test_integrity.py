@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.rig.share import config_folder, share_folder
 from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.rollouts.integrity import (
@@ -21,8 +22,7 @@ from cosmos_policy_ros.rollouts.integrity import (
 )
 from cosmos_policy_ros.rollouts.preflight import Traffic, complaints
 
-SECOND = 1_000_000_000
-START = 1_790_000_000 * SECOND
+START = 1_790_000_000 * NS_PER_S
 SENSORS = (
     Sensor("/wrist", 25.0, "left_wrist"),
     Sensor("/high", 25.0, "primary"),
@@ -35,7 +35,7 @@ Message = tuple[str, int, bytes]
 
 
 def message(stamp_ns: int, little: bool = True) -> bytes:
-    sec, nanosec = divmod(stamp_ns, SECOND)
+    sec, nanosec = divmod(stamp_ns, NS_PER_S)
     order = "<" if little else ">"
     return bytes([0, int(little), 0, 0]) + struct.pack(f"{order}iI", sec, nanosec) + b"rest"
 
@@ -44,13 +44,13 @@ def sound(seconds: float = 10.0) -> Iterator[Message]:
     """Yield (topic, receipt, message) of a rig without a fault, in order of receipt."""
     found: list[Message] = []
     for sensor in SENSORS:
-        period = int(SECOND / sensor.rate)
-        stamps = range(START, START + int(seconds * SECOND), period)
+        period = int(NS_PER_S / sensor.rate)
+        stamps = range(START, START + int(seconds * NS_PER_S), period)
         found += [(sensor.topic, stamp + 5_000_000, message(stamp)) for stamp in stamps]
     yield from sorted(found, key=lambda m: m[1])
 
 
-def judge(messages: Iterator[Message], now_ns: int = START + 10 * SECOND) -> Verdict:
+def judge(messages: Iterator[Message], now_ns: int = START + 10 * NS_PER_S) -> Verdict:
     watch = Integrity(SENSORS, SKEW, LIMITS)
     for each in messages:
         watch.add(*each)
@@ -67,7 +67,7 @@ def test_a_sound_episode_is_go() -> None:
 
 def without(topic: str, first: float, last: float) -> Iterator[Message]:
     for each in sound():
-        if not (each[0] == topic and first <= (each[1] - START) / SECOND < last):
+        if not (each[0] == topic and first <= (each[1] - START) / NS_PER_S < last):
             yield each
 
 
@@ -86,7 +86,7 @@ def test_silence(topic: str, first: float, last: float, reason: str) -> None:
 
 
 def test_a_slow_sensor() -> None:
-    period = SECOND // 25
+    period = NS_PER_S // 25
     thinned = (m for m in sound() if m[0] != "/high" or (m[1] - START) // period % 3)
     (reason,) = judge(thinned).reasons
     assert reason.startswith("/high came at ") and reason.endswith("Hz (at least 22.5)")
@@ -94,7 +94,7 @@ def test_a_slow_sensor() -> None:
 
 def test_the_rate_of_a_short_episode_says_nothing() -> None:
     few = [m for m in sound(1.0) if m[0] != "/high" or (m[1] - START) % (120_000_000) < 10_000_000]
-    assert judge(iter(few), START + SECOND).go
+    assert judge(iter(few), START + NS_PER_S).go
 
 
 @pytest.mark.parametrize("deed", ["lost", "dropped"])
@@ -108,7 +108,7 @@ def test_losses_beyond_a_hundredth(deed: str, count: int, go: bool) -> None:
     else:
         for _ in range(count):
             watch.dropped("/high")
-    verdict = watch.verdict(START + 10 * SECOND, PLENTY)
+    verdict = watch.verdict(START + 10 * NS_PER_S, PLENTY)
     assert verdict.go == go
     assert go or f"{count} messages of /high were {deed}" in verdict.text
 
@@ -116,7 +116,7 @@ def test_losses_beyond_a_hundredth(deed: str, count: int, go: bool) -> None:
 def test_cameras_that_drift_apart() -> None:
     def every_fifth_wrist() -> Iterator[Message]:
         for topic, at, cdr in sound():
-            if topic != "/wrist" or (header_stamp(cdr) - START) // (SECOND // 25) % 5 == 0:
+            if topic != "/wrist" or (header_stamp(cdr) - START) // (NS_PER_S // 25) % 5 == 0:
                 yield topic, at, cdr
 
     reason = judge(every_fifth_wrist()).reasons[-1]
@@ -128,26 +128,26 @@ def test_pictures_of_one_moment_may_come_in_any_order() -> None:
     late = [
         (topic, at + (70_000_000 if topic == "/wrist" else 0), cdr) for topic, at, cdr in sound()
     ]
-    assert judge(iter(sorted(late, key=lambda m: m[1])), START + 10 * SECOND + 80_000_000).go
+    assert judge(iter(sorted(late, key=lambda m: m[1])), START + 10 * NS_PER_S + 80_000_000).go
 
 
 @pytest.mark.parametrize("jump", [10, -10])
 def test_a_clock_that_jumps(jump: int) -> None:
     """Drivers and recorder share it: stamps and receipts jump together."""
-    middle = START + 5 * SECOND
+    middle = START + 5 * NS_PER_S
 
     def jumping() -> Iterator[Message]:
         for topic, at, cdr in sound():
-            by = jump * SECOND if at > middle else 0
+            by = jump * NS_PER_S if at > middle else 0
             yield topic, at + by, message(header_stamp(cdr) + by)
 
-    verdict = judge(jumping(), START + (10 + max(jump, 0)) * SECOND)
+    verdict = judge(jumping(), START + (10 + max(jump, 0)) * NS_PER_S)
     assert not verdict.go
     assert ("was silent for 10" if jump > 0 else "clock was set back by 10") in verdict.text
 
 
 def test_stamps_of_another_clock() -> None:
-    off = ((topic, at, message(header_stamp(cdr) - 3 * SECOND)) for topic, at, cdr in sound())
+    off = ((topic, at, message(header_stamp(cdr) - 3 * NS_PER_S)) for topic, at, cdr in sound())
     verdict = judge(off)
     assert len(verdict.reasons) == 3
     assert "is stamped 3.0 s away from its receipt (at most 1)" in verdict.reasons[0]
@@ -157,7 +157,7 @@ def test_a_disk_nearly_full() -> None:
     watch = Integrity(SENSORS, SKEW, LIMITS)
     for each in sound():
         watch.add(*each)
-    verdict = watch.verdict(START + 10 * SECOND, 300_000_000, waited_bytes=7)
+    verdict = watch.verdict(START + 10 * NS_PER_S, 300_000_000, waited_bytes=7)
     assert verdict.reasons == ("0.30 GB are left on the disk (at least 1)",)
     assert Verdict.from_json(verdict.to_json()) == verdict
 
@@ -187,7 +187,7 @@ def traffic() -> Traffic:
     return traffic
 
 
-NOW = START + 3 * SECOND
+NOW = START + 3 * NS_PER_S
 
 
 def test_nothing_speaks_against_a_living_rig(traffic: Traffic) -> None:
@@ -198,7 +198,7 @@ def test_nothing_speaks_against_a_living_rig(traffic: Traffic) -> None:
 def test_a_silent_sensor_is_named(traffic: Traffic) -> None:
     (found,) = complaints(traffic, [*TOPICS, "/right/joint_states"], NOW, PLENTY, 44.0, LIMITS)
     assert found == "/right/joint_states has been silent for 0.5 s: is its driver running?"
-    assert len(complaints(traffic, TOPICS, NOW + SECOND, PLENTY, 44.0, LIMITS)) == 3
+    assert len(complaints(traffic, TOPICS, NOW + NS_PER_S, PLENTY, 44.0, LIMITS)) == 3
 
 
 def test_a_disk_without_room_for_the_whole_trial(traffic: Traffic) -> None:
@@ -208,7 +208,7 @@ def test_a_disk_without_room_for_the_whole_trial(traffic: Traffic) -> None:
 
 
 def test_another_machines_clock(traffic: Traffic) -> None:
-    traffic.add("/high", NOW, message(NOW + 2 * SECOND), stamped=True)
+    traffic.add("/high", NOW, message(NOW + 2 * NS_PER_S), stamped=True)
     (found,) = complaints(traffic, TOPICS, NOW, PLENTY, 44.0, LIMITS)
     assert found.startswith("/high is stamped -2.0 s away from now (at most 1)")
 
@@ -216,8 +216,8 @@ def test_another_machines_clock(traffic: Traffic) -> None:
 def test_a_clock_that_was_never_set() -> None:
     traffic = Traffic()
     for topic in TOPICS:
-        traffic.add(topic, SECOND, message(SECOND), stamped=True)
-    (found,) = complaints(traffic, TOPICS, SECOND, PLENTY, 44.0, LIMITS)
+        traffic.add(topic, NS_PER_S, message(NS_PER_S), stamped=True)
+    (found,) = complaints(traffic, TOPICS, NS_PER_S, PLENTY, 44.0, LIMITS)
     assert "the clock is not set" in found
 
 

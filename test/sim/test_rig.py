@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.errors import RigError
 from cosmos_policy_ros.rig.crank import finger_from_angle
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
@@ -21,7 +22,6 @@ from cosmos_policy_ros.sim.rig import (
 )
 from cosmos_policy_ros.sim.tasks import OBJECT_RANGES
 
-S = 1_000_000_000
 OPEN_ANGLE = 1.2
 
 
@@ -53,7 +53,7 @@ def test_holds_the_start_pose_without_commands(rig: SimRig) -> None:
 def test_follows_a_trajectory_and_reports_the_gripper_by_its_motor(rig: SimRig) -> None:
     rig.reset("transfer_cube", 0)
     target = (0.3, -0.7, 1.0, 0.2, -0.1, 0.4, OPEN_ANGLE)
-    rig.command("left", CONTROLLER_JOINTS, [TrajectoryPoint(target, (0.0,) * 7, S)], 0)
+    rig.command("left", CONTROLLER_JOINTS, [TrajectoryPoint(target, (0.0,) * 7, NS_PER_S)], 0)
     rig.advance(0.5)
     moving = rig.joint_states("left")
     assert moving.velocities[0] == pytest.approx(0.3 * 1.5, rel=0.2)
@@ -110,7 +110,7 @@ def test_the_same_commands_give_the_same_bytes(rig: SimRig) -> None:
     ends = []
     for _ in range(2):
         rig.reset("transfer_cube", 5)
-        points = [TrajectoryPoint((0.5, *START_POSE[1:], OPEN_ANGLE), (), S)]
+        points = [TrajectoryPoint((0.5, *START_POSE[1:], OPEN_ANGLE), (), NS_PER_S)]
         rig.command("right", CONTROLLER_JOINTS, points, 0)
         rig.advance(1.0)
         ends.append(rig.snapshot().qpos.tobytes())

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from secrets import SystemRandom
 from typing import Literal
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rollouts.commands.keys import Keyboard, pedal_keys
 from cosmos_policy_ros.rollouts.commands.shared import add_root, find, open_store, run, say_seconds
@@ -19,7 +20,6 @@ from cosmos_policy_ros.rollouts.rubric import Judgement, tally
 from cosmos_policy_ros.rollouts.store import EpisodeStore
 from cosmos_policy_ros.rollouts.task import FULL_SCORE, Rubric
 
-SECOND = 1_000_000_000
 HELP = "y, Enter or space: yes   n: no   b: back one question   Ctrl-C: stop"
 
 
@@ -183,7 +183,7 @@ def _headline(episode: Episode, blind: bool, count: str) -> str:
     facts = episode.facts
     lines = [
         f"\n{episode.id} ({count}){', discarded' if episode.discarded else ''}",
-        f"  {facts.task}: {facts.prompt}; {say_seconds(episode.duration_ns / SECOND)}, "
+        f"  {facts.task}: {facts.prompt}; {say_seconds(episode.duration_ns / NS_PER_S)}, "
         f"ended by {episode.outcome or '-'}",
     ]
     if not blind:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.rollouts.commands.shared import begun, folder_bytes, say_bytes, say_seconds
 from cosmos_policy_ros.rollouts.episode import Episode
 from cosmos_policy_ros.rollouts.messages import Label
 from cosmos_policy_ros.rollouts.replay import DECISION_TYPE
 
-SECOND = 1_000_000_000
 _TEXTS = (
     "task",
     "prompt",
@@ -34,7 +34,7 @@ def _head(episode: Episode) -> Iterator[str]:
     start = begun(episode.id)
     if start is not None:
         yield _field("begun", f"{start:%A} {start.day} {start:%B %Y, %H:%M:%S}")
-    yield _field("lasted", say_seconds(episode.duration_ns / SECOND))
+    yield _field("lasted", say_seconds(episode.duration_ns / NS_PER_S))
     yield _field("ended by", episode.outcome or "-")
     if episode.discarded:
         yield _field("discarded", episode.discard_reason)
@@ -60,7 +60,7 @@ def _labels(episode: Episode) -> Iterator[str]:
 
 def _label(label: Label) -> str:
     # A simulated clock begins at zero; its times would only mislead.
-    given = datetime.fromtimestamp(label.stamp_ns / SECOND)
+    given = datetime.fromtimestamp(label.stamp_ns / NS_PER_S)
     when = f"{given:%Y-%m-%d %H:%M:%S}" if given.year > 2000 else ""
     said = {
         "score": f"{label.points:g}, {'success' if label.success else 'no success'}",

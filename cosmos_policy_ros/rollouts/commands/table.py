@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rollouts.bag_writer import DISCARDED, RECORDING
 from cosmos_policy_ros.rollouts.commands.shared import begun
@@ -15,7 +16,6 @@ from cosmos_policy_ros.rollouts.durable import Hold
 from cosmos_policy_ros.rollouts.episode import Episode, read_episode
 from cosmos_policy_ros.rollouts.store import EpisodeStore
 
-SECOND = 1_000_000_000
 HEAD = (
     "episode",
     "task",
@@ -142,7 +142,7 @@ def _cells(row: Row, episode: Episode) -> tuple[str, ...]:
         f"{score.points:g}" if score else NOTHING,
         NOTHING if score is None else "yes" if score.success else "no",
         "GO" if episode.verdict.go else "NO-GO",
-        f"{episode.duration_ns / SECOND:.1f}",
+        f"{episode.duration_ns / NS_PER_S:.1f}",
         str(sum(topic.count for topic in episode.topics.values())),
         row.state or NOTHING,
     )

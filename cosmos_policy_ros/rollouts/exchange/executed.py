@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cosmos_policy_ros.core.units import Array
 from cosmos_policy_ros.errors import ObservationError, RolloutError
 from cosmos_policy_ros.rig.arms import ARM_DIM, STATE_DIM, Arm, Gripper
 from cosmos_policy_ros.rig.crank import finger_from_angle
@@ -22,7 +23,6 @@ from cosmos_policy_ros.rollouts.message_index import IndexedTopic
 from cosmos_policy_ros.rollouts.pictures import COMPRESSED
 from cosmos_policy_ros.rollouts.windows import EpisodeWindows
 
-Array = NDArray[np.float64]
 _ANGLE = 1e-6  # rad; half the step of a central difference
 
 

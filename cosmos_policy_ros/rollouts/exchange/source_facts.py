@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rig.untrusted import shown
 from cosmos_policy_ros.rollouts.exchange.hdf5_layout import (
@@ -34,7 +35,6 @@ UNNAMED_POLICY = "unknown policy"
 _DATE_FORMATS = (DATE_FORMAT, "%Y_%m_%d-%H_%M_%S", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S")
 _SPLITS = ("train", "val")
 _STEPS_SUFFIX = re.compile(r"_\d+_steps$")
-_SECOND = 1_000_000_000  # ns
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,9 @@ def _start_ns(source: SourceEpisode) -> int:
         except (ValueError, OverflowError):
             continue
         if seconds >= 0:
-            return round(seconds) * _SECOND
+            return round(seconds) * NS_PER_S
     # The time of the file's last change is the only other trace of when it was recorded.
-    return round(source.path.stat().st_mtime) * _SECOND
+    return round(source.path.stat().st_mtime) * NS_PER_S
 
 
 def _text(source: SourceEpisode, key: str) -> str:

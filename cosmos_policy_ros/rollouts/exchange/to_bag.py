@@ -17,9 +17,9 @@ from typing import Literal
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros import __version__
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rig.arms import ARM_DIM
-from cosmos_policy_ros.rig.clock import NS
 from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 from cosmos_policy_ros.rollouts import journal
@@ -134,7 +134,7 @@ class Importer:
         """
         with open_hdf5(path) as source:
             plan = self._plan(source)
-            begun = datetime.fromtimestamp(plan.said.start_ns / NS)
+            begun = datetime.fromtimestamp(plan.said.start_ns / NS_PER_S)
             name = episode_id(plan.facts.task, begun, self.store.episodes())
             folder = self.store.root / (name + RECORDING)
             new = not folder.exists()
@@ -222,7 +222,7 @@ class Importer:
     def _episode(self, plan: _Plan) -> Iterator[tuple[str, int, bytes]]:
         """Yield (topic, stamp in ns, message) of a whole episode in order of time."""
         rig, source, stride = plan.rig, plan.source, plan.stride
-        step_ns, start_ns = round(rig.rates.dt * NS), plan.said.start_ns
+        step_ns, start_ns = round(rig.rates.dt * NS_PER_S), plan.said.start_ns
         pictures = {role: frames.every(stride) for role, frames in source.frames.items()}
         per_chunk = rig.rates.chunk_steps
         actions = source.action[::stride]

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.errors import RolloutError
 from cosmos_policy_ros.rollouts.episode import Episode
 from cosmos_policy_ros.rollouts.exchange.executed import ExecutedEpisode, ExecutedStep
@@ -45,7 +46,6 @@ from cosmos_policy_ros.rollouts.task import FULL_SCORE
 Images = Literal["jpeg", "raw", "video"]
 RELATIVE_ACTION, ARGS_JSON = "relative_action", "args_json"
 _CODEC = "mp4v"  # the released client's
-_SECOND = 1e9  # ns
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def _write(source: ExecutedEpisode, path: Path, images: Images) -> int:
 def attributes_of(episode: Episode, simulated: bool) -> Mapping[str, Any]:
     """Return the attributes of the released rollouts; without a score none that would state one."""
     facts, score = episode.facts, episode.score
-    begun = datetime.fromtimestamp(episode.start_ns / _SECOND)
+    begun = datetime.fromtimestamp(episode.start_ns / NS_PER_S)
     policy = "--".join(part for part in (facts.engine, facts.checkpoint) if part)
     operator = facts.operator_name or (score.operator_name if score else "")
     found: dict[str, Any] = {

@@ -1,0 +1,1 @@
+"""What every room stands on: errors, configuration files, paths, whole files, tasks, units."""

@@ -1,0 +1,10 @@
+"""The array type and the unit conversion that every room uses."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+NS_PER_S = 1_000_000_000

@@ -45,7 +45,7 @@ class Augmentation(NamedTuple):
     hue: float
 
 
-def draw(strength: Strength, random: np.random.Generator) -> Augmentation | None:
+def draw_augmentation(strength: Strength, random: np.random.Generator) -> Augmentation | None:
     """Draw an augmentation; None for "none"."""
     if strength == "none":
         return None
@@ -64,7 +64,7 @@ def draw(strength: Strength, random: np.random.Generator) -> Augmentation | None
     )
 
 
-def apply(augmentation: Augmentation, pictures: Picture) -> Picture:
+def apply_augmentation(augmentation: Augmentation, pictures: Picture) -> Picture:
     """Change (N, S, S, 3) uint8 pictures, all in the same way."""
     a, size = augmentation, pictures.shape[1]
     window = round(size * math.sqrt(CROP_AREA))

@@ -19,7 +19,7 @@ from cosmos_policy_ros.model.images import Picture, centre_crop
 from cosmos_policy_ros.model.layout import layout_named
 from cosmos_policy_ros.model.sequence import check_state, reduce_pictures
 from cosmos_policy_ros.model.statistics import Statistics
-from cosmos_policy_ros.training import augmentation
+from cosmos_policy_ros.training.augmentation import apply_augmentation, draw_augmentation
 from cosmos_policy_ros.training.census import Census
 from cosmos_policy_ros.training.config import DataConfig, ObjectiveConfig
 from cosmos_policy_ros.training.mixture import Mixture, Pick
@@ -150,9 +150,9 @@ class SampleMaker(Dataset[Sample]):
         actions = windows.chunk(pick.start, steps)
         proprio = self.statistics.proprio
         pictures = np.concatenate([now.pictures, later.pictures])
-        change = augmentation.draw(self.data.augmentation, np.random.default_rng(pick.seed))
+        change = draw_augmentation(self.data.augmentation, np.random.default_rng(pick.seed))
         if change is not None:
-            pictures = augmentation.apply(change, pictures)
+            pictures = apply_augmentation(change, pictures)
         return Sample(
             pick=pick,
             prompt=source.prompt,

@@ -9,7 +9,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from cosmos_policy_ros.training.augmentation import Augmentation, apply, draw
+from cosmos_policy_ros.training.augmentation import (
+    Augmentation,
+    apply_augmentation,
+    draw_augmentation,
+)
 
 DATA = Path(__file__).parent / "data"
 CASES = {
@@ -25,7 +29,7 @@ def picture(name: str) -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_picture_comes_out_as_torchvision_makes_it(name: str) -> None:
-    (found,) = apply(CASES[name], picture("plain")[None])
+    (found,) = apply_augmentation(CASES[name], picture("plain")[None])
     off = np.abs(found.astype(int) - picture(f"augmented_{name}"))
     assert off.max() <= 1  # of 255: another colour conversion rounds elsewhere
     assert (off > 0).mean() < 0.02
@@ -34,18 +38,20 @@ def test_a_picture_comes_out_as_torchvision_makes_it(name: str) -> None:
 def test_all_pictures_of_a_sample_change_alike_each_by_itself() -> None:
     plain = picture("plain")
     pictures = np.stack([plain, plain // 2, plain])
-    together = apply(CASES["strong"], pictures)
+    together = apply_augmentation(CASES["strong"], pictures)
     np.testing.assert_array_equal(together[0], together[2])
     for index, alone in enumerate(pictures):
-        np.testing.assert_array_equal(together[index], apply(CASES["strong"], alone[None])[0])
+        np.testing.assert_array_equal(
+            together[index], apply_augmentation(CASES["strong"], alone[None])[0]
+        )
 
 
 def test_draws_keep_their_ranges() -> None:
     random = np.random.default_rng(0)
-    draws = np.array([draw("strong", random) for _ in range(2000)], float)
+    draws = np.array([draw_augmentation("strong", random) for _ in range(2000)], float)
     low, high = draws.min(axis=0), draws.max(axis=0)
     np.testing.assert_allclose(low, [0, 0, -5, 0.7, 0.6, 0.5, -0.05], atol=0.01)
     np.testing.assert_allclose(high, [1, 1, 5, 1.3, 1.4, 1.5, 0.05], atol=0.01)
-    standard = [draw("standard", random) for _ in range(200)]
+    standard = [draw_augmentation("standard", random) for _ in range(200)]
     assert {a.angle for a in standard if a} == {0.0}
-    assert draw("none", random) is None
+    assert draw_augmentation("none", random) is None

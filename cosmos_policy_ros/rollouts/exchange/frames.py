@@ -27,7 +27,8 @@ MAX_PIXELS = 1 << 24
 MAX_SCANS = 64
 """Passes over a progressive JPEG; encoders make ten, and each takes as long as a picture."""
 
-_JPEG_BEGIN, _JPEG_END, _JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", b"\xff\xda"
+JPEG_BEGIN, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_JPEG_SCAN = b"\xff\xda"
 _FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # heads of a picture, which hold sizes
 _SIZES = (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
 _MP4_BEGIN = b"ftyp"  # bytes 4 to 8 of the file
@@ -135,7 +136,7 @@ class JpegFrames(_DataSet):
 
 def is_jpeg(data: bytes) -> bool:
     """Return whether this is a JPEG file from its first to its last marker."""
-    return data.startswith(_JPEG_BEGIN) and data.rstrip(b"\0").endswith(_JPEG_END)
+    return data.startswith(JPEG_BEGIN) and data.rstrip(b"\0").endswith(JPEG_END)
 
 
 def _check_jpeg(data: NDArray[np.uint8], where: str) -> None:
@@ -151,7 +152,7 @@ def _check_jpeg(data: NDArray[np.uint8], where: str) -> None:
 
 def _check_work(jpeg: bytes, where: str) -> None:
     """Refuse a JPEG that claims more pixels, or passes over them, than a camera's has."""
-    at, height, width = len(_JPEG_BEGIN), 0, 0
+    at, height, width = len(JPEG_BEGIN), 0, 0
     while at + 9 <= len(jpeg) and jpeg[at] == 0xFF:
         marker, length = jpeg[at + 1], int.from_bytes(jpeg[at + 2 : at + 4], "big")
         if marker in _FRAME_MARKERS:

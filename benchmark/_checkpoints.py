@@ -11,12 +11,12 @@ import numpy as np
 import torch
 import yaml
 
+from cosmos_policy_ros.core.config import load_yaml
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.text import save_text, stand_in_embeddings
-from cosmos_policy_ros.rig.config import load_yaml
 from cosmos_policy_ros.rig.decision import Query
 from cosmos_policy_ros.rig.observation import Observation
-from cosmos_policy_ros.rig.share import config_folder
 
 RELEASED = "aloha_2b"
 PROMPT = "fold shirt"

@@ -60,8 +60,8 @@ class Feed:
         from rosgraph_msgs.msg import Clock
         from sensor_msgs.msg import Image, JointState
 
+        from cosmos_policy_ros.core.paths import config_folder
         from cosmos_policy_ros.nodes import shell
-        from cosmos_policy_ros.rig.share import config_folder
         from cosmos_policy_ros.rig.spec import load_rig
 
         rig = load_rig("sim", config_folder("rigs"))
@@ -205,8 +205,8 @@ def make_reader(options: argparse.Namespace) -> tuple[Any, Counts]:
     from rclpy.node import Node
     from sensor_msgs.msg import Image, JointState
 
+    from cosmos_policy_ros.core.paths import config_folder
     from cosmos_policy_ros.rig.images import decode_image
-    from cosmos_policy_ros.rig.share import config_folder
     from cosmos_policy_ros.rig.spec import load_rig
 
     class Reader(Node):
@@ -254,10 +254,10 @@ def make_plain_recorder(folder: Path) -> tuple[Any, Counts]:
     from rosbags.rosbag2 import StoragePlugin, Writer
     from sensor_msgs.msg import Image, JointState
 
-    from cosmos_policy_ros.nodes.recorder_inputs import QUEUE_DEPTH
-    from cosmos_policy_ros.rig.share import config_folder, share_folder
+    from cosmos_policy_ros.bags.types import load_types
+    from cosmos_policy_ros.core.paths import config_folder, share_folder
+    from cosmos_policy_ros.nodes.recorder_node import QUEUE_DEPTH
     from cosmos_policy_ros.rig.spec import load_rig
-    from cosmos_policy_ros.rollouts.types import load_types
 
     writer = Writer(folder, version=9, storage_plugin=StoragePlugin.MCAP)
     writer.open()

@@ -41,7 +41,7 @@ from helpers.stub_engine import Seed
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from cosmos_policy_ros.errors import CosmosPolicyError
+from cosmos_policy_ros.core.errors import CosmosPolicyError
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.graph import environment
 

@@ -35,10 +35,9 @@ from cosmos_policy_ros.msg import GuardState, StreamerState
 from helpers.graph import worker_of
 from helpers.stock_rig import RIG_PROGRAM, set_modes, stock_rig
 
-from cosmos_policy_ros.nodes import processes, shell
+from cosmos_policy_ros.nodes import graph, shell
 from cosmos_policy_ros.nodes.client import GraphClient
-from cosmos_policy_ros.nodes.graph import GraphOptions, environment, node_processes
-from cosmos_policy_ros.nodes.processes import NodeProcesses
+from cosmos_policy_ros.nodes.graph import GraphOptions, NodeProcesses, environment, node_processes
 
 KEEPERS = {"joint_trajectory": "arm_guard_node", "interbotix": "arm_streamer_node"}
 MOVING, RESTING = 0.15, 0.02  # rad/s of the fastest joint, over WINDOW
@@ -53,12 +52,12 @@ class Bench:
         streamed = sink == "interbotix"
         rig = str(stock_rig(folder)) if streamed else "sim"
         options = GraphOptions(rig=rig, width=64, height=48, record=False)
-        shipped = processes.executable
+        shipped = graph.executable
 
         def program(name: str) -> Path:
             return RIG_PROGRAM if streamed and name == "sim_rig_node" else shipped(name)
 
-        with patch.object(processes, "executable", program):
+        with patch.object(graph, "executable", program):
             self.nodes = NodeProcesses(node_processes(options), folder / "log")
         self.client = GraphClient("bench")
         self._seen: deque[tuple[float, np.ndarray]] = deque(maxlen=2000)

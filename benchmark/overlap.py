@@ -13,7 +13,7 @@ the gate, whoever made it.
 
 Idle is the share of the time between the first motion and the end that the arms stood still.
 Jumps are at the boundaries after the first, before the package's way of joining them and after it,
-their medians and p95: position [rad], velocity [rad/s], acceleration [rad/s²] (``rig.boundary``).
+their medians and p95: position [rad], velocity [rad/s], acceleration [rad/s²] (``rig.chunk``).
 """
 
 from __future__ import annotations
@@ -25,16 +25,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.units import Array
 from cosmos_policy_ros.evaluation.trial import Timing, Trial, TrialRoom
 from cosmos_policy_ros.model.policy import CosmosPolicy
-from cosmos_policy_ros.rig.chunk import TimedChunk
+from cosmos_policy_ros.rig.chunk import KEPT, Splice, TimedChunk
 from cosmos_policy_ros.rig.decision import Policy
 from cosmos_policy_ros.rig.execution import Execution, Trigger
-from cosmos_policy_ros.rig.goal import Goal
-from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.run import Goal
 from cosmos_policy_ros.rig.spec import load_rig
-from cosmos_policy_ros.rig.splice import KEPT, Splice
 from cosmos_policy_ros.sim.demonstrator import Demonstrator
 
 TASK, PROMPT, TIME_LIMIT = "either_cube", "hand over a cube", 20.0

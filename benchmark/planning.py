@@ -31,19 +31,19 @@ from _checkpoints import describe_machine  # noqa: E402
 from helpers.search import TINY, query_of  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
+from cosmos_policy_ros.core.paths import config_folder  # noqa: E402
+from cosmos_policy_ros.inference.search_engine import SearchEngine, evaluations  # noqa: E402
+from cosmos_policy_ros.inference.spec import EngineSpec, SearchConfig  # noqa: E402
+from cosmos_policy_ros.inference.tasks import Decide  # noqa: E402
+from cosmos_policy_ros.inference.worker import WorkerLimits  # noqa: E402
 from cosmos_policy_ros.model.checkpoint import read_config  # noqa: E402
 from cosmos_policy_ros.model.layout import layout_named  # noqa: E402
 from cosmos_policy_ros.model.policy import CosmosPolicy  # noqa: E402
 from cosmos_policy_ros.model.sampler import Draw, count_evaluations, ensemble  # noqa: E402
 from cosmos_policy_ros.model.transformer import Transformer  # noqa: E402
-from cosmos_policy_ros.planning.engine_spec import EngineSpec  # noqa: E402
-from cosmos_policy_ros.planning.search import SearchConfig, run_search  # noqa: E402
-from cosmos_policy_ros.planning.search_engine import SearchEngine, evaluations  # noqa: E402
-from cosmos_policy_ros.planning.tasks import Decide  # noqa: E402
-from cosmos_policy_ros.planning.worker import WorkerLimits  # noqa: E402
+from cosmos_policy_ros.planning.search import run_search  # noqa: E402
 from cosmos_policy_ros.planning.workers import Inference, start_inference  # noqa: E402
 from cosmos_policy_ros.rig.decision import Decision, Query  # noqa: E402
-from cosmos_policy_ros.rig.share import config_folder  # noqa: E402
 
 LAPS = 3
 ROUNDING = 2e-4  # of a value in [0, 1]: other batches take other kernels

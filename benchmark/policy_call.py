@@ -43,7 +43,7 @@ from cosmos_policy_ros.model.denoiser import Denoiser  # noqa: E402
 from cosmos_policy_ros.model.policy import CosmosPolicy  # noqa: E402
 from cosmos_policy_ros.model.sampler import Draw, initial_noise  # noqa: E402
 from cosmos_policy_ros.model.sequence import Scene  # noqa: E402
-from cosmos_policy_ros.model.transformer_cache import CachedTransformer  # noqa: E402
+from cosmos_policy_ros.model.transformer import CachedTransformer  # noqa: E402
 from cosmos_policy_ros.rig.decision import Decision, Query  # noqa: E402
 
 T = TypeVar("T")

@@ -32,10 +32,10 @@ import rclpy  # noqa: E402
 from _ros_ends import CAMERA_HZ  # noqa: E402
 from ros_path import End  # noqa: E402
 
+from cosmos_policy_ros.core.paths import config_folder  # noqa: E402
+from cosmos_policy_ros.episodes.episode import read_episode, read_messages  # noqa: E402
 from cosmos_policy_ros.nodes.client import GraphClient  # noqa: E402
-from cosmos_policy_ros.rig.share import config_folder  # noqa: E402
 from cosmos_policy_ros.rig.spec import load_rig  # noqa: E402
-from cosmos_policy_ros.rollouts.episode import read_episode, read_messages  # noqa: E402
 
 WARMUP = 150  # frames before the counted ones: 5 s in which the episode is started
 GRACE = 1.0  # s for the last frames to arrive

@@ -49,11 +49,15 @@ import yaml  # noqa: E402
 from cosmos_policy_ros.msg import Decision  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 
+from cosmos_policy_ros.core.config import load_yaml  # noqa: E402
+from cosmos_policy_ros.core.paths import config_folder  # noqa: E402
 from cosmos_policy_ros.nodes.client import GraphClient  # noqa: E402
-from cosmos_policy_ros.nodes.graph import GraphOptions, environment, node_processes  # noqa: E402
-from cosmos_policy_ros.nodes.processes import NodeProcesses  # noqa: E402
-from cosmos_policy_ros.rig.config import load_yaml  # noqa: E402
-from cosmos_policy_ros.rig.share import config_folder  # noqa: E402
+from cosmos_policy_ros.nodes.graph import (  # noqa: E402
+    GraphOptions,
+    NodeProcesses,
+    environment,
+    node_processes,
+)
 from cosmos_policy_ros.rig.spec import load_rig  # noqa: E402
 
 PARTS = ("cpu", "loss", "publish")

@@ -34,20 +34,19 @@ from _straightforward import Straightforward  # noqa: E402
 from helpers.episodes import RIG, START_NS, Writing  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
+from cosmos_policy_ros.bags.types import load_types  # noqa: E402
+from cosmos_policy_ros.core.paths import share_folder  # noqa: E402
+from cosmos_policy_ros.dataset.windows import EpisodeWindows  # noqa: E402
+from cosmos_policy_ros.episodes.episode import read_episode  # noqa: E402
+from cosmos_policy_ros.episodes.recording import Options  # noqa: E402
+from cosmos_policy_ros.episodes.store import EpisodeStore  # noqa: E402
+from cosmos_policy_ros.interop.to_hdf5 import export_hdf5  # noqa: E402
 from cosmos_policy_ros.model.checkpoint import load_checkpoint  # noqa: E402
 from cosmos_policy_ros.model.layout import FUTURE  # noqa: E402
 from cosmos_policy_ros.rig.chunk import TimedChunk  # noqa: E402
-from cosmos_policy_ros.rig.share import share_folder  # noqa: E402
-from cosmos_policy_ros.rollouts.episode import read_episode  # noqa: E402
-from cosmos_policy_ros.rollouts.exchange.to_hdf5 import export_hdf5  # noqa: E402
-from cosmos_policy_ros.rollouts.recording import Options  # noqa: E402
-from cosmos_policy_ros.rollouts.store import EpisodeStore  # noqa: E402
-from cosmos_policy_ros.rollouts.types import load_types  # noqa: E402
-from cosmos_policy_ros.rollouts.windows import EpisodeWindows  # noqa: E402
 from cosmos_policy_ros.training.config import ObjectiveConfig  # noqa: E402
-from cosmos_policy_ros.training.learning import Lesson, Tally  # noqa: E402
+from cosmos_policy_ros.training.loss import Lesson, Tally, frame_errors, total_loss  # noqa: E402  # noqa: E402
 from cosmos_policy_ros.training.mixture import Pick  # noqa: E402
-from cosmos_policy_ros.training.objective import frame_errors, total_loss  # noqa: E402
 from cosmos_policy_ros.training.samples import Batch  # noqa: E402
 from cosmos_policy_ros.training.targets import TargetMaker  # noqa: E402
 

@@ -26,9 +26,9 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
-from cosmos_policy_ros.errors import CosmosPolicyError
+from cosmos_policy_ros.core.errors import CosmosPolicyError
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.nodes.graph import GraphOptions, environment, exposure, node_processes
-from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import load_rig
 
 DESCRIPTIONS = {

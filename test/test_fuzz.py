@@ -33,22 +33,8 @@ from mcap.opcode import Opcode
 from safetensors.torch import save
 from torch.distributed.checkpoint import metadata as dcp
 
-from cosmos_policy_ros.errors import CosmosPolicyError
-from cosmos_policy_ros.model.checkpoint import read_config
-from cosmos_policy_ros.model.pickles import load_index, load_prompts
-from cosmos_policy_ros.model.statistics import KEYS, load_statistics
-from cosmos_policy_ros.model.text import load_text
-from cosmos_policy_ros.model.weights import read_weights
-from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.rig.spec import load_rig
-from cosmos_policy_ros.rollouts import journal
-from cosmos_policy_ros.rollouts.episode import read_episode, read_messages
-from cosmos_policy_ros.rollouts.exchange.hdf5_layout import open_hdf5
-from cosmos_policy_ros.rollouts.exchange.source_facts import facts_of
-from cosmos_policy_ros.rollouts.gate_check import check_episode
-from cosmos_policy_ros.rollouts.integrity import load_limits
-from cosmos_policy_ros.rollouts.message_index import index_topics
-from cosmos_policy_ros.rollouts.messages import (
+from cosmos_policy_ros.bags.index import index_topics
+from cosmos_policy_ros.bags.messages import (
     EpisodeFacts,
     Label,
     decode_facts,
@@ -56,10 +42,23 @@ from cosmos_policy_ros.rollouts.messages import (
     encode_facts,
     encode_label,
 )
-from cosmos_policy_ros.rollouts.store import EpisodeStore
-from cosmos_policy_ros.rollouts.task import load_task
-from cosmos_policy_ros.rollouts.types import load_types, types_of_definition
-from cosmos_policy_ros.rollouts.verify import verify
+from cosmos_policy_ros.bags.types import load_types, types_of_definition
+from cosmos_policy_ros.core.errors import CosmosPolicyError
+from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.core.task import load_task
+from cosmos_policy_ros.dataset.gate_replay import check_episode
+from cosmos_policy_ros.episodes import label_log
+from cosmos_policy_ros.episodes.episode import read_episode, read_messages
+from cosmos_policy_ros.episodes.quality import load_limits
+from cosmos_policy_ros.episodes.store import EpisodeStore
+from cosmos_policy_ros.episodes.verify import verify
+from cosmos_policy_ros.interop.hdf5_layout import open_hdf5
+from cosmos_policy_ros.interop.to_bag import facts_of
+from cosmos_policy_ros.model.checkpoint import read_config
+from cosmos_policy_ros.model.statistics import KEYS, load_statistics
+from cosmos_policy_ros.model.text import load_text
+from cosmos_policy_ros.model.weights import load_index, load_prompts, read_weights
+from cosmos_policy_ros.rig.spec import load_rig
 
 SECONDS = float(os.environ.get("COSMOS_FUZZ_SECONDS", "0"))
 EXAMPLES = 25  # of the short form, per reader
@@ -209,8 +208,8 @@ class Readers:
             self._look(result.path)
 
     def journal(self, content: bytes) -> None:
-        (self.folder / journal.JOURNAL).write_bytes(content)
-        labels, _ = journal.read(self.folder)
+        (self.folder / label_log.JOURNAL).write_bytes(content)
+        labels, _ = label_log.read(self.folder)
         for label in labels:
             encode_label(TYPES, label)
 
@@ -308,9 +307,9 @@ def _without_checksums(content: bytes) -> bytes:
 
 def _journal(folder: Path) -> bytes:
     labels = [Label("e", n, "score", 10**18, points=50.0, note="a\u2028b") for n in (1, 2, 3)]
-    (folder / journal.JOURNAL).unlink(missing_ok=True)
-    journal.append(folder, labels)
-    return (folder / journal.JOURNAL).read_bytes()
+    (folder / label_log.JOURNAL).unlink(missing_ok=True)
+    label_log.append(folder, labels)
+    return (folder / label_log.JOURNAL).read_bytes()
 
 
 def _definition() -> bytes:

@@ -8,16 +8,16 @@ from typing import Literal
 
 import numpy as np
 
-from cosmos_policy_ros.errors import ConfigError
-from cosmos_policy_ros.planning.engine_spec import EngineSpec
-from cosmos_policy_ros.planning.engines import load_engine
-from cosmos_policy_ros.planning.search import SearchConfig, run_search
-from cosmos_policy_ros.planning.tasks import Decide, Engine
-from cosmos_policy_ros.rig.config import load_config, named_file
+from cosmos_policy_ros.core.config import load_config, named_file
+from cosmos_policy_ros.core.errors import ConfigError
+from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.dataset.windows import EpisodeWindows
+from cosmos_policy_ros.episodes.episode import read_episode
+from cosmos_policy_ros.inference.engines import load_engine
+from cosmos_policy_ros.inference.spec import EngineSpec, SearchConfig
+from cosmos_policy_ros.inference.tasks import Decide, Engine
+from cosmos_policy_ros.planning.search import run_search
 from cosmos_policy_ros.rig.decision import Candidate, Decision, EngineInfo, Policy, Query
-from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.rollouts.episode import read_episode
-from cosmos_policy_ros.rollouts.windows import EpisodeWindows
 from cosmos_policy_ros.sim.demonstrator import Demonstrator
 
 DIRECT = "direct"

@@ -19,18 +19,17 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
+from cosmos_policy_ros.bags.types import load_types
+from cosmos_policy_ros.core.paths import config_folder, share_folder
+from cosmos_policy_ros.core.task import load_task
+from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.evaluation.contenders import Contender, load_policy
 from cosmos_policy_ros.evaluation.results import Result, read_results, to_line
-from cosmos_policy_ros.evaluation.trial import TrialRoom
-from cosmos_policy_ros.evaluation.trial_bag import TrialBag
+from cosmos_policy_ros.evaluation.trial import TrialBag, TrialRoom
 from cosmos_policy_ros.rig.decision import Decision, EngineInfo, Policy, Query
-from cosmos_policy_ros.rig.goal import Goal
-from cosmos_policy_ros.rig.share import config_folder, share_folder
+from cosmos_policy_ros.rig.run import Goal
 from cosmos_policy_ros.rig.spec import load_rig
-from cosmos_policy_ros.rollouts.store import EpisodeStore
-from cosmos_policy_ros.rollouts.task import load_task
-from cosmos_policy_ros.rollouts.types import load_types
-from cosmos_policy_ros.sim.conditions import USUAL, condition
+from cosmos_policy_ros.sim.tasks import USUAL, condition
 
 TRIALS = "trials.jsonl"
 ROLLOUTS = "rollouts"

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from cosmos_policy_ros.dataset.contact_sheet import tabulate
 from cosmos_policy_ros.model.images import Picture
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.model.sampler import Draw
 from cosmos_policy_ros.model.sequence import Scene
-from cosmos_policy_ros.rollouts.contact_sheet import tabulate
-from cosmos_policy_ros.training.appraisal import Lot, read_lots, windows_of
-from cosmos_policy_ros.training.census import Census
 from cosmos_policy_ros.training.config import DataConfig
+from cosmos_policy_ros.training.dataset_index import Census
+from cosmos_policy_ros.training.value_evaluation import Lot, read_lots, windows_of
 
 Look = Mapping[str, Picture]  # by camera
 

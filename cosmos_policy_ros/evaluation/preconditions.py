@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos_policy_ros.errors import ObservationError, RolloutError
+from cosmos_policy_ros.core.errors import ObservationError, RolloutError
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.model.sampler import Draw
 from cosmos_policy_ros.rig.arms import ARM_DIM, ARM_JOINTS
 from cosmos_policy_ros.sim.kinematics import ArmKinematics
 from cosmos_policy_ros.sim.scene import ARMS
-from cosmos_policy_ros.training.appraisal import appraise
-from cosmos_policy_ros.training.census import Census, Source
 from cosmos_policy_ros.training.config import DataConfig
+from cosmos_policy_ros.training.dataset_index import Census, Source
 from cosmos_policy_ros.training.start import census_for
+from cosmos_policy_ros.training.value_evaluation import appraise
 
 
 def proposal_spread(

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from cosmos_policy_ros.evaluation.contenders import DIRECT
 from cosmos_policy_ros.evaluation.results import Result, cell, comparison, read_results, table
-from cosmos_policy_ros.sim.conditions import USUAL
+from cosmos_policy_ros.sim.tasks import USUAL
 
 STYLE = (
     "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos_policy_ros.rig.config import from_mapping
+from cosmos_policy_ros.core.config import from_mapping
 
 RESAMPLES = 10_000  # of a bootstrap; its ends are steady to about a tenth of a point
 Z = 1.959964  # of a 95 % interval

@@ -10,29 +10,34 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from rosbags.typesys.store import Typestore
 
-from cosmos_policy_ros.errors import CosmosPolicyError, RigError
+from cosmos_policy_ros import __version__
+from cosmos_policy_ros.bags.messages import EpisodeFacts, RigMessages
+from cosmos_policy_ros.core.errors import CosmosPolicyError, RigError
+from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.core.task import Task
+from cosmos_policy_ros.episodes.labels import Judgement
+from cosmos_policy_ros.episodes.quality import Integrity, load_limits, sensors_of
+from cosmos_policy_ros.episodes.store import EpisodeStore
+from cosmos_policy_ros.episodes.topics import absolute, rig_topics
 from cosmos_policy_ros.model.images import reduce
-from cosmos_policy_ros.rig.boundary import Boundary
-from cosmos_policy_ros.rig.chunk import TimedChunk
+from cosmos_policy_ros.rig.chunk import Boundary, TimedChunk
 from cosmos_policy_ros.rig.decision import Decision, Policy, Query
-from cosmos_policy_ros.rig.execution import BLOCKING, Execution, Trigger
-from cosmos_policy_ros.rig.gate import SafetyGate
-from cosmos_policy_ros.rig.goal import Goal, Outcome, RunLimits
-from cosmos_policy_ros.rig.latency import LatencyTracker
-from cosmos_policy_ros.rig.limits import Rates
-from cosmos_policy_ros.rig.outputs import Output
-from cosmos_policy_ros.rig.run import Run
-from cosmos_policy_ros.rig.sources import Sources
-from cosmos_policy_ros.rig.spec import RigSpec
+from cosmos_policy_ros.rig.execution import BLOCKING, Execution, LatencyTracker, Trigger
+from cosmos_policy_ros.rig.observation import Sources
+from cosmos_policy_ros.rig.run import Goal, Outcome, Run, RunLimits
+from cosmos_policy_ros.rig.safety_gate import SafetyGate
+from cosmos_policy_ros.rig.spec import Output, Rates, RigSpec
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
-from cosmos_policy_ros.sim.conditions import USUAL
 from cosmos_policy_ros.sim.render import Image, Renderer
 from cosmos_policy_ros.sim.rig import JointSample, SimRig
+from cosmos_policy_ros.sim.tasks import USUAL
 
 CAMERA_SIZE = (240, 320)  # px, the simulated rig node's default
 SETTLE = 0.2  # s in which the objects fall onto the table
@@ -311,3 +316,103 @@ class TrialRoom:
             pictures = {role: reduce(seen, self._size, role) for role, seen in pictures.items()}
         for witness in witnesses:
             witness.pictures(now_ns, pictures)
+
+
+# A trial as a bag like any other: what the recorder node would have written of it.
+
+
+JUDGE = "the simulated rig's judge"
+
+
+class TrialBag:
+    """Records one trial; a :class:`~cosmos_policy_ros.evaluation.trial.Witness`."""
+
+    def __init__(
+        self,
+        store: EpisodeStore,
+        types: Typestore,
+        rig: RigSpec,
+        task: Task,
+        *,
+        seed: int,
+        engine: str,
+        checkpoint: str = "",
+        checkpoint_digest: str = "",
+    ) -> None:
+        """Begin an episode.
+
+        Args:
+            store: takes it.
+            types: the store's.
+            rig: description of the simulated rig.
+            task: whose file goes along.
+            seed: the policy's.
+            engine: "cosmos" or "demonstrator".
+            checkpoint: the policy's folder.
+            checkpoint_digest: the sha256 over its files.
+
+        Raises:
+            RolloutError: the store cannot take it.
+        """
+        self._store, self._rig, self._messages = store, rig, RigMessages(types)
+        limits = load_limits(config_folder("rigs").parent)
+        watch = Integrity(sensors_of(rig, absolute), rig.observation.camera_skew, limits)
+        facts = EpisodeFacts(
+            task=task.name,
+            prompt=task.prompts[0],
+            rig=rig.name,
+            engine=engine,
+            checkpoint=checkpoint,
+            checkpoint_digest=checkpoint_digest,
+            operator_name=JUDGE,
+            package_version=__version__,
+            seed=seed,
+            rig_yaml=(config_folder("rigs") / f"{rig.name}.yaml").read_text(encoding="utf-8"),
+            task_yaml=(config_folder("tasks") / f"{task.name}.yaml").read_text(encoding="utf-8"),
+        )
+        self._recording = store.begin(facts, rig_topics(rig), watch)
+
+    def joints(self, side: str, sample: JointSample) -> None:
+        """Record a joint state."""
+        arm = self._rig.arms[side]
+        position, velocity = np.array(sample.positions), np.array(sample.velocities)
+        cdr = self._messages.joints(sample.names, sample.stamp_ns, position, velocity)
+        self._recording.write(absolute(arm.joint_states), sample.stamp_ns, cdr)
+
+    def pictures(self, stamp_ns: int, pictures: dict[str, Image]) -> None:
+        """Record what the cameras see."""
+        for camera in self._rig.cameras:
+            cdr = self._messages.picture(pictures[camera.role], stamp_ns)
+            self._recording.write(absolute(camera.topic), stamp_ns, cdr)
+
+    def sent(self, chunk: TimedChunk) -> None:
+        """Record what the arms are told, unstamped as the policy node sends it."""
+        sent = self._messages.trajectories(
+            self._rig,
+            chunk.chunk_id,
+            0,
+            chunk.step_ns,
+            chunk.positions,
+            chunk.velocities,
+            chunk.sent_after_ns,
+        )
+        for topic, cdr in sent:
+            self._recording.write(absolute(topic), chunk.sent_ns, cdr)
+
+    def finish(self, outcome: str, points: float) -> Path:
+        """Score the episode and close its bag; return its folder.
+
+        Raises:
+            RolloutError: the disk refused.
+        """
+        judgement = Judgement(points, success=points == 100.0, operator_name=JUDGE)
+        self._store.score(judgement)
+        return self._recording.finish(outcome)
+
+    def discard(self, reason: str) -> None:
+        """Close the bag of a trial that must not be counted.
+
+        Raises:
+            RolloutError: the disk refused.
+        """
+        self._store.discard(reason, operator_name=JUDGE)

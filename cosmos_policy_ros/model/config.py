@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from cosmos_policy_ros.core.config import did_you_mean
 from cosmos_policy_ros.model.layout import LAYOUTS
-from cosmos_policy_ros.rig.config import did_you_mean
 
 LATENT_CHANNELS = 16
 SPACE = 8  # pixels per latent cell and axis

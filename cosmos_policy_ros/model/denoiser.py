@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from cosmos_policy_ros.model.config import Preconditioning
-from cosmos_policy_ros.model.transformer import Memory, Transformer
-from cosmos_policy_ros.model.transformer_cache import CachedTransformer
+from cosmos_policy_ros.model.transformer import CachedTransformer, Memory, Transformer
 
 
 @dataclass(frozen=True)

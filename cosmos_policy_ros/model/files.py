@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from cosmos_policy_ros.errors import CheckpointError
+from cosmos_policy_ros.core.errors import CheckpointError
 
 CONFIG = "config.yaml"
 STATISTICS = "dataset_statistics.json"

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from cosmos_policy_ros.errors import ObservationError
+from cosmos_policy_ros.core.errors import ObservationError
 
 Picture = NDArray[np.uint8]
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +18,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cosmos_policy_ros.errors import ConfigError
+from cosmos_policy_ros.core.errors import ConfigError
+from cosmos_policy_ros.core.units import Array
 from cosmos_policy_ros.model import images
-from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint
+from cosmos_policy_ros.model.checkpoint import (
+    AUTO,
+    Backend,
+    Checkpoint,
+    choose_device,
+    compile_forward,
+    load_checkpoint,
+)
 from cosmos_policy_ros.model.config import Numerics
 from cosmos_policy_ros.model.denoiser import Denoiser, Held
-from cosmos_policy_ros.model.devices import AUTO, Backend, choose_device, compile_forward
 from cosmos_policy_ros.model.images import Picture
-from cosmos_policy_ros.model.injection import extract, extract_value, inject
-from cosmos_policy_ros.model.layout import FUTURE, Mode, ValueMode
+from cosmos_policy_ros.model.layout import FUTURE, Mode, ValueMode, extract, extract_value, inject
 from cosmos_policy_ros.model.sampler import (
     Draw,
     count_evaluations,
@@ -41,11 +47,46 @@ from cosmos_policy_ros.model.sequence import (
     prepare_pictures,
     restore_placeholders,
 )
-from cosmos_policy_ros.model.smoothing import smooth
-from cosmos_policy_ros.model.transformer import Memory
-from cosmos_policy_ros.model.transformer_cache import CachedTransformer
+from cosmos_policy_ros.model.transformer import CachedTransformer, Memory
 from cosmos_policy_ros.rig.decision import Candidate, Commitment, Decision, EngineInfo, Query
 from cosmos_policy_ros.rig.observation import Observation
+
+# Chunks without a small network's tremble.
+#
+# Every number of a chunk is generated with an error of its own. The released network's are a
+# hundredth of a joint's range; those of a network a thousand times smaller are several times that,
+# and from row to row they would ask the arms for more speed than they have.
+
+
+DEGREE = 2  # of the polynomial: position, velocity and acceleration are kept
+
+
+def smooth(chunks: Array, window: int) -> Array:
+    """Replace each row by the value there of a parabola fitted to the rows around it.
+
+    Savitzky and Golay (1964); the rows at either end take the first and last whole window.
+
+    Args:
+        chunks: (..., K, d).
+        window: rows, odd; 0 leaves the chunks as they are.
+    """
+    if not window:
+        return chunks
+    return np.asarray(_weights(chunks.shape[-2], window) @ chunks)
+
+
+@lru_cache
+def _weights(rows: int, window: int) -> Array:
+    """Return the (K, K) matrix that smoothing is."""
+    window = min(window, rows)
+    weights = np.zeros((rows, rows))
+    for row in range(rows):
+        first = min(max(row - window // 2, 0), rows - window)
+        at = np.arange(first, first + window) - row
+        powers = at[:, None] ** np.arange(DEGREE + 1)
+        weights[row, first : first + window] = np.linalg.pinv(powers.astype(np.float64))[0]
+    return weights
+
 
 ENGINE = "cosmos"
 RANDOM_WEIGHTS = "random weights, nothing was learned; "

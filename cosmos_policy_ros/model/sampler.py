@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cosmos_policy_ros.errors import ConfigError
+from cosmos_policy_ros.core.errors import ConfigError
 from cosmos_policy_ros.model.config import SIGMA_MAX, SIGMA_MIN, Numerics
 
 RHO = 7.0  # curvature of the Karras schedule

@@ -10,13 +10,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cosmos_policy_ros.errors import ObservationError
+from cosmos_policy_ros.core.errors import ObservationError
 from cosmos_policy_ros.model import images
 from cosmos_policy_ros.model.checkpoint import Checkpoint
 from cosmos_policy_ros.model.config import CheckpointConfig, Numerics
 from cosmos_policy_ros.model.images import Picture
-from cosmos_policy_ros.model.injection import inject
-from cosmos_policy_ros.model.layout import FUTURE, Layout, first_image, images_of, layout_named
+from cosmos_policy_ros.model.layout import (
+    FUTURE,
+    Layout,
+    first_image,
+    images_of,
+    inject,
+    layout_named,
+)
 from cosmos_policy_ros.rig.observation import Observation
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from cosmos_policy_ros.errors import CheckpointError
+from cosmos_policy_ros.core.errors import CheckpointError
 
 NAMES_SHOWN = 3  # of a file that has nothing in common with the network
 

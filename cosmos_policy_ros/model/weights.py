@@ -2,32 +2,312 @@
 
 from __future__ import annotations
 
+import collections
+import enum
 import hashlib
+import importlib
 import io
 import math
 import os
+import pathlib
 import pickle
+import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cosmos_policy_ros.errors import CheckpointError
-from cosmos_policy_ros.model.pickles import AGAIN, check_zip, load_index
-from cosmos_policy_ros.model.transformer_keys import OFFICIAL_PREFIX
-from cosmos_policy_ros.rig.untrusted import (
+from cosmos_policy_ros.core.errors import CheckpointError
+from cosmos_policy_ros.core.untrusted import (
     UnreadableError,
     check_file,
     open_file,
+    read_file,
     reading,
     shown,
 )
+from cosmos_policy_ros.model.transformer_keys import OFFICIAL_PREFIX
+
+# Pickles without their danger: only what was expected is built, anything else is refused by name.
+#
+# A pickle is a program, and loading one may run whatever its author wrote. Two kinds cannot be
+# avoided: the prompt embeddings that NVIDIA publishes, and the index of a distributed checkpoint.
+# Both are read by an unpickler that knows a closed list of names and calls nothing that is not on
+# it.
+
+
+# What the index of a distributed checkpoint is made of: plain records and enumerations.
+INDEX_RECORDS = {
+    "torch.distributed.checkpoint.metadata": (
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    ),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo", "_StoragePrefix"),
+}
+PATHS = ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath", "Path", "PurePath")
+
+
+MAX_BYTES = 1 << 30
+"""Of a pickle, which is read whole; a prompt takes a megabyte, and a hundred are many."""
+MAX_DEPTH = 100
+"""Of objects within each other; the index of a distributed checkpoint has ten levels."""
+MAX_OBJECTS = 10_000_000
+"""Within one object, each counted as often as it is met; an index of 2B weights has 50 000."""
+MAX_COPIES = 16
+"""Bytes of all tensors together for one of the file; those of several prompts may share one."""
+AGAIN = "it may have been cut short: copy or download it again"
+_MARK = (0, 0)
+
+
+class ForbiddenNameError(pickle.UnpicklingError):
+    """A pickle asked for something that is not on the list."""
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, stream: BinaryIO, allowed: Mapping[str, Any]) -> None:
+        super().__init__(stream)
+        self._allowed = allowed
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return the stand-in of a name, or refuse it."""
+        full = f"{module}.{name}"
+        if full not in self._allowed:
+            raise ForbiddenNameError(full)
+        return self._allowed[full]
+
+
+def load_prompts(path: Path) -> dict[str, Tensor]:
+    """Read the published ``*_t5_embeddings.pkl``: a mapping from prompts to tensors.
+
+    Returns:
+        Per prompt (L, D) on the CPU, bit for bit as written.
+
+    Raises:
+        CheckpointError: unreadable, cut short, or holding anything else; a forbidden name is told.
+    """
+    allowed = {
+        "_codecs.encode": _encode,
+        "collections.OrderedDict": collections.OrderedDict,
+        "torch._utils._rebuild_tensor_v2": _Views(path),
+        "torch.storage._load_from_bytes": _load_storage,
+    }
+    content = _load(path, allowed, "a table of prompt embeddings")
+    if not isinstance(content, dict) or not content:
+        raise CheckpointError(f"{path}: holds no table of prompts but {type(content).__name__}")
+    prompts = {}
+    for prompt, embedding in content.items():
+        if not isinstance(prompt, str):
+            found = shown(prompt)
+            raise CheckpointError(f"{path}: its keys must be prompts, found {found}")
+        if not isinstance(embedding, Tensor) or embedding.ndim != 3 or len(embedding) != 1:
+            found = getattr(embedding, "shape", type(embedding).__name__)
+            raise CheckpointError(
+                f"{path}: '{shown(prompt)}' must be a tensor (1, tokens, width), found {found}"
+            )
+        prompts[prompt] = embedding[0].contiguous()
+    return prompts
+
+
+def load_index(path: Path) -> Any:
+    """Read the ``.metadata`` of a distributed checkpoint.
+
+    Returns:
+        ``torch.distributed.checkpoint.metadata.Metadata``.
+
+    Raises:
+        CheckpointError: unreadable or holding anything else; a forbidden name is told.
+    """
+    from torch.distributed.checkpoint.metadata import Metadata
+
+    allowed: dict[str, Any] = {
+        "builtins.getattr": _member,
+        "collections.OrderedDict": collections.OrderedDict,
+        "torch.Size": torch.Size,
+        "torch.serialization._get_layout": _layout,
+    }
+    for module, names in INDEX_RECORDS.items():
+        found = importlib.import_module(module)
+        allowed |= {
+            f"{module}.{name}": getattr(found, name) for name in names if name in vars(found)
+        }
+    for name, value in vars(torch).items():
+        if isinstance(value, torch.dtype):
+            allowed[f"torch.{name}"] = value
+    for name in PATHS:
+        for module in ("pathlib", "pathlib._local"):
+            allowed[f"{module}.{name}"] = pathlib.PurePosixPath
+    content = _load(path, allowed, "the index of a distributed checkpoint")
+    if not isinstance(content, Metadata):
+        raise CheckpointError(f"{path}: holds no index but {type(content).__name__}")
+    return content
+
+
+def _load(path: Path, allowed: Mapping[str, Any], what: str) -> Any:
+    # A pickle can fail in as many ways as a program.
+    with reading(path, what, CheckpointError, AGAIN):
+        content = read_file(path, MAX_BYTES)
+        _check_program(content)
+        try:
+            return _Unpickler(io.BytesIO(content), allowed).load()
+        except ForbiddenNameError as error:
+            raise CheckpointError(
+                f"{path}: refused, it asks for '{shown(str(error), 200)}', which {what} has no use "
+                f"for; it may run code when loaded the usual way: do not use it"
+            ) from error
+
+
+def _check_program(content: bytes) -> None:
+    """Refuse a pickle whose steps ask for more memory or time than its bytes account for.
+
+    A length is believed before the bytes behind it are read, and so is a place in the table of
+    what was read: nine bytes can cost gigabytes. Objects that hold one another twice, thirty times
+    over, are looked at a thousand million times as soon as one is the key of a mapping.
+
+    Raises:
+        UnreadableError: a length beyond the end, a place that no step before can have filled, or
+            objects nested too deeply or too often.
+        ValueError: it is no pickle.
+    """
+    stack: list[tuple[int, int]] = []  # of each object: how many it holds, how deeply
+    memo: dict[int, tuple[int, int]] = {}
+    argument: Any
+    for steps, (opcode, argument, at) in enumerate(pickletools.genops(io.BytesIO(content))):
+        name = opcode.name
+        if name == "FRAME" and argument > len(content) - (at or 0):
+            raise UnreadableError(
+                f"cannot be read: a frame of {argument} bytes at byte {at} of {len(content)}"
+            )
+        if name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            if not 0 <= argument <= steps:
+                raise UnreadableError(
+                    f"cannot be read: keeps object {argument} after {steps} steps, at byte {at}"
+                )
+            memo[argument] = stack[-1]
+        elif name == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif name == "MARK":
+            stack.append(_MARK)
+        elif name == "DUP":
+            stack.append(stack[-1])
+        else:
+            _step(opcode, stack)
+            if stack and (stack[-1][0] > MAX_OBJECTS or stack[-1][1] > MAX_DEPTH):
+                raise UnreadableError(
+                    f"cannot be read: nests objects more than {MAX_DEPTH} deep, or more than "
+                    f"{MAX_OBJECTS} of them, at byte {at}"
+                )
+
+
+def _step(opcode: pickletools.OpcodeInfo, stack: list[tuple[int, int]]) -> None:
+    """Take from the stack what a step takes, and put there what it makes of it."""
+    taken: list[tuple[int, int]] = []
+    below = list(opcode.stack_before)
+    if pickletools.markobject in below:
+        below = below[: below.index(pickletools.markobject)]
+        while (top := stack.pop()) is not _MARK:
+            taken.append(top)
+    taken += [stack.pop() for _ in below]
+    objects = 1 + sum(each[0] for each in taken)
+    depth = 1 + max((each[1] for each in taken), default=0)
+    stack += [(objects, depth)] * len(opcode.stack_after)
+
+
+def _member(kind: Any, name: Any) -> enum.Enum:
+    """Stand in for ``getattr``, by which Python 3.11.0 to 3.11.3 spell the members of enumerations.
+
+    The kind can only be something allowed, or made of it.
+    """
+    if isinstance(kind, enum.EnumMeta) and name in kind.__members__:
+        return kind.__members__[name]
+    raise ForbiddenNameError(f"builtins.getattr({kind!r}, {name!r})")
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Stand in for the function by which old pickles spell bytes."""
+    if encoding != "latin1":
+        raise UnreadableError(f"cannot be read: bytes spelt in {encoding}")
+    return text.encode("latin1")
+
+
+def _load_storage(content: bytes) -> Any:
+    """Stand in for torch's own function, which would load these bytes with everything allowed."""
+    check_zip(io.BytesIO(content), len(content))
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+class _Views:
+    """Stands in for torch's own function, which would enlarge a storage that is too short."""
+
+    def __init__(self, path: Path) -> None:
+        with reading(path, "a pickle", CheckpointError):
+            self._left = MAX_COPIES * check_file(path)
+
+    def __call__(
+        self, storage: Any, offset: int, size: Sequence[int], stride: Sequence[int], *_: object
+    ) -> Tensor:
+        """Return a copy of a part of a storage."""
+        part = _part(storage, offset, size, stride)
+        self._left -= part.numel() * part.element_size()
+        if self._left < 0:
+            raise UnreadableError(f"its tensors come to more than {MAX_COPIES} times its bytes")
+        return part.clone()
+
+
+def _part(storage: Any, offset: int, size: Sequence[int], stride: Sequence[int]) -> Tensor:
+    if not isinstance(storage, torch.storage.TypedStorage):
+        raise UnreadableError(f"cannot be read: a tensor made of {type(storage).__name__}")
+    numbers = [offset, *size, *stride]
+    if len(size) != len(stride) or any(type(n) is not int or n < 0 for n in numbers):
+        raise UnreadableError(f"cannot be read: a tensor of size {size} and stride {stride}")
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    numbers_stored = storage._untyped_storage.nbytes() // storage.dtype.itemsize
+    # More numbers than are stored: a view that repeats them, and a copy that writes them all out.
+    if 0 in size or last >= numbers_stored or math.prod(size) > numbers_stored:
+        raise UnreadableError(f"cannot be read: a tensor of size {size} in {numbers_stored}")
+    view = torch.empty(0, dtype=storage.dtype)
+    return view.set_(storage._untyped_storage, offset, tuple(size), tuple(stride))
+
+
+def check_zip(file: BinaryIO, size: int) -> None:
+    """Refuse a weight file that is a zip with something packed in it, before it is unpacked.
+
+    Args:
+        file: of weights; one that is no zip is left to its reader.
+        size: its bytes.
+
+    Raises:
+        UnreadableError: torch packs nothing, so what is packed is made to grow.
+    """
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+    packed = next((e.filename for e in entries if e.compress_type != zipfile.ZIP_STORED), None)
+    if packed is not None:
+        raise UnreadableError(f"'{shown(packed)}' in it is packed, which weights never are")
+    if (total := sum(entry.file_size for entry in entries)) > size:
+        raise UnreadableError(f"its parts claim {total} bytes, it has {size}")
+
+
+def _layout(name: str) -> torch.layout:
+    if name != "torch.strided":
+        raise UnreadableError(f"cannot be read: a tensor laid out as {name}")
+    return torch.strided
+
 
 DCP_INDEX = ".metadata"
 EXTRA_STATE = "_extra_state"  # scratch of TransformerEngine: bytes, no weights

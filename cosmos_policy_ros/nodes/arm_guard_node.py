@@ -21,18 +21,17 @@ from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
+from cosmos_policy_ros.core.errors import ConfigError, ObservationError, RigError
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.units import NS_PER_S
-from cosmos_policy_ros.errors import ConfigError, ObservationError, RigError
 from cosmos_policy_ros.msg import GuardState, PolicyState
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.convert import trajectory_points
 from cosmos_policy_ros.nodes.shell import Parameter
 from cosmos_policy_ros.rig.clock import SteadyClock
 from cosmos_policy_ros.rig.guard import Guard, Hold
-from cosmos_policy_ros.rig.outputs import Output
-from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.rig.sources import read_arm
-from cosmos_policy_ros.rig.spec import load_rig
+from cosmos_policy_ros.rig.observation import read_arm
+from cosmos_policy_ros.rig.spec import Output, load_rig
 
 TICK_PERIOD = 0.02  # wall s
 STATE_TICKS = 5  # between two states; the policy node takes the state for a heartbeat

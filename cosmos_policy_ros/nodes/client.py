@@ -15,10 +15,10 @@ from rclpy.node import Node, NodeNameNonExistentError
 from std_srvs.srv import SetBool, Trigger
 
 from cosmos_policy_ros.action import RunTask
-from cosmos_policy_ros.errors import CosmosPolicyError
+from cosmos_policy_ros.core.errors import CosmosPolicyError
+from cosmos_policy_ros.episodes.topics import POLICY_NODE, RECORDER_NODE, SIM_RIG_NODE
 from cosmos_policy_ros.msg import PolicyState, RigState
 from cosmos_policy_ros.nodes import shell
-from cosmos_policy_ros.rollouts.topics import POLICY_NODE, RECORDER_NODE, SIM_RIG_NODE
 from cosmos_policy_ros.srv import EndEpisode, ResetRig, ScoreEpisode, StartEpisode, StepRig
 
 T = TypeVar("T")

@@ -12,19 +12,18 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
+from cosmos_policy_ros.bags.messages import Label
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.msg import Candidate as CandidateMsg
 from cosmos_policy_ros.msg import Decision as DecisionMsg
 from cosmos_policy_ros.msg import Label as LabelMsg
 from cosmos_policy_ros.msg import Verdict as VerdictMsg
 from cosmos_policy_ros.nodes.shell import ns_to_stamp
-from cosmos_policy_ros.rig.boundary import Boundary
-from cosmos_policy_ros.rig.chunk import TimedChunk
+from cosmos_policy_ros.rig.chunk import Boundary, TimedChunk
 from cosmos_policy_ros.rig.decision import Decision, Query
-from cosmos_policy_ros.rig.gate import Verdict
+from cosmos_policy_ros.rig.safety_gate import Verdict
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
-from cosmos_policy_ros.rollouts.messages import Label
 
 
 class TrajectoryMessages:

@@ -22,19 +22,24 @@ import rclpy
 from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
 
-from cosmos_policy_ros.errors import CosmosPolicyError
+from cosmos_policy_ros.core.errors import CosmosPolicyError
+from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.core.task import Task, load_task
+from cosmos_policy_ros.dataset.contact_sheet import contact_sheet, future_sheet, save_sheet
+from cosmos_policy_ros.episodes.episode import read_episode
+from cosmos_policy_ros.episodes.topics import POLICY_NODE
+from cosmos_policy_ros.inference.spec import ENGINES
 from cosmos_policy_ros.msg import Decision
 from cosmos_policy_ros.nodes.client import GraphClient
-from cosmos_policy_ros.nodes.graph import GraphOptions, environment, exposure, node_processes
-from cosmos_policy_ros.nodes.processes import NodeProcesses
-from cosmos_policy_ros.planning.engine_spec import ENGINES
+from cosmos_policy_ros.nodes.graph import (
+    GraphOptions,
+    NodeProcesses,
+    environment,
+    exposure,
+    node_processes,
+)
 from cosmos_policy_ros.rig.execution import Mode
-from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
-from cosmos_policy_ros.rollouts.contact_sheet import contact_sheet, future_sheet, save_sheet
-from cosmos_policy_ros.rollouts.episode import read_episode
-from cosmos_policy_ros.rollouts.task import Task, load_task
-from cosmos_policy_ros.rollouts.topics import POLICY_NODE
 
 START_TIMEOUT = 120.0  # wall s for the nodes and the engine
 TRAINED_TASK, TRAINED_CHECKPOINT = "either_cube", "tiny"

@@ -13,13 +13,11 @@ from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from std_srvs.srv import SetBool, Trigger
 
-from cosmos_policy_ros.errors import CosmosPolicyError
+from cosmos_policy_ros.core.errors import CosmosPolicyError
+from cosmos_policy_ros.inference.engines import load_engine
+from cosmos_policy_ros.inference.spec import EngineLoader
 from cosmos_policy_ros.nodes import shell
-from cosmos_policy_ros.nodes.policy_checks import PolicyChecks
-from cosmos_policy_ros.nodes.policy_inputs import PolicyInputs
 from cosmos_policy_ros.nodes.policy_keeper import KeeperWatch
-from cosmos_policy_ros.nodes.policy_output import PolicyOutput
-from cosmos_policy_ros.nodes.policy_pace import Pace
 from cosmos_policy_ros.nodes.policy_parameters import (
     PARAMETERS,
     PolicySettings,
@@ -27,10 +25,9 @@ from cosmos_policy_ros.nodes.policy_parameters import (
     trained_on,
     warnings,
 )
-from cosmos_policy_ros.nodes.policy_reports import PolicyReports
+from cosmos_policy_ros.nodes.policy_reports import PolicyChecks, PolicyReports
 from cosmos_policy_ros.nodes.policy_runs import PolicyRuns
-from cosmos_policy_ros.planning.engine_spec import EngineLoader
-from cosmos_policy_ros.planning.engines import load_engine
+from cosmos_policy_ros.nodes.policy_topics import Pace, PolicyInputs, PolicyOutput
 from cosmos_policy_ros.planning.workers import Inference, start_inference
 from cosmos_policy_ros.rig.self_check import Check, failures, table
 

@@ -9,23 +9,21 @@ from typing import Any, get_args
 
 from rclpy.node import Node
 
-from cosmos_policy_ros.errors import CheckpointError, ConfigError
+from cosmos_policy_ros.core.config import did_you_mean, load_config, named_file
+from cosmos_policy_ros.core.errors import CheckpointError, ConfigError
+from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.core.task import Task, load_task
+from cosmos_policy_ros.inference.spec import ENGINES, EngineSpec, SearchConfig
+from cosmos_policy_ros.inference.worker import WorkerLimits
 from cosmos_policy_ros.model.config import CheckpointConfig, Numerics
 from cosmos_policy_ros.model.files import CONFIG, STATISTICS, describe_missing, has_weights
-from cosmos_policy_ros.model.rig_check import compare_with_rig
-from cosmos_policy_ros.model.statistics import load_statistics
+from cosmos_policy_ros.model.statistics import compare_with_rig, load_statistics
 from cosmos_policy_ros.nodes.shell import Parameter
-from cosmos_policy_ros.planning.engine_spec import ENGINES, EngineSpec
-from cosmos_policy_ros.planning.search import SearchConfig
-from cosmos_policy_ros.planning.worker import WorkerLimits
 from cosmos_policy_ros.planning.workers import parse_devices
 from cosmos_policy_ros.rig.arms import STATE_DIM
-from cosmos_policy_ros.rig.config import did_you_mean, load_config, named_file
 from cosmos_policy_ros.rig.execution import BoundaryMode, Execution, Mode
-from cosmos_policy_ros.rig.goal import RunLimits
-from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.run import RunLimits
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
-from cosmos_policy_ros.rollouts.task import Task, load_task
 
 AS_TRAINED = "checkpoint"
 DIRECT = "direct"

@@ -18,26 +18,22 @@ from rclpy.lifecycle import LifecycleNode
 from rclpy.task import Future
 
 from cosmos_policy_ros.action import RunTask
+from cosmos_policy_ros.core.errors import ConfigError, CosmosPolicyError, RigError, WorkerError
+from cosmos_policy_ros.core.task import choose_prompt, load_named_task
 from cosmos_policy_ros.core.units import NS_PER_S
-from cosmos_policy_ros.errors import ConfigError, CosmosPolicyError, RigError, WorkerError
-from cosmos_policy_ros.nodes.policy_futures import PolicyFutures
+from cosmos_policy_ros.inference.tasks import Decide
 from cosmos_policy_ros.nodes.policy_keeper import KeeperWatch
-from cosmos_policy_ros.nodes.policy_output import PolicyOutput
 from cosmos_policy_ros.nodes.policy_parameters import PolicySettings
-from cosmos_policy_ros.planning.tasks import Decide
+from cosmos_policy_ros.nodes.policy_topics import PolicyFutures, PolicyOutput
 from cosmos_policy_ros.planning.workers import Inference
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.clock import MotionClock
 from cosmos_policy_ros.rig.decision import Decision, Query
-from cosmos_policy_ros.rig.execution import Trigger
-from cosmos_policy_ros.rig.gate import SafetyGate, Situation
-from cosmos_policy_ros.rig.goal import Goal, Outcome, Phase
-from cosmos_policy_ros.rig.latency import LatencyTracker
-from cosmos_policy_ros.rig.motion import start_motion
-from cosmos_policy_ros.rig.run import Run
-from cosmos_policy_ros.rig.sources import Sources
+from cosmos_policy_ros.rig.execution import LatencyTracker, Trigger
+from cosmos_policy_ros.rig.observation import Sources
+from cosmos_policy_ros.rig.run import Goal, Outcome, Phase, Run
+from cosmos_policy_ros.rig.safety_gate import SafetyGate, Situation, start_motion
 from cosmos_policy_ros.rig.tracking import STILL_FOR
-from cosmos_policy_ros.rollouts.task import choose_prompt, load_named_task
 
 
 class _Asked(NamedTuple):

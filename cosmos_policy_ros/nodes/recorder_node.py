@@ -1,6 +1,6 @@
 """The recorder node: one bag per episode, raw messages as they came, scores by service.
 
-A thin shell over ``rollouts.store``. Every subscription hands over serialised bytes, so nothing is
+A thin shell over ``episodes.store``. Every subscription hands over serialised bytes, so nothing is
 decoded or encoded again on the way to the disk.
 
 Services and the watch over the episode are coroutines: what a disk or a late rig keeps waiting is
@@ -13,39 +13,161 @@ import shutil
 import time
 import traceback
 from array import array
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.node import Node
+from rclpy.qos import QoSCompatibility, QoSDurabilityPolicy, QoSProfile, qos_check_compatible
+from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from cosmos_policy_ros import __version__
+from cosmos_policy_ros.bags.jpeg import rig_of_bag
+from cosmos_policy_ros.bags.mcap_file import Compression, Topic
+from cosmos_policy_ros.bags.messages import EpisodeFacts
+from cosmos_policy_ros.bags.types import load_types
+from cosmos_policy_ros.core.config import did_you_mean, named_file, read_config
+from cosmos_policy_ros.core.errors import ConfigError, CosmosPolicyError, RolloutError
+from cosmos_policy_ros.core.paths import config_folder, share_folder
+from cosmos_policy_ros.core.task import choose_prompt, load_named_task
 from cosmos_policy_ros.core.units import NS_PER_S
-from cosmos_policy_ros.errors import ConfigError, CosmosPolicyError, RolloutError
+from cosmos_policy_ros.episodes.labels import Judgement
+from cosmos_policy_ros.episodes.quality import (
+    Integrity,
+    Traffic,
+    complaints,
+    load_limits,
+    sensors_of,
+)
+from cosmos_policy_ros.episodes.recording import Options, Recording
+from cosmos_policy_ros.episodes.store import EpisodeStore
+from cosmos_policy_ros.episodes.topics import POLICY_NODE, episode_topics
 from cosmos_policy_ros.msg import Label as LabelMsg
 from cosmos_policy_ros.msg import PolicyState, RecorderState
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.background import Background
 from cosmos_policy_ros.nodes.convert import label_to_message
-from cosmos_policy_ros.nodes.recorder_inputs import RecorderInputs
 from cosmos_policy_ros.nodes.shell import Parameter
-from cosmos_policy_ros.rig.config import did_you_mean, named_file, read_config
-from cosmos_policy_ros.rig.share import config_folder, share_folder
 from cosmos_policy_ros.rig.spec import load_rig
-from cosmos_policy_ros.rollouts.integrity import Integrity, load_limits, sensors_of
-from cosmos_policy_ros.rollouts.mcap_file import Compression
-from cosmos_policy_ros.rollouts.messages import EpisodeFacts
-from cosmos_policy_ros.rollouts.pictures import rig_of_bag
-from cosmos_policy_ros.rollouts.preflight import complaints
-from cosmos_policy_ros.rollouts.recording import Options, Recording
-from cosmos_policy_ros.rollouts.rubric import Judgement
-from cosmos_policy_ros.rollouts.store import EpisodeStore
-from cosmos_policy_ros.rollouts.task import choose_prompt, load_named_task
-from cosmos_policy_ros.rollouts.topics import POLICY_NODE, episode_topics
-from cosmos_policy_ros.rollouts.types import load_types
 from cosmos_policy_ros.srv import EndEpisode, ScoreEpisode, StartEpisode
+
+# The recorder's subscriptions: serialised bytes of everything an episode consists of.
+
+
+try:
+    from rclpy.event_handler import SubscriptionEventCallbacks
+except ImportError:  # Humble
+    from rclpy.qos_event import SubscriptionEventCallbacks
+
+# Deep enough for two seconds of a 100 Hz topic while the disk hesitates.
+QUEUE_DEPTH = 200
+
+Keep = Callable[[str, int, bytes], None]
+Lost = Callable[[str, int], None]
+
+
+class RecorderInputs:
+    """Hands over every message as it came; nothing is decoded or encoded again on its way.
+
+    Attributes:
+        traffic: what came lately, whether it was recorded or not.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        topics: Sequence[Topic],
+        sensors: Iterable[str],
+        clock: Callable[[], int],
+        keep: Keep,
+        lost: Lost,
+    ) -> None:
+        """Subscribe.
+
+        Args:
+            node: whose executor brings the messages.
+            topics: absolute names.
+            sensors: those of them whose messages begin with a header that is looked at.
+            clock: nanoseconds now, the stamp of a receipt.
+            keep: takes topic, stamp and message.
+            lost: takes a topic and how many of its messages the middleware lost.
+        """
+        self.traffic = Traffic()
+        self._node, self._clock, self._keep, self._lost = node, clock, keep, lost
+        self._sensors = frozenset(sensors)
+        self._subscriptions = {topic.name: self._subscribe(topic) for topic in topics}
+
+    def close(self) -> None:
+        """Unsubscribe."""
+        for subscription in self._subscriptions.values():
+            self._node.destroy_subscription(subscription)
+
+    def take_all_waiting(self) -> None:
+        """Hand over what was sent before the end was asked for: a service call overtakes it."""
+        for topic in self._subscriptions:
+            self._take_waiting(topic)
+
+    def missing(self) -> tuple[str, ...]:
+        """Return the sensors that nobody publishes."""
+        return tuple(t for t in sorted(self._sensors) if not self._node.count_publishers(t))
+
+    def incompatible(self) -> tuple[str, ...]:
+        """Return what a publisher offers that this recorder cannot take, for people."""
+        found = []
+        for topic in sorted(self._sensors):
+            asked = self._subscriptions[topic].qos_profile
+            for publisher in self._node.get_publishers_info_by_topic(topic):
+                verdict, reason = qos_check_compatible(publisher.qos_profile, asked)
+                if verdict == QoSCompatibility.ERROR:
+                    found.append(
+                        f"{topic} from {publisher.node_name} does not reach the recorder "
+                        f"({reason.strip()}): set qos_overrides in its parameter file"
+                    )
+        return tuple(found)
+
+    def _subscribe(self, topic: Topic) -> Any:
+        package, _, name = topic.msgtype.split("/")
+        qos = QoSProfile(depth=QUEUE_DEPTH)
+        if topic.msgtype.endswith(("/PolicyState", "/RigState")):
+            qos.durability = QoSDurabilityPolicy.TRANSIENT_LOCAL
+
+        def receive(message: bytes) -> None:
+            self._receive(topic.name, message)
+            # An executor hands over one message per topic and turn, too few for a busy machine.
+            self._take_waiting(topic.name)
+
+        def lose(event: Any) -> None:
+            self._lost(topic.name, event.total_count_change)
+
+        return self._node.create_subscription(
+            getattr(import_module(f"{package}.msg"), name),
+            topic.name,
+            receive,
+            qos,
+            raw=True,
+            event_callbacks=SubscriptionEventCallbacks(
+                message_lost=lose, use_default_callbacks=False
+            ),
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        )
+
+    def _receive(self, topic: str, message: bytes) -> None:
+        now_ns = self._clock()
+        self.traffic.add(topic, now_ns, message, stamped=topic in self._sensors)
+        self._keep(topic, now_ns, message)
+
+    def _take_waiting(self, topic: str) -> None:
+        """Hand over what has come on a topic and waits its turn."""
+        for _ in range(QUEUE_DEPTH):
+            message = shell.take(self._subscriptions[topic])
+            if message is None:
+                return
+            self._receive(topic, message)
+
 
 # Nodes that missed each other's greeting say hello again after 3 s.
 DISCOVERY_PATIENCE = 10.0  # wall s

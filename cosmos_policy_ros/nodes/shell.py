@@ -27,8 +27,8 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
 
+from cosmos_policy_ros.core.errors import CosmosPolicyError
 from cosmos_policy_ros.core.units import NS_PER_S
-from cosmos_policy_ros.errors import CosmosPolicyError
 from cosmos_policy_ros.rig.clock import MotionClock, SimulatedClock, SteadyClock
 
 try:

@@ -25,16 +25,15 @@ from rosgraph_msgs.msg import Clock as ClockMsg
 from sensor_msgs.msg import CameraInfo, Image, JointState
 from trajectory_msgs.msg import JointTrajectory
 
+from cosmos_policy_ros.core.errors import CosmosPolicyError, RigError
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.units import NS_PER_S
-from cosmos_policy_ros.errors import CosmosPolicyError, RigError
 from cosmos_policy_ros.msg import RigState
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.convert import trajectory_points
 from cosmos_policy_ros.nodes.shell import Parameter
-from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import load_rig
-from cosmos_policy_ros.sim.faults import Faults, faulty_joints
-from cosmos_policy_ros.sim.feed import CameraFeed
+from cosmos_policy_ros.sim.faults import CameraFeed, Faults, faulty_joints
 from cosmos_policy_ros.sim.render import Renderer
 from cosmos_policy_ros.sim.rig import JointSample, SimRig, Snapshot
 from cosmos_policy_ros.srv import ResetRig, StepRig

@@ -1,1 +1,1 @@
-"""Who answers a query: engines, the worker process, and the search to come."""
+"""Best-of-N: the search, its scheduling over workers, and recorded decisions made again."""

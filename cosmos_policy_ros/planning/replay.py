@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos_policy_ros.errors import CheckpointError, ObservationError, RolloutError
+from cosmos_policy_ros.core.errors import CheckpointError, ObservationError, RolloutError
+from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.dataset.playback import decisions, observations
+from cosmos_policy_ros.episodes.episode import read_episode
+from cosmos_policy_ros.inference.spec import parse_search
+from cosmos_policy_ros.inference.tasks import Decide, Engine
 from cosmos_policy_ros.model.files import digest
-from cosmos_policy_ros.planning.search import parse_search, run_search
-from cosmos_policy_ros.planning.tasks import Decide, Engine
+from cosmos_policy_ros.planning.search import run_search
 from cosmos_policy_ros.rig.decision import Candidate, Commitment, Decision, Query
 from cosmos_policy_ros.rig.observation import Observation
-from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.rollouts.episode import read_episode
-from cosmos_policy_ros.rollouts.replay import decisions, observations
 
 
 @dataclass(frozen=True)

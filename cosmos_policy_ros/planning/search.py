@@ -8,89 +8,95 @@ workers there are, so a seed comes out the same to the last bit on one worker an
 
 from __future__ import annotations
 
-import dataclasses
+import heapq
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import count
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
-import yaml
+from numpy.typing import NDArray
 
-from cosmos_policy_ros.model.layout import ValueMode
-from cosmos_policy_ros.planning.tasks import Appraise, Engine, Imagine, Propose, SearchInfo
-from cosmos_policy_ros.planning.values import Aggregation, aggregate, choose
-from cosmos_policy_ros.rig.config import parse_config
+from cosmos_policy_ros.inference.spec import STAGES, Aggregation, SearchConfig, Stage
+from cosmos_policy_ros.inference.tasks import (
+    Appraise,
+    Engine,
+    Imagine,
+    Propose,
+    Proposed,
+    SearchInfo,
+)
+from cosmos_policy_ros.model.config import Numerics
 from cosmos_policy_ros.rig.decision import Candidate, Decision, Query
 
-Combination = Literal["last", "average"]
-Stage = Literal["propose", "imagine", "appraise"]
-STAGES: tuple[Stage, ...] = ("propose", "imagine", "appraise")
+# From many predicted values to one choice: the rules of best-of-N search.
+#
+# All values are success estimates in [0, 1]. Facts: Cosmos Policy paper, planning; the released
+# code does otherwise where a failing majority is concerned.
 
 
-@dataclass(frozen=True)
-class SearchConfig:
-    """How many candidates there are and how they are appraised; as released, but for ``lot``.
+SUCCESS = 0.05  # a value above it counts as a prediction of success
 
-    Attributes:
-        candidates: N; candidate i has the base seed + i.
-        futures: predictions of each candidate's future.
-        future_steps: denoising steps of a future.
-        values: predictions of each future's value.
-        value_steps: denoising steps of a value.
-        value: what it is conditioned on, as the planner was trained; Q(s, a) needs no future.
-        aggregation: of all values of a candidate.
-        depth: chunks ahead; beyond the first the policy goes on from what was imagined.
-        combination: of the depths' values: the last one's, or their average.
-        lot: candidates that one worker computes together. Larger lots keep few workers busier,
-            smaller ones spread over many. Results depend on it by rounding.
+
+def aggregate(values: Sequence[float], scheme: Aggregation, numerics: Numerics) -> float:
+    """Reduce the values that an ensemble gave one candidate to one.
+
+    - majority_mean: see :func:`majority_mean`.
+    - average: their mean.
+    - lcb: their mean less one (unbiased) standard deviation, a lower confidence bound.
+    - success_vote: the share of them that predicts success.
+
+    Returns:
+        A value in [0, 1].
+
+    Raises:
+        ValueError: no values, or a scheme that there is not; one value has no standard deviation.
     """
-
-    candidates: int = 8
-    futures: int = 3
-    future_steps: int = 5
-    values: int = 5
-    value_steps: int = 5
-    value: ValueMode = "value_s"
-    aggregation: Aggregation = "majority_mean"
-    depth: int = 1
-    combination: Combination = "average"
-    lot: int = 1
-
-    def __post_init__(self) -> None:
-        counts = ("candidates", "futures", "future_steps", "values", "value_steps", "depth", "lot")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
-        if self.value == "value_q" and self.depth > 1:
-            raise ValueError("depth: Q(s, a) imagines no future to go on from; take value_s")
-        if self.aggregation == "lcb" and self.members * self.values < 2:
-            raise ValueError("aggregation: one value has no standard deviation; take average")
-
-    @property
-    def members(self) -> int:
-        """How many futures of a candidate are appraised; Q(s, a) takes the candidate itself."""
-        return 1 if self.value == "value_q" else self.futures
-
-    def steps(self, stage: Stage, denoising_steps: int) -> int:
-        """Return the denoising steps of a stage's longest run."""
-        return {
-            "propose": denoising_steps,
-            "imagine": self.future_steps,
-            "appraise": self.value_steps,
-        }[stage]
-
-    def text(self) -> str:
-        """Return it in one line of YAML, as it stands in a decision."""
-        flow = yaml.safe_dump(
-            dataclasses.asdict(self), default_flow_style=True, sort_keys=False, width=10_000
-        )
-        return str(flow).strip()
+    # In float32, as released: 0.05 lies on the other side of itself in float64.
+    array = np.asarray(values, dtype=np.float32)
+    if len(array) < (2 if scheme == "lcb" else 1):
+        raise ValueError(f"{len(array)} values are too few for '{scheme}'")
+    if scheme == "majority_mean":
+        result = majority_mean(array, numerics)
+    elif scheme == "average":
+        result = float(array.mean())
+    elif scheme == "lcb":
+        result = float(array.mean() - array.std(ddof=1))
+    elif scheme == "success_vote":
+        result = float(_succeeds(array).mean())
+    else:
+        raise ValueError(f"'{scheme}' is not one of {', '.join(get_args(Aggregation))}")
+    return min(max(result, 0.0), 1.0)
 
 
-def parse_search(text: str, where: str) -> SearchConfig:
-    """Read what :meth:`SearchConfig.text` wrote; raises ConfigError."""
-    return parse_config(SearchConfig, text, where)
+def majority_mean(values: NDArray[np.float32], numerics: Numerics) -> float:
+    """Return the mean of the larger of two groups: those that predict success and those that don't.
+
+    Half of them count as the majority. "paper": whichever group it is. "released": a majority that
+    predicts failure gives 0, however sure or unsure it is of it.
+    """
+    success = _succeeds(values)
+    if success.mean() >= 0.5:
+        return float(values[success].mean())
+    return 0.0 if numerics == "released" else float(values[~success].mean())
+
+
+def choose(values: Sequence[float]) -> int:
+    """Return the index of the best candidate; the first of several, so a tie keeps the base seed.
+
+    Raises:
+        ValueError: no candidates, or a value that is not a number.
+    """
+    if not values or np.isnan(values).any():
+        raise ValueError(f"there is nothing to choose from in {list(values)}")
+    return int(np.argmax(values))
+
+
+def _succeeds(values: NDArray[np.float32]) -> NDArray[np.bool_]:
+    above: NDArray[np.bool_] = values > np.float32(SUCCESS)
+    return above
 
 
 class Unit(NamedTuple):
@@ -294,3 +300,115 @@ def run_search(
         unit = search.units[0]
         search.take(unit, engine.answer(search.task(unit)))
     return search.decide({}, among=among)
+
+
+# How much of a search fits into a deadline, by what its tasks have taken so far.
+
+
+DEPICT = "depict"  # beside the stages of a search
+REMEMBERED = 100  # tasks per stage
+SURE = 0.95  # share of the tasks that are expected to keep to the time planned for them
+# Answers of no size, for a search that is only gone through to see how long it takes.
+_NOTHING = Proposed(np.empty((0,), np.float32), np.empty((0,), np.float64))
+
+
+class Durations:
+    """Wall seconds per denoising step that tasks have taken lately, from being dealt to the answer.
+
+    Until something was measured it goes by the engine's rehearsal.
+    """
+
+    def __init__(self) -> None:
+        kinds = (*STAGES, DEPICT)
+        self._measured: dict[str, deque[float]] = {k: deque(maxlen=REMEMBERED) for k in kinds}
+
+    def add(self, stage: str, steps: int, seconds: float) -> None:
+        """Note what one task has taken."""
+        self._measured[stage].append(seconds / steps)
+
+    def seconds(
+        self, stage: str, steps: int, share: float, rehearsed: Mapping[str, float]
+    ) -> float:
+        """Return the seconds within which ``share`` of such tasks were done; inf if none was."""
+        if not self._measured[stage]:
+            return rehearsed.get(stage, math.inf) * steps
+        return float(np.quantile(self._measured[stage], share)) * steps
+
+    def told(self) -> dict[str, str]:
+        """Return p50 and p95 of each stage for people."""
+        return {
+            stage: "p50 {:.4g} s, p95 {:.4g} s".format(*np.quantile(found, (0.5, 0.95)))
+            + ("" if stage == DEPICT else " per step")
+            for stage, found in self._measured.items()
+            if found
+        }
+
+
+def fit(
+    query: Query, config: SearchConfig, info: SearchInfo, durations: Durations, workers: int
+) -> SearchConfig:
+    """Return as much of ``config`` as is expected to be done by the query's deadline.
+
+    Candidates go first, down to two, since a search of one has nothing to choose from; then the
+    steps of futures and values. The steps of the proposals, which the arms will follow, stay.
+    """
+    if not query.deadline:
+        return config
+    fewest = min(2, config.candidates)
+    for cheaper in _ladder(config):
+        most = _most_candidates(query, cheaper, info, durations, workers)
+        if most >= fewest:
+            return replace(cheaper, candidates=most)
+    return replace(cheaper, candidates=1)
+
+
+def _ladder(config: SearchConfig) -> Iterator[SearchConfig]:
+    yield config
+    for steps in range(max(config.future_steps, config.value_steps) - 1, 0, -1):
+        yield replace(
+            config,
+            future_steps=min(config.future_steps, steps),
+            value_steps=min(config.value_steps, steps),
+        )
+
+
+def _most_candidates(
+    query: Query, config: SearchConfig, info: SearchInfo, durations: Durations, workers: int
+) -> int:
+    """Return how many candidates fit, 0 for none; more of them never take less time."""
+    usual, slow = (
+        {
+            stage: durations.seconds(
+                stage, config.steps(stage, info.denoising_steps), share, info.pace
+            )
+            for stage in STAGES
+        }
+        for share in (0.5, SURE)
+    )
+    # Of many tasks some are slow and some are fast, but the last candidate's may all be slow.
+    slack = config.depth * sum(slow[stage] - usual[stage] for stage in STAGES)
+    fitting, beyond = 0, config.candidates + 1
+    while beyond - fitting > 1:
+        # All of them first: usually there is time.
+        middle = beyond - 1 if beyond > config.candidates else (fitting + beyond) // 2
+        search = Search(query, replace(config, candidates=middle), info)
+        if makespan(search, usual, workers) + slack <= query.deadline:
+            fitting = middle
+        else:
+            beyond = middle
+    return fitting
+
+
+def makespan(search: Search, seconds: Mapping[Stage, float], workers: int) -> float:
+    """Return how long a fresh search would take; it is gone through and cannot be used any more."""
+    now, order = 0.0, count()
+    running: list[tuple[float, int, Unit]] = []
+    while not search.complete:
+        under_way = {unit for *_, unit in running}
+        waiting = [unit for unit in search.units if unit not in under_way]
+        for unit in waiting[: workers - len(running)]:
+            heapq.heappush(running, (now + seconds[unit.stage], next(order), unit))
+        now, _, done = heapq.heappop(running)
+        imagined = np.empty((1, search.config.futures, 0), np.float32)
+        search.take(done, imagined if done.stage == "imagine" else _NOTHING)
+    return now

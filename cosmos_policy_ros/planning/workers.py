@@ -9,15 +9,13 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, Protocol
 
-from cosmos_policy_ros.errors import ConfigError
-from cosmos_policy_ros.planning.engine_spec import EngineLoader, EngineSpec
-from cosmos_policy_ros.planning.engines import load_engine
-from cosmos_policy_ros.planning.memory import Ledger
-from cosmos_policy_ros.planning.planner import Planner
-from cosmos_policy_ros.planning.process import ProcessHost
-from cosmos_policy_ros.planning.ray_host import RayHost, connect
-from cosmos_policy_ros.planning.tasks import Task
-from cosmos_policy_ros.planning.worker import Host, Worker, WorkerLimits
+from cosmos_policy_ros.core.errors import ConfigError
+from cosmos_policy_ros.inference.engines import load_engine
+from cosmos_policy_ros.inference.ray_host import RayHost, connect
+from cosmos_policy_ros.inference.spec import EngineLoader, EngineSpec, Ledger
+from cosmos_policy_ros.inference.tasks import Task
+from cosmos_policy_ros.inference.worker import Host, ProcessHost, Worker, WorkerLimits
+from cosmos_policy_ros.planning.scheduler import Planner
 from cosmos_policy_ros.rig.decision import EngineInfo
 
 AUTO = "auto"

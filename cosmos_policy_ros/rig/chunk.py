@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
 from cosmos_policy_ros.core.units import NS_PER_S, Array
-from cosmos_policy_ros.rig.arms import STATE_DIM
+from cosmos_policy_ros.rig.arms import GRIPPER_INDICES, STATE_DIM
 
 BRAKE = "/brake"  # how the id of a trajectory that ends another one ends
 
@@ -156,3 +156,227 @@ def braking_share(rows: int) -> tuple[Array, Array]:
     """
     share = np.arange(1, rows + 1) / rows
     return (share - share**2 / 2) * rows, 1.0 - share
+
+
+# Where a chunk that was decided in motion takes over from the one under way.
+#
+# Row i of a decision is meant for (i + 1) dt after its observation, so what is already past of it
+# is dropped. What is sent is one path on the time grid of the old one: its next rows as they are,
+# then rows that go over from the old to the new ones, then the new ones. The arms' commanded
+# position and velocity have no jump, and a controller that forgets the old trajectory on arrival
+# loses nothing.
+
+
+# Rows of the old path that stay as they are: the first so that the arms, under way to it, need not
+# change course at once, the second so that neither does their velocity at the first.
+KEPT = 2
+
+
+@dataclass(frozen=True)
+class Splice:
+    """A decision on its way into a path.
+
+    Attributes:
+        path: under way.
+        decided: the decision's rows, starting at its observation's stamp.
+        now_ns: when it is sent.
+        rows: over which the old path goes over into the new one.
+    """
+
+    path: TimedChunk
+    decided: TimedChunk
+    now_ns: int
+    rows: int
+
+    @cached_property
+    def first(self) -> int:
+        """The path's first row that is not due yet."""
+        return max((self.now_ns - self.path.start_ns) // self.path.step_ns, 0)
+
+    @property
+    def takeover(self) -> int:
+        """The path's first row that is no longer the old one's alone."""
+        return self.first + KEPT
+
+    @property
+    def lateness(self) -> float:
+        """Seconds by which the decision came too late; 0 or less if it did not.
+
+        KEPT rows of the old path must be left, and a row of the new one behind them.
+        """
+        step_ns = self.path.step_ns
+        end_ns = min(self.path.end_ns, self.decided.end_ns - step_ns)
+        return (self.now_ns - end_ns + KEPT * step_ns) / 1e9
+
+    @cached_property
+    def old(self) -> Array:
+        """(n, 14) poses of the old path at the rows from ``first`` on; its last pose after it."""
+        return np.stack([self.path.sample(due_ns) for due_ns in self._due_ns])
+
+    @cached_property
+    def new(self) -> Array:
+        """(n, 14) poses of the decision at the same times."""
+        return np.stack([self.decided.sample(due_ns) for due_ns in self._due_ns])
+
+    @property
+    def dropped(self) -> int:
+        """Rows of the decision that are past, or the old path's."""
+        due_ns = self.path.due_ns(self.takeover)
+        past = -(-(due_ns - self.decided.start_ns) // self.decided.step_ns) - 1
+        return min(max(past, 0), len(self.decided.positions))
+
+    @property
+    def gap(self) -> Array:
+        """(14,) how far the decision is off the old path where it takes over."""
+        return np.asarray(self.new[KEPT] - self.old[KEPT])
+
+    def blended(self) -> Array:
+        """Return (n, 14) rows: a smooth step from the old ones to the new ones.
+
+        Where the old path ends on the way its distance from the new one is kept instead: blended
+        with a path at rest the arms would slow down for a moment.
+        """
+        off = self.old - self.new
+        ends = min(len(self.path.positions) - self.first, len(off))
+        off[ends:] = off[ends - 1]
+        row = np.arange(len(off)) - KEPT + 1
+        share = np.clip(row / (self.rows + 1), 0.0, 1.0)
+        share = share**2 * (3 - 2 * share)
+        rows = self.new + (1 - share[:, None]) * off
+        rows[:KEPT] = self.old[:KEPT]
+        return np.asarray(rows)
+
+    def chunk(self, chunk_id: str, rows: Array) -> TimedChunk:
+        """Return what is to be sent: ``rows`` (n, 14) from ``first`` on."""
+        path, before_ns = self.path, self.path.due_ns(self.first - 1)
+        start, velocity = path.state(before_ns)
+        return replace(
+            path,
+            chunk_id=chunk_id,
+            start_ns=before_ns,
+            start=start,
+            positions=rows,
+            start_velocity=velocity,
+            sent_after_ns=max(self.now_ns - before_ns, 0),
+        )
+
+    @cached_property
+    def _due_ns(self) -> list[int]:
+        last = (self.decided.end_ns - self.path.start_ns) // self.path.step_ns
+        return [self.path.due_ns(row) for row in range(self.first, last)]
+
+
+# Makes the rows (n, 14) of a splice, from its first one on; usually ``Splice.blended``.
+Splicer = Callable[[Splice], Array]
+
+
+# How rough the boundary between two chunks is, as it was decided and as it was sent.
+
+
+AROUND = 7  # rows from the boundary on that are looked at: those of the usual blend, and two
+
+
+@dataclass(frozen=True)
+class Jump:
+    """Of all arm joints, grippers apart, the largest.
+
+    Attributes:
+        position: distance between the old path and the first changed row [rad].
+        velocity: change from one step to the next around the boundary [rad/s].
+        acceleration: its change from one step to the next [rad/s²].
+    """
+
+    position: float
+    velocity: float
+    acceleration: float
+
+    def __str__(self) -> str:
+        """Return it for people."""
+        return f"{self.position:.3f} rad, {self.velocity:.2f} rad/s, {self.acceleration:.1f} rad/s²"
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """Where a chunk took over, for people and tables.
+
+    Attributes:
+        asked_ns: stamp of the observation that triggered it.
+        latency: seconds from there until it was judged, on the clock that arms move by.
+        dropped: rows that were past, or the old path's, when it took over.
+        blend_rows: over which it goes over from a path under way; 0 at rest.
+        decided: how rough it would have been as it was decided; of a refused one too.
+        sent: how rough it was as it was sent; None of a refused one.
+    """
+
+    asked_ns: int
+    latency: float
+    dropped: int
+    blend_rows: int
+    decided: Jump
+    sent: Jump | None
+
+    def __str__(self) -> str:
+        """Return it in one line for people."""
+        sent = f"; as sent {self.sent}" if self.sent else ""
+        return (
+            f"asked at {self.asked_ns / NS_PER_S:.3f} s, answered after {self.latency:.3f} s, "
+            f"{self.dropped} rows dropped; jump as decided {self.decided}{sent}"
+        )
+
+
+def measure_boundary(
+    asked_ns: int,
+    latency: float,
+    *,
+    rows: tuple[Array, Array, Array | None],
+    dt: float,
+    dropped: int = 0,
+    blend_rows: int = 0,
+) -> Boundary | None:
+    """Measure where a chunk takes over.
+
+    Args:
+        asked_ns: stamp of its observation.
+        latency: seconds from there until it was judged.
+        rows: (KEPT + n, 14) the path before it, beginning KEPT rows before the boundary; from the
+            boundary on (n, 14) what was decided, and what was sent or None.
+        dt: seconds per row.
+        dropped: rows of it that were past.
+        blend_rows: over which it goes over from the path before.
+
+    Returns:
+        None if the decision is not one for this rig at all.
+    """
+    old, decided, sent = rows
+    if decided.shape != old[KEPT:].shape or not np.isfinite(decided).all():
+        return None
+
+    def jump(followed: Array) -> Jump:
+        return measure_jump(old, np.vstack([old[:KEPT], followed]), dt)
+
+    return Boundary(
+        asked_ns=asked_ns,
+        latency=latency,
+        dropped=dropped,
+        blend_rows=blend_rows,
+        decided=jump(decided),
+        sent=None if sent is None else jump(sent),
+    )
+
+
+def measure_jump(old: Array, rows: Array, dt: float) -> Jump:
+    """Measure where ``rows`` leave the old path.
+
+    Args:
+        old: (n, 14) the path before.
+        rows: (n, 14) what is followed: KEPT rows of the old path, then another.
+        dt: seconds per row.
+    """
+    arms = np.delete(rows[: KEPT + AROUND], GRIPPER_INDICES, axis=1)
+    changes = np.diff(arms, n=2, axis=0) / dt
+    off = np.delete(rows[KEPT] - old[KEPT], GRIPPER_INDICES)
+    return Jump(
+        float(np.abs(off).max()),
+        float(np.abs(changes).max(initial=0.0)),
+        float(np.abs(np.diff(changes, axis=0)).max(initial=0.0)) / dt,
+    )

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from cosmos_policy_ros.core.units import Array
 from cosmos_policy_ros.rig.arms import GRIPPER_INDICES, STATE_DIM
-from cosmos_policy_ros.rig.outputs import Output
-from cosmos_policy_ros.rig.spec import RigSpec
+from cosmos_policy_ros.rig.spec import Output, RigSpec
 
 # A cubic between two rows that both rest is half as fast again in the middle as on average, and a
 # path under way is left from any place on it.

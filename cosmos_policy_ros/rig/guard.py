@@ -23,9 +23,8 @@ from cosmos_policy_ros.core.units import NS_PER_S, Array
 from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
 from cosmos_policy_ros.rig.chunk import BRAKE, braking_share
 from cosmos_policy_ros.rig.command_check import CommandCheck
-from cosmos_policy_ros.rig.outputs import Output
 from cosmos_policy_ros.rig.ownership import OVERTAKEN, Ownership, describe_stranger
-from cosmos_policy_ros.rig.spec import RigSpec
+from cosmos_policy_ros.rig.spec import Output, RigSpec
 from cosmos_policy_ros.rig.tracking import StillnessWatch
 from cosmos_policy_ros.rig.trajectory_controller import (
     TrajectoryController,

@@ -21,9 +21,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos_policy_ros.errors import ObservationError
+from cosmos_policy_ros.core.errors import ObservationError
+from cosmos_policy_ros.core.untrusted import shown
 from cosmos_policy_ros.rig.spec import GREY, MAX_SIDE
-from cosmos_policy_ros.rig.untrusted import shown
 
 CHANNELS = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1}
 _TO_RGB = {

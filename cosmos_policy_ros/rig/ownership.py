@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from cosmos_policy_ros.core.units import NS_PER_S
-from cosmos_policy_ros.rig.motion import CHUNK_ID
+from cosmos_policy_ros.rig.safety_gate import CHUNK_ID
 
 HOLD = "hold"  # how the ids of trajectories begin that hold arms where they are
 REMEMBERED = 16  # announcements; a chunk, its brake and a hold follow each other at most

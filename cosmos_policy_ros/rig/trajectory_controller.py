@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos_policy_ros.errors import RigError
-from cosmos_policy_ros.rig.config import did_you_mean
+from cosmos_policy_ros.core.config import did_you_mean
+from cosmos_policy_ros.core.errors import RigError
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,259 @@ with chunks. It makes rollouts to record, to train small models on and to test t
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+import cv2
+import mujoco  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos_policy_ros.errors import ObservationError
-from cosmos_policy_ros.rig.config import did_you_mean
-from cosmos_policy_ros.rig.crank import angle_from_finger
+from cosmos_policy_ros.core.config import did_you_mean
+from cosmos_policy_ros.core.errors import ObservationError
+from cosmos_policy_ros.rig.arms import angle_from_finger
 from cosmos_policy_ros.rig.decision import Candidate, Decision, EngineInfo, Query
 from cosmos_policy_ros.rig.observation import Observation
-from cosmos_policy_ros.sim.motion import MotionPlanner
+from cosmos_policy_ros.sim.kinematics import MotionPlanner, Move, Phase, Pose, gripper_pose
 from cosmos_policy_ros.sim.rig import CRANK_RADIUS, ROD_LENGTH
-from cosmos_policy_ros.sim.scripts import SCRIPTS, Variation
-from cosmos_policy_ros.sim.sight import PrimarySight
+from cosmos_policy_ros.sim.scene import CAMERAS, camera_matrix, load_physics_model
+
+# Finding the coloured objects on the table in the primary camera's picture.
+
+
+_CHANNELS = {"red": 0, "green": 1, "blue": 2}
+_BRIGHT = 70
+"""Least grey level of the object's colour; its darkest side has 146, and 82 in a shadow."""
+_DOMINANCE = 2.0
+"""The colour is this many times stronger than both others; grey parts have 1."""
+_VISIBLE = 0.4
+"""Least share of an object's upper face that must be seen to trust its middle."""
+_REFINEMENTS = 3
+"""The outline's middle is not quite the object's, more so near the picture's edge; each round of
+comparing the seen outline with the expected one makes that error ten times smaller."""
+_CORNERS = np.array([(x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1)], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Thing:
+    """What to look for.
+
+    Attributes:
+        name: for messages.
+        colour: red, green or blue.
+        size: (3,) extent [m] along the world's axes when it lies on the table.
+    """
+
+    name: str
+    colour: str
+    size: tuple[float, float, float]
+
+
+class PrimarySight:
+    """The primary camera as a measuring device: pose and lens are known from the scene."""
+
+    def __init__(self, task: str = "transfer_cube") -> None:
+        self._model = load_physics_model(task)
+        data = mujoco.MjData(self._model)
+        mujoco.mj_forward(self._model, data)
+        camera = self._model.camera(CAMERAS["primary"]).id
+        self._position = data.cam_xpos[camera].copy()
+        self._rotation = data.cam_xmat[camera].reshape(3, 3).copy()
+
+    def locate(self, image: NDArray[np.uint8], thing: Thing) -> tuple[float, float]:
+        """Return the x and y [m] of the middle of ``thing`` lying on the table.
+
+        Args:
+            image: (H, W, 3) uint8 RGB, any size, square pixels.
+            thing: what to look for.
+
+        Raises:
+            ObservationError: it is not in the picture, or mostly hidden.
+        """
+        height, width = image.shape[:2]
+        lens = camera_matrix(self._model, "primary", height, width)
+        rows, columns = np.nonzero(_mask(image, thing.colour))
+        depth = self._position[2] - thing.size[2]
+        expected = thing.size[0] * thing.size[1] * (lens[0, 0] / depth) ** 2
+        if len(rows) < _VISIBLE * expected:
+            raise ObservationError(
+                f"the primary picture ({width}x{height}) shows {len(rows)} {thing.colour} pixels "
+                f"where the {thing.name} should cover about {expected:.0f}; reset the rig, or move "
+                "what hides it"
+            )
+        seen = np.array([columns.mean() + 0.5, rows.mean() + 0.5])
+        x, y = self._on_plane(seen, lens, thing.size[2] / 2.0)
+        for _ in range(_REFINEMENTS):
+            error = seen - self._outline_middle(x, y, thing, lens)
+            scale = (self._position[2] - thing.size[2] / 2.0) / lens[0, 0]
+            x, y = x + scale * error[0], y - scale * error[1]
+        return x, y
+
+    def _on_plane(
+        self, pixel: NDArray[np.float64], lens: NDArray[np.float64], plane: float
+    ) -> tuple[float, float]:
+        """Return where the ray through ``pixel`` (column, row) meets the height ``plane`` [m]."""
+        column, row = (pixel - lens[:2, 2]) / lens[0, 0]
+        ray = self._rotation @ np.array([column, -row, -1.0])
+        x, y, _ = self._position + (plane - self._position[2]) / ray[2] * ray
+        return float(x), float(y)
+
+    def _outline_middle(
+        self, x: float, y: float, thing: Thing, lens: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Return the middle (column, row) of the outline that ``thing`` at (x, y) would have."""
+        corners = (_CORNERS - np.array([0.5, 0.5, 0.0])) * thing.size + np.array([x, y, 0.0])
+        view = (corners - self._position) @ self._rotation
+        pixels = lens[:2, 2] + lens[0, 0] * view[:, :2] * [1.0, -1.0] / -view[:, 2:]
+        outline = cv2.convexHull(pixels.astype(np.float32))
+        moments = cv2.moments(outline)
+        return np.array([moments["m10"], moments["m01"]]) / moments["m00"]
+
+
+def _mask(image: NDArray[np.uint8], colour: str) -> NDArray[np.bool_]:
+    levels = image.astype(np.float32)
+    own = levels[..., _CHANNELS[colour]]
+    others = np.delete(levels, _CHANNELS[colour], axis=2).max(axis=2)
+    return np.asarray((own > _BRIGHT) & (own > _DOMINANCE * others))
+
+
+# What the demonstrator does in each task, phase by phase, given where it saw the objects.
+
+
+Places = Mapping[str, tuple[float, float]]
+
+CUBE = Thing("cube", "red", (0.04, 0.04, 0.04))
+BLUE_CUBE = Thing("blue cube", "blue", CUBE.size)
+PEG = Thing("peg", "red", (0.12, 0.02, 0.02))
+SOCKET = Thing("socket", "blue", (0.12, 0.044, 0.044))
+
+_PICK_PITCH = 60.0
+"""Grippers come from above and outside [degrees]: the arms stay clear of each other."""
+_LOWEST_PINCH = 0.018
+"""Height [m] of the pinch point that keeps pitched fingertips 3 mm above the table."""
+_SOCKET_PINCH = 0.028
+"""Height [m] at which the socket is grasped: 6 mm above its middle, so that it hangs level."""
+_HOVER = 0.08
+"""Height [m] above a grasp from which the gripper descends."""
+_LOOK = 1.8
+"""Duration [s] of the way to above one of two cubes: at the next query the wrist camera sees it."""
+_SETTLE = 0.2
+"""Rest [s] before a grasp or a release, for the arms to catch up with their targets."""
+
+_OPEN = angle_from_finger(0.057, CRANK_RADIUS, ROD_LENGTH)
+_CLOSED = angle_from_finger(0.021, CRANK_RADIUS, ROD_LENGTH)
+"""Motor angles [rad] at the ends of the fingers' travel in the model."""
+
+
+@dataclass(frozen=True)
+class Variation:
+    """How one demonstration differs from the next.
+
+    Attributes:
+        grasp: along the table, added to where the objects are grasped [m].
+        meet_y: added to where the grippers meet, sideways [m].
+        meet_z: the same, upwards [m].
+        choice: 0 to 1, of several ways that are as good.
+    """
+
+    grasp: float
+    meet_y: float
+    meet_z: float
+    choice: float = 0.0
+
+    @staticmethod
+    def draw(seed: int, amount: float) -> Variation:
+        """Draw one; ``amount`` scales standard deviations of 2, 10 and 15 mm, cut at two."""
+        random = np.random.default_rng(seed)
+        draws = np.clip(random.normal(size=3), -2.0, 2.0) * amount
+        grasp, meet_y, meet_z = (draws * np.array([0.002, 0.010, 0.015])).tolist()
+        return Variation(grasp, meet_y, meet_z, choice=random.random())
+
+
+@dataclass(frozen=True)
+class Script:
+    """What a task's demonstration looks for, and what it then does."""
+
+    things: tuple[Thing, ...]
+    phases: Callable[[Places, Variation], Iterator[Phase]]
+
+
+def _transfer_cube(seen: Places, variation: Variation, approach: float = 0.4) -> Iterator[Phase]:
+    x, y = seen[CUBE.name]
+    grasp = gripper_pose("right", np.array([x + variation.grasp, y, 0.022]), _PICK_PITCH)
+    meet = np.array([0.0, 0.5 + variation.meet_y, 0.25 + variation.meet_z])
+    offer = Pose(meet, grasp.quaternion)
+    take = gripper_pose("left", meet, 0.0, roll_deg=90.0)
+    wait = take.backed_off(0.12)
+
+    yield Phase({"right": Move(grasp.moved(z=_HOVER), gripper=_OPEN)}, approach)
+    yield Phase({"right": Move(grasp, straight=True), "left": Move(wait, gripper=_OPEN)})
+    yield Phase({}, _SETTLE)
+    yield Phase({"right": Move(gripper=_CLOSED)}, 0.8)
+    yield Phase({"right": Move(grasp.moved(z=_HOVER), straight=True)}, 0.6)
+    yield Phase({"right": Move(offer)})
+    yield Phase({"left": Move(take, straight=True)}, 0.8)
+    yield Phase({}, _SETTLE)
+    yield Phase({"left": Move(gripper=_CLOSED)}, 0.8)
+    yield Phase({"right": Move(gripper=_OPEN)}, 0.6)
+    yield Phase({"right": Move(offer.backed_off(0.10), straight=True)}, 0.8)
+    yield Phase({"left": Move(wait, straight=True)}, 1.0)
+
+
+def _either_cube(seen: Places, variation: Variation) -> Iterator[Phase]:
+    chosen = CUBE if variation.choice < 0.5 else BLUE_CUBE
+    return _transfer_cube({CUBE.name: seen[chosen.name]}, variation, _LOOK)
+
+
+def _insertion(seen: Places, variation: Variation) -> Iterator[Phase]:
+    (peg_x, peg_y), (socket_x, socket_y) = seen[PEG.name], seen[SOCKET.name]
+    right = gripper_pose(
+        "right", np.array([peg_x + variation.grasp, peg_y, _LOWEST_PINCH]), _PICK_PITCH
+    )
+    left = gripper_pose(
+        "left", np.array([socket_x + variation.grasp, socket_y, _SOCKET_PINCH]), _PICK_PITCH
+    )
+    above_peg = _LOWEST_PINCH - PEG.size[2] / 2.0
+    above_socket = _SOCKET_PINCH - SOCKET.size[2] / 2.0
+    meet = np.array([0.0, 0.5 + variation.meet_y, 0.20 + variation.meet_z])
+    socket = Pose(meet + np.array([-0.08, 0.0, above_socket]), left.quaternion)
+    peg = Pose(meet + np.array([0.08, 0.0, above_peg]), right.quaternion)
+
+    yield Phase(
+        {
+            "right": Move(right.moved(z=_HOVER), gripper=_OPEN),
+            "left": Move(left.moved(z=_HOVER), gripper=_OPEN),
+        }
+    )
+    yield Phase({"right": Move(right, straight=True), "left": Move(left, straight=True)})
+    yield Phase({}, _SETTLE)
+    yield Phase({"right": Move(gripper=_CLOSED), "left": Move(gripper=_CLOSED)}, 0.8)
+    yield Phase(
+        {
+            "right": Move(right.moved(z=_HOVER), straight=True),
+            "left": Move(left.moved(z=_HOVER), straight=True),
+        },
+        0.6,
+    )
+    yield Phase({"right": Move(peg.moved(x=0.05)), "left": Move(socket.moved(x=-0.05))}, 1.0)
+    yield Phase({}, _SETTLE)
+    yield Phase({"right": Move(peg, straight=True), "left": Move(socket, straight=True)}, 1.2)
+    yield Phase(
+        {
+            "right": Move(peg.moved(x=-0.04), straight=True),
+            "left": Move(socket.moved(x=0.04), straight=True),
+        },
+        1.6,
+    )
+
+
+SCRIPTS = {
+    "transfer_cube": Script((CUBE,), _transfer_cube),
+    "insertion": Script((PEG, SOCKET), _insertion),
+    "either_cube": Script((CUBE, BLUE_CUBE), _either_cube),
+}
+"""Task -> its script."""
+
 
 CHUNK_ROWS = 50
 DT = 0.04

@@ -10,12 +10,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cosmos_policy_ros.errors import ConfigError
-from cosmos_policy_ros.rig.config import did_you_mean
-from cosmos_policy_ros.rig.crank import finger_from_angle
+from cosmos_policy_ros.core.config import did_you_mean
+from cosmos_policy_ros.core.errors import ConfigError
+from cosmos_policy_ros.core.units import NS_PER_S
+from cosmos_policy_ros.rig.arms import finger_from_angle
+from cosmos_policy_ros.sim.render import Image
 from cosmos_policy_ros.sim.rig import CRANK_RADIUS, ROD_LENGTH, JointSample
 from cosmos_policy_ros.sim.scene import ARM_JOINTS, ARMS, CAMERAS
 
@@ -186,3 +189,37 @@ def _seconds(text: str, number: str) -> float:
     if not 0.0 <= value < math.inf:
         raise ConfigError(f"fault '{text}': '{number}' is not a number of seconds, 0 or more")
     return value
+
+
+# One simulated camera's output, faults included.
+
+
+class CameraFeed:
+    """Turns every drawn frame into the frames that leave the camera now: usually that one."""
+
+    def __init__(self) -> None:
+        self._frozen: Image | None = None
+        self._late: deque[tuple[Image, int]] = deque()
+
+    def frames(self, image: Image, stamp_ns: int, fault: Fault | None) -> list[tuple[Image, int]]:
+        """Return (picture, stamp) to publish now.
+
+        Args:
+            image: the picture just drawn.
+            stamp_ns: when its state was copied.
+            fault: the camera fault in force, if any.
+        """
+        kind = fault.kind if fault is not None else ""
+        if kind != "camera_frozen":
+            self._frozen = None
+        if kind == "camera_silent":
+            return []
+        if kind == "camera_frozen":
+            self._frozen = image if self._frozen is None else self._frozen
+            return [(self._frozen, stamp_ns)]
+        self._late.append((image, stamp_ns))
+        delay_ns = int(fault.value * NS_PER_S) if fault is not None else 0
+        due = []
+        while self._late and self._late[0][1] + delay_ns <= stamp_ns:
+            due.append(self._late.popleft())
+        return due

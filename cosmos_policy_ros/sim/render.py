@@ -10,11 +10,11 @@ import mujoco  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos_policy_ros.errors import RigError
-from cosmos_policy_ros.sim.conditions import USUAL
-from cosmos_policy_ros.sim.conditions import condition as find_condition
+from cosmos_policy_ros.core.errors import RigError
 from cosmos_policy_ros.sim.rig import Snapshot
 from cosmos_policy_ros.sim.scene import CAMERAS, Quality, camera_matrix, load_picture_model
+from cosmos_policy_ros.sim.tasks import USUAL
+from cosmos_policy_ros.sim.tasks import condition as find_condition
 
 Image = NDArray[np.uint8]
 

@@ -10,16 +10,13 @@ import mujoco  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos_policy_ros.errors import RigError
-from cosmos_policy_ros.rig.arms import ARM_DIM, STATE_DIM, Arm
-from cosmos_policy_ros.rig.config import did_you_mean
-from cosmos_policy_ros.rig.crank import angle_from_finger, finger_from_angle
-from cosmos_policy_ros.rig.outputs import Output
-from cosmos_policy_ros.rig.spec import RigSpec
+from cosmos_policy_ros.core.config import did_you_mean
+from cosmos_policy_ros.core.errors import RigError
+from cosmos_policy_ros.rig.arms import ARM_DIM, STATE_DIM, Arm, angle_from_finger, finger_from_angle
+from cosmos_policy_ros.rig.spec import Output, RigSpec
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryController, TrajectoryPoint
-from cosmos_policy_ros.sim.conditions import USUAL
 from cosmos_policy_ros.sim.scene import ARM_JOINTS, ARMS, PHYSICS_STEP_NS, load_physics_model
-from cosmos_policy_ros.sim.tasks import Judge, place_objects
+from cosmos_policy_ros.sim.tasks import USUAL, Judge, place_objects
 
 CONTROLLER_JOINTS = (*ARM_JOINTS, "gripper")
 """A trajectory's joints: six arm joints and the gripper's motor, all [rad]."""

@@ -16,23 +16,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from cosmos_policy_ros.errors import ObservationError, RolloutError, TrainingError
+from cosmos_policy_ros.core.config import load_yaml
+from cosmos_policy_ros.core.errors import ObservationError, RolloutError, TrainingError
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint
 from cosmos_policy_ros.model.images import to_model
 from cosmos_policy_ros.model.sequence import prepare_pictures
 from cosmos_policy_ros.model.tokenizer import Tokenizer
-from cosmos_policy_ros.rig.config import load_yaml
-from cosmos_policy_ros.training.census import Source
 from cosmos_policy_ros.training.config import DataConfig
+from cosmos_policy_ros.training.dataset_index import Source
 from cosmos_policy_ros.training.export import write_tensors
-from cosmos_policy_ros.training.pictures import (
+from cosmos_policy_ros.training.start import census_for, copy_file, start_folder
+from cosmos_policy_ros.training.targets import (
     as_pictures,
     decode_pictures,
     encode_pictures,
     inflate,
 )
-from cosmos_policy_ros.training.start import census_for, copy_file, start_folder
 
 LOG = "autoencoder.jsonl"
 JUDGED = 64  # moments of held-out episodes

@@ -2,12 +2,50 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from cosmos_policy_ros.model.config import Numerics, Precision
 from cosmos_policy_ros.model.layout import FUTURE, ValueMode
-from cosmos_policy_ros.training.objective import NoiseConfig
+
+Role = Literal["policy", "world_model", "value"]
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """How noise levels are drawn: log-normal, and now and then uniform over the high ones.
+
+    Attributes:
+        log_mean, log_std: of ln sigma.
+        uniform_share: of the samples that draw from the uniform part.
+        uniform_low, uniform_high: its bounds.
+        lowest: none is drawn below, before what ``numerics`` makes of it. 0 is as in the paper;
+            levels that no query ever visits are a waste of a small network's training.
+    """
+
+    log_mean: float = math.log(4.0)
+    log_std: float = 1.2
+    uniform_share: float = 0.3
+    uniform_low: float = 1.0
+    uniform_high: float = 85.0
+    lowest: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lowest <= self.uniform_low:
+            raise ValueError(
+                f"lowest: {self.lowest} must be from 0 to uniform_low, {self.uniform_low}"
+            )
+        if not 0 <= self.uniform_share <= 1:
+            raise ValueError(f"uniform_share: {self.uniform_share} lies outside 0 ... 1")
+        if not 0 < self.uniform_low < self.uniform_high:
+            raise ValueError(
+                f"uniform_low: {self.uniform_low} must be above 0 and below uniform_high, "
+                f"{self.uniform_high}"
+            )
+        if not self.log_std > 0:
+            raise ValueError(f"log_std: {self.log_std} must be above 0")
+
 
 Strength = Literal["none", "standard", "strong"]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from cosmos_policy_ros import __version__
-from cosmos_policy_ros.errors import TrainingError
+from cosmos_policy_ros.core.errors import TrainingError
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.checkpoint import Checkpoint
 from cosmos_policy_ros.model.transformer import Transformer

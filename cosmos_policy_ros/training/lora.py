@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cosmos_policy_ros.errors import TrainingError
+from cosmos_policy_ros.core.errors import TrainingError
 from cosmos_policy_ros.training.config import LoraConfig
 
 DOWN, UP = "lora_down", "lora_up"

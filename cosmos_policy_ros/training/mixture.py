@@ -12,10 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos_policy_ros.errors import TrainingError
-from cosmos_policy_ros.training.census import Census, Pool
-from cosmos_policy_ros.training.config import MixtureConfig
-from cosmos_policy_ros.training.objective import Role
+from cosmos_policy_ros.core.errors import TrainingError
+from cosmos_policy_ros.training.config import MixtureConfig, Role
+from cosmos_policy_ros.training.dataset_index import Census, Pool
 
 
 class Pick(NamedTuple):

@@ -16,8 +16,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
-from cosmos_policy_ros.errors import CosmosPolicyError, TrainingError
-from cosmos_policy_ros.model.devices import choose_device
+from cosmos_policy_ros.core.errors import CosmosPolicyError, TrainingError
+from cosmos_policy_ros.model.checkpoint import choose_device
 from cosmos_policy_ros.model.transformer import Transformer
 from cosmos_policy_ros.training.config import RunConfig, TrainingConfig
 

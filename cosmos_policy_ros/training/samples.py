@@ -2,29 +2,159 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
 from torch.utils.data import DataLoader, Dataset
 
-from cosmos_policy_ros.errors import ObservationError, RolloutError, TrainingError
-from cosmos_policy_ros.model.config import CheckpointConfig
-from cosmos_policy_ros.model.images import Picture, centre_crop
+from cosmos_policy_ros.core.errors import ObservationError, RolloutError, TrainingError
+from cosmos_policy_ros.model.config import CheckpointConfig, Numerics
+from cosmos_policy_ros.model.images import CROP_AREA, Picture, centre_crop, enlarge
 from cosmos_policy_ros.model.layout import layout_named
 from cosmos_policy_ros.model.sequence import check_state, reduce_pictures
 from cosmos_policy_ros.model.statistics import Statistics
-from cosmos_policy_ros.training.augmentation import apply_augmentation, draw_augmentation
-from cosmos_policy_ros.training.census import Census
-from cosmos_policy_ros.training.config import DataConfig, ObjectiveConfig
+from cosmos_policy_ros.training.config import DataConfig, ObjectiveConfig, Role, Strength
+from cosmos_policy_ros.training.dataset_index import Census
 from cosmos_policy_ros.training.mixture import Mixture, Pick
-from cosmos_policy_ros.training.objective import Role
-from cosmos_policy_ros.training.returns import value_target
+
+# Random changes to a sample's pictures, the same for all of them.
+#
+# What the released trainer does with torchvision, drawn and applied here: a crop of 90 % of the
+# area, for ALOHA a turn by up to five degrees, then brightness, contrast, saturation and hue.
+# Frames that hold no picture stay black. At test time a centre crop stands for all of it.
+
+
+MOST_TURNED = 5.0  # degrees; "strong" only
+MOST_HUE = 0.05  # of a full turn of the colour circle
+# How far the factors of brightness, contrast and saturation may be from 1.
+JITTER = {"standard": (0.2, 0.2, 0.2), "strong": (0.3, 0.4, 0.5)}
+GREY = torch.tensor([0.2989, 0.587, 0.114])  # shares of red, green and blue
+
+
+class Augmentation(NamedTuple):
+    """One draw.
+
+    Attributes:
+        top, left: of the crop's corner, in shares of the room it has.
+        angle: degrees, counter-clockwise.
+        brightness, contrast, saturation: factors.
+        hue: share of a full turn.
+    """
+
+    top: float
+    left: float
+    angle: float
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+
+
+def draw_augmentation(strength: Strength, random: np.random.Generator) -> Augmentation | None:
+    """Draw an augmentation; None for "none"."""
+    if strength == "none":
+        return None
+    angle = random.uniform(-MOST_TURNED, MOST_TURNED) if strength == "strong" else 0.0
+    brightness, contrast, saturation = (
+        random.uniform(1 - most, 1 + most) for most in JITTER[strength]
+    )
+    return Augmentation(
+        top=random.random(),
+        left=random.random(),
+        angle=angle,
+        brightness=brightness,
+        contrast=contrast,
+        saturation=saturation,
+        hue=random.uniform(-MOST_HUE, MOST_HUE),
+    )
+
+
+def apply_augmentation(augmentation: Augmentation, pictures: Picture) -> Picture:
+    """Change (N, S, S, 3) uint8 pictures, all in the same way."""
+    a, size = augmentation, pictures.shape[1]
+    window = round(size * math.sqrt(CROP_AREA))
+    room = size - window + 1
+    pixels = torch.tensor(pictures).permute(0, 3, 1, 2)
+    pixels = enlarge(pixels, int(a.top * room), int(a.left * room), window)
+    if a.angle:
+        pixels = _turn(pixels, a.angle)
+    pixels = _blend(pixels, torch.zeros(()), a.brightness)
+    # The mean is each picture's own: how dark it is, not how dark its neighbours are.
+    pixels = _blend(pixels, _grey(pixels).float().mean((1, 2, 3), keepdim=True), a.contrast)
+    pixels = _blend(pixels, _grey(pixels), a.saturation)
+    turned = [_shift_hue(picture, a.hue) for picture in pixels.permute(0, 2, 3, 1).numpy()]
+    return np.stack(turned)
+
+
+def _turn(pixels: Tensor, degrees: float) -> Tensor:
+    """Turn (N, 3, S, S) about the centre; what comes in from outside is black."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    where = torch.tensor([[cos, -sin, 0.0], [sin, cos, 0.0]]).expand(len(pixels), -1, -1)
+    grid = affine_grid(where, list(pixels.shape), align_corners=False)
+    turned = grid_sample(pixels.float(), grid, mode="nearest", align_corners=False)
+    return turned.to(torch.uint8)
+
+
+def _blend(pixels: Tensor, other: Tensor, factor: float) -> Tensor:
+    """Mix in, or take away, another picture; numbers are cut off, not rounded."""
+    mixed = factor * pixels.float() + (1 - factor) * other.float()
+    return mixed.clamp(0, 255).to(torch.uint8)
+
+
+def _grey(pixels: Tensor) -> Tensor:
+    return (pixels.float() * GREY.view(3, 1, 1)).sum(1, keepdim=True).to(torch.uint8)
+
+
+def _shift_hue(picture: Picture, turn: float) -> Picture:
+    hsv = cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2HSV)
+    hsv[..., 0] = (hsv[..., 0] + 360 * turn) % 360
+    rgb = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    # The last level as wide as the others, as torchvision counts them.
+    return (rgb.clip(0, 1) * 255.999).astype(np.uint8)
+
+
+# What a state was worth: the discounted return of an episode, as the value frame holds it.
+
+
+def value_target(score: float, steps_left: int, discount: float, numerics: Numerics) -> float:
+    """Return the training target of a state's value.
+
+    The reward comes at the end only: the return is discount ** steps_left * reward. "paper": the
+    reward is the score, so a half done task is worth half. "released": the code divides the return
+    by the reward again, so that every score above zero counts as full success.
+
+    Args:
+        score: of the episode, in [0, 1]; 1 for a demonstration.
+        steps_left: control steps from the state to the last one of the episode; 0 at the end.
+        discount: per control step, in (0, 1]; 0.998 for ALOHA.
+        numerics: which of the two.
+
+    Returns:
+        A number in [-1, 1]; -1 for a failure, 1 for a success at its end.
+
+    Raises:
+        ValueError: an argument outside its range.
+    """
+    if not 0 <= score <= 1:
+        raise ValueError(
+            f"score {score} lies outside 0 ... 1; an operator's 0-100 is divided by 100"
+        )
+    if steps_left < 0:
+        raise ValueError(f"{steps_left} steps left; the state lies behind the episode's end")
+    if not 0 < discount <= 1:
+        raise ValueError(f"discount {discount} lies outside 0 ... 1, without 0")
+    reward = score if numerics == "paper" else float(score > 0)
+    return 2 * discount**steps_left * reward - 1
+
 
 GIGABYTE = 1e9
 MOST_ATTEMPTS = 20  # windows tried for one place of a batch; so many in a row say that all are bad

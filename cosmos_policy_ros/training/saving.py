@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from cosmos_policy_ros.errors import CheckpointError, TrainingError
+from cosmos_policy_ros.core.errors import CheckpointError, TrainingError
 from cosmos_policy_ros.model.weights import distributed_reader
 from cosmos_policy_ros.training.optimisers import Average, Optimisers
 from cosmos_policy_ros.training.parallel import World

@@ -10,20 +10,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cosmos_policy_ros.errors import ObservationError, RolloutError, TrainingError
+from cosmos_policy_ros.core.config import load_config
+from cosmos_policy_ros.core.errors import ObservationError, RolloutError, TrainingError
+from cosmos_policy_ros.core.files import replace_text
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint
 from cosmos_policy_ros.model.config import CheckpointConfig
 from cosmos_policy_ros.model.statistics import measure, write_statistics
 from cosmos_policy_ros.model.text import TextTable
 from cosmos_policy_ros.model.transformer import Transformer
-from cosmos_policy_ros.rig.config import load_config
-from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.rollouts.durable import replace_text
-from cosmos_policy_ros.training.census import Census, Source, take_census
 from cosmos_policy_ros.training.config import DataConfig, StartConfig, TrainingConfig
-from cosmos_policy_ros.training.learning import Lesson, Tally
+from cosmos_policy_ros.training.dataset_index import Census, Source, take_census
 from cosmos_policy_ros.training.lora import add_adapters
+from cosmos_policy_ros.training.loss import Lesson, Tally
 from cosmos_policy_ros.training.parallel import World
 from cosmos_policy_ros.training.samples import Batch
 

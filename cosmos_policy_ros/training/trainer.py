@@ -19,26 +19,24 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from cosmos_policy_ros.errors import TrainingError
+from cosmos_policy_ros.core.errors import TrainingError
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.checkpoint import Checkpoint
 from cosmos_policy_ros.model.statistics import constant_dimensions, load_statistics
 from cosmos_policy_ros.training.config import TrainingConfig
 from cosmos_policy_ros.training.export import gather, write_card, write_weights
-from cosmos_policy_ros.training.judging import Judgement, judge
-from cosmos_policy_ros.training.learning import Lesson, Tally
+from cosmos_policy_ros.training.loss import Lesson, Tally
 from cosmos_policy_ros.training.mixture import Mixture
-from cosmos_policy_ros.training.optimisers import Average, Optimisers
+from cosmos_policy_ros.training.optimisers import Average, Optimisers, learning_rate
 from cosmos_policy_ros.training.parallel import (
     World,
     check_sharing,
     exchange_gradients,
     share_network,
 )
-from cosmos_policy_ros.training.reports import Reports, card
+from cosmos_policy_ros.training.reports import Judgement, Reports, card, judge
 from cosmos_policy_ros.training.samples import Batch, SampleMaker, Share, collate, load
 from cosmos_policy_ros.training.saving import SavedSteps, TrainingState
-from cosmos_policy_ros.training.schedule import learning_rate
 from cosmos_policy_ros.training.start import (
     census_for,
     check_start,

@@ -5,22 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from rosbags.typesys.store import Typestore
 
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.evaluation.trial import TrialRoom
-from cosmos_policy_ros.rig.share import config_folder, share_folder
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
-from cosmos_policy_ros.rollouts.types import load_types
 
 
 @pytest.fixture(scope="session")
 def rig() -> RigSpec:
     return load_rig("sim", config_folder("rigs"))
-
-
-@pytest.fixture(scope="session")
-def types() -> Typestore:
-    return load_types(share_folder() / "msg")
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cosmos_policy_ros.cli.evaluate import main
+from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.evaluation.contenders import Contender
 from cosmos_policy_ros.evaluation.evaluate import (
     ROLLOUTS,
@@ -16,9 +18,7 @@ from cosmos_policy_ros.evaluation.evaluate import (
     evaluate,
     plan,
 )
-from cosmos_policy_ros.evaluation.evaluate_command import main
 from cosmos_policy_ros.evaluation.results import read_results, to_line
-from cosmos_policy_ros.rollouts.episode import read_episode
 
 TASK = "either_cube"
 DEMONSTRATOR = Contender("demonstrator", engine="demonstrator")

@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 from rosbags.typesys.store import Typestore
 
-from cosmos_policy_ros.evaluation.trial import Timing, Trial, TrialRoom
-from cosmos_policy_ros.evaluation.trial_bag import TrialBag
+from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.core.task import load_task
+from cosmos_policy_ros.dataset.windows import EpisodeWindows
+from cosmos_policy_ros.episodes.episode import read_episode
+from cosmos_policy_ros.episodes.store import EpisodeStore
+from cosmos_policy_ros.evaluation.trial import Timing, Trial, TrialBag, TrialRoom
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.rig.decision import Policy
 from cosmos_policy_ros.rig.execution import BoundaryMode, Execution
-from cosmos_policy_ros.rig.goal import Goal
-from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.run import Goal
 from cosmos_policy_ros.rig.spec import RigSpec
-from cosmos_policy_ros.rollouts.episode import read_episode
-from cosmos_policy_ros.rollouts.store import EpisodeStore
-from cosmos_policy_ros.rollouts.task import load_task
-from cosmos_policy_ros.rollouts.windows import EpisodeWindows
 from cosmos_policy_ros.sim.demonstrator import Demonstrator
 
 TASK, PROMPT = "either_cube", "hand over a cube"

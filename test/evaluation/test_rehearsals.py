@@ -9,12 +9,12 @@ import cv2
 import pytest
 from safetensors.torch import load_file
 
-from cosmos_policy_ros.evaluation import ablate, improve, reproduce
+from cosmos_policy_ros.cli import ablate, improve, reproduce
+from cosmos_policy_ros.dataset.contact_sheet import MARGIN, TILE
 from cosmos_policy_ros.evaluation.evaluate import ROLLOUTS, TRIALS
 from cosmos_policy_ros.evaluation.results import read_results
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.policy import CosmosPolicy
-from cosmos_policy_ros.rollouts.contact_sheet import MARGIN, TILE
 
 pytestmark = pytest.mark.timeout(900)
 ALL_ROLES = {"policy", "world_model", "value"}

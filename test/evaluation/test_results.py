@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cosmos_policy_ros.errors import ConfigError
+from cosmos_policy_ros.core.errors import ConfigError
 from cosmos_policy_ros.evaluation.results import (
     Result,
     bootstrap,

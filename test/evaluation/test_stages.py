@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cosmos_policy_ros.errors import ConfigError
-from cosmos_policy_ros.evaluation.stages import Stages
+from cosmos_policy_ros.cli.stages import Stages
+from cosmos_policy_ros.core.errors import ConfigError
 
 EXPECTED = {"one": 1.0, "two": 2.0, "three": 3.0}
 

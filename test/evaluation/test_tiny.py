@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.evaluation.contenders import Contender
 from cosmos_policy_ros.evaluation.evaluate import EvaluationConfig, evaluate
 from cosmos_policy_ros.evaluation.results import Result
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.checkpoint import load_checkpoint
-from cosmos_policy_ros.rig.share import config_folder
 
 FOLDER = config_folder("models") / "tiny"
 TASK = "either_cube"

@@ -9,23 +9,22 @@ import numpy as np
 import pytest
 from rosbags.typesys.store import Typestore
 
-from cosmos_policy_ros.errors import ObservationError
-from cosmos_policy_ros.evaluation.trial import TrialRoom
-from cosmos_policy_ros.evaluation.trial_bag import JUDGE, TrialBag
+from cosmos_policy_ros.core.errors import ObservationError
+from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.core.task import load_task
+from cosmos_policy_ros.dataset.windows import EpisodeWindows
+from cosmos_policy_ros.episodes.episode import read_episode
+from cosmos_policy_ros.episodes.store import EpisodeStore
+from cosmos_policy_ros.evaluation.trial import JUDGE, TrialBag, TrialRoom
 from cosmos_policy_ros.model.images import reduce
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Decision, EngineInfo, Query
-from cosmos_policy_ros.rig.goal import Goal
-from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.run import Goal
 from cosmos_policy_ros.rig.spec import RigSpec
-from cosmos_policy_ros.rollouts.episode import read_episode
-from cosmos_policy_ros.rollouts.store import EpisodeStore
-from cosmos_policy_ros.rollouts.task import load_task
-from cosmos_policy_ros.rollouts.windows import EpisodeWindows
-from cosmos_policy_ros.sim.conditions import conditions
 from cosmos_policy_ros.sim.demonstrator import Demonstrator
 from cosmos_policy_ros.sim.render import Image
 from cosmos_policy_ros.sim.rig import JointSample
+from cosmos_policy_ros.sim.tasks import conditions
 
 TASK, PROMPT = "either_cube", "hand over a cube"
 

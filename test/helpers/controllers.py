@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos_policy_ros.errors import RigError
+from cosmos_policy_ros.core.errors import RigError
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryController, TrajectoryPoint
 
 Distro = Literal["humble", "jazzy", "master"]

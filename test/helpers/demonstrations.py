@@ -8,10 +8,10 @@ from helpers.episodes import JOINT_PERIOD, MS, START_NS, Writing
 from helpers.sim_loop import SPEC, observe, send, state
 from rosbags.typesys.store import Typestore
 
+from cosmos_policy_ros.episodes.labels import Judgement
+from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Query
-from cosmos_policy_ros.rollouts.rubric import Judgement
-from cosmos_policy_ros.rollouts.store import EpisodeStore
 from cosmos_policy_ros.sim.demonstrator import Demonstrator
 from cosmos_policy_ros.sim.render import Renderer
 from cosmos_policy_ros.sim.rig import SimRig

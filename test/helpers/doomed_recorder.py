@@ -13,11 +13,11 @@ import sys
 import time
 from pathlib import Path
 
-from cosmos_policy_ros.rollouts.mcap_file import Topic
-from cosmos_policy_ros.rollouts.messages import EpisodeFacts
-from cosmos_policy_ros.rollouts.rubric import Judgement
-from cosmos_policy_ros.rollouts.store import EpisodeStore
-from cosmos_policy_ros.rollouts.types import load_types
+from cosmos_policy_ros.bags.mcap_file import Topic
+from cosmos_policy_ros.bags.messages import EpisodeFacts
+from cosmos_policy_ros.bags.types import load_types
+from cosmos_policy_ros.episodes.labels import Judgement
+from cosmos_policy_ros.episodes.store import EpisodeStore
 
 ROOT = Path(__file__).parents[2]
 PERIOD = 0.004  # s

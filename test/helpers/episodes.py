@@ -11,17 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from rosbags.typesys.store import Typestore
 
+from cosmos_policy_ros.bags.jpeg import rig_of_bag
+from cosmos_policy_ros.bags.mcap_file import Topic
+from cosmos_policy_ros.bags.messages import EpisodeFacts
+from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.dataset.playback import DECISION_TYPE
+from cosmos_policy_ros.episodes.quality import Integrity, load_limits, sensors_of
+from cosmos_policy_ros.episodes.recording import Options, Recording
+from cosmos_policy_ros.episodes.store import DEFAULTS, EpisodeStore
+from cosmos_policy_ros.episodes.topics import episode_topics
 from cosmos_policy_ros.rig.chunk import TimedChunk
-from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
-from cosmos_policy_ros.rollouts.integrity import Integrity, load_limits, sensors_of
-from cosmos_policy_ros.rollouts.mcap_file import Topic
-from cosmos_policy_ros.rollouts.messages import EpisodeFacts
-from cosmos_policy_ros.rollouts.pictures import rig_of_bag
-from cosmos_policy_ros.rollouts.recording import Options, Recording
-from cosmos_policy_ros.rollouts.replay import DECISION_TYPE
-from cosmos_policy_ros.rollouts.store import DEFAULTS, EpisodeStore
-from cosmos_policy_ros.rollouts.topics import episode_topics
 
 MS = 1_000_000
 START_NS = 1_700_000_000_000_000_000

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from cosmos_policy_ros.dataset.playback import observations
+from cosmos_policy_ros.dataset.windows import EpisodeWindows
+from cosmos_policy_ros.episodes.episode import Episode, read_episode
 from cosmos_policy_ros.rig.observation import Observation
-from cosmos_policy_ros.rollouts.episode import Episode, read_episode
-from cosmos_policy_ros.rollouts.replay import observations
-from cosmos_policy_ros.rollouts.windows import EpisodeWindows
 
 DT = 0.04
 ROWS = 60  # more than a chunk

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.core.units import NS_PER_S
-from cosmos_policy_ros.rig.sources import Sources
+from cosmos_policy_ros.rig.observation import Sources
 from cosmos_policy_ros.rig.spec import CAMERA_ROLES
 
 NAMES = (

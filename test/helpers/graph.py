@@ -22,18 +22,17 @@ from rclpy.qos import QoSDurabilityPolicy, QoSProfile
 from rclpy.serialization import deserialize_message
 from rosbags.rosbag2 import Reader
 
-from cosmos_policy_ros.nodes import processes, shell
-from cosmos_policy_ros.nodes.client import GraphClient
-from cosmos_policy_ros.nodes.graph import GraphOptions, NodeProcess, node_processes
-from cosmos_policy_ros.nodes.processes import NodeProcesses
-from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.rig.spec import RigSpec, load_rig
-from cosmos_policy_ros.rollouts.topics import (
+from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.episodes.topics import (
     POLICY_NODE,
     RECORDER_NODE,
     SIM_RIG_NODE,
     episode_topics,
 )
+from cosmos_policy_ros.nodes import graph, shell
+from cosmos_policy_ros.nodes.client import GraphClient
+from cosmos_policy_ros.nodes.graph import GraphOptions, NodeProcess, NodeProcesses, node_processes
+from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
 CHUNK = 50  # periods
 # Periods: 0.2 s, so that a policy node two slices behind the wire is within every limit of an age.
@@ -373,12 +372,12 @@ def start(
         replace(n, parameters=n.parameters | policy) if n.executable == "policy_node" else n
         for n in nodes
     )
-    shipped = processes.executable
+    shipped = graph.executable
 
     def program(name: str) -> Path:
         return STUB_POLICY_NODE if stub and name == "policy_node" else shipped(name)
 
-    with patch.object(processes, "executable", program):
+    with patch.object(graph, "executable", program):
         return NodeProcesses(nodes, logs)
 
 

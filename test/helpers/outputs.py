@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from cosmos_policy_ros.rig.config import from_mapping
-from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.core.config import from_mapping
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.rig.spec import RigSpec
 
 Change = Callable[[dict[str, Any]], None]

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cosmos_policy_ros.core.config import load_config
 from cosmos_policy_ros.model.config import CheckpointConfig
 from cosmos_policy_ros.model.tokenizer import Tokenizer
 from cosmos_policy_ros.model.transformer import Transformer
 from cosmos_policy_ros.model.vae_keys import released_names
-from cosmos_policy_ros.rig.config import load_config
 
 CONFIG = """
 layout: aloha

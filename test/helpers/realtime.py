@@ -22,13 +22,12 @@ from rclpy.parameter import Parameter
 from sensor_msgs.msg import JointState
 from trajectory_msgs.msg import JointTrajectory
 
-from cosmos_policy_ros.errors import ObservationError
-from cosmos_policy_ros.nodes import processes, shell
+from cosmos_policy_ros.core.errors import ObservationError
+from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.nodes import graph, shell
 from cosmos_policy_ros.nodes.client import GraphClient
-from cosmos_policy_ros.nodes.graph import GraphOptions, NodeProcess, node_processes
-from cosmos_policy_ros.nodes.processes import NodeProcesses
-from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.rig.sources import read_arm
+from cosmos_policy_ros.nodes.graph import GraphOptions, NodeProcess, NodeProcesses, node_processes
+from cosmos_policy_ros.rig.observation import read_arm
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
 STUB = Path(__file__).with_name("stub_policy_node.py")
@@ -74,7 +73,7 @@ class RealTimeGraph:
         self.wall, self.streamed = WallClock(folder), streamed
         rig = str(stock_rig(folder)) if streamed else "sim"
         self.rig: RigSpec = load_rig(rig, config_folder("rigs"))
-        shipped = processes.executable
+        shipped = graph.executable
         special = {"sim_rig_node": RIG_PROGRAM} if streamed else {}
         special |= {"policy_node": STUB} if stub else {}
 
@@ -119,7 +118,7 @@ class RealTimeGraph:
     # ---------------------------------------------------------------- processes
 
     def _start(self, *nodes: NodeProcess) -> None:
-        with patch.object(processes, "executable", self._program):
+        with patch.object(graph, "executable", self._program):
             started = NodeProcesses(nodes, self._folder / f"log{len(self._running)}")
         self._running.append(started)
         self._pids |= {node.executable: started for node in nodes}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.model.files import STATISTICS
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.model.statistics import load_statistics
 from cosmos_policy_ros.rig.decision import Query
 from cosmos_policy_ros.rig.observation import Observation
-from cosmos_policy_ros.rig.share import config_folder
 
 PROMPT = "transfer the red cube"
 TINY = config_folder("models") / "tiny_random"

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cosmos_policy_ros.errors import ObservationError
-from cosmos_policy_ros.planning.engine_spec import Admit, EngineSpec
-from cosmos_policy_ros.planning.memory import Footprint
-from cosmos_policy_ros.planning.tasks import Appraise, Imagine, Propose, Proposed, SearchInfo
+from cosmos_policy_ros.core.errors import ObservationError
+from cosmos_policy_ros.inference.spec import Admit, EngineSpec, Footprint
+from cosmos_policy_ros.inference.tasks import Appraise, Imagine, Propose, Proposed, SearchInfo
 from cosmos_policy_ros.rig.decision import Query
 
 SECONDS = 0.02  # that a task takes

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from cosmos_policy_ros.evaluation.trial import trajectories
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Policy, Query
-from cosmos_policy_ros.rig.gate import SafetyGate, Situation
 from cosmos_policy_ros.rig.observation import Observation
+from cosmos_policy_ros.rig.safety_gate import SafetyGate, Situation
 from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.sim.render import Renderer
 from cosmos_policy_ros.sim.rig import SimRig

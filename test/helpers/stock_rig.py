@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 from interbotix_xs_msgs.srv import OperatingModes
 
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.nodes.client import GraphClient
-from cosmos_policy_ros.rig.share import config_folder
 
 RIG_PROGRAM = Path(__file__).with_name("xs_rig_node.py")
 SIDES = ("left", "right")

@@ -12,9 +12,9 @@ from enum import IntEnum
 
 import numpy as np
 
-from cosmos_policy_ros.errors import CheckpointError, ObservationError
-from cosmos_policy_ros.planning.direct_engine import DirectEngine
-from cosmos_policy_ros.planning.engine_spec import Admit, EngineSpec
+from cosmos_policy_ros.core.errors import CheckpointError, ObservationError
+from cosmos_policy_ros.inference.engines import DirectEngine
+from cosmos_policy_ros.inference.spec import Admit, EngineSpec
 from cosmos_policy_ros.rig.decision import Candidate, Decision, EngineInfo, Query
 
 ROWS, DT = 50, 0.04

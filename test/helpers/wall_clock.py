@@ -6,7 +6,7 @@ import mmap
 import struct
 from pathlib import Path
 
-from cosmos_policy_ros.rig.share import executable
+from cosmos_policy_ros.core.paths import executable
 
 # A node of this package whose ROS time is what a file says it is off the machine's.
 _PROGRAM = """\

@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cosmos_policy_ros.errors import CheckpointError
+from cosmos_policy_ros.core.config import load_config
+from cosmos_policy_ros.core.errors import CheckpointError
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.model.checkpoint import load_checkpoint
 from cosmos_policy_ros.model.config import CheckpointConfig
 from cosmos_policy_ros.model.files import (
@@ -24,8 +26,6 @@ from cosmos_policy_ros.model.files import (
     digest,
 )
 from cosmos_policy_ros.model.policy import CosmosPolicy
-from cosmos_policy_ros.rig.config import load_config
-from cosmos_policy_ros.rig.share import config_folder
 
 
 @pytest.fixture

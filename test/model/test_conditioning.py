@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.model.denoiser import Denoiser
-from cosmos_policy_ros.model.injection import inject
+from cosmos_policy_ros.model.layout import inject
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.model.sampler import Draw
 from cosmos_policy_ros.rig.decision import Commitment, Decision, Query
-from cosmos_policy_ros.rig.share import config_folder
 
 ROWS = 50
 

@@ -23,18 +23,17 @@ from helpers.published_checkpoint import (
     with_extra_state,
 )
 
-from cosmos_policy_ros.errors import CheckpointError
+from cosmos_policy_ros.core.config import load_config
+from cosmos_policy_ros.core.errors import CheckpointError
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.model import convert as module
 from cosmos_policy_ros.model.checkpoint import load_checkpoint
 from cosmos_policy_ros.model.config import CheckpointConfig
-from cosmos_policy_ros.model.convert import convert, main
-from cosmos_policy_ros.model.sources import Parts, find_parts
+from cosmos_policy_ros.model.convert import Parts, convert, find_parts, main
 from cosmos_policy_ros.model.tokenizer import Tokenizer
 from cosmos_policy_ros.model.transformer import Transformer
 from cosmos_policy_ros.model.transformer_keys import our_names
 from cosmos_policy_ros.model.vae_keys import our_names as our_vae_names
-from cosmos_policy_ros.rig.config import load_config
-from cosmos_policy_ros.rig.share import config_folder
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,8 +11,7 @@ from torch import Tensor
 from cosmos_policy_ros.model.config import Preconditioning, TransformerConfig
 from cosmos_policy_ros.model.denoiser import Denoiser, scales
 from cosmos_policy_ros.model.sampler import schedule
-from cosmos_policy_ros.model.transformer import Transformer
-from cosmos_policy_ros.model.transformer_cache import CachedTransformer
+from cosmos_policy_ros.model.transformer import CachedTransformer, Transformer
 
 TIMESTEPS = [0.98828, 0.98438, 0.97656, 0.97266, 0.96094, 0.94531, 0.92578, 0.89844, 0.85547]
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from cosmos_policy_ros.errors import ConfigError
-from cosmos_policy_ros.model.devices import choose_device
+from cosmos_policy_ros.core.errors import ConfigError
+from cosmos_policy_ros.model.checkpoint import choose_device
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.rig.decision import Query
 

@@ -14,9 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cosmos_policy_ros.errors import CheckpointError
-from cosmos_policy_ros.model.embed import add_prompts, main
-from cosmos_policy_ros.model.text import load_text
+from cosmos_policy_ros.core.errors import CheckpointError
+from cosmos_policy_ros.model.text import add_prompts, load_text, main
 
 WIDTH, TOKENS = 64, 512
 

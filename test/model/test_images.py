@@ -12,14 +12,14 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from cosmos_policy_ros.errors import ObservationError
+from cosmos_policy_ros.core.config import load_config
+from cosmos_policy_ros.core.errors import ObservationError
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.model.config import CheckpointConfig
 from cosmos_policy_ros.model.images import centre_crop, prepare, to_model
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.model.sequence import prepare_pictures
-from cosmos_policy_ros.rig.config import load_config
 from cosmos_policy_ros.rig.observation import Observation
-from cosmos_policy_ros.rig.share import config_folder
 
 # What torchvision 0.28.0 (``transforms.functional``, as in the released evaluation) with torch
 # 2.13.0 and Pillow 13.0.0 makes of scene(480, 640): Pillow's default resize to 256, again to 224,

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cosmos_policy_ros.errors import CheckpointError
-from cosmos_policy_ros.model.injection import extract, extract_value, inject, inject_value
+from cosmos_policy_ros.core.errors import CheckpointError
+from cosmos_policy_ros.model.layout import extract, extract_value, inject, inject_value
 
 REAL = (16, 28, 28)
 TINY = (16, 8, 8)

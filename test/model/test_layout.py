@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cosmos_policy_ros.errors import CheckpointError
+from cosmos_policy_ros.core.errors import CheckpointError
 from cosmos_policy_ros.model.layout import LAYOUTS, Mode, first_image, images_of, layout_named
 
 ALOHA = layout_named("aloha")

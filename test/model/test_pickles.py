@@ -16,9 +16,8 @@ import pytest
 import torch
 from torch.distributed.checkpoint import metadata as dcp
 
-from cosmos_policy_ros.errors import CheckpointError
-from cosmos_policy_ros.model.pickles import load_index, load_prompts
-from cosmos_policy_ros.model.weights import read_weights
+from cosmos_policy_ros.core.errors import CheckpointError
+from cosmos_policy_ros.model.weights import load_index, load_prompts, read_weights
 
 
 class Calls:

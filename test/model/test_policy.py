@@ -12,9 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cosmos_policy_ros.errors import CheckpointError, ConfigError, ObservationError
-from cosmos_policy_ros.model.injection import inject
-from cosmos_policy_ros.model.layout import LAYOUTS
+from cosmos_policy_ros.core.errors import CheckpointError, ConfigError, ObservationError
+from cosmos_policy_ros.model.layout import LAYOUTS, inject
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.model.sampler import sample
 from cosmos_policy_ros.model.sequence import (

@@ -12,11 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cosmos_policy_ros.core.config import load_config
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.model.config import CheckpointConfig
-from cosmos_policy_ros.model.rig_check import check_pictures, compare_with_rig
-from cosmos_policy_ros.model.statistics import Range, Statistics, load_statistics
-from cosmos_policy_ros.rig.config import load_config
-from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.model.statistics import (
+    Range,
+    Statistics,
+    check_pictures,
+    compare_with_rig,
+    load_statistics,
+)
 from cosmos_policy_ros.rig.spec import CAMERA_ROLES, RigSpec
 
 

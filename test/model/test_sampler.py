@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cosmos_policy_ros.errors import ConfigError
+from cosmos_policy_ros.core.errors import ConfigError
 from cosmos_policy_ros.model.config import SIGMA_MAX
 from cosmos_policy_ros.model.sampler import (
     Draw,

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from cosmos_policy_ros.core.config import load_config
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.model.config import CheckpointConfig
-from cosmos_policy_ros.model.smoothing import smooth
-from cosmos_policy_ros.rig.config import load_config
-from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.model.policy import smooth
 
 AT = np.arange(50)[:, None] / 25
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cosmos_policy_ros.errors import CheckpointError, ConfigError
+from cosmos_policy_ros.core.errors import CheckpointError, ConfigError
+from cosmos_policy_ros.model.convert import Parts, find_parts, hub_download, shipped_config
 from cosmos_policy_ros.model.files import RELEASES, VAE_FILE, VAE_REPOSITORY
-from cosmos_policy_ros.model.sources import Parts, find_parts, hub_download, shipped_config
 
 ALOHA = "nvidia/Cosmos-Policy-ALOHA-Predict2-2B"
 PLANNING = "nvidia/Cosmos-Policy-ALOHA-Planning-Model-Predict2-2B"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cosmos_policy_ros.errors import CheckpointError
+from cosmos_policy_ros.core.errors import CheckpointError
 from cosmos_policy_ros.model.text import load_text, save_text, stand_in_embeddings
 
 SHIPPED = (

@@ -10,8 +10,7 @@ from helpers.cosmos_oracle import REAL, twin_of
 from torch import Tensor
 
 from cosmos_policy_ros.model.config import TransformerConfig
-from cosmos_policy_ros.model.transformer import Transformer
-from cosmos_policy_ros.model.transformer_cache import CachedTransformer, collapse_padding
+from cosmos_policy_ros.model.transformer import CachedTransformer, Transformer, collapse_padding
 
 SMALL = TransformerConfig(
     layers=2,

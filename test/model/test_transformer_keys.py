@@ -9,7 +9,7 @@ import torch
 from helpers.cosmos_oracle import REAL, Oracle
 from torch import Tensor
 
-from cosmos_policy_ros.errors import CheckpointError
+from cosmos_policy_ros.core.errors import CheckpointError
 from cosmos_policy_ros.model.transformer import Transformer
 from cosmos_policy_ros.model.transformer_keys import (
     diffusers_names,

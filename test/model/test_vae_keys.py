@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from cosmos_policy_ros.errors import CheckpointError
+from cosmos_policy_ros.core.config import load_config
+from cosmos_policy_ros.core.errors import CheckpointError
 from cosmos_policy_ros.model.config import CheckpointConfig, VaeConfig
 from cosmos_policy_ros.model.tokenizer import Tokenizer
 from cosmos_policy_ros.model.vae_keys import load_weights, our_names, released_name, released_names
-from cosmos_policy_ros.rig.config import load_config
 
 MODELS = Path(__file__).parents[2] / "config" / "models"
 SMALL = VaeConfig(4, (1, 2, 2, 2), 2, (False, True, True), 1, (0.0,) * 16, (1.0,) * 16)

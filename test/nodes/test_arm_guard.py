@@ -14,7 +14,7 @@ import pytest
 from helpers.realtime import RealTimeGraph
 from helpers.waiting import PATIENCE
 
-from cosmos_policy_ros.errors import CosmosPolicyError
+from cosmos_policy_ros.core.errors import CosmosPolicyError
 from cosmos_policy_ros.rig.guard import HOLD
 
 

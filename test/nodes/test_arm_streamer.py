@@ -23,10 +23,9 @@ from interbotix_xs_msgs.msg import JointGroupCommand, JointSingleCommand
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from cosmos_policy_ros.nodes import processes, shell
+from cosmos_policy_ros.nodes import graph, shell
 from cosmos_policy_ros.nodes.client import GraphClient
-from cosmos_policy_ros.nodes.graph import GraphOptions, node_processes
-from cosmos_policy_ros.nodes.processes import NodeProcesses
+from cosmos_policy_ros.nodes.graph import GraphOptions, NodeProcesses, node_processes
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
 STATE = "arm_streamer_node/state"
@@ -49,12 +48,12 @@ class Loop:
         options = GraphOptions(
             rig=str(path), width=64, height=48, record=False, execution=execution
         )
-        shipped = processes.executable
+        shipped = graph.executable
 
         def program(name: str) -> Path:
             return RIG_PROGRAM if name == "sim_rig_node" else shipped(name)
 
-        with patch.object(processes, "executable", program):
+        with patch.object(graph, "executable", program):
             self.processes = NodeProcesses(node_processes(options), folder / "log")
         self.client = GraphClient("operator", lambda: None)
         try:

@@ -15,7 +15,7 @@ import pytest
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
 
-from cosmos_policy_ros.rig.share import config_folder, executable
+from cosmos_policy_ros.core.paths import config_folder, executable
 from cosmos_policy_ros.rig.spec import load_rig
 
 CLOSED, OPEN = {"left": 0.5, "right": 0.6}, {"left": 1.7, "right": 1.8}  # rad

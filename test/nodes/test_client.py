@@ -11,7 +11,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from std_srvs.srv import Trigger
 
-from cosmos_policy_ros.errors import CosmosPolicyError
+from cosmos_policy_ros.core.errors import CosmosPolicyError
 from cosmos_policy_ros.nodes.client import GraphClient
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.nodes.convert import (
     TrajectoryMessages,
     decision_to_message,
@@ -15,12 +16,10 @@ from cosmos_policy_ros.nodes.convert import (
     verdict_to_message,
 )
 from cosmos_policy_ros.nodes.shell import stamp_to_ns
-from cosmos_policy_ros.rig.boundary import Boundary, Jump
-from cosmos_policy_ros.rig.chunk import TimedChunk
+from cosmos_policy_ros.rig.chunk import Boundary, Jump, TimedChunk
 from cosmos_policy_ros.rig.decision import Candidate, Decision, Query
-from cosmos_policy_ros.rig.gate import Verdict
 from cosmos_policy_ros.rig.observation import Observation
-from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.safety_gate import Verdict
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
 START_NS = 1_700_000_000_123_456_789

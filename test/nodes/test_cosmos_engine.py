@@ -9,8 +9,8 @@ from cosmos_policy_ros.msg import Decision
 from helpers.graph import DECISION, Graph
 from rclpy.serialization import deserialize_message
 
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.model.files import digest
-from cosmos_policy_ros.rig.share import config_folder
 
 
 def test_random_weights_tremble_and_are_announced(tmp_path: Path) -> None:

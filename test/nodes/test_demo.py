@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cosmos_policy_ros.rollouts.episode import read_episode
+from cosmos_policy_ros.episodes.episode import read_episode
 
 
 def test_one_episode_after_the_other(tmp_path: Path) -> None:

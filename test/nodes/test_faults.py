@@ -18,12 +18,12 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import DescribeParameters
 
+from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.core.task import load_task
+from cosmos_policy_ros.dataset.gate_replay import check_episode
+from cosmos_policy_ros.episodes.episode import read_episode
+from cosmos_policy_ros.episodes.topics import POLICY_NODE, RECORDER_NODE
 from cosmos_policy_ros.nodes.demo import Demo
-from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.rollouts.episode import read_episode
-from cosmos_policy_ros.rollouts.gate_check import check_episode
-from cosmos_policy_ros.rollouts.task import load_task
-from cosmos_policy_ros.rollouts.topics import POLICY_NODE, RECORDER_NODE
 
 QUERY_TIMEOUT = 4.0  # s; long enough to kill an engine in the middle of a query
 OBSERVATION_TIMEOUT = 5.0  # s; long enough to mend a camera

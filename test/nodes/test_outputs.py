@@ -9,11 +9,11 @@ import pytest
 from helpers.graph import CHUNK, DECISION, Graph
 from helpers.outputs import OUTPUTS, rig_file
 
+from cosmos_policy_ros.dataset.gate_replay import check_episode
+from cosmos_policy_ros.dataset.windows import EpisodeWindows
+from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
-from cosmos_policy_ros.rig.sources import read_arm
-from cosmos_policy_ros.rollouts.episode import read_episode
-from cosmos_policy_ros.rollouts.gate_check import check_episode
-from cosmos_policy_ros.rollouts.windows import EpisodeWindows
+from cosmos_policy_ros.rig.observation import read_arm
 
 ARM_ENTRIES = [i for i in range(14) if i not in GRIPPER_INDICES]
 

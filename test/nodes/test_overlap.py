@@ -14,17 +14,16 @@ from diagnostic_msgs.msg import DiagnosticArray
 from helpers.waiting import PATIENCE, wait_for
 from trajectory_msgs.msg import JointTrajectory
 
+from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.dataset.gate_replay import check_episode
+from cosmos_policy_ros.dataset.windows import EpisodeWindows
+from cosmos_policy_ros.episodes.episode import read_episode
+from cosmos_policy_ros.episodes.topics import POLICY_NODE
 from cosmos_policy_ros.nodes.client import GraphClient
 from cosmos_policy_ros.nodes.convert import trajectory_points
-from cosmos_policy_ros.nodes.graph import GraphOptions, node_processes
-from cosmos_policy_ros.nodes.processes import NodeProcesses
+from cosmos_policy_ros.nodes.graph import GraphOptions, NodeProcesses, node_processes
 from cosmos_policy_ros.nodes.shell import stamp_to_ns
-from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import load_rig
-from cosmos_policy_ros.rollouts.episode import read_episode
-from cosmos_policy_ros.rollouts.gate_check import check_episode
-from cosmos_policy_ros.rollouts.topics import POLICY_NODE
-from cosmos_policy_ros.rollouts.windows import EpisodeWindows
 
 RIG = load_rig("sim", config_folder("rigs"))
 SECONDS = 8.0  # of motion

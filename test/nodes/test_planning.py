@@ -16,11 +16,11 @@ from helpers.waiting import is_running, wait_for
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import Image
 
+from cosmos_policy_ros.cli.replay_decision import main as replay_decision
+from cosmos_policy_ros.core.config import load_yaml
+from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.episodes.topics import future_topic
 from cosmos_policy_ros.model.files import digest
-from cosmos_policy_ros.planning.replay_command import main as replay_decision
-from cosmos_policy_ros.rig.config import load_yaml
-from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.rollouts.topics import future_topic
 
 ROLES = ("left_wrist", "right_wrist", "primary")
 DEADLINE = 2.0  # s; sooner than a hung worker is ended, let alone replaced

@@ -13,13 +13,13 @@ from helpers.waiting import wait_for
 from rclpy.node import Node
 from trajectory_msgs.msg import JointTrajectory
 
+from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.episodes.topics import POLICY_NODE, RECORDER_NODE
 from cosmos_policy_ros.nodes import shell
-from cosmos_policy_ros.nodes.policy_checks import PolicyChecks
+from cosmos_policy_ros.nodes.policy_reports import PolicyChecks
+from cosmos_policy_ros.rig.observation import Sources
 from cosmos_policy_ros.rig.self_check import Check
-from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.rig.sources import Sources
 from cosmos_policy_ros.rig.spec import load_rig
-from cosmos_policy_ros.rollouts.topics import POLICY_NODE, RECORDER_NODE
 
 RIG = load_rig("sim", config_folder("rigs"))
 TOPICS = [output.topic for output in RIG.outputs]

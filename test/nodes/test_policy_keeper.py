@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from cosmos_policy_ros.msg import GuardState
 
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.nodes import policy_keeper
 from cosmos_policy_ros.nodes.policy_keeper import NONE, KeeperWatch
-from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import load_rig
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rclpy.lifecycle import LifecycleNode
 
 from cosmos_policy_ros.core.units import NS_PER_S
-from cosmos_policy_ros.nodes.policy_output import PolicyOutput
+from cosmos_policy_ros.nodes.policy_topics import PolicyOutput
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.clock import SteadyClock
 from cosmos_policy_ros.rig.spec import RigSpec

@@ -10,8 +10,8 @@ from helpers.waiting import wait_for
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
-from cosmos_policy_ros.nodes import policy_pace
-from cosmos_policy_ros.nodes.policy_pace import POLL_PERIOD, Pace
+from cosmos_policy_ros.nodes import policy_topics
+from cosmos_policy_ros.nodes.policy_topics import POLL_PERIOD, Pace
 
 ARMS = ("left", "right")
 
@@ -50,7 +50,7 @@ def test_joint_states_poll_at_most_every_period_and_wind_up_the_watchdog(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 100.0
-    monkeypatch.setattr(policy_pace.time, "monotonic", lambda: now)
+    monkeypatch.setattr(policy_topics.time, "monotonic", lambda: now)
     node, polls = Mock(), []
     pace = Pace(node, ARMS, lambda: polls.append(round(now - 100.0, 6)))
     for tick in range(8):

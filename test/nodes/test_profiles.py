@@ -15,18 +15,18 @@ import pytest
 from helpers.waiting import PATIENCE, family, is_on_loopback, shared_memory_of, sockets, wait_for
 from sensor_msgs.msg import Image
 
+from cosmos_policy_ros.core.paths import config_folder, share_folder
 from cosmos_policy_ros.nodes.client import GraphClient
 from cosmos_policy_ros.nodes.graph import (
     LARGE_IMAGES,
     LOOPBACK,
     NO_SHARED_MEMORY,
     GraphOptions,
+    NodeProcesses,
     environment,
     exposure,
     node_processes,
 )
-from cosmos_policy_ros.nodes.processes import NodeProcesses
-from cosmos_policy_ros.rig.share import config_folder, share_folder
 from cosmos_policy_ros.rig.spec import load_rig
 
 CONFIG = share_folder() / "config"

@@ -29,12 +29,12 @@ from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image, JointState
 
+from cosmos_policy_ros.bags.writer import BagWriter
+from cosmos_policy_ros.episodes.episode import read_episode
+from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.nodes import recorder_node
 from cosmos_policy_ros.nodes.recorder_node import RecorderNode
 from cosmos_policy_ros.rig.spec import RigSpec
-from cosmos_policy_ros.rollouts.bag_writer import BagWriter
-from cosmos_policy_ros.rollouts.episode import read_episode
-from cosmos_policy_ros.rollouts.store import EpisodeStore
 
 MESSAGES = 30
 

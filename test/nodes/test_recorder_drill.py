@@ -30,21 +30,19 @@ from helpers.numbered_rig import NumberedRig, Sent
 from helpers.waiting import shared_memory_of, wait_for
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile
 
-from cosmos_policy_ros.errors import CosmosPolicyError
+from cosmos_policy_ros.bags.check import CheckedFile
+from cosmos_policy_ros.bags.messages import decode_label
+from cosmos_policy_ros.bags.types import load_types, types_of_definition
+from cosmos_policy_ros.bags.writer import LABEL_TOPIC
+from cosmos_policy_ros.core.errors import CosmosPolicyError
+from cosmos_policy_ros.core.paths import config_folder, share_folder
+from cosmos_policy_ros.episodes import label_log
+from cosmos_policy_ros.episodes.store import EpisodeStore, Recovered
+from cosmos_policy_ros.episodes.topics import RECORDER_NODE
 from cosmos_policy_ros.nodes.client import GraphClient
-from cosmos_policy_ros.nodes.graph import NodeProcess
-from cosmos_policy_ros.nodes.processes import NodeProcesses
+from cosmos_policy_ros.nodes.graph import NodeProcess, NodeProcesses
 from cosmos_policy_ros.nodes.shell import stamp_to_ns
-from cosmos_policy_ros.rig.share import config_folder, share_folder
 from cosmos_policy_ros.rig.spec import RigSpec
-from cosmos_policy_ros.rollouts import journal
-from cosmos_policy_ros.rollouts.bag_writer import LABEL_TOPIC
-from cosmos_policy_ros.rollouts.mcap_check import CheckedFile
-from cosmos_policy_ros.rollouts.messages import decode_label
-from cosmos_policy_ros.rollouts.salvage import Recovered
-from cosmos_policy_ros.rollouts.store import EpisodeStore
-from cosmos_policy_ros.rollouts.topics import RECORDER_NODE
-from cosmos_policy_ros.rollouts.types import load_types, types_of_definition
 
 KILLS = 12  # the store's own drill has 30
 PROMISE = 1.0  # s; what was received longer ago survives
@@ -240,7 +238,7 @@ def count(folder: Path, life: Life) -> Tally:
         elif topic in topics:
             found.add((topic, frame_number(cdr)))
     assert not file.problems
-    in_journal = {(label.revision, label.points) for label in journal.read(folder)[0]}
+    in_journal = {(label.revision, label.points) for label in label_log.read(folder)[0]}
     old = [m for m in life.sent if m.at < life.killed - PROMISE]
     lost = [life.killed - m.at for m in life.sent if (m.topic, m.number) not in found]
     return Tally(

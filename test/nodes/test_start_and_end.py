@@ -15,10 +15,10 @@ import pytest
 from helpers.graph import Graph, start, worker_of
 from helpers.waiting import is_running, wait_for
 
+from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.nodes.client import GraphClient
 from cosmos_policy_ros.nodes.graph import NodeProcess
-from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.rollouts.episode import read_episode
 
 NODES = ("policy_node", "recorder_node", "sim_rig_node")
 

@@ -12,18 +12,19 @@ import pytest
 from helpers.episodes import Writing
 from helpers.search import TINY, query_of
 
-from cosmos_policy_ros.errors import CheckpointError, RolloutError
+from cosmos_policy_ros.bags.types import load_types
+from cosmos_policy_ros.cli.replay_decision import main
+from cosmos_policy_ros.core.errors import CheckpointError, RolloutError
+from cosmos_policy_ros.core.paths import share_folder
+from cosmos_policy_ros.episodes.store import EpisodeStore
+from cosmos_policy_ros.inference.search_engine import SearchEngine
+from cosmos_policy_ros.inference.spec import SearchConfig, parse_search
 from cosmos_policy_ros.model.files import digest
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.nodes.convert import decision_to_message
 from cosmos_policy_ros.planning import replay
-from cosmos_policy_ros.planning.replay_command import main
-from cosmos_policy_ros.planning.search import SearchConfig, parse_search, run_search
-from cosmos_policy_ros.planning.search_engine import SearchEngine
+from cosmos_policy_ros.planning.search import run_search
 from cosmos_policy_ros.rig.decision import Candidate, Commitment, Decision, Query
-from cosmos_policy_ros.rig.share import share_folder
-from cosmos_policy_ros.rollouts.store import EpisodeStore
-from cosmos_policy_ros.rollouts.types import load_types
 
 
 @pytest.fixture(scope="module")

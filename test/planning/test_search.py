@@ -11,19 +11,20 @@ import pytest
 import torch
 from helpers.search import PROMPT, TINY, query_of
 
-from cosmos_policy_ros.errors import (
+from cosmos_policy_ros.core.errors import (
     CheckpointError,
     ConfigError,
     CosmosPolicyError,
     WorkerError,
 )
+from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.inference.search_engine import SearchEngine, check_pair, evaluations
+from cosmos_policy_ros.inference.spec import SearchConfig, parse_search
+from cosmos_policy_ros.inference.tasks import Depict
 from cosmos_policy_ros.model.config import Numerics
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.model.sampler import Draw
-from cosmos_policy_ros.planning.search import SearchConfig, parse_search, run_search
-from cosmos_policy_ros.planning.search_engine import SearchEngine, check_pair, evaluations
-from cosmos_policy_ros.planning.tasks import Depict
-from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.planning.search import run_search
 
 ROUNDING = 2e-4  # of a value; batches of another size take other kernels, over many steps
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cosmos_policy_ros.inference.spec import Aggregation
 from cosmos_policy_ros.model.config import Numerics
-from cosmos_policy_ros.planning.values import SUCCESS, Aggregation, aggregate, choose
+from cosmos_policy_ros.planning.search import SUCCESS, aggregate, choose
 
 EIGHT_OF_FIFTEEN = [0.8] * 8 + [0.01] * 7
 SEVEN_OF_FIFTEEN = [0.8] * 7 + [0.01] * 8

@@ -18,12 +18,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.rig import vx300s
 from cosmos_policy_ros.rig.arms import ARMS, GRIPPER_INDICES
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.collision import Base, Bases, CollisionModel, Geometry
-from cosmos_policy_ros.rig.gate import SafetyGate, Situation, Verdict
-from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.safety_gate import SafetyGate, Situation, Verdict
 from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.sim.kinematics import ArmKinematics, gripper_pose
 from cosmos_policy_ros.sim.scene import load_physics_model

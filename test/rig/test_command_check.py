@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.rig.command_check import CUBIC_PEAK, CommandCheck
-from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import load_rig
 
 RIG = load_rig("sim", config_folder("rigs"))

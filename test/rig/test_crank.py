@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cosmos_policy_ros.errors import ConfigError
-from cosmos_policy_ros.rig.crank import angle_from_finger, finger_from_angle
+from cosmos_policy_ros.core.errors import ConfigError
+from cosmos_policy_ros.rig.arms import angle_from_finger, finger_from_angle
 
 VX300S = (0.022, 0.036)
 ALOHA_VX300S = (0.0275, 0.035)

@@ -13,19 +13,16 @@ from helpers.feeding import JOINTS, fill
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cosmos_policy_ros.core.errors import WorkerError
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.units import NS_PER_S
-from cosmos_policy_ros.errors import WorkerError
-from cosmos_policy_ros.rig.chunk import TimedChunk
+from cosmos_policy_ros.rig.chunk import KEPT, TimedChunk
 from cosmos_policy_ros.rig.decision import Candidate, Decision, Query
-from cosmos_policy_ros.rig.execution import BoundaryMode, Execution, Mode, Trigger
-from cosmos_policy_ros.rig.gate import SafetyGate
-from cosmos_policy_ros.rig.goal import Goal, Phase, RunLimits
-from cosmos_policy_ros.rig.latency import LatencyTracker
-from cosmos_policy_ros.rig.run import LATE, Run
-from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.rig.sources import Sources
+from cosmos_policy_ros.rig.execution import BoundaryMode, Execution, LatencyTracker, Mode, Trigger
+from cosmos_policy_ros.rig.observation import Sources
+from cosmos_policy_ros.rig.run import LATE, Goal, Phase, Run, RunLimits
+from cosmos_policy_ros.rig.safety_gate import SafetyGate
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
-from cosmos_policy_ros.rig.splice import KEPT
 
 RIG = load_rig("sim", config_folder("rigs"))
 LIMIT = RIG.max_velocity * RIG.gate.velocity_scale * RIG.rates.dt

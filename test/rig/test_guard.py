@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cosmos_policy_ros.core.errors import RigError
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.units import NS_PER_S
-from cosmos_policy_ros.errors import RigError
+from cosmos_policy_ros.dataset.windows import BRAKE
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.guard import HOLD, Guard, Hold
-from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryController, TrajectoryPoint
-from cosmos_policy_ros.rollouts.steps import BRAKE
 
 RIG = load_rig("sim", config_folder("rigs"))
 LEFT, RIGHT = RIG.outputs

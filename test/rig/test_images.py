@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cosmos_policy_ros.errors import ObservationError
+from cosmos_policy_ros.core.errors import ObservationError
 from cosmos_policy_ros.rig.images import decode_image, image_size
 from cosmos_policy_ros.rig.spec import MAX_SIDE
 

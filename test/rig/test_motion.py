@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cosmos_policy_ros.errors import RigError
+from cosmos_policy_ros.core.errors import RigError
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
-from cosmos_policy_ros.rig.gate import SafetyGate, Situation
-from cosmos_policy_ros.rig.motion import start_motion
-from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.safety_gate import SafetyGate, Situation, start_motion
 from cosmos_policy_ros.rig.spec import load_rig
 
 NOW = 1_000_000_000_000

@@ -11,9 +11,8 @@ from helpers.outputs import OUTPUTS, grippers_apart, one_for_all, rig_with
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cosmos_policy_ros.errors import ConfigError
-from cosmos_policy_ros.rig.outputs import find_outputs
-from cosmos_policy_ros.rig.spec import RigSpec
+from cosmos_policy_ros.core.errors import ConfigError
+from cosmos_policy_ros.rig.spec import RigSpec, find_outputs
 
 LEFT, RIGHT = tuple(range(7)), tuple(range(7, 14))
 EXPECTED = {

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from helpers.feeding import JOINTS, fill, picture
 
+from cosmos_policy_ros.core.errors import WorkerError
 from cosmos_policy_ros.core.units import NS_PER_S
-from cosmos_policy_ros.errors import WorkerError
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Candidate, Decision, Query
-from cosmos_policy_ros.rig.gate import SafetyGate
-from cosmos_policy_ros.rig.goal import Goal, Phase, RunLimits
-from cosmos_policy_ros.rig.run import Run
-from cosmos_policy_ros.rig.sources import Sources
+from cosmos_policy_ros.rig.observation import Sources
+from cosmos_policy_ros.rig.run import Goal, Phase, Run, RunLimits
+from cosmos_policy_ros.rig.safety_gate import SafetyGate
 from cosmos_policy_ros.rig.spec import RigSpec
 
 GRIPPER = (0.038 - 0.01844) / (0.058 - 0.01844)

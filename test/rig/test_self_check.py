@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.rig.self_check import (
     Check,
     Heard,
@@ -22,7 +23,6 @@ from cosmos_policy_ros.rig.self_check import (
     failures,
     table,
 )
-from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
 PRESETS = ("interbotix_1", "interbotix_2", "ros1_names", "sim")

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from helpers.feeding import JOINTS, NAMES, fill, picture
 
+from cosmos_policy_ros.core.errors import ObservationError
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.units import NS_PER_S
-from cosmos_policy_ros.errors import ObservationError
+from cosmos_policy_ros.rig.arms import finger_from_angle
 from cosmos_policy_ros.rig.clock import Receipt
-from cosmos_policy_ros.rig.crank import finger_from_angle
-from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.rig.sources import Sources, read_arm
+from cosmos_policy_ros.rig.observation import Sources, read_arm
 from cosmos_policy_ros.rig.spec import CAMERA_ROLES, RigSpec, load_rig
 
 

@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 import yaml
 
-from cosmos_policy_ros.errors import ConfigError
+from cosmos_policy_ros.core.config import from_mapping, load_yaml
+from cosmos_policy_ros.core.errors import ConfigError
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.rig.arms import STATE_DIM
-from cosmos_policy_ros.rig.config import from_mapping, load_yaml
-from cosmos_policy_ros.rig.gate import SafetyGate, Situation
-from cosmos_policy_ros.rig.limits import RANGES, StreamLimits
-from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.rig.spec import RigSpec, load_rig
+from cosmos_policy_ros.rig.safety_gate import SafetyGate, Situation
+from cosmos_policy_ros.rig.spec import RANGES, RigSpec, StreamLimits, load_rig
 
 RIGS = config_folder("rigs")
 SHIPPED = ("interbotix_1", "interbotix_2", "ros1_names", "sim")

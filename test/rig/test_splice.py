@@ -10,12 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.units import NS_PER_S
-from cosmos_policy_ros.rig.chunk import TimedChunk
-from cosmos_policy_ros.rig.gate import SafetyGate, Situation
-from cosmos_policy_ros.rig.share import config_folder
+from cosmos_policy_ros.rig.chunk import KEPT, Splice, TimedChunk
+from cosmos_policy_ros.rig.safety_gate import SafetyGate, Situation
 from cosmos_policy_ros.rig.spec import load_rig
-from cosmos_policy_ros.rig.splice import KEPT, Splice
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryController, TrajectoryPoint
 
 RIG = load_rig("interbotix_2", config_folder("rigs"))

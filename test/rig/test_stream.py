@@ -7,14 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cosmos_policy_ros.core.errors import RigError
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.units import NS_PER_S
-from cosmos_policy_ros.errors import RigError
-from cosmos_policy_ros.rig.chunk import TimedChunk
+from cosmos_policy_ros.rig.chunk import Splice, TimedChunk
 from cosmos_policy_ros.rig.command_check import CommandCheck
-from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import load_rig
-from cosmos_policy_ros.rig.splice import Splice
-from cosmos_policy_ros.rig.stream import CATCH_UP, ArmStream
+from cosmos_policy_ros.rig.streamer import CATCH_UP, ArmStream
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
 
 NOW = 1_000 * NS_PER_S

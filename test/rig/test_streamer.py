@@ -8,11 +8,11 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
+from cosmos_policy_ros.core.errors import RigError
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.units import NS_PER_S
-from cosmos_policy_ros.errors import RigError
 from cosmos_policy_ros.rig.arms import ARM_DIM
 from cosmos_policy_ros.rig.chunk import BRAKE
-from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.rig.streamer import Streamer
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint

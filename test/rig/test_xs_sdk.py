@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from helpers.xs_sdk import ARM, HIGHEST, LOWEST, UncaughtError, XsSdk
 
+from cosmos_policy_ros.core.errors import ObservationError
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.units import NS_PER_S
-from cosmos_policy_ros.errors import ObservationError
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.command_check import CommandCheck
-from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.rig.sources import read_arm
+from cosmos_policy_ros.rig.observation import read_arm
 from cosmos_policy_ros.rig.spec import load_rig
-from cosmos_policy_ros.rig.stream import ArmStream
+from cosmos_policy_ros.rig.streamer import ArmStream
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
 from cosmos_policy_ros.sim.rig import STATE_NAMES, JointSample
 

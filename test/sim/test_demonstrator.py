@@ -9,13 +9,11 @@ import pytest
 from helpers.sim_loop import SPEC, episode, observe
 from numpy.typing import NDArray
 
-from cosmos_policy_ros.errors import ObservationError
+from cosmos_policy_ros.core.errors import ObservationError
 from cosmos_policy_ros.rig.decision import Query
-from cosmos_policy_ros.sim.demonstrator import Demonstrator, GripperConstants
+from cosmos_policy_ros.sim.demonstrator import SCRIPTS, Demonstrator, GripperConstants, PrimarySight
 from cosmos_policy_ros.sim.render import Renderer
 from cosmos_policy_ros.sim.rig import SimRig
-from cosmos_policy_ros.sim.scripts import SCRIPTS
-from cosmos_policy_ros.sim.sight import PrimarySight
 
 SPEED = np.pi * 0.04
 

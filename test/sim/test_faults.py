@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from cosmos_policy_ros.errors import ConfigError
+from cosmos_policy_ros.core.errors import ConfigError
 from cosmos_policy_ros.sim.faults import Fault, Faults, faulty_joints, parse_fault
 from cosmos_policy_ros.sim.rig import STATE_NAMES, JointSample
 

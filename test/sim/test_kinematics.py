@@ -5,12 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cosmos_policy_ros.errors import ObservationError
-from cosmos_policy_ros.sim.demonstrator import DT
-from cosmos_policy_ros.sim.kinematics import ArmKinematics, between, gripper_pose
-from cosmos_policy_ros.sim.motion import MotionPlanner
+from cosmos_policy_ros.core.errors import ObservationError
+from cosmos_policy_ros.sim.demonstrator import DT, SCRIPTS, Variation
+from cosmos_policy_ros.sim.kinematics import ArmKinematics, MotionPlanner, between, gripper_pose
 from cosmos_policy_ros.sim.rig import START_POSE
-from cosmos_policy_ros.sim.scripts import SCRIPTS, Variation
 
 START = np.array([*START_POSE, -0.32] * 2)
 CORNERS = [(x, y) for x in (0.0, 0.2) for y in (0.4, 0.6)]

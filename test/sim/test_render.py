@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cosmos_policy_ros.errors import RigError
+from cosmos_policy_ros.core.errors import RigError
 from cosmos_policy_ros.sim.render import Renderer
 from cosmos_policy_ros.sim.rig import SimRig
 from cosmos_policy_ros.sim.scene import CAMERAS, camera_matrix, load_physics_model

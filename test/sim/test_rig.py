@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cosmos_policy_ros.core.errors import RigError
 from cosmos_policy_ros.core.units import NS_PER_S
-from cosmos_policy_ros.errors import RigError
-from cosmos_policy_ros.rig.crank import finger_from_angle
+from cosmos_policy_ros.rig.arms import finger_from_angle
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
 from cosmos_policy_ros.sim.rig import (
     CONTROLLER_JOINTS,

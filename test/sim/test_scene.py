@@ -7,9 +7,8 @@ import importlib.util
 import numpy as np
 import pytest
 
-from cosmos_policy_ros.errors import RigError
-from cosmos_policy_ros.sim.decimate import merge_vertices
-from cosmos_policy_ros.sim.scene import load_physics_model, load_picture_model
+from cosmos_policy_ros.core.errors import RigError
+from cosmos_policy_ros.sim.scene import load_physics_model, load_picture_model, merge_vertices
 
 
 def test_physics_keeps_every_triangle_and_pictures_do_not() -> None:

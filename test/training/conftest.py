@@ -13,23 +13,17 @@ from helpers.episodes import MS, START_NS, Writing
 from rosbags.typesys.store import Typestore
 from safetensors.torch import save_file
 
+from cosmos_policy_ros.core.config import from_mapping
+from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.episodes.labels import Judgement
+from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.checkpoint import load_checkpoint
 from cosmos_policy_ros.model.statistics import measure, write_statistics
 from cosmos_policy_ros.rig.chunk import TimedChunk
-from cosmos_policy_ros.rig.config import from_mapping
-from cosmos_policy_ros.rig.share import config_folder, share_folder
-from cosmos_policy_ros.rollouts.rubric import Judgement
-from cosmos_policy_ros.rollouts.store import EpisodeStore
-from cosmos_policy_ros.rollouts.types import load_types
 from cosmos_policy_ros.training.config import TrainingConfig
 
 TINY = config_folder("models") / "tiny_random"
-
-
-@pytest.fixture(scope="session")
-def types() -> Typestore:
-    return load_types(share_folder() / "msg")
 
 
 def wave(rows: int, phase: float) -> np.ndarray[Any, np.dtype[np.float64]]:

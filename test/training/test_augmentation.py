@@ -9,11 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from cosmos_policy_ros.training.augmentation import (
-    Augmentation,
-    apply_augmentation,
-    draw_augmentation,
-)
+from cosmos_policy_ros.training.samples import Augmentation, apply_augmentation, draw_augmentation
 
 DATA = Path(__file__).parent / "data"
 CASES = {

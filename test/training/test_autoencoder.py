@@ -15,24 +15,24 @@ from rosbags.typesys.store import Typestore
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cosmos_policy_ros.errors import ConfigError
+from cosmos_policy_ros.cli.train_autoencoder import main
+from cosmos_policy_ros.core.config import from_mapping
+from cosmos_policy_ros.core.errors import ConfigError
+from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.checkpoint import load_checkpoint
 from cosmos_policy_ros.model.images import to_model
 from cosmos_policy_ros.model.tokenizer import Tokenizer
 from cosmos_policy_ros.rig.chunk import TimedChunk
-from cosmos_policy_ros.rig.config import from_mapping
-from cosmos_policy_ros.rollouts.store import EpisodeStore
 from cosmos_policy_ros.training.autoencoder import LOG, AutoencoderConfig
-from cosmos_policy_ros.training.autoencoder_command import main
 from cosmos_policy_ros.training.config import StartConfig
-from cosmos_policy_ros.training.pictures import (
+from cosmos_policy_ros.training.start import load_start
+from cosmos_policy_ros.training.targets import (
     as_pictures,
     decode_pictures,
     encode_pictures,
     inflate,
 )
-from cosmos_policy_ros.training.start import load_start
 
 from .conftest import TINY, wave
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from cosmos_policy_ros.errors import ConfigError
-from cosmos_policy_ros.rig.share import config_folder
-from cosmos_policy_ros.training.command import main, read_config
+from cosmos_policy_ros.cli.train import main, read_config
+from cosmos_policy_ros.core.errors import ConfigError
+from cosmos_policy_ros.core.paths import config_folder
 
 from .conftest import settings
 

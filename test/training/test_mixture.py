@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cosmos_policy_ros.errors import TrainingError
-from cosmos_policy_ros.training.census import Census, Pool
+from cosmos_policy_ros.core.errors import TrainingError
 from cosmos_policy_ros.training.config import MixtureConfig
+from cosmos_policy_ros.training.dataset_index import Census, Pool
 from cosmos_policy_ros.training.mixture import Mixture, Pick
 
 

@@ -10,10 +10,8 @@ from torch import Tensor
 
 from cosmos_policy_ros.model.config import Preconditioning
 from cosmos_policy_ros.model.layout import LAYOUTS, ValueMode
-from cosmos_policy_ros.training.config import FrameWeights
-from cosmos_policy_ros.training.objective import (
-    NoiseConfig,
-    Role,
+from cosmos_policy_ros.training.config import FrameWeights, NoiseConfig, Role
+from cosmos_policy_ros.training.loss import (
     counted_frames,
     draw_sigmas,
     frame_errors,

@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from cosmos_policy_ros.core.config import load_config
 from cosmos_policy_ros.model.config import CheckpointConfig
 from cosmos_policy_ros.model.transformer import Transformer
-from cosmos_policy_ros.rig.config import load_config
 from cosmos_policy_ros.training.config import OptimiserConfig
-from cosmos_policy_ros.training.muon import Muon, orthogonalise
-from cosmos_policy_ros.training.optimisers import Average, Optimisers
+from cosmos_policy_ros.training.optimisers import Average, Muon, Optimisers, orthogonalise
 
 from .conftest import TINY
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cosmos_policy_ros.model.config import Numerics
-from cosmos_policy_ros.training.returns import value_target
+from cosmos_policy_ros.training.samples import value_target
 
 ALOHA = 0.998
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from cosmos_policy_ros.errors import ObservationError, TrainingError
+from cosmos_policy_ros.core.errors import ObservationError, TrainingError
+from cosmos_policy_ros.dataset.windows import EpisodeWindows
 from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint
 from cosmos_policy_ros.model.policy import CosmosPolicy
-from cosmos_policy_ros.rollouts.windows import EpisodeWindows
-from cosmos_policy_ros.training import pictures, targets
+from cosmos_policy_ros.training import targets
 from cosmos_policy_ros.training.config import TrainingConfig
 from cosmos_policy_ros.training.mixture import Mixture, Pick
 from cosmos_policy_ros.training.samples import Place, SampleMaker, Share, collate, load
@@ -106,7 +106,7 @@ def test_an_autoencoder_of_pictures_encodes_each_moment_once(
     config: Config, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With its weights the short way and the long one give the same latents."""
-    pictures.inflate(checkpoint.tokenizer.vae)
+    targets.inflate(checkpoint.tokenizer.vae)
     checkpoint.tokenizer.forget()
     maker = maker_of(config(), checkpoint)
     whole = TargetMaker(checkpoint, torch.device("cpu"))

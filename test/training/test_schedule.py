@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cosmos_policy_ros.training.config import OptimiserConfig
-from cosmos_policy_ros.training.schedule import learning_rate
+from cosmos_policy_ros.training.optimisers import learning_rate
 
 
 @pytest.mark.parametrize(

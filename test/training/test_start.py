@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cosmos_policy_ros.errors import ObservationError
+from cosmos_policy_ros.core.config import load_config
+from cosmos_policy_ros.core.errors import ObservationError
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.model.config import CheckpointConfig
-from cosmos_policy_ros.rig.config import load_config
-from cosmos_policy_ros.rig.share import config_folder
 from cosmos_policy_ros.training.start import note_camera_size
 
 

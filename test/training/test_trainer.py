@@ -19,7 +19,7 @@ from helpers.waiting import family, is_on_loopback, sockets, wait_for
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
-from cosmos_policy_ros.errors import TrainingError
+from cosmos_policy_ros.core.errors import TrainingError
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.checkpoint import load_checkpoint
 from cosmos_policy_ros.training import trainer as trainer_module
@@ -67,7 +67,7 @@ def write_settings(output: Path, episodes: Path, **sections: Any) -> Path:
 
 def arguments(output: Path, episodes: Path, *more: str, **sections: Any) -> list[str]:
     path = write_settings(output, episodes, **sections)
-    program = [sys.executable, "-m", "cosmos_policy_ros.training.command", str(path)]
+    program = [sys.executable, "-m", "cosmos_policy_ros.cli.train", str(path)]
     return [*program, "--output", str(output), *more]
 
 

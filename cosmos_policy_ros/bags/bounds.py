@@ -1,0 +1,228 @@
+"""How much an MCAP file may make its reader do: work in proportion to its bytes on the disk.
+
+Thirty kilobytes of zstd can stand for a gigabyte of records of nine bytes each, an index can list
+one chunk a million times, and a length of four gigabytes may stand where three bytes are left. Each
+is refused here, before it is unpacked.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import zstandard
+from lz4.frame import LZ4FrameDecompressor
+from mcap.data_stream import ReadDataStream
+from mcap.opcode import Opcode
+from mcap.records import Channel, Chunk, ChunkIndex, Footer
+from mcap.writer import MCAP0_MAGIC
+from rosbags.rosbag2 import storage_mcap
+
+from cosmos_policy_ros.bags.mcap_file import QOS_KEY
+from cosmos_policy_ros.core.untrusted import UnreadableError, check_yaml, open_file, shown
+
+T = TypeVar("T")
+RECORD_HEAD = struct.Struct("<BQ")  # opcode, length
+CHUNK_HEAD = struct.Struct("<QQQII")  # first and last stamp, size, checksum, length of compression
+FOOTER_LENGTH = 20
+FOOTER_BYTES = RECORD_HEAD.size + FOOTER_LENGTH
+LARGEST_CHUNK = 256 << 20
+"""Bytes of an unpacked chunk: one of ours has 1 MiB and a message, a raw 4K picture 25 MB."""
+RATIO = 4000
+"""Unpacked bytes for one of the file: a dead camera's black pictures come to about 1200."""
+FREE_BYTES = 64 << 20
+"""Unpacked bytes that even the smallest file may have, such as one of two black 4K pictures."""
+FREE_RECORDS = 1000
+"""Records that a packed chunk may hold besides one for each of its packed bytes: times and counts
+differ from message to message, so that each takes three bytes or more."""
+MOST_CHANNELS = 2048
+"""Topics of a file; readers compare each with each."""
+
+
+class ExactStream(ReadDataStream):
+    """Bytes of one record: a length that goes beyond them is refused, not cut short."""
+
+    def __init__(self, content: bytes) -> None:
+        """Read ``content``."""
+        super().__init__(BytesIO(content))
+        self._left = len(content)
+
+    def read(self, length: int) -> bytes:
+        """Return so many bytes. Raises UnreadableError when they are not there."""
+        if not 0 <= length <= self._left:
+            raise UnreadableError(f"a length of {length} where {self._left} bytes are left")
+        self._left -= length
+        data: bytes = super().read(length)
+        return data
+
+
+class Allowance:
+    """What may still be unpacked of one file."""
+
+    def __init__(self, file_bytes: int) -> None:
+        """Begin with what a file of this size may have."""
+        self._left = FREE_BYTES + RATIO * file_bytes
+
+    def take(self, size: int) -> None:
+        """Note a chunk. Raises UnreadableError when it, or all so far together, are too large."""
+        if size > LARGEST_CHUNK:
+            raise UnreadableError(
+                f"has a chunk of {size} unpacked bytes, at most {LARGEST_CHUNK} are read"
+            )
+        self._left -= size
+        if self._left < 0:
+            raise UnreadableError(
+                f"its chunks are more than {RATIO} times as large unpacked as the file, which no "
+                f"recording is"
+            )
+
+
+def unpack(data: bytes, compression: str, size: int) -> bytes:
+    """Return the records of a chunk, no byte more than its head says.
+
+    Args:
+        data: as they stand in the file.
+        compression: "", "zstd" or "lz4".
+        size: unpacked, by the chunk's head.
+
+    Raises:
+        UnreadableError: another size, more records than so few bytes can stand for, or an unknown
+            compression; and whatever a damaged frame makes its library raise.
+    """
+    if size > LARGEST_CHUNK:
+        raise UnreadableError(
+            f"a chunk has {size} unpacked bytes, at most {LARGEST_CHUNK} are read"
+        )
+    if compression == "":
+        content = data
+    elif compression == "zstd":
+        with zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True) as stream:
+            content = stream.read(size + 1)
+    elif compression == "lz4":
+        content = LZ4FrameDecompressor().decompress(data, max_length=size + 1)
+    else:
+        raise UnreadableError(f"a chunk is compressed as '{shown(compression)}', which is unknown")
+    if len(content) != size:
+        found = "more" if len(content) > size else f"{len(content)}"
+        raise UnreadableError(f"the head of a chunk says {size} bytes, it has {found}")
+    if compression:
+        _count_records(content, FREE_RECORDS + len(data))
+    return content
+
+
+def _count_records(content: bytes, most: int) -> None:
+    at = count = 0
+    while at < len(content):
+        at += RECORD_HEAD.size + RECORD_HEAD.unpack_from(content, at)[1]
+        count += 1
+        if count > most:
+            raise UnreadableError(
+                f"a chunk has more than the {most} records its bytes can stand for"
+            )
+
+
+# rosbags unpacks a chunk whatever it comes to; here it is given the size to stop at.
+storage_mcap.DECOMPRESSORS["zstd"] = lambda data, size: unpack(data, "zstd", size)
+storage_mcap.DECOMPRESSORS["lz4"] = lambda data, size: unpack(data, "lz4", size)
+
+
+def records(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (offset, opcode, length of the content) of each record between two offsets.
+
+    Raises:
+        UnreadableError: a record goes beyond the end.
+    """
+    at = start
+    while at < end:
+        file.seek(at)
+        head = file.read(RECORD_HEAD.size)
+        if len(head) < RECORD_HEAD.size:
+            raise UnreadableError(f"is cut off at byte {at}")
+        opcode, length = RECORD_HEAD.unpack(head)
+        if at + RECORD_HEAD.size + length > end:
+            raise UnreadableError(f"the record at byte {at} would end behind byte {end}")
+        yield at, opcode, length
+        at += RECORD_HEAD.size + length
+
+
+def content(file: BinaryIO, at: int, length: int) -> ExactStream:
+    """Return the content of the record at an offset, whose length is known to be there."""
+    file.seek(at + RECORD_HEAD.size)
+    return ExactStream(file.read(length))
+
+
+def read_record(
+    file: BinaryIO, at: int, end: int, kind: Opcode, read: Callable[[ExactStream], T]
+) -> T:
+    """Read the record of a kind at an offset of a file of ``end`` bytes. Raises UnreadableError."""
+    if 0 <= at < end:
+        _, opcode, length = next(records(file, at, end))
+        if opcode == kind and length <= LARGEST_CHUNK:
+            return read(content(file, at, length))
+    raise UnreadableError(f"there is no {kind.name.lower()} at byte {at}")
+
+
+def read_chunk(file: BinaryIO, at: int, end: int) -> Chunk:
+    """Read the chunk at an offset of a file of ``end`` bytes. Raises UnreadableError."""
+    chunk: Chunk = read_record(file, at, end, Opcode.CHUNK, Chunk.read)
+    return chunk
+
+
+def chunk_content(chunk: Chunk) -> bytes:
+    """Return a chunk's records, unpacked and their checksum tested. Raises as :func:`unpack`."""
+    data = unpack(chunk.data, chunk.compression, chunk.uncompressed_size)
+    if chunk.uncompressed_crc and zlib.crc32(data) != chunk.uncompressed_crc:
+        raise UnreadableError("its checksum does not fit")
+    return data
+
+
+def check_index(path: Path) -> None:
+    """Refuse a finished file whose index would keep a reader busy for too long.
+
+    Raises:
+        UnreadableError, OSError: it has no index, or none within bounds; and whatever a parser
+            raises that is fed damaged bytes.
+    """
+    with open_file(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        end = size - FOOTER_BYTES - len(MCAP0_MAGIC)
+        if end < len(MCAP0_MAGIC):
+            raise UnreadableError("is too short to be a finished MCAP file")
+        file.seek(end)
+        if RECORD_HEAD.unpack(file.read(RECORD_HEAD.size)) != (Opcode.FOOTER, FOOTER_LENGTH):
+            raise UnreadableError("does not end like a finished MCAP file")
+        start = Footer.read(content(file, end, FOOTER_LENGTH)).summary_start
+        if not len(MCAP0_MAGIC) <= start <= end:
+            raise UnreadableError("has no index at its end")
+        _check_summary(file, start, end, Allowance(size))
+
+
+def _check_summary(file: BinaryIO, start: int, end: int, allowance: Allowance) -> None:
+    """Look at chunks, topics and types; where one kind is missing, readers scan the whole file."""
+    chunks: list[tuple[int, int]] = []
+    channels = schemas = 0
+    for at, opcode, length in records(file, start, end):
+        if opcode == Opcode.CHUNK_INDEX:
+            listed = ChunkIndex.read(content(file, at, length))
+            if not RECORD_HEAD.size + listed.compressed_size <= listed.chunk_length:
+                raise UnreadableError("its index lists a chunk that is larger than itself")
+            allowance.take(listed.uncompressed_size)
+            chunks.append((listed.chunk_start_offset, listed.chunk_length))
+        elif opcode == Opcode.CHANNEL:
+            channels += 1
+            if channels > MOST_CHANNELS:
+                raise UnreadableError(f"has more than {MOST_CHANNELS} topics")
+            check_yaml(Channel.read(content(file, at, length)).metadata.get(QOS_KEY, ""))
+        schemas += opcode == Opcode.SCHEMA
+    if not (chunks and channels and schemas):
+        raise UnreadableError("its index lacks its chunks, its topics or their types")
+    free = len(MCAP0_MAGIC)
+    for at, length in sorted(chunks):
+        if at < free or at + length > start:
+            raise UnreadableError(f"its index lists a chunk at byte {at} where there is no room")
+        free = at + length

@@ -1,0 +1,204 @@
+"""Where every message of a finished bag lies, so that one can be read without the others.
+
+An MCAP file ends with an index of its chunks, and every chunk with one of its messages. Of a chunk
+that is not compressed a message is some bytes at a known place of the file; the chunk is read whole
+once, before the first of them, for its checksum.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from mcap.opcode import Opcode
+from mcap.reader import make_reader
+from mcap.records import MessageIndex
+from numpy.typing import NDArray
+
+from cosmos_policy_ros.bags.bounds import (
+    LARGEST_CHUNK,
+    check_index,
+    chunk_content,
+    read_chunk,
+    read_record,
+)
+from cosmos_policy_ros.bags.mcap_file import REBUILD, VERIFY
+from cosmos_policy_ros.bags.messages import header_stamp
+from cosmos_policy_ros.bags.types import types_of_definition
+from cosmos_policy_ros.core.errors import RolloutError
+from cosmos_policy_ros.core.untrusted import UnreadableError, open_file, reading
+
+# Opcode and length, channel, sequence, two times: what stands before a message's own bytes.
+_RECORD_HEAD = 9
+_MESSAGE_HEAD = _RECORD_HEAD + 2 + 4 + 8 + 8
+_STAMP_BYTES = 12  # of a serialised message: encapsulation, seconds, nanoseconds
+_CHUNKS_KEPT = 16  # decompressed, a megabyte each: neighbours in time lie in the same ones
+_CHUNKS_KNOWN = 1 << 16  # whose checksum fits: 64 GB of them; others are read whole again
+
+
+class Place(NamedTuple):
+    """Where a message's record is.
+
+    Attributes:
+        file: index into the topic's files.
+        chunk: offset of its chunk's record in the file.
+        records: offset of the chunk's records in the file; -1 if they are compressed.
+        offset: of the message's record among them.
+    """
+
+    file: int
+    chunk: int
+    records: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class IndexedTopic:
+    """The messages of one topic in the order of their header stamps.
+
+    Arrays, since a data set has millions of messages and every loading process a copy of them.
+
+    Attributes:
+        msgtype: such as "sensor_msgs/msg/Image".
+        definition: the type as the bag itself defines it.
+        files: of the bag.
+        stamps_ns: (n,) header stamps, ascending.
+        received_ns: (n,) receive stamps.
+        places: (n, 4) the fields of :class:`Place`.
+    """
+
+    msgtype: str
+    definition: str
+    files: tuple[Path, ...]
+    stamps_ns: NDArray[np.int64]
+    received_ns: NDArray[np.int64]
+    places: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.stamps_ns)
+
+    def newest(self, stamp_ns: int) -> int:
+        """Return the index of the newest message stamped at ``stamp_ns`` or before; -1: none."""
+        return int(np.searchsorted(self.stamps_ns, stamp_ns, side="right")) - 1
+
+    def read(self, index: int) -> Any:
+        """Return one message.
+
+        Raises:
+            RolloutError: the file has changed or is damaged there.
+        """
+        place = Place(*self.places[index].tolist())
+        file = self.files[place.file]
+        where = f"{file}: the {self.msgtype} at {self.stamps_ns[index]} ns cannot be read"
+        with reading(where, self.msgtype, RolloutError, VERIFY):
+            types = types_of_definition(self.msgtype, self.definition)
+            return types.deserialize_cdr(_message(file, place), self.msgtype)
+
+
+def index_topics(files: Iterable[Path], topics: Iterable[str]) -> dict[str, IndexedTopic]:
+    """Index some topics of a finished bag's files; all their messages begin with a header.
+
+    Reads twelve bytes of each message where chunks are not compressed.
+
+    Raises:
+        RolloutError: a file has no index or is damaged.
+    """
+    found: dict[str, _Found] = {topic: _Found() for topic in topics}
+    files = tuple(files)
+    for number, file in enumerate(files):
+        with reading(f"{file}: its index cannot be read", "an index", RolloutError, REBUILD):
+            check_index(file)
+            _index_file(file, number, found)
+    with reading(files[0].parent if files else "a bag", "a bag", RolloutError, VERIFY):
+        return {topic: each.indexed(files) for topic, each in found.items()}
+
+
+class _Found:
+    """What is known of one topic so far."""
+
+    def __init__(self) -> None:
+        self.msgtype = self.definition = ""
+        self.rows: list[tuple[int, ...]] = []  # two stamps, and the place
+
+    def indexed(self, files: tuple[Path, ...]) -> IndexedTopic:
+        rows = np.array(self.rows, np.int64).reshape(-1, 2 + len(Place._fields))
+        rows = rows[np.argsort(rows[:, 0], kind="stable")]
+        return IndexedTopic(
+            self.msgtype, self.definition, files, rows[:, 0], rows[:, 1], rows[:, 2:]
+        )
+
+
+def _index_file(file: Path, number: int, found: Mapping[str, _Found]) -> None:
+    with open_file(file) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        summary = make_reader(stream).get_summary()
+        if summary is None:
+            raise UnreadableError("there is none")
+        channels = {i: found[c.topic] for i, c in summary.channels.items() if c.topic in found}
+        for i, topic in channels.items():
+            schema = summary.schemas[summary.channels[i].schema_id]
+            topic.msgtype, topic.definition = schema.name, schema.data.decode()
+        for chunk in summary.chunk_indexes:
+            at = chunk.chunk_start_offset
+            start = -1 if chunk.compression else at + chunk.chunk_length - chunk.compressed_size
+            # A chunk that lists more messages than it has bytes for would be read for ever.
+            left = chunk.uncompressed_size // _MESSAGE_HEAD
+            for channel, index_at in chunk.message_index_offsets.items():
+                if channel not in channels:
+                    continue
+                listed = read_record(
+                    stream, index_at, size, Opcode.MESSAGE_INDEX, MessageIndex.read
+                )
+                left -= len(listed.records)
+                if left < 0:
+                    raise UnreadableError("a chunk's index lists more messages than it can have")
+                for received_ns, offset in listed.records:
+                    place = Place(number, at, start, offset)
+                    stamp = _read(file, stream, place, _MESSAGE_HEAD, _STAMP_BYTES)
+                    stamp_ns = header_stamp(stamp)
+                    channels[channel].rows.append((stamp_ns, received_ns, *place))
+
+
+def _message(file: Path, place: Place) -> bytes:
+    if place.records >= 0:
+        _check_sum(file, place.chunk)
+    with file.open("rb", buffering=0) as stream:
+        head = _read(file, stream, place, 0, _RECORD_HEAD)
+        if head[0] != Opcode.MESSAGE:
+            raise UnreadableError("no message where its index says; was the file changed?")
+        length = int.from_bytes(head[1:], "little") + _RECORD_HEAD - _MESSAGE_HEAD
+        if not 0 <= length <= LARGEST_CHUNK:
+            raise UnreadableError(f"a message of {length} bytes")
+        return _read(file, stream, place, _MESSAGE_HEAD, length)
+
+
+def _read(file: Path, stream: IO[bytes], place: Place, start: int, length: int) -> bytes:
+    """Return ``length`` bytes of a message's record from ``start`` on, of the open ``file``."""
+    at = place.offset + start
+    if place.records < 0:
+        data = _content(file, place.chunk)[at : at + length]
+    else:
+        data = os.pread(stream.fileno(), length, place.records + at)
+    if len(data) != length:
+        raise UnreadableError("it ends in the middle of a message")
+    return data
+
+
+@lru_cache(maxsize=_CHUNKS_KNOWN)
+def _check_sum(file: Path, chunk_at: int) -> None:
+    _read_content(file, chunk_at)
+
+
+@lru_cache(maxsize=_CHUNKS_KEPT)
+def _content(file: Path, chunk_at: int) -> bytes:
+    return _read_content(file, chunk_at)
+
+
+def _read_content(file: Path, chunk_at: int) -> bytes:
+    with open_file(file) as stream:
+        return chunk_content(read_chunk(stream, chunk_at, os.fstat(stream.fileno()).st_size))

@@ -1,0 +1,356 @@
+"""The two messages this room writes itself: an episode's facts and its labels, to and from CDR."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from rosbags.typesys.store import Typestore
+
+from cosmos_policy_ros.bags.jpeg import COMPRESSED, FORMAT, IMAGE, Picture
+from cosmos_policy_ros.bags.types import PACKAGE
+from cosmos_policy_ros.core.config import from_mapping
+from cosmos_policy_ros.core.errors import RolloutError
+from cosmos_policy_ros.core.task import FULL_SCORE
+from cosmos_policy_ros.core.units import NS_PER_S, Array
+from cosmos_policy_ros.core.untrusted import UnreadableError, reading, shown
+from cosmos_policy_ros.rig.arms import ARM_JOINTS, Arm
+from cosmos_policy_ros.rig.spec import RigSpec
+
+HEADER_BYTES = 12  # of a message's kind of encoding, and the stamp of its header
+
+
+def header_stamp(cdr: bytes) -> int:
+    """Return the stamp [ns] of a serialised message that begins with a header; 0 if it is cut."""
+    if len(cdr) < HEADER_BYTES:
+        return 0
+    little = cdr[1] & 1
+    sec, nanosec = struct.unpack_from("<iI" if little else ">iI", cdr, 4)
+    return int(sec) * NS_PER_S + int(nanosec)
+
+
+EPISODE_TYPE = f"{PACKAGE}/msg/Episode"
+LABEL_TYPE = f"{PACKAGE}/msg/Label"
+LabelKind = Literal["score", "stage", "deduction", "discard"]
+
+_HEADER_TYPE = "std_msgs/msg/Header"
+_TIME_TYPE = "builtin_interfaces/msg/Time"
+
+MAX_TEXT = 10_000
+"""Characters of each text of a label; a page has two thousand."""
+MAX_REVISION = 1_000_000
+"""Of a label; an operator gives some ten per episode."""
+MAX_STAMP_NS = 2**31 * NS_PER_S - 1
+"""Newest stamp that builtin_interfaces/Time can hold: its seconds are an int32."""
+
+
+@dataclass(frozen=True)
+class EpisodeFacts:
+    """What an episode was, known when it begins; the fields of ``Episode.msg`` less its header.
+
+    Raises:
+        RolloutError: a text that ROS cannot carry, or a seed outside uint64.
+    """
+
+    task: str
+    prompt: str
+    rig: str
+    engine: str = ""
+    checkpoint: str = ""
+    checkpoint_digest: str = ""
+    operator_name: str = ""
+    package_version: str = ""
+    seed: int = 0
+    rig_yaml: str = ""
+    task_yaml: str = ""
+    episode_id: str = ""
+
+    def __post_init__(self) -> None:
+        _check_texts(self)
+        if not 0 <= self.seed < 2**64:
+            raise RolloutError(f"seed: {self.seed} must be from 0 to {2**64 - 1}")
+
+    def custom_data(self) -> dict[str, str]:
+        """Return the facts for ``metadata.yaml``, all but the two whole YAML texts.
+
+        ``ros2 bag info`` prints every entry, and two files of a hundred lines would bury the rest.
+        """
+        values = dataclasses.asdict(self)
+        return {k: str(v) for k, v in values.items() if k not in ("rig_yaml", "task_yaml")}
+
+
+@dataclass(frozen=True)
+class Label:
+    """One thing an operator said of an episode; the fields of ``Label.msg``.
+
+    Attributes:
+        episode_id: the episode it is about.
+        revision: 1, 2, ... per episode, over all its labels; 0 until it is given one.
+        kind: "score", "stage", "deduction" or "discard".
+        stamp_ns: when it was said, nanoseconds of the recorder's clock.
+        item: name of the stage or deduction.
+        points: of a score 0 to 100, of a stage or deduction its own; rounded to the float32 that
+            the message holds.
+        success: of a score, whether the task was done.
+        operator_name: who says so.
+        note: free text; of a discard, the reason.
+
+    Raises:
+        RolloutError: an unknown kind, points that are not a number from 0 to 100, or a text ROS
+            cannot carry.
+    """
+
+    episode_id: str
+    revision: int
+    kind: LabelKind
+    stamp_ns: int
+    item: str = ""
+    points: float = 0.0
+    success: bool = False
+    operator_name: str = ""
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(LabelKind):
+            known = ", ".join(get_args(LabelKind))
+            raise RolloutError(f"a label of kind '{self.kind}' is none of {known}")
+        if not (math.isfinite(self.points) and 0 <= self.points <= FULL_SCORE):
+            raise RolloutError(
+                f"{self.kind}: {self.points} must be a number from 0 to {FULL_SCORE}; nothing was "
+                f"written, score episode '{self.episode_id}' again"
+            )
+        if not 0 <= self.revision <= MAX_REVISION:
+            raise RolloutError(
+                f"{self.kind}: revision {self.revision} must be from 0 to {MAX_REVISION}"
+            )
+        _check_texts(self)
+        for text in (self.episode_id, self.item, self.operator_name, self.note):
+            if len(text) > MAX_TEXT:
+                raise RolloutError(
+                    f"{self.kind}: a text of {len(text)} characters, at most {MAX_TEXT} are taken; "
+                    f"nothing was written, shorten it"
+                )
+        rounded = struct.unpack("<f", struct.pack("<f", self.points))[0]
+        object.__setattr__(self, "points", rounded)
+
+
+def encode_facts(types: Typestore, facts: EpisodeFacts, stamp_ns: int) -> bytes:
+    """Serialise the facts as ``Episode.msg``, stamped with the episode's begin."""
+    fields = {"header": _header(types, stamp_ns), **dataclasses.asdict(facts)}
+    return bytes(types.serialize_cdr(types.types[EPISODE_TYPE](**fields), EPISODE_TYPE))
+
+
+def decode_facts(types: Typestore, cdr: bytes) -> EpisodeFacts:
+    """Read an ``Episode.msg`` back. Raises RolloutError when it is none."""
+    message = _decode(types, cdr, EPISODE_TYPE)
+    names = [f.name for f in dataclasses.fields(EpisodeFacts)]
+    # The bag defines the type, and may do so in its own way.
+    with reading("the facts of an episode", EPISODE_TYPE, RolloutError):
+        values = {name: getattr(message, name) for name in names}
+        for name, value in values.items():
+            if type(value) is not (int if name == "seed" else str):
+                raise UnreadableError(f"{name} is {type(value).__name__}")
+        return EpisodeFacts(**values)
+
+
+def encode_label(types: Typestore, label: Label) -> bytes:
+    """Serialise a label as ``Label.msg``."""
+    fields = dataclasses.asdict(label)
+    header = _header(types, fields.pop("stamp_ns"))
+    return bytes(types.serialize_cdr(types.types[LABEL_TYPE](header=header, **fields), LABEL_TYPE))
+
+
+def decode_label(types: Typestore, cdr: bytes) -> Label:
+    """Read a ``Label.msg`` back. Raises RolloutError when it is none, or holds no valid label."""
+    message = _decode(types, cdr, LABEL_TYPE)
+    names = [f.name for f in dataclasses.fields(Label) if f.name != "stamp_ns"]
+    with reading("a label", LABEL_TYPE, RolloutError):
+        stamp = message.header.stamp
+        values = {name: getattr(message, name) for name in names}
+        values["stamp_ns"] = stamp.sec * NS_PER_S + stamp.nanosec
+        return from_mapping(Label, values, "a label")
+
+
+def check_stamp(stamp_ns: int, what: str) -> None:
+    """Refuse a time that a bag or a ROS header cannot hold.
+
+    Raises:
+        RolloutError: ``stamp_ns`` is negative or past :data:`MAX_STAMP_NS`.
+    """
+    if not 0 <= stamp_ns <= MAX_STAMP_NS:
+        raise RolloutError(
+            f"{what}: stamp {stamp_ns} ns must be from 0 to {MAX_STAMP_NS} ns; check the clock"
+        )
+
+
+def check_text(name: str, value: str) -> None:
+    """Refuse what a CDR string cannot carry to a C++ reader.
+
+    Raises:
+        RolloutError: ``value`` holds a NUL, or a half of a surrogate pair.
+    """
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise RolloutError(
+            f"{name}: {shown(value)} is not Unicode text: character {error.start} is half a pair"
+        ) from None
+    if "\0" in value:
+        raise RolloutError(f"{name}: {shown(value)} holds a NUL character; remove it")
+
+
+def _header(types: Typestore, stamp_ns: int) -> Any:
+    check_stamp(stamp_ns, "header")
+    sec, nanosec = divmod(stamp_ns, NS_PER_S)
+    return types.types[_HEADER_TYPE](
+        stamp=types.types[_TIME_TYPE](sec=sec, nanosec=nanosec), frame_id=""
+    )
+
+
+def _decode(types: Typestore, cdr: bytes, msgtype: str) -> Any:
+    # Generated code fed damaged bytes, or a definition that is another's, may raise anything.
+    with reading("a message", msgtype, RolloutError):
+        return types.deserialize_cdr(cdr, msgtype)
+
+
+def _check_texts(record: Any) -> None:
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, str):
+            check_text(field.name, value)
+
+
+# A rig's messages made from numbers and pictures, serialised, without ROS.
+
+
+JOINT_STATE = "sensor_msgs/msg/JointState"
+TRAJECTORY = "trajectory_msgs/msg/JointTrajectory"
+_POINT, _HEADER = "trajectory_msgs/msg/JointTrajectoryPoint", "std_msgs/msg/Header"
+_TIME, _DURATION = "builtin_interfaces/msg/Time", "builtin_interfaces/msg/Duration"
+
+_NONE = np.zeros(0)
+
+
+class RigMessages:
+    """Makes CDR bytes of what a rig's drivers, and whoever drives it, would have published."""
+
+    def __init__(self, types: Typestore) -> None:
+        """Make messages of the types in ``types``."""
+        self._types = types
+
+    def picture(self, picture: Picture, stamp_ns: int) -> bytes:
+        """Return a CompressedImage with the very bytes of a JPEG, or an Image of RGB pixels."""
+        header = self._header(stamp_ns)
+        if isinstance(picture, bytes):
+            data = np.frombuffer(picture, np.uint8)
+            return self._serialise(COMPRESSED, header=header, format=FORMAT, data=data)
+        height, width, channels = picture.shape
+        return self._serialise(
+            IMAGE,
+            header=header,
+            height=height,
+            width=width,
+            encoding="rgb8",
+            is_bigendian=0,
+            step=width * channels,
+            data=np.ascontiguousarray(picture).ravel(),
+        )
+
+    def joint_state(
+        self, arm: Arm, stamp_ns: int, position: Array, velocity: Array | None, effort: Array | None
+    ) -> bytes:
+        """Return a JointState that ``rig.observation.read_arm`` reads as ``position``.
+
+        Args:
+            arm: whose gripper is read from a finger or a motor angle, not through a crank.
+            stamp_ns: of the header.
+            position: (7,) policy units.
+            velocity: (7,) policy units per second, or None where nothing measured it.
+            effort: (7,) as the source has it, or None.
+        """
+        gripper = arm.gripper
+        assert gripper.state_source != "crank", "see rig_as_imported"
+        stroke = gripper.state_stroke
+        position = position.copy()
+        position[ARM_JOINTS] = gripper.state_closed + position[ARM_JOINTS] * stroke
+        if velocity is not None:
+            velocity = velocity.copy()
+            velocity[ARM_JOINTS] *= stroke
+        return self.joints(arm.state_names, stamp_ns, position, velocity, effort)
+
+    def joints(
+        self,
+        names: Sequence[str],
+        stamp_ns: int,
+        position: Array,
+        velocity: Array | None = None,
+        effort: Array | None = None,
+    ) -> bytes:
+        """Return a JointState of these joints, in a driver's units."""
+        return self._serialise(
+            JOINT_STATE,
+            header=self._header(stamp_ns),
+            name=list(names),
+            position=position,
+            velocity=_NONE if velocity is None else velocity,
+            effort=_NONE if effort is None else effort.copy(),
+        )
+
+    def trajectories(
+        self,
+        rig: RigSpec,
+        chunk_id: str,
+        start_ns: int,
+        step_ns: int,
+        rows: Array,
+        velocities: Array | None = None,
+        sent_after_ns: int = 0,
+    ) -> Iterator[tuple[str, bytes]]:
+        """Yield (topic, JointTrajectory) of (K, 14) targets in policy units for each output.
+
+        Row i is due ``(i + 1) * step_ns - sent_after_ns`` after ``start_ns``. Without
+        ``velocities``, (K, 14) in policy units per second, a controller interpolates linearly.
+        """
+        rows = rig.command(rows)
+        speeds = None if velocities is None else rig.command_speed(velocities)
+        for output in rig.outputs:
+            columns = list(output.columns)
+            points = [
+                self._point(
+                    row[columns],
+                    _NONE if speeds is None else speeds[i, columns],
+                    (i + 1) * step_ns - sent_after_ns,
+                )
+                for i, row in enumerate(rows)
+            ]
+            cdr = self._serialise(
+                TRAJECTORY,
+                header=self._header(start_ns, chunk_id),
+                joint_names=list(output.joints),
+                points=points,
+            )
+            yield output.topic, cdr
+
+    def _point(self, row: Array, speed: Array, offset_ns: int) -> Any:
+        sec, nanosec = divmod(offset_ns, NS_PER_S)
+        make = self._types.types
+        return make[_POINT](
+            positions=row,
+            velocities=speed,
+            accelerations=_NONE,
+            effort=_NONE,
+            time_from_start=make[_DURATION](sec=sec, nanosec=nanosec),
+        )
+
+    def _header(self, stamp_ns: int, frame_id: str = "") -> Any:
+        sec, nanosec = divmod(stamp_ns, NS_PER_S)
+        make = self._types.types
+        return make[_HEADER](stamp=make[_TIME](sec=sec, nanosec=nanosec), frame_id=frame_id)
+
+    def _serialise(self, msgtype: str, **fields: Any) -> bytes:
+        return bytes(self._types.serialize_cdr(self._types.types[msgtype](**fields), msgtype))

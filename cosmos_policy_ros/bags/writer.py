@@ -1,0 +1,485 @@
+"""One rosbag2 directory per episode, MCAP inside, raw messages as they came.
+
+The folder is called ``<episode_id>.recording`` while it grows and takes its real name only when it
+is whole and on the disk, so a bag that looks finished is finished.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+
+from rosbags.interfaces import (
+    Qos,
+    QosDurability,
+    QosHistory,
+    QosLiveliness,
+    QosReliability,
+    QosTime,
+)
+from rosbags.typesys.store import Typestore
+from ruamel.yaml import YAML
+
+from cosmos_policy_ros.bags.mcap_file import Compression, FileContents, McapFile, Topic, to_yaml
+from cosmos_policy_ros.bags.messages import (
+    EPISODE_TYPE,
+    LABEL_TYPE,
+    EpisodeFacts,
+    check_stamp,
+    encode_facts,
+)
+from cosmos_policy_ros.core.config import did_you_mean
+from cosmos_policy_ros.core.errors import RolloutError
+from cosmos_policy_ros.core.files import Hold, place_of, rename, replace_text, stands_at, sync
+from cosmos_policy_ros.core.untrusted import UnreadableError, check_yaml, read_text, reading, shown
+
+# ``metadata.yaml`` of a finished bag: read, extended, written back whole.
+
+
+METADATA = "metadata.yaml"
+METADATA_VERSION = 8
+"""rosbag2's newest layout that Humble reads too: QoS profiles as text with numbered policies."""
+MAX_METADATA_BYTES = 4 << 20  # a hundred topics make 40 kB
+MAX_TOPICS = 2048  # readers compare each with each
+MAX_STAMP_NS = 2**63 - 1  # what rosbag2's own fields hold
+_ROOT = "rosbag2_bagfile_information"
+
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """Return the content under ``rosbag2_bagfile_information``.
+
+    Read as YAML 1.2, as it was written: YAML 1.1 would turn the prompt "yes" into a boolean.
+
+    Raises:
+        RolloutError: the file is missing or is not the metadata of a bag as they are recorded here.
+    """
+    path = folder / METADATA
+    with reading(path, "a bag's metadata", RolloutError, "is this a finished bag?"):
+        text = read_text(path, MAX_METADATA_BYTES)
+        check_yaml(text)
+        content = YAML(typ="safe").load(text)
+        if not isinstance(content, dict) or not isinstance(content.get(_ROOT), dict):
+            raise UnreadableError(f"has no mapping '{_ROOT}'")
+        information = cast("dict[str, Any]", content[_ROOT])
+        _check(information)
+    return information
+
+
+def _check(information: Mapping[str, Any]) -> None:
+    """Refuse what would lead a reader out of the folder, or keep it busy for too long."""
+    storage, mode = information["storage_identifier"], information.get("compression_mode") or "none"
+    if storage != "mcap" or str(mode).lower() != "none":
+        raise UnreadableError(
+            f"is of a bag stored as '{shown(storage)}' with compression mode '{shown(mode)}', but "
+            f"only mcap with mode 'none' is read here; make one with 'ros2 bag convert'"
+        )
+    names = information["relative_file_paths"]
+    plain = isinstance(names, list) and all(
+        isinstance(n, str) and n == Path(n).name and "\0" not in n for n in names
+    )
+    if not plain or len(set(names)) < max(len(names), 1):
+        raise UnreadableError("its relative_file_paths are not names of files beside it, each once")
+    topics = information["topics_with_message_count"]
+    if len(topics) > MAX_TOPICS:
+        raise UnreadableError(f"has {len(topics)} topics, at most {MAX_TOPICS} are read")
+    for topic in topics:
+        _check_number(topic, "message_count")
+        for key in ("name", "type"):
+            if not isinstance(topic["topic_metadata"][key], str):
+                raise UnreadableError(f"a topic's {key} is no text")
+        profiles = topic["topic_metadata"].get("offered_qos_profiles")
+        if isinstance(profiles, str):
+            check_yaml(profiles)
+    _check_number(information, "message_count")
+    _check_number(information["duration"], "nanoseconds")
+    _check_number(information["starting_time"], "nanoseconds_since_epoch")
+    if not isinstance(information.get("custom_data") or {}, dict):
+        raise UnreadableError("its custom_data is no mapping")
+
+
+def _check_number(where: Mapping[str, Any], key: str) -> None:
+    value = where[key]
+    if type(value) is not int or not 0 <= value <= MAX_STAMP_NS:
+        raise UnreadableError(f"its {key} {shown(value)} is no whole number of 64 bits")
+
+
+def write_metadata(folder: Path, information: Mapping[str, Any]) -> None:
+    """Replace a bag's metadata atomically. Raises OSError when the disk refuses."""
+    replace_text(folder / METADATA, to_yaml({_ROOT: information}))
+
+
+def describe_bag(contents: FileContents, notes: Mapping[str, str]) -> dict[str, Any]:
+    """Return the metadata of a bag of one file, with ``notes`` as its ``custom_data``."""
+    span = {
+        "starting_time": {"nanoseconds_since_epoch": contents.start_ns},
+        "duration": {"nanoseconds": contents.end_ns - contents.start_ns},
+        "message_count": sum(contents.counts.values()),
+    }
+    return {
+        "version": METADATA_VERSION,
+        "storage_identifier": "mcap",
+        **span,
+        "topics_with_message_count": [
+            {"topic_metadata": dict(topic), "message_count": contents.counts[topic["name"]]}
+            for topic in contents.topics
+        ],
+        # Whole files or messages; chunks inside an MCAP file are its own business.
+        "compression_format": "",
+        "compression_mode": "",
+        "relative_file_paths": [contents.name],
+        "files": [{"path": contents.name, **span}],
+        "custom_data": dict(notes),
+        "ros_distro": os.environ.get("ROS_DISTRO", "unknown"),
+    }
+
+
+def with_notes(information: dict[str, Any], notes: Mapping[str, str]) -> dict[str, Any]:
+    """Return the metadata with further ``custom_data`` entries."""
+    return {**information, "custom_data": {**(information.get("custom_data") or {}), **notes}}
+
+
+def with_file(information: dict[str, Any], addition: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metadata of a bag to which the files of the bag ``addition`` were added."""
+    merged = copy.deepcopy(information)
+    merged["relative_file_paths"] += addition["relative_file_paths"]
+    merged["files"] += addition["files"]
+    merged["message_count"] += addition["message_count"]
+    start = min(_start(information), _start(addition))
+    end = max(end_ns(information), end_ns(addition))
+    merged["starting_time"] = {"nanoseconds_since_epoch": start}
+    merged["duration"] = {"nanoseconds": end - start}
+    topics = merged["topics_with_message_count"]
+    known = {_identity(topic): topic for topic in topics}
+    for topic in addition["topics_with_message_count"]:
+        if _identity(topic) in known:
+            known[_identity(topic)]["message_count"] += topic["message_count"]
+        else:
+            topics.append(copy.deepcopy(topic))
+    return merged
+
+
+def end_ns(information: Mapping[str, Any]) -> int:
+    """Return the receive stamp of the newest message, nanoseconds."""
+    return _start(information) + int(information["duration"]["nanoseconds"])
+
+
+def _start(information: Mapping[str, Any]) -> int:
+    return int(information["starting_time"]["nanoseconds_since_epoch"])
+
+
+def _identity(topic: dict[str, Any]) -> tuple[str, str, str]:
+    metadata = topic["topic_metadata"]
+    return metadata["name"], metadata["type"], metadata.get("type_description_hash", "")
+
+
+RECORDING = ".recording"
+"""Suffix of the folder of an unfinished bag."""
+DISCARDED = ".discarded"
+"""Suffix of the folder of a bag that the operator does not want used."""
+
+# ROS writes "for ever" as the largest int64 of nanoseconds.
+_FOR_EVER = QosTime(9223372036, 854775807)
+
+
+def offered_qos(
+    *, reliability: str, durability: str, history: str = "keep_last", depth: int = 10
+) -> Qos:
+    """Build a QoS profile from the policies' names as rclpy and rosbag2 spell them.
+
+    Raises:
+        RolloutError: an unknown policy name.
+    """
+    try:
+        return Qos(
+            history=QosHistory[history.upper()],
+            depth=depth,
+            reliability=QosReliability[reliability.upper()],
+            durability=QosDurability[durability.upper()],
+            deadline=_FOR_EVER,
+            lifespan=_FOR_EVER,
+            liveliness=QosLiveliness.AUTOMATIC,
+            liveliness_lease_duration=_FOR_EVER,
+            avoid_ros_namespace_conventions=False,
+        )
+    except KeyError as error:
+        raise RolloutError(
+            f"QoS policy {error} is unknown; use rosbag2's lower-case names"
+        ) from None
+
+
+# Latched, so that a player or a late panel learns them whenever it joins.
+_LATCHED = (offered_qos(reliability="reliable", durability="transient_local", depth=1),)
+EPISODE_TOPIC = Topic("/episode", EPISODE_TYPE, _LATCHED)
+LABEL_TOPIC = Topic("/episode/label", LABEL_TYPE, _LATCHED)
+OWN_TOPICS = (EPISODE_TOPIC, LABEL_TOPIC)
+
+
+class BagWriter:
+    """Writes one episode; safe to share between threads.
+
+    ``sizes`` holds the messages' bytes per topic, so far. The folder is held against recovery and
+    other recorders until the bag is closed, or this process ends, however it ends.
+
+    After a failed write it takes nothing more: what stands on the disk stays in the ``.recording``
+    folder, and every further call says why.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        topics: Sequence[Topic],
+        facts: EpisodeFacts,
+        *,
+        types: Typestore,
+        start_ns: int,
+        compression: Compression = "none",
+    ) -> None:
+        """Open ``<folder>.recording`` and write the facts as the first message.
+
+        Args:
+            folder: where the finished bag will be; its name is the episode's id.
+            topics: what may be written, besides :data:`OWN_TOPICS`.
+            facts: go into the first message and, as text, into ``metadata.yaml``.
+            types: knows the type of every topic.
+            start_ns: receive stamp of the facts, the recorder's clock.
+            compression: of the chunks inside the file; every reader undoes it by itself.
+
+        Raises:
+            RolloutError: a folder of that name exists, the disk refuses, a topic is listed twice,
+                or its type is unknown.
+        """
+        self.folder = folder
+        self.path = folder.with_name(folder.name + RECORDING)
+        self.sizes: dict[str, int] = {topic.name: 0 for topic in (*OWN_TOPICS, *topics)}
+        self._notes = facts.custom_data()
+        self._lock = threading.Lock()
+        self._ended = ""
+        self._refuse_existing()
+        _check_topics(topics, types)
+        first = encode_facts(types, facts, start_ns)
+        try:
+            self.path.mkdir(parents=True)
+            self._hold = Hold(self.path)
+            file = self.path / f"{folder.name}_0.mcap"
+            try:
+                self._file = McapFile(file, (*OWN_TOPICS, *topics), types, compression)
+            except OSError:
+                self._hold.release()
+                raise
+        except OSError as error:
+            raise RolloutError(f"{self.path}: cannot start a bag: {error}") from error
+        self.write(EPISODE_TOPIC.name, start_ns, first)
+        self.flush()
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Messages per topic so far."""
+        return self._file.contents.counts
+
+    @property
+    def ended(self) -> str:
+        """Why it takes nothing more; empty while it does."""
+        return self._ended
+
+    def write(self, topic: str, stamp_ns: int, cdr: bytes) -> None:
+        """Append one serialised message, byte for byte.
+
+        Args:
+            topic: one of the topics the bag was opened with.
+            stamp_ns: when it was received, nanoseconds of the recorder's clock.
+            cdr: the message as it came, encapsulation header included.
+
+        Raises:
+            RolloutError: unknown topic, impossible stamp, the bag is closed, or the disk refused.
+        """
+        with self._lock:
+            self._check_open()
+            if topic not in self.sizes:
+                raise RolloutError(
+                    f"topic '{topic}' is not part of episode '{self.folder.name}'"
+                    f"{did_you_mean(topic, self.sizes)}"
+                )
+            check_stamp(stamp_ns, f"topic '{topic}'")
+            try:
+                self._file.write(topic, stamp_ns, cdr)
+            except OSError as error:
+                raise self._failed("write", error) from error
+            self.sizes[topic] += len(cdr)
+
+    def flush(self) -> None:
+        """Hand everything written so far to the operating system: it survives this process.
+
+        Without it the last part of up to 1 MiB stays in memory.
+
+        Raises:
+            RolloutError: the bag is closed, or the disk refused.
+        """
+        with self._lock:
+            self._check_open()
+            try:
+                self._file.flush()
+            except OSError as error:
+                raise self._failed("write", error) from error
+
+    def free_bytes(self) -> int:
+        """Return what is left on the disk that the bag is on; raises OSError."""
+        with self._lock:
+            self._check_open()
+            return shutil.disk_usage(self._hold.descriptor).free
+
+    def displaced(self) -> str:
+        """Return what became of folder or file under the writer; empty while both are in place.
+
+        An open file can be written to long after its folder was deleted, without an error.
+
+        Raises:
+            OSError: the disk does not say.
+        """
+        with self._lock:
+            if self._ended:
+                return ""
+            for path, descriptor in (
+                (self.path, self._hold.descriptor),
+                (self._file.path, self._file.descriptor),
+            ):
+                if not stands_at(descriptor, path):
+                    now = place_of(descriptor)
+                    fate = "deleted" if now is None else f"moved to {now}"
+                    instead = ", and something else is in its place" if path.exists() else ""
+                    return f"{path} was {fate} while it was recorded{instead}"
+            if self._file.cut:
+                return f"{self._file.path} was cut short while it was recorded"
+            return ""
+
+    def end_displaced(self, reason: str, notes: Mapping[str, str]) -> None:
+        """End a bag that was :meth:`displaced`; what can be saved is finished where it is now.
+
+        Args:
+            reason: what became of it, for the next caller.
+            notes: as for :meth:`close`.
+        """
+        with self._lock:
+            if self._ended:
+                return
+            try:
+                saved = self._finish_elsewhere({**self._notes, **notes})
+            except OSError as error:
+                saved = f"it cannot be finished: {error}"
+                self._file.abort()
+            self._ended = f"{reason}; {saved}"
+            self._hold.release()
+
+    def _finish_elsewhere(self, notes: Mapping[str, str]) -> str:
+        file, folder = place_of(self._file.descriptor), place_of(self._hold.descriptor)
+        if file is None or self._file.cut:
+            self._file.abort()
+            return "what was recorded is lost"
+        information = describe_bag(self._file.contents, notes)
+        self._file.close(information)
+        sync(file)
+        if folder is None or file != folder / self._file.path.name:
+            return f"the messages so far are in {file}"
+        write_metadata(folder, information)
+        sync(folder)
+        if folder.name == self.path.name:  # moved with its parent, or to another one
+            final = folder.with_name(self.folder.name)
+            rename(folder, final)
+            folder = final
+        return f"the episode so far is whole in {folder}"
+
+    def close(self, notes: Mapping[str, str] | None = None, *, discarded: bool = False) -> Path:
+        """Write index and metadata, wait for the disk, give the folder its real name; return it.
+
+        Args:
+            notes: further entries of ``custom_data``, such as the outcome.
+            discarded: name the folder ``<episode_id>.discarded``.
+
+        Raises:
+            RolloutError: already closed, or the disk refused; the ``.recording`` folder stays.
+        """
+        final = self.folder.with_name(self.folder.name + DISCARDED) if discarded else self.folder
+        with self._lock:
+            self._check_open()
+            try:
+                information = describe_bag(self._file.contents, {**self._notes, **(notes or {})})
+                self._file.close(information)
+                write_metadata(self.path, information)
+                for file in self.path.iterdir():
+                    if file.is_file():  # and no pipe, which would be waited for
+                        sync(file)
+                sync(self.path)
+                rename(self.path, final)
+            except OSError as error:
+                raise self._failed("finish", error) from error
+            self._ended = f"it is closed as {final}"
+            self._hold.release()
+        return final
+
+    def abort(self, reason: str = "it was broken off") -> None:
+        """Stop without index or metadata; the ``.recording`` folder stays for a later salvage."""
+        with self._lock:
+            self._ended = self._ended or f"{reason}; what was written is in {self.path}"
+            self._file.abort()
+            self._hold.release()
+
+    def __enter__(self) -> BagWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close a bag that is still open; leave it unfinished when an error is under way."""
+        if error is not None:
+            self.abort()
+        elif not self._ended:
+            self.close()
+
+    def _refuse_existing(self) -> None:
+        for suffix in ("", RECORDING, DISCARDED):
+            taken = self.folder.with_name(self.folder.name + suffix)
+            if taken.exists():
+                raise RolloutError(f"{taken}: exists already; take another episode id")
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise RolloutError(f"episode '{self.folder.name}' takes nothing more: {self._ended}")
+
+    def _failed(self, deed: str, error: OSError) -> RolloutError:
+        """End the bag: after a torn write a further one would only bury the tear."""
+        self._ended = f"its bag failed ({error}); what was written is in {self.path}"
+        self._file.abort()
+        self._hold.release()
+        return RolloutError(
+            f"{self.path}: cannot {deed} the bag: {error}; what was written before stays there; "
+            f"free disk space and start the next episode"
+        )
+
+
+def _check_topics(topics: Sequence[Topic], types: Typestore) -> None:
+    seen = {topic.name for topic in OWN_TOPICS}
+    for topic in topics:
+        if not topic.name.startswith("/"):
+            raise RolloutError(f"topic '{topic.name}': must be absolute, such as '/{topic.name}'")
+        if topic.name in seen:
+            raise RolloutError(f"topic '{topic.name}': is listed twice or reserved; remove one")
+        if topic.msgtype not in types.fielddefs:
+            raise RolloutError(
+                f"topic '{topic.name}': type '{topic.msgtype}' is unknown; add its package's msg "
+                f"folder{_near(topic.msgtype, types)}"
+            )
+        seen.add(topic.name)
+
+
+def _near(msgtype: str, types: Typestore) -> str:
+    """Suggest among the types of the same last name, not among the hundreds there are."""
+    last = msgtype.rsplit("/", 1)[-1]
+    return did_you_mean(msgtype, [t for t in types.fielddefs if t.rsplit("/", 1)[-1] == last])

@@ -1,0 +1,115 @@
+"""``scripts/evaluate``: contenders on the same scenes of the simulated rig, and a table."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cosmos_policy_ros.cli.shared import run
+from cosmos_policy_ros.cli.stages import GOES_ON
+from cosmos_policy_ros.core.config import load_changed, load_yaml, named_file, to_plain
+from cosmos_policy_ros.core.errors import ConfigError
+from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.evaluation.evaluate import TRIALS, EvaluationConfig, evaluate
+from cosmos_policy_ros.evaluation.results import Result, comparison, read_results, table
+from cosmos_policy_ros.sim.tasks import condition
+
+CONFIG, TABLE = "evaluation.yaml", "table.md"
+FREE = ("processes", "threads", "trials", "conditions")  # may change in between
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``scripts/evaluate``; returns the exit code."""
+    options = _parse(arguments)
+    return run(lambda: _evaluate(options), GOES_ON)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    output = options.output.expanduser()
+    file = named_file(options.config, config_folder("evaluations"))
+    config = load_changed(EvaluationConfig, file, options.set)
+    if options.checkpoint:
+        config = _with_checkpoint(config, options.checkpoint)
+    try:
+        _open(config, output)
+        lines = report(config, evaluate(config, output))
+        (output / TABLE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{output}: cannot be written: {error}") from error
+    print("\n".join(lines))
+    return 0
+
+
+def report(config: EvaluationConfig, results: Sequence[Result]) -> list[str]:
+    """Return the table and what it is about, as Markdown."""
+    names = [contender.name for contender in config.contenders]
+    known = {name: condition(config.task, name).says for name in config.conditions}
+    return [
+        f"# {config.task}: {config.trials} scenes per condition",
+        "",
+        "Mean score of 100 (95 % bootstrap interval); successes (95 % Wilson interval).",
+        "",
+        *table(results, names, config.conditions),
+        "",
+        *(f"- {name.replace('_', ' ')}: {says}" for name, says in known.items()),
+        *comparison(results, names),
+    ]
+
+
+def _with_checkpoint(config: EvaluationConfig, checkpoint: str) -> EvaluationConfig:
+    contenders = tuple(
+        dataclasses.replace(each, checkpoint=checkpoint) if each.engine == "cosmos" else each
+        for each in config.contenders
+    )
+    return dataclasses.replace(config, contenders=contenders)
+
+
+def _open(config: EvaluationConfig, output: Path) -> None:
+    """Make the output folder, or make sure that its trials are of the same evaluation."""
+    now = to_plain(config)
+    path = output / CONFIG
+    if path.is_file() and read_results(output / TRIALS):
+        before, after = _by_name(load_yaml(path)), _by_name(now)
+        for key in sorted(before.keys() & after.keys() - set(FREE)):
+            if before[key] != after[key]:
+                raise ConfigError(
+                    f"{output}: holds an evaluation with {key} {before[key]!r}, this one has "
+                    f"{after[key]!r}; give the same config, or another --output"
+                )
+    output.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(now, sort_keys=False), encoding="utf-8")
+
+
+def _by_name(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys with each contender by its name: there may be more of them, or fewer."""
+    named = {f"contender {each['name']}": each for each in content["contenders"]}
+    return {**{key: value for key, value in content.items() if key != "contenders"}, **named}
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="evaluate",
+        description="Let checkpoints, searches and baselines try the same scenes of the simulated "
+        "rig with the same noise, in shuffled order, and compare them. A killed evaluation goes on "
+        "where it was.",
+    )
+    known = ", ".join(sorted(p.stem for p in config_folder("evaluations").glob("*.yaml")))
+    parser.add_argument("config", help=f"a YAML file, or one of {known}")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder of the trials and the table"
+    )
+    parser.add_argument("--checkpoint", help="in place of those that the config names")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the config"
+    )
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

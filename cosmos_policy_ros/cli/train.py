@@ -1,0 +1,177 @@
+"""``scripts/train``: fine-tune a checkpoint on episodes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+
+from cosmos_policy_ros.core.config import load_changed, load_yaml, named_file, to_plain
+from cosmos_policy_ros.core.errors import CosmosPolicyError, TrainingError
+from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.training.config import TrainingConfig
+
+# In the log folder: what the run was started with, every default spelled out.
+CONFIG = "config.yaml"
+MODULE = "cosmos_policy_ros.cli.train"  # its name, also where it is the main program
+# What may differ when a run is gone on with: none of it changes a step that was done.
+FREE = {
+    *(f"run.{key}" for key in ("steps", "save_every", "keep", "judged_windows", "device")),
+    *(f"run.{key}" for key in ("threads", "micro_batch", "shard_size", "activation_checkpointing")),
+    *(f"data.{key}" for key in ("workers", "cache_gb", "latent_cache_gb")),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``scripts/train``; returns the exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = _parse(given)
+    if options.processes > 1 and "RANK" not in os.environ and not options.dry_run:
+        return _launch(options.processes, given)
+    try:
+        config = read_config(options.config, options.set)
+        if options.dry_run:
+            _dry_run(config, options.processes)
+        else:
+            _train(config, options.output, options.resume)
+    except CosmosPolicyError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def read_config(name: str, changes: Sequence[str] = ()) -> TrainingConfig:
+    """Read a config and change single keys, such as ``run.steps=100``.
+
+    Raises:
+        ConfigError: no such file or key, or a value that is none.
+    """
+    return load_changed(TrainingConfig, named_file(name, config_folder("training")), changes)
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="train", description="Fine-tune a Cosmos Policy checkpoint on recorded episodes."
+    )
+    known = ", ".join(sorted(p.stem for p in config_folder("training").glob("*.yaml")))
+    parser.add_argument("config", help=f"a YAML file, or one of {known}")
+    parser.add_argument("--output", type=Path, help="the checkpoint folder to make")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the config"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    parser.add_argument("--processes", type=int, default=1, help="on this machine, one per GPU (1)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print data, memory and time, and end"
+    )
+    options = parser.parse_args(arguments)
+    if options.output is None and not options.dry_run:
+        parser.error("--output is needed: the checkpoint folder to make")
+    return options
+
+
+def _launch(processes: int, arguments: Sequence[str]) -> int:
+    """Run ``torchrun``, which starts this program once per process; return the exit code.
+
+    On one machine they meet by files: ``--standalone`` listens on all interfaces, and so does any
+    rendezvous by TCP, whatever address it is given.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
+
+    from cosmos_policy_ros.training.parallel import MEETING
+
+    # Where the backends then listen for each other; and torchrun opens no store beside the file.
+    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    with TemporaryDirectory(prefix="cosmos_policy_train_") as folder:
+        os.environ[MEETING] = f"{folder}/processes"
+        launcher = ["--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file"]
+        launcher += ["--rdzv-endpoint", f"{folder}/launcher"]
+        launcher += ["--nproc-per-node", str(processes), "-m", MODULE, *arguments]
+        try:
+            torchrun(launcher)
+        except ChildFailedError:  # its own words are on the screen
+            return 1
+        except SignalException as ended:
+            return 128 + int(ended.sigval)
+    return 0
+
+
+def _train(config: TrainingConfig, output: Path, resume: bool) -> None:
+    from cosmos_policy_ros.training.parallel import joined
+    from cosmos_policy_ros.training.trainer import LOG, Trainer
+
+    output = output.expanduser()
+    with joined(config.run.device) as world:
+        world.told_by_first(lambda: _open(config, output, output / LOG / CONFIG, resume))
+        Trainer(config, output, world).run()
+
+
+def _open(config: TrainingConfig, output: Path, remembered: Path, resume: bool) -> None:
+    """Make the output folder, or make sure that the one there is the same run's."""
+    now = to_plain(config)
+    if remembered.is_file():
+        if not resume:
+            raise TrainingError(f"{output}: holds a run; --resume goes on with it")
+        before = _flat(load_yaml(remembered))
+        changed = [
+            f"{key} was {before.get(key)!r}, is {value!r}"
+            for key, value in _flat(now).items()
+            if before.get(key) != value and key not in FREE
+        ]
+        if changed:
+            raise TrainingError(
+                f"{output}: the run in there was another one: {'; '.join(changed)}; give the same "
+                f"config, or another --output"
+            )
+    elif output.is_dir() and any(output.iterdir()):
+        raise TrainingError(f"{output}: exists and is no run of this program; give a new folder")
+    try:
+        remembered.parent.mkdir(parents=True, exist_ok=True)
+        remembered.write_text(yaml.safe_dump(now, sort_keys=False), encoding="utf-8")
+    except OSError as error:
+        raise TrainingError(f"{output}: cannot be made: {error}") from error
+
+
+def _dry_run(config: TrainingConfig, processes: int) -> None:
+    from cosmos_policy_ros.core.config import load_config
+    from cosmos_policy_ros.model import files
+    from cosmos_policy_ros.model.checkpoint import choose_device
+    from cosmos_policy_ros.model.config import CheckpointConfig
+    from cosmos_policy_ros.model.text import load_text
+    from cosmos_policy_ros.training.estimate import estimate
+    from cosmos_policy_ros.training.mixture import Mixture
+    from cosmos_policy_ros.training.parallel import check_sharing
+    from cosmos_policy_ros.training.start import census_for, start_folder
+
+    check_sharing(config, processes)
+    folder = start_folder(config.start.checkpoint)
+    model = load_config(CheckpointConfig, folder / files.CONFIG)
+    text = load_text(folder / files.TEXT, model.text_tokens, model.transformer.text_width)
+    census = census_for(config.data, model, text)
+    mixture = Mixture(census, config.mixture, config.run.seed)
+    shares = ", ".join(f"{role} {share:.0%}" for role, share in mixture.shares.items())
+    lines = [*census.lines(), f"a batch of {config.run.batch}: {shares}"]
+    lines += estimate(config, model, processes, choose_device(config.run.device)).lines()
+    print("\n".join(lines))
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        inner = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return flat
+
+
+if __name__ == "__main__":
+    sys.exit(main())

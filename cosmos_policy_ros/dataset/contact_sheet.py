@@ -1,0 +1,126 @@
+"""Pictures of an episode, time from left to right: what was seen, and what had been imagined."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cosmos_policy_ros.bags.mcap_file import VERIFY
+from cosmos_policy_ros.core.errors import RolloutError
+from cosmos_policy_ros.core.units import NS_PER_S
+from cosmos_policy_ros.core.untrusted import reading
+from cosmos_policy_ros.episodes.episode import read_messages
+from cosmos_policy_ros.episodes.topics import future_topic
+from cosmos_policy_ros.rig.images import decode_image
+from cosmos_policy_ros.rig.spec import RigSpec
+
+TILE = (120, 160)  # px, rows and columns
+MARGIN = 22  # px, for the times above and the names at the left
+BACKGROUND, INK = 255, (40, 40, 40)
+Picture = NDArray[np.uint8]
+Shots = list[tuple[int, Picture]]  # stamps and tiles
+
+
+def contact_sheet(bag: Path, rig: RigSpec, namespace: str = "/", columns: int = 8) -> Picture:
+    """Return an RGB picture (rows, columns, 3) of the cameras at even times of an episode.
+
+    Raises:
+        RolloutError: the bag is unreadable or holds no image.
+    """
+    frames = _read(bag, {_topic(namespace, c.topic): c.role for c in rig.cameras})
+    stamps = [stamp for row in frames.values() for stamp, _ in row]
+    if not stamps:
+        raise RolloutError(f"{bag}: holds no image of rig '{rig.name}'")
+    times = np.linspace(min(stamps), max(stamps), columns).astype(np.int64)
+    heads = [f"{(time_ns - times[0]) / NS_PER_S:.1f} s" for time_ns in times]
+    rows: dict[str, list[Picture | None]] = {
+        role: [_nearest(shots, int(time_ns)) for time_ns in times] for role, shots in frames.items()
+    }
+    return tabulate(heads, rows)
+
+
+def future_sheet(bag: Path, rig: RigSpec, namespace: str = "/") -> Picture | None:
+    """Return what was imagined of each chunk's end, above what the cameras then saw.
+
+    None for an episode in which nothing was imagined.
+
+    Raises:
+        RolloutError: the bag is unreadable.
+    """
+    cameras = {_topic(namespace, c.topic): c.role for c in rig.cameras}
+    futures = {_topic(namespace, future_topic(role)): role for role in cameras.values()}
+    seen, imagined = _read(bag, cameras), _read(bag, futures)
+    stamps = sorted({stamp for shots in imagined.values() for stamp, _ in shots})
+    if not stamps:
+        return None
+    # The next query came when the chunk had been executed, however long the first one was thought
+    # about; the last chunk has none behind it.
+    chunk_ns = round(rig.rates.chunk_steps * rig.rates.dt * NS_PER_S)
+    ends = [*stamps[1:], stamps[-1] + chunk_ns]
+    rows: dict[str, list[Picture | None]] = {}
+    for role in cameras.values():
+        by_stamp = dict(imagined[role])
+        rows[f"{role}, imagined"] = [by_stamp.get(stamp) for stamp in stamps]
+        rows[f"{role}, came"] = [_nearest(seen[role], end) for end in ends]
+    return tabulate([f"chunk {number}" for number in range(1, len(stamps) + 1)], rows)
+
+
+def tabulate(heads: Sequence[str], rows: Mapping[str, Sequence[Picture | None]]) -> Picture:
+    """Return a table of RGB pictures of any size, each row with its name in it.
+
+    Args:
+        heads: one per column.
+        rows: pictures by name; white where there is none.
+    """
+    height, width = TILE
+    sheet = np.full((MARGIN + len(rows) * height, len(heads) * width, 3), BACKGROUND, np.uint8)
+    for column, head in enumerate(heads):
+        _write(sheet, head, column * width + 4, MARGIN - 7)
+    for row, (name, pictures) in enumerate(rows.items()):
+        top = MARGIN + row * height
+        for column, picture in enumerate(pictures):
+            if picture is not None:
+                sheet[top : top + height, column * width : (column + 1) * width] = _tile(picture)
+        _write(sheet, name, 4, top + 14, (255, 255, 255))
+    return sheet
+
+
+def save_sheet(sheet: Picture, file: Path) -> Path:
+    """Write a sheet as a PNG; returns ``file``. Raises RolloutError when the disk refuses."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(file), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
+        raise RolloutError(f"{file}: the picture could not be written")
+    return file
+
+
+def _topic(namespace: str, topic: str) -> str:
+    return namespace.rstrip("/") + "/" + topic
+
+
+def _read(bag: Path, topics: Mapping[str, str]) -> dict[str, Shots]:
+    """Return the pictures of some topics by role, by the stamps in their headers."""
+    frames: dict[str, Shots] = {role: [] for role in topics.values()}
+    with reading(bag, "a bag of pictures", RolloutError, VERIFY):
+        for topic, _, message in read_messages(bag, topics):
+            image = decode_image(message, topic, grey=True)  # a sheet shows whatever was recorded
+            stamp = message.header.stamp
+            stamp_ns = stamp.sec * NS_PER_S + stamp.nanosec
+            frames[topics[topic]].append((stamp_ns, _tile(image)))
+    return frames
+
+
+def _tile(picture: Picture) -> Picture:
+    resized = cv2.resize(picture, TILE[::-1], interpolation=cv2.INTER_AREA)
+    return np.asarray(resized, np.uint8)
+
+
+def _nearest(shots: Shots, time_ns: int) -> Picture | None:
+    return min(shots, key=lambda shot: abs(shot[0] - time_ns))[1] if shots else None
+
+
+def _write(sheet: Picture, text: str, x: int, y: int, ink: tuple[int, int, int] = INK) -> None:
+    cv2.putText(sheet, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.42, ink, 1, cv2.LINE_AA)

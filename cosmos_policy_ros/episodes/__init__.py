@@ -1,0 +1,1 @@
+"""Episodes as bags: the store, recording, labels and rubric, quality, verification."""

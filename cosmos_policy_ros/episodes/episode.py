@@ -1,0 +1,224 @@
+"""A finished episode, read back from its bag with nothing but the bag."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rosbags.interfaces import Connection
+from rosbags.rosbag2 import Reader
+from rosbags.typesys.store import Typestore
+
+from cosmos_policy_ros.bags.bounds import check_index
+from cosmos_policy_ros.bags.mcap_file import REBUILD, VERIFY
+from cosmos_policy_ros.bags.messages import EpisodeFacts, Label, decode_facts, decode_label
+from cosmos_policy_ros.bags.types import types_of_definition
+from cosmos_policy_ros.bags.writer import (
+    DISCARDED,
+    EPISODE_TOPIC,
+    LABEL_TOPIC,
+    RECORDING,
+    read_metadata,
+)
+from cosmos_policy_ros.core.errors import RolloutError
+from cosmos_policy_ros.core.untrusted import reading
+from cosmos_policy_ros.episodes import label_log
+from cosmos_policy_ros.episodes.quality import Verdict
+
+# Entries of ``custom_data``.
+OUTCOME = "outcome"
+DISCARD_REASON = "discard_reason"
+RECOVERED = "recovered"
+INTEGRITY = "integrity"
+
+_MAX_TASK_CHARACTERS = 40  # a folder name of at most 72 characters, read whole in a file manager
+_ID = re.compile(r"\d{8}-\d{6}_.+_(?P<number>\d{4,})")
+
+
+@dataclass(frozen=True)
+class TopicSummary:
+    """What a bag holds of one topic."""
+
+    msgtype: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One recorded trial.
+
+    Attributes:
+        id: unique in its store, ordered by its trailing number.
+        path: the bag's folder.
+        files: what the bag consists of besides its metadata, in order.
+        facts: what was known when it began, from the bag's first message.
+        topics: every topic of the bag by name, :data:`bag_writer.OWN_TOPICS` included.
+        labels: every label ever given, by ascending revision.
+        outcome: why it ended, as given to the recorder; empty when it was discarded on the way.
+        discarded: the operator does not want it used.
+        discard_reason: why.
+        recovered: what was lost when its recorder died; empty when it was finished as usual.
+        verdict: whether it is good enough to learn from.
+        start_ns: receive stamp of the first message.
+        duration_ns: from the first to the last message.
+    """
+
+    id: str
+    path: Path
+    files: tuple[Path, ...]
+    facts: EpisodeFacts
+    topics: Mapping[str, TopicSummary]
+    labels: tuple[Label, ...]
+    outcome: str
+    discarded: bool
+    discard_reason: str
+    recovered: str
+    verdict: Verdict
+    start_ns: int
+    duration_ns: int
+
+    @property
+    def score(self) -> Label | None:
+        """The score that counts: the one with the highest revision."""
+        return next((x for x in reversed(self.labels) if x.kind == "score"), None)
+
+
+def episode_id(task: str, now: datetime, taken: Iterable[str]) -> str:
+    """Return an id such as ``20261122-105830_transfer_cube_0001``.
+
+    The trailing number is one above the highest in ``taken``, so ids stay apart, and in order, even
+    when the clock is set back.
+
+    Args:
+        task: name of the task; what does not belong into a file name becomes "-".
+        now: the operator's wall clock.
+        taken: the ids, or folder names, that exist.
+    """
+    label = re.sub(r"[^A-Za-z0-9_-]+", "-", task)[:_MAX_TASK_CHARACTERS] or "episode"
+    number = 1 + max((id_number(name) for name in taken), default=0)
+    return f"{now:%Y%m%d-%H%M%S}_{label}_{number:04d}"
+
+
+def bare_id(folder_name: str) -> str:
+    """Return the episode id in a folder's name, whatever the episode's state."""
+    return folder_name.removesuffix(RECORDING).removesuffix(DISCARDED)
+
+
+def id_number(name: str) -> int:
+    """Return the running number of an id or folder name, 0 when it is not an episode's."""
+    match = _ID.fullmatch(bare_id(name))
+    return int(match["number"]) if match else 0
+
+
+def read_episode(path: Path) -> Episode:
+    """Read the summary of a finished or discarded episode.
+
+    Raises:
+        RolloutError: the bag is unfinished, unreadable, or not an episode of this package.
+    """
+    with _reading(path) as (reader, information):
+        facts = [decode_facts(types, cdr) for types, cdr in _messages(reader, EPISODE_TOPIC.name)]
+        if not facts:
+            raise RolloutError(
+                f"{path}: has no message on '{EPISODE_TOPIC.name}'; it is a bag, but no episode"
+            )
+        labels = _labels(path, reader)
+        topics = {
+            name: TopicSummary(info.msgtype or "", info.msgcount)
+            for name, info in reader.topics.items()
+        }
+        start_ns, duration_ns = reader.start_time, reader.end_time - reader.start_time - 1
+    notes = {str(k): str(v) for k, v in (information.get("custom_data") or {}).items()}
+    return Episode(
+        id=bare_id(path.name),
+        path=path,
+        files=tuple(path / name for name in information["relative_file_paths"]),
+        facts=facts[0],
+        topics=topics,
+        labels=labels,
+        outcome=notes.get(OUTCOME, ""),
+        discarded=path.name.endswith(DISCARDED),
+        discard_reason=notes.get(DISCARD_REASON, ""),
+        recovered=notes.get(RECOVERED, ""),
+        verdict=_verdict(notes.get(INTEGRITY, "")),
+        start_ns=start_ns,
+        duration_ns=duration_ns,
+    )
+
+
+def read_labels(path: Path) -> tuple[Label, ...]:
+    """Return every label of a finished episode by ascending revision, from bag and journal.
+
+    Raises:
+        RolloutError: the bag is unfinished or unreadable, or holds an impossible label.
+    """
+    with _reading(path) as (reader, _):
+        return _labels(path, reader)
+
+
+def read_messages(path: Path, topics: Iterable[str]) -> Iterator[tuple[str, int, Any]]:
+    """Yield (topic, receive stamp in ns, message) of a finished episode, in order of receipt.
+
+    Raises:
+        RolloutError: the bag is unfinished or unreadable.
+    """
+    wanted = set(topics)
+    with _reading(path) as (reader, _):
+        connections = [c for c in reader.connections if c.topic in wanted]
+        if not connections:
+            return
+        for connection, stamp_ns, cdr in reader.messages(connections):
+            types = types_of_definition(connection.msgtype, connection.msgdef.data)
+            yield connection.topic, stamp_ns, types.deserialize_cdr(cdr, connection.msgtype)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[tuple[Reader, dict[str, Any]]]:
+    """Open a finished bag whose metadata and indexes are within bounds; yields both."""
+    if path.name.endswith(RECORDING):
+        raise RolloutError(
+            f"{path}: is unfinished: it is being recorded, or its recorder died; it cannot be read "
+            f"as an episode"
+        )
+    with reading(path, "a bag", RolloutError, VERIFY):
+        information = read_metadata(path)
+        for name in information["relative_file_paths"]:
+            where = f"{path / name}: cannot be read as a bag"
+            with reading(where, "an MCAP file", RolloutError, REBUILD):
+                check_index(path / name)
+        try:
+            with Reader(path) as reader:
+                yield reader, information
+        except RolloutError as error:  # of a message, which does not know where it is from
+            if str(path) in str(error):
+                raise
+            raise RolloutError(f"{path}: {error}") from error
+
+
+def _verdict(text: str) -> Verdict:
+    try:
+        return Verdict.from_json(text)
+    except ValueError:
+        return Verdict(False, ("it was not judged: its recorder died",))
+
+
+def _labels(path: Path, reader: Reader) -> tuple[Label, ...]:
+    in_bag = [decode_label(types, cdr) for types, cdr in _messages(reader, LABEL_TOPIC.name)]
+    in_journal, _ = label_log.read(path)
+    # Either may miss one, after a kill between the two writes; both say the same of the others.
+    merged = {label.revision: label for label in (*in_bag, *in_journal)}
+    return tuple(merged[revision] for revision in sorted(merged))
+
+
+def _messages(reader: Reader, topic: str) -> Iterator[tuple[Typestore, bytes]]:
+    """Yield a topic's messages, each with the types by which the bag itself defines it."""
+    wanted: list[Connection] = [c for c in reader.connections if c.topic == topic]
+    if not wanted:
+        return
+    for connection, _, cdr in reader.messages(wanted):
+        yield types_of_definition(connection.msgtype, connection.msgdef.data), cdr

@@ -1,0 +1,357 @@
+"""Whether an episode is good enough to learn from: GO, or NO-GO with every reason.
+
+Fed with each message as it is written, and it looks at nothing but receive stamp, header stamp and
+size, so that it costs microseconds a message.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from cosmos_policy_ros.bags.messages import header_stamp
+from cosmos_policy_ros.core.config import from_mapping, load_config
+from cosmos_policy_ros.core.errors import ConfigError
+from cosmos_policy_ros.core.units import NS_PER_S
+from cosmos_policy_ros.core.untrusted import parse_json
+from cosmos_policy_ros.rig.spec import RigSpec
+
+GIGABYTE = 1e9
+PRIMARY = "primary"
+PICTURES_KEPT = 32  # stamps per camera, a second of them, among which the nearest is looked for
+MOST = 2.0**63  # of any number in a verdict: nanoseconds and bytes have 64 bits
+SHORTEST = 2.0  # s; a rate over less is that of a start, not of a sensor
+
+
+@dataclass(frozen=True)
+class IntegrityLimits:
+    """``config/integrity.yaml``.
+
+    Attributes:
+        least_rate: share of a sensor's own rate.
+        longest_gap: s between two messages of a sensor, and to the episode's ends.
+        most_lost: share of a topic's messages lost on the way to the disk.
+        most_skewed: share of primary pictures whose wrist pictures are farther away in time than
+            the rig's ``camera_skew``.
+        clock_offset: s between a message's stamp and its receipt.
+        least_free: GB left on the disk.
+        stop_free: GB left on the disk below which an episode is ended.
+    """
+
+    least_rate: float
+    longest_gap: float
+    most_lost: float
+    most_skewed: float
+    clock_offset: float
+    least_free: float
+    stop_free: float
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ValueError(f"{name}: {value} must be above 0")
+
+
+def load_limits(folder: Path) -> IntegrityLimits:
+    """Read ``integrity.yaml`` in ``folder``. Raises ConfigError when it is wrong."""
+    return load_config(IntegrityLimits, folder / "integrity.yaml")
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """A topic that an episode lives of: its name in the bag, its rate [Hz], a camera's role."""
+
+    topic: str
+    rate: float
+    role: str = ""
+
+
+def sensors_of(rig: RigSpec, resolve: Callable[[str], str]) -> tuple[Sensor, ...]:
+    """Return a rig's cameras and arms; ``resolve`` makes a rig's topic the bag's."""
+    states = dict.fromkeys(arm.joint_states for arm in rig.arms.values())
+    return (
+        *(Sensor(resolve(c.topic), rig.rates.cameras, c.role) for c in rig.cameras),
+        *(Sensor(resolve(topic), rig.rates.joint_states) for topic in states),
+    )
+
+
+@dataclass
+class TopicHealth:
+    """What is known of one topic.
+
+    Attributes:
+        count: messages written.
+        lost: messages that the middleware reported lost on the way here.
+        dropped: messages that did not fit into the writer's queue.
+        longest_gap: s between two receipts.
+        offset: largest distance of a header stamp from its receipt, s; of sensors only.
+        first_ns, last_ns: receipts.
+    """
+
+    count: int = 0
+    lost: int = 0
+    dropped: int = 0
+    longest_gap: float = 0.0
+    offset: float = 0.0
+    first_ns: int = 0
+    last_ns: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Messages per second between the first and the last; 0 for fewer than two."""
+        span = self.last_ns - self.first_ns
+        return (self.count - 1) * NS_PER_S / span if span > 0 else 0.0
+
+    def add(self, received_ns: int) -> None:
+        """Count one message."""
+        if self.count:
+            self.longest_gap = max(self.longest_gap, (received_ns - self.last_ns) / NS_PER_S)
+        else:
+            self.first_ns = received_ns
+        self.count += 1
+        self.last_ns = received_ns
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether to learn from an episode.
+
+    Attributes:
+        go: nothing speaks against it.
+        reasons: everything that does, each with the value found and its limit.
+        topics: what was found, per topic.
+        waited_bytes: most that ever waited for the disk.
+        skewed: share of primary pictures too far from the wrists' in time.
+        free_gb: left on the disk at the end.
+    """
+
+    go: bool
+    reasons: tuple[str, ...]
+    topics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    waited_bytes: int = 0
+    skewed: float = 0.0
+    free_gb: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """One line for people."""
+        return "GO" if self.go else f"NO-GO: {'; '.join(self.reasons)}"
+
+    def to_json(self) -> str:
+        """Return it for the bag's metadata."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Verdict:
+        """Read it back. Raises ValueError when it is none."""
+        try:
+            values = parse_json(text)
+            # Nanoseconds are whole numbers, which a float does not hold.
+            verdict = replace(from_mapping(cls, values, "verdict"), topics=values.get("topics", {}))
+        except (ConfigError, AttributeError, TypeError) as error:
+            raise ValueError(str(error)) from error
+        numbers = [n for health in verdict.topics.values() for n in health.values()]
+        numbers += [verdict.waited_bytes, verdict.skewed, verdict.free_gb]
+        if not all(math.isfinite(n) and 0 <= n < MOST for n in numbers):
+            raise ValueError(f"a number in it is not from 0 to {MOST:g}")
+        return verdict
+
+
+class Integrity:
+    """Watches one episode. Not thread-safe: its owner takes turns."""
+
+    def __init__(self, sensors: Iterable[Sensor], camera_skew: float, limits: IntegrityLimits):
+        """Begin; ``camera_skew`` is the rig's limit [s]."""
+        self.health: dict[str, TopicHealth] = {}
+        self._sensors = {sensor.topic: sensor for sensor in sensors}
+        for topic in self._sensors:
+            self.health[topic] = TopicHealth()
+        self._limits = limits
+        self._skew_ns = int(camera_skew * NS_PER_S)
+        roles = [sensor.role for sensor in self._sensors.values() if sensor.role]
+        self._stamps = {role: deque[int](maxlen=PICTURES_KEPT) for role in roles}
+        self._unpaired: deque[int] = deque(maxlen=PICTURES_KEPT)
+        self._primaries = self._skewed = 0
+        self._newest_ns = self._first_ns = 0
+        self._went_back = 0.0
+
+    def add(self, topic: str, received_ns: int, cdr: bytes) -> None:
+        """Note a message that was written."""
+        health = self.health.setdefault(topic, TopicHealth())
+        health.add(received_ns)
+        self._first_ns = self._first_ns or received_ns
+        self._went_back = max(self._went_back, (self._newest_ns - received_ns) / NS_PER_S)
+        self._newest_ns = max(self._newest_ns, received_ns)
+        sensor = self._sensors.get(topic)
+        if sensor is None:
+            return
+        stamp_ns = header_stamp(cdr)
+        health.offset = max(health.offset, abs(received_ns - stamp_ns) / NS_PER_S)
+        if sensor.role:
+            self._note_picture(sensor.role, stamp_ns)
+
+    def lost(self, topic: str, count: int) -> None:
+        """Note messages that the middleware lost."""
+        self.health.setdefault(topic, TopicHealth()).lost += count
+
+    def dropped(self, topic: str, count: int = 1) -> None:
+        """Note messages that did not fit into the writer's queue."""
+        self.health.setdefault(topic, TopicHealth()).dropped += count
+
+    def verdict(self, now_ns: int, free_bytes: int, waited_bytes: int = 0) -> Verdict:
+        """Judge what there is so far.
+
+        Args:
+            now_ns: the end of the episode, by the clock of the receipts.
+            free_bytes: left on the disk.
+            waited_bytes: most that ever waited for the disk.
+        """
+        free_gb = free_bytes / GIGABYTE
+        reasons = [r for sensor in self._sensors.values() for r in self._of_sensor(sensor, now_ns)]
+        for topic, health in self.health.items():
+            reasons += self._of_losses(topic, health)
+        skewed = self._skewed / self._primaries if self._primaries else 0.0
+        if skewed > self._limits.most_skewed:
+            reasons.append(
+                f"{skewed:.0%} of the primary pictures are more than "
+                f"{self._skew_ns / NS_PER_S:g} s from the wrists' "
+                f"(at most {self._limits.most_skewed:.0%})"
+            )
+        if self._went_back > self._limits.clock_offset:
+            reasons.append(f"the recorder's clock was set back by {self._went_back:.1f} s")
+        if free_gb < self._limits.least_free:
+            reasons.append(
+                f"{free_gb:.2f} GB are left on the disk (at least {self._limits.least_free:g})"
+            )
+        return Verdict(
+            not reasons,
+            tuple(reasons),
+            {topic: {**asdict(h), "rate": h.rate} for topic, h in self.health.items()},
+            waited_bytes,
+            skewed,
+            free_gb,
+        )
+
+    def _note_picture(self, role: str, stamp_ns: int) -> None:
+        self._stamps[role].append(stamp_ns)
+        if role == PRIMARY:
+            self._unpaired.append(stamp_ns)
+        others = [stamps for name, stamps in self._stamps.items() if name != PRIMARY]
+        # Pictures of one moment come one after the other: wait for those that may be nearer.
+        while self._unpaired and all(o and o[-1] >= self._unpaired[0] for o in others):
+            primary = self._unpaired.popleft()
+            nearest = [min(abs(primary - stamp) for stamp in stamps) for stamps in others]
+            self._primaries += 1
+            self._skewed += max(nearest, default=0) > self._skew_ns
+
+    def _of_sensor(self, sensor: Sensor, now_ns: int) -> Iterable[str]:
+        health, limits = self.health[sensor.topic], self._limits
+        seconds = max(now_ns - self._first_ns, 0) / NS_PER_S if self._first_ns else 0.0
+        if not health.count:
+            yield f"{sensor.topic} never came"
+            return
+        ends = (health.first_ns - self._first_ns, now_ns - health.last_ns)
+        gap = max(health.longest_gap, *(end / NS_PER_S for end in ends))
+        if gap > limits.longest_gap:
+            yield f"{sensor.topic} was silent for {gap:.2f} s (at most {limits.longest_gap:g})"
+        least = limits.least_rate * sensor.rate
+        if seconds > SHORTEST and health.rate < least:
+            yield f"{sensor.topic} came at {health.rate:.1f} Hz (at least {least:.1f})"
+        if health.offset > limits.clock_offset:
+            yield (
+                f"{sensor.topic} is stamped {health.offset:.1f} s away from its receipt (at most "
+                f"{limits.clock_offset:g}): clocks disagree, or one jumped"
+            )
+
+    def _of_losses(self, topic: str, health: TopicHealth) -> Iterable[str]:
+        for deed, lost in (
+            ("lost on the way here", health.lost),
+            ("dropped, the disk is too slow", health.dropped),
+        ):
+            share = lost / (health.count + lost) if lost else 0.0
+            if share > self._limits.most_lost:
+                yield f"{lost} messages of {topic} were {deed} ({share:.1%})"
+
+
+# What must be true before an episode begins, so that nobody finds out after it.
+
+
+WINDOW = 2 * NS_PER_S  # ns over which the present rate is taken
+# A computer without a battery for its clock wakes up in 1970 or on the day its image was made.
+CLOCK_IS_SET = 1_704_067_200 * NS_PER_S  # 2024-01-01
+
+
+class Traffic:
+    """What came lately, recorded or not: bytes, and each topic's newest stamps."""
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[int, int]] = deque()
+        self._received: dict[str, int] = {}
+        self._offset: dict[str, float] = {}
+
+    def add(self, topic: str, received_ns: int, cdr: bytes, *, stamped: bool) -> None:
+        """Note a message; ``stamped`` when it begins with a header."""
+        self._received[topic] = received_ns
+        if stamped:
+            self._offset[topic] = (received_ns - header_stamp(cdr)) / NS_PER_S
+        self._recent.append((received_ns, len(cdr)))
+        while self._recent[0][0] < received_ns - WINDOW:
+            self._recent.popleft()
+
+    def bytes_per_second(self, now_ns: int) -> float:
+        """Return the present rate of everything together."""
+        return sum(size for at, size in self._recent if at > now_ns - WINDOW) * NS_PER_S / WINDOW
+
+    def silent(self, topics: Iterable[str], now_ns: int, longest: float) -> tuple[str, ...]:
+        """Return the topics that brought nothing in the last ``longest`` seconds."""
+        since = now_ns - int(longest * NS_PER_S)
+        return tuple(topic for topic in topics if self._received.get(topic, since - 1) < since)
+
+    def offsets(self) -> Mapping[str, float]:
+        """Return, per stamped topic, how long after its stamp the newest message came, s."""
+        return self._offset
+
+
+def complaints(
+    traffic: Traffic,
+    sensors: Iterable[str],
+    now_ns: int,
+    free_bytes: int,
+    seconds: float,
+    limits: IntegrityLimits,
+) -> tuple[str, ...]:
+    """Return what speaks against beginning an episode now, each with the limit and what to do.
+
+    Args:
+        traffic: what came lately.
+        sensors: the topics that an episode lives of.
+        now_ns: the recorder's clock, which must be the wall's.
+        free_bytes: left on the disk.
+        seconds: how long the episode may take.
+        limits: what it will be judged by.
+    """
+    found = []
+    if now_ns < CLOCK_IS_SET:
+        found.append("the clock is not set (it is before 2024): set it, or start chrony")
+    found += [
+        f"{topic} has been silent for {limits.longest_gap:g} s: is its driver running?"
+        for topic in traffic.silent(sensors, now_ns, limits.longest_gap)
+    ]
+    for topic, offset in traffic.offsets().items():
+        if abs(offset) > limits.clock_offset:
+            found.append(
+                f"{topic} is stamped {offset:.1f} s away from now (at most "
+                f"{limits.clock_offset:g}): set both machines' clocks by the same server"
+            )
+    rate = traffic.bytes_per_second(now_ns)
+    needed = rate * seconds / GIGABYTE + limits.least_free
+    if free_bytes / GIGABYTE < needed:
+        found.append(
+            f"{free_bytes / GIGABYTE:.1f} GB are left on the disk, and {seconds:g} s at "
+            f"{rate / 1e6:.0f} MB/s need {needed:.1f}: free some, or record with images:=jpeg"
+        )
+    return tuple(found)

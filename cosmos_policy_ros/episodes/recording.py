@@ -1,0 +1,271 @@
+"""The episode being recorded: a queue that never blocks its caller, and a thread that writes.
+
+The queue is bounded in bytes. What does not fit, while the disk hesitates, is dropped, counted and
+told; nothing is lost without a word.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from rosbags.typesys.store import Typestore
+
+from cosmos_policy_ros.bags.jpeg import JPEG_QUALITY, JpegEncoder, jpeg_topic
+from cosmos_policy_ros.bags.mcap_file import Compression, Topic
+from cosmos_policy_ros.bags.messages import EpisodeFacts, Label, check_text
+from cosmos_policy_ros.bags.writer import LABEL_TOPIC, BagWriter
+from cosmos_policy_ros.core.errors import RolloutError
+from cosmos_policy_ros.episodes import label_log
+from cosmos_policy_ros.episodes.episode import DISCARD_REASON, INTEGRITY, OUTCOME
+from cosmos_policy_ros.episodes.labels import encode, number
+from cosmos_policy_ros.episodes.quality import Integrity, Verdict
+
+FLUSH_PERIOD = 0.5  # s; what was received longer ago survives this process
+DISK_PATIENCE = 5.0  # s without a word from the disk; a busy one hesitates for a second or two
+QUEUE_BYTES = 256 << 20  # three seconds of three raw 640x480 cameras at 30 Hz
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an episode is written.
+
+    Attributes:
+        jpegs: the topics whose raw pictures become JPEG.
+        jpeg_quality: 1 to 100.
+        compression: of the file's chunks.
+        queue_bytes: what may wait for the disk.
+    """
+
+    jpegs: tuple[Topic, ...] = ()
+    jpeg_quality: int = JPEG_QUALITY
+    compression: Compression = "none"
+    queue_bytes: int = QUEUE_BYTES
+
+
+class _Received(NamedTuple):
+    topic: str
+    stamp_ns: int
+    cdr: bytes
+
+
+class Recording:
+    """Ends once, by :meth:`finish` or :meth:`discard`. Safe to share between threads."""
+
+    def __init__(
+        self,
+        facts: EpisodeFacts,
+        writer: BagWriter,
+        types: Typestore,
+        lock: threading.RLock,
+        integrity: Integrity,
+        options: Options,
+    ) -> None:
+        """Take over an open bag; ``lock`` is the store's, which keeps labels and the end apart."""
+        self.facts = facts
+        self._writer = writer
+        self._types = types
+        self._lock = lock
+        self._integrity = integrity
+        self._jpegs = {t.name: jpeg_topic(t).name for t in options.jpegs}
+        self._encode = JpegEncoder(types, options.jpeg_quality)
+        self._labels: tuple[Label, ...] = ()
+        self._queue: queue.SimpleQueue[_Received | None] = queue.SimpleQueue()
+        self._limit, self._waiting, self._most_waiting = options.queue_bytes, 0, 0
+        self._counting = threading.Lock()
+        self._newest_ns = 0
+        self._free, self._answered = 0, time.monotonic()
+        self._judged: Verdict | None = None
+        self._look()
+        self._thread = threading.Thread(target=self._write_all, name="bag writer", daemon=True)
+        self._thread.start()
+
+    @property
+    def id(self) -> str:
+        """The episode's id."""
+        return self.facts.episode_id
+
+    @property
+    def path(self) -> Path:
+        """The folder that is being written."""
+        return self._writer.path
+
+    @property
+    def open(self) -> bool:
+        """Whether it takes messages: it has not ended, and its bag has not failed."""
+        return not self._writer.ended
+
+    @property
+    def failure(self) -> str:
+        """Why it ended, or failed; empty while it takes messages."""
+        return self._writer.ended
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended without :meth:`finish` or :meth:`discard`, or these failed."""
+        return not self.open and self._judged is None
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Message bytes written so far, per topic."""
+        return dict(self._writer.sizes)
+
+    def write(self, topic: str, stamp_ns: int, cdr: bytes) -> None:
+        """Take one message, byte for byte, and return at once.
+
+        Args:
+            topic: one of the topics that the recording began with.
+            stamp_ns: when it was received, nanoseconds of the recorder's clock.
+            cdr: the serialised message.
+        """
+        with self._counting:
+            self._newest_ns = max(self._newest_ns, stamp_ns)
+            if self._waiting + len(cdr) > self._limit:
+                self._integrity.dropped(self._jpegs.get(topic, topic))
+                return
+            self._waiting += len(cdr)
+            self._most_waiting = max(self._most_waiting, self._waiting)
+        self._queue.put(_Received(topic, stamp_ns, cdr))
+
+    def lost(self, topic: str, count: int) -> None:
+        """Note messages that the middleware lost before they came here."""
+        with self._counting:
+            self._integrity.lost(self._jpegs.get(topic, topic), count)
+
+    def verdict(self) -> Verdict:
+        """Judge what was recorded so far; once it has ended, what stands in the bag.
+
+        Never waits for the disk, which is looked at twice a second by the thread that writes.
+        """
+        if self._judged is not None:
+            return self._judged
+        return self._judge(self._writer.ended or self._silence())
+
+    def _silence(self) -> str:
+        silent = time.monotonic() - self._answered
+        if silent < DISK_PATIENCE:
+            return ""
+        return (
+            f"{self.path}: the disk has not answered for {silent:.0f} s (at most "
+            f"{DISK_PATIENCE:g}): is it still connected?"
+        )
+
+    def _judge(self, failure: str) -> Verdict:
+        with self._counting:
+            found = self._integrity.verdict(self._newest_ns, self._free, self._most_waiting)
+        return replace(found, go=False, reasons=(failure, *found.reasons)) if failure else found
+
+    def _look(self) -> None:
+        """Look at the disk: whether the bag is still where it was begun, and what is left.
+
+        Raises:
+            RolloutError: the bag has ended.
+        """
+        try:
+            if displaced := self._writer.displaced():
+                verdict = self._judge(displaced)
+                notes = {OUTCOME: "its folder or file was moved", INTEGRITY: verdict.to_json()}
+                self._writer.end_displaced(displaced, notes)
+            self._free = self._writer.free_bytes()
+        except OSError as error:
+            self._writer.abort(f"{self.path}: the disk fails: {error}")
+        self._answered = time.monotonic()
+
+    def label(self, labels: Sequence[Label]) -> tuple[Label, ...]:
+        """Write labels into journal and bag; return them with their revisions.
+
+        Raises:
+            RolloutError: the recording has ended, or the disk refused; nothing was taken then.
+        """
+        with self._lock:
+            if self.open:
+                self._look()
+            if not self.open:
+                raise RolloutError(f"episode '{self.id}' takes nothing more: {self.failure}")
+            numbered = number(labels, self._labels)
+            try:
+                length = label_log.append(self.path, numbered)
+            except OSError as error:
+                raise RolloutError(f"{self.path}: cannot be labelled: {error}") from error
+            try:
+                for each, cdr in zip(numbered, encode(numbered, self._types), strict=True):
+                    self._writer.write(LABEL_TOPIC.name, each.stamp_ns, cdr)
+                self._writer.flush()
+            except RolloutError:
+                label_log.undo(self.path, length)
+                raise
+            self._labels += numbered
+        return numbered
+
+    def finish(self, outcome: str) -> Path:
+        """Write what waits and close the bag; return its folder.
+
+        Args:
+            outcome: why the trial ended, such as "time_limit" or "stopped"; kept in the metadata.
+
+        Raises:
+            RolloutError: it has ended before, or the disk refused; the ``.recording`` folder stays.
+        """
+        check_text(OUTCOME, outcome)
+        return self._end({OUTCOME: outcome}, discarded=False)
+
+    def discard(self, labels: Sequence[Label]) -> Path:
+        """Label it as discarded, close the bag as ``<episode_id>.discarded``; return its folder.
+
+        Raises:
+            RolloutError: as for :meth:`finish`.
+        """
+        with self._lock:
+            (label,) = self.label(labels)
+            return self._end({DISCARD_REASON: label.note}, discarded=True)
+
+    def _end(self, notes: Mapping[str, str], *, discarded: bool) -> Path:
+        with self._lock:
+            self._queue.put(None)
+            self._thread.join()
+            self._look()
+            self._judged = self._judge("")
+            notes = {**notes, INTEGRITY: self._judged.to_json()}
+            try:
+                return self._writer.close(notes, discarded=discarded)
+            except RolloutError:
+                self._judged = None
+                raise
+
+    def _write(self, topic: str, stamp_ns: int, cdr: bytes) -> None:
+        if topic in self._jpegs:
+            topic, cdr = self._jpegs[topic], self._encode(cdr)
+        self._writer.write(topic, stamp_ns, cdr)
+        with self._counting:
+            self._integrity.add(topic, stamp_ns, cdr)
+
+    def _write_all(self) -> None:
+        flushed = time.monotonic()
+        while True:
+            left = flushed + FLUSH_PERIOD - time.monotonic()
+            try:
+                received = self._queue.get(timeout=max(left, 0.0))
+            except queue.Empty:
+                received = _Received("", 0, b"")
+            if received is None:
+                return
+            try:
+                if received.topic:
+                    self._write(*received)
+                if time.monotonic() - flushed >= FLUSH_PERIOD:
+                    self._writer.flush()
+                    self._look()
+                    flushed = time.monotonic()
+            # Whatever it is, a thread that ended without a word would lose the rest of the episode.
+            except Exception as error:
+                known = isinstance(error, RolloutError)
+                self._writer.abort(str(error) if known else f"{type(error).__name__}: {error}")
+                return
+            finally:
+                with self._counting:
+                    self._waiting -= len(received.cdr)

@@ -1,0 +1,392 @@
+"""The folder of all episodes and the one being recorded; the recorder node is a shell over it."""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from rosbags.typesys.store import Typestore
+
+from cosmos_policy_ros.bags.jpeg import jpeg_topic
+from cosmos_policy_ros.bags.mcap_file import Topic, to_yaml
+from cosmos_policy_ros.bags.messages import EpisodeFacts, Label, check_text, decode_facts
+from cosmos_policy_ros.bags.repair import Whole, contents_of, mend, survey
+from cosmos_policy_ros.bags.types import types_of_definition
+from cosmos_policy_ros.bags.writer import (
+    DISCARDED,
+    EPISODE_TOPIC,
+    METADATA,
+    RECORDING,
+    BagWriter,
+    describe_bag,
+    read_metadata,
+    with_notes,
+    write_metadata,
+)
+from cosmos_policy_ros.core.errors import RolloutError
+from cosmos_policy_ros.core.files import Hold, locked, rename, sync
+from cosmos_policy_ros.core.paths import share_folder
+from cosmos_policy_ros.core.untrusted import UnreadableError, reading
+from cosmos_policy_ros.episodes.episode import (
+    DISCARD_REASON,
+    OUTCOME,
+    RECOVERED,
+    bare_id,
+    episode_id,
+    id_number,
+    read_episode,
+)
+from cosmos_policy_ros.episodes.labels import Judgement, add_labels, labels_of
+from cosmos_policy_ros.episodes.quality import Integrity, load_limits
+from cosmos_policy_ros.episodes.recording import FLUSH_PERIOD, Options, Recording
+
+# An episode whose recorder died: made a bag again, with what was lost said in it.
+
+
+class RecordingInProgressError(RolloutError):
+    """The episode belongs to a recorder that lives."""
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """An episode that was made whole again: its folder, its messages, and what is missing."""
+
+    path: Path
+    messages: int
+    loss: str
+
+
+def recover(folder: Path) -> Recovered:
+    """Finish ``<episode_id>.recording`` in place and give it its real name. Nothing is deleted.
+
+    Raises:
+        RolloutError: it is being recorded, or nothing in it can be read, or the disk refused; the
+            folder stays as it is then, and can be recovered again.
+    """
+    # Whatever a damaged file makes a parser raise, a recorder that starts goes on to the next.
+    with reading(folder, "an unfinished episode", RolloutError, "left as it is"):
+        if folder.is_symlink() or not folder.is_dir():
+            raise UnreadableError("is no folder, so no recorder made it")
+        try:
+            hold = Hold(folder)
+        except BlockingIOError:
+            raise RecordingInProgressError(
+                f"{folder}: is being recorded by a recorder that lives"
+            ) from None
+        try:
+            return _recover(folder)
+        except RolloutError as error:
+            if str(folder) in str(error):
+                raise
+            raise RolloutError(f"{folder}: {error}; left as it is") from error
+        finally:
+            hold.release()
+
+
+def _recover(folder: Path) -> Recovered:
+    """Look at everything first: a folder that cannot be recovered stays as it is."""
+    final = folder.with_name(bare_id(folder.name))
+    file = folder / f"{final.name}_0.mcap"
+    if file.is_symlink() or not file.is_file():
+        raise RolloutError(f"{folder}: has no {file.name}, so there is nothing to recover")
+    whole = survey(file)
+    loss = _describe_loss(whole)
+    contents = contents_of(file.name, whole)
+    information = None
+    if not (folder / METADATA).exists():
+        notes = {**_facts(file, whole).custom_data(), OUTCOME: "its recorder died"}
+        information = describe_bag(contents, {**notes, RECOVERED: loss})
+        to_yaml(information)  # what cannot be written shows here
+    else:  # it died between the last write and the folder's real name
+        read_metadata(folder)
+    try:
+        mend(file, whole)
+        if information is not None:
+            write_metadata(folder, information)
+        sync(folder)
+        rename(folder, final)
+    except OSError as error:
+        raise RolloutError(
+            f"{folder}: cannot be recovered now: {error}; free disk space, or make the folder "
+            f"writable, and recover it again"
+        ) from error
+    return Recovered(final, sum(contents.counts.values()), loss)
+
+
+def _facts(file: Path, whole: Whole) -> EpisodeFacts:
+    for channel in whole.channels.values():
+        if channel.topic == EPISODE_TOPIC.name and channel.id in whole.first:
+            schema = whole.schemas[channel.schema_id]
+            types = types_of_definition(schema.name, schema.data.decode())
+            return decode_facts(types, whole.first[channel.id].data)
+    raise RolloutError(f"{file}: has no message on '{EPISODE_TOPIC.name}'; it is no episode")
+
+
+def _describe_loss(whole: Whole) -> str:
+    if whole.finished:
+        return "nothing: its recorder died after its last message was written"
+    torn = f"{whole.cut_bytes} bytes of a torn chunk were cut off" if whole.cut_bytes else ""
+    unwritten = f"up to {FLUSH_PERIOD:g} s before its recorder died were not yet written"
+    return "; ".join(filter(None, (unwritten, torn)))
+
+
+def unfinished(root: Path) -> tuple[Path, ...]:
+    """Return what of a store looks like an unfinished episode, oldest first, be it a folder or not.
+
+    Raises:
+        RolloutError: the root folder cannot be listed.
+    """
+    with reading(root, "a folder of episodes", RolloutError):
+        return tuple(sorted(path for path in root.iterdir() if path.name.endswith(RECORDING)))
+
+
+DEFAULTS = Options()
+
+
+class EpisodeStore:
+    """Owns one folder of episodes. Safe to share between threads; one recording at a time."""
+
+    def __init__(
+        self, root: Path, types: Typestore, *, clock: Callable[[], int] = time.time_ns
+    ) -> None:
+        """Open, or make, the folder ``root``.
+
+        Args:
+            root: one folder per episode is kept in it.
+            types: knows the type of every topic to be recorded (``types.load_types``).
+            clock: nanoseconds now, by the clock that stamps the recorded messages.
+
+        Raises:
+            RolloutError: the folder cannot be made.
+        """
+        self.root = root
+        self._types = types
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._recording: Recording | None = None
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RolloutError(f"{root}: cannot be the folder of episodes: {error}") from error
+
+    @property
+    def recording(self) -> Recording | None:
+        """The episode being recorded, if any."""
+        recording = self._recording
+        return recording if recording is not None and recording.open else None
+
+    def episodes(self) -> dict[str, Path]:
+        """Return the folder of every episode by id, oldest first, whatever their state.
+
+        Raises:
+            RolloutError: the root folder cannot be listed.
+        """
+        try:
+            folders = [path for path in self.root.iterdir() if id_number(path.name)]
+        except OSError as error:
+            raise RolloutError(f"{self.root}: cannot be listed: {error}") from error
+        folders.sort(key=lambda path: (id_number(path.name), path.name))
+        return {bare_id(path.name): path for path in folders}
+
+    def find(self, episode: str = "") -> Path:
+        """Return the folder of an episode; of the newest when ``episode`` is empty.
+
+        Raises:
+            RolloutError: no such episode, with the nearest id.
+        """
+        known = self.episodes()
+        if not known:
+            raise RolloutError(f"{self.root}: holds no episode yet; start one first")
+        newest = next(reversed(known))
+        wanted = bare_id(episode) or newest
+        if wanted not in known:
+            near = difflib.get_close_matches(wanted, known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"the newest is '{newest}'"
+            raise RolloutError(f"episode '{episode}' is not in {self.root}; {hint}")
+        return known[wanted]
+
+    def begin(
+        self,
+        facts: EpisodeFacts,
+        topics: Sequence[Topic],
+        integrity: Integrity | None = None,
+        options: Options = DEFAULTS,
+    ) -> Recording:
+        """Start an episode; its id is made here, whatever ``facts`` says.
+
+        Args:
+            facts: what is known now.
+            topics: what will be written, as it comes in.
+            integrity: judges it; by default nothing but losses and the disk.
+            options: how it is written.
+
+        Raises:
+            RolloutError: one is being recorded, a topic cannot be recorded, or the disk refused.
+        """
+        with self._lock:
+            if self.recording is not None:
+                raise RolloutError(
+                    f"episode '{self.recording.id}' is being recorded; stop or discard it first"
+                )
+            name = episode_id(facts.task, datetime.now(), self.episodes())
+            facts = replace(facts, episode_id=name)
+            writer = BagWriter(
+                self.root / name,
+                [jpeg_topic(topic) if topic in options.jpegs else topic for topic in topics],
+                facts,
+                types=self._types,
+                start_ns=self._clock(),
+                compression=options.compression,
+            )
+            watch = integrity or Integrity((), 0.0, load_limits(share_folder() / "config"))
+            self._recording = Recording(facts, writer, self._types, self._lock, watch, options)
+            return self._recording
+
+    def score(self, judgement: Judgement, *, episode: str = "") -> tuple[Label, ...]:
+        """Label an episode, now or long after; return the labels, the score last.
+
+        Earlier labels stay; the score with the highest revision counts. A discarded episode can be
+        labelled too.
+
+        Args:
+            judgement: a total, or stages and deductions of the rubric that was in force.
+            episode: its id; empty for the one being recorded, else the newest.
+
+        Raises:
+            RolloutError: not a score, no such episode, its bag is unfinished, or the disk refused;
+                nothing has changed then.
+        """
+        with self._lock:
+            recording = self._recorded_now(episode)
+            if recording is not None:
+                return recording.label(labels_of(recording.facts, judgement, self._clock()))
+            folder = self.find(episode)
+            _refuse_unfinished(folder)
+            facts = replace(read_episode(folder).facts, episode_id=bare_id(folder.name))
+            return add_labels(folder, labels_of(facts, judgement, self._clock()), self._types)
+
+    def discard(self, reason: str, *, operator_name: str = "", episode: str = "") -> Path:
+        """Mark an episode as not to be used, now or long after; nothing is deleted.
+
+        Args:
+            reason: kept as a label and in the bag's metadata.
+            operator_name: who says so.
+            episode: its id; empty for the one being recorded, else the newest.
+
+        Raises:
+            RolloutError: no such episode, discarded before, unfinished, or the disk refused.
+        """
+        check_text(DISCARD_REASON, reason)
+        with self._lock:
+            recording = self._recorded_now(episode)
+            folder = recording.path if recording is not None else self.find(episode)
+            label = Label(
+                bare_id(folder.name),
+                0,
+                "discard",
+                self._clock(),
+                operator_name=operator_name,
+                note=reason,
+            )
+            if recording is not None:
+                return recording.discard([label])
+            return _discard(folder, label, self._types)
+
+    def recover(self) -> tuple[Recovered | RolloutError, ...]:
+        """Make whole what dead recorders left; an error for each that cannot be, never raised.
+
+        What cannot be recovered stays as it is, named in its error. What a living recorder holds,
+        this one's too, is passed over.
+        """
+        results: list[Recovered | RolloutError] = []
+        try:
+            folders = unfinished(self.root)
+        except RolloutError as error:
+            return (error,)
+        for folder in folders:
+            try:
+                results.append(recover(folder))
+            except RecordingInProgressError:
+                continue
+            except RolloutError as error:
+                results.append(error)
+        return tuple(results)
+
+    def _recorded_now(self, episode: str) -> Recording | None:
+        recording = self.recording
+        return (
+            recording if recording is not None and bare_id(episode) in ("", recording.id) else None
+        )
+
+
+def _discard(folder: Path, label: Label, types: Typestore) -> Path:
+    if folder.name.endswith(DISCARDED):
+        before = (read_metadata(folder).get("custom_data") or {}).get(DISCARD_REASON, "")
+        raise RolloutError(f"episode '{bare_id(folder.name)}' was discarded before: '{before}'")
+    _refuse_unfinished(folder)
+    final = folder.with_name(folder.name + DISCARDED)
+    add_labels(folder, [label], types)
+    try:
+        with locked(folder):
+            notes = {DISCARD_REASON: label.note}
+            write_metadata(folder, with_notes(read_metadata(folder), notes))
+            rename(folder, final)
+    except OSError as error:
+        raise RolloutError(f"{folder}: cannot be discarded: {error}") from error
+    return final
+
+
+def _refuse_unfinished(folder: Path) -> None:
+    if folder.name.endswith(RECORDING):
+        raise RolloutError(f"{folder}: is unfinished: its recorder died, or another one has it")
+
+
+# The only place that deletes an episode, and it takes discarded ones alone.
+
+
+PURGED = ".purged"
+"""Suffix of what is being deleted: half an episode must not be taken for one."""
+
+
+def discarded(root: Path) -> tuple[Path, ...]:
+    """Return the folders of the discarded episodes, and those a purge that died has left.
+
+    Raises:
+        RolloutError: the root folder cannot be listed.
+    """
+    try:
+        folders = [path for path in root.iterdir() if path.is_dir() and not path.is_symlink()]
+    except OSError as error:
+        raise RolloutError(f"{root}: cannot be listed: {error}") from error
+    return tuple(sorted(path for path in folders if _is_discarded(path)))
+
+
+def delete(folder: Path) -> None:
+    """Delete a discarded episode for good.
+
+    Raises:
+        RolloutError: it is not discarded, or the disk refused; what is left of it is deleted by
+            the next purge.
+    """
+    if not _is_discarded(folder):
+        raise RolloutError(f"{folder}: is not discarded; only discarded episodes are deleted")
+    try:
+        if not folder.name.endswith(PURGED):
+            doomed = folder.with_name(folder.name + PURGED)
+            with locked(folder):
+                rename(folder, doomed)
+            folder = doomed
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise RolloutError(f"{folder}: cannot be deleted: {error}") from error
+
+
+def _is_discarded(folder: Path) -> bool:
+    name = folder.name.removesuffix(PURGED)
+    return name.endswith(DISCARDED) and id_number(name) > 0

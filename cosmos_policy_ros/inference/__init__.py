@@ -1,0 +1,1 @@
+"""Who answers a query: engines, worker processes, actors of a Ray cluster."""

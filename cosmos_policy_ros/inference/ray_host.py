@@ -1,0 +1,155 @@
+"""An engine in an actor of a Ray cluster, on whichever machine has a GPU left.
+
+Ray is an optional extra, imported only when it is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import threading
+import time
+from typing import Any
+
+from cosmos_policy_ros.core.errors import ConfigError, CosmosPolicyError, WorkerError
+from cosmos_policy_ros.inference.spec import EngineLoader, EngineSpec, Ledger
+from cosmos_policy_ros.inference.tasks import Task
+from cosmos_policy_ros.inference.worker import as_answer
+from cosmos_policy_ros.rig.decision import EngineInfo
+
+LOCAL = "local"
+REACH = 5.0  # s for the head of a cluster to be reached
+
+
+def connect(address: str) -> Any:
+    """Return the module ``ray``, connected.
+
+    Args:
+        address: of a running cluster ("auto" for the one this machine is part of), or "local" to
+            start one on this machine alone. Ray's processes listen on the machine's network, not on
+            loopback only, and admit whoever has the cluster's token.
+
+    Raises:
+        ConfigError: Ray is not installed, or there is no such cluster.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError(f"ray:={address} needs Ray ({error}): pip install ray") from error
+    if ray.is_initialized():
+        return ray
+    try:
+        if address == LOCAL:
+            ray.init(include_dashboard=False)
+        else:
+            host, colon, port = address.rpartition(":")
+            if colon and port.isdecimal():  # by itself Ray would try for minutes
+                socket.create_connection((host, int(port)), timeout=REACH).close()
+            ray.init(address=address)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"no Ray cluster at '{address}' ({reason}); start one with `ray start --head`, or "
+            "give ray:=local"
+        ) from error
+    return ray
+
+
+class RayHost:
+    """Starts the actor, asks it, ends it. Used by one thread.
+
+    A device "cuda" stands for one GPU that Ray chooses and nobody else gets; "cpu" for as many
+    cores as the engine has threads.
+    """
+
+    pid = None
+
+    def __init__(self, ray: Any, spec: EngineSpec, load: EngineLoader) -> None:
+        """Start nothing yet; ``ray`` is what :func:`connect` returned.
+
+        Raises:
+            ConfigError: a device that is not Ray's to choose.
+        """
+        if spec.device not in ("cuda", "cpu"):
+            raise ConfigError(
+                f"device '{spec.device}': which GPU it will be is Ray's to choose; give cuda or "
+                "cpu once per worker"
+            )
+        self.title = f"engine {spec.engine} on Ray ({spec.device})"
+        self.name = "actor"
+        self._ray, self._spec, self._load = ray, spec, load
+        self._actor: Any = None
+
+    def start(self, seconds: float, closing: threading.Event) -> EngineInfo:
+        """Have an actor placed and its engine loaded.
+
+        Raises:
+            WorkerError: it died, hung, found no place or is being closed.
+            CosmosPolicyError: the engine refused to load, or there is no room for it.
+        """
+        gpus = 1 if self._spec.device == "cuda" else 0
+        kind = self._ray.remote(num_cpus=self._spec.threads, num_gpus=gpus, max_restarts=0)(_Actor)
+        self._actor = kind.remote(self._spec, self._load)
+        name, info = self._receive(self._actor.load.remote(), seconds, "start-up", closing)
+        self.name = name
+        assert isinstance(info, EngineInfo)
+        return info
+
+    def ask(self, task: Task, seconds: float, closing: threading.Event) -> object:
+        """Ask and wait for the answer.
+
+        Raises:
+            WorkerError: it died, hung or is being closed.
+            CosmosPolicyError: the engine refused the task.
+        """
+        return self._receive(self._actor.answer.remote(task), seconds, task.what, closing)
+
+    def stop(self) -> None:
+        """End the actor, whatever it does."""
+        if self._actor is not None and self._ray.is_initialized():
+            self._ray.kill(self._actor, no_restart=True)
+        self._actor = None
+
+    def _receive(self, asked: Any, seconds: float, during: str, closing: threading.Event) -> Any:
+        deadline = time.monotonic() + seconds
+        while not closing.is_set():
+            left = min(0.2, deadline - time.monotonic())
+            if left <= 0:
+                raise WorkerError(
+                    f"{self.name} gave no answer for {seconds:g} s during {during} and was ended"
+                )
+            if not self._ray.wait([asked], timeout=left)[0]:
+                continue
+            try:
+                answer = self._ray.get(asked)
+            except self._ray.exceptions.RayError as error:
+                reason = str(error).strip().splitlines()[0]
+                raise WorkerError(f"{self.name} was lost during {during}: {reason}") from error
+            if isinstance(answer, CosmosPolicyError):
+                raise answer
+            return answer
+        raise WorkerError("the actor is being closed")
+
+
+class _Actor:
+    """The engine, over there."""
+
+    def __init__(self, spec: EngineSpec, load: EngineLoader) -> None:
+        self._spec, self._load = spec, load
+
+    def load(self) -> tuple[str, EngineInfo] | CosmosPolicyError:
+        """Load the engine; return how to call this actor, and what the engine says of itself."""
+        try:
+            # Its device is its own: Ray gives it to nobody else.
+            self._engine = self._load(self._spec, lambda f: Ledger().admit(self, f))
+        except Exception as error:
+            return as_answer(error)
+        return f"actor {os.getpid()} on {platform.node()}", self._engine.info
+
+    def answer(self, task: Task) -> object:
+        """Do a task; an error is returned, since raised it would lose its class."""
+        try:
+            return self._engine.answer(task)
+        except Exception as error:
+            return as_answer(error)

@@ -1,0 +1,228 @@
+"""What an HDF5 file may not do: lead its reader to other files, or to more work than it holds.
+
+The format can name other files as the place of a data set, of a part of one, or of a whole branch,
+and its library follows without a word: an import would copy whatever they hold into a bag. A few
+bytes can claim terabytes, and a deflated chunk may grow a thousandfold past its claim. So every
+object is looked at by its links and its description first, and only then read.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterable
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from cosmos_policy_ros.core.untrusted import UnreadableError, shown
+
+MAX_ROWS = 100_000
+"""Steps of an episode; half an hour at 50 Hz."""
+MAX_CHUNK_BYTES = 64 << 20
+"""Of a chunk as it is unpacked; it is unpacked whole."""
+MAX_BLOCK_BYTES = 256 << 20
+"""Of all entries that chunks of one data set hold side by side; they are read together."""
+MAX_RATIO = 1100
+"""Bytes of a data set for one in the file; deflate cannot do better than 1032."""
+MAX_ATTRIBUTE_BYTES = 1 << 16
+"""Of an attribute; HDF5's own limit for those kept in the head of an object."""
+BASE_SECONDS, BYTES_PER_SECOND = 5, 2_000_000
+"""Of processor time that a trial may take, besides one for so many bytes of the file; it takes a
+tenth of that."""
+TRIAL_MEMORY = 8 << 30
+"""Bytes of address space of a trial; the libraries alone take one thousand million."""
+MOST_NAMED = 12  # of what a group holds, in a message
+_FILTERS = {
+    h5py.h5z.FILTER_DEFLATE,
+    h5py.h5z.FILTER_SHUFFLE,
+    h5py.h5z.FILTER_FLETCHER32,
+    h5py.h5z.FILTER_SZIP,
+    h5py.h5z.FILTER_NBIT,
+    h5py.h5z.FILTER_SCALEOFFSET,
+    h5py.h5z.FILTER_LZF,
+}
+
+
+def find(group: h5py.Group, key: str) -> h5py.Dataset | h5py.Group | None:
+    """Return an object by its path below a group, or None when it is not there.
+
+    Raises:
+        UnreadableError: a link on the way leads elsewhere, or the object keeps its data elsewhere,
+            claims more than the file can hold, or needs a plugin to be read.
+    """
+    found: Any = group
+    for name in key.split("/"):
+        # By the links themselves: to ask whether a name is in a group already follows it.
+        if not isinstance(found, h5py.Group) or not found.id.links.exists(name.encode()):
+            return None
+        if found.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
+            raise UnreadableError(
+                f"/{key}: is a link to {_target(found, name)}, which is not followed: an episode's "
+                f"file holds its own data"
+            )
+        found = found[name]
+    if isinstance(found, h5py.Dataset):
+        _check(found, key)
+    return found
+
+
+def try_apart(path: Path, size: int, keys: Iterable[str], attributes: Iterable[str]) -> None:
+    """Read a file once in a process of its own, since HDF5's library may loop or crash on it.
+
+    What the library does with damaged bytes nothing in this process can end.
+
+    Args:
+        path: of the file.
+        size: its bytes.
+        keys: of the objects that will be read.
+        attributes: of the root that will be read.
+
+    Raises:
+        UnreadableError: that process crashed, or took more time than such a file can need.
+    """
+    seconds = BASE_SECONDS + size // BYTES_PER_SECOND
+    command = f"from {__name__} import trial; trial()"
+    arguments = [str(seconds), str(path), ",".join(keys), ",".join(attributes)]
+    done = subprocess.run(
+        [sys.executable, "-c", command, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    if done.returncode < 0:
+        raise UnreadableError(
+            f"cannot be read as HDF5: its library crashed on it, or was not done after {seconds} s "
+            f"(signal {-done.returncode})"
+        )
+
+
+def trial() -> None:
+    """Read everything that an import reads; what can be told is told by the import itself."""
+    seconds, path, keys, attributes = sys.argv[1:]
+    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 1))
+    resource.setrlimit(resource.RLIMIT_AS, (TRIAL_MEMORY, TRIAL_MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(Exception), h5py.File(path, "r") as file:
+        held(file)
+        for name in attributes.split(","):
+            with suppress(Exception):
+                attribute(file, name)
+        for key in keys.split(","):
+            with suppress(Exception):
+                found = find(file, key)
+                held(found)
+                if isinstance(found, h5py.Dataset):
+                    _read_through(found)
+
+
+def _read_through(dataset: h5py.Dataset) -> None:
+    if not dataset.shape:
+        dataset[()]
+        return
+    together = dataset.chunks[0] if dataset.chunks and dataset.dtype.kind != "O" else 1
+    for first in range(0, dataset.shape[0], together):
+        with suppress(Exception):
+            dataset[first : first + together]
+
+
+def held(group: Any) -> str:
+    """Return what a group holds, for a message."""
+    names = list(islice(group, MOST_NAMED + 1)) if isinstance(group, h5py.Group) else []
+    told = [f"/{shown(name)}" for name in names[:MOST_NAMED]]
+    return ", ".join([*told, "…"] if len(names) > MOST_NAMED else told) or "nothing"
+
+
+def attribute(file: h5py.File, key: str) -> Any:
+    """Return an attribute of the root: one number or one text. Raises UnreadableError."""
+    kept = file.attrs.get_id(key)
+    size, dtype = math.prod(kept.shape or (1,)) * kept.dtype.itemsize, kept.dtype
+    text = h5py.check_string_dtype(dtype)
+    if size > MAX_ATTRIBUTE_BYTES or (text is None and dtype.kind not in "SUbiuf"):
+        raise UnreadableError(
+            f"attribute {key}: is {dtype} {kept.shape}, expected a text or number"
+        )
+    return file.attrs[key]
+
+
+def _target(group: h5py.Group, name: str) -> str:
+    target = group.id.links.get_val(name.encode())
+    parts = target if isinstance(target, tuple) else (target,)
+    return " in ".join(shown(_decoded(part)) for part in reversed(parts))
+
+
+def _check(dataset: h5py.Dataset, key: str) -> None:
+    plist = dataset.id.get_create_plist()
+    if plist.get_external_count():
+        raise UnreadableError(
+            f"/{key}: keeps its data in another file, {shown(_decoded(plist.get_external(0)[0]))}, "
+            f"which is not read: an episode's file holds its own data"
+        )
+    if dataset.is_virtual:
+        raise UnreadableError(
+            f"/{key}: is a virtual data set, made of others that may be in other files; copy it "
+            f"into a plain one"
+        )
+    filters = [plist.get_filter(index) for index in range(plist.get_nfilters())]
+    for number, _, _, name in filters:
+        if number not in _FILTERS:
+            raise UnreadableError(
+                f"/{key}: is packed by filter {number} ({shown(_decoded(name))}), which needs a "
+                f"plugin; write it without, or with gzip"
+            )
+    if len(dataset.shape or ()) and dataset.shape[0] > MAX_ROWS:
+        raise UnreadableError(f"/{key}: has {dataset.shape[0]} rows, at most {MAX_ROWS} are read")
+    claimed = math.prod(dataset.shape or (1,)) * dataset.dtype.itemsize
+    stored = dataset.id.get_storage_size()
+    if claimed > stored * (MAX_RATIO if filters else 1):
+        raise UnreadableError(f"/{key}: claims {claimed} bytes, {stored} of it are in the file")
+    if dataset.chunks:
+        _check_chunks(dataset, key, [number for number, *_ in filters])
+
+
+def _check_chunks(dataset: h5py.Dataset, key: str, filters: list[int]) -> None:
+    bytes_each = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    # Entries are read by whole chunks; those beside each other along the rest come with them.
+    rows = min(dataset.chunks[0], dataset.shape[0])
+    together = rows * math.prod(dataset.shape[1:]) * dataset.dtype.itemsize
+    if bytes_each > MAX_CHUNK_BYTES or together > MAX_BLOCK_BYTES:
+        raise UnreadableError(
+            f"/{key}: has chunks {dataset.chunks} of {bytes_each} bytes, at most {MAX_CHUNK_BYTES} "
+            f"and rows of {MAX_BLOCK_BYTES} together are read; write it with one row per chunk"
+        )
+    deflated = [i for i, number in enumerate(filters) if number == h5py.h5z.FILTER_DEFLATE]
+    if not deflated:
+        return
+    # The library lets a deflated chunk grow as it likes; what it is made of is unpacked before it.
+    if deflated != [len(filters) - 1 - (filters[-1] == h5py.h5z.FILTER_FLETCHER32)]:
+        raise UnreadableError(f"/{key}: is deflated more than once, or before another filter")
+    places: list[Any] = []
+    dataset.id.chunk_iter(lambda chunk: places.append(chunk.chunk_offset))
+    for place in places:
+        skipped, data = dataset.id.read_direct_chunk(place)
+        if skipped >> deflated[0] & 1:
+            continue
+        if len(zlib.decompressobj().decompress(data, bytes_each + 1)) > bytes_each:
+            raise UnreadableError(f"/{key}: a chunk is larger unpacked than the {bytes_each} bytes")
+
+
+def _decoded(name: Any) -> str:
+    return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+
+
+def is_text(dataset: h5py.Dataset) -> bool:
+    """Return whether a data set is a single text."""
+    scalar = dataset.shape == ()
+    return scalar and (
+        h5py.check_string_dtype(dataset.dtype) is not None or np.dtype(dataset.dtype).kind == "S"
+    )

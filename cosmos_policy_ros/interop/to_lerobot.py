@@ -1,0 +1,227 @@
+"""Bags become a LeRobot v3 data set, written by LeRobot's own library.
+
+The library is an optional extra and the only one here that brings torch, so it is imported when a
+data set is made and not before.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+
+from cosmos_policy_ros.core.errors import RolloutError
+from cosmos_policy_ros.core.task import FULL_SCORE
+from cosmos_policy_ros.dataset.executed import ExecutedEpisode, ExecutedStep
+from cosmos_policy_ros.episodes.episode import Episode
+from cosmos_policy_ros.interop.hdf5_layout import CAMERAS
+from cosmos_policy_ros.rig.arms import STATE_DIM
+from cosmos_policy_ros.rig.spec import RigSpec
+
+Images = Literal["video", "image"]
+STATE, ACTION, PICTURES = "observation.state", "action", "observation.images."
+SCORE, SUCCESS = "score", "success"
+"""Features that repeat an episode's score (0 to 1) and success in each of its frames."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What became of an episode: its number, its frames, and why steps are missing."""
+
+    index: int
+    frames: int
+    left_out: tuple[str, ...]
+
+
+def load_library() -> Any:
+    """Return the class ``LeRobotDataset``.
+
+    Raises:
+        RolloutError: LeRobot is not installed, cannot be imported, or is too old for v3.
+    """
+    advice = "install this package with the extra 'lerobot', best in an environment of its own"
+    try:
+        found = import_module("lerobot.datasets.lerobot_dataset").LeRobotDataset
+    except ModuleNotFoundError as error:
+        raise RolloutError(
+            f"LeRobot's library is not installed here (no module '{error.name}'); {advice}"
+        ) from error
+    except Exception as error:  # an installation that does not fit may raise anything
+        raise RolloutError(f"LeRobot's library cannot be imported: {error}; {advice}") from error
+    if not hasattr(found, "finalize"):
+        raise RolloutError(f"LeRobot's library is too old to write v3 data sets; {advice}")
+    return found
+
+
+class LibraryError(RolloutError):
+    """LeRobot's library refused something; its data set is not whole and takes nothing more."""
+
+
+class LeRobotExport:
+    """One data set, to which episodes of one rig and one size of pictures are added.
+
+    As a context it is closed at the end; one without an episode is removed again.
+    """
+
+    def __init__(
+        self, folder: Path, first: Episode, *, repo_id: str = "", images: Images, scored: bool
+    ) -> None:
+        """Make the data set.
+
+        Args:
+            folder: for it; must not exist.
+            first: like those to be added; its rig and pictures tell the features.
+            repo_id: its name on a hub; "" for "local/<folder>".
+            images: as videos, or as single pictures.
+            scored: with every episode's score and success in each frame.
+
+        Raises:
+            RolloutError: no library, the folder exists, or the episode cannot be looked at.
+            LibraryError: the library refused.
+        """
+        library = load_library()
+        source = ExecutedEpisode(first)
+        step = next(iter(source), None)
+        if step is None:
+            raise RolloutError(f"{first.path}: no step can be looked at: {source.left_out[0]}")
+        self._folder, self._rig, self._scored = folder, source.rig, scored
+        self._features = features_of(source.rig, step, images, scored)
+        self._count = 0
+        if folder.exists():
+            raise RolloutError(f"{folder}: exists already; give a new folder")
+        with self._library():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            self._data: Any = library.create(
+                repo_id=repo_id or f"local/{folder.name}",
+                fps=round(source.rig.rates.control),
+                features=self._features,
+                root=folder,
+                robot_type="aloha",
+                use_videos=images == "video",
+                video_backend="pyav",  # by default it looks for torchcodec, which needs an FFmpeg
+            )
+
+    def __enter__(self) -> LeRobotExport:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, LibraryError):
+            return
+        with self._library():
+            self._data.finalize()
+        if not self._count:
+            # Made by this object in a place where nothing was before.
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def add(self, episode: Episode) -> Exported:
+        """Add an episode; of one that fails nothing stays in the data set.
+
+        Raises:
+            RolloutError: it is damaged or unscored, its rate or pictures are not the first's, or
+                no step of it can be looked at.
+            LibraryError: the library refused.
+        """
+        source = ExecutedEpisode(episode)
+        try:
+            frames = self._add_frames(source)
+        except LibraryError:
+            raise
+        except BaseException:
+            with self._library():
+                self._data.clear_episode_buffer()
+            raise
+        with self._library():
+            self._data.save_episode()
+        self._count += 1
+        return Exported(self._count - 1, frames, tuple(source.left_out))
+
+    def _add_frames(self, source: ExecutedEpisode) -> int:
+        bag = source.episode.path
+        labels = self._labels(source.episode)
+        rate, wanted = source.rig.rates.control, self._rig.rates.control
+        if rate != wanted:
+            raise RolloutError(
+                f"{bag}: has {rate:g} steps per second, the data set {wanted:g}; export it into "
+                f"another"
+            )
+        frames = 0
+        for step in source:
+            self._check(bag, step)
+            with self._library():
+                self._data.add_frame(_frame(step, source.episode.facts.prompt, labels))
+            frames += 1
+        if not frames:
+            raise RolloutError(f"{bag}: no step can be looked at: {source.left_out[0]}")
+        return frames
+
+    def _labels(self, episode: Episode) -> dict[str, Any]:
+        if not self._scored:
+            return {}
+        if episode.score is None:
+            raise RolloutError(f"{episode.path}: has no score, and the data set has one per frame")
+        return {
+            SCORE: np.array([episode.score.points / FULL_SCORE], np.float32),
+            SUCCESS: np.array([episode.score.success]),
+        }
+
+    def _check(self, bag: Path, step: ExecutedStep) -> None:
+        for role, camera in CAMERAS.items():
+            wanted = self._features[PICTURES + camera]["shape"]
+            if step.images[role].shape != wanted:
+                height, width = step.images[role].shape[:2]
+                raise RolloutError(
+                    f"{bag}: camera {role} has {width}x{height} pixels, the data set "
+                    f"{wanted[1]}x{wanted[0]}; export it into another"
+                )
+
+    @contextmanager
+    def _library(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # the library's own checks, the disk, the video encoder
+            raise LibraryError(
+                f"{self._folder}: LeRobot's library refused: {type(error).__name__}: {error}; the "
+                f"data set is not whole: delete it and export again"
+            ) from error
+
+
+def features_of(
+    rig: RigSpec, step: ExecutedStep, images: Images, scored: bool
+) -> dict[str, dict[str, Any]]:
+    """Return the features of a data set as the library wants them described."""
+    names = list(rig.joint_names)
+    vector = {"dtype": "float32", "shape": (STATE_DIM,), "names": names}
+    features: dict[str, dict[str, Any]] = {STATE: dict(vector), ACTION: dict(vector)}
+    for role, camera in CAMERAS.items():
+        features[PICTURES + camera] = {
+            "dtype": images,
+            "shape": step.images[role].shape,
+            "names": ["height", "width", "channels"],
+        }
+    if scored:
+        features[SCORE] = {"dtype": "float32", "shape": (1,), "names": None}
+        features[SUCCESS] = {"dtype": "bool", "shape": (1,), "names": None}
+    return features
+
+
+def _frame(step: ExecutedStep, prompt: str, labels: dict[str, Any]) -> dict[str, Any]:
+    pictures = {PICTURES + camera: step.images[role] for role, camera in CAMERAS.items()}
+    return {
+        STATE: step.state.astype(np.float32),
+        ACTION: step.action.astype(np.float32),
+        **pictures,
+        **labels,
+        "task": prompt,
+    }

@@ -1,1 +1,0 @@
-"""What operators type: scripts/episodes, score, recover, import_hdf5 and the exports."""

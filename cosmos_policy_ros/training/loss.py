@@ -1,0 +1,239 @@
+"""What one micro-batch teaches: its loss, and how far off each kind of frame was."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from cosmos_policy_ros.model.checkpoint import Checkpoint
+from cosmos_policy_ros.model.config import Numerics, Preconditioning
+from cosmos_policy_ros.model.denoiser import estimate_clean
+from cosmos_policy_ros.model.layout import Layout, Mode, ValueMode
+from cosmos_policy_ros.model.transformer import Transformer
+from cosmos_policy_ros.training.config import NoiseConfig, ObjectiveConfig, Role
+from cosmos_policy_ros.training.samples import Batch
+from cosmos_policy_ros.training.targets import TargetMaker
+
+# What the network learns from a sample: the clean latent behind a noisy one, where its role says.
+#
+# One network learns three things at once, and only the mask tells them apart (Cosmos Policy paper,
+# joint training): the policy from demonstrations, the world model and the value function from
+# rollouts.
+
+
+# Maps (latent, timestep, known, text) to the prediction, like ``Transformer.forward``.
+Network = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def draw_sigmas(
+    count: int, frames: int, config: NoiseConfig, numerics: Numerics, generator: torch.Generator
+) -> Tensor:
+    """Draw one noise level per sample, shared by all its frames.
+
+    "released": times the square root of the number of latent frames, which the paper does not
+    mention; the uniform part then reaches 282 for eleven frames.
+
+    Returns:
+        (count,) float32.
+    """
+    normal = _normal(count, config, generator) * config.log_std + config.log_mean
+    width = config.uniform_high - config.uniform_low
+    uniform = torch.rand(count, generator=generator) * width + config.uniform_low
+    picks = torch.rand(count, generator=generator) < config.uniform_share
+    sigma = torch.where(picks, uniform, normal.exp())
+    return sigma * math.sqrt(frames) if numerics == "released" else sigma
+
+
+def _normal(count: int, config: NoiseConfig, generator: torch.Generator) -> Tensor:
+    """Draw standard normal numbers, none that means a level below the lowest."""
+    if not config.lowest:
+        return torch.randn(count, generator=generator)
+    least = torch.tensor((math.log(config.lowest) - config.log_mean) / config.log_std)
+    below = torch.special.ndtr(least)
+    share = torch.rand(count, generator=generator)
+    drawn: Tensor = torch.special.ndtri(below + (1 - below) * share)
+    return drawn.clamp(min=least)
+
+
+def mode_of(role: Role, value: ValueMode) -> Mode:
+    """Return the mask's mode of a role; value samples are conditioned as ``value`` says."""
+    return value if role == "value" else role
+
+
+def counted_frames(
+    layout: Layout, role: Role, value: ValueMode, *, auxiliary: bool
+) -> tuple[bool, ...]:
+    """Return, per frame, whether a sample's loss counts there.
+
+    With ``auxiliary`` targets everything generated counts, as in the paper and as released: a
+    policy sample also teaches future and value, a world model sample also teaches the value. Value
+    samples count the value alone, even where others are generated along. Without (the paper's
+    ablation) each role counts its own target only.
+    """
+    own: dict[Role, tuple[str, ...]] = {
+        "policy": ("action",),
+        "world_model": layout.future,
+        "value": ("value",),
+    }
+    if role == "value" or not auxiliary:
+        return tuple(name in own[role] for name in layout.frames)
+    return tuple(not known for known in layout.mask(mode_of(role, value)))
+
+
+class FrameErrors(NamedTuple):
+    """How far off the estimate is, per sample and frame; exactly 0 in known frames.
+
+    Attributes:
+        losses: (B, T) squared error, weighted to be that of the velocity.
+        l1: (B, T) absolute error, by which the paper tells how far a training came. No gradient.
+    """
+
+    losses: Tensor
+    l1: Tensor
+
+
+def frame_errors(
+    network: Network,
+    preconditioning: Preconditioning,
+    clean: Tensor,
+    known: Tensor,
+    text: Tensor,
+    sigma: Tensor,
+    noise: Tensor,
+) -> FrameErrors:
+    """Ask the network for the clean latent behind a noisy one and compare.
+
+    Frames that are neither known nor counted are noised like the others; nothing is dropped.
+
+    Args:
+        network: the transformer.
+        preconditioning: what its output means.
+        clean: (B, 16, T, H, W) float32 targets, vectors injected.
+        known: (B, T) bool, the masks of the samples' roles.
+        text: (B, L, D) prompt embeddings.
+        sigma: (B,) float32.
+        noise: (B, 16, T, H, W) standard normal.
+    """
+    noisy = clean + sigma.view(-1, 1, 1, 1, 1) * noise
+    estimate = estimate_clean(network, preconditioning, noisy, sigma, clean, known, text)
+    weight = ((1 + sigma) / sigma) ** 2
+    off = estimate - clean
+    squared = off.square().mean(dim=(1, 3, 4))
+    return FrameErrors(weight[:, None] * squared, off.detach().abs().mean(dim=(1, 3, 4)))
+
+
+def total_loss(losses: Tensor, weights: Tensor, scale: float = 10.0) -> Tensor:
+    """Return the loss of a batch: ``scale`` times the mean over *all* frames of what counts.
+
+    Args:
+        losses: (B, T).
+        weights: (B, T); 0 where a frame does not count.
+        scale: NVIDIA's; it moves nothing but the gradient's clipping.
+    """
+    return scale * torch.where(weights > 0, weights * losses, 0.0).mean()
+
+
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+class Tally:
+    """Sums over samples, which processes can add up.
+
+    Attributes:
+        errors: (2, R, T) float64: per role and frame the sum of the absolute errors, and of how
+            many samples.
+        loss: (1,) float64.
+    """
+
+    def __init__(self, frames: tuple[str, ...], device: torch.device) -> None:
+        self._frames = frames
+        self.errors = torch.zeros(2, len(ROLES), len(frames), dtype=torch.float64, device=device)
+        self.loss = torch.zeros(1, dtype=torch.float64, device=device)
+
+    def add(self, roles: tuple[Role, ...], generated: Tensor, l1: Tensor, loss: Tensor) -> None:
+        """Note a micro-batch: (B, T) what was generated and how far off; its part of the loss."""
+        for index, role in enumerate(roles):
+            row = ROLES.index(role)
+            self.errors[0, row] += torch.where(generated[index], l1[index], 0.0)
+            self.errors[1, row] += generated[index]
+        self.loss += loss.detach()
+
+    def l1(self) -> dict[str, dict[str, float]]:
+        """Return the mean absolute error per role and frame, of what the role generates."""
+        sums, counts = self.errors.cpu()
+        return {
+            role: {
+                frame: float(sums[row, column] / counts[row, column])
+                for column, frame in enumerate(self._frames)
+                if counts[row, column]
+            }
+            for row, role in enumerate(ROLES)
+            if counts[row].any()
+        }
+
+
+class Lesson:
+    """Turns micro-batches into losses."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        objective: ObjectiveConfig,
+        targets: TargetMaker,
+        device: torch.device,
+    ) -> None:
+        """Lay out every role's masks."""
+        self._checkpoint, self._objective = checkpoint, objective
+        self._targets, self._device = targets, device
+        layout, value = checkpoint.layout, objective.value
+        self._known = {role: layout.mask(mode_of(role, value)) for role in ROLES}
+        weights = [objective.weights.of(frame) for frame in layout.frames]
+        self._weights = {
+            role: [
+                weight * counts
+                for weight, counts in zip(
+                    weights,
+                    counted_frames(layout, role, value, auxiliary=objective.auxiliary),
+                    strict=True,
+                )
+            ]
+            for role in ROLES
+        }
+
+    def loss(self, network: Transformer, batch: Batch, tally: Tally, share: float) -> Tensor:
+        """Return the loss of a micro-batch, times its ``share`` of the step's samples."""
+        clean = self._targets(batch)
+        known = torch.tensor([self._known[role] for role in batch.roles], device=self._device)
+        weights = torch.tensor([self._weights[role] for role in batch.roles], device=self._device)
+        sigma, noise = self.draw(batch, tuple(clean.shape[1:]))
+        errors = frame_errors(
+            network,
+            self._checkpoint.config.preconditioning,
+            clean,
+            known,
+            self.read(batch),
+            sigma,
+            noise,
+        )
+        loss = share * total_loss(errors.losses, weights, self._objective.loss_scale)
+        tally.add(batch.roles, ~known, errors.l1, loss)
+        return loss
+
+    def draw(self, batch: Batch, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Draw each sample's noise level and noise from its own seed, whoever it is beside."""
+        objective, frames = self._objective, shape[1]
+        sigmas, noises = [], []
+        for seed in batch.seeds:
+            source = torch.Generator().manual_seed(seed)
+            sigmas.append(draw_sigmas(1, frames, objective.noise, objective.numerics, source))
+            noises.append(torch.randn(shape, generator=source))
+        return torch.cat(sigmas).to(self._device), torch.stack(noises).to(self._device)
+
+    def read(self, batch: Batch) -> Tensor:
+        """Return each sample's prompt embedding (B, L, D)."""
+        text = self._checkpoint.text
+        return torch.stack([text.embedding(prompt) for prompt in batch.prompts]).to(self._device)

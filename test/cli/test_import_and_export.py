@@ -1,0 +1,147 @@
+"""Pins that one bad file or bag does not stop the others; an operator sees no traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.hdf5 import ROLLOUT, write_hdf5
+from rosbags.typesys.store import Typestore
+
+from cosmos_policy_ros.cli import export_hdf5, import_hdf5
+from cosmos_policy_ros.cli.import_hdf5 import find_files
+from cosmos_policy_ros.core.errors import RolloutError
+from cosmos_policy_ros.episodes.store import EpisodeStore
+from cosmos_policy_ros.interop.hdf5_layout import open_hdf5
+
+ROOT = Path(__file__).parents[2]
+ROWS = 6
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """A folder of four files, the third of which is spoilt."""
+    folder = tmp_path / "data/fold_shirt/train"
+
+    def spoil(file: object) -> None:
+        file["action"][2, 2] = np.inf  # type: ignore[index]
+
+    write_hdf5(folder / "episode_2.hdf5", "video", rows=ROWS)
+    write_hdf5(folder / "episode_10.hdf5", "jpeg", rows=ROWS + 1)
+    write_hdf5(folder / "episode_11.hdf5", "jpeg", rows=ROWS, change=spoil)
+    write_hdf5(folder / "rollouts/episode_12.h5", "raw", rows=ROWS, attributes=ROLLOUT)
+    return tmp_path / "data"
+
+
+def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, ROOT / "scripts" / script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_a_bad_file_does_not_stop_the_others(
+    tmp_path: Path, sources: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "store"
+    done = run("import_hdf5", sources, "--root", store)
+    assert done.returncode == 1
+    told = [line.partition(": ")[0] for line in done.stdout.splitlines()]
+    names = ["episode_2.hdf5", "episode_10.hdf5", "episode_12.h5"]
+    assert [Path(line).name for line in told[:-1]] == names
+    assert told[-1] == f"3 episodes imported into {store}, 1 failed"
+    assert "episode_11.hdf5: /action: row 2, column 2 is inf" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert len(list(store.iterdir())) == 3
+
+    (sources / "fold_shirt/train/episode_11.hdf5").unlink()
+    assert import_hdf5.main([str(sources), "--root", str(store)]) == 1
+    said = capsys.readouterr()
+    assert said.err.count("refused: ") == 3
+    assert said.out == f"0 episodes imported into {store}, 3 there already\n"
+    assert import_hdf5.main([str(sources), "--root", str(store), "--again"]) == 0
+    assert len(list(store.iterdir())) == 6
+
+
+def test_a_wrong_rig_or_task_is_said_once(
+    tmp_path: Path, sources: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = ["--root", str(tmp_path / "store")]
+    for option, near in (("--rig=interbotix_3", "interbotix_"), ("--task=shirts", "'shirt'")):
+        assert import_hdf5.main([str(sources), *store, option]) == 1
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert f"did you mean {near}" in said.replace("'interbotix", "interbotix")
+
+
+def test_export_takes_what_is_scored_and_goes_on(
+    tmp_path: Path, sources: Path, types: Typestore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, out = tmp_path / "store", tmp_path / "deep/out"
+    import_hdf5.main([str(sources), "--root", str(store)])
+    done = run("export_hdf5", "--root", store, "--out", out)
+    assert done.returncode == 0
+    assert "left out: 2 without a score" in done.stderr
+    with open_hdf5(out / "episode_0.hdf5") as file:
+        assert file.attributes["task_description"] == "put candy in bag"
+
+    capsys.readouterr()
+    assert export_hdf5.main(["--root", str(store), "--out", str(out)]) == 1
+    assert "is there and not empty; give a new folder" in capsys.readouterr().err
+    arguments = ["--root", str(store), "--unscored", "--task", "shirt"]
+    assert export_hdf5.main([*arguments, "--out", str(tmp_path / "shirts")]) == 0
+    assert len(list((tmp_path / "shirts").iterdir())) == 2
+    none = ["--root", str(store), "--task", "plate", "--out", str(tmp_path / "none")]
+    assert export_hdf5.main(none) == 1
+    assert "no such episode among 3" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+    assert export_hdf5.main(["1", *none]) == 1
+    assert "by --task, not both" in capsys.readouterr().err
+    EpisodeStore(store, types).discard("bad light", episode=next(store.iterdir()).name)
+    discarded = next(p for p in store.iterdir() if p.suffix == ".discarded").name[-14:-10]
+    assert export_hdf5.main([discarded, *none[:2], *none[-2:]]) == 1
+    assert "was discarded: bad light" in capsys.readouterr().err
+
+
+def test_a_bag_that_cannot_be_exported_does_not_stop_the_others(
+    tmp_path: Path, sources: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, out = tmp_path / "store", tmp_path / "out"
+    import_hdf5.main([str(sources), "--root", str(store)])
+    first = sorted(store.iterdir(), key=lambda p: p.name[-4:])[0]
+    mcap = first / f"{first.name}_0.mcap"
+    content = bytearray(mcap.read_bytes())
+    half = len(content) // 2  # most of the messages' chunk; what the episode is stays readable
+    content[half - 3000 : half + 12000] = b"\xff" * 15000
+    mcap.write_bytes(content)
+    capsys.readouterr()
+    assert export_hdf5.main(["1", "2", "--root", str(store), "--unscored", "--out", str(out)]) == 1
+    said = capsys.readouterr()
+    assert "error: " in said.err
+    assert "1 episode exported" in said.out
+    assert [p.name for p in out.iterdir()] == ["episode_0.hdf5"]
+
+
+def test_files_are_found_below_folders_in_the_order_of_their_numbers(sources: Path) -> None:
+    found = find_files([sources, sources / "fold_shirt/train/episode_2.hdf5"])
+    numbers = [path.stem for path in found]
+    assert numbers == ["episode_2", "episode_10", "episode_11", "episode_12"]
+    with pytest.raises(RolloutError, match="no such file or folder"):
+        find_files([sources / "gone"])
+    (sources / "empty").mkdir()
+    with pytest.raises(RolloutError, match=r"no \.hdf5, \.h5, \.he5 file below it"):
+        find_files([sources / "empty"])
+
+
+@pytest.mark.parametrize("script", ["import_hdf5", "export_hdf5", "export_lerobot"])
+def test_help_says_what_can_be_chosen(script: str) -> None:
+    done = run(script, "--help")
+    assert done.returncode == 0
+    assert "--root ROOT" in done.stdout

@@ -1,0 +1,177 @@
+"""Pins that a bag gives the very observations that were decided on, whatever was late or lossy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.episodes import MS, RIG, START_NS, Writing, record
+from rosbags.typesys.store import Typestore
+
+from cosmos_policy_ros.core.errors import ObservationError, RolloutError
+from cosmos_policy_ros.dataset import playback
+from cosmos_policy_ros.dataset.playback import decisions, observations
+from cosmos_policy_ros.episodes.store import EpisodeStore
+from cosmos_policy_ros.rig.observation import Observation
+
+
+@pytest.fixture
+def episodes(tmp_path: Path, types: Typestore) -> EpisodeStore:
+    return EpisodeStore(tmp_path / "episodes", types, clock=lambda: START_NS)
+
+
+def at(*moments_ms: int) -> list[int]:
+    return [START_NS + moment * MS for moment in moments_ms]
+
+
+def seen(path: Path, *moments_ms: int) -> list[Observation]:
+    """Return the observations of these moments, all of which there have to be."""
+    found = list(observations(path, at(*moments_ms)))
+    assert all(isinstance(each, Observation) for each in found), found
+    return found  # type: ignore[return-value]
+
+
+def pixels(role: str, stamp_ms: int) -> np.ndarray:
+    return np.random.default_rng([ord(role[0]), stamp_ms]).integers(0, 256, (8, 8, 3), np.uint8)
+
+
+def test_moments_get_the_newest_by_their_time(episodes: EpisodeStore, types: Typestore) -> None:
+    path = record(episodes, types, 1.0)
+    first, second = seen(path, 255, 490)
+    assert (first.stamp_ns, second.stamp_ns) == tuple(at(250, 490))
+    assert first.state[0] == 0.0025
+    assert list(first.images) == [camera.role for camera in RIG.cameras]
+    for role, image in first.images.items():
+        np.testing.assert_array_equal(image, pixels(role, 240))
+        np.testing.assert_array_equal(second.images[role], pixels(role, 480))
+    assert first.ages["primary"] == pytest.approx(0.015)
+
+
+@pytest.mark.parametrize("namespace", ["", "/lab/left_table"])
+@pytest.mark.parametrize("jpeg", [False, True])
+def test_names_of_the_recorder_do_not_matter(
+    episodes: EpisodeStore, types: Typestore, namespace: str, jpeg: bool
+) -> None:
+    path = record(episodes, types, 0.5, namespace=namespace, jpeg=jpeg)
+    (observation,) = seen(path, 400)
+    for role, image in observation.images.items():
+        exact = np.array_equal(image, pixels(role, 400))
+        assert (image.shape, exact) == ((8, 8, 3), not jpeg)
+
+
+def write_with_late_sources(writing: Writing, digest: str) -> Path:
+    """A decision at 430 ms, when the newest of the high camera and the right arm were under way."""
+    for moment in range(0, 600, 10):
+        writing.state("left", moment)
+        writing.state("right", moment, received=moment + 35)
+        for camera in RIG.cameras if moment % 40 == 0 else ():
+            late = 35 if camera.role == "primary" else 0
+            writing.picture(camera.role, moment, received=moment + late)
+        if moment == 430:
+            writing.decision(430, digest)
+    return writing.recording.finish("time_limit")
+
+
+def test_what_was_under_way_is_not_in_the_observation(
+    episodes: EpisodeStore, types: Typestore, tmp_path: Path
+) -> None:
+    other = EpisodeStore(tmp_path / "other", types, clock=lambda: START_NS)
+    earlier, by_time = seen(write_with_late_sources(Writing(other, types), ""), 390, 430)
+    images = dict(by_time.images) | {"primary": pixels("primary", 360)}
+    state = np.concatenate([by_time.state[:7], earlier.state[7:]])
+    truth = Observation(by_time.stamp_ns, images, state, {})
+    path = write_with_late_sources(Writing(episodes, types), truth.digest())
+    (found,) = observations(path)
+    assert isinstance(found, Observation)
+    assert found.digest() == truth.digest() != by_time.digest()
+    assert (found.ages["right/joint_states"], found.ages["primary"]) == (0.04, 0.07)
+    assert [d.chunk_id for d in decisions(path)] == ["run/430"]
+
+
+def test_what_is_not_in_the_bag_is_not_made_up(episodes: EpisodeStore, types: Typestore) -> None:
+    (found,) = observations(write_with_late_sources(Writing(episodes, types), "ab" * 32))
+    assert isinstance(found, ObservationError)
+    assert "nothing in it has the digest abababababab" in str(found)
+
+
+def test_pictures_that_became_jpeg_are_not_held_against_the_digest(
+    episodes: EpisodeStore, types: Typestore
+) -> None:
+    writing = Writing(episodes, types, jpeg=True)
+    (found,) = observations(write_with_late_sources(writing, "ab" * 32))
+    assert isinstance(found, Observation)
+
+
+def test_one_pass_whatever_the_number_of_moments(
+    episodes: EpisodeStore, types: Typestore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = record(episodes, types, 1.0)
+    given: list[str] = []
+
+    def counted(*arguments: Any) -> Any:
+        for topic, stamp, message in read_messages(*arguments):
+            given.append(topic)
+            yield topic, stamp, message
+
+    read_messages = playback.read_messages
+    monkeypatch.setattr(playback, "read_messages", counted)
+    assert len(seen(path, *range(100, 1000, 40))) == 23
+    assert len(given) == 2 * 100 + 3 * 25
+
+
+def test_a_bad_moment_says_why_and_the_next_is_given(
+    episodes: EpisodeStore, types: Typestore
+) -> None:
+    writing = Writing(episodes, types)
+    for moment in (*range(0, 300, 10), *range(1000, 1300, 10)):
+        writing.state("left", moment)
+        writing.state("right", moment)
+        for camera in RIG.cameras if moment % 40 == 0 else ():
+            writing.picture(camera.role, moment)
+    path = writing.recording.finish("time_limit")
+    before, within, after = observations(path, at(200, 700, 1200))
+    assert isinstance(before, Observation) and isinstance(after, Observation)
+    assert isinstance(within, ObservationError) and "last image is 0.42 s old" in str(within)
+
+
+def test_a_source_that_fell_silent_is_not_waited_for(
+    episodes: EpisodeStore, types: Typestore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bag would otherwise be held in memory whole."""
+    monkeypatch.setattr(playback, "PATIENCE_NS", 100 * MS)
+    most = 0
+    heads = playback._heads
+
+    def counted(waiting: Any) -> Any:
+        nonlocal most
+        most = max(most, sum(map(len, waiting.values())))
+        return heads(waiting)
+
+    monkeypatch.setattr(playback, "_heads", counted)
+    path = record(episodes, types, 2.0, without="primary")
+    (found,) = observations(path, at(1990))
+    assert isinstance(found, ObservationError) and "has sent no image yet" in str(found)
+    assert 0 < most < 40
+
+
+def test_moments_have_to_ascend(episodes: EpisodeStore, types: Typestore) -> None:
+    path = record(episodes, types, 0.2)
+    with pytest.raises(RolloutError, match="sort them"):
+        observations(path, at(100, 50))
+
+
+def test_a_bag_without_its_rig_is_named(episodes: EpisodeStore, types: Typestore) -> None:
+    for rig_yaml, words in (
+        ("", "expected a mapping"),
+        (other_rig(), "not in the bag"),
+    ):
+        path = record(episodes, types, 0.2, rig_yaml=rig_yaml)
+        with pytest.raises(RolloutError, match=words):
+            observations(path, at(100))
+
+
+def other_rig() -> str:
+    text = (Path(__file__).parents[2] / "config/rigs/sim.yaml").read_text()
+    return text.replace("cam_high/", "cam_low/")

@@ -1,0 +1,347 @@
+"""Random access gives what replay gives, what the arms were told, and says what is not usable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.demonstrations import TASK, demonstrate
+from helpers.episodes import MS, RIG, START_NS, Writing
+from helpers.outputs import OUTPUTS, rig_with
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rosbags.typesys.store import Typestore
+
+from cosmos_policy_ros.core.errors import ObservationError, RolloutError
+from cosmos_policy_ros.dataset.playback import decisions, observations
+from cosmos_policy_ros.dataset.windows import EpisodeWindows
+from cosmos_policy_ros.episodes.episode import read_episode, read_messages
+from cosmos_policy_ros.episodes.recording import Options
+from cosmos_policy_ros.episodes.store import EpisodeStore
+from cosmos_policy_ros.interop.to_bag import rig_text
+from cosmos_policy_ros.rig.chunk import Splice, TimedChunk
+from cosmos_policy_ros.rig.safety_gate import CHUNK_ID
+from cosmos_policy_ros.sim.render import Renderer
+
+DT = 0.04
+
+
+def chunk(start_ms: int, name: str = "run/0", rows: int = 50, dt: float = DT) -> TimedChunk:
+    """Return a chunk whose rows hold the ms at which each is due, in tenths of a mrad."""
+    due = start_ms + np.arange(1, rows + 1) * dt * 1000
+    positions = np.repeat(due[:, None] / 1e4, 14, axis=1)
+    start_ns = START_NS + start_ms * MS
+    return TimedChunk(name, start_ns, dt, np.zeros(14), positions, np.full(14, 3.0))
+
+
+def windows_of(path: Path) -> EpisodeWindows:
+    return EpisodeWindows(read_episode(path), DT)
+
+
+@pytest.fixture(scope="module")
+def demonstration(
+    tmp_path_factory: pytest.TempPathFactory, types: Typestore
+) -> Iterator[EpisodeWindows]:
+    store = EpisodeStore(tmp_path_factory.mktemp("demonstrations"), types)
+    with Renderer(TASK, 64, 64) as renderer:
+        yield windows_of(demonstrate(store, types, renderer, 3, chunks=2, pause=0.4))
+
+
+def test_at_a_decision_it_sees_what_was_decided_on(demonstration: EpisodeWindows) -> None:
+    seen = list(decisions(demonstration.episode.path))
+    assert len(seen) == 2
+    for decision in seen:
+        stamp = decision.header.stamp
+        observation = demonstration.observe(stamp.sec * 10**9 + stamp.nanosec)
+        assert observation.digest() == decision.observation_digest
+
+
+@settings(max_examples=20)  # each replays the bag
+@given(at=st.integers(-100, 5000))
+def test_at_any_moment_it_sees_what_replay_sees(demonstration: EpisodeWindows, at: int) -> None:
+    moment = START_NS + at * MS
+    (replayed,) = observations(demonstration.episode.path, [moment])
+    if isinstance(replayed, ObservationError):
+        with pytest.raises(ObservationError):
+            demonstration.observe(moment)
+    else:
+        observation = demonstration.observe(moment)
+        assert observation.digest() == replayed.digest()
+        assert observation.ages == replayed.ages
+
+
+def test_the_steps_are_the_rows_that_were_sent_and_pauses_are_none(
+    demonstration: EpisodeWindows,
+) -> None:
+    steps = demonstration.steps
+    assert len(steps) == 100
+    gaps = np.diff(steps.times_ns) // MS
+    assert gaps[49] == 440  # the pause, and one step
+    assert set(np.delete(gaps, 49)) == {40}
+    np.testing.assert_array_equal(demonstration.chunk(49, 50), steps.actions[49:99])
+    assert demonstration.future(48, 50) == 98
+    assert demonstration.future(49, 50) == demonstration.future(60, 50) == 99
+
+
+def test_a_chunk_at_the_end_repeats_its_last_action(demonstration: EpisodeWindows) -> None:
+    chunk, actions = demonstration.chunk(90, 50), demonstration.steps.actions
+    np.testing.assert_array_equal(chunk[:10], actions[90:])
+    np.testing.assert_array_equal(chunk[10:], np.repeat(actions[-1:], 40, axis=0))
+
+
+@pytest.mark.parametrize("options", [Options(), Options(compression="zstd")])
+def test_actions_come_back_in_policy_units(
+    store: EpisodeStore, types: Typestore, options: Options
+) -> None:
+    writing = Writing(store, types, options=options)
+    writing.seconds(3.0)
+    writing.trajectory(chunk(500))
+    windows = windows_of(writing.recording.finish("stopped"))
+    expected = (540 + 40 * np.arange(50)) / 1e4
+    np.testing.assert_allclose(
+        windows.steps.actions, np.repeat(expected[:, None], 14, 1), atol=1e-12
+    )
+    np.testing.assert_array_equal(
+        windows.steps.times_ns, START_NS + (500 + 40 * np.arange(50)) * MS
+    )
+    assert windows.usable(50).all()
+
+
+def test_chunks_that_took_over_in_motion_are_one_stretch_without_a_gap(
+    store: EpisodeStore, types: Typestore
+) -> None:
+    """Each row once, at its own time, whoever sent it first."""
+    writing = Writing(store, types)
+    writing.seconds(6.0)
+    path = chunk(500)
+    writing.trajectory(path)
+    for index, (seen_ms, answered_ms) in enumerate([(1510, 1815), (3030, 3331)]):
+        now_ns = START_NS + answered_ms * MS
+        splice = Splice(path, chunk(seen_ms, f"run/{index + 1}"), now_ns, 5)
+        path = splice.chunk(f"run/{index + 1}", splice.blended())
+        writing.trajectory(path)
+    windows = windows_of(writing.recording.finish("stopped"))
+    steps = windows.steps
+    assert set(np.diff(steps.times_ns)) == {40 * MS}
+    assert set(steps.stretch) == {0}
+    assert steps.times_ns[0] == START_NS + 500 * MS
+    due = (steps.times_ns - START_NS) / MS + 40
+    np.testing.assert_allclose(steps.actions[:, 0], due / 1e4, atol=1e-3)
+    assert len(steps) == len(path.positions) + (path.start_ns - START_NS - 500 * MS) // (40 * MS)
+
+
+def test_a_chunk_replaced_or_braked_counts_as_far_as_it_was_executed(
+    store: EpisodeStore, types: Typestore
+) -> None:
+    writing = Writing(store, types)
+    writing.seconds(5.0)
+    writing.trajectory(chunk(400, "run/0"))
+    writing.trajectory(chunk(1200, "run/1"))
+    writing.trajectory(chunk(1810, "run/1/brake", rows=5))
+    writing.trajectory(chunk(2600, "run/2"))
+    windows = windows_of(writing.recording.finish("stopped"))
+    due = np.rint(windows.steps.actions[:, 0] * 1e4).astype(int)
+    assert due.tolist() == [*range(440, 1201, 40), *range(1240, 1801, 40), *range(2640, 4601, 40)]
+    assert windows.steps.stretch.tolist() == [0] * 35 + [1] * 50
+    usable = windows.usable(10)
+    assert usable.tolist() == [True] * 26 + [False] * 9 + [True] * 50
+
+
+def test_the_way_to_the_start_pose_is_nobodys_action(store: EpisodeStore, types: Typestore) -> None:
+    writing = Writing(store, types)
+    writing.seconds(6.0)
+    writing.trajectory(chunk(400, "run/0", rows=25))
+    writing.trajectory(chunk(1500, CHUNK_ID, rows=40))
+    writing.trajectory(chunk(3400, "run/1", rows=25))
+    windows = windows_of(writing.recording.finish("stopped"))
+    due = np.rint(windows.steps.actions[:, 0] * 1e4).astype(int)
+    assert due.tolist() == [*range(440, 1401, 40), *range(3440, 4401, 40)]
+    assert windows.steps.stretch.tolist() == [0] * 25 + [1] * 25
+
+
+def test_one_arms_trajectory_alone_is_no_action(store: EpisodeStore, types: Typestore) -> None:
+    writing = Writing(store, types)
+    writing.seconds(5.0)
+    writing.trajectory(chunk(400, "run/0"), to=["left"])
+    writing.trajectory(chunk(2600, "run/1"))
+    windows = windows_of(writing.recording.finish("stopped"))
+    assert len(windows) == 50
+
+
+def test_a_faster_source_is_thinned_out(store: EpisodeStore, types: Typestore) -> None:
+    writing = Writing(store, types)
+    writing.seconds(3.0)
+    writing.trajectory(chunk(400, rows=100, dt=0.02))
+    windows = windows_of(writing.recording.finish("stopped"))
+    due = np.rint(windows.steps.actions[:, 0] * 1e4).astype(int)
+    assert due.tolist() == list(range(440, 2401, 40))
+
+
+def test_rows_between_the_steps_are_refused(store: EpisodeStore, types: Typestore) -> None:
+    writing = Writing(store, types)
+    writing.seconds(3.0)
+    writing.trajectory(chunk(400, dt=0.03))
+    path = writing.recording.finish("stopped")
+    with pytest.raises(RolloutError, match=r"rows 0.03 to 0.03 s apart.*0.04 s"):
+        windows_of(path)
+
+
+def test_windows_are_usable_where_an_observation_could_be_made(
+    store: EpisodeStore, types: Typestore
+) -> None:
+    """What the stamps say beforehand is what the sources say when they are asked."""
+    writing = Writing(store, types)
+    for at in range(0, 4000, 10):
+        for side in ("left", "right"):
+            if not (side == "left" and 1500 < at < 1750):
+                writing.state(side, at)
+        for camera in RIG.cameras:
+            lag = 60 if camera.role == "primary" and 2500 < at < 2700 else 0
+            if at % 40 == 0 and not (camera.role == "left_wrist" and 800 < at < 1200):
+                writing.picture(camera.role, at - lag)
+    writing.trajectory(chunk(100, rows=90))
+    windows = windows_of(writing.recording.finish("stopped"))
+
+    def possible(step: int) -> bool:
+        try:
+            windows.observe(int(windows.steps.times_ns[step]))
+        except ObservationError:
+            return False
+        return True
+
+    seen = np.array([possible(step) for step in range(len(windows))])
+    last = np.minimum(np.arange(len(windows)) + 20, len(windows) - 1)
+    np.testing.assert_array_equal(windows.usable(20), seen & seen[last])
+    assert 10 < seen.sum() < len(windows) - 10
+
+
+def test_a_frozen_camera_is_seen_though_only_two_pictures_are_read(
+    store: EpisodeStore, types: Typestore
+) -> None:
+    writing = Writing(store, types)
+    for at in range(0, 3000, 10):
+        for side in ("left", "right"):
+            writing.state(side, at)
+        if at % 40 == 0:
+            for camera in RIG.cameras:
+                frozen = camera.role == "primary" and at > 1000
+                pixels = np.full((8, 8, 3), 7 if frozen else at // 40, np.uint8)
+                writing.image(camera.role, at, pixels)
+    writing.trajectory(chunk(100))
+    windows = windows_of(writing.recording.finish("stopped"))
+    windows.observe(START_NS + 2000 * MS)
+    with pytest.raises(ObservationError, match="same picture for"):
+        windows.observe(START_NS + 2100 * MS)
+
+
+def test_rejected_joint_states_are_passed_over(store: EpisodeStore, types: Typestore) -> None:
+    writing = Writing(store, types)
+    writing.seconds(1.0)
+    arm = RIG.arms.left
+    names = [*arm.names, arm.gripper.finger_joint]
+    writing.joints("left", 1000, names, [float("nan")] * len(names))
+    for camera in RIG.cameras:
+        writing.picture(camera.role, 1000)
+    writing.state("right", 1000)
+    writing.trajectory(chunk(100, rows=5))
+    path = writing.recording.finish("stopped")
+    (replayed,) = observations(path, [START_NS + 1000 * MS])
+    observation = windows_of(path).observe(START_NS + 1000 * MS)
+    assert observation.digest() == replayed.digest()
+    assert observation.ages["left/joint_states"] == 0.01
+
+
+def test_a_sensor_without_messages_is_named(store: EpisodeStore, types: Typestore) -> None:
+    writing = Writing(store, types)
+    writing.seconds(1.0, without="primary")
+    with pytest.raises(RolloutError, match=r"cam_high.* holds no message"):
+        windows_of(writing.recording.finish("stopped"))
+
+
+def test_damage_is_named_with_its_file(store: EpisodeStore, types: Typestore) -> None:
+    writing = Writing(store, types)
+    writing.seconds(1.0)
+    writing.trajectory(chunk(100, rows=5))
+    path = writing.recording.finish("stopped")
+    windows = windows_of(path)
+    (file,) = windows.episode.files
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(RolloutError, match=r"_0.mcap.*'episodes verify'"):
+        windows.observe(START_NS + 950 * MS)
+    with pytest.raises(RolloutError, match=r"'scripts/recover' rebuilds it|cannot be read"):
+        windows_of(path)
+
+
+def test_a_flipped_byte_inside_a_picture_is_no_picture(
+    store: EpisodeStore, types: Typestore
+) -> None:
+    writing = Writing(store, types)
+    writing.seconds(1.0)
+    writing.trajectory(chunk(100, rows=5))
+    path = writing.recording.finish("stopped")
+    *_, (_, _, picture) = read_messages(path, ["/" + RIG.cameras[0].topic])
+    (file,) = read_episode(path).files
+    damaged = bytearray(file.read_bytes())
+    damaged[damaged.index(picture.data.tobytes()) + 100] ^= 1
+    file.write_bytes(damaged)
+    with pytest.raises(RolloutError, match=r"_0.mcap.*its checksum does not fit"):
+        windows_of(path).observe(START_NS + 1000 * MS)
+
+
+def test_a_trajectory_without_a_row_ends_a_chunk(store: EpisodeStore, types: Typestore) -> None:
+    """It is how a controller is told to stop."""
+    writing = Writing(store, types)
+    writing.seconds(4.0)
+    writing.trajectory(chunk(400, "run/0"))
+    writing.trajectory(chunk(1200, "run/1", rows=0))
+    writing.trajectory(chunk(1600, "run/2"))
+    windows = windows_of(writing.recording.finish("stopped"))
+    assert windows.steps.stretch.tolist() == [0] * 20 + [1] * 50
+
+
+def test_a_bag_of_one_moment_holds_no_step(store: EpisodeStore, types: Typestore) -> None:
+    writing = Writing(store, types)
+    writing.seconds(0.01)
+    writing.trajectory(chunk(100))
+    assert len(windows_of(writing.recording.finish("stopped"))) == 0
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_other_controllers_give_the_same_steps(
+    store: EpisodeStore, types: Typestore, kind: str
+) -> None:
+    rig = rig_with(OUTPUTS[kind])
+    writing = Writing(store, types, rig=rig, rig_yaml=rig_text(rig))
+    writing.seconds(3.0)
+    writing.trajectory(chunk(400, "run/0"))
+    writing.trajectory(chunk(2500, "run/1"), to=[rig.outputs[0].name])
+    path = writing.recording.finish("stopped")
+    windows = windows_of(path)
+    whole = len(rig.outputs) == 1
+    np.testing.assert_allclose(windows.chunk(0, 50), chunk(400).positions, atol=1e-12)
+    assert (len(windows) > 50) == whole, "a chunk that not every controller got is no action"
+    (replayed,) = observations(path, [START_NS + 1000 * MS])
+    assert windows.observe(START_NS + 1000 * MS).digest() == replayed.digest()
+    np.testing.assert_allclose(windows.state(0)[:6], 0.4 / 100)
+
+
+def test_one_broadcaster_tells_of_both_arms(store: EpisodeStore, types: Typestore) -> None:
+    rig = rig_with(OUTPUTS["one for all"])
+    writing = Writing(store, types, rig=rig, rig_yaml=rig_text(rig))
+    writing.seconds(0.2)
+    names = [name for arm in rig.arms.values() for name in arm.state_names]
+    for at in range(200, 2500, 10):
+        positions = np.full(14, at / 1e5)
+        positions[7:] += 0.5
+        writing.joints("left", at, names, positions)
+    for at in range(200, 2500, 40):
+        for camera in rig.cameras:
+            writing.picture(camera.role, at)
+    writing.trajectory(chunk(400))
+    path = writing.recording.finish("stopped")
+    state = windows_of(path).observe(START_NS + 1000 * MS).state
+    np.testing.assert_allclose(state[[0, 7]], [0.01, 0.51])
+    (replayed,) = observations(path, [START_NS + 1000 * MS])
+    np.testing.assert_array_equal(replayed.state, state)

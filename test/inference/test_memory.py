@@ -1,0 +1,59 @@
+"""Memory is counted before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from cosmos_policy_ros.core.errors import CheckpointError, ConfigError
+from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.inference.engines import footprint
+from cosmos_policy_ros.inference.spec import EngineSpec, Footprint, Ledger, SearchConfig
+
+GB = int(1e9)
+FULL = str(config_folder("models") / "aloha_2b")
+
+
+def needs(gigabytes: int, device: str = "cuda:0", free: int = 24) -> Footprint:
+    return Footprint(device, {"policy": gigabytes * GB}, free * GB)
+
+
+def test_the_full_size_is_counted_and_not_built() -> None:
+    """1,956,413,440 parameters of the transformer and 126,892,531 of the autoencoder, in bf16."""
+    direct = footprint(EngineSpec("cosmos", FULL, device="cpu"))
+    assert direct.needs["policy"] == 2 * (1_956_413_440 + 126_892_531)
+    assert direct.free > 0
+    searching = replace(EngineSpec("cosmos", FULL, device="cpu"), search=SearchConfig())
+    assert footprint(searching).needs["policy"] == direct.needs["policy"]
+    assert footprint(searching).needs["working space"] > direct.needs["working space"]
+    assert "planner" not in footprint(searching).needs
+    both = footprint(replace(searching, planner=FULL))
+    assert both.needs["planner"] == both.needs["policy"]
+
+
+def test_no_checkpoint_and_no_device_are_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"config\.yaml"):
+        footprint(EngineSpec("cosmos", "/nowhere", device="cpu"))
+    with pytest.raises(ConfigError, match="cuda:99"):
+        footprint(EngineSpec("cosmos", FULL, device="cuda:99"))
+
+
+def test_two_share_a_device_as_long_as_it_has_room() -> None:
+    ledger = Ledger()
+    ledger.admit("one", needs(10))
+    ledger.admit("other", needs(10, "cuda:1"))
+    ledger.admit("two", needs(10, free=18))  # the first has begun to load
+    with pytest.raises(CheckpointError, match=r"beside 20.0 GB for 2 more, but 24.0 GB are free"):
+        ledger.admit("three", needs(10, free=4))
+    ledger.release("one")
+    ledger.admit("three", needs(10, free=14))
+
+
+def test_once_empty_a_device_is_looked_at_afresh() -> None:
+    ledger = Ledger()
+    ledger.admit("one", needs(10))
+    ledger.release("one")
+    with pytest.raises(CheckpointError, match=r"needs 10.0 GB \(policy 10.0\), but 8.0 GB"):
+        ledger.admit("one", needs(10, free=8))
+    ledger.release("nobody")

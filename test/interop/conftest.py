@@ -1,0 +1,34 @@
+"""What the tests of the exchange share: episodes that were imported once, in every layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+from helpers.exchange import ROWS, Shared, look
+from helpers.hdf5 import ROLLOUT, write_hdf5
+from rosbags.typesys.store import Typestore
+
+from cosmos_policy_ros.episodes.store import EpisodeStore
+from cosmos_policy_ros.interop.to_bag import Importer, ImportOptions
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, types: Typestore) -> Mapping[str, Shared]:
+    """Return a demonstration of raw pictures, one of videos, and a rollout of JPEG files."""
+    folder = tmp_path_factory.mktemp("shared")
+    demo = folder / "fold_shirt_1500_steps/train"
+    sources = {
+        "raw": write_hdf5(demo / "raw.hdf5", "raw", rows=ROWS),
+        "video": write_hdf5(demo / "video.hdf5", "video", rows=ROWS),
+        "jpeg": write_hdf5(folder / "jpeg.hdf5", "jpeg", rows=ROWS, attributes=ROLLOUT),
+    }
+    rigs = {"raw": "interbotix_1", "video": "ros1_names", "jpeg": "sim"}
+    store = EpisodeStore(folder / "store", types)
+    return {
+        images: Shared(
+            source,
+            *look(Importer(store, types, ImportOptions(rigs[images], rate=25)).take(source).path),
+        )
+        for images, source in sources.items()
+    }

@@ -1,0 +1,265 @@
+"""Pins that an HDF5 file brings nothing of another file into a bag, and no more work than it is."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from helpers.hdf5 import CAMERAS, ROLLOUT, jpegs, motion, pictures, write_hdf5
+
+from cosmos_policy_ros.core.errors import RolloutError
+from cosmos_policy_ros.interop import hdf5_checks
+from cosmos_policy_ros.interop.hdf5_layout import open_hdf5
+
+ROWS = 24
+Change = Callable[[h5py.File, Path], None]
+CAM = "observations/images/cam_high"
+NUMBERS = ("action", "observations/qpos", "observations/qvel")
+
+
+def other(folder: Path) -> Path:
+    """Write the file that must not be read: as it stands, it is a sound episode's."""
+    path = folder / "other.hdf5"
+    with h5py.File(path, "w") as file:
+        file["action"] = motion(ROWS, 9)
+        file["pictures"] = pictures(ROWS, CAMERAS[0])
+        file.create_group("images")
+        for camera in CAMERAS:
+            file[f"images/{camera}"] = pictures(ROWS, camera)
+    (folder / "numbers").write_bytes(motion(ROWS, 9).tobytes())
+    (folder / "pixels").write_bytes(pictures(ROWS, CAMERAS[0]).tobytes())
+    return path
+
+
+def external_storage(key: str, name: str) -> Change:
+    def change(file: h5py.File, folder: Path) -> None:
+        shape, dtype = file[key].shape, file[key].dtype
+        del file[key]
+        size = int(np.prod(shape)) * dtype.itemsize
+        file.create_dataset(key, shape, dtype, external=[(str(folder / name), 0, size)])
+
+    return change
+
+
+def external_link(key: str, target: str) -> Change:
+    def change(file: h5py.File, folder: Path) -> None:
+        del file[key]
+        file[key] = h5py.ExternalLink(str(folder / "other.hdf5"), target)
+
+    return change
+
+
+def virtual(key: str, target: str) -> Change:
+    def change(file: h5py.File, folder: Path) -> None:
+        shape, dtype = file[key].shape, file[key].dtype
+        del file[key]
+        layout = h5py.VirtualLayout(shape, dtype)
+        layout[:] = h5py.VirtualSource(str(folder / "other.hdf5"), target, shape)
+        file.create_virtual_dataset(key, layout)
+
+    return change
+
+
+def soft_over_external(file: h5py.File, folder: Path) -> None:
+    file["hop"] = h5py.ExternalLink(str(folder / "other.hdf5"), "/")
+    del file["action"]
+    file["action"] = h5py.SoftLink("/hop/action")
+
+
+def soft(file: h5py.File, _: Path) -> None:
+    file["kept"] = file["action"]
+    del file["action"]
+    file["action"] = h5py.SoftLink("/kept")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        *[
+            (external_storage(key, "numbers"), f"/{key}: keeps its data in another")
+            for key in NUMBERS
+        ],
+        (external_storage(CAM, "pixels"), "keeps its data in another file"),
+        *[(external_link(key, "/action"), f"/{key}: is a link to /action in") for key in NUMBERS],
+        (external_link(CAM, "/pictures"), "is a link to /pictures in"),
+        (external_link("observations/images", "/images"), "is a link to /images in"),
+        *[(virtual(key, "action"), f"/{key}: is a virtual data set") for key in NUMBERS],
+        (virtual(CAM, "pictures"), "is a virtual data set"),
+        (soft_over_external, "/action: is a link to /hop/action"),
+        (soft, "/action: is a link to /kept"),
+    ],
+)
+def test_no_other_file_is_read(tmp_path: Path, change: Change, told: str) -> None:
+    other(tmp_path)
+    path = write_hdf5(tmp_path / "e.hdf5", rows=ROWS, change=lambda file: change(file, tmp_path))
+    with pytest.raises(RolloutError, match=rf"e\.hdf5: .*{told}"), open_hdf5(path):
+        pass
+
+
+def test_a_link_that_no_episode_needs_is_not_followed(tmp_path: Path) -> None:
+    other(tmp_path)
+
+    def change(file: h5py.File) -> None:
+        file["elsewhere"] = h5py.ExternalLink(str(tmp_path / "other.hdf5"), "/action")
+        file["dangling"] = h5py.SoftLink("/nowhere")
+        file["observations/back"] = file["/"]  # a cycle of hard links
+
+    with open_hdf5(write_hdf5(tmp_path / "e.hdf5", change=change)) as source:
+        assert len(source.action) == 24
+
+
+def with_data(key: str, shape: tuple[int, ...], **kept: Any) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        dtype = file[key].dtype
+        del file[key]
+        file.create_dataset(key, shape, dtype, **kept)
+
+    return change
+
+
+def deflated(content: bytes, filters: tuple[int, ...] = (h5py.h5z.FILTER_DEFLATE,)) -> Any:
+    """Replace the action by one chunk with these bytes in it."""
+
+    def change(file: h5py.File) -> None:
+        del file["action"]
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_chunk((ROWS, 14))
+        for each in filters:
+            plist.set_filter(each, h5py.h5z.FLAG_OPTIONAL, (6,))
+        space = h5py.h5s.create_simple((ROWS, 14))
+        made = h5py.h5d.create(file.id, b"action", h5py.h5t.IEEE_F32LE, space, plist)
+        made.write_direct_chunk((0, 0), content)
+
+    return change
+
+
+def rows_in_one_chunk(file: h5py.File) -> None:
+    """Make pictures of which one takes all of the others to be read, as often as there are rows."""
+    del file[CAM]
+    kept = {"chunks": (24, 8192, 1, 3), "compression": "gzip"}
+    black = zlib.compress(bytes(24 * 8192 * 3))
+    made = file.create_dataset(CAM, (24, 8192, 500, 3), np.uint8, **kept)
+    for column in range(500):
+        made.id.write_direct_chunk((0, 0, column, 0), black)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (with_data("action", (10**9, 14)), "/action: has 1000000000 rows, at most"),
+        (with_data("action", (50_000, 14)), r"/action: claims \d+ bytes, 0 of it"),
+        (with_data("action", (2**40, 2**20), chunks=(1, 1)), "/action: has"),
+        (with_data(CAM, (24, 60_000, 60_000, 3), chunks=(1, 64, 64, 3)), "claims"),
+        (
+            with_data(CAM, (24, 8192, 8192, 3), chunks=(1, 8192, 8192, 3), compression="gzip"),
+            "claims",
+        ),
+        (rows_in_one_chunk, r"has chunks \(24, 8192, 1, 3\)"),
+        (deflated(zlib.compress(bytes(50_000_000))), "a chunk is larger unpacked than the"),
+        (deflated(b"x" * 2000), "error"),
+        (deflated(bytes(2000), (h5py.h5z.FILTER_DEFLATE,) * 2), "deflated more than once"),
+        (deflated(bytes(2000), (32004,)), r"packed by filter 32004 .*needs a plugin"),
+    ],
+)
+def test_a_claim_is_held_against_what_is_there(
+    tmp_path: Path, change: Callable[[h5py.File], None], told: str
+) -> None:
+    path = write_hdf5(tmp_path / "e.hdf5", rows=ROWS, change=change)
+    with pytest.raises(RolloutError, match=rf"e\.hdf5: .*{told}"), open_hdf5(path):
+        pass
+
+
+def test_honest_compression_is_read(tmp_path: Path) -> None:
+    def change(file: h5py.File) -> None:
+        for key, packed in ((CAM, "gzip"), ("action", "lzf"), ("observations/qpos", "gzip")):
+            content = file[key][()]
+            del file[key]
+            file.create_dataset(
+                key, data=content, compression=packed, shuffle=True, fletcher32=True, chunks=True
+            )
+
+    path = write_hdf5(tmp_path / "e.hdf5", change=change)
+    with open_hdf5(path) as source:
+        shown = list(source.frames["primary"].every(5))
+        assert np.array_equal(source.action, motion(24, 1))
+    assert np.array_equal(shown, pictures(24, CAMERAS[0])[::5])
+
+
+def test_one_picture_that_a_thousand_entries_name_is_counted_each_time(tmp_path: Path) -> None:
+    path = write_hdf5(tmp_path / "e.hdf5", "jpeg", attributes=ROLLOUT)
+    with open_hdf5(path) as source:
+        frames = source.frames["primary"]
+        size = sum(len(picture) for picture in frames.every(1))
+        object.__setattr__(frames, "most", size - 1)
+        with pytest.raises(RolloutError, match="come to more than the"):
+            list(frames.every(1))
+
+
+def jpeg_of(height: int, width: int, scans: int = 1) -> bytes:
+    """Return a JPEG whose head claims a size, and that passes over it so many times."""
+    jpeg = jpegs(pictures(1, CAMERAS[0]))[0]
+    at = jpeg.index(b"\xff\xc0")
+    size = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    return jpeg[: at + 5] + size + jpeg[at + 9 : -2] + b"\xff\xda\x00\x02" * (scans - 1) + jpeg[-2:]
+
+
+@pytest.mark.parametrize(
+    ("jpeg", "told"),
+    [
+        (jpeg_of(65_000, 65_000), "a JPEG of 65000x65000 pixels"),
+        (jpeg_of(24, 32, 500), "in 500 scans"),
+    ],
+)
+def test_a_jpeg_that_claims_too_much_is_not_decoded(tmp_path: Path, jpeg: bytes, told: str) -> None:
+    def change(file: h5py.File) -> None:
+        file["primary_images_jpeg"][3] = np.frombuffer(jpeg, np.uint8)
+
+    path = write_hdf5(tmp_path / "e.hdf5", "jpeg", attributes=ROLLOUT, change=change)
+    with open_hdf5(path) as source, pytest.raises(RolloutError, match=f"picture 3.*{told}"):
+        list(source.frames["primary"].every(1))
+
+
+@pytest.mark.parametrize("name", ["../outside.mp4", "/etc/hostname", "sub/../../outside.mp4", ".."])
+def test_a_video_elsewhere_is_not_read(tmp_path: Path, name: str) -> None:
+    def change(file: h5py.File) -> None:
+        del file["observations/video_paths/cam_high"]
+        file["observations/video_paths/cam_high"] = name
+
+    path = write_hdf5(tmp_path / "a/e.hdf5", "video", change=change)
+    (tmp_path / "outside.mp4").write_bytes((tmp_path / "a/e_cam_high.mp4").read_bytes())
+    with pytest.raises(RolloutError, match="not in the file's own folder"), open_hdf5(path):
+        pass
+
+
+@pytest.mark.parametrize("text", ["ffconcat version 1.0\nfile other.mp4\n", "#EXTM3U\nother.mp4\n"])
+def test_a_list_of_other_videos_is_no_video(tmp_path: Path, text: str) -> None:
+    path = write_hdf5(tmp_path / "e.hdf5", "video")
+    video = tmp_path / "e_cam_high.mp4"
+    video.rename(tmp_path / "other.mp4")
+    video.write_text(text)
+    with pytest.raises(RolloutError, match="does not begin like an MP4"), open_hdf5(path):
+        pass
+
+
+def test_an_attribute_that_is_no_text_or_number_is_told(tmp_path: Path) -> None:
+    def change(file: h5py.File) -> None:
+        file.attrs["task_description"] = file["action"].ref
+
+    path = write_hdf5(tmp_path / "e.hdf5", change=change)
+    told = pytest.raises(RolloutError, match=r"task_description: .*expected a text or number")
+    with told, open_hdf5(path):
+        pass
+
+
+def test_a_file_on_which_the_library_loops_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by test_fuzz: a damaged heap of JPEG files, which HDF5 1.14 walks for ever."""
+    monkeypatch.setattr(hdf5_checks, "BASE_SECONDS", 2)
+    path = Path(__file__).parent / "data/library_loops.hdf5"
+    with pytest.raises(RolloutError, match=r"library_loops\.hdf5: "), open_hdf5(path) as source:
+        for frames in source.frames.values():
+            list(frames.every(1))

@@ -63,8 +63,8 @@ class Straightforward:
         sequence = image_sequence(self._checkpoint.layout, pictures, self._checkpoint.layout.count)
         video = images.to_model(sequence, self._vae.dtype)
         mode = self._vae.encode(video).latent_dist.mode()
-        mean, std = self._latent_scale()
-        return cast(Tensor, (mode - mean) / std).float()
+        mean, scale = self._latent_scale()
+        return cast(Tensor, (mode - mean) * scale).float()
 
     def inject(self, encoded: Tensor, query: Query) -> Tensor:
         """Return the encoded pictures with the proprioception in its frame."""
@@ -117,8 +117,8 @@ class Straightforward:
         for name in NOT_PICTURES:
             frame = self._checkpoint.layout.index(name)
             shown[:, :, frame] = encoded[:, :, frame]
-        mean, std = self._latent_scale()
-        return cast(Tensor, self._vae.decode(shown.to(self._vae.dtype) * std + mean).sample)
+        mean, scale = self._latent_scale()
+        return cast(Tensor, self._vae.decode(shown.to(self._vae.dtype) / scale + mean).sample)
 
     def _sigmas(self) -> list[float]:
         steps = self._checkpoint.config.denoising_steps
@@ -129,7 +129,7 @@ class Straightforward:
         config = self._checkpoint.config.vae
         constants = (config.latent_mean, config.latent_std)
         mean, std = (torch.tensor(c, dtype=self._vae.dtype).view(1, -1, 1, 1, 1) for c in constants)
-        return mean, std
+        return mean, 1 / std
 
 
 class _RoundedRope(CosmosRotaryPosEmbed):

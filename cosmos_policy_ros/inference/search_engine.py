@@ -186,8 +186,11 @@ def depict(planner: CosmosPolicy, task: Depict) -> Pictures:
 def _depict(planner: CosmosPolicy, task: Depict) -> Pictures:
     scene = planner.look(task.query.prompt, task.query.observation)
     latents = torch.tensor(task.latents, device=planner.device)
-    (pictures,) = planner.depict(scene, latents)
-    return pictures
+    futures = planner.depict(scene, latents)
+    return {
+        role: np.stack([each[role] for each in futures]).mean(axis=0).round().astype(np.uint8)
+        for role in futures[0]
+    }
 
 
 def evaluations(steps: int, config: SearchConfig, numerics: Numerics) -> int:

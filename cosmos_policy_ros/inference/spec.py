@@ -28,7 +28,9 @@ STAGES: tuple[Stage, ...] = ("propose", "imagine", "appraise")
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """How many candidates there are and how they are appraised; as released, but for ``lot``.
+    """How many candidates there are and how they are appraised.
+
+    As in the released planning commands, but for ``lot``, which those have not, and ``shown``.
 
     Attributes:
         candidates: N; candidate i has the base seed + i.
@@ -39,7 +41,10 @@ class SearchConfig:
         value: what it is conditioned on, as the planner was trained; Q(s, a) needs no future.
         aggregation: of all values of a candidate.
         depth: chunks ahead; beyond the first the policy goes on from what was imagined.
-        combination: of the depths' values: the last one's, or their average.
+        combination: of the depths' values: the last one's, as released, or their average.
+        shown: of the chosen candidate's futures: the last one's pictures, whose future took all its
+            steps, or the average of all their pictures, as the released planning command shows.
+            Nothing is decided by it.
         lot: candidates that one worker computes together. Larger lots keep few workers busier,
             smaller ones spread over many. Results depend on it by rounding.
     """
@@ -52,7 +57,8 @@ class SearchConfig:
     value: ValueMode = "value_s"
     aggregation: Aggregation = "majority_mean"
     depth: int = 1
-    combination: Combination = "average"
+    combination: Combination = "last"
+    shown: Shown = "last"
     lot: int = 1
 
     def __post_init__(self) -> None:

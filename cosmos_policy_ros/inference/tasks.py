@@ -114,7 +114,7 @@ class Depict:
 
     Attributes:
         query: what was seen before it.
-        latents: (1, ...) with the future.
+        latents: (n, ...) with the future; of several, the average of their pictures.
     """
 
     what: ClassVar[str] = "pictures"

@@ -66,7 +66,9 @@ def ensemble(seed: int, members: int, steps: int, numerics: Numerics) -> tuple[D
     """Return the draws with which one candidate's future or value is predicted several times.
 
     Member i draws its noise from ``seed + i``. In the paper each takes all ``steps``; the released
-    code spreads them evenly from 1 to ``steps``, rounded down: only the last member takes all.
+    code spreads them evenly from 1 to ``steps``, rounded down: only the last member takes all. One
+    member alone takes all of them, as in the released commands, which say that it is no ensemble;
+    told that it is one, the released code would give it a single step (ask for ``steps`` of 1).
 
     Raises:
         ValueError: fewer than one member.

@@ -137,7 +137,7 @@ class Tokenizer(nn.Module):
     def normalise(self, mean: Tensor) -> Tensor:
         """Map the posterior's mean (B, 16, n, h, w) to what the network is given, float32."""
         shift, scale = self._constants(mean.device)
-        return ((mean - shift) * (1 / scale)).float()
+        return ((mean - shift) * scale).float()
 
     def forget(self) -> None:
         """Drop what is kept of black pictures; needed after writing other weights in place."""
@@ -186,7 +186,7 @@ class Tokenizer(nn.Module):
     def _decode(self, latent: Tensor, wanted: Sequence[int]) -> list[Tensor]:
         """Return the pictures (B, 3, 1 or 4, H, W) float32 of the ``wanted`` frames, ascending."""
         shift, scale = self._constants(latent.device)
-        scaled = latent.to(self.dtype) * scale + shift
+        scaled = latent.to(self.dtype) / scale + shift
         memory: list[Any] = [None] * _count_causal(self.vae.decoder)
         pictures = []
         for frame in range(max(wanted) + 1):
@@ -202,10 +202,15 @@ class Tokenizer(nn.Module):
         return pictures
 
     def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the latents' mean and one over their standard deviation.
+
+        In half precision that quotient is rounded, and to multiply by the deviation would not undo
+        it: the decoder was trained behind a division by the same rounded number.
+        """
         shape = (1, LATENT_CHANNELS, 1, 1, 1)
         mean = torch.tensor(self._mean, dtype=self.dtype, device=device)
         std = torch.tensor(self._std, dtype=self.dtype, device=device)
-        return mean.view(shape), std.view(shape)
+        return mean.view(shape), (1 / std).view(shape)
 
 
 class _Norm(WanRMS_norm):

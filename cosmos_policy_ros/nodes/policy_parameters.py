@@ -26,6 +26,7 @@ from cosmos_policy_ros.rig.run import RunLimits
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
 AS_TRAINED = "checkpoint"
+SEEDS = 2**32  # of NumPy's generator, which the noise is drawn from
 DIRECT = "direct"
 TINY_CHECKPOINT = "tiny_random"
 RELEASED_CHECKPOINT = "nvidia/Cosmos-Policy-ALOHA-Predict2-2B"
@@ -90,7 +91,7 @@ PARAMETERS = (
         "process a while, during which the arms move",
     ),
     Parameter("autostart", True, "configure and activate at start, without a lifecycle manager"),
-    Parameter("seed", 195, "base noise seed when the goal gives none", 0, 2**32 - 1),
+    Parameter("seed", 195, "base noise seed when the goal gives none", 0, SEEDS - 1),
     Parameter("observation_timeout", 10.0, "wall s to wait for a usable observation", 0.1, 600.0),
     Parameter("brake_seconds", 0.4, "s to bring a moving arm to rest on a stop", 0.04, 2.0),
     Parameter("start_timeout", 600.0, "wall s for the model to load", 1.0, 7200.0),

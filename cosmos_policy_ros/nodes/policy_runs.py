@@ -23,7 +23,7 @@ from cosmos_policy_ros.core.task import choose_prompt, load_named_task
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.inference.tasks import Decide
 from cosmos_policy_ros.nodes.policy_keeper import KeeperWatch
-from cosmos_policy_ros.nodes.policy_parameters import PolicySettings
+from cosmos_policy_ros.nodes.policy_parameters import SEEDS, PolicySettings
 from cosmos_policy_ros.nodes.policy_topics import PolicyFutures, PolicyOutput
 from cosmos_policy_ros.planning.workers import Inference
 from cosmos_policy_ros.rig.chunk import TimedChunk
@@ -34,6 +34,8 @@ from cosmos_policy_ros.rig.observation import Sources
 from cosmos_policy_ros.rig.run import Goal, Outcome, Phase, Run
 from cosmos_policy_ros.rig.safety_gate import SafetyGate, Situation, start_motion
 from cosmos_policy_ros.rig.tracking import STILL_FOR
+
+NODES_SEED = -1  # in a goal: what the parameter says, as RunTask.action has it
 
 
 class _Asked(NamedTuple):
@@ -408,6 +410,11 @@ class PolicyRuns:
         if not (math.isfinite(request.time_limit) and request.time_limit >= 0):
             raise ConfigError(f"time_limit {request.time_limit} s must be finite, 0 or more")
         settings = self._settings
+        seed = settings.seed if request.seed == NODES_SEED else request.seed
+        if not 0 <= seed < SEEDS:
+            raise ConfigError(
+                f"seed {seed} must be from 0 to {SEEDS - 1}, or {NODES_SEED} for the node's own"
+            )
         task = settings.task
         if request.task and request.task != task.name:
             task = load_named_task(request.task).task
@@ -417,6 +424,6 @@ class PolicyRuns:
             prompt=choose_prompt(task, request.prompt),
             time_limit=request.time_limit or task.time_limit,
             chunk_limit=request.chunk_limit,
-            seed=request.seed or settings.seed,
+            seed=seed,
             deadline=settings.deadline or task.deadline,
         )

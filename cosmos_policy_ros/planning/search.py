@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,6 +97,9 @@ def choose(values: Sequence[float]) -> int:
 def _succeeds(values: NDArray[np.float32]) -> NDArray[np.bool_]:
     above: NDArray[np.bool_] = values > np.float32(SUCCESS)
     return above
+
+
+Shown = Literal["last", "average"]
 
 
 class Unit(NamedTuple):
@@ -235,7 +238,8 @@ class Search:
         if self.config.value == "value_q":
             return None
         lot, row = divmod(index, self.config.lot)
-        return self._answers[Unit(lot, 0, "imagine")][row : row + 1, -1]
+        futures = self._answers[Unit(lot, 0, "imagine")][row]
+        return futures if self.config.shown == "average" else futures[-1:]
 
     def _candidate(self, index: int, finished: bool) -> Candidate:
         seed = self._query.seed + index

@@ -89,7 +89,8 @@ class Decision:
         planner_digest: the same of the checkpoint that imagined and appraised; "" for no search.
         numerics: "released" or "paper"; "" for an engine that has none.
         search: its settings, one line of YAML; "" for no search.
-        imagined: (1, 16, T, h, w) float32 latent with the chosen chunk's future; None without one.
+        imagined: (n, 16, T, h, w) float32 latents with the chosen chunk's future, several where the
+            average of their pictures is shown; None without one.
     """
 
     positions: NDArray[np.float64]

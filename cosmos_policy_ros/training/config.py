@@ -190,8 +190,8 @@ class OptimiserConfig:
     """AdamW on all parameters, and its learning rate's shape.
 
     The factor rises from ``start_factor`` to 1 during the warm-up, falls to ``decayed_factor``
-    until ``decay_steps``, and is ``final_factor`` ever after: a sharp drop that is meant to speed
-    up convergence.
+    until ``decay_steps``, and is ``final_factor`` from the next step on: a sharp drop that is meant
+    to speed up convergence.
 
     Small networks on a CPU get further in the same time with two things that the paper's do not
     have, both off by default.

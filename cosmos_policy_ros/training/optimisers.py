@@ -201,12 +201,13 @@ class Average:
 def learning_rate(step: int, config: OptimiserConfig) -> float:
     """Return the learning rate of a step, from 0 (reference facts, §8.7).
 
-    Linear up, linear down, and then a sharp drop to what it stays at.
+    Linear up, linear down, and then a sharp drop to what it stays at: at ``decay_steps`` itself it
+    is still what it was lowered to, as in the released code.
     """
     warm, end = config.warmup_steps, config.decay_steps
     if step < warm:
         factor = config.start_factor + (1 - config.start_factor) * step / warm
-    elif step < end:
+    elif warm < end and step <= end:  # without a way down it drops at once
         factor = 1 + (config.decayed_factor - 1) * (step - warm) / (end - warm)
     else:
         factor = config.final_factor

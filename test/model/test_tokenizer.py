@@ -141,9 +141,24 @@ def test_decoding_is_causal_too(small: Tokenizer) -> None:
 def test_decoding_equals_diffusers(small: Tokenizer) -> None:
     latent = torch.randn(1, 16, 3, 2, 2, generator=torch.Generator().manual_seed(6)) * 3
     mean, std = (torch.tensor(c, dtype=small.dtype).view(1, 16, 1, 1, 1) for c in (MEAN, STD))
-    expected = small.vae.decode(latent.to(small.dtype) * std + mean).sample.float()
+    expected = small.vae.decode(latent.to(small.dtype) / (1 / std) + mean).sample.float()
     tolerance = 1e-5 if small.dtype == torch.float32 else 0.02
     torch.testing.assert_close(small.decode(latent), expected, atol=tolerance, rtol=0)
+
+
+@torch.inference_mode()
+def test_the_decoder_is_given_what_the_released_one_is(small: Tokenizer) -> None:
+    """The latents were multiplied by the deviation: in half precision up to 21 levels too far."""
+    latent = torch.randn(1, 16, 1, 4, 4, generator=torch.Generator().manual_seed(6)) * 3
+    given: list[Tensor] = []
+    hook = small.vae.post_quant_conv.register_forward_pre_hook(lambda _, x: given.append(x[0]))
+    try:
+        small.decode(latent)
+    finally:
+        hook.remove()
+    mean, std = (torch.tensor(c, dtype=small.dtype).view(1, 16, 1, 1, 1) for c in (MEAN, STD))
+    (found,) = given
+    assert torch.equal(found, latent.to(small.dtype) / (1 / std) + mean)
 
 
 @torch.inference_mode()

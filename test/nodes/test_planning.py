@@ -151,3 +151,22 @@ def test_a_decision_remembers_its_chunk_not_an_average(graph: Graph) -> None:
     rows = np.reshape(decision.positions, (50, 14))
     waist = [point.positions[0] for point in left[0].points]
     np.testing.assert_allclose(waist, rows[:, 0], atol=1e-9)
+
+
+def test_seed_0_is_a_seed_like_any_other(graph: Graph) -> None:
+    """It was taken for none: the node's own was used, and 0 recorded."""
+    graph.step(2)
+    assert graph.client.arm().success
+    graph.client.start_run(seed=0)
+    graph.until_executing(1)
+    (decision,) = graph.wire.read(DECISION)
+    assert [c.seed for c in decision.candidates] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("seed", [-2, 2**32])
+def test_a_seed_that_no_noise_can_be_drawn_from_is_refused(graph: Graph, seed: int) -> None:
+    graph.step(2)
+    assert graph.client.arm().success
+    refused = graph.client.finish_run(graph.client.start_run(seed=seed), 30.0)
+    assert refused.outcome == "refused"
+    assert refused.message == f"seed {seed} must be from 0 to 4294967295, or -1 for the node's own"

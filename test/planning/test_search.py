@@ -108,13 +108,13 @@ def test_a_candidate_does_not_depend_on_how_many_there_are(
 
 def test_depth_goes_on_from_what_was_imagined(policy: CosmosPolicy, engine: SearchEngine) -> None:
     flat = SearchConfig(candidates=2, futures=1, values=2, aggregation="average")
-    last = replace(flat, depth=2, combination="last")
-    both = replace(flat, depth=2)
+    last = replace(flat, depth=2)
+    both = replace(last, combination="average")
     one, deep, mean = (run_search(engine, query_of(policy), c) for c in (flat, last, both))
     for a, b, c in zip(one.candidates, deep.candidates, mean.candidates, strict=True):
         assert a.values == b.values == c.values
         assert c.value == pytest.approx((a.value + b.value) / 2)
-        assert a.value != b.value
+        assert a.value != b.value, "the last depth counts, as released"
 
 
 def test_q_needs_no_future(policy: CosmosPolicy, engine: SearchEngine) -> None:
@@ -143,6 +143,25 @@ def test_the_chosen_future_can_be_looked_at(policy: CosmosPolicy, engine: Search
     assert {role: picture.shape for role, picture in pictures.items()} == dict.fromkeys(
         ("left_wrist", "right_wrist", "primary"), (64, 64, 3)
     )
+
+
+def test_the_average_of_all_futures_can_be_shown(
+    policy: CosmosPolicy, engine: SearchEngine
+) -> None:
+    """As the released planning command does; nothing gave that."""
+    query, config = query_of(policy), SearchConfig(candidates=2, futures=3, values=2)
+    last = run_search(engine, query, config)
+    average = run_search(engine, query, replace(config, shown="average"))
+    assert last.imagined is not None and average.imagined is not None
+    assert last.candidates == average.candidates
+    np.testing.assert_array_equal(last.imagined, average.imagined[-1:])
+    each = [engine.answer(Depict(query, average.imagined[i : i + 1])) for i in range(3)]
+    shown = engine.answer(Depict(query, average.imagined))
+    assert isinstance(shown, dict)
+    for role, picture in shown.items():
+        expected = np.mean([pictures[role] for pictures in each], axis=0).round()  # type: ignore[index]
+        assert picture.dtype == np.uint8 and len(np.unique(picture)) > 1
+        np.testing.assert_array_equal(picture, expected)
 
 
 def test_a_picture_without_memory_costs_no_process(

@@ -20,6 +20,7 @@ from cosmos_policy_ros.rig.arms import Gripper
 Combination = Literal["last", "average"]
 
 
+Shown = Literal["last", "average"]
 Stage = Literal["propose", "imagine", "appraise"]
 
 

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,9 +97,6 @@ def choose(values: Sequence[float]) -> int:
 def _succeeds(values: NDArray[np.float32]) -> NDArray[np.bool_]:
     above: NDArray[np.bool_] = values > np.float32(SUCCESS)
     return above
-
-
-Shown = Literal["last", "average"]
 
 
 class Unit(NamedTuple):

@@ -192,7 +192,8 @@ def exposure(variables: Mapping[str, str] | None = None) -> str:
         variables: its environment; by default this process' own.
     """
     given = os.environ if variables is None else variables
-    place, advice = f"domain {given.get('ROS_DOMAIN_ID') or 0}", "see doc/safety.md"
+    place = f"domain {given.get('ROS_DOMAIN_ID') or 0}"
+    advice = "see doc/how-to/secure-the-network.md"
     secured = {"ROS_SECURITY_ENABLE": "true", "ROS_SECURITY_STRATEGY": "Enforce"}
     if secured.items() <= given.items():
         return f"{place}: SROS2 admits only enclaves of {given.get('ROS_SECURITY_KEYSTORE')}"

@@ -244,7 +244,7 @@ def _of_security(error: Exception) -> str:
     keystore = os.environ.get("ROS_SECURITY_KEYSTORE") or "not set"
     return (
         f"; ROS_SECURITY_ENABLE is true: does ROS_SECURITY_KEYSTORE ({keystore}) have a key for "
-        "this node? See doc/safety.md"
+        "this node? See doc/how-to/secure-the-network.md"
     )
 
 

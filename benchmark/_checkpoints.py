@@ -51,7 +51,7 @@ def write_checkpoint(folder: Path, changes: Mapping[str, Any]) -> Path:
 
 
 def make_query(index: int = 0) -> Query:
-    """Return a query with noise for pictures; another ``index`` gives other pictures."""
+    """Return a query with noise for images; another ``index`` gives other images."""
     rng = np.random.default_rng(index)
     roles = ("left_wrist", "right_wrist", "primary")
     images = {role: rng.integers(0, 256, (480, 640, 3), dtype=np.uint8) for role in roles}

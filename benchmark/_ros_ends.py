@@ -23,7 +23,7 @@ from typing import Any
 WIDTH, HEIGHT = 640, 480  # px; what an ALOHA's cameras send
 SIZE = 224  # px; what the released checkpoints take
 CAMERA_HZ, JOINT_HZ = 30.0, 100.0
-PICTURES = 4  # different ones per camera, so that none looks frozen
+IMAGES = 4  # different ones per camera, so that none looks frozen
 LEAD_NS = 1_000_000  # how far past a chunk's end the feed's clock jumps
 
 READERS = ("numbers", "empty", "convert", "prepare", "ours", "recorder", "plain")
@@ -137,7 +137,7 @@ class Feed:
         self._left_to_warm -= warming
         stamp = self._stamp(self._now_ns())
         for role, (publisher, messages) in self._cameras.items():
-            message = messages[self.counts[role] % PICTURES]
+            message = messages[self.counts[role] % IMAGES]
             message.header.stamp = stamp
             message.header.frame_id = "" if warming else str(self.counts[role])
             self.counts[role] += not warming
@@ -152,13 +152,13 @@ def qos(reliability: str, depth: int) -> Any:
 
 
 def pictures(role: str) -> list[Any]:
-    """Return noise pictures as filled messages, so that the feed itself costs little."""
+    """Return noise images as filled messages, so that the feed itself costs little."""
     import numpy as np
     from sensor_msgs.msg import Image
 
     rng = np.random.default_rng(len(role))
     messages = []
-    for _ in range(PICTURES):
+    for _ in range(IMAGES):
         message = Image(height=HEIGHT, width=WIDTH, encoding="rgb8", step=3 * WIDTH)
         message.data = array("B", rng.bytes(HEIGHT * WIDTH * 3))
         messages.append(message)
@@ -198,7 +198,7 @@ def converter(role: str) -> Callable[[Any], Any] | None:
 def make_reader(options: argparse.Namespace) -> tuple[Any, Counts]:
     """Return a node with the policy node's subscriptions and what it counts.
 
-    ``empty`` only counts. ``convert`` also makes a 224x224 RGB picture of every frame in the
+    ``empty`` only counts. ``convert`` also makes a 224x224 RGB image of every frame in the
     cheapest way, ``prepare`` in the way that the checkpoints need. ``numbers`` counts the numbered
     frames, under the QoS that is being tried.
     """
@@ -255,13 +255,13 @@ def make_plain_recorder(folder: Path) -> tuple[Any, Counts]:
     from sensor_msgs.msg import Image, JointState
 
     from cosmos_policy_ros.bags.types import load_types
-    from cosmos_policy_ros.core.paths import config_folder, share_folder
+    from cosmos_policy_ros.core.paths import config_folder, package_share
     from cosmos_policy_ros.nodes.recorder_node import QUEUE_DEPTH
     from cosmos_policy_ros.rig.spec import load_rig
 
     writer = Writer(folder, version=9, storage_plugin=StoragePlugin.MCAP)
     writer.open()
-    types = load_types(share_folder() / "msg")
+    types = load_types(package_share() / "msg")
 
     class Plain(Node):
         def close(self) -> None:

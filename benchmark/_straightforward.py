@@ -1,6 +1,6 @@
 """The released algorithm, built from diffusers' classes and nothing of ours that makes it faster.
 
-All 41 pictures are encoded and all 41 decoded, every evaluation of the transformer predicts every
+All 41 images are encoded and all 41 decoded, every evaluation of the transformer predicts every
 frame from all 512 text positions, and nothing is kept from one evaluation or query to the next.
 The sampler and the reading of actions are written down once more, so that a mistake in ours shows.
 """
@@ -22,13 +22,13 @@ from torch import Tensor
 
 from cosmos_policy_ros.model import images
 from cosmos_policy_ros.model.checkpoint import Checkpoint
-from cosmos_policy_ros.model.images import Picture
-from cosmos_policy_ros.model.sequence import image_sequence, inject_proprio, prepare_pictures
+from cosmos_policy_ros.model.images import ImageArray
+from cosmos_policy_ros.model.sequence import image_sequence, inject_proprio, prepare_images
 from cosmos_policy_ros.model.transformer_keys import diffusers_names
 from cosmos_policy_ros.rig.decision import Query
 
 SIGMA_MAX, SIGMA_MIN, RHO = 80.0, 4.0, 7.0
-NOT_PICTURES = ("blank", "proprio", "action", "future_proprio")  # before decoding: what they were
+NOT_IMAGES = ("blank", "proprio", "action", "future_proprio")  # before decoding: what they were
 
 
 class Straightforward:
@@ -53,13 +53,13 @@ class Straightforward:
         """The transformer, called like ours."""
         return self._network
 
-    def preprocess(self, query: Query) -> tuple[dict[str, Picture], Tensor]:
-        """Return the pictures and the (1, 512, D) prompt embedding."""
+    def preprocess(self, query: Query) -> tuple[dict[str, ImageArray], Tensor]:
+        """Return the images and the (1, 512, D) prompt embedding."""
         text = self._checkpoint.text.embedding(query.prompt).unsqueeze(0)
-        return prepare_pictures(query.observation, self._checkpoint), text
+        return prepare_images(query.observation, self._checkpoint), text
 
-    def encode(self, pictures: Mapping[str, Picture]) -> Tensor:
-        """Return (1, 16, T, h, w): every frame's pictures, nothing injected."""
+    def encode(self, pictures: Mapping[str, ImageArray]) -> Tensor:
+        """Return (1, 16, T, h, w): every frame's images, nothing injected."""
         sequence = image_sequence(self._checkpoint.layout, pictures, self._checkpoint.layout.count)
         video = images.to_model(sequence, self._vae.dtype)
         mode = self._vae.encode(video).latent_dist.mode()
@@ -67,7 +67,7 @@ class Straightforward:
         return cast(Tensor, (mode - mean) * scale).float()
 
     def inject(self, encoded: Tensor, query: Query) -> Tensor:
-        """Return the encoded pictures with the proprioception in its frame."""
+        """Return the encoded images with the proprioception in its frame."""
         clean = encoded.clone()
         inject_proprio(self._checkpoint, clean, query.observation)
         return clean
@@ -112,9 +112,9 @@ class Straightforward:
         return chunk, min(max(value, 0.0), 1.0)
 
     def decode(self, latent: Tensor, encoded: Tensor) -> Tensor:
-        """Return all pictures (1, 3, 41, H, W), what is no picture replaced by what was encoded."""
+        """Return all images (1, 3, 41, H, W), what is no image replaced by what was encoded."""
         shown = latent.clone()
-        for name in NOT_PICTURES:
+        for name in NOT_IMAGES:
             frame = self._checkpoint.layout.index(name)
             shown[:, :, frame] = encoded[:, :, frame]
         mean, scale = self._latent_scale()

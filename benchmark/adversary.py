@@ -5,7 +5,7 @@
     python benchmark/adversary.py --seed 0 --only 52 74 --times 5    # those that it has printed
 
 Real nodes over DDS in real time on the simulated rig, in turn through trajectory controllers and
-through the stand-in of the stock drivers, asking at rest and in motion. A scenario is a situation
+through the stand-in of the stock drivers, asking at rest and in motion. A scenario is a context
 of the arms, a fault at a random moment of it, and what an operator or the kernel does next. Counted
 is what no scenario may make happen: a row that is sent past a limit or begins far from the arm, an
 arm that is faster than its limit, arms that go on moving. The same seed makes the same scenarios;
@@ -61,7 +61,7 @@ MUST_HOLD = re.compile("clock|stranger|stuck .*waist")
 class Scenario:
     """What happens; ``value`` is the fault's."""
 
-    situation: str
+    context: str
     after: float  # s into it
     fault: str
     value: Any
@@ -71,7 +71,7 @@ class Scenario:
     def __str__(self) -> str:
         """Return it in one line."""
         return (
-            f"{self.situation} +{self.after:.2f} s: {self.fault} {self.value}, "
+            f"{self.context} +{self.after:.2f} s: {self.fault} {self.value}, "
             f"then {self.ending} +{self.then:.2f} s"
         )
 
@@ -89,7 +89,7 @@ def draw(rng: random.Random) -> Scenario:
         "stuck": f"joint_stuck:{side}/{joint}",
         "stamps": f"stamps_off:{side}={rng.choice((-1, 1)) * magnitude:.3f}",
         "silent": f"joints_{rng.choice(('silent', 'nan', 'minus_pi'))}:{side}",
-        "stray": rng.choice(("keeper holds", "keeper idle", "disarmed node", "armed node")),
+        "stray": rng.choice(("watchdog holds", "watchdog idle", "disarmed node", "armed node")),
         "nothing": "",
     }[fault]
     return Scenario(
@@ -131,8 +131,8 @@ class Drill:
         graph = self.graph
         self.ready()
         self.began = time.monotonic()
-        self._situate(scenario.situation)
-        time.sleep(scenario.after if scenario.situation != "while braking" else 0.2)
+        self._situate(scenario.context)
+        time.sleep(scenario.after if scenario.context != "while braking" else 0.2)
         self._fault(scenario)
         time.sleep(scenario.then)
         self._end(scenario.ending)
@@ -163,17 +163,17 @@ class Drill:
             time.sleep(0.02)
         return False
 
-    def _situate(self, situation: str) -> None:
+    def _situate(self, context: str) -> None:
         graph = self.graph
-        if situation == "at rest":
+        if context == "at rest":
             return
-        if situation == "on the way to the start":
+        if context == "on the way to the start":
             graph.client.call(Trigger, "policy_node/go_to_start")
             return
         graph.client.start_run(chunk_limit=20, seed=int(Seed.FAST))
         with suppress(CosmosPolicyError):
             graph.wait(graph.moving, "an arm to move", 5.0)
-        if situation == "while braking":
+        if context == "while braking":
             time.sleep(0.3)
             graph.client.pause()
 
@@ -215,9 +215,9 @@ class Drill:
     def _stray(self, kind: str) -> None:
         graph, node, state = self.graph, self.graph.client.node, self.graph.client.policy_state
         assert state is not None
-        if kind.startswith("keeper"):
+        if kind.startswith("watchdog"):
             cls = StreamerState if graph.streamed else GuardState
-            topic, holds = f"{graph.keeper_name}/state", kind == "keeper holds"
+            topic, holds = f"{graph.watchdog_name}/state", kind == "watchdog holds"
             message = cls(
                 armed=holds,
                 owner=state.identity if holds else "",
@@ -250,7 +250,12 @@ class Drill:
 @contextmanager
 def drill(number: int) -> Iterator[Drill]:
     """Run a graph, each in another of the four ways."""
-    ways = [(False, "blocking"), (True, "blocking"), (False, "overlap"), (True, "overlap")]
+    ways = [
+        (False, "synchronous"),
+        (True, "synchronous"),
+        (False, "asynchronous"),
+        (True, "asynchronous"),
+    ]
     streamed, execution = ways[number % len(ways)]
     with tempfile.TemporaryDirectory() as folder:
         running = Drill(Path(folder), streamed=streamed, execution=execution)

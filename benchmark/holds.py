@@ -39,7 +39,7 @@ from cosmos_policy_ros.nodes import graph, shell
 from cosmos_policy_ros.nodes.client import GraphClient
 from cosmos_policy_ros.nodes.graph import GraphOptions, NodeProcesses, environment, node_processes
 
-KEEPERS = {"joint_trajectory": "arm_guard_node", "interbotix": "arm_streamer_node"}
+WATCHDOGS = {"joint_trajectory": "arm_guard_node", "interbotix": "arm_streamer_node"}
 MOVING, RESTING = 0.15, 0.02  # rad/s of the fastest joint, over WINDOW
 WINDOW, REST_FOR = 0.05, 0.5  # s
 PATIENCE = 60.0  # s
@@ -48,8 +48,8 @@ PATIENCE = 60.0  # s
 class Bench:
     """A running graph and what its right arm does."""
 
-    def __init__(self, folder: Path, sink: str) -> None:
-        streamed = sink == "interbotix"
+    def __init__(self, folder: Path, command_interface: str) -> None:
+        streamed = command_interface == "interbotix"
         rig = str(stock_rig(folder)) if streamed else "sim"
         options = GraphOptions(rig=rig, width=64, height=48, record=False)
         shipped = graph.executable
@@ -65,11 +65,11 @@ class Bench:
         self.client.node.create_subscription(
             JointState, "follower_right/joint_states", self._keep, 10
         )
-        self.keeper = KEEPERS[sink]
+        self.watchdog = WATCHDOGS[command_interface]
         self._held = ""
         self.client.node.create_subscription(
             StreamerState if streamed else GuardState,
-            f"{self.keeper}/state",
+            f"{self.watchdog}/state",
             self._keep_reason,
             shell.LATCHED,
         )
@@ -94,7 +94,7 @@ class Bench:
                 if (self.speeds(WINDOW)[-1:] > MOVING).any():
                     return
                 time.sleep(0.005)
-            if time.monotonic() > deadline:  # its keeper may not have been ready
+            if time.monotonic() > deadline:  # its watchdog may not have been ready
                 raise SystemExit(result.result().result.message)
 
     def speeds(self, window: float) -> np.ndarray:
@@ -168,14 +168,14 @@ FAILURES: dict[str, Callable[[Bench], object]] = {
     "policy node stopped (SIGSTOP)": lambda b: b.kill("policy_node", signal.SIGSTOP),
     "policy node killed": lambda b: b.kill("policy_node", signal.SIGKILL),
     "policy node ended (SIGINT)": lambda b: b.kill("policy_node", signal.SIGINT),
-    "guard or streamer killed": lambda b: b.kill(b.keeper, signal.SIGKILL),
+    "guard or streamer killed": lambda b: b.kill(b.watchdog, signal.SIGKILL),
 }
 
 
-def measure(sink: str, failure: str) -> tuple[float, str]:
+def measure(command_interface: str, failure: str) -> tuple[float, str]:
     """Return seconds to rest, and what was said of it."""
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), sink)
+        bench = Bench(Path(folder), command_interface)
         try:
             bench.run()
             began = time.monotonic()
@@ -194,11 +194,11 @@ def main() -> None:
     os.environ |= {"ROS_DOMAIN_ID": "59", "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
     os.environ |= environment()
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-    print("| failure in mid-chunk | sink | at rest after | said |\n|---|---|---|---|")
+    print("| failure in mid-chunk | command interface | at rest after | said |\n|---|---|---|---|")
     for failure in sys.argv[1:] or FAILURES:
-        for sink in KEEPERS:
-            seconds, said = measure(sink, failure)
-            print(f"| {failure} | {sink} | {seconds:.2f} s | {said} |", flush=True)
+        for command_interface in WATCHDOGS:
+            seconds, said = measure(command_interface, failure)
+            print(f"| {failure} | {command_interface} | {seconds:.2f} s | {said} |", flush=True)
     rclpy.shutdown()
 
 

@@ -1,4 +1,4 @@
-"""Pauses, boundaries and success of the ways in which one chunk can follow another.
+"""Pauses, transitions and success of the ways in which one chunk can follow another.
 
     . scripts/env.sh
     python benchmark/overlap.py demonstrator        # or: tiny
@@ -11,8 +11,8 @@ the one before as it is, and *ensembling* (Zhao et al. 2023, ACT), where every r
 all chunks that speak of it, both asking again as soon as they have an answer. Every chunk passes
 the gate, whoever made it.
 
-Idle is the share of the time between the first motion and the end that the arms stood still.
-Jumps are at the boundaries after the first, before the package's way of joining them and after it,
+Idle is the fraction of the time between the first motion and the end that the arms stood still.
+Jumps are at the transitions after the first, before the package's way of joining them and after it,
 their medians and p95: position [rad], velocity [rad/s], acceleration [rad/s²] (``rig.chunk``).
 """
 
@@ -27,11 +27,11 @@ import numpy as np
 
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.units import Array
-from cosmos_policy_ros.evaluation.trial import Timing, Trial, TrialRoom
+from cosmos_policy_ros.evaluation.trial import SimEnv, Timing, Trial
 from cosmos_policy_ros.model.policy import CosmosPolicy
-from cosmos_policy_ros.rig.chunk import KEPT, Splice, TimedChunk
+from cosmos_policy_ros.rig.chunk import KEPT, Blend, TimedChunk
 from cosmos_policy_ros.rig.decision import Policy
-from cosmos_policy_ros.rig.execution import Execution, Trigger
+from cosmos_policy_ros.rig.execution import Execution, InferenceScheduler
 from cosmos_policy_ros.rig.run import Goal
 from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.sim.demonstrator import Demonstrator
@@ -42,7 +42,7 @@ LATENCIES = ("0.1", "0.3", "0.6", "0.9", "0.3±0.15", "0.6±0.3", "1.2", "1.8")
 DECAY = 0.01  # of ACT's weights, the oldest chunk's being the largest
 
 
-class Eager(Trigger):
+class Eager(InferenceScheduler):
     """Asks again as soon as the last answer is there."""
 
     def due(self, left: float) -> bool:
@@ -50,9 +50,9 @@ class Eager(Trigger):
         return left > 0
 
 
-def latest_wins(splice: Splice) -> Array:
+def latest_wins(blend: Blend) -> Array:
     """Replace the rest of the path as it is."""
-    return np.vstack([splice.old[:KEPT], splice.new[KEPT:]])
+    return np.vstack([blend.old[:KEPT], blend.new[KEPT:]])
 
 
 class Ensemble:
@@ -61,12 +61,12 @@ class Ensemble:
     def __init__(self) -> None:
         self._chunks: list[TimedChunk] = []
 
-    def __call__(self, splice: Splice) -> Array:
+    def __call__(self, blend: Blend) -> Array:
         """Return the rows of all chunks so far."""
-        self._chunks.append(splice.decided)
-        rows = latest_wins(splice)
+        self._chunks.append(blend.decided)
+        rows = latest_wins(blend)
         for index in range(KEPT, len(rows)):
-            due_ns = splice.path.due_ns(splice.first + index)
+            due_ns = blend.path.due_ns(blend.first + index)
             told = [each.sample(due_ns) for each in self._chunks if due_ns <= each.end_ns]
             weights = np.exp(-DECAY * np.arange(len(told)))
             rows[index] = np.average(told, axis=0, weights=weights)
@@ -77,15 +77,15 @@ class Way(NamedTuple):
     """One way: its execution, made anew for every trial, and its trigger."""
 
     execution: Callable[[], Execution]
-    trigger: type[Trigger] = Trigger
+    scheduler: type[InferenceScheduler] = InferenceScheduler
 
 
 WAYS = {
-    "blocking": Way(Execution),
-    "overlap + blend": Way(lambda: Execution("overlap", "blend")),
-    "overlap + condition": Way(lambda: Execution("overlap", "condition")),
-    "latest wins": Way(lambda: Execution("overlap", "blend", 0, splicer=latest_wins), Eager),
-    "ensembling": Way(lambda: Execution("overlap", "blend", 0, splicer=Ensemble()), Eager),
+    "synchronous": Way(Execution),
+    "overlap + blend": Way(lambda: Execution("asynchronous", "blend")),
+    "overlap + condition": Way(lambda: Execution("asynchronous", "condition")),
+    "latest wins": Way(lambda: Execution("asynchronous", "blend", 0, blender=latest_wins), Eager),
+    "ensembling": Way(lambda: Execution("asynchronous", "blend", 0, blender=Ensemble()), Eager),
 }
 
 
@@ -98,13 +98,13 @@ def think(latency: str, seed: int) -> Callable[[], float]:
 
 def row(latency: str, name: str, trials: list[Trial]) -> str:
     """Return a line of the table."""
-    boundaries = [each for trial in trials for each in trial.boundaries[1:]]
+    transitions = [each for trial in trials for each in trial.transitions[1:]]
     moving = sum(trial.seconds for trial in trials)
     cells = []
     for quantity, digits in (("position", 3), ("velocity", 2), ("acceleration", 1)):
         for jumps in (
-            [getattr(each.decided, quantity) for each in boundaries],
-            [getattr(each.sent, quantity) for each in boundaries if each.sent is not None],
+            [getattr(each.decided, quantity) for each in transitions],
+            [getattr(each.sent, quantity) for each in transitions if each.sent is not None],
         ):
             low, high = np.quantile(jumps, (0.5, 0.95)) if jumps else (np.nan, np.nan)
             cells.append(f"{low:.{digits}f}, {high:.{digits}f}")
@@ -133,7 +133,7 @@ def main() -> None:
         return CosmosPolicy.load(config_folder("models") / "tiny", device="cpu")
 
     policy = make_policy()
-    room = TrialRoom(load_rig("sim", config_folder("rigs")), TASK, 64)
+    env = SimEnv(load_rig("sim", config_folder("rigs")), TASK, 64)
     print("| latency [s] | way | idle | late | refused | position | velocity | acceleration | "
           "success | score | time |\n" + "|---" * 11 + "|")  # fmt: skip
     for latency in options.latencies:
@@ -141,10 +141,10 @@ def main() -> None:
             way, trials = WAYS[name], []
             for seed in range(FIRST_SEED, FIRST_SEED + options.trials):
                 goal = Goal("run", TASK, PROMPT, TIME_LIMIT, 0, seed)
-                timing = Timing(way.execution(), think(latency, seed), way.trigger)
-                trials.append(room.run(goal, seed, policy, timing=timing))
+                timing = Timing(way.execution(), think(latency, seed), way.scheduler)
+                trials.append(env.run(goal, seed, policy, timing=timing))
             print(row(latency, name, trials), flush=True)
-    room.close()
+    env.close()
 
 
 if __name__ == "__main__":

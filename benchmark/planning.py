@@ -4,9 +4,10 @@ Run: ``python benchmark/planning.py [CHECKPOINT]`` from the package root; CHECKP
 default the shipped tiny one, whose size is the scale at which a CPU can search.
 
 1.  One process, one thread. The literal procedure of the released code runs the network on one
-    sample at a time; ours runs a candidate's futures, and a future's values, in one batch (lot 1),
-    or those of all candidates (lot 8). The ways take turns; a ratio is of neighbouring laps. Where
-    their values differ by more than rounding no ratio is printed and the exit status is 1.
+    sample at a time; ours runs the futures of one candidate, and the values of one future, in one
+    batch (batch 1), or those of all candidates (batch 8). The ways take turns; a ratio is of
+    neighbouring laps. Where their values differ by more than rounding no ratio is printed and the
+    exit status is 1.
 2.  The same search by one worker process and by two: the decisions must be equal to the last bit.
 3.  What a search at full size costs, counted on the meta device, and how long eight H100 would take
     at some shares of their peak, beside the paper's 4.9 s. Nothing of that was measured here.
@@ -39,7 +40,7 @@ from cosmos_policy_ros.inference.worker import WorkerLimits  # noqa: E402
 from cosmos_policy_ros.model.checkpoint import read_config  # noqa: E402
 from cosmos_policy_ros.model.layout import layout_named  # noqa: E402
 from cosmos_policy_ros.model.policy import CosmosPolicy  # noqa: E402
-from cosmos_policy_ros.model.sampler import Draw, count_evaluations, ensemble  # noqa: E402
+from cosmos_policy_ros.model.sampler import SampleSpec, count_evaluations, ensemble  # noqa: E402
 from cosmos_policy_ros.model.transformer import Transformer  # noqa: E402
 from cosmos_policy_ros.planning.search import run_search  # noqa: E402
 from cosmos_policy_ros.planning.workers import Inference, start_inference  # noqa: E402
@@ -54,15 +55,15 @@ PAPER = 4.9  # s, best of 8 on eight H100
 def one_by_one(policy: CosmosPolicy, query: Query, config: SearchConfig) -> list[list[float]]:
     """Appraise every candidate as the released code does, a sample at a time."""
     settings = policy.checkpoint.config
-    scene = policy.look(query.prompt, query.observation)
+    scene = policy.encode_observation(query.prompt, query.observation)
     found = []
     for index in range(config.candidates):
         seed, values = query.seed + index, []
-        action = policy.propose(scene, [Draw(seed, settings.denoising_steps)])
+        action = policy.sample_actions(scene, [SampleSpec(seed, settings.denoising_steps)])
         for draw in ensemble(seed, config.futures, config.future_steps, settings.numerics):
-            future = policy.imagine(query.prompt, action, [draw])
+            future = policy.predict_future(query.prompt, action, [draw])
             for member in ensemble(seed, config.values, config.value_steps, settings.numerics):
-                values += policy.appraise(query.prompt, future, [member], config.value)
+                values += policy.predict_value(query.prompt, future, [member], config.value)
         found.append(values)
     return found
 
@@ -76,15 +77,17 @@ def timed(run: Callable[[], Any]) -> tuple[float, Any]:
 def compare_batches(folder: Path) -> bool:
     """Print ratios of one process; return whether all ways gave the same values."""
     policy, query, config = CosmosPolicy.load(folder), query_of(), SearchConfig()
-    engines = {lot: SearchEngine(policy, policy, lot) for lot in (1, 8)}
+    engines = {batch: SearchEngine(policy, policy, batch) for batch in (1, 8)}
     count = evaluations(policy.checkpoint.config.denoising_steps, config, "released")
     print(f"\none process, {config.candidates} candidates, {count} evaluations each:")
-    seconds: dict[str, list[float]] = {"one by one": [], "lot 1": [], "lot 8": []}
+    seconds: dict[str, list[float]] = {"one by one": [], "batch 1": [], "batch 8": []}
     worst = 0.0
     for lap in range(LAPS + 1):
         laps = [timed(lambda: one_by_one(policy, query, config))]
-        for lot, engine in engines.items():
-            searched = timed(lambda e=engine, n=lot: run_search(e, query, replace(config, lot=n)))
+        for batch, engine in engines.items():
+            searched = timed(
+                lambda e=engine, n=batch: run_search(e, query, replace(config, candidate_batch=n))
+            )
             laps.append((searched[0], [c.values for c in searched[1].candidates]))
         for _, values in laps[1:]:
             worst = max(worst, float(np.abs(np.array(values) - np.array(laps[0][1])).max()))
@@ -117,7 +120,9 @@ def compare_workers(folder: Path) -> bool:
         for pool in pools.values():
             pool.close()
     same = all(d.candidates == decisions[0].candidates for d in decisions)
-    print(f"\nworker processes, lot 1; decisions equal to the last bit: {'yes' if same else 'NO'}")
+    print(
+        f"\nworker processes, batch 1; decisions equal to the last bit: {'yes' if same else 'NO'}"
+    )
     print_ratios(seconds)
     return same
 
@@ -156,7 +161,7 @@ def full_size() -> None:
     total, samples = 0.0, 0
     numerics = settings.numerics
     stages = [
-        ("policy", ["action", "value"], [Draw(0, settings.denoising_steps)], 1),
+        ("policy", ["action", "value"], [SampleSpec(0, settings.denoising_steps)], 1),
         ("world_model", list(layout.future), ensemble(0, 3, config.future_steps, numerics), 1),
         ("value_s", ["value"], ensemble(0, 5, config.value_steps, numerics), config.futures),
     ]

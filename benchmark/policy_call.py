@@ -3,7 +3,7 @@
 Run: ``python benchmark/policy_call.py [mid|wide]`` from the package's root.
 
 The straightforward way is the released algorithm built from diffusers' classes (see
-``_straightforward.py``). Random weights, float32, 224 px, 41 pictures, 11x28x28 latent, 2156
+``_straightforward.py``). Random weights, float32, 224 px, 41 images, 11x28x28 latent, 2156
 tokens, 10 denoising steps, 6 prompt tokens padded to 512. Both ways take turns; a ratio is of two
 neighbouring laps, so that other work on the machine slows both. Where what they compute differs no
 ratio is printed and the exit status is 1.
@@ -41,8 +41,8 @@ from torch import Tensor  # noqa: E402
 from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
 from cosmos_policy_ros.model.denoiser import Denoiser  # noqa: E402
 from cosmos_policy_ros.model.policy import CosmosPolicy  # noqa: E402
-from cosmos_policy_ros.model.sampler import Draw, initial_noise  # noqa: E402
-from cosmos_policy_ros.model.sequence import Scene  # noqa: E402
+from cosmos_policy_ros.model.sampler import SampleSpec, initial_noise  # noqa: E402
+from cosmos_policy_ros.model.sequence import Conditioning  # noqa: E402
 from cosmos_policy_ros.model.transformer import CachedTransformer  # noqa: E402
 from cosmos_policy_ros.rig.decision import Decision, Query  # noqa: E402
 
@@ -73,10 +73,12 @@ class WatchedPolicy(CosmosPolicy):
         """The transformer with what it keeps, warm after the first call."""
         return self._network
 
-    def propose(self, scene: Scene, draws: Sequence[Draw], futures: bool = False) -> Tensor:
+    def sample_actions(
+        self, scene: Conditioning, draws: Sequence[SampleSpec], futures: bool = False
+    ) -> Tensor:
         """Ask the policy, and keep the scene's latent and the answer's."""
         self.clean = scene.clean
-        self.latent = super().propose(scene, draws, futures)
+        self.latent = super().sample_actions(scene, draws, futures)
         return self.latent
 
 
@@ -129,9 +131,9 @@ def ask_ours(policy: WatchedPolicy, query: Query, laps: Laps) -> Decision:
 
 def ask_straightforward(way: Straightforward, query: Query, laps: Laps) -> Answer:
     start = time.perf_counter()
-    pictures, text = laps.time("preprocess", lambda: way.preprocess(query))
+    images, text = laps.time("preprocess", lambda: way.preprocess(query))
     encode_start = time.perf_counter()
-    encoded = way.encode(pictures)
+    encoded = way.encode(images)
     clean = way.inject(encoded, query)
     laps.add("encode", time.perf_counter() - encode_start)
     latent = laps.time("denoise", lambda: way.denoise(clean, text, query.seed))
@@ -179,7 +181,7 @@ def compare_answers(
     def compare(what: str, frames: list[int], ours: Tensor, theirs: Tensor) -> None:
         differences.compare(what, ours[:, :, frames], theirs[:, :, frames])
 
-    compare("pictures", [layout.index(c) for c in layout.cameras], policy.clean, answer.clean)
+    compare("images", [layout.index(c) for c in layout.cameras], policy.clean, answer.clean)
     compare("proprioception", [layout.index("proprio")], policy.clean, answer.clean)
     for name in ("action", "value"):
         compare(f"sampled {name} frame", [layout.index(name)], policy.latent, answer.latent)
@@ -214,10 +216,10 @@ class Contest:
             print(f"lap {index}, {phase}: {ours:.3g} s, {theirs:.3g} s", flush=True)
         compare_answers(self.policy, decision, answer, self.differences)
         if decode:
-            pictures = self.theirs.time(
+            images = self.theirs.time(
                 "decode", lambda: self.way.decode(answer.latent, answer.encoded)
             )
-            assert pictures.shape[2] == self.policy.checkpoint.layout.image_count
+            assert images.shape[2] == self.policy.checkpoint.layout.image_count
         self._evaluate(answer.clean, query)
 
     def _evaluate(self, clean: Tensor, query: Query) -> None:
@@ -254,7 +256,7 @@ def report(ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> None
     for phase in ("preprocess", "encode", EVALUATION, "denoise", "extract", WHOLE):
         print(row(phase, ours[phase], theirs[phase]))
     if "decode" in theirs:
-        print(f"| decode, 41 pictures | - | {statistics.median(theirs['decode']):.3g} | | |")
+        print(f"| decode, 41 images | - | {statistics.median(theirs['decode']):.3g} | | |")
         both = [sum(pair) for pair in zip(theirs[WHOLE], theirs["decode"], strict=False)]
         print(row(f"{WHOLE}, straightforward decodes", ours[WHOLE], both))
 

@@ -10,7 +10,7 @@ and two joint states at 100 Hz; three parts read it:
 
 ``cpu``
     CPU seconds per second of the real, disarmed policy node, which polls at up to 50 Hz, and of two
-    nodes that make a 224x224 RGB picture of every frame: "converts" with OpenCV's plain resize,
+    nodes that make a 224x224 RGB image of every frame: "converts" with OpenCV's plain resize,
     "prepares" with the filters that the checkpoints need.
     Each runs beside a node with empty callbacks that reads the same messages at the same time:
     other work on the machine slows both, so that their ratio is steadier than either. Means

@@ -8,7 +8,7 @@ Run: ``python benchmark/training.py [data|step]`` from the package's root.
     as MP4, as the released trainer keeps them. Ratios are to the raw bag.
 ``step``
     Encoding, loss, gradients: ours against diffusers' classes with the same weights, which encode
-    all 41 pictures and compute the time's modulation per token. 8 layers, width 512, autoencoder of
+    all 41 images and compute the time's modulation per token. 8 layers, width 512, autoencoder of
     base width 32, 224 px, float32, one sample. No ratio is printed where the losses differ.
 """
 
@@ -35,7 +35,7 @@ from helpers.episodes import RIG, START_NS, Writing  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
 from cosmos_policy_ros.bags.types import load_types  # noqa: E402
-from cosmos_policy_ros.core.paths import share_folder  # noqa: E402
+from cosmos_policy_ros.core.paths import package_share  # noqa: E402
 from cosmos_policy_ros.dataset.windows import EpisodeWindows  # noqa: E402
 from cosmos_policy_ros.episodes.episode import read_episode  # noqa: E402
 from cosmos_policy_ros.episodes.recording import Options  # noqa: E402
@@ -45,8 +45,8 @@ from cosmos_policy_ros.model.checkpoint import load_checkpoint  # noqa: E402
 from cosmos_policy_ros.model.layout import FUTURE  # noqa: E402
 from cosmos_policy_ros.rig.chunk import TimedChunk  # noqa: E402
 from cosmos_policy_ros.training.config import ObjectiveConfig  # noqa: E402
-from cosmos_policy_ros.training.loss import Lesson, Tally, frame_errors, total_loss  # noqa: E402  # noqa: E402
-from cosmos_policy_ros.training.mixture import Pick  # noqa: E402
+from cosmos_policy_ros.training.loss import JointLoss, LossMeter, frame_errors, total_loss  # noqa: E402  # noqa: E402
+from cosmos_policy_ros.training.mixture import WindowRef  # noqa: E402
 from cosmos_policy_ros.training.samples import Batch  # noqa: E402
 from cosmos_policy_ros.training.targets import TargetMaker  # noqa: E402
 
@@ -56,8 +56,8 @@ Reader = Callable[[int], None]
 
 
 def record(store: EpisodeStore, jpeg: bool, options: Options) -> Path:
-    """Record 6 s of moving pictures with some noise; return the bag."""
-    types = load_types(share_folder() / "msg")
+    """Record 6 s of moving images with some noise; return the bag."""
+    types = load_types(package_share() / "msg")
     writing = Writing(store, types, jpeg=jpeg, options=options)
     positions = np.full((STEPS, 14), 0.5)
     writing.trajectory(TimedChunk("run/0", START_NS, 0.04, positions[0], positions, np.ones(14)))
@@ -91,8 +91,8 @@ def from_hdf5(path: Path, frame: Callable[[h5py.File, str, int], NDArray[np.uint
         with h5py.File(path) as file:
             for at in (step, min(step + CHUNK, STEPS - 1)):
                 for camera in cameras:
-                    picture = frame(file, camera, at)
-                    assert picture.shape == (480, 640, 3)
+                    image = frame(file, camera, at)
+                    assert image.shape == (480, 640, 3)
                 file["observations/qpos"][at]
             file["action"][step : step + CHUNK]
 
@@ -123,7 +123,7 @@ def video_frame(file: h5py.File, camera: str, at: int) -> NDArray[np.uint8]:
 
 
 def compare_data(root: Path) -> None:
-    store = EpisodeStore(root, load_types(share_folder() / "msg"))
+    store = EpisodeStore(root, load_types(package_share() / "msg"))
     raw, jpeg = record(store, False, Options()), record(store, True, Options())
     packed = record(store, True, replace(Options(), compression="zstd"))
     hdf5 = {}
@@ -147,7 +147,7 @@ def compare_data(root: Path) -> None:
             for step in steps:
                 read(int(step))
             seconds[name].append((time.perf_counter() - began) / SAMPLES)
-    print(f"samples of six 480x640 pictures, one process, median of {ROUNDS} x {SAMPLES}")
+    print(f"samples of six 480x640 images, one process, median of {ROUNDS} x {SAMPLES}")
     for name, found in seconds.items():
         ratio = median(s / b for s, b in zip(found, seconds["bag, raw"], strict=True))
         print(f"  {name:16} {1 / median(found):7.1f} per second   {ratio:5.2f} times the raw bag")
@@ -155,15 +155,15 @@ def compare_data(root: Path) -> None:
 
 def make_batch(size: int) -> Batch:
     random = np.random.default_rng(2)
-    pictures = random.integers(0, 256, (1, 6, size, size, 3), np.uint8)
+    images = random.integers(0, 256, (1, 6, size, size, 3), np.uint8)
 
     def vector(length: int) -> torch.Tensor:
         return torch.from_numpy(random.uniform(-1, 1, (1, length)).astype(np.float32))
 
     return Batch(
-        picks=(Pick("policy", 0, 0, 3),),
+        picks=(WindowRef("policy", 0, 0, 3),),
         prompts=(PROMPT,),
-        pictures=torch.from_numpy(pictures),
+        images=torch.from_numpy(images),
         proprio=vector(14),
         actions=vector(700),
         future_proprio=vector(14),
@@ -184,19 +184,19 @@ def compare_steps(root: Path, laps: int = 3) -> int:
     network = checkpoint.transformer.requires_grad_(True).train()
     straight.network.core.requires_grad_(True).train()
     targets = TargetMaker(checkpoint, torch.device("cpu"))
-    lesson = Lesson(checkpoint, ObjectiveConfig(), targets, torch.device("cpu"))
+    lesson = JointLoss(checkpoint, ObjectiveConfig(), targets, torch.device("cpu"))
     batch = make_batch(checkpoint.config.image_size)
     layout = checkpoint.layout
     names = [*layout.cameras, *(FUTURE + camera for camera in layout.cameras)]
-    pictures = dict(zip(names, batch.pictures[0].numpy(), strict=True))
+    images = dict(zip(names, batch.images[0].numpy(), strict=True))
     vectors = [layout.index(n) for n in ("proprio", "action", "future_proprio", "value")]
 
     def ours() -> torch.Tensor:
-        return lesson.loss(network, batch, Tally(layout.frames, torch.device("cpu")), 1.0)
+        return lesson.loss(network, batch, LossMeter(layout.frames, torch.device("cpu")), 1.0)
 
     def theirs() -> torch.Tensor:
         with torch.no_grad():
-            clean = straight.encode(pictures)
+            clean = straight.encode(images)
             clean[:, :, vectors] = injected[:, :, vectors]
         sigma, noise = lesson.draw(batch, tuple(clean.shape[1:]))
         known = torch.tensor([layout.mask("policy")])

@@ -41,7 +41,7 @@ DESCRIPTIONS = {
     "runs on all of them, auto being every GPU",
     "planning": "engine cosmos: direct, or a search for the best of several chunks: a name in "
     "config/planning (best_of_8, best_of_8_quick, best_of_8_one_gpu) or a YAML file",
-    "planner": "checkpoint folder that imagines and appraises in a search; 'policy' for the "
+    "world_model": "checkpoint folder that imagines and appraises in a search; 'policy' for the "
     "policy's own",
     "deadline": "wall seconds that a search may take, the arms holding; 0 as the task says",
     "ray": "search on a Ray cluster: its address, auto, or local to start one; 'none' for "
@@ -50,9 +50,11 @@ DESCRIPTIONS = {
     "numerics": "engine cosmos: where NVIDIA's code and the paper differ, follow released or "
     "paper; checkpoint: as its config says",
     "denoising_steps": "engine cosmos: denoising steps; 0 for the checkpoint's",
-    "execution": "blocking asks for the next chunk when the arms rest, as in the paper; overlap "
+    "execution": "synchronous asks for the next chunk when the arms rest, as in the paper; "
+    "asynchronous "
     "while they move; auto while they move if no pause is left then",
-    "boundary": "of chunks asked for in motion: condition has the policy begin with what the arms "
+    "transition": "between chunks asked for in motion: condition has the policy begin with what "
+    "the arms "
     "are committed to; blend only goes over from the old path to the new one",
     "seed": "base noise seed of the policy",
     "dry_run": "true sends trajectories to policy_node/preview/<output>, and nothing to the arms",
@@ -62,11 +64,11 @@ DESCRIPTIONS = {
     "compression": "of the bags' chunks: none or zstd",
     "scene_seed": "simulated rig: places the objects",
     "stepped": "simulated rig: true advances only on ~/step and publishes /clock",
-    "width": "simulated rig: picture columns [px]; 0 for the parameter file's",
-    "height": "simulated rig: picture rows [px]; 0 for the parameter file's",
+    "width": "simulated rig: image columns [px]; 0 for the parameter file's",
+    "height": "simulated rig: image rows [px]; 0 for the parameter file's",
 }
 # The command line cannot pass an empty text.
-EMPTY = {"checkpoint": "auto", "planner": "policy", "ray": "none"}
+EMPTY = {"checkpoint": "auto", "world_model": "policy", "ray": "none"}
 DEFAULTS = {"rig": "interbotix_1", "task": "ziploc", **EMPTY}
 
 

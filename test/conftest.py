@@ -13,7 +13,7 @@ from hypothesis import settings
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.bags.mcap_file import Topic
-from cosmos_policy_ros.bags.messages import EpisodeFacts
+from cosmos_policy_ros.bags.messages import EpisodeMetadata
 from cosmos_policy_ros.bags.types import load_types
 from cosmos_policy_ros.bags.writer import offered_qos
 from cosmos_policy_ros.core.paths import config_folder
@@ -42,8 +42,8 @@ def types() -> Typestore:
 
 
 @pytest.fixture
-def facts() -> EpisodeFacts:
-    return EpisodeFacts(
+def metadata() -> EpisodeMetadata:
+    return EpisodeMetadata(
         task="transfer_cube",
         prompt="transfer the red cube",
         rig="sim",

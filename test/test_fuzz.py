@@ -35,12 +35,12 @@ from torch.distributed.checkpoint import metadata as dcp
 
 from cosmos_policy_ros.bags.index import index_topics
 from cosmos_policy_ros.bags.messages import (
-    EpisodeFacts,
+    EpisodeMetadata,
     Label,
-    decode_facts,
     decode_label,
-    encode_facts,
+    decode_metadata,
     encode_label,
+    encode_metadata,
 )
 from cosmos_policy_ros.bags.types import load_types, types_of_definition
 from cosmos_policy_ros.core.errors import CosmosPolicyError
@@ -89,7 +89,7 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Change:
-    """What is done to a file's bytes at a place, which is a share of its length."""
+    """What is done to a file's bytes at a place, which is a fraction of its length."""
 
     kind: str
     where: float
@@ -138,9 +138,9 @@ class Readers:
             "bag": (files, self.bag),
             "recovery": ([f[:-cut] for f in files for cut in (9, 2000)], self.recovery),
             "metadata": ([(self.bags[0] / "metadata.yaml").read_bytes()], self.metadata),
-            "journal": ([_journal(folder)], self.journal),
+            "label_log": ([_journal(folder)], self.label_log),
             "definition": ([_definition()], self.definition),
-            "message": ([_facts(), _label()], self.message),
+            "message": ([_metadata(), _label()], self.message),
             "hdf5": (
                 [
                     write_hdf5(folder / "a.hdf5", rows=3).read_bytes(),
@@ -207,8 +207,8 @@ class Readers:
         else:
             self._look(result.path)
 
-    def journal(self, content: bytes) -> None:
-        (self.folder / label_log.JOURNAL).write_bytes(content)
+    def label_log(self, content: bytes) -> None:
+        (self.folder / label_log.LABEL_LOG).write_bytes(content)
         labels, _ = label_log.read(self.folder)
         for label in labels:
             encode_label(TYPES, label)
@@ -218,7 +218,7 @@ class Readers:
         decode_label(types, _label())
 
     def message(self, content: bytes) -> None:
-        for decode in (decode_facts, decode_label):
+        for decode in (decode_metadata, decode_label):
             try:
                 decode(TYPES, content)
             except CosmosPolicyError:
@@ -307,17 +307,17 @@ def _without_checksums(content: bytes) -> bytes:
 
 def _journal(folder: Path) -> bytes:
     labels = [Label("e", n, "score", 10**18, points=50.0, note="a\u2028b") for n in (1, 2, 3)]
-    (folder / label_log.JOURNAL).unlink(missing_ok=True)
+    (folder / label_log.LABEL_LOG).unlink(missing_ok=True)
     label_log.append(folder, labels)
-    return (folder / label_log.JOURNAL).read_bytes()
+    return (folder / label_log.LABEL_LOG).read_bytes()
 
 
 def _definition() -> bytes:
     return TYPES.generate_msgdef("cosmos_policy_ros/msg/Label", ros_version=2)[0].encode()
 
 
-def _facts() -> bytes:
-    return encode_facts(TYPES, EpisodeFacts("t", "p", "sim", rig_yaml="a: b\n"), 10**18)
+def _metadata() -> bytes:
+    return encode_metadata(TYPES, EpisodeMetadata("t", "p", "sim", rig_yaml="a: b\n"), 10**18)
 
 
 def _label() -> bytes:
@@ -363,7 +363,7 @@ NAMES = (
     "bag",
     "recovery",
     "metadata",
-    "journal",
+    "label_log",
     "definition",
     "message",
     "hdf5",

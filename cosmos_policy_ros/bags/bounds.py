@@ -32,11 +32,11 @@ CHUNK_HEAD = struct.Struct("<QQQII")  # first and last stamp, size, checksum, le
 FOOTER_LENGTH = 20
 FOOTER_BYTES = RECORD_HEAD.size + FOOTER_LENGTH
 LARGEST_CHUNK = 256 << 20
-"""Bytes of an unpacked chunk: one of ours has 1 MiB and a message, a raw 4K picture 25 MB."""
+"""Bytes of an unpacked chunk: one of ours has 1 MiB and a message, a raw 4K image 25 MB."""
 RATIO = 4000
-"""Unpacked bytes for one of the file: a dead camera's black pictures come to about 1200."""
+"""Unpacked bytes for one of the file: a dead camera's black images come to about 1200."""
 FREE_BYTES = 64 << 20
-"""Unpacked bytes that even the smallest file may have, such as one of two black 4K pictures."""
+"""Unpacked bytes that even the smallest file may have, such as one of two black 4K images."""
 FREE_RECORDS = 1000
 """Records that a packed chunk may hold besides one for each of its packed bytes: times and counts
 differ from message to message, so that each takes three bytes or more."""

@@ -41,7 +41,7 @@ _CHUNKS_KEPT = 16  # decompressed, a megabyte each: neighbours in time lie in th
 _CHUNKS_KNOWN = 1 << 16  # whose checksum fits: 64 GB of them; others are read whole again
 
 
-class Place(NamedTuple):
+class MessageLocation(NamedTuple):
     """Where a message's record is.
 
     Attributes:
@@ -69,7 +69,7 @@ class IndexedTopic:
         files: of the bag.
         stamps_ns: (n,) header stamps, ascending.
         received_ns: (n,) receive stamps.
-        places: (n, 4) the fields of :class:`Place`.
+        places: (n, 4) the fields of :class:`MessageLocation`.
     """
 
     msgtype: str
@@ -92,7 +92,7 @@ class IndexedTopic:
         Raises:
             RolloutError: the file has changed or is damaged there.
         """
-        place = Place(*self.places[index].tolist())
+        place = MessageLocation(*self.places[index].tolist())
         file = self.files[place.file]
         where = f"{file}: the {self.msgtype} at {self.stamps_ns[index]} ns cannot be read"
         with reading(where, self.msgtype, RolloutError, VERIFY):
@@ -126,7 +126,7 @@ class _Found:
         self.rows: list[tuple[int, ...]] = []  # two stamps, and the place
 
     def indexed(self, files: tuple[Path, ...]) -> IndexedTopic:
-        rows = np.array(self.rows, np.int64).reshape(-1, 2 + len(Place._fields))
+        rows = np.array(self.rows, np.int64).reshape(-1, 2 + len(MessageLocation._fields))
         rows = rows[np.argsort(rows[:, 0], kind="stable")]
         return IndexedTopic(
             self.msgtype, self.definition, files, rows[:, 0], rows[:, 1], rows[:, 2:]
@@ -158,13 +158,13 @@ def _index_file(file: Path, number: int, found: Mapping[str, _Found]) -> None:
                 if left < 0:
                     raise UnreadableError("a chunk's index lists more messages than it can have")
                 for received_ns, offset in listed.records:
-                    place = Place(number, at, start, offset)
+                    place = MessageLocation(number, at, start, offset)
                     stamp = _read(file, stream, place, _MESSAGE_HEAD, _STAMP_BYTES)
                     stamp_ns = header_stamp(stamp)
                     channels[channel].rows.append((stamp_ns, received_ns, *place))
 
 
-def _message(file: Path, place: Place) -> bytes:
+def _message(file: Path, place: MessageLocation) -> bytes:
     if place.records >= 0:
         _check_sum(file, place.chunk)
     with file.open("rb", buffering=0) as stream:
@@ -177,7 +177,7 @@ def _message(file: Path, place: Place) -> bytes:
         return _read(file, stream, place, _MESSAGE_HEAD, length)
 
 
-def _read(file: Path, stream: IO[bytes], place: Place, start: int, length: int) -> bytes:
+def _read(file: Path, stream: IO[bytes], place: MessageLocation, start: int, length: int) -> bytes:
     """Return ``length`` bytes of a message's record from ``start`` on, of the open ``file``."""
     at = place.offset + start
     if place.records < 0:

@@ -1,4 +1,4 @@
-"""Raw pictures as JPEG on their way into the bag: a tenth of the disk, no longer bit for bit."""
+"""Raw images as JPEG on their way into the bag: a tenth of the disk, no longer bit for bit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.rig.images import decode_image
 from cosmos_policy_ros.rig.spec import GREY, Camera, RigSpec
 
-Picture = NDArray[np.uint8] | bytes
+ImageArray = NDArray[np.uint8] | bytes
 """(H, W, 3) RGB, or a whole JPEG file."""
 
 
@@ -42,7 +42,7 @@ def jpeg_topic(topic: Topic) -> Topic:
 
 
 def rig_of_bag(rig: RigSpec, jpeg: bool) -> RigSpec:
-    """Return the rig as a bag shows it: with compressed cameras where pictures became JPEG."""
+    """Return the rig as a bag shows it: with compressed cameras where images became JPEG."""
     if not jpeg:
         return rig
     return replace(rig, cameras=tuple(_compressed(camera) for camera in rig.cameras))
@@ -75,18 +75,18 @@ class JpegEncoder:
     quality: int = JPEG_QUALITY
 
     def __call__(self, cdr: bytes) -> bytes:
-        """Encode one picture.
+        """Encode one image.
 
         Raises:
             RolloutError: an encoding that is not known, or sizes that do not fit.
         """
         try:
             message: Any = self.types.deserialize_cdr(cdr, IMAGE)
-            grey = message.encoding == GREY  # and stays so, or it would be read as a colour picture
+            grey = message.encoding == GREY  # and stays so, or it would be read as a colour image
             rgb = decode_image(message, "the camera", grey=grey)
         except Exception as error:
             raise RolloutError(
-                f"a picture cannot become a JPEG: {error}; or record with images:=raw"
+                f"an image cannot become a JPEG: {error}; or record with images:=raw"
             ) from error
         data = np.frombuffer(to_jpeg(rgb, self.quality, grey=grey), np.uint8)
         name = GREY_FORMAT if grey else FORMAT

@@ -25,7 +25,7 @@ VERIFY = "'episodes verify' tells what else is damaged"
 
 Compression = Literal["none", "zstd"]
 
-CHUNK_BYTES = 1 << 20  # read whole for every message in it; one raw picture has about as much
+CHUNK_BYTES = 1 << 20  # read whole for every message in it; one raw image has about as much
 PROFILE, LIBRARY = "ros2", "cosmos_policy_ros"
 # Metadata of a channel, and of the file, in rosbag2's own words.
 QOS_KEY, HASH_KEY = "offered_qos_profiles", "topic_type_hash"

@@ -1,4 +1,4 @@
-"""The two messages this room writes itself: an episode's facts and its labels, to and from CDR."""
+"""The two messages that a recorder adds to a bag, an episode's metadata and its labels, as CDR."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from rosbags.typesys.store import Typestore
 
-from cosmos_policy_ros.bags.jpeg import COMPRESSED, FORMAT, IMAGE, Picture
+from cosmos_policy_ros.bags.jpeg import COMPRESSED, FORMAT, IMAGE, ImageArray
 from cosmos_policy_ros.bags.types import PACKAGE
 from cosmos_policy_ros.core.config import from_mapping
 from cosmos_policy_ros.core.errors import RolloutError
@@ -50,7 +50,7 @@ MAX_STAMP_NS = 2**31 * NS_PER_S - 1
 
 
 @dataclass(frozen=True)
-class EpisodeFacts:
+class EpisodeMetadata:
     """What an episode was, known when it begins; the fields of ``Episode.msg`` less its header.
 
     Raises:
@@ -76,7 +76,7 @@ class EpisodeFacts:
             raise RolloutError(f"seed: {self.seed} must be from 0 to {2**64 - 1}")
 
     def custom_data(self) -> dict[str, str]:
-        """Return the facts for ``metadata.yaml``, all but the two whole YAML texts.
+        """Return the metadata for ``metadata.yaml``, all but the two whole YAML texts.
 
         ``ros2 bag info`` prints every entry, and two files of a hundred lines would bury the rest.
         """
@@ -139,23 +139,23 @@ class Label:
         object.__setattr__(self, "points", rounded)
 
 
-def encode_facts(types: Typestore, facts: EpisodeFacts, stamp_ns: int) -> bytes:
-    """Serialise the facts as ``Episode.msg``, stamped with the episode's begin."""
-    fields = {"header": _header(types, stamp_ns), **dataclasses.asdict(facts)}
+def encode_metadata(types: Typestore, metadata: EpisodeMetadata, stamp_ns: int) -> bytes:
+    """Serialise the metadata as ``Episode.msg``, stamped with the episode's begin."""
+    fields = {"header": _header(types, stamp_ns), **dataclasses.asdict(metadata)}
     return bytes(types.serialize_cdr(types.types[EPISODE_TYPE](**fields), EPISODE_TYPE))
 
 
-def decode_facts(types: Typestore, cdr: bytes) -> EpisodeFacts:
+def decode_metadata(types: Typestore, cdr: bytes) -> EpisodeMetadata:
     """Read an ``Episode.msg`` back. Raises RolloutError when it is none."""
     message = _decode(types, cdr, EPISODE_TYPE)
-    names = [f.name for f in dataclasses.fields(EpisodeFacts)]
+    names = [f.name for f in dataclasses.fields(EpisodeMetadata)]
     # The bag defines the type, and may do so in its own way.
-    with reading("the facts of an episode", EPISODE_TYPE, RolloutError):
+    with reading("the metadata of an episode", EPISODE_TYPE, RolloutError):
         values = {name: getattr(message, name) for name in names}
         for name, value in values.items():
             if type(value) is not (int if name == "seed" else str):
                 raise UnreadableError(f"{name} is {type(value).__name__}")
-        return EpisodeFacts(**values)
+        return EpisodeMetadata(**values)
 
 
 def encode_label(types: Typestore, label: Label) -> bytes:
@@ -225,7 +225,7 @@ def _check_texts(record: Any) -> None:
             check_text(field.name, value)
 
 
-# A rig's messages made from numbers and pictures, serialised, without ROS.
+# A rig's messages made from numbers and images, serialised, without ROS.
 
 
 JOINT_STATE = "sensor_msgs/msg/JointState"
@@ -243,13 +243,13 @@ class RigMessages:
         """Make messages of the types in ``types``."""
         self._types = types
 
-    def picture(self, picture: Picture, stamp_ns: int) -> bytes:
+    def image(self, image: ImageArray, stamp_ns: int) -> bytes:
         """Return a CompressedImage with the very bytes of a JPEG, or an Image of RGB pixels."""
         header = self._header(stamp_ns)
-        if isinstance(picture, bytes):
-            data = np.frombuffer(picture, np.uint8)
+        if isinstance(image, bytes):
+            data = np.frombuffer(image, np.uint8)
             return self._serialise(COMPRESSED, header=header, format=FORMAT, data=data)
-        height, width, channels = picture.shape
+        height, width, channels = image.shape
         return self._serialise(
             IMAGE,
             header=header,
@@ -258,7 +258,7 @@ class RigMessages:
             encoding="rgb8",
             is_bigendian=0,
             step=width * channels,
-            data=np.ascontiguousarray(picture).ravel(),
+            data=np.ascontiguousarray(image).ravel(),
         )
 
     def joint_state(

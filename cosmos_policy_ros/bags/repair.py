@@ -1,6 +1,6 @@
 """An MCAP file without its end, finished in place: the torn tail cut off, the index rebuilt.
 
-Only headers and message indexes are read, so an hour of pictures takes seconds. What is cut is what
+Only headers and message indexes are read, so an hour of images takes seconds. What is cut is what
 was never whole: a chunk, a megabyte at most, that the process died in writing.
 """
 
@@ -52,7 +52,7 @@ LARGEST_HEAD = 256  # bytes of a chunk before its data, the name of its compress
 
 
 @dataclass
-class Whole:
+class ScanResult:
     """What is whole of a file.
 
     Attributes:
@@ -82,7 +82,7 @@ class Whole:
         return 0 if self.finished else self.size - self.end
 
 
-def survey(path: Path) -> Whole:
+def survey(path: Path) -> ScanResult:
     """Look what of a file is whole; nothing is changed.
 
     Raises:
@@ -100,7 +100,7 @@ def survey(path: Path) -> Whole:
     return whole
 
 
-def mend(path: Path, whole: Whole) -> None:
+def repair_file(path: Path, whole: ScanResult) -> None:
     """Finish a file that its writer could not finish. A finished one stays as it is.
 
     Args:
@@ -125,11 +125,11 @@ def mend(path: Path, whole: Whole) -> None:
         os.fsync(file.fileno())
 
 
-def _scan(file: BinaryIO, size: int) -> Whole:
+def _scan(file: BinaryIO, size: int) -> ScanResult:
     file.seek(0)
     if file.read(len(MCAP0_MAGIC)) != MCAP0_MAGIC:
         raise UnreadableError("cannot be mended: it does not begin like an MCAP file")
-    whole = Whole(size, end=len(MCAP0_MAGIC))
+    whole = ScanResult(size, end=len(MCAP0_MAGIC))
     allowance = Allowance(size)
     while size - whole.end >= RECORD_HEAD.size:
         start = whole.end
@@ -156,7 +156,7 @@ def _ends_well(file: BinaryIO, size: int) -> bool:
     return file.read() == MCAP0_MAGIC
 
 
-def _note_chunk(file: BinaryIO, whole: Whole, start: int, length: int) -> None:
+def _note_chunk(file: BinaryIO, whole: ScanResult, start: int, length: int) -> None:
     # All but what is packed in it, which may be large and is read of two chunks alone.
     head = content(file, start, min(length, LARGEST_HEAD))
     first, last, uncompressed = head.read8(), head.read8(), head.read8()
@@ -185,7 +185,7 @@ def _note_chunk(file: BinaryIO, whole: Whole, start: int, length: int) -> None:
                 whole.first.setdefault(record.channel_id, record)
 
 
-def _note_index(file: BinaryIO, whole: Whole, start: int, length: int) -> None:
+def _note_index(file: BinaryIO, whole: ScanResult, start: int, length: int) -> None:
     channel, entries = INDEX_HEAD.unpack(content(file, start, INDEX_HEAD.size).read(6))
     if not whole.chunks or channel in whole.chunks[-1].message_index_offsets:
         raise UnreadableError(f"cannot be mended: the index at byte {start} is of no chunk")
@@ -196,7 +196,7 @@ def _note_index(file: BinaryIO, whole: Whole, start: int, length: int) -> None:
     whole.counts[channel] = whole.counts.get(channel, 0) + entries // ENTRY_BYTES
 
 
-def _check_last(file: BinaryIO, whole: Whole) -> None:
+def _check_last(file: BinaryIO, whole: ScanResult) -> None:
     """Find out whether the last chunk is whole and its messages are indexed.
 
     A chunk of the right length may hold nothing: a power cut leaves zeros where data was to come.
@@ -219,7 +219,7 @@ def _check_last(file: BinaryIO, whole: Whole) -> None:
     whole.end = last.chunk_start_offset + last.chunk_length
 
 
-def _forget_index(file: BinaryIO, whole: Whole) -> None:
+def _forget_index(file: BinaryIO, whole: ScanResult) -> None:
     """Undo what was noted of the last chunk's index."""
     last = whole.chunks[-1]
     for channel, offset in last.message_index_offsets.items():
@@ -252,7 +252,7 @@ def chunk_records(chunk: Chunk) -> Iterator[tuple[int, McapRecord]]:
         at = begin + size
 
 
-def _tail(whole: Whole) -> bytes:
+def _tail(whole: ScanResult) -> bytes:
     """Return what an MCAP file ends with: everything a reader needs to find messages."""
     builder = RecordBuilder()
     # The last messages' index was lost with the tail; they are there.
@@ -289,7 +289,7 @@ def _tail(whole: Whole) -> bytes:
     return data_end + summary + _bytes_of(builder) + MCAP0_MAGIC
 
 
-def _index_last(builder: RecordBuilder, whole: Whole, chunk: Chunk) -> None:
+def _index_last(builder: RecordBuilder, whole: ScanResult, chunk: Chunk) -> None:
     entries: dict[int, MessageIndex] = {}
     last = whole.chunks[-1]
     for offset, record in chunk_records(chunk):
@@ -304,7 +304,7 @@ def _index_last(builder: RecordBuilder, whole: Whole, chunk: Chunk) -> None:
     whole.unindexed = None
 
 
-def _statistics(whole: Whole) -> Statistics:
+def _statistics(whole: ScanResult) -> Statistics:
     return Statistics(
         attachment_count=0,
         channel_count=len(whole.channels),
@@ -318,7 +318,7 @@ def _statistics(whole: Whole) -> Statistics:
     )
 
 
-def contents_of(name: str, whole: Whole) -> FileContents:
+def contents_of(name: str, whole: ScanResult) -> FileContents:
     """Return what a file of that name holds.
 
     Raises:
@@ -339,7 +339,7 @@ def contents_of(name: str, whole: Whole) -> FileContents:
     )
 
 
-def _describe(channel: Channel, whole: Whole) -> Mapping[str, Any]:
+def _describe(channel: Channel, whole: ScanResult) -> Mapping[str, Any]:
     return {
         "name": channel.topic,
         "type": whole.schemas[channel.schema_id].name,

@@ -30,13 +30,13 @@ from cosmos_policy_ros.bags.mcap_file import Compression, FileContents, McapFile
 from cosmos_policy_ros.bags.messages import (
     EPISODE_TYPE,
     LABEL_TYPE,
-    EpisodeFacts,
+    EpisodeMetadata,
     check_stamp,
-    encode_facts,
+    encode_metadata,
 )
 from cosmos_policy_ros.core.config import did_you_mean
 from cosmos_policy_ros.core.errors import RolloutError
-from cosmos_policy_ros.core.files import Hold, place_of, rename, replace_text, stands_at, sync
+from cosmos_policy_ros.core.files import FolderLock, place_of, rename, replace_text, stands_at, sync
 from cosmos_policy_ros.core.untrusted import UnreadableError, check_yaml, read_text, reading, shown
 
 # ``metadata.yaml`` of a finished bag: read, extended, written back whole.
@@ -234,20 +234,20 @@ class BagWriter:
         self,
         folder: Path,
         topics: Sequence[Topic],
-        facts: EpisodeFacts,
+        metadata: EpisodeMetadata,
         *,
         types: Typestore,
         start_ns: int,
         compression: Compression = "none",
     ) -> None:
-        """Open ``<folder>.recording`` and write the facts as the first message.
+        """Open ``<folder>.recording`` and write the metadata as the first message.
 
         Args:
             folder: where the finished bag will be; its name is the episode's id.
             topics: what may be written, besides :data:`OWN_TOPICS`.
-            facts: go into the first message and, as text, into ``metadata.yaml``.
+            metadata: go into the first message and, as text, into ``metadata.yaml``.
             types: knows the type of every topic.
-            start_ns: receive stamp of the facts, the recorder's clock.
+            start_ns: receive stamp of the metadata, the recorder's clock.
             compression: of the chunks inside the file; every reader undoes it by itself.
 
         Raises:
@@ -257,15 +257,15 @@ class BagWriter:
         self.folder = folder
         self.path = folder.with_name(folder.name + RECORDING)
         self.sizes: dict[str, int] = {topic.name: 0 for topic in (*OWN_TOPICS, *topics)}
-        self._notes = facts.custom_data()
+        self._notes = metadata.custom_data()
         self._lock = threading.Lock()
         self._ended = ""
         self._refuse_existing()
         _check_topics(topics, types)
-        first = encode_facts(types, facts, start_ns)
+        first = encode_metadata(types, metadata, start_ns)
         try:
             self.path.mkdir(parents=True)
-            self._hold = Hold(self.path)
+            self._hold = FolderLock(self.path)
             file = self.path / f"{folder.name}_0.mcap"
             try:
                 self._file = McapFile(file, (*OWN_TOPICS, *topics), types, compression)

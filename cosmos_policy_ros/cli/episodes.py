@@ -23,11 +23,11 @@ from cosmos_policy_ros.cli.shared import (
     say_seconds,
 )
 from cosmos_policy_ros.core.errors import RolloutError
-from cosmos_policy_ros.core.paths import share_folder
+from cosmos_policy_ros.core.paths import package_share
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.dataset.playback import DECISION_TYPE
 from cosmos_policy_ros.episodes.episode import Episode, bare_id, read_episode
-from cosmos_policy_ros.episodes.labels import Judgement
+from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.quality import load_limits
 from cosmos_policy_ros.episodes.store import EpisodeStore, delete, discarded
 from cosmos_policy_ros.episodes.verify import Verification, store_verdict, verify
@@ -49,7 +49,7 @@ _TEXTS = (
 
 
 def format_episode(episode: Episode) -> str:
-    """Return facts, state, verdict, labels and topics, a line each."""
+    """Return metadata, state, verdict, labels and topics, a line each."""
     return "\n".join([*_head(episode), *_verdict(episode), *_labels(episode), *_topics(episode)])
 
 
@@ -66,7 +66,7 @@ def _head(episode: Episode) -> Iterator[str]:
         yield _field("recovered", episode.recovered)
     yield _field("folder", f"{episode.path} ({say_bytes(folder_bytes(episode.path))})")
     for name in _TEXTS:
-        yield _field(name.removesuffix("_name").replace("_", " "), getattr(episode.facts, name))
+        yield _field(name.removesuffix("_name").replace("_", " "), getattr(episode.metadata, name))
 
 
 def _verdict(episode: Episode) -> Iterator[str]:
@@ -146,7 +146,7 @@ def _relabel(store: EpisodeStore, options: argparse.Namespace) -> int:
         if episode.score is None:
             raise RolloutError("say --success or --no-success: the episode has no score yet")
         success = episode.score.success
-    judgement = Judgement(
+    operator_score = OperatorScore(
         options.score,
         success,
         tuple(options.stage),
@@ -154,7 +154,7 @@ def _relabel(store: EpisodeStore, options: argparse.Namespace) -> int:
         options.operator,
         options.note,
     )
-    label = store.score(judgement, episode=episode.id)[-1]
+    label = store.score(operator_score, episode=episode.id)[-1]
     done = "success" if label.success else "no success"
     before = f", before {episode.score.points:g}" if episode.score else ""
     print(f"{episode.id}: {label.points:g} of 100, {done} (revision {label.revision}{before})")
@@ -195,7 +195,7 @@ def _verify(store: EpisodeStore, options: argparse.Namespace) -> int:
     if bool(options.ids) == options.all:
         raise RolloutError("name the episodes to verify, or --all, not both")
     folders = [find(store, name) for name in options.ids] or list(store.episodes().values())
-    limits = load_limits(share_folder() / "config")
+    limits = load_limits(package_share() / "config")
     failed = sum(not _verify_one(verify(folder, limits), options.write) for folder in folders)
     if len(folders) > 1:
         print(f"{len(folders)} episodes verified, {failed} with problems")
@@ -254,7 +254,7 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
     scored = parser.add_mutually_exclusive_group()
     scored.add_argument("--scored", action="store_true", default=None, help="with a score only")
     scored.add_argument("--unscored", dest="scored", action="store_false", help="without a score")
-    parser.add_argument("--go", action="store_true", help="with integrity verdict GO only")
+    parser.add_argument("--go", action="store_true", help="with quality verdict GO only")
     parser.add_argument("--all", action="store_true", help="discarded ones too")
 
 

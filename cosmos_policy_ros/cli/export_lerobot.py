@@ -79,6 +79,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--images",
         choices=("video", "image"),
         default="video",
-        help="how the pictures are kept (video)",
+        help="how the images are kept (video)",
     )
     return parser.parse_args(arguments)

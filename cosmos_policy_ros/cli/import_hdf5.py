@@ -11,7 +11,7 @@ from pathlib import Path
 from cosmos_policy_ros.bags.types import load_types
 from cosmos_policy_ros.cli.shared import add_root, run, say_count, say_seconds
 from cosmos_policy_ros.core.errors import CosmosPolicyError, RolloutError
-from cosmos_policy_ros.core.paths import share_folder
+from cosmos_policy_ros.core.paths import package_share
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.interop.hdf5_layout import SUFFIXES
 from cosmos_policy_ros.interop.to_bag import Imported, Importer, ImportOptions, KnownSourceError
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _import_all(options: argparse.Namespace) -> int:
     files = find_files(options.sources)
-    types = load_types(share_folder() / "msg")
+    types = load_types(package_share() / "msg")
     store = EpisodeStore(options.root.expanduser(), types)
     choices = ImportOptions(
         rig=options.rig,

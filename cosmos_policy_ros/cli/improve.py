@@ -31,7 +31,7 @@ DEMONSTRATIONS, COLLECTED, HELD_OUT, PLANNER, COMPARISON = (
     "demonstrations",
     "rollouts",
     "held_out",
-    "planner",
+    "world_model",
     "comparison",
 )
 PRECONDITIONS, IMAGINATION, REPORT = "preconditions.json", "imagination.png", "report"
@@ -98,7 +98,7 @@ class Improvement:
         return self.output / f"{REPORT}.html"
 
     def _demonstrate(self, stages: Stages) -> None:
-        """A tenth of the planner's batches are a policy's; these are what it must not forget."""
+        """Record demonstrations for the 10 % of the world model's batches that train the policy."""
         few = self._trials(30)
         stages.command("evaluation.evaluate_command", DEMONSTRATIONS, DEMONSTRATIONS, *few)
 
@@ -125,13 +125,13 @@ class Improvement:
         from cosmos_policy_ros.model.policy import CosmosPolicy
 
         policy = CosmosPolicy.load(self.checkpoint)
-        planner = CosmosPolicy.load(self.output / PLANNER)
-        data, census = scored(self.output / HELD_OUT / ROLLOUTS / DIRECT, policy)
+        world_model = CosmosPolicy.load(self.output / PLANNER)
+        data, dataset_index = scored(self.output / HELD_OUT / ROLLOUTS / DIRECT, policy)
         steps = policy.checkpoint.config.denoising_steps
-        both = {"imagined before": policy, "imagined after": planner}
-        sheet = imagination_sheet(both, data, census, steps=steps)
+        both = {"imagined before": policy, "imagined after": world_model}
+        sheet = imagination_sheet(both, data, dataset_index, steps=steps)
         save_sheet(sheet, self.output / IMAGINATION)
-        found = measure_preconditions(policy, planner, data, census)
+        found = measure_preconditions(policy, world_model, data, dataset_index)
         text = json.dumps(found, indent=2, default=np.ndarray.tolist)
         (self.output / PRECONDITIONS).write_text(text + "\n", encoding="utf-8")
 

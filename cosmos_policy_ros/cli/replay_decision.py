@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cosmos_policy_ros.cli.shared import run
 from cosmos_policy_ros.inference.engines import load_cosmos
-from cosmos_policy_ros.inference.spec import EngineSpec, Ledger, parse_search
+from cosmos_policy_ros.inference.spec import EngineSpec, MemoryBudget, parse_search
 from cosmos_policy_ros.planning import replay
 
 SAME, ANOTHER = 0, 3  # exit codes; 1 is an error, 2 a wrong command line
@@ -30,7 +30,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint", default="", help="folder of the policy (as the episode tells)"
     )
-    parser.add_argument("--planner", default="", help="folder of the planner (the policy's)")
+    parser.add_argument(
+        "--world-model", default="", help="folder of the world model (the policy's)"
+    )
     parser.add_argument("--device", default="auto", help="torch device (auto)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (1)")
     return parser.parse_args(arguments)
@@ -40,9 +42,11 @@ def _replay(options: argparse.Namespace) -> int:
     recorded, seen = replay.recorded_decision(options.bag, options.index)
     wanted, other = str(recorded.checkpoint_digest), str(recorded.planner_digest)
     policy = replay.find_checkpoint(options.bag, wanted, options.checkpoint, "--checkpoint")
-    planner = ""
+    world_model = ""
     if other not in ("", wanted):
-        planner = replay.find_checkpoint(options.bag, other, options.planner, "--planner")
+        world_model = replay.find_checkpoint(
+            options.bag, other, options.world_model, "--world-model"
+        )
     search = str(recorded.search)
     spec = EngineSpec(
         "cosmos",
@@ -53,9 +57,9 @@ def _replay(options: argparse.Namespace) -> int:
         # As many as it took: of the released code's two steps that is one, which is the same.
         denoising_steps=int(recorded.denoising_steps),
         search=parse_search(search, f"{options.bag}: search") if search else None,
-        planner=planner,
+        world_model=world_model,
     )
-    engine = load_cosmos(spec, lambda footprint: Ledger().admit(spec, footprint))
+    engine = load_cosmos(spec, lambda footprint: MemoryBudget().admit(spec, footprint))
     print(f"decision {options.index}, chunk {recorded.chunk_id}, checkpoint {policy}")
     difference = replay.replay(recorded, seen, engine)
     print("\n".join(replay.lines(difference)))

@@ -29,7 +29,7 @@ from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.task import FULL_SCORE, Rubric
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.episodes.episode import Episode, read_episode
-from cosmos_policy_ros.episodes.labels import Judgement, rubric_of, tally
+from cosmos_policy_ros.episodes.labels import OperatorScore, rubric_of, tally
 from cosmos_policy_ros.episodes.store import EpisodeStore
 
 # One key, one answer: from a terminal without Enter, from a pipe line by line, from a foot pedal.
@@ -194,12 +194,12 @@ def questions_of(rubric: Rubric) -> tuple[Question, ...]:
 
 def judgement_of(
     answers: Sequence[tuple[Question, bool]], operator_name: str = "", note: str = ""
-) -> Judgement:
-    """Return the answers as a judgement; without any stage or deduction its score is 0."""
+) -> OperatorScore:
+    """Return the answers as a score; without any stage or deduction its score is 0."""
     yes = [question for question, answer in answers if answer]
     stages = tuple(q.name for q in yes if q.kind == "stage")
     deductions = tuple(q.name for q in yes if q.kind == "deduction")
-    return Judgement(
+    return OperatorScore(
         score=None if stages or deductions else 0.0,
         success=any(q.kind == "success" for q in yes),
         stages=stages,
@@ -218,7 +218,7 @@ class Interview:
         Raises:
             RolloutError: the episode's task has no rubric.
         """
-        rubric = rubric_of(episode.facts)
+        rubric = rubric_of(episode.metadata)
         if rubric is None:
             raise RolloutError(
                 f"episode '{episode.id}' has no rubric; score it by a total: "
@@ -228,22 +228,22 @@ class Interview:
         self._questions = questions_of(rubric)
         self._operator, self._note = operator_name, note
 
-    def judgement(self) -> Judgement | None:
+    def operator_score(self) -> OperatorScore | None:
         """Ask until the operator agrees with the total; None when nothing is to be written."""
         answers: list[bool] = []
         while True:
             while len(answers) < len(self._questions):
                 self._ask(answers)
             answered = list(zip(self._questions, answers, strict=True))
-            judgement = judgement_of(answered, self._operator, self._note)
-            answer = self._confirm(judgement)
+            operator_score = judgement_of(answered, self._operator, self._note)
+            answer = self._confirm(operator_score)
             if answer == "back":
                 answers.pop()
             elif answer == "text":
                 _say("  note: ", end="")
                 self._note = self._keyboard.line()
             else:
-                return judgement if answer == "yes" else None
+                return operator_score if answer == "yes" else None
 
     def _ask(self, answers: list[bool]) -> None:
         number, count = len(answers) + 1, len(self._questions)
@@ -253,10 +253,10 @@ class Interview:
         elif answer == "back" and answers:
             answers.pop()
 
-    def _confirm(self, judgement: Judgement) -> str:
-        total = tally(judgement, self._rubric).total
-        done = "success" if judgement.success else "no success"
-        note = f', note "{judgement.note}"' if judgement.note else ""
+    def _confirm(self, operator_score: OperatorScore) -> str:
+        total = tally(operator_score, self._rubric).total
+        done = "success" if operator_score.success else "no success"
+        note = f', note "{operator_score.note}"' if operator_score.note else ""
         text = f"  {total:g} of {FULL_SCORE}, {done}{note}. Write it?"
         return self._key(text, "[y/n/b, t: note]")
 
@@ -293,7 +293,7 @@ def _score_all(options: argparse.Namespace) -> int:
                 print(f"error: {error}", file=sys.stderr, flush=True)
                 failed += 1
                 continue
-            _write(store, episode, interview.judgement())
+            _write(store, episode, interview.operator_score())
     return int(failed > 0)
 
 
@@ -313,24 +313,26 @@ def _chosen(store: EpisodeStore, options: argparse.Namespace) -> list[Episode]:
     return episodes
 
 
-def _write(store: EpisodeStore, episode: Episode, judgement: Judgement | None) -> None:
-    if judgement is None:
+def _write(store: EpisodeStore, episode: Episode, operator_score: OperatorScore | None) -> None:
+    if operator_score is None:
         _say("  nothing was written")
         return
-    label = store.score(judgement, episode=episode.id)[-1]
+    label = store.score(operator_score, episode=episode.id)[-1]
     _say(f"  written: {label.points:g} of {FULL_SCORE} (revision {label.revision})")
 
 
 def _headline(episode: Episode, blind: bool, count: str) -> str:
-    facts = episode.facts
+    metadata = episode.metadata
     lines = [
         f"\n{episode.id} ({count}){', discarded' if episode.discarded else ''}",
-        f"  {facts.task}: {facts.prompt}; {say_seconds(episode.duration_ns / NS_PER_S)}, "
+        f"  {metadata.task}: {metadata.prompt}; {say_seconds(episode.duration_ns / NS_PER_S)}, "
         f"ended by {episode.outcome or '-'}",
     ]
     if not blind:
-        digest = facts.checkpoint_digest[:12]
-        lines.append(f"  engine {facts.engine}, checkpoint {facts.checkpoint or '-'} {digest}")
+        digest = metadata.checkpoint_digest[:12]
+        lines.append(
+            f"  engine {metadata.engine}, checkpoint {metadata.checkpoint or '-'} {digest}"
+        )
         if episode.score is not None:
             lines.append(f"  scored before: {episode.score.points:g}, {episode.score.note}")
     return "\n".join(lines)

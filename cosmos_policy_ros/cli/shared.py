@@ -14,8 +14,8 @@ from pathlib import Path
 from cosmos_policy_ros.bags.types import load_types
 from cosmos_policy_ros.bags.writer import DISCARDED, RECORDING
 from cosmos_policy_ros.core.errors import CosmosPolicyError, RolloutError
-from cosmos_policy_ros.core.files import Hold
-from cosmos_policy_ros.core.paths import share_folder
+from cosmos_policy_ros.core.files import FolderLock
+from cosmos_policy_ros.core.paths import package_share
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.episodes.episode import Episode, bare_id, id_number, read_episode
 from cosmos_policy_ros.episodes.store import EpisodeStore
@@ -62,7 +62,7 @@ def open_store(root: Path) -> EpisodeStore:
     root = root.expanduser()
     if not root.is_dir():
         raise RolloutError(f"{root}: is no folder; give the folder of the episodes with --root")
-    return EpisodeStore(root, load_types(share_folder() / "msg"))
+    return EpisodeStore(root, load_types(package_share() / "msg"))
 
 
 def find(store: EpisodeStore, name: str) -> Path:
@@ -169,7 +169,7 @@ class Filter:
         task: of this task only; "" for any.
         since: begun at this time of the operator's wall clock or later.
         scored: True or False for those with or without a score; None for both.
-        go: only those whose integrity verdict is GO.
+        go: only those whose quality verdict is GO.
         discarded: discarded ones too.
     """
 
@@ -188,7 +188,7 @@ class Filter:
             return False
         if row.episode is None:
             return not self.task or f"_{self.task}_" in row.id
-        if self.task and row.episode.facts.task != self.task:
+        if self.task and row.episode.metadata.task != self.task:
             return False
         if self.go and not row.episode.verdict.go:
             return False
@@ -236,7 +236,7 @@ def _cells(row: Row, episode: Episode) -> tuple[str, ...]:
     score = episode.score
     return (
         row.id,
-        episode.facts.task,
+        episode.metadata.task,
         episode.outcome or NOTHING,
         f"{score.points:g}" if score else NOTHING,
         NOTHING if score is None else "yes" if score.success else "no",
@@ -260,7 +260,7 @@ def _is_held(folder: Path) -> bool:
     try:
         if time.time() - folder.stat().st_mtime < JUST_BEGUN:
             return True
-        Hold(folder).release()
+        FolderLock(folder).release()
     except BlockingIOError:
         return True
     except OSError:

@@ -22,13 +22,13 @@ REHEARSED_TRAINING = (
     "run.steps=2",
     "run.batch=8",
     "run.micro_batch=8",
-    "run.judged_windows=2",
+    "run.validation_windows=2",
     "data.held_out=0.25",
 )
 # And an evaluation; every process would load everything for a trial or two.
 REHEARSED_EVALUATION = ("trials=1", "conditions=[usual]", "processes=0")
 GOES_ON = "interrupted: the same command goes on where it was"
-# Each of a training's keeps pictures and latents of its own, up to 8 GB.
+# Each of a training's keeps images and latents of its own, up to 8 GB.
 MOST_PROCESSES = 2
 PATIENCE = 60.0  # wall s
 INTERRUPTED = (-2, 130)  # exit codes after Ctrl-C
@@ -110,7 +110,7 @@ class Stages:
         if code:
             raise ConfigError(
                 f"{self._output / folder}: '{module} {config}' ended with exit code "
-                f"{code}; mend what it says, and the same command goes on"
+                f"{code}; fix what it says, and the same command goes on"
             )
 
     def train(self, config: str, folder: str, changes: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ CONFIG = "config.yaml"
 MODULE = "cosmos_policy_ros.cli.train"  # its name, also where it is the main program
 # What may differ when a run is gone on with: none of it changes a step that was done.
 FREE = {
-    *(f"run.{key}" for key in ("steps", "save_every", "keep", "judged_windows", "device")),
+    *(f"run.{key}" for key in ("steps", "save_every", "keep", "validation_windows", "device")),
     *(f"run.{key}" for key in ("threads", "micro_batch", "shard_size", "activation_checkpointing")),
     *(f"data.{key}" for key in ("workers", "cache_gb", "latent_cache_gb")),
 }
@@ -112,7 +112,7 @@ def _train(config: TrainingConfig, output: Path, resume: bool) -> None:
 
     output = output.expanduser()
     with joined(config.run.device) as world:
-        world.told_by_first(lambda: _open(config, output, output / LOG / CONFIG, resume))
+        world.broadcast_from_rank0(lambda: _open(config, output, output / LOG / CONFIG, resume))
         Trainer(config, output, world).run()
 
 
@@ -151,16 +151,16 @@ def _dry_run(config: TrainingConfig, processes: int) -> None:
     from cosmos_policy_ros.training.estimate import estimate
     from cosmos_policy_ros.training.mixture import Mixture
     from cosmos_policy_ros.training.parallel import check_sharing
-    from cosmos_policy_ros.training.start import census_for, start_folder
+    from cosmos_policy_ros.training.start import dataset_index_for, start_folder
 
     check_sharing(config, processes)
     folder = start_folder(config.start.checkpoint)
     model = load_config(CheckpointConfig, folder / files.CONFIG)
     text = load_text(folder / files.TEXT, model.text_tokens, model.transformer.text_width)
-    census = census_for(config.data, model, text)
-    mixture = Mixture(census, config.mixture, config.run.seed)
+    dataset_index = dataset_index_for(config.data, model, text)
+    mixture = Mixture(dataset_index, config.mixture, config.run.seed)
     shares = ", ".join(f"{role} {share:.0%}" for role, share in mixture.shares.items())
-    lines = [*census.lines(), f"a batch of {config.run.batch}: {shares}"]
+    lines = [*dataset_index.lines(), f"a batch of {config.run.batch}: {shares}"]
     lines += estimate(config, model, processes, choose_device(config.run.device)).lines()
     print("\n".join(lines))
 

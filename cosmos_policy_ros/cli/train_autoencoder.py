@@ -1,4 +1,4 @@
-"""``scripts/train_autoencoder``: a small video autoencoder for pictures of one's own."""
+"""``scripts/train_autoencoder``: a small video autoencoder for images of one's own."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(
-        f"{output}: L1 {judged.l1:.4f} on held-out pictures ({judged.moving:.4f} where they move); "
-        f"the cameras' mean pictures have {judged.usual:.4f} ({judged.usual_moving:.4f})"
+        f"{output}: L1 {judged.l1:.4f} on held-out images ({judged.moving:.4f} where they move); "
+        f"the cameras' mean images have {judged.usual:.4f} ({judged.usual_moving:.4f})"
     )
     return 0
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="train_autoencoder",
-        description="Train a small video autoencoder on the pictures of recorded episodes.",
+        description="Train a small video autoencoder on the images of recorded episodes.",
     )
     parser.add_argument("config", help="a YAML file, or a name in config/autoencoder (tiny)")
     parser.add_argument(

@@ -71,7 +71,7 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-class Hold:
+class FolderLock:
     """Keeps a folder for as long as this process lives, even should it be killed."""
 
     def __init__(self, folder: Path) -> None:

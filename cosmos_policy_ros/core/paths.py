@@ -9,7 +9,7 @@ from pathlib import Path
 from cosmos_policy_ros.core.errors import ConfigError
 
 
-def share_folder() -> Path:
+def package_share() -> Path:
     """Return the folder that holds ``config/`` and ``msg/``.
 
     Looks in the source tree (also through a symlink install), then along AMENT_PREFIX_PATH, then
@@ -34,7 +34,7 @@ def executable(name: str) -> Path:
     Raises:
         ConfigError: neither the source tree nor an installation has it.
     """
-    share = share_folder()
+    share = package_share()
     places = [share / "scripts" / name, share.parents[1] / "lib" / "cosmos_policy_ros" / name]
     for place in places:
         if place.is_file():
@@ -44,4 +44,4 @@ def executable(name: str) -> Path:
 
 def config_folder(name: str) -> Path:
     """Return ``config/<name>``: rigs, tasks, models, params."""
-    return share_folder() / "config" / name
+    return package_share() / "config" / name

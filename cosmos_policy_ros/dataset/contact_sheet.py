@@ -1,4 +1,4 @@
-"""Pictures of an episode, time from left to right: what was seen, and what had been imagined."""
+"""Images of an episode, time from left to right: what was seen, and what had been imagined."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from cosmos_policy_ros.rig.spec import RigSpec
 TILE = (120, 160)  # px, rows and columns
 MARGIN = 22  # px, for the times above and the names at the left
 BACKGROUND, INK = 255, (40, 40, 40)
-Picture = NDArray[np.uint8]
-Shots = list[tuple[int, Picture]]  # stamps and tiles
+ImageArray = NDArray[np.uint8]
+Shots = list[tuple[int, ImageArray]]  # stamps and tiles
 
 
-def contact_sheet(bag: Path, rig: RigSpec, namespace: str = "/", columns: int = 8) -> Picture:
-    """Return an RGB picture (rows, columns, 3) of the cameras at even times of an episode.
+def contact_sheet(bag: Path, rig: RigSpec, namespace: str = "/", columns: int = 8) -> ImageArray:
+    """Return an RGB image (rows, columns, 3) of the cameras at even times of an episode.
 
     Raises:
         RolloutError: the bag is unreadable or holds no image.
@@ -37,13 +37,13 @@ def contact_sheet(bag: Path, rig: RigSpec, namespace: str = "/", columns: int = 
         raise RolloutError(f"{bag}: holds no image of rig '{rig.name}'")
     times = np.linspace(min(stamps), max(stamps), columns).astype(np.int64)
     heads = [f"{(time_ns - times[0]) / NS_PER_S:.1f} s" for time_ns in times]
-    rows: dict[str, list[Picture | None]] = {
+    rows: dict[str, list[ImageArray | None]] = {
         role: [_nearest(shots, int(time_ns)) for time_ns in times] for role, shots in frames.items()
     }
     return tabulate(heads, rows)
 
 
-def future_sheet(bag: Path, rig: RigSpec, namespace: str = "/") -> Picture | None:
+def future_sheet(bag: Path, rig: RigSpec, namespace: str = "/") -> ImageArray | None:
     """Return what was imagined of each chunk's end, above what the cameras then saw.
 
     None for an episode in which nothing was imagined.
@@ -61,7 +61,7 @@ def future_sheet(bag: Path, rig: RigSpec, namespace: str = "/") -> Picture | Non
     # about; the last chunk has none behind it.
     chunk_ns = round(rig.rates.chunk_steps * rig.rates.dt * NS_PER_S)
     ends = [*stamps[1:], stamps[-1] + chunk_ns]
-    rows: dict[str, list[Picture | None]] = {}
+    rows: dict[str, list[ImageArray | None]] = {}
     for role in cameras.values():
         by_stamp = dict(imagined[role])
         rows[f"{role}, imagined"] = [by_stamp.get(stamp) for stamp in stamps]
@@ -69,31 +69,31 @@ def future_sheet(bag: Path, rig: RigSpec, namespace: str = "/") -> Picture | Non
     return tabulate([f"chunk {number}" for number in range(1, len(stamps) + 1)], rows)
 
 
-def tabulate(heads: Sequence[str], rows: Mapping[str, Sequence[Picture | None]]) -> Picture:
-    """Return a table of RGB pictures of any size, each row with its name in it.
+def tabulate(heads: Sequence[str], rows: Mapping[str, Sequence[ImageArray | None]]) -> ImageArray:
+    """Return a table of RGB images of any size, each row with its name in it.
 
     Args:
         heads: one per column.
-        rows: pictures by name; white where there is none.
+        rows: images by name; white where there is none.
     """
     height, width = TILE
     sheet = np.full((MARGIN + len(rows) * height, len(heads) * width, 3), BACKGROUND, np.uint8)
     for column, head in enumerate(heads):
         _write(sheet, head, column * width + 4, MARGIN - 7)
-    for row, (name, pictures) in enumerate(rows.items()):
+    for row, (name, images) in enumerate(rows.items()):
         top = MARGIN + row * height
-        for column, picture in enumerate(pictures):
+        for column, picture in enumerate(images):
             if picture is not None:
                 sheet[top : top + height, column * width : (column + 1) * width] = _tile(picture)
         _write(sheet, name, 4, top + 14, (255, 255, 255))
     return sheet
 
 
-def save_sheet(sheet: Picture, file: Path) -> Path:
+def save_sheet(sheet: ImageArray, file: Path) -> Path:
     """Write a sheet as a PNG; returns ``file``. Raises RolloutError when the disk refuses."""
     file.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(file), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
-        raise RolloutError(f"{file}: the picture could not be written")
+        raise RolloutError(f"{file}: the image could not be written")
     return file
 
 
@@ -102,9 +102,9 @@ def _topic(namespace: str, topic: str) -> str:
 
 
 def _read(bag: Path, topics: Mapping[str, str]) -> dict[str, Shots]:
-    """Return the pictures of some topics by role, by the stamps in their headers."""
+    """Return the images of some topics by role, by the stamps in their headers."""
     frames: dict[str, Shots] = {role: [] for role in topics.values()}
-    with reading(bag, "a bag of pictures", RolloutError, VERIFY):
+    with reading(bag, "a bag of images", RolloutError, VERIFY):
         for topic, _, message in read_messages(bag, topics):
             image = decode_image(message, topic, grey=True)  # a sheet shows whatever was recorded
             stamp = message.header.stamp
@@ -113,14 +113,14 @@ def _read(bag: Path, topics: Mapping[str, str]) -> dict[str, Shots]:
     return frames
 
 
-def _tile(picture: Picture) -> Picture:
+def _tile(picture: ImageArray) -> ImageArray:
     resized = cv2.resize(picture, TILE[::-1], interpolation=cv2.INTER_AREA)
     return np.asarray(resized, np.uint8)
 
 
-def _nearest(shots: Shots, time_ns: int) -> Picture | None:
+def _nearest(shots: Shots, time_ns: int) -> ImageArray | None:
     return min(shots, key=lambda shot: abs(shot[0] - time_ns))[1] if shots else None
 
 
-def _write(sheet: Picture, text: str, x: int, y: int, ink: tuple[int, int, int] = INK) -> None:
+def _write(sheet: ImageArray, text: str, x: int, y: int, ink: tuple[int, int, int] = INK) -> None:
     cv2.putText(sheet, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.42, ink, 1, cv2.LINE_AA)

@@ -34,7 +34,7 @@ class ExecutedStep:
         velocity: (14,) policy units per second; zeros where no driver told.
         effort: (14,) in the drivers' units; zeros where no driver told.
         images: (H, W, 3) uint8 RGB by role.
-        jpegs: by role the very files of the pictures that were recorded as JPEG.
+        jpegs: by role the very files of the images that were recorded as JPEG.
     """
 
     state: Array

@@ -18,9 +18,9 @@ from cosmos_policy_ros.dataset.playback import stamp_ns
 from cosmos_policy_ros.dataset.windows import EpisodeWindows, Sent
 from cosmos_policy_ros.episodes.episode import read_episode, read_messages
 from cosmos_policy_ros.episodes.topics import POLICY_NODE
-from cosmos_policy_ros.rig.chunk import Splice, TimedChunk
+from cosmos_policy_ros.rig.chunk import Blend, TimedChunk
 from cosmos_policy_ros.rig.run import LATE
-from cosmos_policy_ros.rig.safety_gate import SafetyGate, Situation, Verdict
+from cosmos_policy_ros.rig.safety_gate import GateContext, GateResult, SafetyGate
 from cosmos_policy_ros.rig.spec import RigSpec
 
 
@@ -49,7 +49,7 @@ class Checked:
     skipped: int = 0
     closest: dict[tuple[str, str], float] = field(default_factory=dict)
 
-    def add(self, verdict: Verdict, closest: dict[tuple[str, str], float]) -> None:
+    def add(self, verdict: GateResult, closest: dict[tuple[str, str], float]) -> None:
         """Count a verdict, and how close the chunk's links come."""
         for names, distance in closest.items():
             self.closest[names] = min(distance, self.closest.get(names, distance))
@@ -99,8 +99,8 @@ def _check(path: Path, rig: RigSpec | None) -> Checked:
 
 def _judge(
     windows: EpisodeWindows, gate: SafetyGate, decision: Any, recorded: Any
-) -> tuple[Verdict, dict[tuple[str, str], float]]:
-    """Judge a recorded decision, in the situation of then; raises ObservationError."""
+) -> tuple[GateResult, dict[tuple[str, str], float]]:
+    """Judge a recorded decision, in the context of then; raises ObservationError."""
     now_ns, seen_ns = stamp_ns(recorded), stamp_ns(decision)
     measured, age = windows.measured(now_ns)
     before = [s for s in windows.sent if s.start_ns < now_ns and s.chunk_id != decision.chunk_id]
@@ -108,7 +108,7 @@ def _judge(
     result_age = (now_ns - seen_ns) / NS_PER_S
     if not before or not len(getattr(decision, "committed_weights", ())):
         held = before[-1].positions[-1] if before else measured
-        now = Situation(held, measured, age, result_age)
+        now = GateContext(held, measured, age, result_age)
         verdict = gate.judge(positions, decision.dt, now)
         return verdict, _closest(gate, verdict, now)
     path = _path(before[-1], windows.rig.rig)
@@ -116,24 +116,26 @@ def _judge(
     decided = replace(
         path, start_ns=seen_ns, dt=decision.dt, start=seen, positions=positions, sent_after_ns=0
     )
-    splice = Splice(path, decided, now_ns, int(recorded.blend_rows))
+    blend = Blend(path, decided, now_ns, int(recorded.blend_rows))
     steps = windows.steps
     since_ns = now_ns - round(windows.rig.rig.tracking.lag * NS_PER_S)
     late = (steps.times_ns >= since_ns) & (steps.times_ns <= now_ns)
     commanded = path.sample(now_ns)
     trail = np.vstack([steps.actions[late], commanded])
-    now = Situation(commanded, measured, age, result_age, trail)
-    verdict = gate.judge_splice(splice, Splice.blended, now)
+    now = GateContext(commanded, measured, age, result_age, trail)
+    verdict = gate.judge_splice(blend, Blend.blended, now)
     return verdict, _closest(gate, verdict, now)
 
 
-def _closest(gate: SafetyGate, verdict: Verdict, now: Situation) -> dict[tuple[str, str], float]:
+def _closest(
+    gate: SafetyGate, verdict: GateResult, now: GateContext
+) -> dict[tuple[str, str], float]:
     """Of what would move the arms: a refused chunk would not."""
     return {} if verdict.positions is None else gate.closest(verdict.positions, now)
 
 
 def _path(sent: Sent, rig: RigSpec) -> TimedChunk:
-    """Return what the arms were following; where it began no splice looks at."""
+    """Return what the arms were following; where it began no blend looks at."""
     return TimedChunk(
         chunk_id=sent.chunk_id,
         start_ns=sent.start_ns,
@@ -156,7 +158,7 @@ def _check_steps(windows: EpisodeWindows, gate: SafetyGate, path: Path) -> Check
         follows = first > 0 and steps.stretch[first - 1] == steps.stretch[first]
         held = steps.actions[first - 1] if follows else measured
         chunk = windows.chunk(first, rates.chunk_steps)
-        now = Situation(held, measured, age)
+        now = GateContext(held, measured, age)
         found.add(gate.judge(chunk, rates.dt, now), gate.closest(chunk, now))
     return found
 

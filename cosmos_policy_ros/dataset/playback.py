@@ -17,7 +17,7 @@ from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.core.untrusted import reading
 from cosmos_policy_ros.episodes.episode import read_episode, read_messages
 from cosmos_policy_ros.episodes.rig_in_bag import RigInBag, find_rig
-from cosmos_policy_ros.rig.observation import Observation, Sources
+from cosmos_policy_ros.rig.observation import Observation, SensorBuffer
 
 DECISION_TYPE = "cosmos_policy_ros/msg/Decision"
 # The recorder may take a topic's messages later than another's; a sensor silent for longer than
@@ -35,7 +35,7 @@ class _Message(NamedTuple):
     content: Any
 
 
-class Moment(NamedTuple):
+class ObservationTime(NamedTuple):
     """A time to look at, ns of the rig's clock, and what is known of what was seen then.
 
     Attributes:
@@ -68,7 +68,7 @@ def observations(
     one bad moment does not end the pass. Of a message's arrival at the policy a bag knows nothing:
     at a moment of your own you get the newest stamped by then. At a decision you get what the
     decision was made of, byte for byte, found by its digest; were it not in the bag, you would get
-    an error and not something like it. Pictures recorded as JPEG have lost the bytes that the
+    an error and not something like it. Images recorded as JPEG have lost the bytes that the
     digest is of: there it is the newest stamped by then, too.
 
     Args:
@@ -82,9 +82,9 @@ def observations(
     """
     if moments is None:
         with reading(path, "an episode", RolloutError, VERIFY):
-            wanted = [Moment(stamp_ns(d), d.observation_digest) for d in decisions(path)]
+            wanted = [ObservationTime(stamp_ns(d), d.observation_digest) for d in decisions(path)]
     else:
-        wanted = [Moment(int(stamp_ns)) for stamp_ns in moments]
+        wanted = [ObservationTime(int(stamp_ns)) for stamp_ns in moments]
     for before, after in pairwise(wanted):
         if after.stamp_ns < before.stamp_ns:
             raise RolloutError(
@@ -94,7 +94,7 @@ def observations(
 
 
 def _observations(
-    path: Path, rig: RigInBag, moments: list[Moment]
+    path: Path, rig: RigInBag, moments: list[ObservationTime]
 ) -> Iterator[Observation | ObservationError]:
     topics = rig.sensors
     history = _History(rig)
@@ -142,7 +142,7 @@ class _History:
 
     def __init__(self, rig: RigInBag) -> None:
         self._rig = rig
-        self._sources = Sources(rig.rig)
+        self._sources = SensorBuffer(rig.rig)
         limits = rig.rig.observation
         # No older than this may a source be when the policy looks.
         self._oldest_ns = dict.fromkeys(rig.cameras, round(limits.image_age * NS_PER_S))
@@ -157,13 +157,13 @@ class _History:
         while recent[0].stamp_ns < message.stamp_ns - self._oldest_ns[message.topic]:
             recent.popleft()
 
-    def at(self, moment: Moment) -> Observation | ObservationError:
+    def at(self, moment: ObservationTime) -> Observation | ObservationError:
         """Return what was seen at a moment that is not before any message given."""
         newest = _observe(self._sources, moment)
         if not moment.digest or not self._rig.as_received or _is(newest, moment.digest):
             return newest
         for messages in self._likeliest(moment.stamp_ns)[:MOST_TRIES]:
-            sources = Sources(self._rig.rig)
+            sources = SensorBuffer(self._rig.rig)
             for message in messages:
                 self._feed(sources, message)
             if _is(earlier := _observe(sources, moment), moment.digest):
@@ -184,9 +184,9 @@ class _History:
         cameras = [c for c in self._choices(self._rig.cameras, stamp_ns) if _skew(c) <= skew_ns]
         arms = self._choices(dict.fromkeys(self._rig.arms.values()), stamp_ns)
         possible = [
-            (*pictures, *states)
-            for pictures, states in product(cameras, arms)
-            if _newest(pictures + states) == stamp_ns
+            (*images, *states)
+            for images, states in product(cameras, arms)
+            if _newest(images + states) == stamp_ns
         ]
         count = len(self._rig.cameras)
         return sorted(possible, key=lambda m: -_oldest(m[:count]) - _oldest(m[count:]))
@@ -201,7 +201,7 @@ class _History:
             )
         )
 
-    def _feed(self, sources: Sources, message: _Message) -> None:
+    def _feed(self, sources: SensorBuffer, message: _Message) -> None:
         if (role := self._rig.cameras.get(message.topic)) is not None:
             sources.add_image(role, message.content, message.stamp_ns)
             return
@@ -211,7 +211,7 @@ class _History:
                 sources.add_joint_state(side, state.name, state.position, message.stamp_ns)
 
 
-def _observe(sources: Sources, moment: Moment) -> Observation | ObservationError:
+def _observe(sources: SensorBuffer, moment: ObservationTime) -> Observation | ObservationError:
     try:
         return sources.observe(moment.stamp_ns)
     except ObservationError as error:

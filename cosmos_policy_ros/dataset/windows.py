@@ -26,7 +26,7 @@ from cosmos_policy_ros.episodes.rig_in_bag import RigInBag, find_rig
 from cosmos_policy_ros.episodes.topics import POLICY_NODE
 from cosmos_policy_ros.rig.arms import STATE_DIM
 from cosmos_policy_ros.rig.chunk import BRAKE
-from cosmos_policy_ros.rig.observation import Observation, Sources, fingerprint
+from cosmos_policy_ros.rig.observation import Observation, SensorBuffer, fingerprint
 from cosmos_policy_ros.rig.safety_gate import CHUNK_ID
 from cosmos_policy_ros.rig.spec import Output
 
@@ -272,16 +272,16 @@ class EpisodeWindows:
             ObservationError: the rig gave no usable observation then.
             RolloutError: the bag is damaged there.
         """
-        sources = Sources(self.rig.rig)
+        sources = SensorBuffer(self.rig.rig)
         with reading(self.episode.path, "an episode", RolloutError, VERIFY):
             for topic, role in self.rig.cameras.items():
-                for message, at in self._pictures(self.topics[topic], stamp_ns):
+                for message, at in self._images(self.topics[topic], stamp_ns):
                     sources.add_image(role, message, at)
             self._add_states(sources, stamp_ns)
             return sources.observe(stamp_ns)
 
     def state(self, step: int) -> NDArray[np.float64]:
-        """Return the (14,) state at a step, without looking at a picture.
+        """Return the (14,) state at a step, without looking at an image.
 
         Raises:
             ObservationError: an arm had not reported.
@@ -296,7 +296,7 @@ class EpisodeWindows:
             ObservationError: an arm had not reported.
             RolloutError: the bag is damaged there.
         """
-        sources = Sources(self.rig.rig)
+        sources = SensorBuffer(self.rig.rig)
         with reading(self.episode.path, "an episode", RolloutError, VERIFY):
             self._add_states(sources, stamp_ns)
         state = sources.measured()
@@ -339,10 +339,10 @@ class EpisodeWindows:
         )
         return fresh
 
-    def _pictures(self, topic: IndexedTopic, stamp_ns: int) -> list[tuple[Any, int]]:
-        """Return the messages that tell a camera's newest picture, and whether it is frozen.
+    def _images(self, topic: IndexedTopic, stamp_ns: int) -> list[tuple[Any, int]]:
+        """Return the messages that tell a camera's newest image, and whether it is frozen.
 
-        A picture that differs from the one before the rig's limit for frozen cameras is not; only
+        An image that differs from the one before the rig's limit for frozen cameras is not; only
         if it does not are those in between worth reading.
         """
         newest = topic.newest(stamp_ns)
@@ -357,7 +357,7 @@ class EpisodeWindows:
             read |= {index: topic.read(index) for index in wanted if index not in read}
         return [(read[index], int(topic.stamps_ns[index])) for index in wanted]
 
-    def _add_states(self, sources: Sources, stamp_ns: int) -> None:
+    def _add_states(self, sources: SensorBuffer, stamp_ns: int) -> None:
         """Give each arm's newest good joint state, and what was rejected behind it."""
         oldest_ns = self.rig.rig.observation.state_age * NS_PER_S
         for side, topic in self.rig.arms.items():
@@ -389,7 +389,7 @@ def _while_seen(steps: Steps, topics: dict[str, IndexedTopic]) -> Steps:
             raise RolloutError(f"{name} holds no message; the episode cannot be looked at")
     first = max(int(topic.stamps_ns[0]) for topic in topics.values())
     last = min(int(topic.stamps_ns[-1]) for topic in topics.values())
-    # A step begins up to one picture's time behind the newest one.
+    # A step begins up to one image's time behind the newest one.
     periods = [int(np.median(np.diff(t.stamps_ns))) for t in topics.values() if len(t) > 1]
     slack = max(periods, default=0)
     seen = (steps.times_ns >= first) & (steps.times_ns <= last + slack)

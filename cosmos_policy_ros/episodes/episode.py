@@ -16,7 +16,7 @@ from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.bags.bounds import check_index
 from cosmos_policy_ros.bags.mcap_file import REBUILD, VERIFY
-from cosmos_policy_ros.bags.messages import EpisodeFacts, Label, decode_facts, decode_label
+from cosmos_policy_ros.bags.messages import EpisodeMetadata, Label, decode_label, decode_metadata
 from cosmos_policy_ros.bags.types import types_of_definition
 from cosmos_policy_ros.bags.writer import (
     DISCARDED,
@@ -28,13 +28,13 @@ from cosmos_policy_ros.bags.writer import (
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.untrusted import reading
 from cosmos_policy_ros.episodes import label_log
-from cosmos_policy_ros.episodes.quality import Verdict
+from cosmos_policy_ros.episodes.quality import QualityReport
 
 # Entries of ``custom_data``.
 OUTCOME = "outcome"
 DISCARD_REASON = "discard_reason"
 RECOVERED = "recovered"
-INTEGRITY = "integrity"
+QUALITY = "integrity"
 
 _MAX_TASK_CHARACTERS = 40  # a folder name of at most 72 characters, read whole in a file manager
 _ID = re.compile(r"\d{8}-\d{6}_.+_(?P<number>\d{4,})")
@@ -56,7 +56,7 @@ class Episode:
         id: unique in its store, ordered by its trailing number.
         path: the bag's folder.
         files: what the bag consists of besides its metadata, in order.
-        facts: what was known when it began, from the bag's first message.
+        metadata: what was known when it began, from the bag's first message.
         topics: every topic of the bag by name, :data:`bag_writer.OWN_TOPICS` included.
         labels: every label ever given, by ascending revision.
         outcome: why it ended, as given to the recorder; empty when it was discarded on the way.
@@ -71,14 +71,14 @@ class Episode:
     id: str
     path: Path
     files: tuple[Path, ...]
-    facts: EpisodeFacts
+    metadata: EpisodeMetadata
     topics: Mapping[str, TopicSummary]
     labels: tuple[Label, ...]
     outcome: str
     discarded: bool
     discard_reason: str
     recovered: str
-    verdict: Verdict
+    verdict: QualityReport
     start_ns: int
     duration_ns: int
 
@@ -122,8 +122,10 @@ def read_episode(path: Path) -> Episode:
         RolloutError: the bag is unfinished, unreadable, or not an episode of this package.
     """
     with _reading(path) as (reader, information):
-        facts = [decode_facts(types, cdr) for types, cdr in _messages(reader, EPISODE_TOPIC.name)]
-        if not facts:
+        metadata = [
+            decode_metadata(types, cdr) for types, cdr in _messages(reader, EPISODE_TOPIC.name)
+        ]
+        if not metadata:
             raise RolloutError(
                 f"{path}: has no message on '{EPISODE_TOPIC.name}'; it is a bag, but no episode"
             )
@@ -138,21 +140,21 @@ def read_episode(path: Path) -> Episode:
         id=bare_id(path.name),
         path=path,
         files=tuple(path / name for name in information["relative_file_paths"]),
-        facts=facts[0],
+        metadata=metadata[0],
         topics=topics,
         labels=labels,
         outcome=notes.get(OUTCOME, ""),
         discarded=path.name.endswith(DISCARDED),
         discard_reason=notes.get(DISCARD_REASON, ""),
         recovered=notes.get(RECOVERED, ""),
-        verdict=_verdict(notes.get(INTEGRITY, "")),
+        verdict=_verdict(notes.get(QUALITY, "")),
         start_ns=start_ns,
         duration_ns=duration_ns,
     )
 
 
 def read_labels(path: Path) -> tuple[Label, ...]:
-    """Return every label of a finished episode by ascending revision, from bag and journal.
+    """Return every label of a finished episode by ascending revision, from bag and label log.
 
     Raises:
         RolloutError: the bag is unfinished or unreadable, or holds an impossible label.
@@ -200,11 +202,11 @@ def _reading(path: Path) -> Iterator[tuple[Reader, dict[str, Any]]]:
             raise RolloutError(f"{path}: {error}") from error
 
 
-def _verdict(text: str) -> Verdict:
+def _verdict(text: str) -> QualityReport:
     try:
-        return Verdict.from_json(text)
+        return QualityReport.from_json(text)
     except ValueError:
-        return Verdict(False, ("it was not judged: its recorder died",))
+        return QualityReport(False, ("it was not judged: its recorder died",))
 
 
 def _labels(path: Path, reader: Reader) -> tuple[Label, ...]:

@@ -20,23 +20,23 @@ from cosmos_policy_ros.core.errors import CosmosPolicyError, RolloutError
 from cosmos_policy_ros.core.files import sync
 from cosmos_policy_ros.core.untrusted import UnreadableError, parse_json, read_file, reading, shown
 
-JOURNAL = "labels.jsonl"
+LABEL_LOG = "labels.jsonl"
 MAX_BYTES = 16 << 20
-"""Of a journal; a label has some 300 bytes, one of the longest texts 200 kB."""
+"""Of a label log; a label has some 300 bytes, one of the longest texts 200 kB."""
 MAX_PROBLEMS = 100
-"""Lines of a journal that are told as wrong, one by one."""
+"""Lines of a label log that are told as wrong, one by one."""
 _TIME = "time"  # of the operator's wall clock, for people; the label's own stamp counts
 
 
 def append(folder: Path, labels: Sequence[Label]) -> int:
-    """Add labels; return the length that the journal had, by which :func:`undo` takes them back.
+    """Add labels; return the length that the label log had, by which :func:`undo` takes them back.
 
     A last line without an end, which a power cut may leave, is closed first.
 
     Raises:
-        OSError: the disk refused; the journal is as before.
+        OSError: the disk refused; the label log is as before.
     """
-    path = folder / JOURNAL
+    path = folder / LABEL_LOG
     new = not path.exists()
     now = datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds")
     # Escaped, since not everybody who reads lines ends them at "\\n" alone.
@@ -60,22 +60,22 @@ def append(folder: Path, labels: Sequence[Label]) -> int:
 
 
 def undo(folder: Path, length: int) -> None:
-    """Take back what was appended since the journal was ``length`` bytes long."""
-    path = folder / JOURNAL
+    """Take back what was appended since the label log was ``length`` bytes long."""
+    path = folder / LABEL_LOG
     os.truncate(path, length)
     sync(path)
 
 
 def read(folder: Path) -> tuple[tuple[Label, ...], tuple[str, ...]]:
-    """Return the labels of a journal, and what is wrong with the lines that are none.
+    """Return the labels of a label log, and what is wrong with the lines that are none.
 
     Raises:
         RolloutError: the file is there and cannot be read.
     """
-    path = folder / JOURNAL
+    path = folder / LABEL_LOG
     if not os.path.lexists(path):
         return (), ()
-    with reading(path, "a journal of labels", RolloutError, "the labels in the bag are whole"):
+    with reading(path, "a label log of labels", RolloutError, "the labels in the bag are whole"):
         content = read_file(path, MAX_BYTES)
     labels, problems = [], []
     for number, line in enumerate(content.removesuffix(b"\n").split(b"\n"), 1):

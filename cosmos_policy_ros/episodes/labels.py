@@ -1,4 +1,4 @@
-"""What an operator says of an episode, put where it cannot be lost: the bag and the journal."""
+"""What an operator says of an episode, put where it cannot be lost: the bag and the label log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.bags.mcap_file import McapFile, Topic
-from cosmos_policy_ros.bags.messages import EpisodeFacts, Label, encode_label
+from cosmos_policy_ros.bags.messages import EpisodeMetadata, Label, encode_label
 from cosmos_policy_ros.bags.writer import (
     LABEL_TOPIC,
     RECORDING,
@@ -98,7 +98,7 @@ TOLERANCE = 1e-3  # points; a total that came through a float32
 
 
 @dataclass(frozen=True)
-class Judgement:
+class OperatorScore:
     """What an operator says of a trial.
 
     Attributes:
@@ -119,37 +119,37 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class Tally:
-    """A judgement in points: the total, and those of each stage and deduction named in it."""
+class RubricScore:
+    """A score in points: the total, and those of each stage and deduction named in it."""
 
     total: float
     stages: Mapping[str, int]
     deductions: Mapping[str, int]
 
 
-def tally(judgement: Judgement, rubric: Rubric | None) -> Tally:
-    """Add a judgement up.
+def tally(operator_score: OperatorScore, rubric: Rubric | None) -> RubricScore:
+    """Add a score up.
 
     Raises:
         RolloutError: neither a total nor a stage, a total outside 0 to 100, a stage or deduction
             that the rubric does not have or that is named twice, or a total that is not their sum.
     """
-    given = judgement.score
+    given = operator_score.score
     if given is not None and not (math.isfinite(given) and 0 <= given <= FULL_SCORE):
         raise RolloutError(
             f"score: {given} must be a number from 0 to {FULL_SCORE}; nothing was written"
         )
-    if not judgement.stages and not judgement.deductions:
+    if not operator_score.stages and not operator_score.deductions:
         if given is None:
             raise RolloutError(
                 f"give a score from 0 to {FULL_SCORE}, or the stages that were reached"
             )
-        return Tally(given, {}, {})
+        return RubricScore(given, {}, {})
     if rubric is None:
         raise RolloutError("the episode's task has no rubric; give a score alone")
-    stages = _points("stage", judgement.stages, {s.name: s.points for s in rubric.stages})
+    stages = _points("stage", operator_score.stages, {s.name: s.points for s in rubric.stages})
     deductions = _points(
-        "deduction", judgement.deductions, {d.name: d.points for d in rubric.deductions}
+        "deduction", operator_score.deductions, {d.name: d.points for d in rubric.deductions}
     )
     total = max(0, sum(stages.values()) - sum(deductions.values()))
     if given is not None and abs(given - total) > TOLERANCE:
@@ -157,7 +157,7 @@ def tally(judgement: Judgement, rubric: Rubric | None) -> Tally:
             f"score: {given:g} is not the {total} that the stages less the deductions make; "
             f"correct one of them, or leave the score out; nothing was written"
         )
-    return Tally(total, stages, deductions)
+    return RubricScore(total, stages, deductions)
 
 
 def _points(kind: str, names: Sequence[str], known: Mapping[str, int]) -> dict[str, int]:
@@ -175,40 +175,47 @@ def _hint(name: str, known: Iterable[str]) -> str:
     return did_you_mean(name, known) or "; it has none"
 
 
-def rubric_of(facts: EpisodeFacts) -> Rubric | None:
+def rubric_of(metadata: EpisodeMetadata) -> Rubric | None:
     """Return the rubric that was in force when the episode was recorded, if its task had one.
 
     Raises:
         RolloutError: the task's text in the episode is none.
     """
-    if not facts.task_yaml:
+    if not metadata.task_yaml:
         return None
     try:
-        return parse_config(Task, facts.task_yaml, f"the task of '{facts.episode_id}'").rubric
+        return parse_config(Task, metadata.task_yaml, f"the task of '{metadata.episode_id}'").rubric
     except ConfigError as error:
         raise RolloutError(f"{error}; give a score alone") from error
 
 
-def labels_of(facts: EpisodeFacts, judgement: Judgement, stamp_ns: int) -> tuple[Label, ...]:
-    """Return a judgement as labels without revisions: its stages and deductions, then the score.
+def labels_of(
+    metadata: EpisodeMetadata, operator_score: OperatorScore, stamp_ns: int
+) -> tuple[Label, ...]:
+    """Return a score as labels without revisions: its stages and deductions, then the score.
 
     Raises:
-        RolloutError: the judgement does not fit the rubric; see :func:`rubric.tally`.
+        RolloutError: the score does not fit the rubric; see :func:`rubric.tally`.
     """
-    named = bool(judgement.stages or judgement.deductions)
-    found = tally(judgement, rubric_of(facts) if named else None)
+    named = bool(operator_score.stages or operator_score.deductions)
+    found = tally(operator_score, rubric_of(metadata) if named else None)
 
     label = partial(
         Label,
-        facts.episode_id,
+        metadata.episode_id,
         0,
         stamp_ns=stamp_ns,
-        operator_name=judgement.operator_name,
+        operator_name=operator_score.operator_name,
     )
     return (
         *(label(kind="stage", item=name, points=n) for name, n in found.stages.items()),
         *(label(kind="deduction", item=name, points=n) for name, n in found.deductions.items()),
-        label(kind="score", points=found.total, success=judgement.success, note=judgement.note),
+        label(
+            kind="score",
+            points=found.total,
+            success=operator_score.success,
+            note=operator_score.note,
+        ),
     )
 
 

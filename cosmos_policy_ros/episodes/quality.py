@@ -22,20 +22,20 @@ from cosmos_policy_ros.rig.spec import RigSpec
 
 GIGABYTE = 1e9
 PRIMARY = "primary"
-PICTURES_KEPT = 32  # stamps per camera, a second of them, among which the nearest is looked for
+IMAGES_KEPT = 32  # stamps per camera, a second of them, among which the nearest is looked for
 MOST = 2.0**63  # of any number in a verdict: nanoseconds and bytes have 64 bits
 SHORTEST = 2.0  # s; a rate over less is that of a start, not of a sensor
 
 
 @dataclass(frozen=True)
-class IntegrityLimits:
-    """``config/integrity.yaml``.
+class QualityLimits:
+    """``config/quality.yaml``.
 
     Attributes:
-        least_rate: share of a sensor's own rate.
+        least_rate: fraction of a sensor's own rate.
         longest_gap: s between two messages of a sensor, and to the episode's ends.
-        most_lost: share of a topic's messages lost on the way to the disk.
-        most_skewed: share of primary pictures whose wrist pictures are farther away in time than
+        most_lost: fraction of a topic's messages lost on the way to the disk.
+        most_skewed: fraction of primary images whose wrist images are farther away in time than
             the rig's ``camera_skew``.
         clock_offset: s between a message's stamp and its receipt.
         least_free: GB left on the disk.
@@ -56,9 +56,9 @@ class IntegrityLimits:
                 raise ValueError(f"{name}: {value} must be above 0")
 
 
-def load_limits(folder: Path) -> IntegrityLimits:
-    """Read ``integrity.yaml`` in ``folder``. Raises ConfigError when it is wrong."""
-    return load_config(IntegrityLimits, folder / "integrity.yaml")
+def load_limits(folder: Path) -> QualityLimits:
+    """Read ``quality.yaml`` in ``folder``. Raises ConfigError when it is wrong."""
+    return load_config(QualityLimits, folder / "quality.yaml")
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class TopicHealth:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class QualityReport:
     """Whether to learn from an episode.
 
     Attributes:
@@ -125,7 +125,7 @@ class Verdict:
         reasons: everything that does, each with the value found and its limit.
         topics: what was found, per topic.
         waited_bytes: most that ever waited for the disk.
-        skewed: share of primary pictures too far from the wrists' in time.
+        skewed: fraction of primary images too far from the wrists' in time.
         free_gb: left on the disk at the end.
     """
 
@@ -146,7 +146,7 @@ class Verdict:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Verdict:
+    def from_json(cls, text: str) -> QualityReport:
         """Read it back. Raises ValueError when it is none."""
         try:
             values = parse_json(text)
@@ -161,10 +161,10 @@ class Verdict:
         return verdict
 
 
-class Integrity:
+class QualityMonitor:
     """Watches one episode. Not thread-safe: its owner takes turns."""
 
-    def __init__(self, sensors: Iterable[Sensor], camera_skew: float, limits: IntegrityLimits):
+    def __init__(self, sensors: Iterable[Sensor], camera_skew: float, limits: QualityLimits):
         """Begin; ``camera_skew`` is the rig's limit [s]."""
         self.health: dict[str, TopicHealth] = {}
         self._sensors = {sensor.topic: sensor for sensor in sensors}
@@ -173,8 +173,8 @@ class Integrity:
         self._limits = limits
         self._skew_ns = int(camera_skew * NS_PER_S)
         roles = [sensor.role for sensor in self._sensors.values() if sensor.role]
-        self._stamps = {role: deque[int](maxlen=PICTURES_KEPT) for role in roles}
-        self._unpaired: deque[int] = deque(maxlen=PICTURES_KEPT)
+        self._stamps = {role: deque[int](maxlen=IMAGES_KEPT) for role in roles}
+        self._unpaired: deque[int] = deque(maxlen=IMAGES_KEPT)
         self._primaries = self._skewed = 0
         self._newest_ns = self._first_ns = 0
         self._went_back = 0.0
@@ -192,7 +192,7 @@ class Integrity:
         stamp_ns = header_stamp(cdr)
         health.offset = max(health.offset, abs(received_ns - stamp_ns) / NS_PER_S)
         if sensor.role:
-            self._note_picture(sensor.role, stamp_ns)
+            self._note_image(sensor.role, stamp_ns)
 
     def lost(self, topic: str, count: int) -> None:
         """Note messages that the middleware lost."""
@@ -202,7 +202,7 @@ class Integrity:
         """Note messages that did not fit into the writer's queue."""
         self.health.setdefault(topic, TopicHealth()).dropped += count
 
-    def verdict(self, now_ns: int, free_bytes: int, waited_bytes: int = 0) -> Verdict:
+    def verdict(self, now_ns: int, free_bytes: int, waited_bytes: int = 0) -> QualityReport:
         """Judge what there is so far.
 
         Args:
@@ -217,7 +217,7 @@ class Integrity:
         skewed = self._skewed / self._primaries if self._primaries else 0.0
         if skewed > self._limits.most_skewed:
             reasons.append(
-                f"{skewed:.0%} of the primary pictures are more than "
+                f"{skewed:.0%} of the primary images are more than "
                 f"{self._skew_ns / NS_PER_S:g} s from the wrists' "
                 f"(at most {self._limits.most_skewed:.0%})"
             )
@@ -227,7 +227,7 @@ class Integrity:
             reasons.append(
                 f"{free_gb:.2f} GB are left on the disk (at least {self._limits.least_free:g})"
             )
-        return Verdict(
+        return QualityReport(
             not reasons,
             tuple(reasons),
             {topic: {**asdict(h), "rate": h.rate} for topic, h in self.health.items()},
@@ -236,12 +236,12 @@ class Integrity:
             free_gb,
         )
 
-    def _note_picture(self, role: str, stamp_ns: int) -> None:
+    def _note_image(self, role: str, stamp_ns: int) -> None:
         self._stamps[role].append(stamp_ns)
         if role == PRIMARY:
             self._unpaired.append(stamp_ns)
         others = [stamps for name, stamps in self._stamps.items() if name != PRIMARY]
-        # Pictures of one moment come one after the other: wait for those that may be nearer.
+        # Images of one moment come one after the other: wait for those that may be nearer.
         while self._unpaired and all(o and o[-1] >= self._unpaired[0] for o in others):
             primary = self._unpaired.popleft()
             nearest = [min(abs(primary - stamp) for stamp in stamps) for stamps in others]
@@ -316,13 +316,13 @@ class Traffic:
         return self._offset
 
 
-def complaints(
+def problems(
     traffic: Traffic,
     sensors: Iterable[str],
     now_ns: int,
     free_bytes: int,
     seconds: float,
-    limits: IntegrityLimits,
+    limits: QualityLimits,
 ) -> tuple[str, ...]:
     """Return what speaks against beginning an episode now, each with the limit and what to do.
 

@@ -18,13 +18,13 @@ from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.bags.jpeg import JPEG_QUALITY, JpegEncoder, jpeg_topic
 from cosmos_policy_ros.bags.mcap_file import Compression, Topic
-from cosmos_policy_ros.bags.messages import EpisodeFacts, Label, check_text
+from cosmos_policy_ros.bags.messages import EpisodeMetadata, Label, check_text
 from cosmos_policy_ros.bags.writer import LABEL_TOPIC, BagWriter
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.episodes import label_log
-from cosmos_policy_ros.episodes.episode import DISCARD_REASON, INTEGRITY, OUTCOME
+from cosmos_policy_ros.episodes.episode import DISCARD_REASON, OUTCOME, QUALITY
 from cosmos_policy_ros.episodes.labels import encode, number
-from cosmos_policy_ros.episodes.quality import Integrity, Verdict
+from cosmos_policy_ros.episodes.quality import QualityMonitor, QualityReport
 
 FLUSH_PERIOD = 0.5  # s; what was received longer ago survives this process
 DISK_PATIENCE = 5.0  # s without a word from the disk; a busy one hesitates for a second or two
@@ -36,7 +36,7 @@ class Options:
     """How an episode is written.
 
     Attributes:
-        jpegs: the topics whose raw pictures become JPEG.
+        jpegs: the topics whose raw images become JPEG.
         jpeg_quality: 1 to 100.
         compression: of the file's chunks.
         queue_bytes: what may wait for the disk.
@@ -59,19 +59,19 @@ class Recording:
 
     def __init__(
         self,
-        facts: EpisodeFacts,
+        metadata: EpisodeMetadata,
         writer: BagWriter,
         types: Typestore,
         lock: threading.RLock,
-        integrity: Integrity,
+        quality: QualityMonitor,
         options: Options,
     ) -> None:
         """Take over an open bag; ``lock`` is the store's, which keeps labels and the end apart."""
-        self.facts = facts
+        self.metadata = metadata
         self._writer = writer
         self._types = types
         self._lock = lock
-        self._integrity = integrity
+        self._quality = quality
         self._jpegs = {t.name: jpeg_topic(t).name for t in options.jpegs}
         self._encode = JpegEncoder(types, options.jpeg_quality)
         self._labels: tuple[Label, ...] = ()
@@ -80,7 +80,7 @@ class Recording:
         self._counting = threading.Lock()
         self._newest_ns = 0
         self._free, self._answered = 0, time.monotonic()
-        self._judged: Verdict | None = None
+        self._judged: QualityReport | None = None
         self._look()
         self._thread = threading.Thread(target=self._write_all, name="bag writer", daemon=True)
         self._thread.start()
@@ -88,7 +88,7 @@ class Recording:
     @property
     def id(self) -> str:
         """The episode's id."""
-        return self.facts.episode_id
+        return self.metadata.episode_id
 
     @property
     def path(self) -> Path:
@@ -126,7 +126,7 @@ class Recording:
         with self._counting:
             self._newest_ns = max(self._newest_ns, stamp_ns)
             if self._waiting + len(cdr) > self._limit:
-                self._integrity.dropped(self._jpegs.get(topic, topic))
+                self._quality.dropped(self._jpegs.get(topic, topic))
                 return
             self._waiting += len(cdr)
             self._most_waiting = max(self._most_waiting, self._waiting)
@@ -135,9 +135,9 @@ class Recording:
     def lost(self, topic: str, count: int) -> None:
         """Note messages that the middleware lost before they came here."""
         with self._counting:
-            self._integrity.lost(self._jpegs.get(topic, topic), count)
+            self._quality.lost(self._jpegs.get(topic, topic), count)
 
-    def verdict(self) -> Verdict:
+    def verdict(self) -> QualityReport:
         """Judge what was recorded so far; once it has ended, what stands in the bag.
 
         Never waits for the disk, which is looked at twice a second by the thread that writes.
@@ -155,9 +155,9 @@ class Recording:
             f"{DISK_PATIENCE:g}): is it still connected?"
         )
 
-    def _judge(self, failure: str) -> Verdict:
+    def _judge(self, failure: str) -> QualityReport:
         with self._counting:
-            found = self._integrity.verdict(self._newest_ns, self._free, self._most_waiting)
+            found = self._quality.verdict(self._newest_ns, self._free, self._most_waiting)
         return replace(found, go=False, reasons=(failure, *found.reasons)) if failure else found
 
     def _look(self) -> None:
@@ -169,7 +169,7 @@ class Recording:
         try:
             if displaced := self._writer.displaced():
                 verdict = self._judge(displaced)
-                notes = {OUTCOME: "its folder or file was moved", INTEGRITY: verdict.to_json()}
+                notes = {OUTCOME: "its folder or file was moved", QUALITY: verdict.to_json()}
                 self._writer.end_displaced(displaced, notes)
             self._free = self._writer.free_bytes()
         except OSError as error:
@@ -177,7 +177,7 @@ class Recording:
         self._answered = time.monotonic()
 
     def label(self, labels: Sequence[Label]) -> tuple[Label, ...]:
-        """Write labels into journal and bag; return them with their revisions.
+        """Write labels into label log and bag; return them with their revisions.
 
         Raises:
             RolloutError: the recording has ended, or the disk refused; nothing was taken then.
@@ -230,7 +230,7 @@ class Recording:
             self._thread.join()
             self._look()
             self._judged = self._judge("")
-            notes = {**notes, INTEGRITY: self._judged.to_json()}
+            notes = {**notes, QUALITY: self._judged.to_json()}
             try:
                 return self._writer.close(notes, discarded=discarded)
             except RolloutError:
@@ -242,7 +242,7 @@ class Recording:
             topic, cdr = self._jpegs[topic], self._encode(cdr)
         self._writer.write(topic, stamp_ns, cdr)
         with self._counting:
-            self._integrity.add(topic, stamp_ns, cdr)
+            self._quality.add(topic, stamp_ns, cdr)
 
     def _write_all(self) -> None:
         flushed = time.monotonic()

@@ -21,7 +21,7 @@ class RigInBag:
     Attributes:
         rig: cameras that were recorded as JPEG are "compressed" in it.
         namespace: of the recorder; "" for the root, else such as "/lab".
-        as_received: the pictures are the camera's own bytes, not JPEG made of them.
+        as_received: the images are the camera's own bytes, not JPEG made of them.
     """
 
     rig: RigSpec
@@ -57,10 +57,12 @@ def find_rig(episode: Episode) -> RigInBag:
     """Return the rig of an episode.
 
     Raises:
-        RolloutError: the rig file in its facts is none, or its topics are not in the bag.
+        RolloutError: the rig file in its metadata is none, or its topics are not in the bag.
     """
     try:
-        rig = parse_config(RigSpec, episode.facts.rig_yaml, f"{episode.path}: the rig in its facts")
+        rig = parse_config(
+            RigSpec, episode.metadata.rig_yaml, f"{episode.path}: the rig in its metadata"
+        )
     except ConfigError as error:
         raise RolloutError(str(error)) from error
     for jpeg in (False, True):

@@ -15,8 +15,8 @@ from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.bags.jpeg import jpeg_topic
 from cosmos_policy_ros.bags.mcap_file import Topic, to_yaml
-from cosmos_policy_ros.bags.messages import EpisodeFacts, Label, check_text, decode_facts
-from cosmos_policy_ros.bags.repair import Whole, contents_of, mend, survey
+from cosmos_policy_ros.bags.messages import EpisodeMetadata, Label, check_text, decode_metadata
+from cosmos_policy_ros.bags.repair import ScanResult, contents_of, repair_file, survey
 from cosmos_policy_ros.bags.types import types_of_definition
 from cosmos_policy_ros.bags.writer import (
     DISCARDED,
@@ -30,8 +30,8 @@ from cosmos_policy_ros.bags.writer import (
     write_metadata,
 )
 from cosmos_policy_ros.core.errors import RolloutError
-from cosmos_policy_ros.core.files import Hold, locked, rename, sync
-from cosmos_policy_ros.core.paths import share_folder
+from cosmos_policy_ros.core.files import FolderLock, locked, rename, sync
+from cosmos_policy_ros.core.paths import package_share
 from cosmos_policy_ros.core.untrusted import UnreadableError, reading
 from cosmos_policy_ros.episodes.episode import (
     DISCARD_REASON,
@@ -42,8 +42,8 @@ from cosmos_policy_ros.episodes.episode import (
     id_number,
     read_episode,
 )
-from cosmos_policy_ros.episodes.labels import Judgement, add_labels, labels_of
-from cosmos_policy_ros.episodes.quality import Integrity, load_limits
+from cosmos_policy_ros.episodes.labels import OperatorScore, add_labels, labels_of
+from cosmos_policy_ros.episodes.quality import QualityMonitor, load_limits
 from cosmos_policy_ros.episodes.recording import FLUSH_PERIOD, Options, Recording
 
 # An episode whose recorder died: made a bag again, with what was lost said in it.
@@ -74,7 +74,7 @@ def recover(folder: Path) -> Recovered:
         if folder.is_symlink() or not folder.is_dir():
             raise UnreadableError("is no folder, so no recorder made it")
         try:
-            hold = Hold(folder)
+            hold = FolderLock(folder)
         except BlockingIOError:
             raise RecordingInProgressError(
                 f"{folder}: is being recorded by a recorder that lives"
@@ -100,13 +100,13 @@ def _recover(folder: Path) -> Recovered:
     contents = contents_of(file.name, whole)
     information = None
     if not (folder / METADATA).exists():
-        notes = {**_facts(file, whole).custom_data(), OUTCOME: "its recorder died"}
+        notes = {**_metadata(file, whole).custom_data(), OUTCOME: "its recorder died"}
         information = describe_bag(contents, {**notes, RECOVERED: loss})
         to_yaml(information)  # what cannot be written shows here
     else:  # it died between the last write and the folder's real name
         read_metadata(folder)
     try:
-        mend(file, whole)
+        repair_file(file, whole)
         if information is not None:
             write_metadata(folder, information)
         sync(folder)
@@ -119,16 +119,16 @@ def _recover(folder: Path) -> Recovered:
     return Recovered(final, sum(contents.counts.values()), loss)
 
 
-def _facts(file: Path, whole: Whole) -> EpisodeFacts:
+def _metadata(file: Path, whole: ScanResult) -> EpisodeMetadata:
     for channel in whole.channels.values():
         if channel.topic == EPISODE_TOPIC.name and channel.id in whole.first:
             schema = whole.schemas[channel.schema_id]
             types = types_of_definition(schema.name, schema.data.decode())
-            return decode_facts(types, whole.first[channel.id].data)
+            return decode_metadata(types, whole.first[channel.id].data)
     raise RolloutError(f"{file}: has no message on '{EPISODE_TOPIC.name}'; it is no episode")
 
 
-def _describe_loss(whole: Whole) -> str:
+def _describe_loss(whole: ScanResult) -> str:
     if whole.finished:
         return "nothing: its recorder died after its last message was written"
     torn = f"{whole.cut_bytes} bytes of a torn chunk were cut off" if whole.cut_bytes else ""
@@ -213,17 +213,17 @@ class EpisodeStore:
 
     def begin(
         self,
-        facts: EpisodeFacts,
+        metadata: EpisodeMetadata,
         topics: Sequence[Topic],
-        integrity: Integrity | None = None,
+        quality: QualityMonitor | None = None,
         options: Options = DEFAULTS,
     ) -> Recording:
         """Start an episode; its id is made here, whatever ``facts`` says.
 
         Args:
-            facts: what is known now.
+            metadata: what is known now.
             topics: what will be written, as it comes in.
-            integrity: judges it; by default nothing but losses and the disk.
+            quality: judges it; by default nothing but losses and the disk.
             options: how it is written.
 
         Raises:
@@ -234,28 +234,28 @@ class EpisodeStore:
                 raise RolloutError(
                     f"episode '{self.recording.id}' is being recorded; stop or discard it first"
                 )
-            name = episode_id(facts.task, datetime.now(), self.episodes())
-            facts = replace(facts, episode_id=name)
+            name = episode_id(metadata.task, datetime.now(), self.episodes())
+            metadata = replace(metadata, episode_id=name)
             writer = BagWriter(
                 self.root / name,
                 [jpeg_topic(topic) if topic in options.jpegs else topic for topic in topics],
-                facts,
+                metadata,
                 types=self._types,
                 start_ns=self._clock(),
                 compression=options.compression,
             )
-            watch = integrity or Integrity((), 0.0, load_limits(share_folder() / "config"))
-            self._recording = Recording(facts, writer, self._types, self._lock, watch, options)
+            watch = quality or QualityMonitor((), 0.0, load_limits(package_share() / "config"))
+            self._recording = Recording(metadata, writer, self._types, self._lock, watch, options)
             return self._recording
 
-    def score(self, judgement: Judgement, *, episode: str = "") -> tuple[Label, ...]:
+    def score(self, operator_score: OperatorScore, *, episode: str = "") -> tuple[Label, ...]:
         """Label an episode, now or long after; return the labels, the score last.
 
         Earlier labels stay; the score with the highest revision counts. A discarded episode can be
         labelled too.
 
         Args:
-            judgement: a total, or stages and deductions of the rubric that was in force.
+            operator_score: a total, or stages and deductions of the rubric that was in force.
             episode: its id; empty for the one being recorded, else the newest.
 
         Raises:
@@ -265,11 +265,13 @@ class EpisodeStore:
         with self._lock:
             recording = self._recorded_now(episode)
             if recording is not None:
-                return recording.label(labels_of(recording.facts, judgement, self._clock()))
+                return recording.label(labels_of(recording.metadata, operator_score, self._clock()))
             folder = self.find(episode)
             _refuse_unfinished(folder)
-            facts = replace(read_episode(folder).facts, episode_id=bare_id(folder.name))
-            return add_labels(folder, labels_of(facts, judgement, self._clock()), self._types)
+            metadata = replace(read_episode(folder).metadata, episode_id=bare_id(folder.name))
+            return add_labels(
+                folder, labels_of(metadata, operator_score, self._clock()), self._types
+            )
 
     def discard(self, reason: str, *, operator_name: str = "", episode: str = "") -> Path:
         """Mark an episode as not to be used, now or long after; nothing is deleted.

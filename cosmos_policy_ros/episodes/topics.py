@@ -27,7 +27,7 @@ def absolute(name: str, namespace: str = "") -> str:
 
 
 def rig_topics(rig: RigSpec) -> tuple[Topic, ...]:
-    """Return the pictures, joint states and trajectories of an episode, absolute, without nodes."""
+    """Return the images, joint states and trajectories of an episode, absolute, without nodes."""
     names = {camera.topic for camera in rig.cameras}
     names |= {arm.joint_states for arm in rig.arms.values()}
     names |= {output.topic for output in rig.outputs}

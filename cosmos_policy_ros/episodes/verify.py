@@ -30,12 +30,12 @@ from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.files import locked
 from cosmos_policy_ros.core.untrusted import reading
 from cosmos_policy_ros.episodes import label_log
-from cosmos_policy_ros.episodes.episode import INTEGRITY, Episode, bare_id, read_episode
+from cosmos_policy_ros.episodes.episode import QUALITY, Episode, bare_id, read_episode
 from cosmos_policy_ros.episodes.quality import (
     GIGABYTE,
-    Integrity,
-    IntegrityLimits,
-    Verdict,
+    QualityLimits,
+    QualityMonitor,
+    QualityReport,
     sensors_of,
 )
 from cosmos_policy_ros.episodes.rig_in_bag import find_rig
@@ -57,16 +57,16 @@ class Verification:
 
     path: Path
     problems: tuple[str, ...]
-    verdict: Verdict | None
+    verdict: QualityReport | None
     stale: bool
     messages: int
 
 
-def verify(folder: Path, limits: IntegrityLimits) -> Verification:
+def verify(folder: Path, limits: QualityLimits) -> Verification:
     """Read an episode whole and hold its parts against each other.
 
-    Checksums, index and counts of every file; ``metadata.yaml``; the labels in bag and journal; the
-    verdict, made again from the messages, the rig in the facts and ``limits``. What the bytes
+    Checksums, index and counts of every file; ``metadata.yaml``; the labels in bag and log; the
+    verdict, made again from the messages, the rig in the metadata and ``limits``. What the bytes
     cannot tell, losses before the disk and the space left on it, is taken from the stored verdict.
     """
     if folder.name.endswith(RECORDING):
@@ -85,21 +85,21 @@ def store_verdict(found: Verification) -> None:
         raise RolloutError(f"{found.path}: could not be judged, so there is no verdict to store")
     try:
         with locked(found.path):
-            notes = {INTEGRITY: found.verdict.to_json()}
+            notes = {QUALITY: found.verdict.to_json()}
             write_metadata(found.path, with_notes(read_metadata(found.path), notes))
     except OSError as error:
         raise RolloutError(f"{found.path}: the verdict cannot be stored: {error}") from error
 
 
 class _Check:
-    def __init__(self, folder: Path, limits: IntegrityLimits) -> None:
+    def __init__(self, folder: Path, limits: QualityLimits) -> None:
         self._folder, self._limits = folder, limits
         self._problems: list[str] = []
         self._labels: list[Label] = []
         self._newest_ns = 0
         self._metadata: dict[str, Any] = self._attempt(lambda: read_metadata(folder)) or {}
         self._episode: Episode | None = self._attempt(lambda: read_episode(folder))
-        self._integrity: Integrity | None = self._attempt(self._begin)
+        self._quality: QualityMonitor | None = self._attempt(self._begin)
 
     def result(self) -> Verification:
         files = [CheckedFile(path) for path in self._files()]
@@ -124,12 +124,12 @@ class _Check:
             self._problems.append(str(error))
             return None
 
-    def _begin(self) -> Integrity | None:
+    def _begin(self) -> QualityMonitor | None:
         if self._episode is None:
             return None
         found = find_rig(self._episode)
         sensors = sensors_of(found.rig, found.topic)
-        return Integrity(sensors, found.rig.observation.camera_skew, self._limits)
+        return QualityMonitor(sensors, found.rig.observation.camera_skew, self._limits)
 
     def _files(self) -> Iterator[Path]:
         listed: list[str] = self._metadata.get("relative_file_paths", [])
@@ -152,13 +152,13 @@ class _Check:
             self._judge(message)
 
     def _judge(self, message: Received) -> None:
-        if self._integrity is None:
+        if self._quality is None:
             return
         try:
-            self._integrity.add(message.topic, message.stamp_ns, message.cdr)
+            self._quality.add(message.topic, message.stamp_ns, message.cdr)
         except (struct.error, IndexError):
             self._problems.append(f"a message of {message.topic} has no header; it was not judged")
-            self._integrity = None
+            self._quality = None
 
     def _compare_metadata(self, files: list[CheckedFile], episode: Episode) -> None:
         found: Counter[str] = Counter()
@@ -173,7 +173,7 @@ class _Check:
                     f"metadata.yaml: says {stated[name]} messages of {name}, {found[name]} found"
                 )
         if found[EPISODE_TOPIC.name] != 1:
-            self._problems.append(f"{found[EPISODE_TOPIC.name]} messages of facts, expected 1")
+            self._problems.append(f"{found[EPISODE_TOPIC.name]} messages of metadata, expected 1")
         start_ns = self._metadata["starting_time"]["nanoseconds_since_epoch"]
         stated_span = (start_ns, start_ns + self._metadata["duration"]["nanoseconds"])
         spans = [file.stamps for file in files if file.stamps]
@@ -183,10 +183,10 @@ class _Check:
                 f"metadata.yaml: says it spans {stated_span[0]} to {stated_span[1]} ns, found "
                 f"{span[0]} to {span[1]}"
             )
-        if episode.facts.episode_id != bare_id(self._folder.name):
+        if episode.metadata.episode_id != bare_id(self._folder.name):
             self._problems.append(
-                f"the folder is called {self._folder.name}, its facts are those of "
-                f"{episode.facts.episode_id}"
+                f"the folder is called {self._folder.name}, its metadata are those of "
+                f"{episode.metadata.episode_id}"
             )
 
     def _compare_labels(self) -> None:
@@ -194,23 +194,23 @@ class _Check:
         self._problems += problems
         in_bag = _by_revision(self._labels)
         told = _by_revision(in_journal)
-        for labels, where in ((self._labels, "the bag"), (in_journal, label_log.JOURNAL)):
+        for labels, where in ((self._labels, "the bag"), (in_journal, label_log.LABEL_LOG)):
             for revision, count in Counter(label.revision for label in labels).items():
                 if count > 1:
                     self._problems.append(f"label revision {revision} is {count} times in {where}")
         for revision in sorted(in_bag.keys() | told.keys()):
             self._problems += _differences(revision, in_bag.get(revision), told.get(revision))
 
-    def _compare_verdict(self) -> tuple[Verdict | None, bool]:
-        if self._integrity is None:
+    def _compare_verdict(self) -> tuple[QualityReport | None, bool]:
+        if self._quality is None:
             return None, False
-        text = (self._metadata.get("custom_data") or {}).get(INTEGRITY, "")
+        text = (self._metadata.get("custom_data") or {}).get(QUALITY, "")
         try:
-            stored = Verdict.from_json(text) if text else None
+            stored = QualityReport.from_json(text) if text else None
         except ValueError as error:
             self._problems.append(f"metadata.yaml: the verdict cannot be read: {error}")
             stored = None
-        verdict = _judge(self._integrity, self._newest_ns, stored)
+        verdict = _judge(self._quality, self._newest_ns, stored)
         if stored and (stored.go, stored.reasons) == (verdict.go, verdict.reasons):
             return verdict, False
         before = f"its verdict is {stored.text}" if stored else "it was never judged"
@@ -218,15 +218,15 @@ class _Check:
         return verdict, True
 
 
-def _judge(integrity: Integrity, now_ns: int, stored: Verdict | None) -> Verdict:
+def _judge(quality: QualityMonitor, now_ns: int, stored: QualityReport | None) -> QualityReport:
     if stored is None:
         # 0.0 GB is how a verdict says that nobody looked.
-        return replace(integrity.verdict(now_ns, sys.maxsize), free_gb=0.0)
+        return replace(quality.verdict(now_ns, sys.maxsize), free_gb=0.0)
     for topic, health in stored.topics.items():
-        integrity.lost(topic, int(health.get("lost", 0)))
-        integrity.dropped(topic, int(health.get("dropped", 0)))
+        quality.lost(topic, int(health.get("lost", 0)))
+        quality.dropped(topic, int(health.get("dropped", 0)))
     free_bytes = round(stored.free_gb * GIGABYTE) if stored.free_gb else sys.maxsize
-    verdict = integrity.verdict(now_ns, free_bytes, stored.waited_bytes)
+    verdict = quality.verdict(now_ns, free_bytes, stored.waited_bytes)
     return replace(verdict, free_gb=stored.free_gb)
 
 
@@ -241,7 +241,7 @@ def _by_revision(labels: Any) -> Mapping[int, Label]:
 
 def _differences(revision: int, in_bag: Label | None, told: Label | None) -> Iterator[str]:
     if in_bag is None or told is None:
-        where, lacking = ("the bag", label_log.JOURNAL)[:: 1 if in_bag else -1]
+        where, lacking = ("the bag", label_log.LABEL_LOG)[:: 1 if in_bag else -1]
         yield f"label revision {revision} is in {where} and not in {lacking}"
         return
     other = asdict(told)
@@ -249,5 +249,5 @@ def _differences(revision: int, in_bag: Label | None, told: Label | None) -> Ite
         if value != other[name]:
             yield (
                 f"label revision {revision}: {name} is {json.dumps(value)} in the bag and "
-                f"{json.dumps(other[name])} in {label_log.JOURNAL}"
+                f"{json.dumps(other[name])} in {label_log.LABEL_LOG}"
             )

@@ -34,7 +34,7 @@ class Contender:
         checkpoint: of cosmos, a folder or a name in ``config/models``; of replay, a folder of
             demonstrations.
         planning: direct, or a search: a name in ``config/planning`` or a file.
-        planner: checkpoint that imagines and appraises in a search; empty for ``checkpoint``.
+        world_model: checkpoint that imagines and appraises in a search; empty for ``checkpoint``.
         denoising_steps: 0 as the checkpoint says.
         jitter: how much the demonstrator's ways differ; above 3 or so it fails.
         choice: 0 to 1, which of a task's several ways the demonstrator takes; drawn where None.
@@ -44,7 +44,7 @@ class Contender:
     engine: Literal["cosmos", "demonstrator", "replay"] = "cosmos"
     checkpoint: str = ""
     planning: str = DIRECT
-    planner: str = ""
+    world_model: str = ""
     denoising_steps: int = 0
     jitter: float = 1.0
     choice: float | None = None
@@ -81,7 +81,7 @@ def load_policy(contender: Contender, threads: int) -> Policy:
         threads=threads,
         denoising_steps=contender.denoising_steps or None,
         search=search,
-        planner=str(checkpoint_folder(contender.planner)) if contender.planner else "",
+        world_model=str(checkpoint_folder(contender.world_model)) if contender.world_model else "",
     )
     return EnginePolicy(load_engine(spec), search)
 

@@ -20,12 +20,12 @@ import numpy as np
 from tqdm import tqdm
 
 from cosmos_policy_ros.bags.types import load_types
-from cosmos_policy_ros.core.paths import config_folder, share_folder
+from cosmos_policy_ros.core.paths import config_folder, package_share
 from cosmos_policy_ros.core.task import load_task
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.evaluation.contenders import Contender, load_policy
 from cosmos_policy_ros.evaluation.results import Result, read_results, to_line
-from cosmos_policy_ros.evaluation.trial import TrialBag, TrialRoom
+from cosmos_policy_ros.evaluation.trial import SimEnv, TrialBag
 from cosmos_policy_ros.rig.decision import Decision, EngineInfo, Policy, Query
 from cosmos_policy_ros.rig.run import Goal
 from cosmos_policy_ros.rig.spec import load_rig
@@ -50,7 +50,7 @@ class EvaluationConfig:
         order_seed: shuffles the trials.
         keep: which trials' bags stay in ``rollouts``, scored: those with success are
             demonstrations to train on, the others are marked as discarded then.
-        picture_size: of the bags [px]; the checkpoints'.
+        image_size: of the bags [px]; the checkpoints'.
         processes: trials at once; 0 makes them one by one in this process.
         threads: torch's, per process.
     """
@@ -63,7 +63,7 @@ class EvaluationConfig:
     noise_seed: int = 1
     order_seed: int = 0
     keep: Literal["none", "successes", "all"] = "none"
-    picture_size: int = 64
+    image_size: int = 64
     processes: int = 2
     threads: int = 1
 
@@ -71,7 +71,7 @@ class EvaluationConfig:
         names = [contender.name for contender in self.contenders]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"contenders: {names} must be at least one, with different names")
-        for name in ("trials", "threads", "picture_size"):
+        for name in ("trials", "threads", "image_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
         for name in ("first_seed", "noise_seed", "order_seed", "processes"):
@@ -197,13 +197,13 @@ class Worker:
         self._config, self._output, self._lock = config, output, lock
         self._rig = load_rig("sim", config_folder("rigs"))
         self._task = load_task(config.task, config_folder("tasks"))
-        self._room = TrialRoom(self._rig, config.task, config.picture_size)
+        self._env = SimEnv(self._rig, config.task, config.image_size)
         self._policies: dict[str, Policy] = {}
-        self._types = load_types(share_folder() / "msg")
+        self._types = load_types(package_share() / "msg")
 
     def close(self) -> None:
         """Free the renderer."""
-        self._room.close()
+        self._env.close()
 
     def make(self, job: Job) -> Result:
         """Make one trial."""
@@ -217,7 +217,7 @@ class Worker:
         keep = self._config.keep
         bag = None if keep == "none" else self._begin(job, policy.info)
         watching = () if bag is None else (bag,)
-        trial = self._room.run(goal, job.seed, policy, watching, condition=job.condition)
+        trial = self._env.run(goal, job.seed, policy, watching, condition=job.condition)
         episode = ""
         if bag is not None and trial.crashed:
             bag.discard(trial.outcome.message)
@@ -244,7 +244,7 @@ class Worker:
 
     def _begin(self, job: Job, info: EngineInfo) -> TrialBag:
         folder = self._output / ROLLOUTS / job.contender.name.replace(" ", "_")
-        store = EpisodeStore(folder, self._types, clock=lambda: self._room.time_ns)
+        store = EpisodeStore(folder, self._types, clock=lambda: self._env.time_ns)
         with self._lock:  # two stores of one folder must not number their episodes at once
             return self._bag(store, job, info)
 

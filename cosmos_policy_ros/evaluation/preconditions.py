@@ -15,18 +15,18 @@ from numpy.typing import NDArray
 
 from cosmos_policy_ros.core.errors import ObservationError, RolloutError
 from cosmos_policy_ros.model.policy import CosmosPolicy
-from cosmos_policy_ros.model.sampler import Draw
+from cosmos_policy_ros.model.sampler import SampleSpec
 from cosmos_policy_ros.rig.arms import ARM_DIM, ARM_JOINTS
 from cosmos_policy_ros.sim.kinematics import ArmKinematics
 from cosmos_policy_ros.sim.scene import ARMS
 from cosmos_policy_ros.training.config import DataConfig
-from cosmos_policy_ros.training.dataset_index import Census, Source
-from cosmos_policy_ros.training.start import census_for
-from cosmos_policy_ros.training.value_evaluation import appraise
+from cosmos_policy_ros.training.dataset_index import DatasetIndex, EpisodeEntry
+from cosmos_policy_ros.training.start import dataset_index_for
+from cosmos_policy_ros.training.value_evaluation import evaluate_values
 
 
 def proposal_spread(
-    policy: CosmosPolicy, sources: Sequence[Source], *, steps: int, proposals: int = 8
+    policy: CosmosPolicy, sources: Sequence[EpisodeEntry], *, steps: int, proposals: int = 8
 ) -> NDArray[np.float64]:
     """Return how far apart proposals put the grippers, per episode's beginning and arm [m].
 
@@ -41,9 +41,9 @@ def proposal_spread(
             seen = source.windows.observe(int(source.windows.steps.times_ns[step]))
         except (ObservationError, RolloutError):
             continue
-        scene = policy.look(source.prompt, seen)
-        draws = [Draw(seed, steps) for seed in range(proposals)]
-        chunks = policy.chunks(policy.propose(scene, draws))
+        scene = policy.encode_observation(source.prompt, seen)
+        draws = [SampleSpec(seed, steps) for seed in range(proposals)]
+        chunks = policy.chunks(policy.sample_actions(scene, draws))
         found.append(_spread(arms, chunks[:, chunks.shape[1] // 2]))
     return np.array(found).reshape(-1, len(arms))
 
@@ -60,30 +60,30 @@ def _spread(arms: Sequence[ArmKinematics], poses: NDArray[np.float64]) -> list[f
 
 
 def measure_preconditions(
-    policy: CosmosPolicy, planner: CosmosPolicy, data: DataConfig, census: Census
+    policy: CosmosPolicy, world_model: CosmosPolicy, data: DataConfig, dataset_index: DatasetIndex
 ) -> dict[str, Any]:
-    """Measure policy and planner on rollouts that neither learned from.
+    """Measure policy and world model on rollouts that neither learned from.
 
     Args:
         policy: proposes.
-        planner: trained for V(s').
+        world_model: trained for V(s').
         data: names the rollouts.
-        census: of them.
+        dataset_index: of them.
 
     Returns:
         What goes into ``preconditions.json``: numbers, and per window the values behind them.
     """
     steps = policy.checkpoint.config.denoising_steps
-    spread = proposal_spread(policy, census.sources, steps=steps)
-    before = appraise(policy, data, census, "value_sas", steps=steps)
-    after = appraise(planner, data, census, "value_s", steps=steps)
+    spread = proposal_spread(policy, dataset_index.sources, steps=steps)
+    before = evaluate_values(policy, data, dataset_index, "value_sas", steps=steps)
+    after = evaluate_values(world_model, data, dataset_index, "value_s", steps=steps)
     return {
-        "episodes": len(census.sources),
-        "successes": len(census.pool("success")),
+        "episodes": len(dataset_index.sources),
+        "successes": len(dataset_index.pool("success")),
         "windows": len(after.succeeded),
         "spread_mm": [round(1000 * float(x), 1) for x in np.median(spread, axis=0)],
         "policy": {"auc_true": before.auc_true, "world_l1": before.world_l1},
-        "planner": {
+        "world_model": {
             "auc_true": after.auc_true,
             "auc_imagined": after.auc_imagined,
             "world_l1": after.world_l1,
@@ -94,7 +94,7 @@ def measure_preconditions(
     }
 
 
-def scored(rollouts: Path, policy: CosmosPolicy) -> tuple[DataConfig, Census]:
+def scored(rollouts: Path, policy: CosmosPolicy) -> tuple[DataConfig, DatasetIndex]:
     """Return the scored rollouts in a folder, all of them to measure on.
 
     Raises:
@@ -107,4 +107,4 @@ def scored(rollouts: Path, policy: CosmosPolicy) -> tuple[DataConfig, Census]:
         augmentation="none",
         workers=0,
     )
-    return data, census_for(data, policy.checkpoint.config, policy.checkpoint.text)
+    return data, dataset_index_for(data, policy.checkpoint.config, policy.checkpoint.text)

@@ -33,7 +33,7 @@ def write_report(report: Path, trials: Path, preconditions: Path, imagination: P
         report: where to, without the suffixes ``.md`` and ``.html``.
         trials: of the comparison.
         preconditions: what was measured, JSON.
-        imagination: the picture of what was imagined beside what came, in the report's folder.
+        imagination: the image of what was imagined beside what came, in the report's folder.
 
     Raises:
         ConfigError: the comparison's trials cannot be read.
@@ -54,12 +54,12 @@ def write_report(report: Path, trials: Path, preconditions: Path, imagination: P
     report.with_suffix(".html").write_text(_page(lines, plots), encoding="utf-8")
 
 
-def report_lines(results: Sequence[Result], found: dict[str, Any], picture: str) -> list[str]:
-    """Return the report as Markdown lines; ``picture`` is its file's name."""
+def report_lines(results: Sequence[Result], found: dict[str, Any], image: str) -> list[str]:
+    """Return the report as Markdown lines; ``image`` is its file's name."""
     contenders, conditions = _names(results)
-    policy, planner = found["policy"], found["planner"]
+    policy, world_model = found["policy"], found["world_model"]
     left, right = found["spread_mm"]
-    came, imagined = _area(planner["auc_true"]), _area(planner["auc_imagined"])
+    came, imagined = _area(world_model["auc_true"]), _area(world_model["auc_imagined"])
     before = _area(policy["auc_true"])
     return [
         "# Does planning help?",
@@ -72,13 +72,13 @@ def report_lines(results: Sequence[Result], found: dict[str, Any], picture: str)
         f"- eight proposals put the left gripper {left:g} mm and the right one {right:g} mm from "
         "their mean (root mean square, middle of the first chunk, median over scenes): nearly the "
         "same proposals leave nothing to choose;",
-        "- the planner's values tell windows of successes from those of failures with an AUC of "
+        "- the world model's values tell windows of successes from failures with an AUC of "
         f"{came} from what came and {imagined} from what it imagined (the policy's own values, "
         f"before the rollouts: {before}); 0.5 is a coin;",
         f"- the imagined cameras are {policy['world_l1']:.3f} off before fine-tuning on rollouts "
-        f"and {planner['world_l1']:.3f} after it (mean absolute error of latents of scale 1):",
+        f"and {world_model['world_l1']:.3f} after it (mean absolute error of latents of scale 1):",
         "",
-        f"![what was imagined beside what came]({picture})",
+        f"![what was imagined beside what came]({image})",
         "",
         "## With and without",
         "",
@@ -148,11 +148,11 @@ def _plot_values(axes: Axes, found: dict[str, Any]) -> None:
 
 def _page(lines: Sequence[str], plots: dict[str, str]) -> str:
     text = markdown.markdown("\n".join(lines), extensions=["tables"])
-    pictures = "".join(
+    images = "".join(
         f"<h2>{html.escape(title)}</h2><img src='{source}' alt='{html.escape(title)}'>"
         for title, source in plots.items()
     )
     return (
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Does planning help?</title>"
-        f"<style>{STYLE}</style>{text}{pictures}</html>\n"
+        f"<style>{STYLE}</style>{text}{images}</html>\n"
     )

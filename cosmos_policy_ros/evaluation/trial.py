@@ -18,19 +18,24 @@ from numpy.typing import NDArray
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros import __version__
-from cosmos_policy_ros.bags.messages import EpisodeFacts, RigMessages
+from cosmos_policy_ros.bags.messages import EpisodeMetadata, RigMessages
 from cosmos_policy_ros.core.errors import CosmosPolicyError, RigError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.task import Task
-from cosmos_policy_ros.episodes.labels import Judgement
-from cosmos_policy_ros.episodes.quality import Integrity, load_limits, sensors_of
+from cosmos_policy_ros.episodes.labels import OperatorScore
+from cosmos_policy_ros.episodes.quality import QualityMonitor, load_limits, sensors_of
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.episodes.topics import absolute, rig_topics
 from cosmos_policy_ros.model.images import reduce
-from cosmos_policy_ros.rig.chunk import Boundary, TimedChunk
+from cosmos_policy_ros.rig.chunk import ChunkTransition, TimedChunk
 from cosmos_policy_ros.rig.decision import Decision, Policy, Query
-from cosmos_policy_ros.rig.execution import BLOCKING, Execution, LatencyTracker, Trigger
-from cosmos_policy_ros.rig.observation import Sources
+from cosmos_policy_ros.rig.execution import (
+    SYNCHRONOUS,
+    Execution,
+    InferenceScheduler,
+    LatencyTracker,
+)
+from cosmos_policy_ros.rig.observation import SensorBuffer
 from cosmos_policy_ros.rig.run import Goal, Outcome, Run, RunLimits
 from cosmos_policy_ros.rig.safety_gate import SafetyGate
 from cosmos_policy_ros.rig.spec import Output, Rates, RigSpec
@@ -44,13 +49,13 @@ SETTLE = 0.2  # s in which the objects fall onto the table
 LIMITS = RunLimits(observation_timeout=10.0, brake_seconds=0.4)  # the policy node's defaults
 
 
-class Witness(Protocol):
+class RolloutObserver(Protocol):
     """Who is told what happens in a trial, in order of the rig's time."""
 
     def joints(self, side: str, sample: JointSample) -> None:
         """Take a joint state."""
 
-    def pictures(self, stamp_ns: int, pictures: dict[str, Image]) -> None:
+    def images(self, stamp_ns: int, images: dict[str, Image]) -> None:
         """Take what the cameras see, at the model's size."""
 
     def sent(self, chunk: TimedChunk) -> None:
@@ -68,7 +73,7 @@ class Trial:
         chunks, refused, late: executed, refused by the gate, and dropped as too late.
         seconds: of the rig's time.
         idle: seconds of them that the arms stood still between their first motion and their last.
-        boundaries: one per chunk that was judged.
+        transitions: one per chunk that was judged.
     """
 
     seed: int
@@ -80,7 +85,7 @@ class Trial:
     late: int
     seconds: float
     idle: float
-    boundaries: tuple[Boundary, ...]
+    transitions: tuple[ChunkTransition, ...]
 
     @property
     def success(self) -> bool:
@@ -106,15 +111,17 @@ class Timing:
     """How a trial's chunks follow each other, and how long the policy seems to think.
 
     Attributes:
-        execution: blocking, or in motion.
+        execution: synchronous, or in motion.
         latency: seconds on the rig's clock until an answer comes, asked anew for each; None for
             none at all, the rig waiting.
-        make_trigger: of the run.
+        make_scheduler: of the run.
     """
 
-    execution: Execution = BLOCKING
+    execution: Execution = SYNCHRONOUS
     latency: Callable[[], float] | None = None
-    make_trigger: Callable[[Execution, Rates, LatencyTracker], Trigger] = Trigger
+    make_scheduler: Callable[[Execution, Rates, LatencyTracker], InferenceScheduler] = (
+        InferenceScheduler
+    )
 
 
 class _Thinking(NamedTuple):
@@ -153,7 +160,7 @@ def trajectories(
         yield output, points
 
 
-class TrialRoom:
+class SimEnv:
     """A simulated rig, its cameras and the gate, for one trial after another."""
 
     def __init__(self, rig: RigSpec, task: str, size: int) -> None:
@@ -162,7 +169,7 @@ class TrialRoom:
         Args:
             rig: description of the simulated rig.
             task: of the scene.
-            size: the model's pictures' [px]. Witnesses are shown what the model makes of what the
+            size: the model's images' [px]. Witnesses are shown what the model makes of what the
                 cameras see, so that bags are small and a training from them misses nothing.
 
         Raises:
@@ -175,7 +182,7 @@ class TrialRoom:
         self._renderer = Renderer(task, *CAMERA_SIZE)
         self._rig = SimRig(task, spec=rig)
         self._tick_ns = round(1e9 / rig.rates.joint_states)
-        self._picture_ns = round(1e9 / rig.rates.cameras)
+        self._image_ns = round(1e9 / rig.rates.cameras)
 
     def close(self) -> None:
         """Free the renderer."""
@@ -191,14 +198,14 @@ class TrialRoom:
         goal: Goal,
         scene_seed: int,
         policy: Policy,
-        witnesses: Sequence[Witness] = (),
+        witnesses: Sequence[RolloutObserver] = (),
         *,
         condition: str = USUAL,
         timing: Timing | None = None,
     ) -> Trial:
         """Place the objects and let a policy try.
 
-        Pictures are drawn when a query needs them, and at the cameras' rate if anybody watches.
+        Images are drawn when a query needs them, and at the cameras' rate if anybody watches.
 
         Args:
             goal: what is asked of the policy.
@@ -209,17 +216,17 @@ class TrialRoom:
             timing: by default at rest, in no time.
         """
         timing, latency = timing or Timing(), LatencyTracker()
-        trigger = timing.make_trigger(timing.execution, self._spec.rates, latency)
+        scheduler = timing.make_scheduler(timing.execution, self._spec.rates, latency)
         rig, began_ns = self._rig, self._rig.time_ns
         rig.reset(goal.task, scene_seed, condition)
         rig.advance(SETTLE)
-        sources = Sources(self._seldom_seen)
-        run = Run(goal, self._spec, sources, self._gate, LIMITS, None, trigger=trigger)
+        sources = SensorBuffer(self._seldom_seen)
+        run = Run(goal, self._spec, sources, self._gate, LIMITS, None, scheduler=scheduler)
         self._seen_ns = -1
-        self._boundaries: list[Boundary] = []
+        self._transitions: list[ChunkTransition] = []
         self._thinking: _Thinking | None = None
         self._think, self._latencies, self._first_wait_ns = timing.latency, latency, 0
-        self._hurried = trigger.asks_in_motion  # it may never come to rest
+        self._hurried = scheduler.asks_in_motion  # it may never come to rest
         try:
             self._play(run, sources, policy, witnesses)
         except RigError as error:  # the physics became unstable
@@ -235,18 +242,18 @@ class TrialRoom:
             late=run.late,
             seconds=(rig.time_ns - began_ns) / 1e9,
             idle=(run.idle_ns - self._first_wait_ns) / 1e9,
-            boundaries=tuple(self._boundaries),
+            transitions=tuple(self._transitions),
         )
 
     def _play(
-        self, run: Run, sources: Sources, policy: Policy, witnesses: Sequence[Witness]
+        self, run: Run, sources: SensorBuffer, policy: Policy, witnesses: Sequence[RolloutObserver]
     ) -> None:
         rig, began_ns = self._rig, self._rig.time_ns
         self._feel(sources, witnesses)
         while True:
             moving = run.chunk is not None and rig.time_ns < run.chunk.end_ns
-            watched = witnesses and (rig.time_ns - began_ns) % self._picture_ns == 0
-            if watched or run.looks(rig.time_ns):
+            watched = witnesses and (rig.time_ns - began_ns) % self._image_ns == 0
+            if watched or run.needs_observation(rig.time_ns):
                 self._look(sources, witnesses)
             if (not moving or self._hurried) and rig.reached == len(rig.stages):
                 run.stop(rig.time_ns, "done", "reached the last stage")
@@ -272,7 +279,7 @@ class TrialRoom:
         stamp_ns = query.observation.stamp_ns
         self._thinking = _Thinking(decision, stamp_ns, self._rig.time_ns + latency_ns)
 
-    def _answer(self, run: Run, witnesses: Sequence[Witness]) -> bool:
+    def _answer(self, run: Run, witnesses: Sequence[RolloutObserver]) -> bool:
         """Act on the answer, if it is due; return whether it was."""
         thinking, now_ns = self._thinking, self._rig.time_ns
         if thinking is None or now_ns < thinking.due_ns:
@@ -280,42 +287,42 @@ class TrialRoom:
         self._thinking = None
         _, chunk = run.answer(thinking.decision, now_ns)
         self._latencies.add((now_ns - thinking.stamp_ns) / 1e9, {})
-        if run.boundary is not None:
-            self._boundaries.append(run.boundary)
+        if run.transition is not None:
+            self._transitions.append(run.transition)
         if chunk is not None:
             if run.chunks == 1:
                 self._first_wait_ns = run.idle_ns
             self._send(chunk, witnesses)
         return True
 
-    def _send(self, chunk: TimedChunk, witnesses: Sequence[Witness]) -> None:
+    def _send(self, chunk: TimedChunk, witnesses: Sequence[RolloutObserver]) -> None:
         for output, points in trajectories(self._spec, chunk):
             with suppress(RigError):  # the arm stays where it is, as on a real rig
                 self._rig.command(output.name, output.joints, points, 0)
-        for witness in witnesses:
-            witness.sent(chunk)
+        for observer in witnesses:
+            observer.sent(chunk)
 
-    def _feel(self, sources: Sources, witnesses: Sequence[Witness]) -> None:
+    def _feel(self, sources: SensorBuffer, witnesses: Sequence[RolloutObserver]) -> None:
         for side in self._sides:
             sample = self._rig.joint_states(side)
             sources.add_joint_state(side, sample.names, sample.positions, sample.stamp_ns)
-            for witness in witnesses:
-                witness.joints(side, sample)
+            for observer in witnesses:
+                observer.joints(side, sample)
 
-    def _look(self, sources: Sources, witnesses: Sequence[Witness]) -> None:
+    def _look(self, sources: SensorBuffer, witnesses: Sequence[RolloutObserver]) -> None:
         now_ns = self._rig.time_ns
         if now_ns == self._seen_ns:
             return
         self._seen_ns = now_ns
-        pictures = self._renderer.render(self._rig.snapshot())
-        for role, pixels in pictures.items():
+        images = self._renderer.render(self._rig.snapshot())
+        for role, pixels in images.items():
             height, width, _ = pixels.shape
             image = _RawImage(height, width, "rgb8", 0, 3 * width, pixels.ravel())
             sources.add_image(role, image, now_ns)
         if witnesses:
-            pictures = {role: reduce(seen, self._size, role) for role, seen in pictures.items()}
-        for witness in witnesses:
-            witness.pictures(now_ns, pictures)
+            images = {role: reduce(seen, self._size, role) for role, seen in images.items()}
+        for observer in witnesses:
+            observer.images(now_ns, images)
 
 
 # A trial as a bag like any other: what the recorder node would have written of it.
@@ -325,7 +332,7 @@ JUDGE = "the simulated rig's judge"
 
 
 class TrialBag:
-    """Records one trial; a :class:`~cosmos_policy_ros.evaluation.trial.Witness`."""
+    """Records one trial; a :class:`~cosmos_policy_ros.evaluation.trial.RolloutObserver`."""
 
     def __init__(
         self,
@@ -356,8 +363,8 @@ class TrialBag:
         """
         self._store, self._rig, self._messages = store, rig, RigMessages(types)
         limits = load_limits(config_folder("rigs").parent)
-        watch = Integrity(sensors_of(rig, absolute), rig.observation.camera_skew, limits)
-        facts = EpisodeFacts(
+        watch = QualityMonitor(sensors_of(rig, absolute), rig.observation.camera_skew, limits)
+        metadata = EpisodeMetadata(
             task=task.name,
             prompt=task.prompts[0],
             rig=rig.name,
@@ -370,7 +377,7 @@ class TrialBag:
             rig_yaml=(config_folder("rigs") / f"{rig.name}.yaml").read_text(encoding="utf-8"),
             task_yaml=(config_folder("tasks") / f"{task.name}.yaml").read_text(encoding="utf-8"),
         )
-        self._recording = store.begin(facts, rig_topics(rig), watch)
+        self._recording = store.begin(metadata, rig_topics(rig), watch)
 
     def joints(self, side: str, sample: JointSample) -> None:
         """Record a joint state."""
@@ -379,10 +386,10 @@ class TrialBag:
         cdr = self._messages.joints(sample.names, sample.stamp_ns, position, velocity)
         self._recording.write(absolute(arm.joint_states), sample.stamp_ns, cdr)
 
-    def pictures(self, stamp_ns: int, pictures: dict[str, Image]) -> None:
+    def images(self, stamp_ns: int, images: dict[str, Image]) -> None:
         """Record what the cameras see."""
         for camera in self._rig.cameras:
-            cdr = self._messages.picture(pictures[camera.role], stamp_ns)
+            cdr = self._messages.image(images[camera.role], stamp_ns)
             self._recording.write(absolute(camera.topic), stamp_ns, cdr)
 
     def sent(self, chunk: TimedChunk) -> None:
@@ -405,8 +412,8 @@ class TrialBag:
         Raises:
             RolloutError: the disk refused.
         """
-        judgement = Judgement(points, success=points == 100.0, operator_name=JUDGE)
-        self._store.score(judgement)
+        operator_score = OperatorScore(points, success=points == 100.0, operator_name=JUDGE)
+        self._store.score(operator_score)
         return self._recording.finish(outcome)
 
     def discard(self, reason: str) -> None:

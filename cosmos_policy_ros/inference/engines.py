@@ -9,7 +9,7 @@ import torch
 
 from cosmos_policy_ros.inference.search_engine import SearchEngine
 from cosmos_policy_ros.inference.spec import Admit, EngineSpec, Footprint
-from cosmos_policy_ros.inference.tasks import Decide, Depict, Engine
+from cosmos_policy_ros.inference.tasks import Decide, DecodeImages, Engine
 from cosmos_policy_ros.model.checkpoint import choose_device, read_config
 from cosmos_policy_ros.model.config import CheckpointConfig
 from cosmos_policy_ros.model.policy import TOKENS_AT_ONCE, CosmosPolicy
@@ -35,12 +35,12 @@ class DirectEngine:
         """Decide, or depict what a decision imagined. Raises CosmosPolicyError: it cannot."""
         if isinstance(task, Decide):
             return self._policy.decide(task.query)
-        if isinstance(task, Depict):
-            from cosmos_policy_ros.inference.search_engine import depict
+        if isinstance(task, DecodeImages):
+            from cosmos_policy_ros.inference.search_engine import decode_images
             from cosmos_policy_ros.model.policy import CosmosPolicy
 
             assert isinstance(self._policy, CosmosPolicy), "nobody else imagines"
-            return depict(self._policy, task)
+            return decode_images(self._policy, task)
         raise TypeError(f"a policy has no task {type(task).__name__}")
 
 
@@ -54,7 +54,7 @@ RUNTIME = int(0.6e9)  # bytes: what torch takes on a device before any model
 
 
 def load_cosmos(spec: EngineSpec, admit: Admit) -> Engine:
-    """Load the policy, and the planner where there is one of its own.
+    """Load the policy, and the world model where there is one of its own.
 
     Raises:
         CheckpointError: a folder is not a checkpoint, the two do not fit together, or do not fit
@@ -67,7 +67,9 @@ def load_cosmos(spec: EngineSpec, admit: Admit) -> Engine:
     if spec.search is None:
         return DirectEngine(policy)
     return SearchEngine(
-        policy, _load(spec, spec.planner) if spec.planner else policy, spec.search.lot
+        policy,
+        _load(spec, spec.world_model) if spec.world_model else policy,
+        spec.search.candidate_batch,
     )
 
 
@@ -79,8 +81,8 @@ def footprint(spec: EngineSpec) -> Footprint:
     """
     device = choose_device(spec.device)
     folders = {"policy": spec.checkpoint}
-    if spec.search is not None and spec.planner:
-        folders["planner"] = spec.planner
+    if spec.search is not None and spec.world_model:
+        folders["world_model"] = spec.world_model
     configs = {role: read_config(Path(folder)) for role, folder in folders.items()}
     needs = {role: _weights(config) for role, config in configs.items()}
     needs["working space"] = max(_working_space(config, spec) for config in configs.values())
@@ -111,7 +113,7 @@ def _working_space(config: CheckpointConfig, spec: EngineSpec) -> int:
     width = config.transformer.heads * config.transformer.head_dim
     tokens = config.tokens
     if spec.search is not None:
-        most = spec.search.lot * max(spec.search.futures, spec.search.values)
+        most = spec.search.candidate_batch * max(spec.search.futures, spec.search.values)
         tokens = min(most * tokens, max(TOKENS_AT_ONCE, tokens))
     return tokens * width * NUMBERS_PER_TOKEN * _bytes(config)
 

@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from cosmos_policy_ros.core.errors import ConfigError, CosmosPolicyError, WorkerError
-from cosmos_policy_ros.inference.spec import EngineLoader, EngineSpec, Ledger
+from cosmos_policy_ros.inference.spec import EngineLoader, EngineSpec, MemoryBudget
 from cosmos_policy_ros.inference.tasks import Task
 from cosmos_policy_ros.inference.worker import as_answer
 from cosmos_policy_ros.rig.decision import EngineInfo
@@ -142,7 +142,7 @@ class _Actor:
         """Load the engine; return how to call this actor, and what the engine says of itself."""
         try:
             # Its device is its own: Ray gives it to nobody else.
-            self._engine = self._load(self._spec, lambda f: Ledger().admit(self, f))
+            self._engine = self._load(self._spec, lambda f: MemoryBudget().admit(self, f))
         except Exception as error:
             return as_answer(error)
         return f"actor {os.getpid()} on {platform.node()}", self._engine.info

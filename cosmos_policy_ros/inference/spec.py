@@ -21,17 +21,18 @@ Combination = Literal["last", "average"]
 
 
 Shown = Literal["last", "average"]
-Stage = Literal["propose", "imagine", "appraise"]
+Stage = Literal["sample_actions", "predict_future", "predict_value"]
 
 
-STAGES: tuple[Stage, ...] = ("propose", "imagine", "appraise")
+STAGES: tuple[Stage, ...] = ("sample_actions", "predict_future", "predict_value")
 
 
 @dataclass(frozen=True)
 class SearchConfig:
     """How many candidates there are and how they are appraised.
 
-    As in the released planning commands, but for ``lot``, which those have not, and ``shown``.
+    As in the released planning commands, but for ``shown`` and for ``candidate_batch``, which they
+    lack.
 
     Attributes:
         candidates: N; candidate i has the base seed + i.
@@ -39,15 +40,15 @@ class SearchConfig:
         future_steps: denoising steps of a future.
         values: predictions of each future's value.
         value_steps: denoising steps of a value.
-        value: what it is conditioned on, as the planner was trained; Q(s, a) needs no future.
+        value: what it is conditioned on, as the world model was trained; Q(s, a) needs no future.
         aggregation: of all values of a candidate.
         depth: chunks ahead; beyond the first the policy goes on from what was imagined.
         combination: of the depths' values: the last one's, as released, or their average.
-        shown: of the chosen candidate's futures: the last one's pictures, whose future took all its
-            steps, or the average of all their pictures, as the released planning command shows.
+        shown: of the chosen candidate's futures: the last one's images, whose future took all its
+            steps, or the average of all their images, as the released planning command shows.
             Nothing is decided by it.
-        lot: candidates that one worker computes together. Larger lots keep few workers busier,
-            smaller ones spread over many. Results depend on it by rounding.
+        candidate_batch: candidates that one worker computes together. Larger ones keep few workers
+            busier, smaller ones spread over many. Results depend on it by rounding.
     """
 
     candidates: int = 8
@@ -60,10 +61,18 @@ class SearchConfig:
     depth: int = 1
     combination: Combination = "last"
     shown: Shown = "last"
-    lot: int = 1
+    candidate_batch: int = 1
 
     def __post_init__(self) -> None:
-        counts = ("candidates", "futures", "future_steps", "values", "value_steps", "depth", "lot")
+        counts = (
+            "candidates",
+            "futures",
+            "future_steps",
+            "values",
+            "value_steps",
+            "depth",
+            "candidate_batch",
+        )
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
@@ -80,9 +89,9 @@ class SearchConfig:
     def steps(self, stage: Stage, denoising_steps: int) -> int:
         """Return the denoising steps of a stage's longest run."""
         return {
-            "propose": denoising_steps,
-            "imagine": self.future_steps,
-            "appraise": self.value_steps,
+            "sample_actions": denoising_steps,
+            "predict_future": self.future_steps,
+            "predict_value": self.value_steps,
         }[stage]
 
     def text(self) -> str:
@@ -127,7 +136,7 @@ class Footprint:
         return sum(self.needs.values())
 
 
-class Ledger:
+class MemoryBudget:
     """Grants memory to engines that load at the same time, and see it free until they have."""
 
     def __init__(self) -> None:
@@ -187,7 +196,7 @@ class EngineSpec:
         numerics: "released" or "paper"; None leaves it to the checkpoint.
         denoising_steps: None leaves them to the checkpoint.
         search: best-of-N instead of the policy's one proposal; None for direct.
-        planner: folder of the checkpoint that imagines and appraises; "" for the policy's own.
+        world_model: folder of the checkpoint that imagines and appraises; "" for the policy's own.
         gripper: the rig's gripper constants, for the demonstrator, whose kinematics are in metres.
     """
 
@@ -199,7 +208,7 @@ class EngineSpec:
     numerics: Numerics | None = None
     denoising_steps: int | None = None
     search: SearchConfig | None = None
-    planner: str = ""
+    world_model: str = ""
     gripper: Gripper | None = None
 
 

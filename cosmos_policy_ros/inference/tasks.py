@@ -17,7 +17,7 @@ from cosmos_policy_ros.model.layout import ValueMode
 from cosmos_policy_ros.rig.decision import EngineInfo, Query
 
 Latents = NDArray[np.float32]
-Pictures = Mapping[str, NDArray[np.uint8]]  # (S, S, 3) RGB per camera role
+Images = Mapping[str, NDArray[np.uint8]]  # (S, S, 3) RGB per camera role
 
 
 class Task(Protocol):
@@ -38,8 +38,8 @@ class Decide:
 
 
 @dataclass(frozen=True)
-class Propose:
-    """Propose one chunk per seed; the answer is :class:`Proposed`.
+class SampleActions:
+    """Propose one chunk per seed; the answer is :class:`SampledActions`.
 
     Attributes:
         query: what is seen.
@@ -54,7 +54,7 @@ class Propose:
 
 
 @dataclass(frozen=True)
-class Proposed:
+class SampledActions:
     """Chunks.
 
     Attributes:
@@ -67,7 +67,7 @@ class Proposed:
 
 
 @dataclass(frozen=True)
-class Imagine:
+class PredictFuture:
     """Imagine what follows; the answer is latents (B, F, 16, T, h, w): the futures of each.
 
     Attributes:
@@ -87,7 +87,7 @@ class Imagine:
 
 
 @dataclass(frozen=True)
-class Appraise:
+class PredictValue:
     """Appraise; the answer is the values of each, B tuples of V numbers in [0, 1].
 
     Attributes:
@@ -109,15 +109,15 @@ class Appraise:
 
 
 @dataclass(frozen=True)
-class Depict:
-    """Decode an imagined future; the answer is :data:`Pictures`.
+class DecodeImages:
+    """Decode an imagined future; the answer is :data:`Images`.
 
     Attributes:
         query: what was seen before it.
-        latents: (n, ...) with the future; of several, the average of their pictures.
+        latents: (n, ...) with the future; of several, the average of their images.
     """
 
-    what: ClassVar[str] = "pictures"
+    what: ClassVar[str] = "images"
     query: Query
     latents: Latents
 
@@ -133,7 +133,7 @@ class SearchInfo(EngineInfo):
         denoising_steps: asked for, of one proposal.
         evaluations: of the network for one proposal.
         note: what every decision's reason begins with; "" for nothing.
-        pace: wall seconds per denoising step of one lot's task, by stage, as rehearsed.
+        pace: wall seconds per denoising step of one batch's task, by stage, as rehearsed.
     """
 
     planner_digest: str = ""

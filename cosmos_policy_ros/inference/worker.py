@@ -24,7 +24,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 from cosmos_policy_ros.core.errors import CosmosPolicyError, WorkerError
-from cosmos_policy_ros.inference.spec import EngineLoader, EngineSpec, Footprint, Ledger
+from cosmos_policy_ros.inference.spec import EngineLoader, EngineSpec, Footprint, MemoryBudget
 from cosmos_policy_ros.inference.tasks import Task
 from cosmos_policy_ros.rig.decision import EngineInfo
 
@@ -216,16 +216,18 @@ class Worker:
 class ProcessHost:
     """Starts the process, asks it, ends it. Used by one thread."""
 
-    def __init__(self, spec: EngineSpec, load: EngineLoader, ledger: Ledger | None = None) -> None:
+    def __init__(
+        self, spec: EngineSpec, load: EngineLoader, budget: MemoryBudget | None = None
+    ) -> None:
         """Start nothing yet.
 
         Args:
             spec: the engine.
             load: builds it, over there.
-            ledger: grants the memory; without one it is granted if the device has it.
+            budget: grants the memory; without one it is granted if the device has it.
         """
         self.title = f"engine {spec.engine} on {spec.device}"
-        self._spec, self._load, self._ledger = spec, load, ledger or Ledger()
+        self._spec, self._load, self._ledger = spec, load, budget or MemoryBudget()
         self._context = mp.get_context("spawn")
         self._process: BaseProcess | None = None
         self._connection: Connection | None = None

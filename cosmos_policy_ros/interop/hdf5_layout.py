@@ -1,7 +1,7 @@
 """One episode in an HDF5 file, in whichever of the known layouts.
 
 ALOHA and ACT files, and the released demonstrations and rollouts, share ``/observations/qpos`` and
-``/action``; they differ in where the pictures are.
+``/action``; they differ in where the images are.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos_policy_ros.bags.jpeg import JPEG_BEGIN, Picture, is_jpeg
+from cosmos_policy_ros.bags.jpeg import JPEG_BEGIN, ImageArray, is_jpeg
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.untrusted import UnreadableError, check_file, open_file, reading, shown
 from cosmos_policy_ros.interop.hdf5_checks import attribute, find, held, is_text, try_apart
 from cosmos_policy_ros.rig.arms import STATE_DIM
 
-# The pictures of one camera in an HDF5 file or beside it, one at a time.
+# The images of one camera in an HDF5 file or beside it, one at a time.
 #
-# An episode of 44 s holds three gigabytes of raw pictures, so none of the classes here keeps more
+# An episode of 44 s holds three gigabytes of raw images, so none of the classes here keeps more
 # than the one it was asked for.
 
 
 Kind = Literal["raw", "jpeg", "video"]
 
 MAX_PIXELS = 1 << 24
-"""Of a picture; twice those of a 4K camera."""
+"""Of an image; twice those of a 4K camera."""
 MAX_SCANS = 64
-"""Passes over a progressive JPEG; encoders make ten, and each takes as long as a picture."""
+"""Passes over a progressive JPEG; encoders make ten, and each takes as long as an image."""
 
 _JPEG_SCAN = b"\xff\xda"
-_FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # heads of a picture, which hold sizes
+_FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # heads of an image, which hold sizes
 _SIZES = (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
 _MP4_BEGIN = b"ftyp"  # bytes 4 to 8 of the file
 
 
 class Frames(Protocol):
-    """One camera's pictures."""
+    """One camera's images."""
 
     @property
     def kind(self) -> Kind:
@@ -55,8 +55,8 @@ class Frames(Protocol):
     def count(self) -> int:
         """How many there are."""
 
-    def every(self, stride: int) -> Iterator[Picture]:
-        """Yield pictures 0, stride, 2 * stride, ...
+    def every(self, stride: int) -> Iterator[ImageArray]:
+        """Yield images 0, stride, 2 * stride, ...
 
         Raises:
             RolloutError: one cannot be read or decoded; names file, key and number.
@@ -65,7 +65,7 @@ class Frames(Protocol):
 
 @dataclass(frozen=True)
 class _DataSet:
-    """Pictures in a data set, one per entry; ``where`` names it in messages."""
+    """Images in a data set, one per entry; ``where`` names it in messages."""
 
     dataset: Any
     where: str
@@ -78,8 +78,8 @@ class _DataSet:
     def _entries(self, stride: int, together: int) -> Iterator[tuple[int, Any]]:
         """Yield (number, entry) of every ``stride``-th, so many read together."""
         for first in range(0, self.count, together):
-            where = f"{self.where}: picture {first} cannot be read"
-            with reading(where, "pictures", RolloutError, "the file is damaged"):
+            where = f"{self.where}: image {first} cannot be read"
+            with reading(where, "images", RolloutError, "the file is damaged"):
                 entries = self.dataset[first : first + together]
             for index in range(first + -first % stride, first + len(entries), stride):
                 yield index, entries[index - first]
@@ -103,7 +103,7 @@ class RawFrames(_DataSet):
                 f"{self.where}: is {dtype} {shape}, expected uint8 (T, height, width, 3) RGB"
             )
 
-    def every(self, stride: int) -> Iterator[Picture]:
+    def every(self, stride: int) -> Iterator[ImageArray]:
         """Yield (H, W, 3) arrays; see :class:`Frames`."""
         # A chunk is unpacked whole for each of its rows that is read alone.
         for _, entry in self._entries(stride, self.dataset.chunks[0] if self.dataset.chunks else 1):
@@ -114,7 +114,7 @@ class RawFrames(_DataSet):
 class JpegFrames(_DataSet):
     """A data set (T,) of JPEG files, uint8 of any length each; they are handed on byte for byte.
 
-    ``most`` is the bytes that all of them together may have, those of the file: a picture may be
+    ``most`` is the bytes that all of them together may have, those of the file: an image may be
     named by a thousand entries and stored once.
     """
 
@@ -129,7 +129,7 @@ class JpegFrames(_DataSet):
                 f"{self.where}: is {dtype} {self.dataset.shape}, expected (T,) of JPEG files"
             )
 
-    def every(self, stride: int) -> Iterator[Picture]:
+    def every(self, stride: int) -> Iterator[ImageArray]:
         """Yield JPEG files that were decoded once to be sure; see :class:`Frames`."""
         left = self.most
         for index, entry in self._entries(stride, 1):
@@ -137,10 +137,10 @@ class JpegFrames(_DataSet):
             left -= data.size
             if left < 0:
                 raise RolloutError(
-                    f"{self.where}: its pictures come to more than the {self.most} bytes of the "
+                    f"{self.where}: its images come to more than the {self.most} bytes of the "
                     f"file; the file is damaged"
                 )
-            _check_jpeg(data, f"{self.where}: picture {index}")
+            _check_jpeg(data, f"{self.where}: image {index}")
             yield data.tobytes()
 
 
@@ -205,7 +205,7 @@ class VideoFrames:
         """Frames per second, by the file's own header."""
         return _of_video(self.path, cv2.CAP_PROP_FPS)
 
-    def every(self, stride: int) -> Iterator[Picture]:
+    def every(self, stride: int) -> Iterator[ImageArray]:
         """Yield (H, W, 3) arrays; see :class:`Frames`."""
         video, count, index = cv2.VideoCapture(str(self.path)), self.count, 0
         try:
@@ -286,14 +286,14 @@ _BLOCK = 1 << 20  # bytes read at a time for the digest
 
 @dataclass(frozen=True)
 class SourceEpisode:
-    """An open file; its pictures are read when they are asked for.
+    """An open file; its images are read when they are asked for.
 
     Attributes:
         path: of the file.
         qpos, action: (T, 14) float64: left arm, right arm, six joints [rad] and the gripper
             (0 closed, 1 open) each.
         qvel, effort: (T, 14), or None where the file has none or holds zeros for them.
-        frames: T pictures per role, all of the same kind.
+        frames: T images per role, all of the same kind.
         rate: steps per second [Hz]; 0 when the file does not tell.
         attributes: those of :data:`ATTRIBUTES` that the file has.
     """
@@ -309,7 +309,7 @@ class SourceEpisode:
 
     @property
     def videos(self) -> tuple[Path, ...]:
-        """The files beside this one that hold its pictures."""
+        """The files beside this one that hold its images."""
         return tuple(f.path for f in self.frames.values() if isinstance(f, VideoFrames))
 
     def digest(self) -> str:
@@ -348,11 +348,11 @@ class SourceEpisode:
 
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[SourceEpisode]:
-    """Open an episode and check all of it but the pictures' content.
+    """Open an episode and check all of it but the images' content.
 
     Raises:
         RolloutError: no such file, not HDF5, not one of the known layouts, a wrong shape, a value
-            that is not finite, or other numbers of pictures than of actions; names file and key.
+            that is not finite, or other numbers of images than of actions; names file and key.
     """
     with reading(path, "HDF5", RolloutError):
         size = check_file(path)
@@ -378,7 +378,7 @@ def _read(path: Path, file: h5py.File, size: int) -> SourceEpisode:
     for role, each in frames.items():
         if each.count != len(action):
             raise RolloutError(
-                f"{path}: {each.count} pictures of {CAMERAS[role]} and {len(action)} rows in "
+                f"{path}: {each.count} images of {CAMERAS[role]} and {len(action)} rows in "
                 f"/{ACTION}; the released trainer skips such an episode, too"
             )
     return SourceEpisode(
@@ -428,7 +428,7 @@ def _measured(file: h5py.File, key: str, rows: int) -> NDArray[np.float64] | Non
 
 
 def _frames(file: h5py.File, size: int) -> dict[str, Frames]:
-    """Find the pictures where the released trainer looks for them, in its order."""
+    """Find the images where the released trainer looks for them, in its order."""
     if any(find(file, key) is not None for key in JPEG_SETS.values()):
         return {
             role: JpegFrames(dataset, where, size)
@@ -444,7 +444,7 @@ def _frames(file: h5py.File, size: int) -> dict[str, Frames]:
             for role, dataset, where in found
         }
     raise RolloutError(
-        f"{file.filename}: has no pictures: none of /{JPEG_SETS['primary']}, /{IMAGES} and "
+        f"{file.filename}: has no images: none of /{JPEG_SETS['primary']}, /{IMAGES} and "
         f"/{VIDEO_PATHS} is there"
     )
 

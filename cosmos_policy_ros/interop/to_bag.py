@@ -22,19 +22,24 @@ import yaml
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros import __version__
-from cosmos_policy_ros.bags.jpeg import SUFFIX, Picture, to_jpeg
-from cosmos_policy_ros.bags.messages import EpisodeFacts, RigMessages
+from cosmos_policy_ros.bags.jpeg import SUFFIX, ImageArray, to_jpeg
+from cosmos_policy_ros.bags.messages import EpisodeMetadata, RigMessages
 from cosmos_policy_ros.bags.writer import LABEL_TOPIC, RECORDING, BagWriter, read_metadata
 from cosmos_policy_ros.core.errors import RolloutError
-from cosmos_policy_ros.core.files import Hold
+from cosmos_policy_ros.core.files import FolderLock
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.task import FULL_SCORE, Task, load_task, read_task, task_names
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.core.untrusted import shown
 from cosmos_policy_ros.episodes import label_log
-from cosmos_policy_ros.episodes.episode import INTEGRITY, OUTCOME, bare_id, episode_id
-from cosmos_policy_ros.episodes.labels import Judgement, encode, labels_of, number
-from cosmos_policy_ros.episodes.quality import Integrity, Verdict, load_limits, sensors_of
+from cosmos_policy_ros.episodes.episode import OUTCOME, QUALITY, bare_id, episode_id
+from cosmos_policy_ros.episodes.labels import OperatorScore, encode, labels_of, number
+from cosmos_policy_ros.episodes.quality import (
+    QualityMonitor,
+    QualityReport,
+    load_limits,
+    sensors_of,
+)
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.episodes.topics import absolute, rig_topics
 from cosmos_policy_ros.interop.hdf5_layout import (
@@ -58,14 +63,14 @@ from cosmos_policy_ros.rig.spec import Camera, Rates, RigSpec, load_rig
 def rig_as_imported(rig: RigSpec, *, jpeg: bool) -> RigSpec:
     """Return the rig as the bag of an imported episode shows it.
 
-    One joint state per control step, pictures of one kind, trajectories that bear their start. A
+    One joint state per control step, images of one kind, trajectories that bear their start. A
     gripper is read from its finger: past its ends, where recorded states go by some per cent, a
-    crank has no angle. Two equal pictures in a row are no sign of a frozen camera here: videos and
+    crank has no angle. Two equal images in a row are no sign of a frozen camera here: videos and
     simulators have them whenever nothing moves.
 
     Args:
         rig: of the lab.
-        jpeg: the pictures are JPEG files, else raw RGB.
+        jpeg: the images are JPEG files, else raw RGB.
     """
     return replace(
         rig,
@@ -120,7 +125,7 @@ _STEPS_SUFFIX = re.compile(r"_\d+_steps$")
 
 
 @dataclass(frozen=True)
-class SourceFacts:
+class SourceMetadata:
     """What is known of an episode from its file.
 
     Attributes:
@@ -128,17 +133,17 @@ class SourceFacts:
         policy: who drove the arms; "" for a demonstration.
         operator_name: who watched.
         start_ns: when it was recorded, as well as the file tells, nanoseconds since the epoch.
-        judgement: of a rollout; None where the file has none.
+        operator_score: of a rollout; None where the file has none.
     """
 
     prompt: str
     policy: str
     operator_name: str
     start_ns: int
-    judgement: Judgement | None
+    operator_score: OperatorScore | None
 
 
-def facts_of(source: SourceEpisode, prompts: Iterable[str], prompt: str = "") -> SourceFacts:
+def facts_of(source: SourceEpisode, prompts: Iterable[str], prompt: str = "") -> SourceMetadata:
     """Return what the file says.
 
     Args:
@@ -151,17 +156,17 @@ def facts_of(source: SourceEpisode, prompts: Iterable[str], prompt: str = "") ->
     """
     # Released rollouts have all three, demonstrations none.
     rollout = any(key in source.attributes for key in (SUCCESS, SUCCESS_SCORE, POLICY_NAME))
-    judgement = _judgement(source)
-    return SourceFacts(
+    operator_score = _judgement(source)
+    return SourceMetadata(
         prompt=prompt or _text(source, TASK_DESCRIPTION) or _prompt_of_folder(source, prompts),
         policy=(_text(source, POLICY_NAME) or UNNAMED_POLICY) if rollout else "",
         operator_name=_text(source, USER_NAME),
         start_ns=_start_ns(source),
-        judgement=judgement,
+        operator_score=operator_score,
     )
 
 
-def _judgement(source: SourceEpisode) -> Judgement | None:
+def _judgement(source: SourceEpisode) -> OperatorScore | None:
     given = source.attributes
     if SUCCESS not in given and SUCCESS_SCORE not in given:
         return None
@@ -169,7 +174,7 @@ def _judgement(source: SourceEpisode) -> Judgement | None:
     score = _number(source, SUCCESS_SCORE) if SUCCESS_SCORE in given else float(bool(success))
     if not 0 <= score <= 1:
         raise RolloutError(f"{source.path}: {SUCCESS_SCORE}: {score:g} must be from 0 to 1")
-    return Judgement(
+    return OperatorScore(
         score=score * FULL_SCORE,
         success=score == 1 if success is None else bool(success),
         operator_name=_text(source, USER_NAME),
@@ -268,7 +273,7 @@ class Imported:
     path: Path
     steps: int
     seconds: float
-    verdict: Verdict
+    verdict: QualityReport
     score: float | None
 
 
@@ -278,8 +283,8 @@ class _Plan:
 
     source: SourceEpisode
     rig: RigSpec
-    said: SourceFacts
-    facts: EpisodeFacts
+    said: SourceMetadata
+    metadata: EpisodeMetadata
     stride: int
     digest: str
 
@@ -322,7 +327,7 @@ class Importer:
         with open_hdf5(path) as source:
             plan = self._plan(source)
             begun = datetime.fromtimestamp(plan.said.start_ns / NS_PER_S)
-            name = episode_id(plan.facts.task, begun, self.store.episodes())
+            name = episode_id(plan.metadata.task, begun, self.store.episodes())
             folder = self.store.root / (name + RECORDING)
             new = not folder.exists()
             try:
@@ -349,17 +354,17 @@ class Importer:
         rig = rig_as_imported(rig, jpeg=jpeg)
         prompts = [prompt for task in self._tasks for prompt in task.prompts]
         said = facts_of(source, prompts, self.options.prompt)
-        facts = self._facts(rig, said)
+        metadata = self._metadata(rig, said)
         stride = source.stride(self.options.rate, rig.rates.control)
-        return _Plan(source, rig, said, facts, stride, digest)
+        return _Plan(source, rig, said, metadata, stride, digest)
 
-    def _facts(self, rig: RigSpec, said: SourceFacts) -> EpisodeFacts:
+    def _metadata(self, rig: RigSpec, said: SourceMetadata) -> EpisodeMetadata:
         task, text = said.prompt.lower().replace(" ", "_"), ""
         fitting = [task.name for task in self._tasks if said.prompt in task.prompts]
         if wanted := self.options.task or next(iter(fitting), ""):
             found = read_task(wanted, config_folder("tasks"))
             task, text = found.task.name, found.text
-        return EpisodeFacts(
+        return EpisodeMetadata(
             task=task,
             prompt=said.prompt,
             rig=rig.name,
@@ -372,20 +377,22 @@ class Importer:
 
     def _write(self, plan: _Plan, name: str) -> Imported:
         rig, start_ns = plan.rig, plan.said.start_ns
-        facts = replace(plan.facts, episode_id=name)
-        integrity = Integrity(sensors_of(rig, absolute), rig.observation.camera_skew, self._limits)
+        metadata = replace(plan.metadata, episode_id=name)
+        quality = QualityMonitor(
+            sensors_of(rig, absolute), rig.observation.camera_skew, self._limits
+        )
         folder, topics = self.store.root / name, rig_topics(rig)
         newest_ns, steps = 0, len(plan.source.action[:: plan.stride])
-        with BagWriter(folder, topics, facts, types=self.types, start_ns=start_ns) as writer:
+        with BagWriter(folder, topics, metadata, types=self.types, start_ns=start_ns) as writer:
             for topic, stamp_ns, cdr in self._episode(plan):
                 writer.write(topic, stamp_ns, cdr)
-                integrity.add(topic, stamp_ns, cdr)
+                quality.add(topic, stamp_ns, cdr)
                 newest_ns = stamp_ns
-            score = self._label(plan, facts, writer, newest_ns)
-            verdict = integrity.verdict(newest_ns, shutil.disk_usage(self.store.root).free)
+            score = self._label(plan, metadata, writer, newest_ns)
+            verdict = quality.verdict(newest_ns, shutil.disk_usage(self.store.root).free)
             notes = {
                 OUTCOME: IMPORTED,
-                INTEGRITY: verdict.to_json(),
+                QUALITY: verdict.to_json(),
                 SOURCE: plan.source.path.name,
                 SOURCE_DIGEST: plan.digest,
             }
@@ -393,11 +400,11 @@ class Importer:
         return Imported(path, steps, steps * rig.rates.dt, verdict, score)
 
     def _label(
-        self, plan: _Plan, facts: EpisodeFacts, writer: BagWriter, stamp_ns: int
+        self, plan: _Plan, metadata: EpisodeMetadata, writer: BagWriter, stamp_ns: int
     ) -> float | None:
-        if plan.said.judgement is None:
+        if plan.said.operator_score is None:
             return None
-        labels = number(labels_of(facts, plan.said.judgement, stamp_ns), ())
+        labels = number(labels_of(metadata, plan.said.operator_score, stamp_ns), ())
         try:
             label_log.append(writer.path, labels)
         except OSError as error:
@@ -410,7 +417,7 @@ class Importer:
         """Yield (topic, stamp in ns, message) of a whole episode in order of time."""
         rig, source, stride = plan.rig, plan.source, plan.stride
         step_ns, start_ns = round(rig.rates.dt * NS_PER_S), plan.said.start_ns
-        pictures = {role: frames.every(stride) for role, frames in source.frames.items()}
+        images = {role: frames.every(stride) for role, frames in source.frames.items()}
         per_chunk = rig.rates.chunk_steps
         actions = source.action[::stride]
         for step in range(len(actions)):
@@ -423,9 +430,9 @@ class Importer:
                     yield absolute(topic), now_ns, cdr
             yield from self._states(plan, step * stride, now_ns)
             for camera in rig.cameras:
-                picture = _as_wanted(next(pictures[camera.role]), camera.transport)
-                yield absolute(camera.topic), now_ns, self._messages.picture(picture, now_ns)
-        for rest in pictures.values():
+                image = _as_wanted(next(images[camera.role]), camera.transport)
+                yield absolute(camera.topic), now_ns, self._messages.image(image, now_ns)
+        for rest in images.values():
             next(rest, None)  # a video tells only at its end whether it held what it promised
 
     def _states(self, plan: _Plan, row: int, now_ns: int) -> Iterator[tuple[str, int, bytes]]:
@@ -441,7 +448,7 @@ class Importer:
 def _remove(folder: Path) -> None:
     """Delete what an import that failed has written a moment ago, unless somebody else has it."""
     with suppress(OSError):
-        hold = Hold(folder)
+        hold = FolderLock(folder)
         shutil.rmtree(folder, ignore_errors=True)
         hold.release()
 
@@ -470,7 +477,7 @@ def _of_arm(index: int) -> slice:
     return slice(index * ARM_DIM, (index + 1) * ARM_DIM)
 
 
-def _as_wanted(picture: Picture, transport: str) -> Picture:
-    if transport == "raw" or isinstance(picture, bytes):
-        return picture
-    return to_jpeg(picture)
+def _as_wanted(image: ImageArray, transport: str) -> ImageArray:
+    if transport == "raw" or isinstance(image, bytes):
+        return image
+    return to_jpeg(image)

@@ -127,8 +127,8 @@ class Exported:
     left_out: tuple[str, ...]
 
 
-class _Sink(Protocol):
-    """Takes one camera's pictures."""
+class _ImageWriter(Protocol):
+    """Takes one camera's images."""
 
     def add(self, rgb: NDArray[np.uint8], jpeg: bytes | None) -> None: ...
 
@@ -136,7 +136,7 @@ class _Sink(Protocol):
 
 
 @dataclass
-class _JpegSink:
+class _JpegWriter:
     """A top-level data set of JPEG files, those of the bag as they are."""
 
     file: h5py.File
@@ -158,8 +158,8 @@ class _JpegSink:
 
 
 @dataclass
-class _RawSink:
-    """A data set (T, H, W, 3), written picture by picture: all of them do not fit into memory."""
+class _RawWriter:
+    """A data set (T, H, W, 3), written image by image: all of them do not fit into memory."""
 
     file: h5py.File
     key: str
@@ -184,7 +184,7 @@ class _RawSink:
 
 
 @dataclass
-class _VideoSink:
+class _VideoWriter:
     """An MP4 file beside the HDF5 file, which names it."""
 
     file: h5py.File
@@ -249,12 +249,12 @@ def _write(source: ExecutedEpisode, path: Path, images: Images) -> int:
     with new_hdf5(path) as file:
         for key, value in attributes_of(source.episode, source.rig.kind == "sim").items():
             file.attrs[key] = value
-        sinks = {role: _sink(source, file, path, role, images) for role in CAMERAS}
+        writers = {role: _sink(source, file, path, role, images) for role in CAMERAS}
         shapes: dict[str, tuple[int, ...]] = {}
         for step in source:
             _check_shapes(source, shapes, step)
-            for role, sink in sinks.items():
-                sink.add(step.images[role], step.jpegs.get(role))
+            for role, writer in writers.items():
+                writer.add(step.images[role], step.jpegs.get(role))
             values = (step.state, step.velocity, step.effort, step.action)
             for key, value in zip(rows, values, strict=True):
                 rows[key].append(value)
@@ -264,24 +264,24 @@ def _write(source: ExecutedEpisode, path: Path, images: Images) -> int:
                 f"{source.episode.path}: none of its {len(source)} steps can be looked at: "
                 f"{source.left_out[0]}"
             )
-        for sink in sinks.values():
-            sink.close()
+        for writer in writers.values():
+            writer.close()
         for key, values_ in rows.items():
             file[key] = np.asarray(values_, np.float32)
         file[RELATIVE_ACTION] = _relative(np.asarray(rows[ACTION], np.float32))
-        file[ARGS_JSON] = json.dumps(source.episode.facts.custom_data(), ensure_ascii=False)
+        file[ARGS_JSON] = json.dumps(source.episode.metadata.custom_data(), ensure_ascii=False)
     return count
 
 
 def attributes_of(episode: Episode, simulated: bool) -> Mapping[str, Any]:
     """Return the attributes of the released rollouts; without a score none that would state one."""
-    facts, score = episode.facts, episode.score
+    metadata, score = episode.metadata, episode.score
     begun = datetime.fromtimestamp(episode.start_ns / NS_PER_S)
-    policy = "--".join(part for part in (facts.engine, facts.checkpoint) if part)
-    operator = facts.operator_name or (score.operator_name if score else "")
+    policy = "--".join(part for part in (metadata.engine, metadata.checkpoint) if part)
+    operator = metadata.operator_name or (score.operator_name if score else "")
     found: dict[str, Any] = {
         SIM: simulated,
-        TASK_DESCRIPTION: facts.prompt,
+        TASK_DESCRIPTION: metadata.prompt,
         DATE_TIME: begun.strftime(DATE_FORMAT),
     }
     if score is not None:
@@ -295,13 +295,15 @@ def attributes_of(episode: Episode, simulated: bool) -> Mapping[str, Any]:
     return found
 
 
-def _sink(source: ExecutedEpisode, file: h5py.File, path: Path, role: str, images: Images) -> _Sink:
+def _sink(
+    source: ExecutedEpisode, file: h5py.File, path: Path, role: str, images: Images
+) -> _ImageWriter:
     if images == "jpeg":
-        return _JpegSink(file, JPEG_SETS[role], len(source))
+        return _JpegWriter(file, JPEG_SETS[role], len(source))
     if images == "raw":
-        return _RawSink(file, f"{IMAGES}/{CAMERAS[role]}", len(source))
+        return _RawWriter(file, f"{IMAGES}/{CAMERAS[role]}", len(source))
     video = path.with_name(f"{path.stem}_{CAMERAS[role]}.mp4")
-    return _VideoSink(file, f"{VIDEO_PATHS}/{CAMERAS[role]}", video, source.rig.rates.control)
+    return _VideoWriter(file, f"{VIDEO_PATHS}/{CAMERAS[role]}", video, source.rig.rates.control)
 
 
 def _check_shapes(

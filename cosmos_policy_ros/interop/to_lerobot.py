@@ -26,7 +26,7 @@ from cosmos_policy_ros.rig.arms import STATE_DIM
 from cosmos_policy_ros.rig.spec import RigSpec
 
 Images = Literal["video", "image"]
-STATE, ACTION, PICTURES = "observation.state", "action", "observation.images."
+STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
 SCORE, SUCCESS = "score", "success"
 """Features that repeat an episode's score (0 to 1) and success in each of its frames."""
 
@@ -65,7 +65,7 @@ class LibraryError(RolloutError):
 
 
 class LeRobotExport:
-    """One data set, to which episodes of one rig and one size of pictures are added.
+    """One data set, to which episodes of one rig and one size of images are added.
 
     As a context it is closed at the end; one without an episode is removed again.
     """
@@ -77,9 +77,9 @@ class LeRobotExport:
 
         Args:
             folder: for it; must not exist.
-            first: like those to be added; its rig and pictures tell the features.
+            first: like those to be added; its rig and images tell the features.
             repo_id: its name on a hub; "" for "local/<folder>".
-            images: as videos, or as single pictures.
+            images: as videos, or as single images.
             scored: with every episode's score and success in each frame.
 
         Raises:
@@ -129,7 +129,7 @@ class LeRobotExport:
         """Add an episode; of one that fails nothing stays in the data set.
 
         Raises:
-            RolloutError: it is damaged or unscored, its rate or pictures are not the first's, or
+            RolloutError: it is damaged or unscored, its rate or images are not the first's, or
                 no step of it can be looked at.
             LibraryError: the library refused.
         """
@@ -160,7 +160,7 @@ class LeRobotExport:
         for step in source:
             self._check(bag, step)
             with self._library():
-                self._data.add_frame(_frame(step, source.episode.facts.prompt, labels))
+                self._data.add_frame(_frame(step, source.episode.metadata.prompt, labels))
             frames += 1
         if not frames:
             raise RolloutError(f"{bag}: no step can be looked at: {source.left_out[0]}")
@@ -178,7 +178,7 @@ class LeRobotExport:
 
     def _check(self, bag: Path, step: ExecutedStep) -> None:
         for role, camera in CAMERAS.items():
-            wanted = self._features[PICTURES + camera]["shape"]
+            wanted = self._features[IMAGES + camera]["shape"]
             if step.images[role].shape != wanted:
                 height, width = step.images[role].shape[:2]
                 raise RolloutError(
@@ -205,7 +205,7 @@ def features_of(
     vector = {"dtype": "float32", "shape": (STATE_DIM,), "names": names}
     features: dict[str, dict[str, Any]] = {STATE: dict(vector), ACTION: dict(vector)}
     for role, camera in CAMERAS.items():
-        features[PICTURES + camera] = {
+        features[IMAGES + camera] = {
             "dtype": images,
             "shape": step.images[role].shape,
             "names": ["height", "width", "channels"],
@@ -217,7 +217,7 @@ def features_of(
 
 
 def _frame(step: ExecutedStep, prompt: str, labels: dict[str, Any]) -> dict[str, Any]:
-    pictures = {PICTURES + camera: step.images[role] for role, camera in CAMERAS.items()}
+    pictures = {IMAGES + camera: step.images[role] for role, camera in CAMERAS.items()}
     return {
         STATE: step.state.astype(np.float32),
         ACTION: step.action.astype(np.float32),

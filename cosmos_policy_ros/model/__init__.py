@@ -1,1 +1,1 @@
-"""The Cosmos policy itself: pictures and proprioception in, action chunks out. Needs torch."""
+"""The Cosmos policy itself: images and proprioception in, action chunks out. Needs torch."""

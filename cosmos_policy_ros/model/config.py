@@ -122,7 +122,7 @@ class CheckpointConfig:
 
     Attributes:
         layout: name of the frame layout: aloha, robocasa or libero.
-        image_size: pixels per side of the model's square pictures.
+        image_size: pixels per side of the model's square images.
         chunk_steps: K, rows of an action chunk.
         action_dims: d, numbers per row.
         proprio_dims: numbers of the proprioceptive state.
@@ -140,11 +140,11 @@ class CheckpointConfig:
             small frame with one copy needs a level as low for proposals to differ as much.
         smoothing: rows of the window in which a parabola is fitted to each chunk, odd; 0 for the
             chunk as it was generated, as released.
-        flip_images: whether the cameras show the picture upside down, as the simulators' renderings
+        flip_images: whether the cameras show the image upside down, as the simulators' renderings
             do, and are to be turned before use.
-        jpeg_quality: 1 to 95, of the JPEG that the training pictures were stored as, to be repeated
-            on every camera's picture; None for pictures that never were JPEG.
-        camera_size: rows and columns [px] of the pictures that it was trained on, before they were
+        jpeg_quality: 1 to 95, of the JPEG that the training images were stored as, to be repeated
+            on every camera's image; None for images that never were JPEG.
+        camera_size: rows and columns [px] of the images that it was trained on, before they were
             squeezed to a square; other sizes of the same aspect ratio look alike to it. Empty for
             those of the layout, see :data:`CAMERA_SIZES`.
     """
@@ -188,7 +188,7 @@ class CheckpointConfig:
         if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= MAX_JPEG_QUALITY:
             raise ValueError(
                 f"jpeg_quality is {self.jpeg_quality}, must be 1 to {MAX_JPEG_QUALITY}; leave it "
-                f"out for pictures that were never JPEG"
+                f"out for images that were never JPEG"
             )
         if self.camera_size and (len(self.camera_size) != 2 or min(self.camera_size) < 1):
             raise ValueError(
@@ -220,7 +220,7 @@ class CheckpointConfig:
 
     @property
     def trained_on(self) -> tuple[int, int]:
-        """Rows and columns [px] of the cameras' pictures in training."""
+        """Rows and columns [px] of the cameras' images in training."""
         rows, columns = self.camera_size or CAMERA_SIZES[self.layout]
         return rows, columns
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cosmos_policy_ros.model.config import Preconditioning
-from cosmos_policy_ros.model.transformer import CachedTransformer, Memory, Transformer
+from cosmos_policy_ros.model.transformer import CachedTransformer, TextKV, Transformer
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def estimate_clean(
 
 
 @dataclass(frozen=True)
-class Held:
+class InpaintMask:
     """A generated frame of which a part is known.
 
     Attributes:
@@ -116,8 +116,8 @@ class Denoiser:
     preconditioning: Preconditioning
     clean: Tensor
     known: tuple[bool, ...]
-    text: Tensor | Memory
-    held: Held | None = None
+    text: Tensor | TextKV
+    held: InpaintMask | None = None
 
     @cached_property
     def generated(self) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Camera pictures into what the model was trained on.
+"""Camera images into what the model was trained on.
 
 The released checkpoints saw 480x640 frames squeezed (aspect not kept) to 256x256 for storage, then
 to the model's size, both with Pillow's bicubic filter; at test time a centre crop of 90 % of the
@@ -6,7 +6,7 @@ area stands for the random crops of training and is enlarged back with an antial
 filter on whole numbers.
 
 The simulators' checkpoints were trained on square renderings turned upright and stored as JPEG. A
-checkpoint's ``config.yaml`` asks for both, since a picture without them is none it has seen.
+checkpoint's ``config.yaml`` asks for both, since an image without them is none it has seen.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from torch.nn.functional import interpolate
 
 from cosmos_policy_ros.core.errors import ObservationError
 
-Picture = NDArray[np.uint8]
+ImageArray = NDArray[np.uint8]
 
 STORED_SIZE = 256  # pixels; what the demonstrations were stored at
-CROP_AREA = 0.9  # of the picture; the area that training's random crops kept
+CROP_AREA = 0.9  # of the image; the area that training's random crops kept
 
 
 def prepare(
-    image: Picture, size: int, role: str, *, flip: bool = False, jpeg_quality: int | None = None
-) -> Picture:
-    """Bring one camera picture to the model's input: :func:`reduce`, then :func:`centre_crop`.
+    image: ImageArray, size: int, role: str, *, flip: bool = False, jpeg_quality: int | None = None
+) -> ImageArray:
+    """Bring one camera image to the model's input: :func:`reduce`, then :func:`centre_crop`.
 
     Takes, returns and raises what these two do.
     """
@@ -40,9 +40,9 @@ def prepare(
 
 
 def reduce(
-    image: Picture, size: int, role: str, *, flip: bool = False, jpeg_quality: int | None = None
-) -> Picture:
-    """Bring one camera picture to the model's size: flip, JPEG, resize, in that order.
+    image: ImageArray, size: int, role: str, *, flip: bool = False, jpeg_quality: int | None = None
+) -> ImageArray:
+    """Bring one camera image to the model's size: flip, JPEG, resize, in that order.
 
     Args:
         image: (H, W, 3) uint8 RGB. One that is ``size`` x ``size`` already is not resized.
@@ -59,7 +59,7 @@ def reduce(
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise ObservationError(
-            f"camera '{role}': picture has shape {image.shape} and type {image.dtype}; the model "
+            f"camera '{role}': image has shape {image.shape} and type {image.dtype}; the model "
             f"takes (H, W, 3) uint8 RGB"
         )
     if flip:
@@ -71,7 +71,7 @@ def reduce(
     return image
 
 
-def through_jpeg(image: Picture, quality: int) -> Picture:
+def through_jpeg(image: ImageArray, quality: int) -> ImageArray:
     """Compress (H, W, 3) and decompress it again, with the losses that Pillow's encoder makes.
 
     The encoder matters: another one's tables, or full instead of halved colour resolution, leave
@@ -82,7 +82,7 @@ def through_jpeg(image: Picture, quality: int) -> Picture:
     return np.asarray(Image.open(file), dtype=np.uint8)
 
 
-def centre_crop(image: Picture) -> Picture:
+def centre_crop(image: ImageArray) -> ImageArray:
     """Crop the middle 90 % of the area of (S, S, 3) and enlarge it back to S x S."""
     size = image.shape[0]
     window = math.floor(size * math.sqrt(CROP_AREA))
@@ -99,7 +99,7 @@ def enlarge(pictures: Tensor, top: int, left: int, window: int) -> Tensor:
     return enlarged.round().to(torch.uint8)
 
 
-def to_model(images: Picture, dtype: torch.dtype) -> Tensor:
+def to_model(images: ImageArray, dtype: torch.dtype) -> Tensor:
     """Map (N, H, W, 3) uint8 to (1, 3, N, H, W) in [-1, 1].
 
     The arithmetic itself runs in ``dtype``: with bfloat16 both the division and the subtraction
@@ -109,13 +109,13 @@ def to_model(images: Picture, dtype: torch.dtype) -> Tensor:
     return video.div(127.5).sub(1)
 
 
-def from_model(video: Tensor) -> Picture:
+def from_model(video: Tensor) -> ImageArray:
     """Map (1, 3, N, H, W) in [-1, 1] to (N, H, W, 3) uint8; truncated, not rounded."""
     levels = ((video[0] + 1) * 127.5).clamp(0, 255).to(torch.uint8)
     return np.ascontiguousarray(levels.permute(1, 2, 3, 0).cpu().numpy())
 
 
-def _bicubic(image: Picture, size: int) -> Picture:
+def _bicubic(image: ImageArray, size: int) -> ImageArray:
     if image.shape[:2] == (size, size):
         return image
     resized = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)

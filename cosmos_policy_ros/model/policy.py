@@ -30,25 +30,25 @@ from cosmos_policy_ros.model.checkpoint import (
     load_checkpoint,
 )
 from cosmos_policy_ros.model.config import Numerics
-from cosmos_policy_ros.model.denoiser import Denoiser, Held
-from cosmos_policy_ros.model.images import Picture
+from cosmos_policy_ros.model.denoiser import Denoiser, InpaintMask
+from cosmos_policy_ros.model.images import ImageArray
 from cosmos_policy_ros.model.layout import FUTURE, Mode, ValueMode, extract, extract_value, inject
 from cosmos_policy_ros.model.sampler import (
-    Draw,
+    SampleSpec,
     count_evaluations,
     initial_noise,
     sample,
     schedule,
 )
 from cosmos_policy_ros.model.sequence import (
-    Scene,
+    Conditioning,
     encode_known,
     inject_proprio,
-    prepare_pictures,
+    prepare_images,
     restore_placeholders,
 )
-from cosmos_policy_ros.model.transformer import CachedTransformer, Memory
-from cosmos_policy_ros.rig.decision import Candidate, Commitment, Decision, EngineInfo, Query
+from cosmos_policy_ros.model.transformer import CachedTransformer, TextKV
+from cosmos_policy_ros.rig.decision import ActionPrefix, Candidate, Decision, EngineInfo, Query
 from cosmos_policy_ros.rig.observation import Observation
 
 # Chunks without a small network's tremble.
@@ -102,7 +102,7 @@ TOKENS_AT_ONCE = 32_768
 class CosmosPolicy:
     """Proposes chunks, imagines what follows and appraises it; answers queries in policy mode.
 
-    Latents are (B, 16, T, h, w) float32, one sample per :class:`Draw`; frames that nobody asked for
+    Latents are (B, 16, T, h, w) float32, one sample per :class:`SampleSpec`; frames not asked for
     are NaN in them. Not re-entrant; one instance serves one thread.
 
     Attributes:
@@ -170,11 +170,11 @@ class CosmosPolicy:
         config, prompt = self.checkpoint.config, next(iter(self.checkpoint.text.embeddings))
         channels, height, width = config.frame_shape
         shape = (1, channels, self.checkpoint.layout.count, height, width)
-        empty = Scene(prompt, {}, torch.zeros(shape, device=self.device))
+        empty = Conditioning(prompt, {}, torch.zeros(shape, device=self.device))
         try:
             network = self.checkpoint.transformer
             self._network = CachedTransformer(network, compile_forward(network, backend))
-            self.propose(empty, [Draw(0, config.denoising_steps)])
+            self.sample_actions(empty, [SampleSpec(0, config.denoising_steps)])
         # A compiler has many ways to fail, from a missing program to a bug, and none that matters.
         except Exception as error:
             self._network = plain
@@ -190,17 +190,17 @@ class CosmosPolicy:
 
         Raises:
             CheckpointError: the checkpoint does not know the prompt.
-            ObservationError: a picture or the state is missing or unusable.
+            ObservationError: an image or the state is missing or unusable.
         """
         clock = _Phases(self.device)
         config = self.checkpoint.config
         with clock.phase("preprocess"):
-            pictures = prepare_pictures(query.observation, self.checkpoint)
+            pictures = prepare_images(query.observation, self.checkpoint)
         with clock.phase("encode"):
             scene = self._encode(query.prompt, pictures, query.observation)
         with clock.phase("denoise"):
-            draw = Draw(query.seed, config.denoising_steps)
-            latents = self.propose(scene, [draw], futures=True, committed=query.committed)
+            draw = SampleSpec(query.seed, config.denoising_steps)
+            latents = self.sample_actions(scene, [draw], futures=True, committed=query.committed)
         with clock.phase("extract"):
             (positions,) = self.chunks(latents, query.committed)
             (value,) = self.values(latents)
@@ -219,21 +219,21 @@ class CosmosPolicy:
             imagined=latents.cpu().numpy(),
         )
 
-    def look(self, prompt: str, observation: Observation) -> Scene:
+    def encode_observation(self, prompt: str, observation: Observation) -> Conditioning:
         """Encode what there is to see and feel, once for all the questions about it.
 
         Raises:
             CheckpointError: the checkpoint does not know the prompt.
-            ObservationError: a picture or the state is missing or unusable.
+            ObservationError: an image or the state is missing or unusable.
         """
-        return self._encode(prompt, prepare_pictures(observation, self.checkpoint), observation)
+        return self._encode(prompt, prepare_images(observation, self.checkpoint), observation)
 
-    def propose(
+    def sample_actions(
         self,
-        scene: Scene,
-        draws: Sequence[Draw],
+        scene: Conditioning,
+        draws: Sequence[SampleSpec],
         futures: bool = False,
-        committed: Commitment | None = None,
+        committed: ActionPrefix | None = None,
     ) -> Tensor:
         """Ask the policy: action, future and value are denoised together from the current state.
 
@@ -244,7 +244,7 @@ class CosmosPolicy:
                 part of the last evaluation and changes nothing else.
             committed: what the arms do anyway: those rows of the action, in all its copies, are
                 held at every evaluation, and the rest is generated to go with them. Needs no
-                training (facts: aloha-rig.md, section 3.4; inpainting as in diffusion on images).
+                training (inpainting, as in diffusion on images).
 
         Returns:
             Latents with the state, the action and the value, and with the future if it was asked
@@ -254,7 +254,7 @@ class CosmosPolicy:
         held = self._hold(committed) if committed is not None and committed.binds else None
         return self._generate("policy", scene.prompt, scene.clean, draws, read, held)
 
-    def imagine(self, prompt: str, latents: Tensor, draws: Sequence[Draw]) -> Tensor:
+    def predict_future(self, prompt: str, latents: Tensor, draws: Sequence[SampleSpec]) -> Tensor:
         """Ask the world model: what follows from the state and the action in each latent.
 
         The action is given as it was generated, all its copies, not as their mean: so does the
@@ -270,8 +270,8 @@ class CosmosPolicy:
         """
         return self._generate("world_model", prompt, latents, draws, self.checkpoint.layout.future)
 
-    def appraise(
-        self, prompt: str, latents: Tensor, draws: Sequence[Draw], mode: ValueMode = "value_s"
+    def predict_value(
+        self, prompt: str, latents: Tensor, draws: Sequence[SampleSpec], mode: ValueMode = "value_s"
     ) -> tuple[float, ...]:
         """Ask the value function.
 
@@ -287,7 +287,7 @@ class CosmosPolicy:
         """
         return self.values(self._generate(mode, prompt, latents, draws, ("value",)))
 
-    def chunks(self, latents: Tensor, committed: Commitment | None = None) -> NDArray[np.float64]:
+    def chunks(self, latents: Tensor, committed: ActionPrefix | None = None) -> NDArray[np.float64]:
         """Read the action chunks (B, K, d) in policy units. Not clipped: that is the gate's.
 
         Smoothing, too, leaves what the arms are committed to where it is, as firmly as it was held:
@@ -300,8 +300,8 @@ class CosmosPolicy:
         smoothed = smooth(self.checkpoint.statistics.actions.unnormalise(chunks), config.smoothing)
         if committed is not None:
             known = committed.first(config.chunk_steps)
-            rows, share = len(known.weights), known.weights[:, None]
-            smoothed[:, :rows] = share * known.positions + (1.0 - share) * smoothed[:, :rows]
+            rows, fraction = len(known.weights), known.weights[:, None]
+            smoothed[:, :rows] = fraction * known.positions + (1.0 - fraction) * smoothed[:, :rows]
         return smoothed
 
     def values(self, latents: Tensor) -> tuple[float, ...]:
@@ -310,8 +310,8 @@ class CosmosPolicy:
         return tuple(extract_value(frames).tolist())
 
     @torch.inference_mode()
-    def depict(self, scene: Scene, latents: Tensor) -> list[dict[str, Picture]]:
-        """Decode the imagined pictures of each latent, by camera role; (S, S, 3) uint8 RGB.
+    def decode_images(self, scene: Conditioning, latents: Tensor) -> list[dict[str, ImageArray]]:
+        """Decode the imagined images of each latent, by camera role; (S, S, 3) uint8 RGB.
 
         Raises:
             ValueError: the latents have no future.
@@ -328,12 +328,14 @@ class CosmosPolicy:
         ]
 
     @torch.inference_mode()
-    def _encode(self, prompt: str, pictures: dict[str, Picture], observation: Observation) -> Scene:
+    def _encode(
+        self, prompt: str, pictures: dict[str, ImageArray], observation: Observation
+    ) -> Conditioning:
         self._read(prompt)  # an unknown prompt is told before the work begins
         known = 1 + len(self.checkpoint.layout.state)
         clean = encode_known(self.checkpoint, [pictures], known, self.device)
         inject_proprio(self.checkpoint, clean, observation)
-        return Scene(prompt, pictures, clean)
+        return Conditioning(prompt, pictures, clean)
 
     @torch.inference_mode()
     def _generate(
@@ -341,9 +343,9 @@ class CosmosPolicy:
         mode: Mode,
         prompt: str,
         latents: Tensor,
-        draws: Sequence[Draw],
+        draws: Sequence[SampleSpec],
         read: Sequence[str],
-        held: Held | None = None,
+        held: InpaintMask | None = None,
     ) -> Tensor:
         """Generate what ``mode`` does not know, of which the frames called ``read`` are wanted."""
         if len(latents) not in (1, len(draws)):
@@ -363,7 +365,7 @@ class CosmosPolicy:
         generated[:, :, [f for f in denoiser.generated if f not in frames]] = torch.nan
         return generated
 
-    def _hold(self, committed: Commitment) -> Held:
+    def _hold(self, committed: ActionPrefix) -> InpaintMask:
         """Return the action frame with the committed rows in all their copies."""
         config = self.checkpoint.config
         known = committed.first(config.chunk_steps)
@@ -377,13 +379,13 @@ class CosmosPolicy:
             flat = torch.from_numpy(numbers.astype(np.float32)).flatten()
             return inject(flat, config.frame_shape).to(self.device)
 
-        return Held(self.checkpoint.layout.index("action"), frame(chunk), frame(weights))
+        return InpaintMask(self.checkpoint.layout.index("action"), frame(chunk), frame(weights))
 
-    def _read(self, prompt: str) -> Memory:
+    def _read(self, prompt: str) -> TextKV:
         return self._network.read(prompt, self.checkpoint.text.embedding)
 
     def _in_batches(
-        self, denoiser: Denoiser, draws: Sequence[Draw], wanted: Sequence[int]
+        self, denoiser: Denoiser, draws: Sequence[SampleSpec], wanted: Sequence[int]
     ) -> Tensor:
         """Run the sampler on as many draws at once as the network takes, long with long ones."""
         config = self.checkpoint.config

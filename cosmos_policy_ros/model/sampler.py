@@ -25,7 +25,7 @@ RHO = 7.0  # curvature of the Karras schedule
 Denoise = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
 
 
-class Draw(NamedTuple):
+class SampleSpec(NamedTuple):
     """One run of the sampler: where its noise comes from, and how many steps are asked of it."""
 
     seed: int
@@ -62,7 +62,7 @@ def count_evaluations(steps: int, numerics: Numerics) -> int:
     return steps
 
 
-def ensemble(seed: int, members: int, steps: int, numerics: Numerics) -> tuple[Draw, ...]:
+def ensemble(seed: int, members: int, steps: int, numerics: Numerics) -> tuple[SampleSpec, ...]:
     """Return the draws with which one candidate's future or value is predicted several times.
 
     Member i draws its noise from ``seed + i``. In the paper each takes all ``steps``; the released
@@ -78,7 +78,7 @@ def ensemble(seed: int, members: int, steps: int, numerics: Numerics) -> tuple[D
     counts = [steps] * members
     if numerics == "released" and members > 1:
         counts = np.linspace(1, steps, members).astype(int).tolist()
-    return tuple(Draw(seed + i, count) for i, count in enumerate(counts))
+    return tuple(SampleSpec(seed + i, count) for i, count in enumerate(counts))
 
 
 def initial_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:

@@ -14,7 +14,7 @@ from cosmos_policy_ros.core.errors import ObservationError
 from cosmos_policy_ros.model import images
 from cosmos_policy_ros.model.checkpoint import Checkpoint
 from cosmos_policy_ros.model.config import CheckpointConfig, Numerics
-from cosmos_policy_ros.model.images import Picture
+from cosmos_policy_ros.model.images import ImageArray
 from cosmos_policy_ros.model.layout import (
     FUTURE,
     Layout,
@@ -27,43 +27,43 @@ from cosmos_policy_ros.rig.observation import Observation
 
 
 @dataclass(frozen=True)
-class Scene:
+class Conditioning:
     """A task and the current state, as the networks see it.
 
     Attributes:
         prompt: the task in the words that the checkpoint knows.
-        pictures: (S, S, 3) uint8 per camera role, as they were encoded.
+        images: (S, S, 3) uint8 per camera role, as they were encoded.
         clean: (1, 16, T, h, w) float32 latent, the state's frames filled in and the others zero.
     """
 
     prompt: str
-    pictures: Mapping[str, Picture]
+    images: Mapping[str, ImageArray]
     clean: Tensor
 
 
-def prepare_pictures(observation: Observation, checkpoint: Checkpoint) -> dict[str, Picture]:
-    """Return each camera's picture (S, S, 3) as the model takes it, by role.
+def prepare_images(observation: Observation, checkpoint: Checkpoint) -> dict[str, ImageArray]:
+    """Return each camera's image (S, S, 3) as the model takes it, by role.
 
     Raises:
-        ObservationError: a camera of the layout is missing or its picture is unusable.
+        ObservationError: a camera of the layout is missing or its image is unusable.
     """
-    reduced = reduce_pictures(observation, checkpoint.config)
-    return {role: images.centre_crop(picture) for role, picture in reduced.items()}
+    reduced = reduce_images(observation, checkpoint.config)
+    return {role: images.centre_crop(image) for role, image in reduced.items()}
 
 
-def reduce_pictures(observation: Observation, config: CheckpointConfig) -> dict[str, Picture]:
-    """Return each camera's whole picture at the model's size (S, S, 3), by role.
+def reduce_images(observation: Observation, config: CheckpointConfig) -> dict[str, ImageArray]:
+    """Return each camera's whole image at the model's size (S, S, 3), by role.
 
     Training cuts its own crops out of these.
 
     Raises:
-        ObservationError: a camera of the layout is missing or its picture is unusable.
+        ObservationError: a camera of the layout is missing or its image is unusable.
     """
     cameras = layout_named(config.layout).cameras
     absent = [role for role in cameras if role not in observation.images]
     if absent:
         raise ObservationError(
-            f"no picture of camera {', '.join(absent)}; the checkpoint needs "
+            f"no image of camera {', '.join(absent)}; the checkpoint needs "
             f"{', '.join(cameras)}, the observation has {', '.join(observation.images) or 'none'}"
         )
     return {
@@ -78,12 +78,12 @@ def reduce_pictures(observation: Observation, config: CheckpointConfig) -> dict[
     }
 
 
-def image_sequence(layout: Layout, pictures: Mapping[str, Picture], frames: int) -> Picture:
-    """Lay out the pictures behind the first ``frames`` latent frames.
+def image_sequence(layout: Layout, pictures: Mapping[str, ImageArray], frames: int) -> ImageArray:
+    """Lay out the images behind the first ``frames`` latent frames.
 
     Frames without a camera are black, to be overwritten or generated; a future camera's frame
-    repeats the current picture unless ``pictures`` has its own ("future_primary"), as training
-    does. All four pictures of a frame are the same.
+    repeats the current image unless ``images`` has its own ("future_primary"), as training
+    does. All four images of a frame are the same.
 
     Returns:
         (1 + 4 (frames - 1), S, S, 3) uint8.
@@ -91,22 +91,22 @@ def image_sequence(layout: Layout, pictures: Mapping[str, Picture], frames: int)
     sample = next(iter(pictures.values()))
     sequence = np.zeros((images_of(frames), *sample.shape), dtype=np.uint8)
     for index, name in enumerate(layout.frames[:frames]):
-        picture = pictures.get(name, pictures.get(name.removeprefix(FUTURE)))
-        if picture is not None:
-            sequence[first_image(index) : images_of(index + 1)] = picture
+        image = pictures.get(name, pictures.get(name.removeprefix(FUTURE)))
+        if image is not None:
+            sequence[first_image(index) : images_of(index + 1)] = image
     return sequence
 
 
 def encode_known(
     checkpoint: Checkpoint,
-    pictures: Sequence[Mapping[str, Picture]],
+    pictures: Sequence[Mapping[str, ImageArray]],
     frames: int,
     device: torch.device | str,
 ) -> Tensor:
     """Encode the first ``frames`` frames and leave the others zero; they are never read.
 
     The sequence begins with frames that are always black: the tokenizer keeps what it makes of
-    them, and only the pictures behind them are encoded.
+    them, and only the images behind them are encoded.
 
     Args:
         checkpoint: has the tokenizer.
@@ -151,16 +151,16 @@ def check_state(state: NDArray[np.float64], dims: int) -> None:
         )
 
 
-def restore_placeholders(checkpoint: Checkpoint, scene: Scene, latents: Tensor) -> Tensor:
+def restore_placeholders(checkpoint: Checkpoint, scene: Conditioning, latents: Tensor) -> Tensor:
     """Return latents (B, 16, T, h, w) that can be decoded: without the vectors written into them.
 
-    Frames that hold numbers instead of pictures get back the black placeholders that they were
-    encoded from. The autoencoder is causal, so these depend on the camera pictures before them, and
-    the value's frame, behind every picture, does not matter.
+    Frames that hold numbers instead of images get back the black placeholders that they were
+    encoded from. The autoencoder is causal, so these depend on the camera images before them, and
+    the value's frame, behind every image, does not matter.
     """
     layout = checkpoint.layout
     vectors = [layout.index(name) for name in ("blank", "proprio", "action", "future_proprio")]
-    black = encode_known(checkpoint, [scene.pictures], max(vectors) + 1, latents.device)
+    black = encode_known(checkpoint, [scene.images], max(vectors) + 1, latents.device)
     restored = latents.clone()
     restored[:, :, vectors] = black[:, :, vectors]
     return restored
@@ -169,7 +169,7 @@ def restore_placeholders(checkpoint: Checkpoint, scene: Scene, latents: Tensor) 
 def step_ahead(layout: Layout, latents: Tensor, numerics: Numerics) -> Tensor:
     """Make the imagined future of each latent its current state, to search a chunk deeper.
 
-    "paper": all of it. "released": the pictures only; the released code writes the measured
+    "paper": all of it. "released": the images only; the released code writes the measured
     proprioception over the predicted one.
 
     Returns:

@@ -157,7 +157,7 @@ def _range(columns: Mapping[str, Array], what: str, path: Path) -> Range:
 # Share of the stroke. Whoever demonstrates with a gripper opens it wider than this; the same stroke
 # in metres (0.02 to 0.06) never gets there.
 LEAST_OPENING = 0.1
-# Share by which a picture may be wider or narrower than those of training. Rectifying and binning
+# Share by which an image may be wider or narrower than those of training. Rectifying and binning
 # cost a few rows; 16:9 is 33 % wider than 4:3, and a circle becomes as much of an ellipse.
 ASPECT_TOLERANCE = 0.05
 
@@ -181,20 +181,20 @@ def compare_with_rig(statistics: Statistics, rig: RigSpec) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def check_pictures(
+def check_images(
     sizes: Mapping[str, tuple[int, int]], trained_on: Sequence[int], rig: RigSpec
 ) -> Check:
-    """Look at whether the cameras' pictures have the aspect ratio of those trained on.
+    """Look at whether the cameras' images have the aspect ratio of those trained on.
 
-    The model takes squares: every picture is squeezed into one, and a wider camera's more.
+    The model takes squares: every image is squeezed into one, and a wider camera's more.
 
     Args:
-        sizes: rows and columns of the newest picture by camera role.
-        trained_on: rows and columns of the checkpoint's training pictures; empty where nothing was
-            learned from pictures.
+        sizes: rows and columns of the newest image by camera role.
+        trained_on: rows and columns of the checkpoint's training images; empty where nothing was
+            learned from images.
         rig: whose cameras may be excepted, with ``any_aspect``.
     """
-    what, excepted = "pictures", {c.role for c in rig.cameras if c.any_aspect}
+    what, excepted = "images", {c.role for c in rig.cameras if c.any_aspect}
     if not sizes:
         return Check(what, False, "no camera has sent one", "start the cameras' drivers")
     told = ", ".join(f"{role} {height}x{width}" for role, (height, width) in sizes.items())

@@ -1,10 +1,10 @@
-"""Pictures to latents and back: diffusers' Wan autoencoder with the normalisation of the policy.
+"""Images to latents and back: diffusers' Wan autoencoder with the normalisation of the policy.
 
 Both directions are causal in time, and that is where the time is saved. The first n latent frames
-depend on the first 1 + 4 (n - 1) pictures only: a query encodes the pictures it conditions on and
-none behind them, bit for bit the same. Its first pictures are the same black ones in every query:
-what the network remembers of them is kept, and only the camera pictures are encoded. And the other
-way, pictures are decoded up to the last frame that somebody looks at.
+depend on the first 1 + 4 (n - 1) images only: a query encodes the images it conditions on and
+none behind them, bit for bit the same. Its first images are the same black ones in every query:
+what the network remembers of them is kept, and only the camera images are encoded. And the other
+way, images are decoded up to the last frame that somebody looks at.
 
 The causal memory travels as a value instead of living on diffusers' module, so any number of
 threads may encode and decode at once.
@@ -30,19 +30,19 @@ from torch.nn.functional import normalize
 from cosmos_policy_ros.model.config import LATENT_CHANNELS, SPACE, VaeConfig
 from cosmos_policy_ros.model.layout import IMAGES_PER_FRAME
 
-WINDOW = 16  # pictures encoded at once behind the first one, as NVIDIA's code does
+WINDOW = 16  # images encoded at once behind the first one, as NVIDIA's code does
 CPU_WINDOW = 4  # the fewest, as diffusers does: less memory, and 3 to 20 % less time at 224 px
 BLACK = -1.0
 EPSILON = 1e-12  # least length, as torch has it
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """The first pictures of a video, encoded.
+class CausalState:
+    """The first images of a video, encoded.
 
     Attributes:
         latent: (B, 16, n, h, w) float32, their latent frames.
-        memory: the last inputs of every causal convolution; what later pictures see of these.
+        memory: the last inputs of every causal convolution; what later images see of these.
     """
 
     latent: Tensor
@@ -76,7 +76,7 @@ class Tokenizer(nn.Module):
         self._patch = config.patch
         self._mean = config.latent_mean
         self._std = config.latent_std
-        self._black: dict[tuple[object, ...], Beginning] = {}
+        self._black: dict[tuple[object, ...], CausalState] = {}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -91,18 +91,18 @@ class Tokenizer(nn.Module):
         """
         return self.begin(video).latent
 
-    def begin(self, video: Tensor) -> Beginning:
+    def begin(self, video: Tensor) -> CausalState:
         """Encode (B, 3, 1 + 4 n, H, W) like :meth:`encode`, to go on from there."""
         memory: list[Any] = [None] * _count_causal(self.vae.encoder)
         first, rest = video[:, :, :1], video[:, :, 1:]
         moments = [self._encode_window(first, memory), *self._encode_windows(rest, memory)]
-        return Beginning(self._normalised(moments), tuple(memory))
+        return CausalState(self._normalised(moments), tuple(memory))
 
-    def encode_after(self, beginning: Beginning, video: Tensor) -> Tensor:
-        """Encode the pictures behind a beginning, which is left as it was.
+    def encode_after(self, beginning: CausalState, video: Tensor) -> Tensor:
+        """Encode the images behind a beginning, which is left as it was.
 
         Args:
-            beginning: any number of pictures of the same batch, size, format and device.
+            beginning: any number of images of the same batch, size, format and device.
             video: (B, 3, 4 n, H, W) in [-1, 1].
 
         Returns:
@@ -112,13 +112,13 @@ class Tokenizer(nn.Module):
         return self._normalised(self._encode_windows(video, list(beginning.memory)))
 
     def encode_after_black(self, video: Tensor, black: int) -> Tensor:
-        """Encode ``black`` black pictures and then ``video``; the black ones only the first time.
+        """Encode ``black`` black images and then ``video``; the black ones only the first time.
 
         What is kept takes 269 MiB in float32 for the released network at 224 px, half in bfloat16.
 
         Args:
-            video: (B, 3, 4 n, H, W) in [-1, 1], the pictures behind the black ones.
-            black: how many pictures come before, 1 + 4 m.
+            video: (B, 3, 4 n, H, W) in [-1, 1], the images behind the black ones.
+            black: how many images come before, 1 + 4 m.
 
         Returns:
             (B, 16, 1 + m + n, h, w) float32, the latents of all.
@@ -129,8 +129,8 @@ class Tokenizer(nn.Module):
             shape = (batch, channels, black, *size)
             # Not as inference tensors, which would be of no use to a later call with gradients.
             with torch.inference_mode(False), torch.no_grad():
-                pictures = torch.full(shape, BLACK, dtype=self.dtype, device=video.device)
-                self._black[key] = self.begin(pictures)
+                images = torch.full(shape, BLACK, dtype=self.dtype, device=video.device)
+                self._black[key] = self.begin(images)
         beginning = self._black[key]
         return torch.cat([beginning.latent, self.encode_after(beginning, video)], dim=2)
 
@@ -140,7 +140,7 @@ class Tokenizer(nn.Module):
         return ((mean - shift) * scale).float()
 
     def forget(self) -> None:
-        """Drop what is kept of black pictures; needed after writing other weights in place."""
+        """Drop what is kept of black images; needed after writing other weights in place."""
         self._black.clear()
 
     def decode(self, latent: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ class Tokenizer(nn.Module):
         return torch.cat(self._decode(latent, range(latent.shape[2])), dim=2)
 
     def decode_first_images(self, latent: Tensor, frames: Sequence[int]) -> Tensor:
-        """Decode the first picture of each wanted frame; nothing behind the last one is decoded.
+        """Decode the first image of each wanted frame; nothing behind the last one is decoded.
 
         Args:
             latent: (B, 16, T, h, w).
@@ -158,7 +158,7 @@ class Tokenizer(nn.Module):
             (B, 3, len(frames), 8 h, 8 w) float32 in [-1, 1], in the order of ``frames``.
         """
         wanted = sorted(set(frames))
-        firsts = [pictures[:, :, :1] for pictures in self._decode(latent, wanted)]
+        firsts = [images[:, :, :1] for images in self._decode(latent, wanted)]
         decoded = dict(zip(wanted, firsts, strict=True))
         return torch.cat([decoded[frame] for frame in frames], dim=2)
 
@@ -168,7 +168,7 @@ class Tokenizer(nn.Module):
 
     def _encode_windows(self, video: Tensor, memory: list[Any]) -> list[Tensor]:
         if video.shape[2] % IMAGES_PER_FRAME:
-            raise ValueError(f"{video.shape[2]} pictures are no whole number of latent frames")
+            raise ValueError(f"{video.shape[2]} images are no whole number of latent frames")
         window = CPU_WINDOW if video.device.type == "cpu" else WINDOW
         starts = range(0, video.shape[2], window)
         return [self._encode_window(video[:, :, i : i + window], memory) for i in starts]
@@ -184,11 +184,11 @@ class Tokenizer(nn.Module):
         return self.normalise(torch.cat(means, dim=2))
 
     def _decode(self, latent: Tensor, wanted: Sequence[int]) -> list[Tensor]:
-        """Return the pictures (B, 3, 1 or 4, H, W) float32 of the ``wanted`` frames, ascending."""
+        """Return the images (B, 3, 1 or 4, H, W) float32 of the ``wanted`` frames, ascending."""
         shift, scale = self._constants(latent.device)
         scaled = latent.to(self.dtype) / scale + shift
         memory: list[Any] = [None] * _count_causal(self.vae.decoder)
-        pictures = []
+        images = []
         for frame in range(max(wanted) + 1):
             decoded = self.vae.decoder(
                 self.vae.post_quant_conv(scaled[:, :, frame : frame + 1]),
@@ -198,8 +198,8 @@ class Tokenizer(nn.Module):
             )
             if frame in wanted:
                 unfolded = unpatchify(decoded, self._patch)  # type: ignore[no-untyped-call]
-                pictures.append(unfolded.clamp(-1, 1).float())
-        return pictures
+                images.append(unfolded.clamp(-1, 1).float())
+        return images
 
     def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return the latents' mean and one over their standard deviation.

@@ -28,7 +28,7 @@ BASE_PERIOD = 10_000.0  # of the timestep's sinusoid and of the rotary position
 MASK_CHANNELS = 2  # condition mask and padding mask, behind the latent's own channels
 
 
-class Moment(NamedTuple):
+class TimestepEmbedding(NamedTuple):
     """Embedded timesteps. A tuple, so that FSDP and checkpointing see the tensors inside.
 
     Attributes:
@@ -66,7 +66,7 @@ class Context(NamedTuple):
     bias: Tensor | None = None
 
 
-class Memory(NamedTuple):
+class TextKV(NamedTuple):
     """The text as every block's cross-attention sees it, prepared.
 
     Attributes:
@@ -110,7 +110,7 @@ class Transformer(nn.Module):
         latent: Tensor,
         timestep: Tensor | Modulation,
         known: Tensor,
-        text: Tensor | Memory,
+        text: Tensor | TextKV,
         wanted: Sequence[int] | None = None,
         rotation: Tensor | None = None,
     ) -> Tensor:
@@ -137,7 +137,7 @@ class Transformer(nn.Module):
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
             moment = when.blocks[:, :, i] if isinstance(when, Modulation) else when
-            context = _layer(said, i) if isinstance(said, Memory) else said
+            context = _layer(said, i) if isinstance(said, TextKV) else said
             x = block(x, rotation, moment, context, frames if i == last else None)
         moment = when.final if isinstance(when, Modulation) else when
         prediction = self.final_layer(x, _pick_moment(moment, frames), latent.shape[-1])
@@ -148,11 +148,11 @@ class Transformer(nn.Module):
         rotation: Tensor = self.pos_embedder(self.x_embedder.grid(latent))
         return rotation
 
-    def embed(self, timestep: Tensor) -> Moment:
+    def embed(self, timestep: Tensor) -> TimestepEmbedding:
         """Embed (b, T) timesteps. The sinusoid is made in float32 and rounded to the weights."""
         sinusoid = self.t_embedder[0](timestep.to(self.device)).to(self.dtype)  # (b, T, D)
         activated = functional.silu(self.t_embedding_norm(sinusoid))
-        return Moment(activated, self.t_embedder[1](sinusoid))
+        return TimestepEmbedding(activated, self.t_embedder[1](sinusoid))
 
     def modulation(self, timestep: Tensor) -> Modulation:
         """Prepare (b, T) timesteps for :meth:`forward`, valid until the weights change."""
@@ -160,7 +160,7 @@ class Transformer(nn.Module):
         blocks = torch.stack([block.modulate(moment) for block in self.blocks], dim=2)
         return Modulation(blocks, self.final_layer.modulate(moment))
 
-    def read(self, text: Tensor, bias: Tensor | None = None) -> Memory:
+    def read(self, text: Tensor, bias: Tensor | None = None) -> TextKV:
         """Prepare a (b, L, D) prompt embedding for :meth:`forward`, valid until the weights change.
 
         Args:
@@ -169,7 +169,7 @@ class Transformer(nn.Module):
         """
         said = text.to(self.dtype)
         contexts = [block.cross_attn.remember(said) for block in self.blocks]
-        return Memory(
+        return TextKV(
             torch.stack([context.keys for context in contexts]),
             torch.stack([context.values for context in contexts]),
             None if bias is None else bias.to(self.dtype),
@@ -296,7 +296,7 @@ class Block(nn.Module):
         self.adaln_modulation_cross_attn = _low_rank(width, rank, 3 * width)
         self.adaln_modulation_mlp = _low_rank(width, rank, 3 * width)
 
-    def modulate(self, moment: Moment) -> Tensor:
+    def modulate(self, moment: TimestepEmbedding) -> Tensor:
         """Return (b, T, 3, 3, D): of each sub-layer its shift, scale and gate."""
         layers = (
             self.adaln_modulation_self_attn,
@@ -310,7 +310,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         rotation: Tensor,
-        moment: Moment | Tensor,
+        moment: TimestepEmbedding | Tensor,
         text: Tensor | Context,
         wanted: Sequence[int] | None = None,
     ) -> Tensor:
@@ -386,12 +386,12 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(width, math.prod(self.patch) * LATENT_CHANNELS, bias=False)
         self.adaln_modulation = _low_rank(width, config.adaln_rank, 2 * width)
 
-    def modulate(self, moment: Moment) -> Tensor:
+    def modulate(self, moment: TimestepEmbedding) -> Tensor:
         """Return (b, T, 2, D): shift and scale."""
         own: Tensor = self.adaln_modulation(moment.activated)  # (b, T, 2 D)
         return (own + moment.shared[..., : own.shape[2]]).view(*own.shape[:2], 2, -1)
 
-    def forward(self, x: Tensor, moment: Moment | Tensor, latent_width: int) -> Tensor:
+    def forward(self, x: Tensor, moment: TimestepEmbedding | Tensor, latent_width: int) -> Tensor:
         """Map (B, F, S, D) to (B, 16, F, H, W)."""
         modulation = moment if isinstance(moment, Tensor) else self.modulate(moment)
         cells = self.linear(_shifted_and_scaled(x, modulation))  # (B, F, S, p p 16)
@@ -431,10 +431,12 @@ def _pick(x: Tensor, frames: Sequence[int] | None) -> Tensor:
     return torch.stack([x[:, f] for f in frames], dim=1)
 
 
-def _pick_moment(moment: Moment | Tensor, frames: Sequence[int]) -> Moment | Tensor:
+def _pick_moment(
+    moment: TimestepEmbedding | Tensor, frames: Sequence[int]
+) -> TimestepEmbedding | Tensor:
     if isinstance(moment, Tensor):
         return _pick(moment, frames)
-    return Moment(_pick(moment.activated, frames), _pick(moment.shared, frames))
+    return TimestepEmbedding(_pick(moment.activated, frames), _pick(moment.shared, frames))
 
 
 def _spread(prediction: Tensor, frames: Sequence[int], count: int) -> Tensor:
@@ -446,7 +448,7 @@ def _spread(prediction: Tensor, frames: Sequence[int], count: int) -> Tensor:
     return torch.stack([found.get(f, nothing) for f in range(count)], dim=2)
 
 
-def _layer(memory: Memory, index: int) -> Context:
+def _layer(memory: TextKV, index: int) -> Context:
     return Context(memory.keys[index], memory.values[index], memory.bias)
 
 
@@ -483,15 +485,15 @@ class CachedTransformer:
         """Bind the network; ``forward`` is another way of doing the same forward pass."""
         self.network = network
         self._forward = forward or network
-        self._memories: OrderedDict[str, Memory] = OrderedDict()
+        self._memories: OrderedDict[str, TextKV] = OrderedDict()
         self._modulations: OrderedDict[float, Modulation] = OrderedDict()
         self._rotations: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
 
     @torch.no_grad()
-    def read(self, prompt: str, embed: Callable[[str], Tensor]) -> Memory:
+    def read(self, prompt: str, embed: Callable[[str], Tensor]) -> TextKV:
         """Return a prompt's keys and values; ``embed`` makes its (L, D) embedding when new."""
 
-        def make() -> Memory:
+        def make() -> TextKV:
             embedding = embed(prompt).to(self.network.device)
             return self.network.read(*collapse_padding(embedding.unsqueeze(0)))
 
@@ -503,7 +505,7 @@ class CachedTransformer:
         latent: Tensor,
         timestep: Tensor,
         known: Tensor,
-        text: Tensor | Memory,
+        text: Tensor | TextKV,
         wanted: Sequence[int] | None = None,
     ) -> Tensor:
         """Predict like :meth:`Transformer.forward`.

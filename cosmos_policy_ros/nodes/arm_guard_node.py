@@ -29,7 +29,7 @@ from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.convert import trajectory_points
 from cosmos_policy_ros.nodes.shell import Parameter
 from cosmos_policy_ros.rig.clock import SteadyClock
-from cosmos_policy_ros.rig.guard import Guard, Hold
+from cosmos_policy_ros.rig.guard import BrakeTrajectory, Guard
 from cosmos_policy_ros.rig.observation import read_arm
 from cosmos_policy_ros.rig.spec import Output, load_rig
 
@@ -64,9 +64,10 @@ class ArmGuardNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Read the rig and listen to what its controllers are sent."""
         self._rig = rig = load_rig(self.get_parameter("rig").value, config_folder("rigs"))
-        if rig.sink != "joint_trajectory":
+        if rig.command_interface != "joint_trajectory":
             raise ConfigError(
-                f"rig '{rig.name}' has sink {rig.sink}: its arm streamer holds the arms itself"
+                f"rig '{rig.name}' has command_interface: {rig.command_interface}; its arm "
+                "streamer holds the arms itself"
             )
         self._motion_clock = SteadyClock(lambda: int(self.get_clock().now().nanoseconds))
         self._arms = dict.fromkeys(rig.arms.keys(), _Arm())
@@ -234,7 +235,7 @@ class ArmGuardNode(LifecycleNode):
             self.get_logger().error(f"the arms are held: {reason}")
             self._tell()
 
-    def _send(self, holds: Mapping[str, Hold]) -> None:
+    def _send(self, holds: Mapping[str, BrakeTrajectory]) -> None:
         if not self._active:
             return
         for output, hold in holds.items():

@@ -151,7 +151,7 @@ def _vendor() -> Any:
     except ImportError as error:
         raise ConfigError(
             f"interbotix_xs_msgs cannot be imported ({error}); source the Interbotix workspace, or "
-            "set sink: joint_trajectory in the rig file and run a controller per arm"
+            "set command interface: joint_trajectory in the rig file and run a controller per arm"
         ) from error
     return interbotix_xs_msgs
 
@@ -180,10 +180,10 @@ class ArmStreamerNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Read the rig, find the driver's messages, connect."""
         self._rig = rig = load_rig(self.get_parameter("rig").value, config_folder("rigs"))
-        if rig.sink != "interbotix":
+        if rig.command_interface != "interbotix":
             raise ConfigError(
-                f"rig '{rig.name}' has sink {rig.sink}: its controllers take the trajectories "
-                "themselves, and nothing is to be streamed"
+                f"rig '{rig.name}' has command_interface: {rig.command_interface}; its "
+                "controllers take the trajectories themselves, and nothing is to be streamed"
             )
         self._group, self._single = driver_messages()
         self._motion_clock = SteadyClock(lambda: int(self.get_clock().now().nanoseconds))

@@ -16,12 +16,12 @@ from cosmos_policy_ros.bags.messages import Label
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.msg import Candidate as CandidateMsg
 from cosmos_policy_ros.msg import Decision as DecisionMsg
+from cosmos_policy_ros.msg import GateResult as VerdictMsg
 from cosmos_policy_ros.msg import Label as LabelMsg
-from cosmos_policy_ros.msg import Verdict as VerdictMsg
 from cosmos_policy_ros.nodes.shell import ns_to_stamp
-from cosmos_policy_ros.rig.chunk import Boundary, TimedChunk
+from cosmos_policy_ros.rig.chunk import ChunkTransition, TimedChunk
 from cosmos_policy_ros.rig.decision import Decision, Query
-from cosmos_policy_ros.rig.safety_gate import Verdict
+from cosmos_policy_ros.rig.safety_gate import GateResult
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
 
@@ -129,17 +129,21 @@ def decision_to_message(
     return message
 
 
-def picture_to_message(picture: NDArray[np.uint8], stamp_ns: int, chunk_id: str) -> Image:
-    """Return an imagined picture (H, W, 3) RGB; it bears its decision's stamp and chunk."""
-    height, width, channels = picture.shape
+def image_to_message(image: NDArray[np.uint8], stamp_ns: int, chunk_id: str) -> Image:
+    """Return an imagined image (H, W, 3) RGB; it bears its decision's stamp and chunk."""
+    height, width, channels = image.shape
     message = Image(height=height, width=width, encoding="rgb8", step=width * channels)
     message.header.stamp, message.header.frame_id = ns_to_stamp(stamp_ns), chunk_id
-    message.data = array("B", picture.tobytes())
+    message.data = array("B", image.tobytes())
     return message
 
 
 def verdict_to_message(
-    verdict: Verdict, boundary: Boundary | None, chunk_id: str, now_ns: int, rig: RigSpec
+    verdict: GateResult,
+    transition: ChunkTransition | None,
+    chunk_id: str,
+    now_ns: int,
+    rig: RigSpec,
 ) -> VerdictMsg:
     """Return the Verdict message; ``boundary`` is the judged chunk's, None where it has none."""
     message = VerdictMsg(
@@ -155,13 +159,13 @@ def verdict_to_message(
         clamped=verdict.clamped,
     )
     message.header.stamp = ns_to_stamp(now_ns)
-    if boundary is not None:
-        message.asked = ns_to_stamp(boundary.asked_ns)
-        message.latency, message.dropped = boundary.latency, boundary.dropped
-        message.blend_rows = boundary.blend_rows
-        message.jump_decided = array("d", dataclasses.astuple(boundary.decided))
-        if boundary.sent is not None:
-            message.jump_sent = array("d", dataclasses.astuple(boundary.sent))
+    if transition is not None:
+        message.asked = ns_to_stamp(transition.asked_ns)
+        message.latency, message.dropped = transition.latency, transition.dropped
+        message.blend_rows = transition.blend_rows
+        message.jump_decided = array("d", dataclasses.astuple(transition.decided))
+        if transition.sent is not None:
+            message.jump_sent = array("d", dataclasses.astuple(transition.sent))
     return message
 
 

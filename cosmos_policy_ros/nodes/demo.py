@@ -82,7 +82,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--execution",
         choices=get_args(Mode),
-        default="blocking",
+        default="synchronous",
         help="ask for the next chunk when the arms rest, while they move, or as latencies allow",
     )
     parser.add_argument("--devices", default="auto", help="engine cosmos: such as cpu,cpu")
@@ -272,7 +272,7 @@ images      {images}   (recorded)
 stages      {report.reached} of {len(report.stages)}: {", ".join(report.stages)}
 score       {report.score:g} of 100, seed {report.seed}
 bag         {report.bag} ({report.size / 1e6:.1f} MB)
-pictures    {"  ".join(map(str, sheets))}"""
+images    {"  ".join(map(str, sheets))}"""
     )
 
 

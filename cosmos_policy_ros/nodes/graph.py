@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from cosmos_policy_ros.core.errors import CosmosPolicyError
-from cosmos_policy_ros.core.paths import config_folder, executable, share_folder
+from cosmos_policy_ros.core.paths import config_folder, executable, package_share
 from cosmos_policy_ros.rig.spec import load_rig
 
 Value = bool | int | float | str
@@ -63,14 +63,14 @@ class GraphOptions:
         checkpoint: folder of engine cosmos; empty for the rig's default.
         devices: torch devices of engine cosmos, "auto" for GPUs; a search runs on all of them.
         planning: direct, or a search: a name in config/planning or a YAML file.
-        planner: checkpoint that imagines and appraises in a search; empty for the policy's own.
+        world_model: checkpoint that imagines and appraises in a search; empty for the policy's own.
         deadline: wall seconds that a search may take; 0 as the task says.
         ray: address of a Ray cluster to search on; empty for processes here.
         compiled: compile its transformer.
         numerics: released, paper, or checkpoint: as its config says.
         denoising_steps: 0 as the checkpoint says.
-        execution: blocking, overlap (ask while the arms move) or auto.
-        boundary: of chunks asked for in motion: condition or blend.
+        execution: synchronous, overlap (ask while the arms move) or auto.
+        transition: of chunks asked for in motion: condition or blend.
         seed: base noise seed of the policy.
         dry_run: everything but the arms: trajectories go to ~/preview, and nothing is recorded.
         root: folder of the episodes.
@@ -79,7 +79,7 @@ class GraphOptions:
         compression: of the bags' chunks, none or zstd.
         scene_seed: places the simulated objects.
         stepped: simulated rig without a wall clock, for tests.
-        width, height: simulated pictures [px]; 0 for the parameter file's.
+        width, height: simulated images [px]; 0 for the parameter file's.
     """
 
     rig: str = "sim"
@@ -88,14 +88,14 @@ class GraphOptions:
     checkpoint: str = ""
     devices: str = "auto"
     planning: str = "direct"
-    planner: str = ""
+    world_model: str = ""
     deadline: float = 0.0
     ray: str = ""
     compiled: bool = False
     numerics: str = "checkpoint"
     denoising_steps: int = 0
-    execution: str = "blocking"
-    boundary: str = "condition"
+    execution: str = "synchronous"
+    transition: str = "condition"
     seed: int = 195
     dry_run: bool = False
     root: str = "rollouts"
@@ -122,18 +122,18 @@ def node_processes(options: GraphOptions) -> tuple[NodeProcess, ...]:
         "checkpoint": options.checkpoint,
         "devices": options.devices,
         "planning": options.planning,
-        "planner": options.planner,
+        "world_model": options.world_model,
         "deadline": options.deadline,
         "ray": options.ray,
         "compiled": options.compiled,
         "numerics": options.numerics,
         "denoising_steps": options.denoising_steps,
         "execution": options.execution,
-        "boundary": options.boundary,
+        "transition": options.transition,
         "seed": options.seed,
         "dry_run": options.dry_run,
         "self_check": not options.stepped,  # nothing is fresh while no time passes
-        "keeper": "none" if options.stepped else "auto",
+        "watchdog": "none" if options.stepped else "auto",
     }
     nodes = [_process("policy_node", {**shared, **policy})]
     if options.record and not options.dry_run:  # what moves nothing is no rollout
@@ -144,8 +144,10 @@ def node_processes(options: GraphOptions) -> tuple[NodeProcess, ...]:
         }
         nodes.append(_process("recorder_node", {**shared, **recorder}))
     if not options.dry_run and not options.stepped:
-        keeper = "arm_streamer_node" if rig.sink == "interbotix" else "arm_guard_node"
-        nodes.insert(0, _process(keeper, {"rig": options.rig}, NO_SHARED_MEMORY))
+        watchdog = (
+            "arm_streamer_node" if rig.command_interface == "interbotix" else "arm_guard_node"
+        )
+        nodes.insert(0, _process(watchdog, {"rig": options.rig}, NO_SHARED_MEMORY))
     if rig.kind == "sim":
         scene: dict[str, Value] = {
             "rig": options.rig,
@@ -174,7 +176,7 @@ def environment(
     given = os.environ if variables is None else variables
     if not _is_fast_dds(given):
         return {}
-    name, folder = _profile_variable(given), share_folder() / "config"
+    name, folder = _profile_variable(given), package_share() / "config"
     if foreign := _foreign_profile(given):
         return {name: foreign}
     if _keeps_to_machine(given):
@@ -230,7 +232,7 @@ def _profile_variable(given: Mapping[str, str]) -> str:
 def _foreign_profile(given: Mapping[str, str]) -> str:
     """Return the profile that is set, "" for none or one of ours."""
     file = given.get(_profile_variable(given), "")
-    ours = (share_folder() / "config").resolve()
+    ours = (package_share() / "config").resolve()
     return file if file and Path(file).resolve().parent != ours else ""
 
 

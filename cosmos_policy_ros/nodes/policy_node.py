@@ -17,7 +17,6 @@ from cosmos_policy_ros.core.errors import CosmosPolicyError
 from cosmos_policy_ros.inference.engines import load_engine
 from cosmos_policy_ros.inference.spec import EngineLoader
 from cosmos_policy_ros.nodes import shell
-from cosmos_policy_ros.nodes.policy_keeper import KeeperWatch
 from cosmos_policy_ros.nodes.policy_parameters import (
     PARAMETERS,
     PolicySettings,
@@ -27,7 +26,8 @@ from cosmos_policy_ros.nodes.policy_parameters import (
 )
 from cosmos_policy_ros.nodes.policy_reports import PolicyChecks, PolicyReports
 from cosmos_policy_ros.nodes.policy_runs import PolicyRuns
-from cosmos_policy_ros.nodes.policy_topics import Pace, PolicyInputs, PolicyOutput
+from cosmos_policy_ros.nodes.policy_topics import PolicyInputs, PolicyOutput, PollScheduler
+from cosmos_policy_ros.nodes.policy_watchdog import WatchdogMonitor
 from cosmos_policy_ros.planning.workers import Inference, start_inference
 from cosmos_policy_ros.rig.self_check import Check, failures, table
 
@@ -63,15 +63,15 @@ class PolicyNode(LifecycleNode):
         self._inference = start_inference(
             engine, settings.devices, settings.worker, self._wake.trigger, self._load, settings.ray
         )
-        self._keeper = KeeperWatch(
-            self, settings.rig, settings.keeper, identity=self._identity, dry=settings.dry_run
+        self._watchdog = WatchdogMonitor(
+            self, settings.rig, settings.watchdog, identity=self._identity, dry=settings.dry_run
         )
         self._checks = PolicyChecks(
             self,
             settings.rig,
             self._inputs,
             self._motion_clock,
-            keeper=self._keeper,
+            watchdog=self._watchdog,
             warnings=warned,
             dry=settings.dry_run,
             trained_on=trained_on(settings),
@@ -84,7 +84,7 @@ class PolicyNode(LifecycleNode):
             engine.engine,
             engine.checkpoint,
             identity=self._identity,
-            heartbeat=self._keeper.needed,
+            heartbeat=self._watchdog.needed,
         )
         self._connect(settings, self._inference)
         return super().on_configure(state)
@@ -125,7 +125,7 @@ class PolicyNode(LifecycleNode):
         self._output = PolicyOutput(
             self,
             settings.rig,
-            self._keeper,
+            self._watchdog,
             self._inputs.sources,
             self._motion_clock,
             self._reports.announce,
@@ -137,11 +137,11 @@ class PolicyNode(LifecycleNode):
             self._inputs.sources,
             inference,
             self._output,
-            self._keeper,
+            self._watchdog,
             self._motion_clock,
             self._wake.trigger,
         )
-        self._pace = Pace(self, settings.rig.arms.keys(), self._poll)
+        self._pace = PollScheduler(self, settings.rig.arms.keys(), self._poll)
         self._inputs.on_joint_state = self._pace.on_joint_state
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._diagnosing = self.create_timer(1.0, self._diagnose, clock=steady)
@@ -169,7 +169,7 @@ class PolicyNode(LifecycleNode):
         self._inputs.close()
         if self._clock_topic is not None:
             self.destroy_subscription(self._clock_topic.subscription)
-        self._keeper.close()
+        self._watchdog.close()
         self._reports.close()
         self.destroy_guard_condition(self._wake)
 
@@ -219,7 +219,7 @@ class PolicyNode(LifecycleNode):
             self._runs.forget_commanded()
             self._runs.unlatch()
             self._output.armed = True
-        self._keeper.wake(request.data)
+        self._watchdog.wake(request.data)
         response.success = True
         response.message = "armed: arms may move" if request.data else "disarmed: nothing is sent"
         self.get_logger().info(response.message)

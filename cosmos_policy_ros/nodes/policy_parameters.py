@@ -21,7 +21,7 @@ from cosmos_policy_ros.model.statistics import compare_with_rig, load_statistics
 from cosmos_policy_ros.nodes.shell import Parameter
 from cosmos_policy_ros.planning.workers import parse_devices
 from cosmos_policy_ros.rig.arms import STATE_DIM
-from cosmos_policy_ros.rig.execution import BoundaryMode, Execution, Mode
+from cosmos_policy_ros.rig.execution import Execution, Mode, TransitionMode
 from cosmos_policy_ros.rig.run import RunLimits
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
@@ -59,7 +59,7 @@ PARAMETERS = (
         "config/planning or a YAML file",
     ),
     Parameter(
-        "planner",
+        "world_model",
         "",
         "checkpoint folder that imagines and appraises in a search; empty: the policy's own",
     ),
@@ -99,13 +99,14 @@ PARAMETERS = (
     Parameter("dry_run", False, "send trajectories to ~/preview/<output> and nothing to the arms"),
     Parameter(
         "execution",
-        "blocking",
-        "blocking: the next chunk is asked for when the arms rest, as in the paper; overlap: while "
+        "synchronous",
+        "synchronous: the next chunk is asked for when the arms rest, as in the paper; "
+        "asynchronous: while "
         "they move, whenever the answer can come in time; auto: while they move if no pause is "
         "left then, by the latencies measured, else as blocking",
     ),
     Parameter(
-        "boundary",
+        "transition",
         "condition",
         "of chunks asked for in motion: condition has the policy begin with what the arms are "
         "committed to; blend only goes over from the old path to the new one",
@@ -114,10 +115,10 @@ PARAMETERS = (
     Parameter("start_speed", 0.5, "rad/s of the fastest joint on ~/go_to_start", 0.05, 1.0),
     Parameter("self_check", True, "arm only when all of ~/self_check passes"),
     Parameter(
-        "keeper",
+        "watchdog",
         "auto",
         "node that holds the arms should this one fall silent: auto: arm_streamer_node or "
-        "arm_guard_node, as the rig's sink is; none: nobody, for a rig where no time passes",
+        "arm_guard_node, by the rig's command interface; none: for a rig where no time passes",
     ),
     Parameter("restarts", 3, "times a dead inference process is started again", 0, 100),
 )
@@ -137,7 +138,7 @@ class PolicySettings:
     seed: int
     deadline: float
     futures: bool
-    keeper: str
+    watchdog: str
     self_check: bool
     dry_run: bool
     start_speed: float
@@ -169,7 +170,7 @@ def read_settings(node: Node) -> PolicySettings:
         )
     if engine != "cosmos" and search is not None:
         raise ConfigError(f"planning {value('planning')} needs engine cosmos, not {engine}")
-    devices, planner = parse_devices(value("devices")), value("planner") if search else ""
+    devices, world_model = parse_devices(value("devices")), value("world_model") if search else ""
     return PolicySettings(
         rig=rig,
         task=load_task(value("task"), config_folder("tasks")),
@@ -182,7 +183,7 @@ def read_settings(node: Node) -> PolicySettings:
             numerics=None if numerics == AS_TRAINED else numerics,
             denoising_steps=value("denoising_steps") or None,
             search=search,
-            planner=str(_checkpoint(planner, rig)) if planner else "",
+            world_model=str(_checkpoint(world_model, rig)) if world_model else "",
             gripper=rig.arms.left.gripper,
         ),
         devices=devices,
@@ -192,13 +193,13 @@ def read_settings(node: Node) -> PolicySettings:
         seed=value("seed"),
         deadline=value("deadline"),
         futures=value("futures"),
-        keeper=value("keeper"),
+        watchdog=value("watchdog"),
         self_check=value("self_check"),
         dry_run=value("dry_run"),
         start_speed=value("start_speed"),
         execution=Execution(
             mode=_one_of("execution", value("execution"), get_args(Mode)),
-            boundary=_one_of("boundary", value("boundary"), get_args(BoundaryMode)),
+            transition=_one_of("transition", value("transition"), get_args(TransitionMode)),
             blend_rows=round(value("blend_seconds") / rig.rates.dt),
             searches=search is not None,
         ),
@@ -242,7 +243,7 @@ def warnings(settings: PolicySettings) -> tuple[str, ...]:
 
 
 def trained_on(settings: PolicySettings) -> tuple[int, ...]:
-    """Return rows and columns of the pictures that the checkpoint was trained on; empty if none.
+    """Return rows and columns of the images that the checkpoint was trained on; empty if none.
 
     Raises:
         ConfigError: its config cannot be read.

@@ -15,18 +15,18 @@ from rclpy.qos import QoSCompatibility, qos_check_compatible
 
 from cosmos_policy_ros.core.errors import ObservationError
 from cosmos_policy_ros.episodes.topics import RECORDER_NODE
-from cosmos_policy_ros.model.statistics import check_pictures
+from cosmos_policy_ros.model.statistics import check_images
 from cosmos_policy_ros.msg import PolicyState
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.graph import exposure
-from cosmos_policy_ros.nodes.policy_keeper import KeeperWatch
 from cosmos_policy_ros.nodes.policy_topics import PolicyInputs
-from cosmos_policy_ros.planning.scheduler import Planner
+from cosmos_policy_ros.nodes.policy_watchdog import WatchdogMonitor
+from cosmos_policy_ros.planning.scheduler import SearchScheduler
 from cosmos_policy_ros.planning.workers import Inference
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.clock import MotionClock
 from cosmos_policy_ros.rig.execution import LatencyTracker
-from cosmos_policy_ros.rig.observation import Sources
+from cosmos_policy_ros.rig.observation import SensorBuffer
 from cosmos_policy_ros.rig.run import Run
 from cosmos_policy_ros.rig.self_check import (
     LEAST_WINDOW,
@@ -34,13 +34,13 @@ from cosmos_policy_ros.rig.self_check import (
     Heard,
     check_alone,
     check_grippers,
-    check_keeper,
     check_listeners,
     check_pose,
     check_qos,
     check_rates,
     check_sides,
     check_sources,
+    check_watchdog,
     failures,
 )
 from cosmos_policy_ros.rig.spec import RigSpec
@@ -71,7 +71,7 @@ class PolicyReports:
         self,
         node: Node,
         inference: Inference,
-        sources: Sources,
+        sources: SensorBuffer,
         clock: MotionClock,
         engine: str,
         checkpoint: str,
@@ -196,11 +196,11 @@ class PolicyReports:
         """Publish ages and counts of the inputs, a warning, the inference's state and pace."""
         clock, name = self._node.get_clock(), self._node.get_name()
         now_ns = self._clock.now_ns()
-        complaints, counts = self._sources.complaints(now_ns), self._sources.counts()
-        complaints += [warning] if warning else []
+        problems, counts = self._sources.problems(now_ns), self._sources.counts()
+        problems += [warning] if warning else []
         inputs = DiagnosticStatus(name=f"{name}: inputs", hardware_id="rig")
-        inputs.level = DiagnosticStatus.WARN if complaints else DiagnosticStatus.OK
-        inputs.message = "; ".join(complaints) or "all sources fresh"
+        inputs.level = DiagnosticStatus.WARN if problems else DiagnosticStatus.OK
+        inputs.message = "; ".join(problems) or "all sources fresh"
         inputs.values = [
             KeyValue(key=source, value=f"{counts[source]} received, age {age:.3f} s")
             for source, age in self._sources.ages(now_ns).items()
@@ -211,14 +211,14 @@ class PolicyReports:
         engine.values = [KeyValue(key="restarts", value=str(self._inference.restarts))]
         pace = DiagnosticStatus(name=f"{name}: latency", hardware_id="inference")
         pace.message = "of the queries so far, the first after a start left out"
-        pace.values = [KeyValue(key=phase, value=text) for phase, text in latency.told().items()]
+        pace.values = [KeyValue(key=phase, value=text) for phase, text in latency.summary().items()]
         array = DiagnosticArray(status=[inputs, engine, pace, *self._workers(name)])
         array.header.stamp = clock.now().to_msg()
         self._diagnostics.publish(array)
 
     def _workers(self, name: str) -> Iterator[DiagnosticStatus]:
         """Yield the state of each inference process of a search, and how fast they have been."""
-        if not isinstance(self._inference, Planner):
+        if not isinstance(self._inference, SearchScheduler):
             return
         for index, worker in enumerate(self._inference.workers):
             status = DiagnosticStatus(name=f"{name}: worker {index}", hardware_id=worker.title)
@@ -227,7 +227,7 @@ class PolicyReports:
             yield status
         pace = DiagnosticStatus(name=f"{name}: search", hardware_id="inference")
         pace.message = self._inference.last
-        told = self._inference.durations.told()
+        told = self._inference.durations.summary()
         pace.values = [KeyValue(key=stage, value=text) for stage, text in told.items()]
         yield pace
 
@@ -255,7 +255,7 @@ class PolicyChecks:
         inputs: PolicyInputs,
         clock: MotionClock,
         *,
-        keeper: KeeperWatch,
+        watchdog: WatchdogMonitor,
         warnings: Sequence[str],
         dry: bool,
         trained_on: Sequence[int] = (),
@@ -267,14 +267,14 @@ class PolicyChecks:
             rig: what should be there.
             inputs: what comes in.
             clock: by which ages are measured.
-            keeper: who may command the arms, too.
+            watchdog: who may command the arms, too.
             warnings: what does not fit between checkpoint and rig.
             dry: whether nothing goes to the arms.
-            trained_on: rows and columns of the checkpoint's training pictures, empty for none.
+            trained_on: rows and columns of the checkpoint's training images, empty for none.
         """
         self._dry, self._clock, self._trained_on = dry, clock, tuple(trained_on)
         self._node, self._rig, self._inputs = node, rig, inputs
-        self._keeper, self._warnings = keeper, tuple(warnings)
+        self._watchdog, self._warnings = watchdog, tuple(warnings)
         self._nameless = 0
         self._counted: deque[tuple[float, dict[str, int]]] = deque()
         self.count()
@@ -289,14 +289,14 @@ class PolicyChecks:
     def run(self) -> list[Check]:
         """Look at everything now."""
         sources = self._inputs.sources
-        checks = [check_sources(sources.complaints(self._clock.now_ns())), check_sides(self._rig)]
+        checks = [check_sources(sources.problems(self._clock.now_ns())), check_sides(self._rig)]
         if self._rig.kind == "real":  # a simulated one drops frames on a busy machine, by design
             checks.append(check_rates(self._rig, self._heard()))
-        checks.append(self._pictures())
+        checks.append(self._images())
         measured = sources.measured()
         checks += [check_pose(self._rig, measured), check_grippers(self._rig, measured)]
-        if self._keeper.needed:
-            checks.append(check_keeper(self._keeper.node_name, self._keeper.silence()))
+        if self._watchdog.needed:
+            checks.append(check_watchdog(self._watchdog.node_name, self._watchdog.silence()))
         checks += [check_alone(self._foreign()), check_qos(self._mismatches())]
         if not self._dry:
             checks.append(check_listeners(self._unheard()))
@@ -308,7 +308,7 @@ class PolicyChecks:
     def stranger(self) -> str:
         """Return what else can command the arms, or set their clock; empty if nothing can.
 
-        A publisher is found before the name of its node, which may be our own keeper's: a nameless
+        A publisher is found before its node's name, which may be our own watchdog's: a nameless
         one counts when it is still there a few looks later.
         """
         foreign = {} if self._dry else self._foreign()
@@ -324,12 +324,12 @@ class PolicyChecks:
         check = check_grippers(self._rig, measured)
         return "" if measured is None or check.passed else failures([check])
 
-    def _pictures(self) -> Check:
+    def _images(self) -> Check:
         try:
             sizes = self._inputs.sources.image_sizes()
         except ObservationError as error:
-            return Check("pictures", False, str(error), "restart the camera's driver")
-        return check_pictures(sizes, self._trained_on, self._rig)
+            return Check("images", False, str(error), "restart the camera's driver")
+        return check_images(sizes, self._trained_on, self._rig)
 
     def _heard(self) -> Heard:
         (began, before), counts = self._counted[0], self._inputs.sources.counts()
@@ -338,10 +338,10 @@ class PolicyChecks:
 
     def _foreign(self) -> dict[str, list[str]]:
         """Return who else publishes on the topics that move the arms."""
-        policy, keeper = self._node.get_name(), self._keeper.node_name
-        to_us = {policy} if self._streamed else {policy, keeper}
+        policy, watchdog = self._node.get_name(), self._watchdog.node_name
+        to_us = {policy} if self._streamed else {policy, watchdog}
         expected = {output.topic: to_us for output in self._rig.outputs}
-        expected |= {topic: {keeper} for topic in self._driver_topics()}
+        expected |= {topic: {watchdog} for topic in self._driver_topics()}
         foreign = {topic: self._others(topic, names) for topic, names in expected.items()}
         if self._node.get_parameter("use_sim_time").value:
             clocks = [info.node_name for info in self._publishers("/clock")]
@@ -351,13 +351,13 @@ class PolicyChecks:
     def _unheard(self) -> list[str]:
         """Return the topics that move the arms of which nobody takes anything who could."""
         bystanders = {self._node.get_name(), RECORDER_NODE}
-        bystanders |= set() if self._streamed else {self._keeper.node_name}
+        bystanders |= set() if self._streamed else {self._watchdog.node_name}
         topics = [*(output.topic for output in self._rig.outputs), *self._driver_topics()]
         return [topic for topic in topics if not self._listeners(topic) - bystanders]
 
     @property
     def _streamed(self) -> bool:
-        return self._rig.sink == "interbotix"
+        return self._rig.command_interface == "interbotix"
 
     def _driver_topics(self) -> list[str]:
         """Return what the streamer sends the drivers, where there is one."""

@@ -22,17 +22,17 @@ from cosmos_policy_ros.core.errors import ConfigError, CosmosPolicyError, RigErr
 from cosmos_policy_ros.core.task import choose_prompt, load_named_task
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.inference.tasks import Decide
-from cosmos_policy_ros.nodes.policy_keeper import KeeperWatch
 from cosmos_policy_ros.nodes.policy_parameters import SEEDS, PolicySettings
 from cosmos_policy_ros.nodes.policy_topics import PolicyFutures, PolicyOutput
+from cosmos_policy_ros.nodes.policy_watchdog import WatchdogMonitor
 from cosmos_policy_ros.planning.workers import Inference
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.clock import MotionClock
 from cosmos_policy_ros.rig.decision import Decision, Query
-from cosmos_policy_ros.rig.execution import LatencyTracker, Trigger
-from cosmos_policy_ros.rig.observation import Sources
+from cosmos_policy_ros.rig.execution import InferenceScheduler, LatencyTracker
+from cosmos_policy_ros.rig.observation import SensorBuffer
 from cosmos_policy_ros.rig.run import Goal, Outcome, Phase, Run
-from cosmos_policy_ros.rig.safety_gate import SafetyGate, Situation, start_motion
+from cosmos_policy_ros.rig.safety_gate import GateContext, SafetyGate, start_motion
 from cosmos_policy_ros.rig.tracking import STILL_FOR
 
 NODES_SEED = -1  # in a goal: what the parameter says, as RunTask.action has it
@@ -62,10 +62,10 @@ class PolicyRuns:
         self,
         node: LifecycleNode,
         settings: PolicySettings,
-        sources: Sources,
+        sources: SensorBuffer,
         inference: Inference,
         output: PolicyOutput,
-        keeper: KeeperWatch,
+        watchdog: WatchdogMonitor,
         clock: MotionClock,
         wake: Callable[[], None],
     ) -> None:
@@ -75,7 +75,7 @@ class PolicyRuns:
         self.last_outcome = self.latched = ""
         self._clock = clock
         self._node, self._settings, self._sources = node, settings, sources
-        self._inference, self._output, self._keeper = inference, output, keeper
+        self._inference, self._output, self._watchdog = inference, output, watchdog
         self._gate = SafetyGate(settings.rig)
         self.latency = LatencyTracker()
         self._restarts = 0
@@ -104,7 +104,7 @@ class PolicyRuns:
 
     def poll(self) -> None:
         """Do what is due."""
-        self._keeper.wake(self._output.armed)
+        self._watchdog.wake(self._output.armed)
         if self._output.armed:
             self._output.watch()
             if jump := self._clock.jump():
@@ -118,7 +118,7 @@ class PolicyRuns:
             self.stop("cancelled", "the goal was cancelled")
         elif self._inference.status == "failed":
             self.stop("fault", self._inference.message)
-        elif complaint := self._keeper.complaint():
+        elif complaint := self._watchdog.complaint():
             self.stop("fault", complaint)
         elif self._inference.status == "ready" or run.phase is Phase.EXECUTING:
             started = time.monotonic()
@@ -210,13 +210,13 @@ class PolicyRuns:
             raise RigError("the arms are disarmed; call ~/arm with data: true first")
         if self.run is not None or self.motion is not None:
             raise RigError("the arms are in use; call ~/stop first")
-        if complaint := self.latched or self._keeper.complaint():
+        if complaint := self.latched or self._watchdog.complaint():
             raise RigError(complaint)
         measured, now_ns = self._sources.measured(), self._clock.now_ns()
         if measured is None:
             raise RigError("the arms have sent no joint states: are their drivers running?")
         held = measured if self._commanded is None else self._commanded
-        now = Situation(held, measured, state_age=self._sources.state_age(now_ns))
+        now = GateContext(held, measured, state_age=self._sources.state_age(now_ns))
         motion = start_motion(self._settings.rig, self._gate, now, now_ns, speed)
         if wrong := self._output.move(motion):
             self.latch(wrong)
@@ -248,13 +248,13 @@ class PolicyRuns:
         lags = (
             None if measured is None or self._settings.dry_run else tracking.check(now_ns, measured)
         )
-        if complaint := self._keeper.complaint():
+        if complaint := self._watchdog.complaint():
             self._node.get_logger().error(f"the way to the start pose is over: {complaint}")
             self._brake_motion(motion, now_ns, self._settings.run.brake_seconds)
             self.forget_commanded()
         elif lags is not None:
             self.latch(lags.message)
-        elif lost := self._sources.lost(now_ns, cameras=False):
+        elif lost := self._sources.stale_source(now_ns, cameras=False):
             self._node.get_logger().error(f"{lost}: braked, the arms hold")
             self._brake_motion(motion, now_ns, self._settings.rig.rates.loss_brake)
         elif now_ns >= motion.end_ns:
@@ -267,7 +267,7 @@ class PolicyRuns:
 
     def _end_motion(self, last: TimedChunk) -> None:
         self.motion = None
-        elsewhere = self._settings.dry_run or self._keeper.held()
+        elsewhere = self._settings.dry_run or self._watchdog.held()
         self._commanded = None if elsewhere else last.positions[-1]
 
     # ---------------------------------------------------------------- queries and answers
@@ -287,7 +287,7 @@ class PolicyRuns:
         while self._answers:
             asked, answer, ready = self._answers.popleft()
             run = self.run
-            if run is None or asked is not self._asked or self._keeper.held():
+            if run is None or asked is not self._asked or self._watchdog.held():
                 continue  # its run was stopped or paused meanwhile, or is about to be
             error = answer.exception()
             if error is None:
@@ -316,7 +316,7 @@ class PolicyRuns:
         self._output.decided(decision, query, run.goal.run_id, chunk_id, phases)
         if self._settings.futures:
             self._futures.ask(query, decision, chunk_id)
-        self._output.judged(verdict, run.boundary, chunk_id, self._clock.to_ros(now_ns))
+        self._output.judged(verdict, run.transition, chunk_id, self._clock.to_ros(now_ns))
         feedback = RunTask.Feedback(chunk=run.chunks, phase=run.phase.value, message=run.message)
         feedback.seconds = (now_ns - self._run_started_ns) / NS_PER_S
         feedback.latency = published - started
@@ -340,7 +340,7 @@ class PolicyRuns:
             self._node.get_logger().info(self.last_outcome)
         else:
             self._node.get_logger().error(self.last_outcome)
-        elsewhere = self._keeper.held() or outcome.latched or self.latched
+        elsewhere = self._watchdog.held() or outcome.latched or self.latched
         later_ns = self._clock.now_ns() + 3600 * NS_PER_S  # when its path has ended
         self._commanded = None if elsewhere else run.commanded(later_ns)
         self.run = self._asked = None
@@ -370,7 +370,7 @@ class PolicyRuns:
             settings.run,
             self._commanded,
             dry=settings.dry_run,
-            trigger=Trigger(settings.execution, settings.rig.rates, self.latency),
+            scheduler=InferenceScheduler(settings.execution, settings.rig.rates, self.latency),
             tracking=self._output.tracking,
         )
         self._node.get_logger().info(f"run {goal.run_id}: {goal.task}, prompt '{goal.prompt}'")
@@ -405,7 +405,7 @@ class PolicyRuns:
             raise ConfigError("the arms are disarmed; call ~/arm with data: true first")
         if self._inference.status == "failed":
             raise WorkerError(f"the engine is not available: {self._inference.message}")
-        if complaint := self.latched or self._keeper.complaint():
+        if complaint := self.latched or self._watchdog.complaint():
             raise RigError(complaint)
         if not (math.isfinite(request.time_limit) and request.time_limit >= 0):
             raise ConfigError(f"time_limit {request.time_limit} s must be finite, 0 or more")

@@ -21,27 +21,27 @@ from trajectory_msgs.msg import JointTrajectory
 
 from cosmos_policy_ros.core.errors import WorkerError
 from cosmos_policy_ros.core.units import NS_PER_S
-from cosmos_policy_ros.inference.tasks import Depict, Pictures
+from cosmos_policy_ros.inference.tasks import DecodeImages, Images
 from cosmos_policy_ros.msg import Decision as DecisionMsg
-from cosmos_policy_ros.msg import Verdict as VerdictMsg
+from cosmos_policy_ros.msg import GateResult as VerdictMsg
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.convert import (
     TrajectoryMessages,
     decision_to_message,
-    picture_to_message,
+    image_to_message,
     verdict_to_message,
 )
-from cosmos_policy_ros.nodes.policy_keeper import KeeperWatch
+from cosmos_policy_ros.nodes.policy_watchdog import WatchdogMonitor
 from cosmos_policy_ros.planning.workers import Inference
 from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
-from cosmos_policy_ros.rig.chunk import BRAKE, Boundary, TimedChunk
+from cosmos_policy_ros.rig.chunk import BRAKE, ChunkTransition, TimedChunk
 from cosmos_policy_ros.rig.clock import MotionClock
 from cosmos_policy_ros.rig.command_check import CommandCheck
 from cosmos_policy_ros.rig.decision import Decision, Query
-from cosmos_policy_ros.rig.observation import Sources
+from cosmos_policy_ros.rig.observation import SensorBuffer
 from cosmos_policy_ros.rig.ownership import HOLD
 from cosmos_policy_ros.rig.run import LATE
-from cosmos_policy_ros.rig.safety_gate import Verdict
+from cosmos_policy_ros.rig.safety_gate import GateResult
 from cosmos_policy_ros.rig.spec import Camera, RigSpec
 from cosmos_policy_ros.rig.tracking import StillnessWatch, TrackingMonitor, deviation
 
@@ -69,7 +69,7 @@ class PolicyInputs:
             rig: its cameras and arms.
             clock: by which ages are measured.
         """
-        self.sources, self._clock = Sources(rig), clock
+        self.sources, self._clock = SensorBuffer(rig), clock
         self.on_joint_state: Callable[[str], None] = lambda arm: None
         self._node = node
         self.subscriptions = [self._camera(camera) for camera in rig.cameras]
@@ -109,11 +109,11 @@ class PolicyInputs:
         return keep
 
 
-# What the policy imagines, shown: one picture per camera and decision on ``~/future/<camera>``.
+# What the policy imagines, shown: one image per camera and decision on ``~/future/<camera>``.
 
 
 class PolicyFutures:
-    """Has imagined futures decoded while the arms move, and publishes the pictures.
+    """Has imagined futures decoded while the arms move, and publishes the images.
 
     They are for people's eyes: nothing waits for them, and nothing rests on them.
     """
@@ -123,7 +123,7 @@ class PolicyFutures:
     ) -> None:
         """Open the topics; ``wake`` is called from a thread when :meth:`publish` has work."""
         self._node, self._inference, self._wake = node, inference, wake
-        self._decoded: deque[tuple[int, str, Pictures]] = deque()
+        self._decoded: deque[tuple[int, str, Images]] = deque()
         self._publishers: dict[str, Any] = {
             camera.role: node.create_lifecycle_publisher(
                 Image, f"~/future/{camera.role}", 10, event_callbacks=shell.NO_PUBLISHER_EVENTS
@@ -141,31 +141,31 @@ class PolicyFutures:
         if decision.imagined is None:
             return
 
-        def done(answer: Answer[Pictures]) -> None:
+        def done(answer: Answer[Images]) -> None:
             error = answer.exception()
             if error is None:
                 self._decoded.append((query.observation.stamp_ns, chunk_id, answer.result()))
                 self._wake()
             elif not isinstance(error, WorkerError):  # what befell a process is told elsewhere
-                self._node.get_logger().warning(f"no imagined pictures of {chunk_id}: {error}")
+                self._node.get_logger().warning(f"no imagined images of {chunk_id}: {error}")
 
-        self._inference.submit(Depict(query, decision.imagined)).add_done_callback(done)
+        self._inference.submit(DecodeImages(query, decision.imagined)).add_done_callback(done)
 
     def publish(self) -> None:
         """Publish what has been decoded; called in the executor's thread."""
         while self._decoded:
-            stamp_ns, chunk_id, pictures = self._decoded.popleft()
+            stamp_ns, chunk_id, images = self._decoded.popleft()
             for role, publisher in self._publishers.items():
-                if role in pictures:
-                    publisher.publish(picture_to_message(pictures[role], stamp_ns, chunk_id))
+                if role in images:
+                    publisher.publish(image_to_message(images[role], stamp_ns, chunk_id))
 
 
 # What the policy node says to the arms, and what it tells of why.
 
 
-# s in which a keeper that says it holds brings the arms to rest; in which arms on a slow path are
+# s in which a watchdog that says it holds brings the arms to rest; in which arms on a slow path are
 # off it then; and in which a node that was kept waiting hears of the arms again (0.8 to 1.0 seen).
-KEEPER_BRAKES, OFF_SLOW_PATH, HEARD_AGAIN = 0.4, 1.0, 3.0
+WATCHDOG_BRAKES, OFF_SLOW_PATH, HEARD_AGAIN = 0.4, 1.0, 3.0
 OFF_PATH = 0.05  # rad; arms that rest so far off a path that goes on do not follow it
 
 
@@ -183,8 +183,8 @@ class PolicyOutput:
         self,
         node: LifecycleNode,
         rig: RigSpec,
-        keeper: KeeperWatch,
-        sources: Sources,
+        watchdog: WatchdogMonitor,
+        sources: SensorBuffer,
         clock: MotionClock,
         announce: Callable[[str], None],
         *,
@@ -195,7 +195,7 @@ class PolicyOutput:
         Args:
             node: which sends.
             rig: where to, and its limits.
-            keeper: may hold the arms elsewhere.
+            watchdog: may hold the arms elsewhere.
             sources: know where the arms are.
             clock: by which the arms move.
             announce: names a trajectory by its id before it is sent.
@@ -206,7 +206,7 @@ class PolicyOutput:
         self.tracking, self.stillness = TrackingMonitor(rig), StillnessWatch()
         # Why the arms are to be held as soon as it is known where they are, and since when.
         self._owed, self._owed_ns = "", 0
-        self._node, self._rig, self._keeper = node, rig, keeper
+        self._node, self._rig, self._watchdog = node, rig, watchdog
         self._sources, self._clock, self._announce, self._dry = sources, clock, announce, dry
         self._check, self._holds = CommandCheck.of_rig(rig), 0
         self._messages = TrajectoryMessages(rig)
@@ -280,7 +280,7 @@ class PolicyOutput:
         if not self.armed:  # disarming has already stopped what moved
             self._node.get_logger().error(f"chunk {chunk.chunk_id} withheld: the arms are disarmed")
             return "the arms are disarmed"
-        wrong = self._keeper.holding() or self._wrong(chunk, self._commanded(chunk))
+        wrong = self._watchdog.holding() or self._wrong(chunk, self._commanded(chunk))
         if wrong:
             return self.hold(f"chunk {chunk.chunk_id} was not sent: {wrong}")
         self._send(chunk)
@@ -294,7 +294,7 @@ class PolicyOutput:
         """
         if not self.armed:
             return ""
-        if elsewhere := self._keeper.holding():
+        if elsewhere := self._watchdog.holding():
             self._owe(elsewhere)
             self.watch()
             return elsewhere
@@ -351,16 +351,16 @@ class PolicyOutput:
     def _seen_to_hold(self) -> bool:
         """Return whether a hold of ours need not be sent, or not yet.
 
-        A keeper's report that it holds is not enough: the arms have to be seen to come to rest.
+        A watchdog's report that it holds is not enough: the arms have to be seen to come to rest.
         """
-        if not self._keeper.holding():
+        if not self._watchdog.holding():
             return False
         if self._seen_at_rest():
             self._owed = ""
             return True
         patience = HEARD_AGAIN
         if self.stillness.moving:
-            patience = KEEPER_BRAKES
+            patience = WATCHDOG_BRAKES
         elif self.stillness.still:
             patience = OFF_SLOW_PATH
         return self._clock.now_ns() - self._owed_ns < patience * NS_PER_S
@@ -416,10 +416,10 @@ class PolicyOutput:
         self._decisions.publish(decision_to_message(decision, query, run_id, chunk_id, phases))
 
     def judged(
-        self, verdict: Verdict, boundary: Boundary | None, chunk_id: str, ros_ns: int
+        self, verdict: GateResult, transition: ChunkTransition | None, chunk_id: str, ros_ns: int
     ) -> None:
         """Tell what the gate said of it, and how it meets the path before it."""
-        message = verdict_to_message(verdict, boundary, chunk_id, ros_ns, self._rig)
+        message = verdict_to_message(verdict, transition, chunk_id, ros_ns, self._rig)
         self._verdicts.publish(message)
         if verdict.rule == LATE:
             self._node.get_logger().warning(f"chunk {chunk_id}: {verdict.message}")
@@ -427,8 +427,8 @@ class PolicyOutput:
             self._node.get_logger().error(f"chunk {chunk_id} refused: {verdict.message}")
         elif verdict.message:
             self._node.get_logger().warning(f"chunk {chunk_id}: {verdict.message}")
-        elif boundary is not None:
-            self._node.get_logger().info(f"chunk {chunk_id}: {boundary}")
+        elif transition is not None:
+            self._node.get_logger().info(f"chunk {chunk_id}: {transition}")
 
 
 # When the policy node polls: along with its joint states, and by itself once they fall silent.
@@ -449,7 +449,7 @@ POLL_PERIOD = 0.02  # wall s; half a control step. The poll waits for the next j
 SILENCE = 0.05
 
 
-class Pace:
+class PollScheduler:
     """Calls ``poll`` at most every POLL_PERIOD on joint states, at least every SILENCE anyhow."""
 
     def __init__(self, node: Node, arms: Iterable[str], poll: Callable[[], None]) -> None:

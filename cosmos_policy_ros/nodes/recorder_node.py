@@ -28,19 +28,19 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from cosmos_policy_ros import __version__
 from cosmos_policy_ros.bags.jpeg import rig_of_bag
 from cosmos_policy_ros.bags.mcap_file import Compression, Topic
-from cosmos_policy_ros.bags.messages import EpisodeFacts
+from cosmos_policy_ros.bags.messages import EpisodeMetadata
 from cosmos_policy_ros.bags.types import load_types
 from cosmos_policy_ros.core.config import did_you_mean, named_file, read_config
 from cosmos_policy_ros.core.errors import ConfigError, CosmosPolicyError, RolloutError
-from cosmos_policy_ros.core.paths import config_folder, share_folder
+from cosmos_policy_ros.core.paths import config_folder, package_share
 from cosmos_policy_ros.core.task import choose_prompt, load_named_task
 from cosmos_policy_ros.core.units import NS_PER_S
-from cosmos_policy_ros.episodes.labels import Judgement
+from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.quality import (
-    Integrity,
+    QualityMonitor,
     Traffic,
-    complaints,
     load_limits,
+    problems,
     sensors_of,
 )
 from cosmos_policy_ros.episodes.recording import Options, Recording
@@ -216,7 +216,7 @@ class RecorderNode(LifecycleNode):
         self._rig = load_rig(str(rig_file), rig_file.parent)
         self._rig_yaml = read_config(rig_file)
         root = Path(self.get_parameter("root").value).expanduser()
-        types = load_types(share_folder() / "msg")
+        types = load_types(package_share() / "msg")
         self._store = EpisodeStore(root, types, clock=self._now_ns)
         self._recover(self._store)
         self._topics = tuple(
@@ -224,7 +224,7 @@ class RecorderNode(LifecycleNode):
             for topic in episode_topics(self._rig)
         )
         self._sensors = sensors_of(self._rig, self.resolve_topic_name)
-        self._limits = load_limits(share_folder() / "config")
+        self._limits = load_limits(package_share() / "config")
         self._options = self._read_options()
         self._inputs = RecorderInputs(
             self,
@@ -399,7 +399,7 @@ class RecorderNode(LifecycleNode):
         if not name:
             raise RolloutError("task: name one, since there is no policy node that has one")
         task, text = await self._background.run(load_named_task, name)
-        facts = EpisodeFacts(
+        metadata = EpisodeMetadata(
             task=task.name,
             prompt=choose_prompt(task, request.prompt),
             rig=self._rig.name,
@@ -417,7 +417,7 @@ class RecorderNode(LifecycleNode):
             raise RolloutError(f"episode '{other.id}' is being recorded; stop or discard it first")
         await self._preflight(task.time_limit)
         recording: Recording = await self._background.run(
-            store.begin, facts, self._topics, self._integrity(), self._options
+            store.begin, metadata, self._topics, self._quality(), self._options
         )
         if not self._active:
             await self._background.run(recording.finish, "the recorder was deactivated")
@@ -442,10 +442,10 @@ class RecorderNode(LifecycleNode):
         jpegs = tuple(t for t in self._topics if t.name in cameras) if images == "jpeg" else ()
         return Options(jpegs, quality, compression)
 
-    def _integrity(self) -> Integrity:
+    def _quality(self) -> QualityMonitor:
         rig = rig_of_bag(self._rig, bool(self._options.jpegs))
         sensors = sensors_of(rig, self.resolve_topic_name)
-        return Integrity(sensors, self._rig.observation.camera_skew, self._limits)
+        return QualityMonitor(sensors, self._rig.observation.camera_skew, self._limits)
 
     async def _preflight(self, seconds: float) -> None:
         """Wait until nothing speaks against an episode; what the rig sends before is lost.
@@ -476,7 +476,7 @@ class RecorderNode(LifecycleNode):
         # A simulated clock may stand still, and a rig that stands with it sends nothing.
         if found or self.get_parameter("use_sim_time").value:
             return found
-        return complaints(
+        return problems(
             self._inputs.traffic,
             [sensor.topic for sensor in self._sensors],
             self._now_ns(),
@@ -512,7 +512,7 @@ class RecorderNode(LifecycleNode):
         response.episode_id = path.stem
 
     async def _score(self, request: ScoreEpisode.Request, response: ScoreEpisode.Response) -> None:
-        judgement = Judgement(
+        operator_score = OperatorScore(
             score=None if request.score == NOT_GIVEN else request.score,
             success=request.task_success,
             stages=tuple(request.stages),
@@ -521,7 +521,7 @@ class RecorderNode(LifecycleNode):
             note=request.note,
         )
         score, episode = self._open_store.score, request.episode_id
-        *_, label = await self._background.run(score, judgement, episode=episode)
+        *_, label = await self._background.run(score, operator_score, episode=episode)
         self._scores.publish(label_to_message(label))
         self._message = f"episode {label.episode_id} scored {label.points:g} of 100"
         response.message = f"{self._message} (revision {label.revision})"

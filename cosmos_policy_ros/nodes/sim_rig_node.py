@@ -52,8 +52,8 @@ PARAMETERS = (
     Parameter("task", "transfer_cube", "scene: transfer_cube, insertion or either_cube"),
     Parameter("seed", 0, "places the objects", 0, 2**31 - 1),
     Parameter("stepped", False, "advance only on ~/step, publish /clock"),
-    Parameter("width", 320, "picture columns [px]", 16, 1920),
-    Parameter("height", 240, "picture rows [px]", 16, 1080),
+    Parameter("width", 320, "image columns [px]", 16, 1920),
+    Parameter("height", 240, "image rows [px]", 16, 1080),
     Parameter("render_quality", "fast", "fast, or full with shadows and anti-aliasing (a GPU)"),
     Parameter("noise", 1.0, "sensor noise [grey levels]; 0 looks like a frozen camera", 0.0, 50.0),
 )
@@ -246,7 +246,7 @@ class SimRigNode(Node):
             elif lateness > MAX_LATENESS:
                 self.get_logger().warning(
                     f"the simulated rig lost {lateness:.2f} s: this machine is too busy for it; "
-                    "use smaller pictures (width, height)",
+                    "use smaller images (width, height)",
                     throttle_duration_sec=5.0,
                 )
                 due = time.monotonic()

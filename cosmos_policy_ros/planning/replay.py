@@ -23,7 +23,7 @@ from cosmos_policy_ros.inference.spec import parse_search
 from cosmos_policy_ros.inference.tasks import Decide, Engine
 from cosmos_policy_ros.model.files import digest
 from cosmos_policy_ros.planning.search import run_search
-from cosmos_policy_ros.rig.decision import Candidate, Commitment, Decision, Query
+from cosmos_policy_ros.rig.decision import ActionPrefix, Candidate, Decision, Query
 from cosmos_policy_ros.rig.observation import Observation
 
 
@@ -114,13 +114,13 @@ def replay(recorded: Any, seen: Observation, engine: Engine) -> Difference:
     )
 
 
-def _committed(recorded: Any) -> Commitment | None:
+def _committed(recorded: Any) -> ActionPrefix | None:
     """Return what the arms were doing anyway; None at rest, and in bags older than that."""
     weights = np.asarray(getattr(recorded, "committed_weights", ()), np.float64)
     if not len(weights):
         return None
     positions = np.reshape(recorded.committed, (len(weights), -1))
-    return Commitment(positions, weights, float(recorded.committed_seconds))
+    return ActionPrefix(positions, weights, float(recorded.committed_seconds))
 
 
 def find_checkpoint(path: Path, wanted: str, given: str, role: str) -> str:
@@ -136,7 +136,7 @@ def find_checkpoint(path: Path, wanted: str, given: str, role: str) -> str:
         CheckpointError: none of the folders has it.
     """
     shipped = sorted(p for p in config_folder("models").iterdir() if p.is_dir())
-    told = read_episode(path).facts.checkpoint
+    told = read_episode(path).metadata.checkpoint
     folders = [Path(given)] if given else [*([Path(told)] if told else []), *shipped]
     tried = []
     for folder in folders:

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 from cosmos_policy_ros.core.errors import CosmosPolicyError, WorkerError
 from cosmos_policy_ros.inference.spec import STAGES, SearchConfig
-from cosmos_policy_ros.inference.tasks import Decide, Depict, SearchInfo, Task
+from cosmos_policy_ros.inference.tasks import Decide, DecodeImages, SearchInfo, Task
 from cosmos_policy_ros.inference.worker import Worker, WorkerLimits
-from cosmos_policy_ros.planning.search import DEPICT, SURE, Durations, Search, Unit, fit
+from cosmos_policy_ros.planning.search import DEPICT, SURE, Durations, Search, TaskKey, fit
 from cosmos_policy_ros.rig.decision import Decision, EngineInfo, Query
 
 # One search under way: which task nobody is at, and which has been somebody's for too long.
@@ -35,7 +35,7 @@ OVERDUE_FACTOR, OVERDUE_LEAST = 2.0, 0.25
 HUNG_FACTOR, HUNG_LEAST = 10.0, 3.0
 
 
-class Round:
+class SearchRun:
     """Deals the tasks of one search. Times are monotonic seconds."""
 
     def __init__(
@@ -59,7 +59,7 @@ class Round:
         self._search = Search(query, fitting, info, config.candidates)
         self._info, self._durations, self._workers = info, durations, workers
         self._within = f"the deadline of {query.deadline:g} s"
-        self._dealt: dict[Unit, list[float]] = {}  # when, once per worker that is at it
+        self._dealt: dict[TaskKey, list[float]] = {}  # when, once per worker that is at it
         self._spent = dict.fromkeys(map(str, STAGES), 0.0)
         self._lost: list[str] = []
 
@@ -68,7 +68,7 @@ class Round:
         """Whether nothing is left to do."""
         return self._search.complete
 
-    def next_unit(self, now: float) -> Unit | None:
+    def next_unit(self, now: float) -> TaskKey | None:
         """Return what nobody is at, or else what somebody should have done by now."""
         overdue = None
         for unit in self._search.units:
@@ -79,12 +79,12 @@ class Round:
                 overdue = unit
         return overdue
 
-    def deal(self, unit: Unit, now: float) -> tuple[Task, float]:
+    def dispatch(self, unit: TaskKey, now: float) -> tuple[Task, float]:
         """Return a task that somebody begins, and the seconds after which he counts as hung."""
         self._dealt.setdefault(unit, []).append(now)
         return self._search.task(unit), hung_after(self._expected(unit))
 
-    def answered(self, unit: Unit, since: float, answer: Future[Any], *, late: bool) -> None:
+    def answered(self, unit: TaskKey, since: float, answer: Future[Any], *, late: bool) -> None:
         """Take what became of a task dealt at ``since``; ``late`` if its search is over.
 
         Raises:
@@ -120,14 +120,14 @@ class Round:
             raise nothing_finished(within)
         return self._search.decide(self._spent, within)
 
-    def _steps(self, unit: Unit) -> int:
+    def _steps(self, unit: TaskKey) -> int:
         return self._search.config.steps(unit.stage, self._info.denoising_steps)
 
-    def _expected(self, unit: Unit) -> float:
+    def _expected(self, unit: TaskKey) -> float:
         """Return the seconds that such a task takes at most, but for one in twenty."""
         return self._durations.seconds(unit.stage, self._steps(unit), SURE, self._info.pace)
 
-    def _overdue(self, unit: Unit) -> float:
+    def _overdue(self, unit: TaskKey) -> float:
         return max(OVERDUE_FACTOR * self._expected(unit), OVERDUE_LEAST)
 
 
@@ -156,14 +156,14 @@ class _Asked(NamedTuple):
 
 
 class _Job(NamedTuple):
-    """What a worker is at since when: a task of a search, or a picture."""
+    """What a worker is at since when: a task of a search, or an image."""
 
     worker: int
     since: float
-    work: tuple[Round, Unit] | Future[Any]
+    work: tuple[SearchRun, TaskKey] | Future[Any]
 
 
-class Planner:
+class SearchScheduler:
     """Answers queries by searching; speaks as one :class:`Worker` does.
 
     Attributes:
@@ -184,9 +184,9 @@ class Planner:
         self._config, self._limits, self._on_change = config, limits, on_change
         self._events: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         self._asked: _Asked | None = None
-        self._round: Round | None = None  # of what was asked, once the workers are ready
+        self._run: SearchRun | None = None  # of what was asked, once the workers are ready
         self._busy: dict[int, _Job] = {}
-        self._pictures: deque[tuple[Depict, Future[Any]]] = deque()
+        self._images: deque[tuple[DecodeImages, Future[Any]]] = deque()
         self._closed = self._was_ready = False
         self._refusal = self.last = ""
         self.workers = tuple(make_workers(self._changed))
@@ -292,12 +292,12 @@ class Planner:
         if self._asked is None:
             return 3600.0
         now = time.monotonic()
-        due = self._round.next_overdue(now) if self._round is not None else now + 1.0
+        due = self._run.next_overdue(now) if self._run is not None else now + 1.0
         return max(min(due, self._asked.deadline) - now, 0.0)
 
     def _take(self, task: Task, future: Future[Any]) -> None:
-        if isinstance(task, Depict):
-            self._pictures.append((task, future))
+        if isinstance(task, DecodeImages):
+            self._images.append((task, future))
             return
         assert isinstance(task, Decide)
         self._fail(WorkerError("a newer query took its place"))
@@ -313,7 +313,7 @@ class Planner:
             return
         of, unit = job.work
         try:
-            of.answered(unit, job.since, answer, late=of is not self._round)
+            of.answered(unit, job.since, answer, late=of is not self._run)
         except CosmosPolicyError as error:
             self._fail(error)
 
@@ -334,31 +334,31 @@ class Planner:
         """Answer when everything is done or the deadline has come, or say why not."""
         if self._asked is None:
             return
-        complete = self._round is not None and self._round.complete
+        complete = self._run is not None and self._run.complete
         if not complete and time.monotonic() < self._asked.deadline:
             if self.status == "failed":
                 self._fail(WorkerError(self.message))
             return
-        if self._round is None:
+        if self._run is None:
             self._fail(nothing_finished(f"the deadline of {self._asked.query.deadline:g} s"))
             return
         try:
-            decision = self._round.decide()
+            decision = self._run.decide()
         except WorkerError as error:
             self._fail(error)
             return
         finished = sum(candidate.finished for candidate in decision.candidates)
         self.last = f"{finished} of {len(decision.candidates)} candidates finished"
-        asked, self._asked, self._round = self._asked, None, None
+        asked, self._asked, self._run = self._asked, None, None
         asked.future.set_result(decision)
 
     def _deal(self) -> None:
         ready = [i for i, worker in enumerate(self.workers) if worker.status == "ready"]
         if not self._was_ready or not ready:
             return
-        if self._asked is not None and self._round is None:
+        if self._asked is not None and self._run is None:
             assert isinstance(self.info, SearchInfo)
-            self._round = Round(
+            self._run = SearchRun(
                 self._asked.query, self._config, self.info, self.durations, len(ready)
             )
         for index in ready:
@@ -367,12 +367,12 @@ class Planner:
 
     def _deal_to(self, index: int, now: float) -> None:
         """Give an idle worker something to do, if there is anything."""
-        unit = self._round.next_unit(now) if self._round is not None else None
-        if self._round is not None and unit is not None:
-            task, seconds = self._round.deal(unit, now)
-            job = _Job(index, now, (self._round, unit))
-        elif self._pictures:
-            task, future = self._pictures.popleft()
+        unit = self._run.next_unit(now) if self._run is not None else None
+        if self._run is not None and unit is not None:
+            task, seconds = self._run.dispatch(unit, now)
+            job = _Job(index, now, (self._run, unit))
+        elif self._images:
+            task, future = self._images.popleft()
             seconds = hung_after(self.durations.seconds(DEPICT, 1, SURE, {}))
             job = _Job(index, now, future)
         else:
@@ -383,7 +383,7 @@ class Planner:
 
     def _fail(self, error: BaseException) -> None:
         if self._asked is not None:
-            asked, self._asked, self._round = self._asked, None, None
+            asked, self._asked, self._run = self._asked, None, None
             asked.future.set_exception(error)
 
     def _fail_waiting(self) -> None:
@@ -391,8 +391,8 @@ class Planner:
             event = self._events.get()
             if event[0] == "asked":
                 event[2].set_exception(WorkerError(self.message))
-        while self._pictures:
-            self._pictures.popleft()[1].set_exception(WorkerError(self.message))
+        while self._images:
+            self._images.popleft()[1].set_exception(WorkerError(self.message))
 
     def _changed(self) -> None:
         self._events.put(("changed",))

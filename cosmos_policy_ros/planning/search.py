@@ -1,9 +1,9 @@
 """Best-of-N as a list of tasks: propose, imagine what follows, appraise it.
 
-Two checkpoints take part, which may be one: the policy proposes, the planner imagines and appraises
-(Cosmos Policy paper, planning; facts, §7). Nothing is computed here, and it does not matter where
-and in which order it is: what belongs into one batch is fixed by the config, never by how many
-workers there are, so a seed comes out the same to the last bit on one worker and on eight.
+Two checkpoints take part, which may be one: the policy samples actions, the world model predicts
+their futures and values (Cosmos Policy paper, planning). Nothing is computed here. Which worker
+computes what, and in which order, does not change a result: the batches are fixed by the
+configuration, so a seed gives the same bits on one worker and on eight.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from cosmos_policy_ros.inference.spec import STAGES, Aggregation, SearchConfig, Stage
 from cosmos_policy_ros.inference.tasks import (
-    Appraise,
     Engine,
-    Imagine,
-    Propose,
-    Proposed,
+    PredictFuture,
+    PredictValue,
+    SampleActions,
+    SampledActions,
     SearchInfo,
 )
 from cosmos_policy_ros.model.config import Numerics
@@ -46,7 +46,7 @@ def aggregate(values: Sequence[float], scheme: Aggregation, numerics: Numerics) 
     - majority_mean: see :func:`majority_mean`.
     - average: their mean.
     - lcb: their mean less one (unbiased) standard deviation, a lower confidence bound.
-    - success_vote: the share of them that predicts success.
+    - success_vote: the fraction of them that predicts success.
 
     Returns:
         A value in [0, 1].
@@ -99,17 +99,17 @@ def _succeeds(values: NDArray[np.float32]) -> NDArray[np.bool_]:
     return above
 
 
-class Unit(NamedTuple):
+class TaskKey(NamedTuple):
     """One task of a search: what a worker is given at a time.
 
     Attributes:
-        lot: which candidates.
+        batch: which candidates.
         depth: how far ahead.
         stage: what is done.
         part: which of their futures, for appraisal.
     """
 
-    lot: int
+    batch: int
     depth: int
     stage: Stage
     part: int = 0
@@ -131,16 +131,19 @@ class Search:
         self._query, self._info = query, info
         self._requested = max(requested, config.candidates)
         seeds = tuple(query.seed + i for i in range(config.candidates))
-        self._lots = [seeds[i : i + config.lot] for i in range(0, len(seeds), config.lot)]
-        self._answers: dict[Unit, Any] = {}
-        self._open: dict[Unit, Propose | Imagine | Appraise] = {}
-        for lot, members in enumerate(self._lots):
-            self._open[Unit(lot, 0, "propose")] = Propose(query, members)
+        self._batches = [
+            seeds[i : i + config.candidate_batch]
+            for i in range(0, len(seeds), config.candidate_batch)
+        ]
+        self._answers: dict[TaskKey, Any] = {}
+        self._open: dict[TaskKey, SampleActions | PredictFuture | PredictValue] = {}
+        for batch, members in enumerate(self._batches):
+            self._open[TaskKey(batch, 0, "sample_actions")] = SampleActions(query, members)
 
     @property
-    def units(self) -> list[Unit]:
+    def units(self) -> list[TaskKey]:
         """What can be computed now, the most advanced first: a candidate begun is soon finished."""
-        return sorted(self._open, key=lambda u: (-u.depth, -STAGES.index(u.stage), u.lot, u.part))
+        return sorted(self._open, key=lambda u: (-u.depth, -STAGES.index(u.stage), u.batch, u.part))
 
     @property
     def complete(self) -> bool:
@@ -150,33 +153,37 @@ class Search:
     @property
     def finished(self) -> list[int]:
         """The candidates, by index, that have all their values."""
-        return [i for i in range(self.config.candidates) if self._is_finished(i // self.config.lot)]
+        return [
+            i
+            for i in range(self.config.candidates)
+            if self._is_finished(i // self.config.candidate_batch)
+        ]
 
-    def task(self, unit: Unit) -> Propose | Imagine | Appraise:
+    def task(self, unit: TaskKey) -> SampleActions | PredictFuture | PredictValue:
         """Return what is to be computed."""
         return self._open[unit]
 
-    def take(self, unit: Unit, answer: Any) -> None:
+    def take(self, unit: TaskKey, answer: Any) -> None:
         """Take an answer; a second one to the same unit says the same and is dropped."""
         if self._open.pop(unit, None) is None:
             return
         self._answers[unit] = answer
-        config, lot, depth = self.config, unit.lot, unit.depth
-        prompt, seeds = self._query.prompt, self._lots[lot]
-        if unit.stage == "propose":
+        config, batch, depth = self.config, unit.batch, unit.depth
+        prompt, seeds = self._query.prompt, self._batches[batch]
+        if unit.stage == "sample_actions":
             if config.value == "value_q":
-                self._appraise(lot, depth, 0, answer.latents)
+                self._predict_value(batch, depth, 0, answer.latents)
             else:
-                self._open[Unit(lot, depth, "imagine")] = Imagine(
+                self._open[TaskKey(batch, depth, "predict_future")] = PredictFuture(
                     prompt, answer.latents, seeds, config.futures, config.future_steps
                 )
-        elif unit.stage == "imagine":
+        elif unit.stage == "predict_future":
             for part in range(config.futures):
-                self._appraise(lot, depth, part, answer[:, part])
+                self._predict_value(batch, depth, part, answer[:, part])
             if depth + 1 < config.depth:
                 # From the last member of the ensemble: it took all the steps.
-                ahead = Propose(self._query, seeds, answer[:, -1])
-                self._open[Unit(lot, depth + 1, "propose")] = ahead
+                ahead = SampleActions(self._query, seeds, answer[:, -1])
+                self._open[TaskKey(batch, depth + 1, "sample_actions")] = ahead
 
     def decide(
         self, phases: dict[str, float], late: str = "", among: Sequence[int] | None = None
@@ -195,7 +202,7 @@ class Search:
         candidates = [self._candidate(i, i in finished) for i in range(self._requested)]
         best = finished[choose([candidates[i].value for i in finished])]
         return Decision(
-            positions=self._proposed(best).chunks[best % self.config.lot],
+            positions=self._proposed(best).chunks[best % self.config.candidate_batch],
             dt=self._info.dt,
             candidates=tuple(candidates),
             chosen=best,
@@ -210,32 +217,32 @@ class Search:
             imagined=self._imagined(best),
         )
 
-    def _appraise(self, lot: int, depth: int, part: int, latents: Any) -> None:
+    def _predict_value(self, batch: int, depth: int, part: int, latents: Any) -> None:
         config = self.config
-        self._open[Unit(lot, depth, "appraise", part)] = Appraise(
+        self._open[TaskKey(batch, depth, "predict_value", part)] = PredictValue(
             self._query.prompt,
             latents,
-            self._lots[lot],
+            self._batches[batch],
             config.values,
             config.value_steps,
             config.value,
         )
 
-    def _is_finished(self, lot: int) -> bool:
+    def _is_finished(self, batch: int) -> bool:
         return all(
-            Unit(lot, depth, "appraise", part) in self._answers
+            TaskKey(batch, depth, "predict_value", part) in self._answers
             for depth in range(self.config.depth)
             for part in range(self.config.members)
         )
 
     def _proposed(self, index: int) -> Any:
-        return self._answers[Unit(index // self.config.lot, 0, "propose")]
+        return self._answers[TaskKey(index // self.config.candidate_batch, 0, "sample_actions")]
 
     def _imagined(self, index: int) -> Any:
         if self.config.value == "value_q":
             return None
-        lot, row = divmod(index, self.config.lot)
-        futures = self._answers[Unit(lot, 0, "imagine")][row]
+        batch, row = divmod(index, self.config.candidate_batch)
+        futures = self._answers[TaskKey(batch, 0, "predict_future")][row]
         return futures if self.config.shown == "average" else futures[-1:]
 
     def _candidate(self, index: int, finished: bool) -> Candidate:
@@ -256,12 +263,12 @@ class Search:
 
     def _values(self, index: int, depth: int) -> tuple[float, ...]:
         """Return all values of a candidate, future by future."""
-        lot, row = divmod(index, self.config.lot)
+        batch, row = divmod(index, self.config.candidate_batch)
         parts = range(self.config.members)
         return tuple(
             value
             for part in parts
-            for value in self._answers[Unit(lot, depth, "appraise", part)][row]
+            for value in self._answers[TaskKey(batch, depth, "predict_value", part)][row]
         )
 
     def _reason(self, candidates: Sequence[Candidate], best: int, late: str) -> str:
@@ -306,11 +313,11 @@ def run_search(
 # How much of a search fits into a deadline, by what its tasks have taken so far.
 
 
-DEPICT = "depict"  # beside the stages of a search
+DEPICT = "decode_images"  # beside the stages of a search
 REMEMBERED = 100  # tasks per stage
-SURE = 0.95  # share of the tasks that are expected to keep to the time planned for them
+SURE = 0.95  # fraction of the tasks that are expected to keep to the time planned for them
 # Answers of no size, for a search that is only gone through to see how long it takes.
-_NOTHING = Proposed(np.empty((0,), np.float32), np.empty((0,), np.float64))
+_NOTHING = SampledActions(np.empty((0,), np.float32), np.empty((0,), np.float64))
 
 
 class Durations:
@@ -328,14 +335,14 @@ class Durations:
         self._measured[stage].append(seconds / steps)
 
     def seconds(
-        self, stage: str, steps: int, share: float, rehearsed: Mapping[str, float]
+        self, stage: str, steps: int, fraction: float, rehearsed: Mapping[str, float]
     ) -> float:
         """Return the seconds within which ``share`` of such tasks were done; inf if none was."""
         if not self._measured[stage]:
             return rehearsed.get(stage, math.inf) * steps
-        return float(np.quantile(self._measured[stage], share)) * steps
+        return float(np.quantile(self._measured[stage], fraction)) * steps
 
-    def told(self) -> dict[str, str]:
+    def summary(self) -> dict[str, str]:
         """Return p50 and p95 of each stage for people."""
         return {
             stage: "p50 {:.4g} s, p95 {:.4g} s".format(*np.quantile(found, (0.5, 0.95)))
@@ -380,11 +387,11 @@ def _most_candidates(
     usual, slow = (
         {
             stage: durations.seconds(
-                stage, config.steps(stage, info.denoising_steps), share, info.pace
+                stage, config.steps(stage, info.denoising_steps), fraction, info.pace
             )
             for stage in STAGES
         }
-        for share in (0.5, SURE)
+        for fraction in (0.5, SURE)
     )
     # Of many tasks some are slow and some are fast, but the last candidate's may all be slow.
     slack = config.depth * sum(slow[stage] - usual[stage] for stage in STAGES)
@@ -403,7 +410,7 @@ def _most_candidates(
 def makespan(search: Search, seconds: Mapping[Stage, float], workers: int) -> float:
     """Return how long a fresh search would take; it is gone through and cannot be used any more."""
     now, order = 0.0, count()
-    running: list[tuple[float, int, Unit]] = []
+    running: list[tuple[float, int, TaskKey]] = []
     while not search.complete:
         under_way = {unit for *_, unit in running}
         waiting = [unit for unit in search.units if unit not in under_way]
@@ -411,5 +418,5 @@ def makespan(search: Search, seconds: Mapping[Stage, float], workers: int) -> fl
             heapq.heappush(running, (now + seconds[unit.stage], next(order), unit))
         now, _, done = heapq.heappop(running)
         imagined = np.empty((1, search.config.futures, 0), np.float32)
-        search.take(done, imagined if done.stage == "imagine" else _NOTHING)
+        search.take(done, imagined if done.stage == "predict_future" else _NOTHING)
     return now

@@ -1,4 +1,4 @@
-"""Who answers: one worker for a policy asked directly, a planner over a pool for a search."""
+"""Who answers: one worker for a policy asked directly, a world model over a pool for a search."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any, Protocol
 from cosmos_policy_ros.core.errors import ConfigError
 from cosmos_policy_ros.inference.engines import load_engine
 from cosmos_policy_ros.inference.ray_host import RayHost, connect
-from cosmos_policy_ros.inference.spec import EngineLoader, EngineSpec, Ledger
+from cosmos_policy_ros.inference.spec import EngineLoader, EngineSpec, MemoryBudget
 from cosmos_policy_ros.inference.tasks import Task
 from cosmos_policy_ros.inference.worker import Host, ProcessHost, Worker, WorkerLimits
-from cosmos_policy_ros.planning.scheduler import Planner
+from cosmos_policy_ros.planning.scheduler import SearchScheduler
 from cosmos_policy_ros.rig.decision import EngineInfo
 
 AUTO = "auto"
 
 
 class Inference(Protocol):
-    """What the policy node talks to: a :class:`Worker` or a :class:`Planner`."""
+    """What the policy node talks to: a :class:`Worker` or a :class:`SearchScheduler`."""
 
     @property
     def status(self) -> str:
@@ -96,16 +96,16 @@ def start_inference(
     search = spec.search
     if search is None:
         return Worker(ProcessHost(replace(spec, device=devices[0]), load), limits, on_change)
-    cluster, ledger = connect(ray) if ray else None, Ledger()
+    cluster, budget = connect(ray) if ray else None, MemoryBudget()
     if list(devices) == [AUTO]:
         devices = _all_devices(cluster)
 
     def host(device: str) -> Host:
         own = replace(spec, device=device)
-        return RayHost(cluster, own, load) if ray else ProcessHost(own, load, ledger)
+        return RayHost(cluster, own, load) if ray else ProcessHost(own, load, budget)
 
     hosts = [host(device) for device in devices]
-    return Planner(
+    return SearchScheduler(
         lambda changed: [Worker(h, limits, changed) for h in hosts], search, limits, on_change
     )
 

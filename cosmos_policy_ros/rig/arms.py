@@ -189,7 +189,7 @@ class Arm:
         max_velocity: speed limits [rad/s].
         start: start pose [rad].
         gripper: the seventh entry.
-        driver: of an arm that is streamed to; needed where the rig's sink is "interbotix".
+        driver: for an arm that is streamed to; needed where ``command_interface`` is "interbotix".
         max_acceleration: limits of the change of speed from row to row [rad/s^2]; None in bags from
             before this key, for no limit.
     """

@@ -112,7 +112,7 @@ class TimedChunk:
 
         Braking along the commanded path visits only poses that the gate has already passed.
         """
-        travelled, _ = braking_share(max(1, round(seconds / self.dt)))
+        travelled, _ = braking_fraction(max(1, round(seconds / self.dt)))
         travelled_ns = np.rint(travelled * self.step_ns).astype(np.int64)
         positions = np.stack([self.sample(now_ns + int(t)) for t in travelled_ns])
         start, velocity = self.state(now_ns)
@@ -148,7 +148,7 @@ class TimedChunk:
         return cls(chunk_id, now_ns, dt, start, start + way * (pose - start), max_velocity)
 
 
-def braking_share(rows: int) -> tuple[Array, Array]:
+def braking_fraction(rows: int) -> tuple[Array, Array]:
     """Return how a path is travelled while its pace falls linearly from 1 to 0 within ``rows``.
 
     Returns:
@@ -173,7 +173,7 @@ KEPT = 2
 
 
 @dataclass(frozen=True)
-class Splice:
+class Blend:
     """A decision on its way into a path.
 
     Attributes:
@@ -266,23 +266,23 @@ class Splice:
         return [self.path.due_ns(row) for row in range(self.first, last)]
 
 
-# Makes the rows (n, 14) of a splice, from its first one on; usually ``Splice.blended``.
-Splicer = Callable[[Splice], Array]
+# Makes the rows (n, 14) of a blend, from its first one on; usually ``Splice.blended``.
+Blender = Callable[[Blend], Array]
 
 
-# How rough the boundary between two chunks is, as it was decided and as it was sent.
+# How rough the transition between two chunks is, as it was decided and as it was sent.
 
 
-AROUND = 7  # rows from the boundary on that are looked at: those of the usual blend, and two
+AROUND = 7  # rows from the transition on that are looked at: those of the usual blend, and two
 
 
 @dataclass(frozen=True)
-class Jump:
+class Discontinuity:
     """Of all arm joints, grippers apart, the largest.
 
     Attributes:
         position: distance between the old path and the first changed row [rad].
-        velocity: change from one step to the next around the boundary [rad/s].
+        velocity: change from one step to the next around the transition [rad/s].
         acceleration: its change from one step to the next [rad/s²].
     """
 
@@ -296,7 +296,7 @@ class Jump:
 
 
 @dataclass(frozen=True)
-class Boundary:
+class ChunkTransition:
     """Where a chunk took over, for people and tables.
 
     Attributes:
@@ -312,8 +312,8 @@ class Boundary:
     latency: float
     dropped: int
     blend_rows: int
-    decided: Jump
-    sent: Jump | None
+    decided: Discontinuity
+    sent: Discontinuity | None
 
     def __str__(self) -> str:
         """Return it in one line for people."""
@@ -324,7 +324,7 @@ class Boundary:
         )
 
 
-def measure_boundary(
+def measure_transition(
     asked_ns: int,
     latency: float,
     *,
@@ -332,14 +332,14 @@ def measure_boundary(
     dt: float,
     dropped: int = 0,
     blend_rows: int = 0,
-) -> Boundary | None:
+) -> ChunkTransition | None:
     """Measure where a chunk takes over.
 
     Args:
         asked_ns: stamp of its observation.
         latency: seconds from there until it was judged.
-        rows: (KEPT + n, 14) the path before it, beginning KEPT rows before the boundary; from the
-            boundary on (n, 14) what was decided, and what was sent or None.
+        rows: (KEPT + n, 14) the path before it, beginning KEPT rows before the transition; from the
+            transition on (n, 14) what was decided, and what was sent or None.
         dt: seconds per row.
         dropped: rows of it that were past.
         blend_rows: over which it goes over from the path before.
@@ -351,10 +351,10 @@ def measure_boundary(
     if decided.shape != old[KEPT:].shape or not np.isfinite(decided).all():
         return None
 
-    def jump(followed: Array) -> Jump:
-        return measure_jump(old, np.vstack([old[:KEPT], followed]), dt)
+    def jump(followed: Array) -> Discontinuity:
+        return measure_discontinuity(old, np.vstack([old[:KEPT], followed]), dt)
 
-    return Boundary(
+    return ChunkTransition(
         asked_ns=asked_ns,
         latency=latency,
         dropped=dropped,
@@ -364,7 +364,7 @@ def measure_boundary(
     )
 
 
-def measure_jump(old: Array, rows: Array, dt: float) -> Jump:
+def measure_discontinuity(old: Array, rows: Array, dt: float) -> Discontinuity:
     """Measure where ``rows`` leave the old path.
 
     Args:
@@ -375,7 +375,7 @@ def measure_jump(old: Array, rows: Array, dt: float) -> Jump:
     arms = np.delete(rows[: KEPT + AROUND], GRIPPER_INDICES, axis=1)
     changes = np.diff(arms, n=2, axis=0) / dt
     off = np.delete(rows[KEPT] - old[KEPT], GRIPPER_INDICES)
-    return Jump(
+    return Discontinuity(
         float(np.abs(off).max()),
         float(np.abs(changes).max(initial=0.0)),
         float(np.abs(np.diff(changes, axis=0)).max(initial=0.0)) / dt,

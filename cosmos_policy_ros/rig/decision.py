@@ -14,7 +14,7 @@ from cosmos_policy_ros.rig.observation import Observation
 
 
 @dataclass(frozen=True)
-class Commitment:
+class ActionPrefix:
     """What moving arms are going to do anyway, when a query is sent while they do it.
 
     Attributes:
@@ -33,7 +33,7 @@ class Commitment:
         """Whether any row is held."""
         return bool((self.weights > 0).any())
 
-    def first(self, rows: int) -> Commitment:
+    def first(self, rows: int) -> ActionPrefix:
         """Return it with no more than so many rows: what a chunk of that length can answer."""
         return replace(self, positions=self.positions[:rows], weights=self.weights[:rows])
 
@@ -58,7 +58,7 @@ class Query:
     index: int
     observation: Observation
     deadline: float = 0.0
-    committed: Commitment | None = None
+    committed: ActionPrefix | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Decision:
         numerics: "released" or "paper"; "" for an engine that has none.
         search: its settings, one line of YAML; "" for no search.
         imagined: (n, 16, T, h, w) float32 latents with the chosen chunk's future, several where the
-            average of their pictures is shown; None without one.
+            average of their images is shown; None without one.
     """
 
     positions: NDArray[np.float64]

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.core.units import NS_PER_S
-from cosmos_policy_ros.rig.chunk import KEPT, Splice, Splicer, TimedChunk
-from cosmos_policy_ros.rig.decision import Commitment
+from cosmos_policy_ros.rig.chunk import KEPT, Blend, Blender, TimedChunk
+from cosmos_policy_ros.rig.decision import ActionPrefix
 from cosmos_policy_ros.rig.spec import Rates
 
 # How long an answer takes: what the trigger of the next query, its deadline and people go by.
@@ -71,7 +71,7 @@ class LatencyTracker:
         """Return the sum of some phases' p95 [s]; of what is not known, nothing."""
         return sum(_quantile(self._phases[name], SURE) for name in names if name in self._phases)
 
-    def told(self) -> dict[str, str]:
+    def summary(self) -> dict[str, str]:
         """Return p50 and p95 of the total and of each phase for people."""
         known = {"total": self._total, **self._phases}
         return {
@@ -86,8 +86,8 @@ def _quantile(found: deque[float], share: float) -> float:
     return float(np.quantile(found, share, method="higher"))
 
 
-Mode = Literal["blocking", "overlap", "auto"]
-BoundaryMode = Literal["condition", "blend"]
+Mode = Literal["synchronous", "asynchronous", "auto"]
+TransitionMode = Literal["condition", "blend"]
 LOOK = 1  # rows between two looks at whether it is time, at most
 
 
@@ -96,27 +96,27 @@ class Execution:
     """How chunks follow each other.
 
     Attributes:
-        mode: "blocking" asks at rest; "overlap" in motion whenever the answer can come in time;
+        mode: "synchronous" asks at rest; "asynchronous" in motion if the answer can come in time;
             "auto" in motion if no pause is left then, else at rest.
-        boundary: "condition" has the policy begin with what the arms are committed to; "blend"
+        transition: "condition" has the policy begin with what the arms are committed to; "blend"
             only goes over from the old path to the new one.
         blend_rows: rows of going over, with both.
         searches: whether the policy searches: it then uses all the time that it is given.
-        splicer: makes the spliced path.
+        blender: makes the blended path.
     """
 
-    mode: Mode = "blocking"
-    boundary: BoundaryMode = "condition"
+    mode: Mode = "synchronous"
+    transition: TransitionMode = "condition"
     blend_rows: int = 5
     searches: bool = False
-    splicer: Splicer = Splice.blended
+    blender: Blender = Blend.blended
 
 
-BLOCKING = Execution()
+SYNCHRONOUS = Execution()
 
 
-class Trigger:
-    """Decides when to ask in motion, for an answer by when, and with what commitment.
+class InferenceScheduler:
+    """Decides when to ask in motion, for an answer by when, and with what action prefix.
 
     Attributes:
         execution: how chunks follow each other.
@@ -127,7 +127,7 @@ class Trigger:
         """Go by the latencies that ``latency`` will have measured."""
         self.execution, self._rates, self._latency = execution, rates, latency
         self._margin = (KEPT + LOOK) * rates.dt
-        self.asks_in_motion = execution.mode != "blocking"
+        self.asks_in_motion = execution.mode != "synchronous"
         self._missed = False
 
     def missed(self) -> None:
@@ -137,7 +137,7 @@ class Trigger:
     def due(self, left: float) -> bool:
         """Return whether to ask now, with ``left`` seconds of the path to go."""
         mode, p95, cautious = self.execution.mode, self._latency.p95, self._latency.cautious
-        if mode == "blocking" or p95 is None or cautious is None:
+        if mode == "synchronous" or p95 is None or cautious is None:
             return False
         chunk = self._rates.chunk_steps * self._rates.dt
         if self.execution.searches:
@@ -162,7 +162,7 @@ class Trigger:
         possible = max(left - self._margin - around, self._rates.dt)
         return min(possible, usual) if usual else possible
 
-    def commitment(self, path: TimedChunk, seen_ns: int) -> Commitment:
+    def action_prefix(self, path: TimedChunk, seen_ns: int) -> ActionPrefix:
         """Return what the arms do after an observation, and how much of it is held.
 
         What they will have done when the answer comes is held exactly. The hold is let go towards
@@ -173,7 +173,7 @@ class Trigger:
         rows = max(left_ns // step_ns, 0)
         positions = [path.sample(seen_ns + (row + 1) * step_ns) for row in range(rows)]
         weights = np.zeros(rows)
-        if self.execution.boundary == "condition":
+        if self.execution.transition == "condition":
             p95 = self._latency.p95 or 0.0
             if self.execution.searches:
                 p95 = max(left_ns / NS_PER_S - self._margin, 0.0)
@@ -182,4 +182,4 @@ class Trigger:
             fading = np.arange(1, rows - held + 1) / (rows - held + 1)
             weights = np.concatenate([np.ones(held), (1 + np.cos(np.pi * fading)) / 2])
         poses: NDArray[np.float64] = np.array(positions).reshape(rows, len(path.start))
-        return Commitment(poses, weights, left_ns / NS_PER_S)
+        return ActionPrefix(poses, weights, left_ns / NS_PER_S)

@@ -21,7 +21,7 @@ import numpy as np
 
 from cosmos_policy_ros.core.units import NS_PER_S, Array
 from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
-from cosmos_policy_ros.rig.chunk import BRAKE, braking_share
+from cosmos_policy_ros.rig.chunk import BRAKE, braking_fraction
 from cosmos_policy_ros.rig.command_check import CommandCheck
 from cosmos_policy_ros.rig.ownership import OVERTAKEN, Ownership, describe_stranger
 from cosmos_policy_ros.rig.spec import Output, RigSpec
@@ -44,7 +44,7 @@ VIGIL = 2.0  # s for which disarmed arms that have not been seen at rest are loo
 
 
 @dataclass(frozen=True)
-class Hold:
+class BrakeTrajectory:
     """A trajectory that brings one controller's joints to rest.
 
     Attributes:
@@ -76,7 +76,9 @@ class _Path:
     controller: TrajectoryController | None = None  # None before its first trajectory
     chunk_id: str = ""
     recent: deque[Array] = field(default_factory=deque)  # commanded within the arms' lag
-    own: deque[Hold] = field(default_factory=lambda: deque(maxlen=OWN))  # not come back yet
+    own: deque[BrakeTrajectory] = field(
+        default_factory=lambda: deque(maxlen=OWN)
+    )  # not come back yet
     pending: list[_Trajectory] = field(default_factory=list)  # not announced yet
     owed: bool = False  # a hold, as soon as it is known where the arm is
 
@@ -116,7 +118,7 @@ class Guard:
 
     def on_policy_state(
         self, identity: str, armed: bool, run_id: str, announced: tuple[int, str], now_ns: int
-    ) -> dict[str, Hold]:
+    ) -> dict[str, BrakeTrajectory]:
         """Note a policy node's state; see :meth:`Ownership.on_state`.
 
         Returns:
@@ -129,7 +131,7 @@ class Guard:
             self._stillness.clear()
             self._acted_ns = now_ns
             self._vigil_ns = 0 if self.ownership.armed else now_ns + round(VIGIL * NS_PER_S)
-        holds: dict[str, Hold] = {}
+        holds: dict[str, BrakeTrajectory] = {}
         for name, path in self._paths.items():
             for each in [t for t in path.pending if self.ownership.take(name, t.chunk_id)]:
                 path.pending.remove(each)
@@ -144,7 +146,7 @@ class Guard:
         points: Sequence[TrajectoryPoint],
         start_ns: int,
         now_ns: int,
-    ) -> dict[str, Hold]:
+    ) -> dict[str, BrakeTrajectory]:
         """Follow what a controller was sent, if it is the owner's; else hold the arms.
 
         Args:
@@ -175,7 +177,7 @@ class Guard:
         path.pending.append(trajectory)
         return {}
 
-    def tick(self, now_ns: int) -> dict[str, Hold]:
+    def tick(self, now_ns: int) -> dict[str, BrakeTrajectory]:
         """Return what to send to which output, when the policy node is missed or is not alone."""
         kept_waiting = now_ns - self._ticked_ns > self._patience * NS_PER_S / 2
         self._ticked_ns = now_ns
@@ -203,7 +205,7 @@ class Guard:
         self.reason = f"the policy node was last heard of {age:.2f} s ago"
         return self._hold(now_ns)
 
-    def hold(self, reason: str, now_ns: int) -> dict[str, Hold]:
+    def hold(self, reason: str, now_ns: int) -> dict[str, BrakeTrajectory]:
         """Hold arms that move under an owner; return what to send to which output."""
         if not self.ownership.armed or self.reason:
             return {}
@@ -234,7 +236,7 @@ class Guard:
             while len(path.recent) > keep:
                 path.recent.popleft()
 
-    def _follow(self, path: _Path, trajectory: _Trajectory) -> dict[str, Hold]:
+    def _follow(self, path: _Path, trajectory: _Trajectory) -> dict[str, BrakeTrajectory]:
         now_ns = trajectory.received_ns
         check_start(trajectory.start_ns, now_ns)
         # Where an arm was before its first trajectory is neither known here nor needed.
@@ -247,7 +249,9 @@ class Guard:
         path.recent.append(controller.sample(now_ns))
         return self._send(path, now_ns, True) if self.reason else {}
 
-    def _hold_against(self, path: _Path, stranger: _Trajectory, now_ns: int) -> dict[str, Hold]:
+    def _hold_against(
+        self, path: _Path, stranger: _Trajectory, now_ns: int
+    ) -> dict[str, BrakeTrajectory]:
         """Hold all arms since one of them follows a trajectory that is not the owner's.
 
         Arms that have been disarmed since are at rest but for that one.
@@ -258,16 +262,16 @@ class Guard:
             self.reason = describe_stranger(stranger.chunk_id, path.output.topic)
         return self._hold(now_ns, but=path) | self._send(path, now_ns, False)
 
-    def _hold(self, now_ns: int, but: _Path | None = None) -> dict[str, Hold]:
+    def _hold(self, now_ns: int, but: _Path | None = None) -> dict[str, BrakeTrajectory]:
         self.holding = True
-        holds: dict[str, Hold] = {}
+        holds: dict[str, BrakeTrajectory] = {}
         for path in self._paths.values():
             moving = path.controller is not None and now_ns < path.controller.end_ns
             if moving and path is not but:
                 holds |= self._send(path, now_ns, True)
         return holds
 
-    def _send(self, path: _Path, now_ns: int, on_path: bool) -> dict[str, Hold]:
+    def _send(self, path: _Path, now_ns: int, on_path: bool) -> dict[str, BrakeTrajectory]:
         """Return a brake along the known path, or a hold where the arm is measured.
 
         Where neither can be sent the hold is owed, and sent by a later tick.
@@ -283,7 +287,7 @@ class Guard:
             return {}
         self._acted_ns = now_ns
         names = path.output.joints if path.controller is None else path.controller.joint_names
-        hold = Hold(f"{path.chunk_id}{HOLD}", names, tuple(points))
+        hold = BrakeTrajectory(f"{path.chunk_id}{HOLD}", names, tuple(points))
         if path.controller is None:
             path.controller = TrajectoryController(names, np.array(points[0].positions))
         path.controller.accept(names, points, now_ns, now_ns)
@@ -298,7 +302,7 @@ class Guard:
         if controller is None:
             return None
         points = []
-        for row, (travelled, pace) in enumerate(zip(*braking_share(self._rows), strict=True)):
+        for row, (travelled, pace) in enumerate(zip(*braking_fraction(self._rows), strict=True)):
             at_ns = now_ns + round(travelled * self._step_ns)
             positions, velocities = controller.state(at_ns)
             due_ns = (row + 1) * self._step_ns

@@ -3,7 +3,7 @@
 Works on any object with the fields of ``sensor_msgs/Image`` or ``CompressedImage``: a message
 that rclpy delivered and one that was read back from a bag give the same bytes.
 
-Anyone on the network may publish a picture, so nothing is decoded before its header has been read:
+Anyone on the network may publish an image, so nothing is decoded before its header has been read:
 a few hundred bytes can ask a decoder for gigabytes, and a decoder fills what is missing with grey
 and says nothing.
 """
@@ -35,15 +35,15 @@ _TO_RGB = {
 
 # Encodings of one channel: grey, depth, infrared. Also how image_transport begins a format.
 _ONE_CHANNEL = re.compile(r"mono(8|16)|(8|16|32|64)[USF]C1", re.IGNORECASE)
-_DEPTH_FORMAT = "compresseddepth"  # 12 bytes of its own stand before the picture
+_DEPTH_FORMAT = "compresseddepth"  # 12 bytes of its own stand before the image
 _NAMED_TYPES: tuple[tuple[re.Pattern[str], Literal["JPEG", "PNG"]], ...] = (
     (re.compile(r"\bm?jpe?g\b", re.IGNORECASE), "JPEG"),
     (re.compile(r"\bpng\b", re.IGNORECASE), "PNG"),
 )
 # A whole file has some ten of each; a million empty ones would keep a reader busy for seconds.
 _MOST_SEGMENTS = 1000
-_MOST_SCANS = 32  # of a progressive JPEG; usually 10, and each costs a pass over the whole picture
-_MOST_CHUNKS = 20_000  # of a PNG; libpng cuts a picture of 50 MB into 6000
+_MOST_SCANS = 32  # of a progressive JPEG; usually 10, and each costs a pass over the whole image
+_MOST_CHUNKS = 20_000  # of a PNG; libpng cuts an image of 50 MB into 6000
 
 _JPEG_BEGIN = b"\xff\xd8"
 _EOI, _SOS = 0xD9, 0xDA
@@ -72,7 +72,7 @@ class _Header:
 
 
 class _DamagedError(Exception):
-    """What is wrong with a compressed picture, for the end of a sentence."""
+    """What is wrong with a compressed image, for the end of a sentence."""
 
 
 def decode_image(
@@ -84,7 +84,7 @@ def decode_image(
         message: an Image (``encoding``, ``height``, ``width``, ``step``, ``data``) or a
             CompressedImage (``format``, ``data``).
         source: topic, for messages.
-        grey: whether a grey picture is wanted, as three equal channels; a colour camera that
+        grey: whether a grey image is wanted, as three equal channels; a colour camera that
             sends one is set up wrongly.
         size: rows and columns that it must have; empty for any up to :data:`MAX_SIDE`.
 
@@ -96,7 +96,7 @@ def decode_image(
     height, width = image_size(message, source, grey=grey)
     if size and (height, width) != tuple(size):
         raise ObservationError(
-            f"{source}: the picture has {height}x{width} pixels (rows x columns), the rig file "
+            f"{source}: the image has {height}x{width} pixels (rows x columns), the rig file "
             f"says {size[0]}x{size[1]}; set the camera's profile, or size in the rig file"
         )
     if hasattr(message, "format"):
@@ -114,9 +114,9 @@ def decode_image(
 
 
 def image_size(message: Any, source: str, *, grey: bool = False) -> tuple[int, int]:
-    """Return a picture's rows and columns by its header; nothing is decoded.
+    """Return an image's rows and columns by its header; nothing is decoded.
 
-    A JPEG or PNG is followed to its end marker, so that half of one is no picture.
+    A JPEG or PNG is followed to its end marker, so that half of one is no image.
 
     Raises:
         ObservationError: as for :func:`decode_image`, as far as the header tells.
@@ -134,7 +134,7 @@ def image_size(message: Any, source: str, *, grey: bool = False) -> tuple[int, i
         if step < least or size != height * step:
             raise ObservationError(
                 f"{source}: image of {height}x{width} {encoding} with rows of {step} bytes "
-                f"carries {size} bytes, expected {height * max(step, least)}; mend the camera "
+                f"carries {size} bytes, expected {height * max(step, least)}; fix the camera "
                 f"driver"
             )
     return height, width
@@ -143,7 +143,7 @@ def image_size(message: Any, source: str, *, grey: bool = False) -> tuple[int, i
 def _refuse_size(source: str, what: str, height: int, width: int) -> None:
     if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
         raise ObservationError(
-            f"{source}: {what} picture of {height}x{width} pixels (rows x columns); 1 to "
+            f"{source}: {what} image of {height}x{width} pixels (rows x columns); 1 to "
             f"{MAX_SIDE} each way are taken; set the camera to a smaller profile, or end whatever "
             f"else publishes there"
         )
@@ -151,7 +151,7 @@ def _refuse_size(source: str, what: str, height: int, width: int) -> None:
 
 def _no_colour(source: str, found: str) -> ObservationError:
     return ObservationError(
-        f"{source}: {found} is no colour picture of 8 bits a channel, as this camera must send; "
+        f"{source}: {found} is no colour image of 8 bits a channel, as this camera must send; "
         f"take its colour stream, or list {GREY} in the camera's encodings in the rig file for a "
         f"grey one"
     )
@@ -169,7 +169,7 @@ def _rows(message: Any) -> NDArray[np.uint8]:
 
 def _decompress(message: Any, source: str) -> NDArray[np.uint8]:
     data = np.frombuffer(message.data, np.uint8)
-    # A picture is where the camera is: a note in it on how it was held turns nothing.
+    # An image is where the camera is: a note in it on how it was held turns nothing.
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         bgr = cv2.imdecode(data, flags)
@@ -186,7 +186,7 @@ def _decompress(message: Any, source: str) -> NDArray[np.uint8]:
 def _unreadable(message: Any, source: str, why: str) -> ObservationError:
     return ObservationError(
         f"{source}: {len(message.data)} bytes of '{shown(message.format)}' are no readable "
-        f"picture: {why}; use JPEG or PNG transport, and look at the camera's cable"
+        f"image: {why}; use JPEG or PNG transport, and look at the camera's cable"
     )
 
 
@@ -194,7 +194,7 @@ def _unreadable(message: Any, source: str, why: str) -> ObservationError:
 
 
 def _read_header(message: Any, source: str, *, grey: bool) -> _Header:
-    """Return the header of a compressed picture that is whole and may be decoded."""
+    """Return the header of a compressed image that is whole and may be decoded."""
     declared = message.format.split(";")[0].strip()
     if _DEPTH_FORMAT in message.format.lower():
         raise _no_colour(source, f"format '{shown(message.format)}'")
@@ -267,7 +267,7 @@ def _read_frame(marker: int, segment: bytes) -> _Header:
         raise _DamagedError("its frame header is damaged")
     bits, height, width, channels = struct.unpack(">BHHB", segment[:6])
     if channels not in (1, 3):
-        raise _DamagedError(f"it has {channels} channels, where 3 are a colour picture")
+        raise _DamagedError(f"it has {channels} channels, where 3 are a colour image")
     return _Header("JPEG", height, width, channels, bits)
 
 

@@ -55,7 +55,7 @@ class Observation:
 
 # The newest message of every source, and the gates between them and an observation.
 #
-# Messages are only kept on arrival; decoding waits until a query needs the picture. All ages are
+# Messages are only kept on arrival; decoding waits until a query needs the image. All ages are
 # measured on the clock that arms move by (``rig.clock``); a stamp only says how old a message was
 # when it came, and one ahead of this machine's clock says nothing, so its message is not used.
 
@@ -121,7 +121,7 @@ class _ArmSource(_Source):
     state: NDArray[np.float64] | None = None
 
 
-class Sources:
+class SensorBuffer:
     """Collects a rig's messages and turns the newest ones into an :class:`Observation`."""
 
     def __init__(self, rig: RigSpec) -> None:
@@ -212,7 +212,7 @@ class Sources:
             for name, source in self._named()
         }
 
-    def complaints(self, now_ns: int, not_before_ns: int = 0) -> list[str]:
+    def problems(self, now_ns: int, not_before_ns: int = 0) -> list[str]:
         """Return why no observation can be made now, one sentence per source at fault."""
         found = [c for s in self._cameras.values() if (c := self._of_camera(s, now_ns))]
         found += [c for a in self._arms.values() if (c := self._of_arm(a, now_ns))]
@@ -233,12 +233,12 @@ class Sources:
         ]
         return found
 
-    def lost(self, now_ns: int, *, cameras: bool = True) -> str:
+    def stale_source(self, now_ns: int, *, cameras: bool = True) -> str:
         """Return which source has been gone for too long to go on moving; empty for none.
 
         Args:
             now_ns: the clock that arms move by.
-            cameras: whether the motion was decided on pictures; else only the arms count.
+            cameras: whether the motion was decided on images; else only the arms count.
         """
         limits = self._limits
         for arm in self._arms.values():
@@ -249,12 +249,12 @@ class Sources:
                     f"(limit {limits.state_timeout:g} s){arm.rejections}"
                 )
         for camera in self._cameras.values() if cameras else ():
-            # A camera that repeats its picture under new stamps shows nothing either.
+            # A camera that repeats its image under new stamps shows nothing either.
             newest_ns = camera.changed_ns if limits.frozen_after else camera.seen_ns
             age = (now_ns - newest_ns) / NS_PER_S
             if 0 < limits.image_timeout < age:
                 return (
-                    f"{camera.topic}: no new picture for {age:.2f} s "
+                    f"{camera.topic}: no new image for {age:.2f} s "
                     f"(limit {limits.image_timeout:g} s){camera.rejections}"
                 )
         return ""
@@ -271,8 +271,8 @@ class Sources:
             ObservationError: names every source that is missing, stale, frozen, skewed or
                 unreadable.
         """
-        if complaints := self.complaints(now_ns, not_before_ns):
-            raise ObservationError("; ".join(complaints))
+        if problems := self.problems(now_ns, not_before_ns):
+            raise ObservationError("; ".join(problems))
         state = self.measured()
         assert state is not None
         images = {
@@ -311,7 +311,7 @@ class Sources:
         same_for = (source.seen_ns - source.changed_ns) / NS_PER_S
         if 0 < limits.frozen_after < same_for:
             return (
-                f"{topic}: the same picture for {same_for:.2f} s under new stamps "
+                f"{topic}: the same image for {same_for:.2f} s under new stamps "
                 f"(limit {limits.frozen_after:g} s): the camera is frozen, restart it"
             )
         encoding = getattr(source.message, "encoding", None)
@@ -334,10 +334,10 @@ class Sources:
         return None
 
     def image_sizes(self) -> dict[str, tuple[int, int]]:
-        """Return rows and columns of each camera's newest picture, by role, from its header.
+        """Return rows and columns of each camera's newest image, by role, from its header.
 
         Raises:
-            ObservationError: one is no picture that could be used.
+            ObservationError: one is no image that could be used.
         """
         return {
             role: image_size(source.message, source.topic, grey=source.camera.grey)
@@ -352,7 +352,7 @@ def _has_come(source: _CameraSource | _ArmSource) -> bool:
 
 
 def fingerprint(message: Any) -> int:
-    """Return a checksum of some 500 bytes of a picture's data."""
+    """Return a checksum of some 500 bytes of an image's data."""
     data = np.frombuffer(message.data, np.uint8) if len(message.data) else np.zeros(0, np.uint8)
     return zlib.crc32(data[::FINGERPRINT_STRIDE].tobytes())
 

@@ -3,7 +3,7 @@
 A state machine without ROS, threads or clocks of its own. It is polled with the time that arms move
 by (``rig.clock``) and answers with at most one thing to do; a dead or late part always means hold.
 While the arms move it may ask for the next chunk already (``rig.execution``); what comes in time is
-spliced into the path.
+blended into the path.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 
 from cosmos_policy_ros.core.errors import CosmosPolicyError, ObservationError
 from cosmos_policy_ros.core.units import NS_PER_S, Array
-from cosmos_policy_ros.rig.chunk import KEPT, Boundary, Splice, TimedChunk, measure_boundary
-from cosmos_policy_ros.rig.decision import Commitment, Decision, Query
-from cosmos_policy_ros.rig.execution import BLOCKING, LatencyTracker, Trigger
-from cosmos_policy_ros.rig.observation import Observation, Sources
-from cosmos_policy_ros.rig.safety_gate import SafetyGate, Situation, StartDrift, Verdict
+from cosmos_policy_ros.rig.chunk import KEPT, Blend, ChunkTransition, TimedChunk, measure_transition
+from cosmos_policy_ros.rig.decision import ActionPrefix, Decision, Query
+from cosmos_policy_ros.rig.execution import SYNCHRONOUS, InferenceScheduler, LatencyTracker
+from cosmos_policy_ros.rig.observation import Observation, SensorBuffer
+from cosmos_policy_ros.rig.safety_gate import GateContext, GateResult, SafetyGate, StartDrift
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rig.tracking import TrackingMonitor
 
@@ -113,7 +113,7 @@ class Run:
         message: why it waits or what it does, for people.
         chunk: the chunk under way, or the last one.
         chunks, refused, late: counts; what came too late is not refused.
-        boundary: of the last answer; None of one that came too late, or is not for this rig.
+        transition: of the last answer; None of one that came too late, or is not for this rig.
         idle_ns: time the arms stood still between the first query and the last chunk.
     """
 
@@ -121,13 +121,13 @@ class Run:
         self,
         goal: Goal,
         rig: RigSpec,
-        sources: Sources,
+        sources: SensorBuffer,
         gate: SafetyGate,
         limits: RunLimits,
         commanded: Array | None,
         *,
         dry: bool = False,
-        trigger: Trigger | None = None,
+        scheduler: InferenceScheduler | None = None,
         tracking: TrackingMonitor | None = None,
     ) -> None:
         """Begin observing.
@@ -140,16 +140,16 @@ class Run:
             limits: patience and braking.
             commanded: what the arms hold, None when only they know.
             dry: whether chunks go nowhere, so that every one begins where the arms stand.
-            trigger: when to ask in motion; None for never.
+            scheduler: when to ask in motion; None for never.
             tracking: watches whether the arms follow; None for one of its own.
         """
         self.goal, self.phase, self.outcome = goal, Phase.OBSERVING, None
         self.message, self.chunk = "", None
         self.chunks = self.refused = self.late = self.idle_ns = 0
-        self.boundary = None
+        self.transition = None
         self._rig, self._sources, self._gate, self._limits = rig, sources, gate, limits
         self._commanded, self._dry = commanded, dry
-        self._trigger = trigger or Trigger(BLOCKING, rig.rates, LatencyTracker())
+        self._scheduler = scheduler or InferenceScheduler(SYNCHRONOUS, rig.rates, LatencyTracker())
         self._asked: _Asked | None = None
         self._missed = False  # an answer for the path under way: the next query is at rest
         self._ending: Outcome | None = None  # once the arms are at rest
@@ -162,7 +162,7 @@ class Run:
     phase: Phase
     outcome: Outcome | None
     chunk: TimedChunk | None
-    boundary: Boundary | None
+    transition: ChunkTransition | None
 
     def commanded(self, now_ns: int) -> Array | None:
         """Return the (14,) pose commanded at ``now_ns``; None before anything was."""
@@ -187,17 +187,17 @@ class Run:
             return self._poll_observing(now_ns, wall)
         return None
 
-    def looks(self, now_ns: int) -> bool:
+    def needs_observation(self, now_ns: int) -> bool:
         """Return whether a poll now would make an observation."""
         if self.phase is not Phase.EXECUTING:
             return self.phase is Phase.OBSERVING
         return self._is_time_to_ask(now_ns)
 
-    def answer(self, decision: Decision, now_ns: int) -> tuple[Verdict, TimedChunk | None]:
+    def answer(self, decision: Decision, now_ns: int) -> tuple[GateResult, TimedChunk | None]:
         """Judge a decision; the chunk, when there is one, is to be published at once."""
         assert self._asked is not None, "nothing was asked"
         asked, self._asked = self._asked, None
-        self.boundary = None
+        self.transition = None
         if self.phase is Phase.EXECUTING:
             return self._take_over(decision, asked, now_ns)
         if asked.in_motion:
@@ -206,13 +206,13 @@ class Run:
 
     def _begin(
         self, decision: Decision, asked: _Asked, now_ns: int
-    ) -> tuple[Verdict, TimedChunk | None]:
+    ) -> tuple[GateResult, TimedChunk | None]:
         """Start a chunk from rest."""
-        now = self._situation(asked, now_ns)
+        now = self._context(asked, now_ns)
         verdict = self._drift.add(self._gate.judge(decision.positions, decision.dt, now))
         held = now.commanded
         at_rest = np.tile(held, (KEPT + self._rig.rates.chunk_steps, 1))
-        self.boundary = measure_boundary(
+        self.transition = measure_transition(
             asked.stamp_ns,
             (now_ns - asked.seen_ns) / NS_PER_S,
             rows=(at_rest, decision.positions, verdict.positions),
@@ -239,7 +239,7 @@ class Run:
 
     def _take_over(
         self, decision: Decision, asked: _Asked, now_ns: int
-    ) -> tuple[Verdict, TimedChunk | None]:
+    ) -> tuple[GateResult, TimedChunk | None]:
         """Splice a chunk into the path under way; one that cannot be leaves it as it is."""
         path = self.chunk
         assert path is not None
@@ -251,27 +251,27 @@ class Run:
             positions=decision.positions,
             max_velocity=self._rig.max_velocity,
         )
-        execution = self._trigger.execution
-        splice = Splice(path, meant, now_ns, execution.blend_rows)
-        if splice.lateness > 0:
-            return self._too_late(splice.lateness), None
-        now = self._situation(asked, now_ns)
-        verdict = self._drift.add(self._gate.judge_splice(splice, execution.splicer, now))
+        execution = self._scheduler.execution
+        blend = Blend(path, meant, now_ns, execution.blend_rows)
+        if blend.lateness > 0:
+            return self._too_late(blend.lateness), None
+        now = self._context(asked, now_ns)
+        verdict = self._drift.add(self._gate.judge_splice(blend, execution.blender, now))
         if verdict.rule != "shape":
             sent = None if verdict.positions is None else verdict.positions[KEPT:]
-            self.boundary = measure_boundary(
+            self.transition = measure_transition(
                 asked.stamp_ns,
                 (now_ns - asked.seen_ns) / NS_PER_S,
-                rows=(splice.old, splice.new[KEPT:], sent),
+                rows=(blend.old, blend.new[KEPT:], sent),
                 dt=decision.dt,
-                dropped=splice.dropped,
-                blend_rows=splice.rows,
+                dropped=blend.dropped,
+                blend_rows=blend.rows,
             )
         if verdict.positions is None:
             self._miss()
             self._refuse(verdict)
             return verdict, None
-        return verdict, self._execute(splice.chunk(self._next_id, verdict.positions))
+        return verdict, self._execute(blend.chunk(self._next_id, verdict.positions))
 
     def query_failed(self, error: CosmosPolicyError, recoverable: bool) -> None:
         """Hold, and ask again with a fresh observation unless the policy is gone for good.
@@ -340,13 +340,13 @@ class Run:
         if now_ns >= path.end_ns:
             self._come_to_rest(path)
             return None
-        lost = self._sources.lost(now_ns)
+        lost = self._sources.stale_source(now_ns)
         if lost:
             # Whoever mends a cable has a hand near the arms: they move on when told to, not by
             # themselves.
             self.phase, self._asked = Phase.PAUSED, None
             self.message = (
-                f"{lost}: braked, the arms hold; mend it, then ~/pause with data: false goes on"
+                f"{lost}: braked, the arms hold; fix it, then ~/pause with data: false goes on"
             )
             brake = self._brake(now_ns, self._rig.rates.loss_brake)
             self._not_before_ns = brake.end_ns
@@ -385,7 +385,7 @@ class Run:
             return False
         left_ns = path.end_ns - now_ns
         last = self._is_last(path.end_ns - self._moving_since_ns)
-        return not last and self._trigger.due(left_ns / NS_PER_S)
+        return not last and self._scheduler.due(left_ns / NS_PER_S)
 
     def _ask_in_motion(self, path: TimedChunk, now_ns: int) -> Query | None:
         try:
@@ -394,16 +394,16 @@ class Run:
             self.message = f"executing chunk {self.chunks}; cannot ask for the next: {error}"
             return None
         left = (path.end_ns - now_ns) / NS_PER_S
-        committed = self._trigger.commitment(path, observation.seen_ns)
+        committed = self._scheduler.action_prefix(path, observation.seen_ns)
         return self._ask(observation, left, committed)
 
     def _ask(
-        self, observation: Observation, left: float, committed: Commitment | None = None
+        self, observation: Observation, left: float, committed: ActionPrefix | None = None
     ) -> Query:
         goal, index = self.goal, self._queries
         self._queries += 1
         self._asked = _Asked(observation.stamp_ns, observation.seen_ns, committed is not None)
-        deadline = self._trigger.deadline(left, goal.deadline)
+        deadline = self._scheduler.deadline(left, goal.deadline)
         return Query(goal.task, goal.prompt, goal.seed, index, observation, deadline, committed)
 
     def _not_following(self, now_ns: int) -> str:
@@ -433,11 +433,11 @@ class Run:
         self.message = "waiting for the policy"
         return self._ask(observation, 0.0)
 
-    def _situation(self, asked: _Asked, now_ns: int) -> Situation:
+    def _context(self, asked: _Asked, now_ns: int) -> GateContext:
         measured = self._sources.measured()
         assert measured is not None, "a query was sent without a state"
         held = self.commanded(now_ns)
-        return Situation(
+        return GateContext(
             commanded=measured if held is None else held,
             measured=measured,
             state_age=self._sources.state_age(now_ns),
@@ -457,18 +457,18 @@ class Run:
 
     def _miss(self) -> None:
         self._missed = True
-        self._trigger.missed()
+        self._scheduler.missed()
 
-    def _too_late(self, seconds: float) -> Verdict:
+    def _too_late(self, seconds: float) -> GateResult:
         """Drop an answer: the path plays out, and the next query comes from rest."""
         self.late += 1
         self._miss()
         message = f"the answer came {seconds:.2f} s too late for the path under way: dropped"
         if self.phase is Phase.QUERYING:
             self._observe(message)
-        return Verdict(False, rule=LATE, value=seconds, message=message)
+        return GateResult(False, rule=LATE, value=seconds, message=message)
 
-    def _refuse(self, verdict: Verdict) -> None:
+    def _refuse(self, verdict: GateResult) -> None:
         self.refused += 1
         self._refused_in_row += 1
         limit = self._rig.gate.refusals

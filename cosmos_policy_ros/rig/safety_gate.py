@@ -15,13 +15,13 @@ import numpy as np
 from cosmos_policy_ros.core.errors import RigError
 from cosmos_policy_ros.core.units import Array
 from cosmos_policy_ros.rig.arms import GRIPPER_INDICES, STATE_DIM
-from cosmos_policy_ros.rig.chunk import Splice, Splicer, TimedChunk
+from cosmos_policy_ros.rig.chunk import Blend, Blender, TimedChunk
 from cosmos_policy_ros.rig.collision import CollisionModel
 from cosmos_policy_ros.rig.spec import SHAKE_ROWS, RigSpec
 
 
 @dataclass(frozen=True)
-class Situation:
+class GateContext:
     """Where the arms are when a chunk is judged, and how old is what is known of them.
 
     Attributes:
@@ -41,7 +41,7 @@ class Situation:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GateResult:
     """What the gate said of one chunk.
 
     Attributes:
@@ -87,7 +87,7 @@ class StartDrift:
         led: Array = self._sum.copy()
         return led
 
-    def add(self, verdict: Verdict) -> Verdict:
+    def add(self, verdict: GateResult) -> GateResult:
         """Count an accepted chunk; return its verdict, which tells of a drift over the limit."""
         if verdict.jump is None:
             return verdict
@@ -121,8 +121,8 @@ class SafetyGate:
             self._start_jump[gripper] = rig.gate.gripper_start_jump
             self._overshoot[gripper] = rig.gate.gripper_overshoot
         self._step = rig.max_velocity * rig.gate.velocity_scale * rig.rates.dt
-        self._lead_in = round(rig.gate.lead_in / rig.rates.dt)  # rows
-        self._lead_in_jump = rig.gate.lead_in_jump
+        self._ramp_in = round(rig.gate.ramp_in / rig.rates.dt)  # rows
+        self._ramp_in_jump = rig.gate.ramp_in_jump
         self._state_age = rig.observation.state_timeout
         self._result_age = rig.gate.result_age
         self._ahead = rig.observation.stamp_ahead
@@ -132,8 +132,8 @@ class SafetyGate:
         self._collisions = None if rig.geometry is None else CollisionModel(rig.geometry)
 
     def judge(
-        self, positions: Array, dt: float, now: Situation, rows: int | None = None
-    ) -> Verdict:
+        self, positions: Array, dt: float, now: GateContext, rows: int | None = None
+    ) -> GateResult:
         """Judge one chunk.
 
         Args:
@@ -155,36 +155,36 @@ class SafetyGate:
             or self._check_speed(now.commanded, chunk, from_rest=True)
             or self._check_acceleration(now.commanded, chunk, from_rest=True)
             or self._check_collision(now.commanded, chunk, now.measured)
-            or Verdict(True, chunk, clamped, message=message, jump=clipped[0] - now.commanded)
+            or GateResult(True, chunk, clamped, message=message, jump=clipped[0] - now.commanded)
         )
 
-    def judge_splice(self, splice: Splice, splicer: Splicer, now: Situation) -> Verdict:
+    def judge_splice(self, blend: Blend, blender: Blender, now: GateContext) -> GateResult:
         """Judge a chunk that is to take over from the one under way.
 
         The rules are :meth:`judge`'s. The start jump is that between the two paths where the new
         one takes over, and the measured pose may be any of those commanded of late; the speeds are
-        those of the spliced path.
+        those of the blended path.
 
         Returns:
-            The first rule broken, or acceptance with the (n, 14) rows of the spliced path.
+            The first rule broken, or acceptance with the (n, 14) rows of the blended path.
         """
-        positions = splice.decided.positions
-        if unusable := self._check_usable(positions, splice.decided.dt, now, self._steps):
+        positions = blend.decided.positions
+        if unusable := self._check_usable(positions, blend.decided.dt, now, self._steps):
             return unusable
         clipped = np.clip(positions, self._lower, self._upper)
-        splice = replace(splice, decided=replace(splice.decided, positions=clipped))
-        rows = np.clip(splicer(splice), self._lower, self._upper)
-        before, velocity = splice.path.state(splice.path.due_ns(splice.first - 1))
+        blend = replace(blend, decided=replace(blend.decided, positions=clipped))
+        rows = np.clip(blender(blend), self._lower, self._upper)
+        before, velocity = blend.path.state(blend.path.due_ns(blend.first - 1))
         clamped = int(np.count_nonzero(clipped != positions))
         return (
-            self._check_takeover(splice, now)
-            or self._check_speed(before, rows, splice.first)
-            or self._check_acceleration(before, rows, splice.first)
-            or self._check_collision(before, rows, now.measured, velocity, splice.first)
-            or Verdict(True, rows, clamped, jump=splice.gap)
+            self._check_takeover(blend, now)
+            or self._check_speed(before, rows, blend.first)
+            or self._check_acceleration(before, rows, blend.first)
+            or self._check_collision(before, rows, now.measured, velocity, blend.first)
+            or GateResult(True, rows, clamped, jump=blend.gap)
         )
 
-    def closest(self, positions: Array, now: Situation) -> dict[tuple[str, str], float]:
+    def closest(self, positions: Array, now: GateContext) -> dict[tuple[str, str], float]:
         """Return how close each two links, or link and table, come at a chunk's rows [m].
 
         Args:
@@ -214,18 +214,18 @@ class SafetyGate:
         turn = np.abs(np.diff(np.vstack([commanded, chunk[:2]]), n=2, axis=0))
         turn[:, list(GRIPPER_INDICES)] = 0.0
         acceptable &= bool((turn <= self._acceleration * self._dt**2).all())
-        if not self._lead_in or acceptable or furthest > self._lead_in_jump or not inside:
+        if not self._ramp_in or acceptable or furthest > self._ramp_in_jump or not inside:
             return chunk, ""
-        share = (1 + np.cos(np.pi * np.arange(self._lead_in) / self._lead_in)) / 2
+        share = (1 + np.cos(np.pi * np.arange(self._ramp_in) / self._ramp_in)) / 2
         led = chunk.copy()
-        led[: self._lead_in] += share[:, None] * off
+        led[: self._ramp_in] += share[:, None] * off
         # Between two poses within the limits, but not always on the straight way.
         led = np.clip(led, self._lower, self._upper)
         return led, f"led over from the held pose, {furthest:.3f} rad off"
 
     def _check_usable(
-        self, positions: Array, dt: float, now: Situation, rows: int
-    ) -> Verdict | None:
+        self, positions: Array, dt: float, now: GateContext, rows: int
+    ) -> GateResult | None:
         return (
             self._check_shape(positions, dt, rows)
             or self._check_finite(positions)
@@ -233,22 +233,22 @@ class SafetyGate:
             or self._check_limits(positions)
         )
 
-    def _check_shape(self, positions: Array, dt: float, rows: int) -> Verdict | None:
+    def _check_shape(self, positions: Array, dt: float, rows: int) -> GateResult | None:
         if positions.shape == (rows, STATE_DIM) and abs(dt - self._dt) < 1e-9:
             return None
-        return Verdict(
+        return GateResult(
             False,
             rule="shape",
             message=f"chunk of shape {positions.shape} at dt {dt:g} s, the rig takes "
             f"({rows}, {STATE_DIM}) at {self._dt:g} s: the checkpoint is for another rig",
         )
 
-    def _check_finite(self, positions: Array) -> Verdict | None:
+    def _check_finite(self, positions: Array) -> GateResult | None:
         bad = np.argwhere(~np.isfinite(positions))
         if not len(bad):
             return None
         step, joint = map(int, bad[0])
-        return Verdict(
+        return GateResult(
             False,
             rule="finite",
             joint=joint,
@@ -258,7 +258,7 @@ class SafetyGate:
             f"({len(bad)} values are not finite): check the checkpoint and its statistics",
         )
 
-    def _check_ages(self, now: Situation) -> Verdict | None:
+    def _check_ages(self, now: GateContext) -> GateResult | None:
         for rule, what, age in (
             ("stale_state", "the arms' last report", now.state_age),
             ("result_age", "what the chunk was decided on", now.result_age),
@@ -288,7 +288,7 @@ class SafetyGate:
             )
         return None
 
-    def _check_limits(self, positions: Array) -> Verdict | None:
+    def _check_limits(self, positions: Array) -> GateResult | None:
         excess = np.maximum(self._lower - positions, positions - self._upper)
         return self._worst(
             "joint_limits",
@@ -297,21 +297,21 @@ class SafetyGate:
             "past its position limit: compare the checkpoint's statistics with the rig file",
         )
 
-    def _check_start(self, positions: Array, now: Situation) -> Verdict | None:
+    def _check_start(self, positions: Array, now: GateContext) -> GateResult | None:
         for reference, what in ((now.commanded, "commanded"), (now.measured, "measured")):
             jump = np.abs(positions[:1] - reference)
-            advice = f"from the {what} pose: move the arms to the start pose (or mend the policy)"
+            advice = f"from the {what} pose: move the arms to the start pose (or fix the policy)"
             if verdict := self._worst("start_jump", jump, self._start_jump, advice):
                 return verdict
         return None
 
-    def _check_takeover(self, splice: Splice, now: Situation) -> Verdict | None:
+    def _check_takeover(self, blend: Blend, now: GateContext) -> GateResult | None:
         limit = self._start_jump
-        if self._lead_in:  # a rig that leads chunks over from further off does so here, too
-            limit = np.maximum(limit, self._lead_in_jump)
-        advice = "from the path under way: mend the policy, or set execution: blocking"
-        gap = np.abs(splice.gap)[None]
-        if verdict := self._worst("start_jump", gap, limit, advice, first=splice.takeover):
+        if self._ramp_in:  # a rig that leads chunks over from further off does so here, too
+            limit = np.maximum(limit, self._ramp_in_jump)
+        advice = "from the path under way: fix the policy, or set execution: synchronous"
+        gap = np.abs(blend.gap)[None]
+        if verdict := self._worst("start_jump", gap, limit, advice, first=blend.takeover):
             return verdict
         trail = now.commanded[None] if now.trail is None else now.trail
         off = np.maximum(trail.min(axis=0) - now.measured, now.measured - trail.max(axis=0))
@@ -320,7 +320,7 @@ class SafetyGate:
 
     def _check_speed(
         self, before: Array, rows: Array, first: int = 0, *, from_rest: bool = False
-    ) -> Verdict | None:
+    ) -> GateResult | None:
         steps = np.abs(np.diff(rows, axis=0, prepend=before[None]))
         if from_rest:
             # The start jump's alone: a gripper at an object stands far from its target.
@@ -329,7 +329,7 @@ class SafetyGate:
 
     def _check_acceleration(
         self, before: Array, rows: Array, first: int = 0, *, from_rest: bool = False
-    ) -> Verdict | None:
+    ) -> GateResult | None:
         """Look at the change of speed at every row; the arms rest at the last one."""
         path = np.vstack([before, before, rows, rows[-1]])
         found = np.abs(np.diff(path, n=2, axis=0)) / self._dt**2
@@ -351,7 +351,7 @@ class SafetyGate:
         measured: Array,
         velocity: Array | None = None,
         first: int = 0,
-    ) -> Verdict | None:
+    ) -> GateResult | None:
         if self._collisions is None:
             return None
         path = TimedChunk("", 0, self._dt, before, rows, self._max_velocity)
@@ -366,7 +366,7 @@ class SafetyGate:
             return None
         step = max(found.row - 1, 0) + first
         one, other = found.between
-        return Verdict(
+        return GateResult(
             False,
             rule="collision",
             step=step,
@@ -374,13 +374,13 @@ class SafetyGate:
             limit=found.limit,
             message=f"{one} and {other} come to {1000 * found.distance:.0f} mm of each other at "
             f"step {step} (below 0 they overlap); allowed is {1000 * found.limit:.0f} mm: move the "
-            "arms to the start pose (or mend the policy); if nothing is near, measure geometry in "
+            "arms to the start pose (or fix the policy); if nothing is near, measure geometry in "
             "the rig file",
         )
 
     def _worst(
         self, rule: str, found: Array, limit: Array, advice: str, first: int = 0
-    ) -> Verdict | None:
+    ) -> GateResult | None:
         """Refuse with the entry that is furthest over its limit, if any is over.
 
         Args:
@@ -399,7 +399,7 @@ class SafetyGate:
         unit = "of its stroke" if joint in GRIPPER_INDICES else "rad"
         if advice.startswith("^2"):
             unit, advice = "rad/s^2", advice[3:]
-        return Verdict(
+        return GateResult(
             False,
             rule=rule,
             joint=joint,
@@ -411,9 +411,9 @@ class SafetyGate:
         )
 
 
-def _too_old(rule: str, age: float, limit: float, message: str) -> Verdict:
+def _too_old(rule: str, age: float, limit: float, message: str) -> GateResult:
     told = f"{message.format(age=f'{age:.2f}')}; allowed is {limit:g} s"
-    return Verdict(False, rule=rule, value=age, limit=limit, message=told)
+    return GateResult(False, rule=rule, value=age, limit=limit, message=told)
 
 
 # A motion of our own, not the policy's: both arms to their start pose, gently and straight.
@@ -424,7 +424,7 @@ MINIMUM_JERK_PEAK = 1.875  # its highest speed, of the average
 
 
 def start_motion(
-    rig: RigSpec, gate: SafetyGate, now: Situation, now_ns: int, speed: float
+    rig: RigSpec, gate: SafetyGate, now: GateContext, now_ns: int, speed: float
 ) -> TimedChunk:
     """Return the way from where the arms are held to their start pose.
 

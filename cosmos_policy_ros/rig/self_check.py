@@ -52,11 +52,11 @@ class Heard:
     counts: Mapping[str, int]
 
 
-def check_sources(complaints: Sequence[str]) -> Check:
-    """Look at whether an observation could be made now (see :meth:`Sources.complaints`)."""
-    if not complaints:
+def check_sources(problems: Sequence[str]) -> Check:
+    """Look at whether an observation could be made now (see :meth:`SensorBuffer.problems`)."""
+    if not problems:
         return Check("sources", True, "cameras and arms are fresh")
-    return Check("sources", False, "; ".join(complaints), "start or restart what is named")
+    return Check("sources", False, "; ".join(problems), "start or restart what is named")
 
 
 def check_rates(rig: RigSpec, heard: Heard) -> Check:
@@ -79,7 +79,7 @@ def check_rates(rig: RigSpec, heard: Heard) -> Check:
             "rates",
             False,
             f"{', '.join(told)}; the rig file says {expected}",
-            "look at the driver's rate and at the USB bus, or mend rates in the rig file",
+            "look at the driver's rate and at the USB bus, or fix rates in the rig file",
         )
     return Check("rates", True, ", ".join(told))
 
@@ -140,11 +140,11 @@ def check_grippers(rig: RigSpec, measured: NDArray[np.float64] | None) -> Check:
     )
 
 
-def check_keeper(name: str, silence: str) -> Check:
+def check_watchdog(name: str, silence: str) -> Check:
     """Look at whether the node that would hold the arms is heard of: no run goes without it."""
     if silence:
-        return Check("keeper", False, silence, "the launch file starts it; look at its log")
-    return Check("keeper", True, f"{name} is heard of")
+        return Check("watchdog", False, silence, "the launch file starts it; look at its log")
+    return Check("watchdog", True, f"{name} is heard of")
 
 
 def check_alone(foreign: Mapping[str, Sequence[str]]) -> Check:

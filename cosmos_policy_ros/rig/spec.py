@@ -34,8 +34,8 @@ OFF_AT_0 = (
     "image_timeout",
     "joint_overshoot",
     "gripper_overshoot",
-    "lead_in",
-    "lead_in_jump",
+    "ramp_in",
+    "ramp_in_jump",
     "brake_seconds",
     "shake",
     "drift",
@@ -70,8 +70,8 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
         "velocity_scale": (0.05, 1.0),  # never faster than the arm
         "refusals": (1, 20),
         "result_age": (0.1, 600.0),  # s
-        "lead_in": (0.0, 1.0),  # s
-        "lead_in_jump": (0.0, 0.5),  # rad; with 0.4 s no joint is led faster than 2 rad/s
+        "ramp_in": (0.0, 1.0),  # s
+        "ramp_in_jump": (0.0, 0.5),  # rad; with 0.4 s no joint is led faster than 2 rad/s
         "shake": (0.05, 1.0),
         "drift": (0.0, 1.0),  # rad
     },
@@ -142,10 +142,10 @@ class ObservationLimits:
         image_age: oldest image, from its stamp to now.
         state_age: oldest joint state.
         camera_skew: widest spread of the three image stamps.
-        frozen_after: byte-identical pictures under new stamps for this long mean a frozen camera
+        frozen_after: byte-identical images under new stamps for this long mean a frozen camera
             (a real sensor is never noise-free); 0 turns the check off.
         state_timeout: without a good joint state for this long an executing chunk is braked.
-        image_timeout: the same for a camera's new pictures; 0 lets a chunk go on without.
+        image_timeout: the same for a camera's new images; 0 lets a chunk go on without.
         stamp_ahead: how far a stamp may be ahead of this machine's clock. Two machines that chrony
             keeps together differ by milliseconds; a stamp further ahead would hide a source that
             has died for as long as it is ahead.
@@ -172,15 +172,15 @@ class GateLimits:
         joint_overshoot: how far past a position limit a target is clamped [rad]; further is
             refused. 0 clamps nothing.
         gripper_overshoot: the same for grippers [strokes].
-        velocity_scale: share of each joint's max_velocity a step may use.
+        velocity_scale: fraction of each joint's max_velocity a step may use.
         refusals: consecutive refused chunks that end a run.
-        result_age: seconds from the observation that a chunk was decided on to its judgement; the
+        result_age: seconds from the observation that a chunk was decided on to its score; the
             arms have held meanwhile, the scene may have changed.
-        lead_in: seconds in which a chunk that begins off the commanded pose, and no further than
-            ``lead_in_jump``, is led over from there; 0 leaves chunks as they are, and
+        ramp_in: seconds in which a chunk that begins off the commanded pose, and no further than
+            ``ramp_in_jump``, is led over from there; 0 leaves chunks as they are, and
             ``start_jump`` refuses.
-        lead_in_jump: of any arm joint [rad].
-        shake: root mean square of an arm joint's acceleration over SHAKE_ROWS rows, as a share of
+        ramp_in_jump: of any arm joint [rad].
+        shake: root mean square of an arm joint's acceleration over SHAKE_ROWS rows, as a part of
             its max_acceleration; 0 for no limit.
         drift: a run is told from which sum on its chunks' first rows have led an arm joint away
             from the commanded pose in one direction [rad]; 0 for never.
@@ -194,8 +194,8 @@ class GateLimits:
     refusals: int
     # Bags carry their rig's file; those from before these keys are still read.
     result_age: float = 120.0
-    lead_in: float = 0.0
-    lead_in_jump: float = 0.0
+    ramp_in: float = 0.0
+    ramp_in_jump: float = 0.0
     shake: float = 0.0
     drift: float = 0.0
 
@@ -296,9 +296,9 @@ def _name(columns: Sequence[int], per_arm: int, grippers: Sequence[int]) -> str:
 
 CAMERA_ROLES = ("left_wrist", "right_wrist", "primary")
 GREY = "mono8"
-"""Encoding of a grey picture of 8 bits."""
+"""Encoding of a grey image of 8 bits."""
 MAX_SIDE = 4096
-"""Rows and columns [px] of a picture. Cameras of a rig have 480 to 2160 rows; one of this size
+"""Rows and columns [px] of an image. Cameras of a rig have 480 to 2160 rows; one of this size
 takes 50 MB and 0.1 to 0.6 s to decode, and ten times as many pixels would hold up the arms."""
 
 
@@ -312,9 +312,9 @@ class Camera:
         info_topic: its CameraInfo, recorded beside the images.
         transport: "raw" (sensor_msgs/Image) or "compressed" (sensor_msgs/CompressedImage).
         encodings: what a raw image may be encoded as; anything else is refused by name. Grey
-            pictures, compressed ones too, are taken only where mono8 is among them.
+            images, compressed ones too, are taken only where mono8 is among them.
         size: rows and columns [px] that it sends; another size is refused. Empty for any.
-        any_aspect: take pictures of another aspect ratio than the checkpoint's training had; the
+        any_aspect: take images of another aspect ratio than the checkpoint's training had; the
             model sees them squeezed.
     """
 
@@ -336,7 +336,7 @@ class Camera:
 
     @property
     def grey(self) -> bool:
-        """Whether it may send grey pictures."""
+        """Whether it may send grey images."""
         return GREY in self.encodings
 
 
@@ -370,8 +370,8 @@ class RigSpec:
         gate: limits of the safety gate.
         tracking: when moving arms do not follow.
         trajectory_stamp: "zero" starts a trajectory on arrival, "start" stamps it.
-        sink: who takes the trajectories: "joint_trajectory", controllers, or "interbotix",
-            arm_streamer_node in front of drivers that know none.
+        command_interface: what takes the trajectories: "joint_trajectory" for controllers,
+            "interbotix" for arm_streamer_node in front of drivers that know none.
         stream: how the latter streams.
         bringup: what ``bringup:=true`` starts; None where there is nothing to start.
         geometry: what the arms can run into; None in bags from before this key.
@@ -387,7 +387,7 @@ class RigSpec:
     gate: GateLimits
     tracking: TrackingLimits = field(default_factory=TrackingLimits)
     trajectory_stamp: Literal["zero", "start"] = "zero"
-    sink: Literal["joint_trajectory", "interbotix"] = "joint_trajectory"
+    command_interface: Literal["joint_trajectory", "interbotix"] = "joint_trajectory"
     stream: StreamLimits = field(default_factory=StreamLimits)
     bringup: Bringup | None = None
     geometry: Geometry | None = None
@@ -421,13 +421,14 @@ class RigSpec:
                 f"both arms' joint states come on '{left.joint_states}', and a joint of each is "
                 f"called '{both[0]}'; give them names of their own, or each arm a topic"
             )
-        if self.sink == "interbotix":
+        if self.command_interface == "interbotix":
             if len(drivers) < len(ARMS):
-                raise ValueError("sink: interbotix needs each arm's driver block")
+                raise ValueError("command_interface: interbotix needs each arm's driver block")
             per_arm = [tuple(range(ARM_DIM)), tuple(range(ARM_DIM, STATE_DIM))]
             if [output.columns for output in self.outputs] != per_arm:
                 raise ValueError(
-                    "sink: interbotix takes one trajectory per arm, its gripper among the joints"
+                    "command_interface: interbotix takes one trajectory per arm, its gripper among "
+                    "the joints"
                 )
 
     @cached_property
@@ -514,8 +515,8 @@ def _excesses(rig: RigSpec) -> Iterator[str]:
             return
         for key, allowed in ranges.items():
             yield from _outside(f"{name}: {key}", getattr(block, key), allowed)
-    if rig.gate.lead_in and round(rig.gate.lead_in * rig.rates.control) < 1:
-        yield f"gate: lead_in: {rig.gate.lead_in} s is less than a row"
+    if rig.gate.ramp_in and round(rig.gate.ramp_in * rig.rates.control) < 1:
+        yield f"gate: ramp_in: {rig.gate.ramp_in} s is less than a row"
     for side, arm in rig.arms.items():
         yield from _arm_excesses(f"arms: {side}", arm)
     assert rig.geometry is not None

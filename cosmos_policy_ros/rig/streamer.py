@@ -32,9 +32,8 @@ from cosmos_policy_ros.rig.trajectory_controller import (
 # What an arm is told tick by tick, when its driver knows no trajectories.
 #
 # A stock ALOHA's driver writes a goal to its servos the moment it arrives and interpolates
-# nothing: all smoothness comes from the stream of goals (facts: aloha-rig.md, section 3.2). Here
-# trajectories become such a stream, always from the last commanded pose, never faster than the
-# joints' limits.
+# nothing: all smoothness comes from the stream of goals. Here trajectories
+# become such a stream, always from the last commanded pose, never faster than the joints' limits.
 
 
 LATE = 1.5  # periods between two ticks; what is more is counted

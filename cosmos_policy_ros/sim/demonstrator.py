@@ -1,6 +1,6 @@
 """A scripted policy for the simulated tasks, behind the same seam as the model.
 
-It sees what the model sees, three pictures and the state, finds the objects by colour and answers
+It sees what the model sees, three images and the state, finds the objects by colour and answers
 with chunks. It makes rollouts to record, to train small models on and to test the whole graph with.
 """
 
@@ -24,7 +24,7 @@ from cosmos_policy_ros.sim.kinematics import MotionPlanner, Move, Phase, Pose, g
 from cosmos_policy_ros.sim.rig import CRANK_RADIUS, ROD_LENGTH
 from cosmos_policy_ros.sim.scene import CAMERAS, camera_matrix, load_physics_model
 
-# Finding the coloured objects on the table in the primary camera's picture.
+# Finding the coloured objects on the table in the primary camera's image.
 
 
 _CHANNELS = {"red": 0, "green": 1, "blue": 2}
@@ -33,15 +33,15 @@ _BRIGHT = 70
 _DOMINANCE = 2.0
 """The colour is this many times stronger than both others; grey parts have 1."""
 _VISIBLE = 0.4
-"""Least share of an object's upper face that must be seen to trust its middle."""
+"""Least fraction of an object's upper face that must be seen to trust its middle."""
 _REFINEMENTS = 3
-"""The outline's middle is not quite the object's, more so near the picture's edge; each round of
+"""The outline's middle is not quite the object's, more so near the image's edge; each round of
 comparing the seen outline with the expected one makes that error ten times smaller."""
 _CORNERS = np.array([(x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1)], dtype=np.float64)
 
 
 @dataclass(frozen=True)
-class Thing:
+class ColouredBox:
     """What to look for.
 
     Attributes:
@@ -66,7 +66,7 @@ class PrimarySight:
         self._position = data.cam_xpos[camera].copy()
         self._rotation = data.cam_xmat[camera].reshape(3, 3).copy()
 
-    def locate(self, image: NDArray[np.uint8], thing: Thing) -> tuple[float, float]:
+    def locate(self, image: NDArray[np.uint8], thing: ColouredBox) -> tuple[float, float]:
         """Return the x and y [m] of the middle of ``thing`` lying on the table.
 
         Args:
@@ -74,7 +74,7 @@ class PrimarySight:
             thing: what to look for.
 
         Raises:
-            ObservationError: it is not in the picture, or mostly hidden.
+            ObservationError: it is not in the image, or mostly hidden.
         """
         height, width = image.shape[:2]
         lens = camera_matrix(self._model, "primary", height, width)
@@ -83,7 +83,7 @@ class PrimarySight:
         expected = thing.size[0] * thing.size[1] * (lens[0, 0] / depth) ** 2
         if len(rows) < _VISIBLE * expected:
             raise ObservationError(
-                f"the primary picture ({width}x{height}) shows {len(rows)} {thing.colour} pixels "
+                f"the primary image ({width}x{height}) shows {len(rows)} {thing.colour} pixels "
                 f"where the {thing.name} should cover about {expected:.0f}; reset the rig, or move "
                 "what hides it"
             )
@@ -105,7 +105,7 @@ class PrimarySight:
         return float(x), float(y)
 
     def _outline_middle(
-        self, x: float, y: float, thing: Thing, lens: NDArray[np.float64]
+        self, x: float, y: float, thing: ColouredBox, lens: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """Return the middle (column, row) of the outline that ``thing`` at (x, y) would have."""
         corners = (_CORNERS - np.array([0.5, 0.5, 0.0])) * thing.size + np.array([x, y, 0.0])
@@ -128,10 +128,10 @@ def _mask(image: NDArray[np.uint8], colour: str) -> NDArray[np.bool_]:
 
 Places = Mapping[str, tuple[float, float]]
 
-CUBE = Thing("cube", "red", (0.04, 0.04, 0.04))
-BLUE_CUBE = Thing("blue cube", "blue", CUBE.size)
-PEG = Thing("peg", "red", (0.12, 0.02, 0.02))
-SOCKET = Thing("socket", "blue", (0.12, 0.044, 0.044))
+CUBE = ColouredBox("cube", "red", (0.04, 0.04, 0.04))
+BLUE_CUBE = ColouredBox("blue cube", "blue", CUBE.size)
+PEG = ColouredBox("peg", "red", (0.12, 0.02, 0.02))
+SOCKET = ColouredBox("socket", "blue", (0.12, 0.044, 0.044))
 
 _PICK_PITCH = 60.0
 """Grippers come from above and outside [degrees]: the arms stay clear of each other."""
@@ -180,7 +180,7 @@ class Variation:
 class Script:
     """What a task's demonstration looks for, and what it then does."""
 
-    things: tuple[Thing, ...]
+    things: tuple[ColouredBox, ...]
     phases: Callable[[Places, Variation], Iterator[Phase]]
 
 
@@ -379,7 +379,7 @@ class Demonstrator:
         image = query.observation.images.get("primary")
         if image is None:
             raise ObservationError(
-                "the demonstrator needs the primary picture; the observation has "
+                "the demonstrator needs the primary image; the observation has "
                 f"{', '.join(query.observation.images) or 'none'}"
             )
         if query.task not in self._sight:

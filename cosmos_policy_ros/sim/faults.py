@@ -202,10 +202,10 @@ class CameraFeed:
         self._late: deque[tuple[Image, int]] = deque()
 
     def frames(self, image: Image, stamp_ns: int, fault: Fault | None) -> list[tuple[Image, int]]:
-        """Return (picture, stamp) to publish now.
+        """Return (image, stamp) to publish now.
 
         Args:
-            image: the picture just drawn.
+            image: the image just drawn.
             stamp_ns: when its state was copied.
             fault: the camera fault in force, if any.
         """

@@ -1,4 +1,4 @@
-"""Pictures of the rig's three cameras, drawn off screen through EGL."""
+"""Images of the rig's three cameras, drawn off screen through EGL."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cosmos_policy_ros.core.errors import RigError
 from cosmos_policy_ros.sim.rig import Snapshot
-from cosmos_policy_ros.sim.scene import CAMERAS, Quality, camera_matrix, load_picture_model
+from cosmos_policy_ros.sim.scene import CAMERAS, Quality, camera_matrix, load_image_model
 from cosmos_policy_ros.sim.tasks import USUAL
 from cosmos_policy_ros.sim.tasks import condition as find_condition
 
@@ -22,7 +22,7 @@ _COSTLY_EFFECTS = ("SHADOW", "REFLECTION", "SKYBOX", "FOG", "HAZE")
 _MAX_GEOMS = 200
 """The larger scene has 54 geoms; room for what MuJoCo adds itself."""
 _TILE_MARGIN = 64
-"""The noise tile is this much larger than a picture [px]: 4096 different shifts."""
+"""The noise tile is this much larger than an image [px]: 4096 different shifts."""
 
 
 class Renderer:
@@ -44,8 +44,8 @@ class Renderer:
 
         Args:
             task: the scene to prepare for.
-            height: picture rows [px].
-            width: picture columns [px].
+            height: image rows [px].
+            width: image columns [px].
             quality: ``fast`` is meant for CPUs; ``full`` adds shadows, anti-aliasing, all details.
             noise_sigma: grey levels of sensor noise, a function of rig time alone; 0 is none. A
                 real camera never sends the same bytes twice, and a policy may take frames that
@@ -55,7 +55,7 @@ class Renderer:
             RigError: EGL is missing, or an argument is unusable.
         """
         if height < 1 or width < 1:
-            raise RigError(f"picture size {width}x{height} px; both sides must be at least 1")
+            raise RigError(f"image size {width}x{height} px; both sides must be at least 1")
         if quality not in ("fast", "full"):
             raise RigError(f"render quality '{quality}' is not a choice; known: fast, full")
         self.height, self.width = height, width
@@ -77,7 +77,7 @@ class Renderer:
         self.close()
 
     def render(self, snapshot: Snapshot) -> dict[str, Image]:
-        """Return one (H, W, 3) uint8 RGB picture per camera role.
+        """Return one (H, W, 3) uint8 RGB image per camera role.
 
         Raises:
             RigError: the renderer is closed, or the snapshot's task is unknown.
@@ -107,7 +107,7 @@ class Renderer:
             self._gl = None
 
     def _load(self, task: str, condition: str = USUAL) -> None:
-        self._model = load_picture_model(task, self._quality, self.height, self.width, condition)
+        self._model = load_image_model(task, self._quality, self.height, self.width, condition)
         self._data = mujoco.MjData(self._model)
         self._shown = (task, condition)
         self._covered = find_condition(task, condition).covered

@@ -65,7 +65,7 @@ class JointSample:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a picture of the rig depends on; cheap to copy while the physics waits.
+    """All that an image of the rig depends on; cheap to copy while the physics waits.
 
     Attributes:
         stamp_ns: rig time.

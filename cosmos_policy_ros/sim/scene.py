@@ -20,7 +20,7 @@ from cosmos_policy_ros.core.config import did_you_mean
 from cosmos_policy_ros.core.errors import RigError
 from cosmos_policy_ros.sim.tasks import USUAL, condition
 
-# Fewer triangles for the same shape, for pictures drawn without a GPU.
+# Fewer triangles for the same shape, for images drawn without a GPU.
 
 
 def read_stl(path: Path) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -67,7 +67,7 @@ _NARROW_TOP_FOVY_DEG = 42.0
 degrees show the room around it, and a cube is two of a small model's pixels."""
 _WRIST_POSITION = (0.0, 0.0, 0.115)
 _WRIST_PITCH_DEG = 38.0
-"""The wrist camera sits above the gripper and looks forward and down, fingertips in the picture's
+"""The wrist camera sits above the gripper and looks forward and down, fingertips in the image's
 lower half, as on an ALOHA; in the gripper's frame (x along the fingers, z up) [m]."""
 
 _SECOND_CUBE = ("blue_box", (0.0, 0.0, 1.0, 1.0))
@@ -80,8 +80,8 @@ _NEAR_PLANE = 0.01
 
 _MERGE_CELL = 5.0
 _FINGER_MERGE_CELL = 2.0
-"""Side [mm] of the cells within which vertices merge in fast pictures. The arms' screw heads and
-fillets are most of their 30 000 triangles, and without a GPU triangles are what a picture costs."""
+"""Side [mm] of the cells within which vertices merge in fast images. The arms' screw heads and
+fillets are most of their 30 000 triangles, and without a GPU triangles are what an image costs."""
 
 
 def load_physics_model(task: str, condition_name: str = USUAL) -> Any:
@@ -93,13 +93,13 @@ def load_physics_model(task: str, condition_name: str = USUAL) -> Any:
     return _load_spec(task, condition_name).compile()
 
 
-def load_picture_model(
+def load_image_model(
     task: str, quality: Quality, height: int, width: int, condition_name: str = USUAL
 ) -> Any:
-    """Return a ``mujoco.MjModel`` with the same joints, prepared for (height, width) pictures.
+    """Return a ``mujoco.MjModel`` with the same joints, prepared for (height, width) images.
 
     ``full`` keeps the models' meshes, shadows and anti-aliasing; ``fast`` drops what costs most
-    and shows least when a CPU draws the picture.
+    and shows least when a CPU draws the image.
 
     Raises:
         RigError: unknown task or condition, or gym-aloha is not installed.
@@ -120,7 +120,7 @@ def load_picture_model(
 
 
 def camera_matrix(model: Any, role: str, height: int, width: int) -> NDArray[np.float64]:
-    """Return the (3, 3) pinhole matrix [px] of the camera with ``role`` at this picture size.
+    """Return the (3, 3) pinhole matrix [px] of the camera with ``role`` at this image size.
 
     The models give a vertical field of view; pixels are square.
     """

@@ -1,4 +1,4 @@
-"""Trains the small video autoencoder on the pictures of episodes, in minutes on a CPU."""
+"""Trains the small video autoencoder on the images of episodes, in minutes on a CPU."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ from cosmos_policy_ros.core.errors import ObservationError, RolloutError, Traini
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint
 from cosmos_policy_ros.model.images import to_model
-from cosmos_policy_ros.model.sequence import prepare_pictures
+from cosmos_policy_ros.model.sequence import prepare_images
 from cosmos_policy_ros.model.tokenizer import Tokenizer
 from cosmos_policy_ros.training.config import DataConfig
-from cosmos_policy_ros.training.dataset_index import Source
+from cosmos_policy_ros.training.dataset_index import EpisodeEntry
 from cosmos_policy_ros.training.export import write_tensors
-from cosmos_policy_ros.training.start import census_for, copy_file, start_folder
+from cosmos_policy_ros.training.start import copy_file, dataset_index_for, start_folder
 from cosmos_policy_ros.training.targets import (
-    as_pictures,
-    decode_pictures,
-    encode_pictures,
+    as_images,
+    decode_images,
+    encode_images,
     inflate,
 )
 
 LOG = "autoencoder.jsonl"
 JUDGED = 64  # moments of held-out episodes
-MEASURED = 512  # pictures by which the latents' scale is taken
+MEASURED = 512  # images by which the latents' scale is taken
 # Of the squared latent: enough that its scale, which nothing else fixes, stays where it began.
 LATENT_PENALTY = 1e-4
 
-Moments = NDArray[np.uint8]  # (N, C, S, S, 3) every camera's picture
+Moments = NDArray[np.uint8]  # (N, C, S, S, 3) every camera's image
 
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """A file of ``config/autoencoder``; the defaults are those of the facts' tiny model.
+    """A file of ``config/autoencoder``; the defaults are those of the metadata' tiny model.
 
     Attributes:
         checkpoint: a checkpoint folder, or a name in ``config/models``, whose sizes it takes.
         data: the episodes.
         steps: of the optimiser.
-        batch: pictures per step.
-        moments: of the episodes, whose pictures are learned from; all are kept in memory.
+        batch: images per step.
+        moments: of the episodes, whose images are learned from; all are kept in memory.
         learning_rate: at first; it falls to zero along a cosine.
-        contrast: weight of a pixel per squared distance from its camera's mean picture: what moves
+        contrast: weight of a pixel per squared distance from its camera's mean image: what moves
             is small, and matters.
         latent_noise: in standard deviations of the latent; the decoder must bear with as much.
         seed: of everything random.
@@ -83,13 +83,13 @@ class AutoencoderConfig:
 
 
 class Judged(NamedTuple):
-    """Mean absolute errors of held-out pictures in [-1, 1], as a query encodes them.
+    """Mean absolute errors of held-out images in [-1, 1], as a query encodes them.
 
     Attributes:
         l1: of the autoencoder.
-        usual: of each camera's mean picture; what has learned nothing does as well.
+        usual: of each camera's mean image; what has learned nothing does as well.
         moving: of the autoencoder, over the tenth of the pixels farthest from that.
-        usual_moving: of the mean picture there.
+        usual_moving: of the mean image there.
     """
 
     l1: float
@@ -112,20 +112,20 @@ def train_autoencoder(config: AutoencoderConfig, output: Path) -> Judged:
     """
     torch.set_num_threads(config.threads)
     checkpoint = load_checkpoint(start_folder(config.checkpoint), unfinished=True)
-    census = census_for(config.data, checkpoint.config, checkpoint.text)
-    moments = collect(census.sources, config.moments, checkpoint)
+    dataset_index = dataset_index_for(config.data, checkpoint.config, checkpoint.text)
+    moments = collect(dataset_index.sources, config.moments, checkpoint)
     tokenizer = _fresh(checkpoint, config.seed)
-    with (output / LOG).open("w", encoding="utf-8") as log, as_pictures(tokenizer.vae):
-        for facts in _learn(tokenizer, moments, checkpoint, config):
-            log.write(json.dumps(facts) + "\n")
+    with (output / LOG).open("w", encoding="utf-8") as log, as_images(tokenizer.vae):
+        for metadata in _learn(tokenizer, moments, checkpoint, config):
+            log.write(json.dumps(metadata) + "\n")
         mean, std = _scale(tokenizer, moments, checkpoint)
     inflate(tokenizer.vae)
     _write(output, checkpoint, tokenizer, mean, std)
-    return judge_autoencoder(output, census.held_out, moments)
+    return judge_autoencoder(output, dataset_index.held_out, moments)
 
 
-def collect(sources: Sequence[Source], count: int, checkpoint: Checkpoint) -> Moments:
-    """Return the pictures of moments spread evenly over the episodes; unreadable ones are left out.
+def collect(sources: Sequence[EpisodeEntry], count: int, checkpoint: Checkpoint) -> Moments:
+    """Return the images of moments spread evenly over the episodes; unreadable ones are left out.
 
     Raises:
         TrainingError: none can be read.
@@ -133,36 +133,36 @@ def collect(sources: Sequence[Source], count: int, checkpoint: Checkpoint) -> Mo
     every = [(source, step) for source in sources for step in range(len(source.windows.steps))]
     chosen = np.linspace(0, len(every) - 1, min(count, len(every))).astype(int)
     found = []
-    for source, step in (every[i] for i in tqdm(chosen, "pictures", disable=None)):
+    for source, step in (every[i] for i in tqdm(chosen, "images", disable=None)):
         try:
             seen = source.windows.observe(int(source.windows.steps.times_ns[step]))
         except (ObservationError, RolloutError):
             continue
-        pictures = prepare_pictures(seen, checkpoint)
-        found.append(np.stack([pictures[role] for role in checkpoint.layout.cameras]))
+        images = prepare_images(seen, checkpoint)
+        found.append(np.stack([images[role] for role in checkpoint.layout.cameras]))
     if not found:
-        raise TrainingError(f"no picture of {len(sources)} episodes can be read")
+        raise TrainingError(f"no image of {len(sources)} episodes can be read")
     return np.stack(found)
 
 
-def judge_autoencoder(folder: Path, held_out: Sequence[Source], learned: Moments) -> Judged:
-    """Hold decoded pictures of held-out episodes against what the cameras saw.
+def judge_autoencoder(folder: Path, held_out: Sequence[EpisodeEntry], learned: Moments) -> Judged:
+    """Hold decoded images of held-out episodes against what the cameras saw.
 
     Args:
         folder: a checkpoint's.
         held_out: the episodes.
-        learned: the pictures that it was trained on.
+        learned: the images that it was trained on.
     """
     if not held_out:
         return Judged(math.nan, math.nan, math.nan, math.nan)
     checkpoint, usual = load_checkpoint(folder, unfinished=True), _usual(learned)
     off, far = [], []
     for one in collect(held_out, JUDGED, checkpoint):
-        # As a query has them: a black picture first, then each camera's four times.
+        # As a query has them: a black image first, then each camera's four times.
         video = np.concatenate([np.zeros_like(one[:1]), one.repeat(4, axis=0)])
         latent = checkpoint.tokenizer.encode(to_model(video, torch.float32))
         decoded = checkpoint.tokenizer.decode_first_images(latent, range(1, 1 + len(one)))
-        seen = _pictures(one)
+        seen = _images(one)
         off.append((decoded[0].transpose(0, 1) - seen).abs())
         far.append((usual - seen).abs())
     error, distance = torch.stack(off), torch.stack(far)
@@ -186,28 +186,28 @@ def _learn(
             group["lr"] = rate
         drawn = torch.randint(len(moments) * cameras, (config.batch,), generator=source)
         index, camera = drawn // cameras, drawn % cameras
-        seen = _pictures(moments[index.numpy(), camera.numpy()])
-        latents = encode_pictures(vae, seen, patch)
+        seen = _images(moments[index.numpy(), camera.numpy()])
+        latents = encode_images(vae, seen, patch)
         spread = latents.detach().std(dim=(0, 2, 3), keepdim=True)
         noise = torch.randn(latents.shape, generator=source) * spread * config.latent_noise
-        off = decode_pictures(vae, latents + noise, patch) - seen
+        off = decode_images(vae, latents + noise, patch) - seen
         weight = 1 + config.contrast * (seen - usual[camera]).square()
         loss = (weight * (off.abs() + off.square())).mean()
         total = loss + LATENT_PENALTY * latents.square().mean()
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(total)
         optimiser.step()
-        facts = {
+        metadata = {
             "step": step + 1,
             "loss": float(loss.detach()),
             "l1": float(off.detach().abs().mean()),
         }
-        if not math.isfinite(facts["loss"]):
+        if not math.isfinite(metadata["loss"]):
             raise TrainingError(
-                f"step {step + 1}: the loss is {facts['loss']}; lower learning_rate"
+                f"step {step + 1}: the loss is {metadata['loss']}; lower learning_rate"
             )
-        bar.set_postfix(l1=f"{facts['l1']:.4f}", refresh=False)
-        yield facts
+        bar.set_postfix(l1=f"{metadata['l1']:.4f}", refresh=False)
+        yield metadata
 
 
 @torch.no_grad()
@@ -217,7 +217,7 @@ def _scale(
     """Return the latents' mean and standard deviation per channel, over all cameras."""
     spread = np.linspace(0, len(moments) - 1, min(MEASURED, len(moments))).astype(int)
     vae, patch = tokenizer.vae.eval(), checkpoint.config.vae.patch
-    latents = torch.cat([encode_pictures(vae, _pictures(moments[i]), patch) for i in spread])
+    latents = torch.cat([encode_images(vae, _images(moments[i]), patch) for i in spread])
     mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
     return [round(float(x), 4) for x in mean], [max(round(float(x), 4), 1e-4) for x in std]
 
@@ -229,13 +229,13 @@ def _fresh(checkpoint: Checkpoint, seed: int) -> Tokenizer:
 
 
 def _usual(moments: Moments) -> Tensor:
-    """Return each camera's mean picture (C, 3, S, S) in [-1, 1]."""
-    return _pictures(moments.mean(axis=0).round().astype(np.uint8))
+    """Return each camera's mean image (C, 3, S, S) in [-1, 1]."""
+    return _images(moments.mean(axis=0).round().astype(np.uint8))
 
 
-def _pictures(pictures: NDArray[np.uint8]) -> Tensor:
+def _images(images: NDArray[np.uint8]) -> Tensor:
     """Map (N, S, S, 3) to (N, 3, S, S) in [-1, 1]."""
-    return to_model(pictures, torch.float32)[0].transpose(0, 1)
+    return to_model(images, torch.float32)[0].transpose(0, 1)
 
 
 def _write(

@@ -18,7 +18,7 @@ class NoiseConfig:
 
     Attributes:
         log_mean, log_std: of ln sigma.
-        uniform_share: of the samples that draw from the uniform part.
+        uniform_fraction: of the samples that draw from the uniform part.
         uniform_low, uniform_high: its bounds.
         lowest: none is drawn below, before what ``numerics`` makes of it. 0 is as in the paper;
             levels that no query ever visits are a waste of a small network's training.
@@ -26,7 +26,7 @@ class NoiseConfig:
 
     log_mean: float = math.log(4.0)
     log_std: float = 1.2
-    uniform_share: float = 0.3
+    uniform_fraction: float = 0.3
     uniform_low: float = 1.0
     uniform_high: float = 85.0
     lowest: float = 0.0
@@ -36,8 +36,8 @@ class NoiseConfig:
             raise ValueError(
                 f"lowest: {self.lowest} must be from 0 to uniform_low, {self.uniform_low}"
             )
-        if not 0 <= self.uniform_share <= 1:
-            raise ValueError(f"uniform_share: {self.uniform_share} lies outside 0 ... 1")
+        if not 0 <= self.uniform_fraction <= 1:
+            raise ValueError(f"uniform_fraction: {self.uniform_fraction} lies outside 0 ... 1")
         if not 0 < self.uniform_low < self.uniform_high:
             raise ValueError(
                 f"uniform_low: {self.uniform_low} must be above 0 and below uniform_high, "
@@ -74,12 +74,12 @@ class DataConfig:
     Attributes:
         demonstrations: folders of episodes; each teaches as a success.
         rollouts: folders of scored episodes, good and bad.
-        held_out: share of the demonstrations that is only ever looked at to judge the training.
-        use_no_go: learn from episodes whose integrity verdict is NO-GO too.
+        held_out: fraction of the demonstrations that is only ever looked at to judge the training.
+        use_no_go: learn from episodes whose quality verdict is NO-GO too.
         augmentation: "strong" as for ALOHA, "standard" as for the simulators, "none".
         workers: loading processes per training process; 0 loads in the process itself.
-        cache_gb: prepared pictures kept in memory, per training process.
-        latent_cache_gb: encoded windows kept in memory, per training process; only for pictures
+        cache_gb: prepared images kept in memory, per training process.
+        latent_cache_gb: encoded windows kept in memory, per training process; only for images
             that are not augmented. Worth it for small data sets.
     """
 
@@ -102,7 +102,7 @@ class DataConfig:
                 raise ValueError(f"{name}: {getattr(self, name)} must not be negative")
         if self.latent_cache_gb and self.augmentation != "none":
             raise ValueError(
-                f"latent_cache_gb: pictures with '{self.augmentation}' augmentation never come "
+                f"latent_cache_gb: images with '{self.augmentation}' augmentation never come "
                 f"twice; set augmentation: none, or latent_cache_gb: 0"
             )
 
@@ -113,7 +113,7 @@ class MixtureConfig:
 
     Attributes:
         policy, world_model, value: shares of the roles; they need not add up to 1.
-        success_share: of the rollouts, how many come from episodes that succeeded; the smaller of
+        success_fraction: of the rollouts that come from episodes that succeeded; the smaller of
             the two pools is gone through more often.
         demonstrations_as_rollouts: let demonstrations teach world model and value too, as rollouts
             that succeeded.
@@ -123,7 +123,7 @@ class MixtureConfig:
     policy: float = 0.5
     world_model: float = 0.25
     value: float = 0.25
-    success_share: float = 0.5
+    success_fraction: float = 0.5
     demonstrations_as_rollouts: bool = True
     draw: Literal["exact", "expected"] = "exact"
 
@@ -131,8 +131,8 @@ class MixtureConfig:
         shares = (self.policy, self.world_model, self.value)
         if min(shares) < 0 or sum(shares) <= 0:
             raise ValueError(f"policy, world_model, value: {shares} must be shares of a batch")
-        if not 0 <= self.success_share <= 1:
-            raise ValueError(f"success_share: {self.success_share} lies outside 0 ... 1")
+        if not 0 <= self.success_fraction <= 1:
+            raise ValueError(f"success_fraction: {self.success_fraction} lies outside 0 ... 1")
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ class RunConfig:
             multiple of it keeps several copies.
         save_every: steps between two checkpoints.
         keep: newest checkpoints that are kept to resume from.
-        judged_windows: windows of held-out episodes that each checkpoint is judged by.
+        validation_windows: windows of held-out episodes that each checkpoint is judged by.
     """
 
     steps: int
@@ -283,7 +283,7 @@ class RunConfig:
     shard_size: int = 8
     save_every: int = 1000
     keep: int = 2
-    judged_windows: int = 16
+    validation_windows: int = 16
 
     def __post_init__(self) -> None:
         for name in (
@@ -297,7 +297,7 @@ class RunConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
-        if self.judged_windows < 0 or self.seed < 0:
+        if self.validation_windows < 0 or self.seed < 0:
             raise ValueError("judged_windows and seed must not be negative")
 
 

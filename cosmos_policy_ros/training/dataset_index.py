@@ -25,7 +25,7 @@ Pool = Literal["demonstration", "success", "failure"]
 
 
 @dataclass(frozen=True)
-class Source:
+class EpisodeEntry:
     """An episode to learn from.
 
     Attributes:
@@ -44,11 +44,11 @@ class Source:
     @property
     def prompt(self) -> str:
         """The task in words."""
-        return self.windows.episode.facts.prompt
+        return self.windows.episode.metadata.prompt
 
 
 @dataclass(frozen=True)
-class Census:
+class DatasetIndex:
     """What there is.
 
     Attributes:
@@ -58,8 +58,8 @@ class Census:
         windows_left_out: windows of used episodes with a gap or a brake in them.
     """
 
-    sources: tuple[Source, ...]
-    held_out: tuple[Source, ...]
+    sources: tuple[EpisodeEntry, ...]
+    held_out: tuple[EpisodeEntry, ...]
     left_out: tuple[tuple[Path, str], ...]
     windows_left_out: int
 
@@ -72,8 +72,8 @@ class Census:
         sha = hashlib.sha256()
         for source in self.sources:
             episode = source.windows.episode
-            facts = [episode.id, source.pool, source.score, episode.facts.prompt]
-            sha.update(json.dumps(facts).encode())
+            metadata = [episode.id, source.pool, source.score, episode.metadata.prompt]
+            sha.update(json.dumps(metadata).encode())
             sha.update(source.starts.tobytes())
         return sha.hexdigest()
 
@@ -102,7 +102,7 @@ def take_census(
     chunk_steps: int,
     dt: float,
     check_prompt: Callable[[str], str],
-) -> Census:
+) -> DatasetIndex:
     """Look at every episode.
 
     Args:
@@ -114,7 +114,7 @@ def take_census(
     Raises:
         TrainingError: a folder is missing, or nothing is left to learn from.
     """
-    sources: list[Source] = []
+    sources: list[EpisodeEntry] = []
     left_out: list[tuple[Path, str]] = []
     missing = 0
     every = [(path, True) for path in _episodes(config.demonstrations)]
@@ -129,7 +129,7 @@ def take_census(
     if not sources:
         raise TrainingError(_nothing(config, left_out))
     kept, held_out = _hold_out(sources, config.held_out)
-    return Census(tuple(kept), tuple(held_out), tuple(left_out), missing)
+    return DatasetIndex(tuple(kept), tuple(held_out), tuple(left_out), missing)
 
 
 def _episodes(folders: Iterable[str]) -> list[Path]:
@@ -138,7 +138,7 @@ def _episodes(folders: Iterable[str]) -> list[Path]:
         folder = Path(name).expanduser()
         if not folder.is_dir():
             raise TrainingError(
-                f"{folder}: is no folder of episodes; mend data.demonstrations or data.rollouts"
+                f"{folder}: is no folder of episodes; fix data.demonstrations or data.rollouts"
             )
         found += sorted(p for p in folder.iterdir() if p.is_dir() and _looks_like_a_bag(p))
     return found
@@ -155,14 +155,14 @@ def _look(
     chunk_steps: int,
     dt: float,
     check_prompt: Callable[[str], str],
-) -> tuple[Source, int]:
+) -> tuple[EpisodeEntry, int]:
     """Return a source and how many of its windows cannot be used."""
     if path.name.endswith(DISCARDED):
         raise RolloutError("was discarded")
     episode = read_episode(path)
     if not episode.verdict.go and not config.use_no_go:
         raise RolloutError(episode.verdict.text)
-    if complaint := check_prompt(episode.facts.prompt):
+    if complaint := check_prompt(episode.metadata.prompt):
         raise RolloutError(complaint)
     pool, score = _judged(episode, demonstration)
     windows = EpisodeWindows(episode, dt)
@@ -172,7 +172,7 @@ def _look(
     usable = windows.usable(chunk_steps)
     if not usable.any():
         raise RolloutError(f"has no usable window among its {len(windows)} steps")
-    return Source(windows, pool, score, np.flatnonzero(usable)), int((~usable).sum())
+    return EpisodeEntry(windows, pool, score, np.flatnonzero(usable)), int((~usable).sum())
 
 
 def _judged(episode: Episode, demonstration: bool) -> tuple[Pool, float]:
@@ -186,10 +186,12 @@ def _judged(episode: Episode, demonstration: bool) -> tuple[Pool, float]:
     return ("success" if label.success else "failure"), label.points / FULL_SCORE
 
 
-def _hold_out(sources: Sequence[Source], share: float) -> tuple[list[Source], list[Source]]:
+def _hold_out(
+    sources: Sequence[EpisodeEntry], fraction: float
+) -> tuple[list[EpisodeEntry], list[EpisodeEntry]]:
     """Set demonstrations aside, the same ones in every run: by their ids, not by their order."""
     demonstrations = [s for s in sources if s.pool == "demonstration"]
-    count = min(-int(-share * len(demonstrations) // 1), len(demonstrations) - 1)
+    count = min(-int(-fraction * len(demonstrations) // 1), len(demonstrations) - 1)
     by_hash = sorted(demonstrations, key=lambda s: _hash(s.windows.episode.id))
     held_out = by_hash[: max(count, 0)]
     chosen = {id(source) for source in held_out}

@@ -98,12 +98,12 @@ def _forward(network: Transformer, model: CheckpointConfig) -> float:
 
 
 def _encoding(tokenizer: Tokenizer, model: CheckpointConfig) -> float:
-    """Count what is encoded per sample: the pictures behind those that are always black."""
+    """Count what is encoded per sample: the images behind those that are always black."""
     layout, size = layout_named(model.layout), model.image_size
     black = first_image(layout.index(layout.cameras[0]))
-    pictures = first_image(layout.index("value")) - black
+    images = first_image(layout.index("value")) - black
     begin = torch.empty(1, 3, black, size, size, device="meta")
-    video = torch.empty(1, 3, pictures, size, size, device="meta")
+    video = torch.empty(1, 3, images, size, size, device="meta")
     with torch.no_grad():
         beginning = tokenizer.begin(begin)
         with FlopCounterMode(display=False) as counter:

@@ -76,8 +76,8 @@ def write_rounded(source: Path, target: Path) -> None:
         write_tensors(load_file(source / name), torch.float16, target / name)
 
 
-def write_card(folder: Path, facts: Mapping[str, Any], lines: list[str]) -> None:
+def write_card(folder: Path, metadata: Mapping[str, Any], lines: list[str]) -> None:
     """Write the model card for people and ``provenance.json`` for programs."""
-    history = {"trainer": f"cosmos_policy_ros {__version__}", **facts}
+    history = {"trainer": f"cosmos_policy_ros {__version__}", **metadata}
     (folder / files.PROVENANCE).write_text(json.dumps(history, indent=2) + "\n", encoding="utf-8")
     (folder / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -43,7 +43,7 @@ def draw_sigmas(
     normal = _normal(count, config, generator) * config.log_std + config.log_mean
     width = config.uniform_high - config.uniform_low
     uniform = torch.rand(count, generator=generator) * width + config.uniform_low
-    picks = torch.rand(count, generator=generator) < config.uniform_share
+    picks = torch.rand(count, generator=generator) < config.uniform_fraction
     sigma = torch.where(picks, uniform, normal.exp())
     return sigma * math.sqrt(frames) if numerics == "released" else sigma
 
@@ -140,7 +140,7 @@ def total_loss(losses: Tensor, weights: Tensor, scale: float = 10.0) -> Tensor:
 ROLES: tuple[Role, ...] = get_args(Role)
 
 
-class Tally:
+class LossMeter:
     """Sums over samples, which processes can add up.
 
     Attributes:
@@ -176,7 +176,7 @@ class Tally:
         }
 
 
-class Lesson:
+class JointLoss:
     """Turns micro-batches into losses."""
 
     def __init__(
@@ -204,7 +204,7 @@ class Lesson:
             for role in ROLES
         }
 
-    def loss(self, network: Transformer, batch: Batch, tally: Tally, share: float) -> Tensor:
+    def loss(self, network: Transformer, batch: Batch, tally: LossMeter, share: float) -> Tensor:
         """Return the loss of a micro-batch, times its ``share`` of the step's samples."""
         clean = self._targets(batch)
         known = torch.tensor([self._known[role] for role in batch.roles], device=self._device)

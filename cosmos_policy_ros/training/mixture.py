@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from cosmos_policy_ros.core.errors import TrainingError
 from cosmos_policy_ros.training.config import MixtureConfig, Role
-from cosmos_policy_ros.training.dataset_index import Census, Pool
+from cosmos_policy_ros.training.dataset_index import DatasetIndex, Pool
 
 
-class Pick(NamedTuple):
+class WindowRef(NamedTuple):
     """One sample: a window of an episode, its role, and the seed of all that is random in it."""
 
     role: Role
@@ -35,24 +35,24 @@ class _Cell(NamedTuple):
 class Mixture:
     """Draws picks."""
 
-    def __init__(self, census: Census, config: MixtureConfig, seed: int) -> None:
+    def __init__(self, dataset_index: DatasetIndex, config: MixtureConfig, seed: int) -> None:
         """Divide the roles' shares among the pools.
 
         Raises:
             TrainingError: a role has a share, and no episode to learn it from.
         """
         self._seed, self._exact = seed, config.draw == "exact"
-        cells = _cells(census, config)
+        cells = _cells(dataset_index, config)
         self._roles = [cell.role for cell in cells]
         shares = np.array([cell.share for cell in cells])
         self._edges = np.cumsum(shares / shares.sum())
-        self._windows = [_windows(census, cell.pools) for cell in cells]
+        self._windows = [_windows(dataset_index, cell.pools) for cell in cells]
         self.shares = {
             role: float(sum(c.share for c in cells if c.role == role) / shares.sum())
             for role in dict.fromkeys(self._roles)
         }
 
-    def pick(self, step: int, place: int, batch: int, attempt: int = 0) -> Pick:
+    def pick(self, step: int, place: int, batch: int, attempt: int = 0) -> WindowRef:
         """Return the sample at ``place`` of ``batch`` in a step.
 
         Args:
@@ -66,27 +66,27 @@ class Mixture:
         sources, starts = self._windows[cell]
         chosen = int(draw.integers(len(starts)))
         seed = int(draw.integers(2**63 - 1))
-        return Pick(self._roles[cell], int(sources[chosen]), int(starts[chosen]), seed)
+        return WindowRef(self._roles[cell], int(sources[chosen]), int(starts[chosen]), seed)
 
     def _cell(self, step: int, place: int, batch: int, chance: float) -> int:
         if self._exact:
-            # Evenly spread over the shares; shifted anew in each step, so that a share of half a
+            # Evenly spread over the shares; shifted anew in each step, so that a fraction of half a
             # sample has one in every second batch.
             shift = np.random.default_rng([self._seed, step]).random()
             chance = (place + shift) / batch
         return min(int(np.searchsorted(self._edges, chance, side="right")), len(self._roles) - 1)
 
 
-def _cells(census: Census, config: MixtureConfig) -> list[_Cell]:
+def _cells(dataset_index: DatasetIndex, config: MixtureConfig) -> list[_Cell]:
     def there(*pools: Pool) -> bool:
-        return any(census.pool(pool) for pool in pools)
+        return any(dataset_index.pool(pool) for pool in pools)
 
     succeeded: tuple[Pool, ...] = ("success",)
     if config.demonstrations_as_rollouts:
         succeeded = ("success", "demonstration")
     halves: list[tuple[float, tuple[Pool, ...]]] = [
-        (config.success_share, succeeded),
-        (1 - config.success_share, ("failure",)),
+        (config.success_fraction, succeeded),
+        (1 - config.success_fraction, ("failure",)),
     ]
     # One pool that is empty leaves all to the other.
     filled = [(share, pools) for share, pools in halves if share and there(*pools)]
@@ -109,16 +109,18 @@ def _cells(census: Census, config: MixtureConfig) -> list[_Cell]:
     return cells
 
 
-def _windows(census: Census, pools: Sequence[Pool]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _windows(
+    dataset_index: DatasetIndex, pools: Sequence[Pool]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return every window of some pools: its source's index and its first step."""
-    chosen = [index for pool in pools for index in census.pool(pool)]
-    starts = [census.sources[index].starts for index in chosen]
+    chosen = [index for pool in pools for index in dataset_index.pool(pool)]
+    starts = [dataset_index.sources[index].starts for index in chosen]
     sources = [np.full(len(s), index, np.int64) for index, s in zip(chosen, starts, strict=True)]
     return np.concatenate(sources), np.concatenate(starts)
 
 
 def _lacking(role: str, episodes: str) -> str:
     return (
-        f"mixture.{role} asks for a share of the batch, but there are no {episodes} to learn it "
+        f"mixture.{role} asks for a fraction of the batch, but there are no {episodes} to learn it "
         f"from; add some to data.{episodes}, or set mixture.{role}: 0"
     )

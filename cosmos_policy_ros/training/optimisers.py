@@ -164,7 +164,7 @@ class Average:
     """A moving average of the weights: steadier than the last ones, and better for it.
 
     Attributes:
-        tensors: by the parameters' names; this process's share of each.
+        tensors: by the parameters' names; this process's fraction of each.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], decay: float) -> None:
@@ -199,7 +199,7 @@ class Average:
 
 
 def learning_rate(step: int, config: OptimiserConfig) -> float:
-    """Return the learning rate of a step, from 0 (reference facts, §8.7).
+    """Return the learning rate of a step, from 0, as in the released trainer.
 
     Linear up, linear down, and then a sharp drop to what it stays at: at ``decay_steps`` itself it
     is still what it was lowered to, as in the released code.

@@ -27,7 +27,7 @@ MEETING = "COSMOS_POLICY_MEETING"
 
 
 @dataclass(frozen=True)
-class World:
+class DistContext:
     """All processes, seen from this one.
 
     Attributes:
@@ -55,7 +55,7 @@ class World:
         dist.all_reduce(numbers)
         return numbers
 
-    def told_by_first(self, make: Callable[[], T]) -> T:
+    def broadcast_from_rank0(self, make: Callable[[], T]) -> T:
         """Return what the first process makes of it, in all; its error is everybody's."""
         box: list[Any] = [None]
         if self.first:
@@ -75,7 +75,7 @@ class World:
 
 
 @contextmanager
-def joined(device_name: str) -> Iterator[World]:
+def joined(device_name: str) -> Iterator[DistContext]:
     """Join the other processes that ``torchrun`` started, or be alone."""
     launched = "RANK" in os.environ
     device = choose_device(device_name)
@@ -93,7 +93,7 @@ def joined(device_name: str) -> Iterator[World]:
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
     try:
         talkers, savers = dist.new_group(backend="gloo"), dist.new_group(backend="gloo")
-        yield World(dist.get_rank(), dist.get_world_size(), device, talkers, savers)
+        yield DistContext(dist.get_rank(), dist.get_world_size(), device, talkers, savers)
     finally:
         dist.destroy_process_group()
 
@@ -116,7 +116,7 @@ def check_sharing(config: TrainingConfig, size: int) -> None:
         )
 
 
-def share_network(network: Transformer, world: World, run: RunConfig) -> None:
+def share_network(network: Transformer, world: DistContext, run: RunConfig) -> None:
     """Spread weights, gradients and optimiser over the processes (FSDP2), in place.
 
     More processes than ``shard_size`` hold several copies and exchange gradients only between them.

@@ -18,11 +18,11 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from cosmos_policy_ros.core.errors import ObservationError, RolloutError
-from cosmos_policy_ros.model.images import Picture
+from cosmos_policy_ros.model.images import ImageArray
 from cosmos_policy_ros.model.policy import CosmosPolicy
-from cosmos_policy_ros.model.sampler import Draw
-from cosmos_policy_ros.model.sequence import Scene, prepare_pictures
-from cosmos_policy_ros.training.dataset_index import Source
+from cosmos_policy_ros.model.sampler import SampleSpec
+from cosmos_policy_ros.model.sequence import Conditioning, prepare_images
+from cosmos_policy_ros.training.dataset_index import EpisodeEntry
 
 # How good a written checkpoint is on demonstrations that it never learned from.
 #
@@ -30,26 +30,26 @@ from cosmos_policy_ros.training.dataset_index import Source
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Validation:
     """Open-loop errors in the statistics' units (-1 to 1), over all rows and joints.
 
     Attributes:
         windows: how many were looked at.
         action_l1: of the policy's chunks against the demonstrator's.
         pose_l1: of the chunk that repeats the current pose; what has learned nothing does as well.
-        pictures: (rows of S, columns of S, 3) uint8: the first window's cameras as seen, as they
+        images: (rows of S, columns of S, 3) uint8: the first window's cameras as seen, as they
             were a chunk later, and as they were imagined. None without a window.
     """
 
     windows: int
     action_l1: float
     pose_l1: float
-    pictures: Picture | None
+    images: ImageArray | None
 
 
 def judge(
-    folder: Path, held_out: Sequence[Source], windows: int, device: torch.device, threads: int
-) -> Judgement:
+    folder: Path, held_out: Sequence[EpisodeEntry], windows: int, device: torch.device, threads: int
+) -> Validation:
     """Ask a checkpoint about windows spread evenly over the held-out episodes.
 
     Raises:
@@ -57,28 +57,28 @@ def judge(
     """
     policy = CosmosPolicy.load(folder, device=str(device), threads=threads)
     statistics, config = policy.checkpoint.statistics, policy.checkpoint.config
-    errors, still, pictures = [], [], None
+    errors, still, images = [], [], None
     for source, step in _spread(held_out, windows):
         try:
             observation = source.windows.observe(int(source.windows.steps.times_ns[step]))
         except (ObservationError, RolloutError):
             continue
-        scene = policy.look(source.prompt, observation)
-        draw = Draw(0, config.denoising_steps)
-        latents = policy.propose(scene, [draw], futures=pictures is None)
+        scene = policy.encode_observation(source.prompt, observation)
+        draw = SampleSpec(0, config.denoising_steps)
+        latents = policy.sample_actions(scene, [draw], futures=images is None)
         (chunk,) = policy.chunks(latents)
         normalise = statistics.actions.normalise
         wanted = normalise(source.windows.chunk(step, config.chunk_steps))
         errors.append(np.abs(normalise(chunk) - wanted).mean())
         still.append(np.abs(normalise(observation.state) - wanted).mean())
-        if pictures is None:
-            pictures = _rows(policy, scene, latents, _later(source, step, policy))
+        if images is None:
+            images = _rows(policy, scene, latents, _later(source, step, policy))
     if not errors:
-        return Judgement(0, float("nan"), float("nan"), None)
-    return Judgement(len(errors), float(np.mean(errors)), float(np.mean(still)), pictures)
+        return Validation(0, float("nan"), float("nan"), None)
+    return Validation(len(errors), float(np.mean(errors)), float(np.mean(still)), images)
 
 
-def _spread(held_out: Sequence[Source], count: int) -> list[tuple[Source, int]]:
+def _spread(held_out: Sequence[EpisodeEntry], count: int) -> list[tuple[EpisodeEntry, int]]:
     every = [(source, int(step)) for source in held_out for step in source.starts]
     if not every or not count:
         return []
@@ -86,32 +86,32 @@ def _spread(held_out: Sequence[Source], count: int) -> list[tuple[Source, int]]:
     return [every[index] for index in chosen]
 
 
-def _later(source: Source, step: int, policy: CosmosPolicy) -> dict[str, Picture]:
-    """Return the pictures a chunk later, black where they cannot be read."""
+def _later(source: EpisodeEntry, step: int, policy: CosmosPolicy) -> dict[str, ImageArray]:
+    """Return the images a chunk later, black where they cannot be read."""
     windows, config = source.windows, policy.checkpoint.config
     future = windows.future(step, config.chunk_steps)
     try:
         observation = windows.observe(int(windows.steps.times_ns[future]))
-        return prepare_pictures(observation, policy.checkpoint)
+        return prepare_images(observation, policy.checkpoint)
     except (ObservationError, RolloutError):
         black = np.zeros((config.image_size, config.image_size, 3), np.uint8)
         return dict.fromkeys(policy.checkpoint.layout.cameras, black)
 
 
 def _rows(
-    policy: CosmosPolicy, scene: Scene, latents: Tensor, later: dict[str, Picture]
-) -> Picture:
-    (imagined,) = policy.depict(scene, latents)
+    policy: CosmosPolicy, scene: Conditioning, latents: Tensor, later: dict[str, ImageArray]
+) -> ImageArray:
+    (imagined,) = policy.decode_images(scene, latents)
     cameras = policy.checkpoint.layout.cameras
     rows = [
         np.concatenate([row[camera] for camera in cameras], axis=1)
-        for row in (scene.pictures, later, imagined)
+        for row in (scene.images, later, imagined)
     ]
     return np.concatenate(rows)
 
 
 STEPS = "steps.jsonl"
-PICTURES = "judged"
+IMAGES = "judged"
 # Of the paper's trainings on ALOHA, one step, in the statistics' and the latents' units: what to
 # hold a training against.
 PAPER_L1 = {"action": 0.010, "proprio": 0.008, "wrists": 0.097, "primary": 0.085, "value": 0.007}
@@ -123,7 +123,7 @@ class Reports:
     def __init__(self, folder: Path, first_step: int, steps: int) -> None:
         """Write into ``folder``; drop the lines behind ``first_step``, which will come again."""
         self._folder = folder
-        (folder / PICTURES).mkdir(parents=True, exist_ok=True)
+        (folder / IMAGES).mkdir(parents=True, exist_ok=True)
         self._drop_redone(first_step)
         self._lines = (folder / STEPS).open("a", encoding="utf-8")
         self._board = SummaryWriter(folder / "tensorboard", purge_step=first_step)
@@ -138,40 +138,40 @@ class Reports:
         self._board.close()
         self._lines.close()
 
-    def step(self, facts: Mapping[str, Any]) -> None:
+    def step(self, metadata: Mapping[str, Any]) -> None:
         """Tell what a step brought; ``facts["step"]`` counts from 1."""
-        self._lines.write(json.dumps(facts) + "\n")
+        self._lines.write(json.dumps(metadata) + "\n")
         self._lines.flush()
         for name in ("loss", "learning_rate", "gradient_norm", "samples_per_second"):
-            self._scalar(name, facts[name], facts["step"])
-        for role, errors in facts["l1"].items():
+            self._scalar(name, metadata[name], metadata["step"])
+        for role, errors in metadata["l1"].items():
             for frame, error in errors.items():
-                self._scalar(f"l1/{role}/{frame}", error, facts["step"])
-        action = facts["l1"].get("policy", {}).get("action", math.nan)
-        self._bar.set_postfix(loss=f"{facts['loss']:.3f}", action=f"{action:.4f}", refresh=False)
+                self._scalar(f"l1/{role}/{frame}", error, metadata["step"])
+        action = metadata["l1"].get("policy", {}).get("action", math.nan)
+        self._bar.set_postfix(loss=f"{metadata['loss']:.3f}", action=f"{action:.4f}", refresh=False)
         self._bar.update()
 
     def say(self, line: str) -> None:
         """Show a line above the bar."""
         self._bar.write(line)
 
-    def judged(self, step: int, judgement: Judgement) -> None:
+    def judged(self, step: int, validation: Validation) -> None:
         """Tell how a checkpoint was judged."""
-        if not judgement.windows:
+        if not validation.windows:
             return
         self.say(
-            f"step {step}: open-loop action L1 {judgement.action_l1:.4f} on {judgement.windows} "
-            f"held-out windows; repeating the current pose {judgement.pose_l1:.4f}"
+            f"step {step}: open-loop action L1 {validation.action_l1:.4f} on {validation.windows} "
+            f"held-out windows; repeating the current pose {validation.pose_l1:.4f}"
         )
-        self._scalar("held_out/action_l1", judgement.action_l1, step)
-        self._scalar("held_out/pose_l1", judgement.pose_l1, step)
-        if judgement.pictures is not None:
-            self._picture(step, judgement.pictures)
+        self._scalar("held_out/action_l1", validation.action_l1, step)
+        self._scalar("held_out/pose_l1", validation.pose_l1, step)
+        if validation.images is not None:
+            self._image(step, validation.images)
 
-    def _picture(self, step: int, pictures: Picture) -> None:
-        Image.fromarray(pictures).save(self._folder / PICTURES / f"step_{step:09d}.png")
+    def _image(self, step: int, images: ImageArray) -> None:
+        Image.fromarray(images).save(self._folder / IMAGES / f"step_{step:09d}.png")
         name = "seen, a chunk later, imagined"
-        rows = np.ascontiguousarray(pictures)
+        rows = np.ascontiguousarray(images)
         self._board.add_image(name, rows, step, dataformats="HWC")
 
     def _scalar(self, name: str, number: float, step: int) -> None:
@@ -197,8 +197,8 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
 
 def card(
     title: str,
-    facts: Mapping[str, Any],
-    census: Sequence[str],
+    metadata: Mapping[str, Any],
+    dataset_index: Sequence[str],
     l1: Mapping[str, Mapping[str, float]],
 ) -> list[str]:
     """Return the lines of a model card."""
@@ -210,17 +210,17 @@ def card(
         "",
         "| | |",
         "|---|---|",
-        *(f"| {name.replace('_', ' ')} | {_cell(value)} |" for name, value in facts.items()),
+        *(f"| {name.replace('_', ' ')} | {_cell(value)} |" for name, value in metadata.items()),
         "",
         "## Data",
         "",
         "```",
-        *census,
+        *dataset_index,
         "```",
         "",
         "## Mean absolute error of one denoising step, last step of the training",
         "",
-        "In units of the statistics (vectors) and of the latents (pictures), over all noise",
+        "In units of the statistics (vectors) and of the latents (images), over all noise",
         "levels; the paper's ALOHA training ended at "
         + ", ".join(f"{name} {value:g}" for name, value in PAPER_L1.items())
         + ".",

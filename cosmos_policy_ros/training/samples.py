@@ -18,19 +18,19 @@ from torch.utils.data import DataLoader, Dataset
 
 from cosmos_policy_ros.core.errors import ObservationError, RolloutError, TrainingError
 from cosmos_policy_ros.model.config import CheckpointConfig, Numerics
-from cosmos_policy_ros.model.images import CROP_AREA, Picture, centre_crop, enlarge
+from cosmos_policy_ros.model.images import CROP_AREA, ImageArray, centre_crop, enlarge
 from cosmos_policy_ros.model.layout import layout_named
-from cosmos_policy_ros.model.sequence import check_state, reduce_pictures
+from cosmos_policy_ros.model.sequence import check_state, reduce_images
 from cosmos_policy_ros.model.statistics import Statistics
 from cosmos_policy_ros.training.config import DataConfig, ObjectiveConfig, Role, Strength
-from cosmos_policy_ros.training.dataset_index import Census
-from cosmos_policy_ros.training.mixture import Mixture, Pick
+from cosmos_policy_ros.training.dataset_index import DatasetIndex
+from cosmos_policy_ros.training.mixture import Mixture, WindowRef
 
-# Random changes to a sample's pictures, the same for all of them.
+# Random changes to a sample's images, the same for all of them.
 #
 # What the released trainer does with torchvision, drawn and applied here: a crop of 90 % of the
 # area, for ALOHA a turn by up to five degrees, then brightness, contrast, saturation and hue.
-# Frames that hold no picture stay black. At test time a centre crop stands for all of it.
+# Frames that hold no image stay black. At test time a centre crop stands for all of it.
 
 
 MOST_TURNED = 5.0  # degrees; "strong" only
@@ -47,7 +47,7 @@ class Augmentation(NamedTuple):
         top, left: of the crop's corner, in shares of the room it has.
         angle: degrees, counter-clockwise.
         brightness, contrast, saturation: factors.
-        hue: share of a full turn.
+        hue: fraction of a full turn.
     """
 
     top: float
@@ -78,20 +78,20 @@ def draw_augmentation(strength: Strength, random: np.random.Generator) -> Augmen
     )
 
 
-def apply_augmentation(augmentation: Augmentation, pictures: Picture) -> Picture:
-    """Change (N, S, S, 3) uint8 pictures, all in the same way."""
-    a, size = augmentation, pictures.shape[1]
+def apply_augmentation(augmentation: Augmentation, images: ImageArray) -> ImageArray:
+    """Change (N, S, S, 3) uint8 images, all in the same way."""
+    a, size = augmentation, images.shape[1]
     window = round(size * math.sqrt(CROP_AREA))
     room = size - window + 1
-    pixels = torch.tensor(pictures).permute(0, 3, 1, 2)
+    pixels = torch.tensor(images).permute(0, 3, 1, 2)
     pixels = enlarge(pixels, int(a.top * room), int(a.left * room), window)
     if a.angle:
         pixels = _turn(pixels, a.angle)
     pixels = _blend(pixels, torch.zeros(()), a.brightness)
-    # The mean is each picture's own: how dark it is, not how dark its neighbours are.
+    # The mean is each image's own: how dark it is, not how dark its neighbours are.
     pixels = _blend(pixels, _grey(pixels).float().mean((1, 2, 3), keepdim=True), a.contrast)
     pixels = _blend(pixels, _grey(pixels), a.saturation)
-    turned = [_shift_hue(picture, a.hue) for picture in pixels.permute(0, 2, 3, 1).numpy()]
+    turned = [_shift_hue(image, a.hue) for image in pixels.permute(0, 2, 3, 1).numpy()]
     return np.stack(turned)
 
 
@@ -105,7 +105,7 @@ def _turn(pixels: Tensor, degrees: float) -> Tensor:
 
 
 def _blend(pixels: Tensor, other: Tensor, factor: float) -> Tensor:
-    """Mix in, or take away, another picture; numbers are cut off, not rounded."""
+    """Mix in, or take away, another image; numbers are cut off, not rounded."""
     mixed = factor * pixels.float() + (1 - factor) * other.float()
     return mixed.clamp(0, 255).to(torch.uint8)
 
@@ -114,8 +114,8 @@ def _grey(pixels: Tensor) -> Tensor:
     return (pixels.float() * GREY.view(3, 1, 1)).sum(1, keepdim=True).to(torch.uint8)
 
 
-def _shift_hue(picture: Picture, turn: float) -> Picture:
-    hsv = cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2HSV)
+def _shift_hue(image: ImageArray, turn: float) -> ImageArray:
+    hsv = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2HSV)
     hsv[..., 0] = (hsv[..., 0] + 360 * turn) % 360
     rgb = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     # The last level as wide as the others, as torchvision counts them.
@@ -160,7 +160,7 @@ GIGABYTE = 1e9
 MOST_ATTEMPTS = 20  # windows tried for one place of a batch; so many in a row say that all are bad
 
 
-class Place(NamedTuple):
+class BatchSlot(NamedTuple):
     """Where a sample stands: the optimiser's step, and 0 to batch - 1 over all processes."""
 
     step: int
@@ -174,7 +174,7 @@ class Sample:
     Attributes:
         pick: its window, role and seed.
         prompt: the task in words.
-        pictures: (2 C, S, S, 3) uint8: the cameras now, then at s', in the layout's order.
+        images: (2 C, S, S, 3) uint8: the cameras now, then at s', in the layout's order.
         proprio, future_proprio: (p,) float32, normalised.
         actions: (K d,) float32, normalised, time-major.
         value: the return of s' in [-1, 1].
@@ -182,9 +182,9 @@ class Sample:
         replaced: why earlier picks for this place could not be read.
     """
 
-    pick: Pick
+    pick: WindowRef
     prompt: str
-    pictures: Picture
+    images: ImageArray
     proprio: NDArray[np.float32]
     actions: NDArray[np.float32]
     future_proprio: NDArray[np.float32]
@@ -197,9 +197,9 @@ class Sample:
 class Batch:
     """Samples side by side; fields as those of :class:`Sample`, with B in front."""
 
-    picks: tuple[Pick, ...]
+    picks: tuple[WindowRef, ...]
     prompts: tuple[str, ...]
-    pictures: Tensor
+    images: Tensor
     proprio: Tensor
     actions: Tensor
     future_proprio: Tensor
@@ -219,16 +219,16 @@ class Batch:
 
 
 class _Look(NamedTuple):
-    pictures: Picture  # (C, S, S, 3)
+    images: ImageArray  # (C, S, S, 3)
     state: NDArray[np.float64]
 
 
 @dataclass
 class SampleMaker(Dataset[Sample]):
-    """Makes the sample at any :class:`Place`, from the bags.
+    """Makes the sample at any :class:`BatchSlot`, from the bags.
 
     Attributes:
-        census: the episodes.
+        dataset_index: the episodes.
         mixture: says which window is where.
         batch: samples per step.
         config: of the checkpoint: sizes.
@@ -237,7 +237,7 @@ class SampleMaker(Dataset[Sample]):
         objective: what a value is.
     """
 
-    census: Census
+    dataset_index: DatasetIndex
     mixture: Mixture
     batch: int
     config: CheckpointConfig
@@ -247,7 +247,7 @@ class SampleMaker(Dataset[Sample]):
     _kept: OrderedDict[tuple[int, int], _Look] = field(default_factory=OrderedDict)
     _kept_bytes: int = 0
 
-    def __getitem__(self, place: Place) -> Sample:
+    def __getitem__(self, place: BatchSlot) -> Sample:
         """Return a sample; where its window cannot be read, another one of the same role.
 
         Raises:
@@ -259,34 +259,34 @@ class SampleMaker(Dataset[Sample]):
             try:
                 return self.make(pick, tuple(reasons))
             except (ObservationError, RolloutError) as error:
-                path = self.census.sources[pick.source].windows.episode.path
+                path = self.dataset_index.sources[pick.source].windows.episode.path
                 reasons.append(f"{path.name}, step {pick.start}: {error}")
         raise TrainingError(
             f"{MOST_ATTEMPTS} windows in a row cannot be read, the last one of {reasons[-1]}; "
             f"'episodes verify' tells what is damaged"
         )
 
-    def make(self, pick: Pick, replaced: tuple[str, ...] = ()) -> Sample:
+    def make(self, pick: WindowRef, replaced: tuple[str, ...] = ()) -> Sample:
         """Return the sample of a pick.
 
         Raises:
             ObservationError: one of its two moments is not usable.
             RolloutError: the bag is damaged there.
         """
-        source = self.census.sources[pick.source]
+        source = self.dataset_index.sources[pick.source]
         windows, steps = source.windows, self.config.chunk_steps
         future = windows.future(pick.start, steps)
         now, later = self._look(pick.source, pick.start), self._look(pick.source, future)
         actions = windows.chunk(pick.start, steps)
         proprio = self.statistics.proprio
-        pictures = np.concatenate([now.pictures, later.pictures])
+        images = np.concatenate([now.images, later.images])
         change = draw_augmentation(self.data.augmentation, np.random.default_rng(pick.seed))
         if change is not None:
-            pictures = apply_augmentation(change, pictures)
+            images = apply_augmentation(change, images)
         return Sample(
             pick=pick,
             prompt=source.prompt,
-            pictures=pictures,
+            images=images,
             proprio=proprio.normalise(now.state).astype(np.float32),
             actions=self.statistics.actions.normalise(actions).ravel().astype(np.float32),
             future_proprio=proprio.normalise(later.state).astype(np.float32),
@@ -305,26 +305,26 @@ class SampleMaker(Dataset[Sample]):
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        windows = self.census.sources[source].windows
+        windows = self.dataset_index.sources[source].windows
         observation = windows.observe(int(windows.steps.times_ns[step]))
         check_state(observation.state, self.config.proprio_dims)
-        reduced = reduce_pictures(observation, self.config)
-        pictures = [reduced[role] for role in layout_named(self.config.layout).cameras]
+        reduced = reduce_images(observation, self.config)
+        images = [reduced[role] for role in layout_named(self.config.layout).cameras]
         if self.data.augmentation == "none":
-            pictures = [centre_crop(picture) for picture in pictures]
-        look = _Look(np.stack(pictures), observation.state)
+            images = [centre_crop(image) for image in images]
+        look = _Look(np.stack(images), observation.state)
         self._keep(key, look)
         return look
 
     def _keep(self, key: tuple[int, int], look: _Look) -> None:
         limit = self.data.cache_gb * GIGABYTE / max(self.data.workers, 1)
-        if look.pictures.nbytes > limit:
+        if look.images.nbytes > limit:
             return
         self._kept[key] = look
-        self._kept_bytes += look.pictures.nbytes
+        self._kept_bytes += look.images.nbytes
         while self._kept_bytes > limit:
             _, oldest = self._kept.popitem(last=False)
-            self._kept_bytes -= oldest.pictures.nbytes
+            self._kept_bytes -= oldest.images.nbytes
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -336,7 +336,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return Batch(
         picks=tuple(sample.pick for sample in samples),
         prompts=tuple(sample.prompt for sample in samples),
-        pictures=stacked("pictures"),
+        images=stacked("images"),
         proprio=stacked("proprio"),
         actions=stacked("actions"),
         future_proprio=stacked("future_proprio"),
@@ -347,7 +347,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 @dataclass(frozen=True)
-class Share:
+class Shard:
     """Which places of every step are this process's, in micro-batches.
 
     Attributes:
@@ -364,19 +364,19 @@ class Share:
     first_step: int
     steps: int
 
-    def places(self, step: int) -> list[list[Place]]:
+    def places(self, step: int) -> list[list[BatchSlot]]:
         """Return the micro-batches of a step."""
         own = self.batch // self.world
-        mine = [Place(step, place) for place in range(self.rank * own, (self.rank + 1) * own)]
+        mine = [BatchSlot(step, place) for place in range(self.rank * own, (self.rank + 1) * own)]
         size = self.micro_batch
         return [mine[first : first + size] for first in range(0, own, size)]
 
-    def __iter__(self) -> Iterator[list[Place]]:
+    def __iter__(self) -> Iterator[list[BatchSlot]]:
         for step in range(self.first_step, self.steps):
             yield from self.places(step)
 
 
-def load(maker: SampleMaker, share: Share) -> Iterator[Batch]:
+def load(maker: SampleMaker, share: Shard) -> Iterator[Batch]:
     """Yield this process's micro-batches, read ahead by ``data.workers`` processes."""
     workers = maker.data.workers
     loader = DataLoader(

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from cosmos_policy_ros.core.errors import CheckpointError, TrainingError
 from cosmos_policy_ros.model.weights import distributed_reader
 from cosmos_policy_ros.training.optimisers import Average, Optimisers
-from cosmos_policy_ros.training.parallel import World
+from cosmos_policy_ros.training.parallel import DistContext
 
 PARTIAL = ".partial"
 _NAME = re.compile(r"step_(\d{9})")
@@ -44,7 +44,7 @@ class TrainingState(NamedTuple):
 class SavedSteps:
     """The folder of resume points."""
 
-    def __init__(self, folder: Path, world: World, keep: int) -> None:
+    def __init__(self, folder: Path, world: DistContext, keep: int) -> None:
         """Use ``folder``; all but the newest ``keep`` points are deleted."""
         self._folder, self._world, self._keep = folder, world, keep
         self._writing: tuple[Path, Future[Any]] | None = None

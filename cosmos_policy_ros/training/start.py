@@ -21,10 +21,10 @@ from cosmos_policy_ros.model.statistics import measure, write_statistics
 from cosmos_policy_ros.model.text import TextTable
 from cosmos_policy_ros.model.transformer import Transformer
 from cosmos_policy_ros.training.config import DataConfig, StartConfig, TrainingConfig
-from cosmos_policy_ros.training.dataset_index import Census, Source, take_census
+from cosmos_policy_ros.training.dataset_index import DatasetIndex, EpisodeEntry, take_census
 from cosmos_policy_ros.training.lora import add_adapters
-from cosmos_policy_ros.training.loss import Lesson, Tally
-from cosmos_policy_ros.training.parallel import World
+from cosmos_policy_ros.training.loss import JointLoss, LossMeter
+from cosmos_policy_ros.training.parallel import DistContext
 from cosmos_policy_ros.training.samples import Batch
 
 # Of a random network's loss on the same samples. NVIDIA's base starts at a fifth of it, its policy
@@ -80,7 +80,7 @@ def initialise(network: Transformer, seed: int) -> None:
                 layer.weight.data.copy_(weight)
 
 
-def census_for(data: DataConfig, model: CheckpointConfig, text: TextTable) -> Census:
+def dataset_index_for(data: DataConfig, model: CheckpointConfig, text: TextTable) -> DatasetIndex:
     """Look at the episodes with the eyes of a checkpoint: its steps, and the prompts it knows."""
 
     def check_prompt(prompt: str) -> str:
@@ -94,14 +94,14 @@ def census_for(data: DataConfig, model: CheckpointConfig, text: TextTable) -> Ce
     return take_census(data, model.chunk_steps, model.dt, check_prompt)
 
 
-def measure_demonstrations(census: Census, folder: Path) -> Path:
+def measure_demonstrations(dataset_index: DatasetIndex, folder: Path) -> Path:
     """Write the ranges of all demonstrations, held out ones too; return the file.
 
     Raises:
         TrainingError: there are none.
     """
     actions, states = [], []
-    for source in (*census.sources, *census.held_out):
+    for source in (*dataset_index.sources, *dataset_index.held_out):
         if source.pool != "demonstration":
             continue
         actions.append(source.windows.steps.actions)
@@ -120,15 +120,15 @@ def measure_demonstrations(census: Census, folder: Path) -> Path:
     return file
 
 
-def note_camera_size(census: Census, folder: Path) -> None:
+def note_camera_size(dataset_index: DatasetIndex, folder: Path) -> None:
     """Write into a checkpoint's config what cameras it is trained on, if others than it says.
 
-    Pictures of the same aspect ratio are no others: all are squeezed to a square.
+    Images of the same aspect ratio are no others: all are squeezed to a square.
 
     Raises:
         TrainingError: the disk refused.
     """
-    size = _camera_size((*census.sources, *census.held_out))
+    size = _camera_size((*dataset_index.sources, *dataset_index.held_out))
     file = folder / files.CONFIG
     rows, columns = load_config(CheckpointConfig, file).trained_on
     if size is None or size[0] * columns == size[1] * rows:
@@ -141,8 +141,8 @@ def note_camera_size(census: Census, folder: Path) -> None:
         raise TrainingError(f"{file}: cannot be written: {error}") from error
 
 
-def _camera_size(sources: Sequence[Source]) -> tuple[int, int] | None:
-    """Return rows and columns of the first picture that can be read."""
+def _camera_size(sources: Sequence[EpisodeEntry]) -> tuple[int, int] | None:
+    """Return rows and columns of the first image that can be read."""
     for source in sources:
         step = int(source.starts[0])
         try:
@@ -163,7 +163,7 @@ def prepare_network(checkpoint: Checkpoint, config: TrainingConfig) -> Transform
 
 
 def check_start(
-    checkpoint: Checkpoint, lesson: Lesson, batch: Batch, world: World
+    checkpoint: Checkpoint, lesson: JointLoss, batch: Batch, world: DistContext
 ) -> tuple[float, float]:
     """Compare the first loss with a random network's on the same samples.
 
@@ -175,7 +175,7 @@ def check_start(
     """
     losses = []
     for network in (checkpoint.transformer, _random(checkpoint, world.device)):
-        tally = Tally(checkpoint.layout.frames, world.device)
+        tally = LossMeter(checkpoint.layout.frames, world.device)
         with torch.no_grad():
             lesson.loss(network, batch, tally, 1 / world.size)
         losses.append(float(world.total(tally.loss)))

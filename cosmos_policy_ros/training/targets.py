@@ -21,23 +21,23 @@ from torch.nn.functional import conv2d
 
 from cosmos_policy_ros.model.checkpoint import Checkpoint
 from cosmos_policy_ros.model.config import LATENT_CHANNELS
-from cosmos_policy_ros.model.images import Picture, to_model
+from cosmos_policy_ros.model.images import ImageArray, to_model
 from cosmos_policy_ros.model.layout import FUTURE, inject, inject_value
 from cosmos_policy_ros.model.sequence import encode_known
 from cosmos_policy_ros.training.samples import GIGABYTE, Batch
 
-# The video autoencoder as one of single pictures, and back.
+# The video autoencoder as one of single images, and back.
 #
-# A small one is trained on pictures, since clips cost six times as much and teach it to let one
-# frame see into the next (facts, tiny model). Its causal convolutions then work in two dimensions,
+# A small one is trained on images, since clips cost six times as much and teach it to let one
+# frame see into the next . Its causal convolutions then work in two dimensions,
 # by their last tap; afterwards their other taps are zero and their resampling in time is the
-# identity, so that the ordinary path over sequences makes of every four equal pictures the latent
+# identity, so that the ordinary path over sequences makes of every four equal images the latent
 # of one.
 
 
 @contextmanager
-def as_pictures(vae: AutoencoderKLWan) -> Iterator[None]:
-    """Let an autoencoder's causal convolutions work on single pictures, by their last tap."""
+def as_images(vae: AutoencoderKLWan) -> Iterator[None]:
+    """Let an autoencoder's causal convolutions work on single images, by their last tap."""
     layers = [module for module in vae.modules() if isinstance(module, WanCausalConv3d)]
     for layer in layers:
         layer.forward = partial(_last_tap, layer)  # type: ignore[method-assign]
@@ -48,14 +48,14 @@ def as_pictures(vae: AutoencoderKLWan) -> Iterator[None]:
             del layer.forward
 
 
-def encode_pictures(vae: AutoencoderKLWan, pictures: Tensor, patch: int) -> Tensor:
+def encode_images(vae: AutoencoderKLWan, images: Tensor, patch: int) -> Tensor:
     """Map (B, 3, S, S) in [-1, 1] to the posterior's mean (B, 16, s, s), as it comes."""
-    folded = patchify(pictures.unsqueeze(2), patch)  # type: ignore[no-untyped-call]
+    folded = patchify(images.unsqueeze(2), patch)  # type: ignore[no-untyped-call]
     moments = vae.quant_conv(vae.encoder(folded))
     return cast(Tensor, moments[:, :LATENT_CHANNELS, 0])
 
 
-def decode_pictures(vae: AutoencoderKLWan, latents: Tensor, patch: int) -> Tensor:
+def decode_images(vae: AutoencoderKLWan, latents: Tensor, patch: int) -> Tensor:
     """Map (B, 16, s, s) back to (B, 3, S, S), about [-1, 1]."""
     decoded = vae.decoder(vae.post_quant_conv(latents.unsqueeze(2)))
     return cast(Tensor, unpatchify(decoded, patch)[:, :, 0])  # type: ignore[no-untyped-call]
@@ -63,7 +63,7 @@ def decode_pictures(vae: AutoencoderKLWan, latents: Tensor, patch: int) -> Tenso
 
 @torch.no_grad()
 def inflate(vae: AutoencoderKLWan) -> None:
-    """Let the path over sequences do with every picture what was learned of single ones."""
+    """Let the path over sequences do with every image what was learned of single ones."""
     for module in vae.modules():
         if isinstance(module, WanCausalConv3d):
             module.weight[:, :, :-1] = 0
@@ -72,13 +72,13 @@ def inflate(vae: AutoencoderKLWan) -> None:
             assert conv.bias is not None
             conv.bias.zero_()
             conv.weight.zero_()
-            # Going up every picture becomes two, and there are twice as many channels.
+            # Going up every image becomes two, and there are twice as many channels.
             same = torch.eye(conv.in_channels)
             conv.weight[:, :, -1, 0, 0] = same.repeat(conv.out_channels // conv.in_channels, 1)
 
 
-def is_of_pictures(vae: AutoencoderKLWan) -> bool:
-    """Tell whether an autoencoder has no memory, so that only a picture itself counts."""
+def is_of_images(vae: AutoencoderKLWan) -> bool:
+    """Tell whether an autoencoder has no memory, so that only an image itself counts."""
     layers = [module for module in vae.modules() if isinstance(module, WanCausalConv3d)]
     return not any(bool(layer.weight[:, :, :-1].any()) for layer in layers)
 
@@ -89,18 +89,18 @@ def _last_tap(layer: WanCausalConv3d, x: Tensor) -> Tensor:
     return conv2d(x[:, :, 0], weight, layer.bias, padding=(height, width)).unsqueeze(2)
 
 
-# Of one call of the autoencoder: four samples of the released models. Small pictures go several
+# Of one call of the autoencoder: four samples of the released models. Small images go several
 # times faster side by side; of large ones more would only take memory.
 PIXELS_AT_ONCE = 4 * 224**2
 
 
 class TargetMaker:
-    """Encodes pictures and writes vectors over their frames, as the policy does when it is asked.
+    """Encodes images and writes vectors over their frames, as the policy does when it is asked.
 
-    Unlike a query, training encodes the whole sequence, with the pictures of s' in their places:
-    the autoencoder is causal, so each latent depends on all the pictures before it. One that was
-    made of single pictures (:mod:`training.pictures`) has no such memory: then each moment's
-    pictures are encoded by themselves, and kept for all the windows that begin or end there.
+    Unlike a query, training encodes the whole sequence, with the images of s' in their places:
+    the autoencoder is causal, so each latent depends on all the images before it. One that was
+    made of single images (:mod:`training.images`) has no such memory: then each moment's
+    images are encoded by themselves, and kept for all the windows that begin or end there.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, cache_gb: float = 0.0) -> None:
@@ -109,8 +109,8 @@ class TargetMaker:
         self._kept: dict[tuple[int, int], Tensor] = {}
         self._left = cache_gb * GIGABYTE
         self._at_once = max(PIXELS_AT_ONCE // checkpoint.config.image_size**2, 1)
-        # Pictures that are changed at random are never seen twice, and their steps tell nothing.
-        by_moment = bool(cache_gb) and is_of_pictures(checkpoint.tokenizer.vae)
+        # Images that are changed at random are never seen twice, and their steps tell nothing.
+        by_moment = bool(cache_gb) and is_of_images(checkpoint.tokenizer.vae)
         self._encoded = self._moments if by_moment else self._windows
 
     @torch.no_grad()
@@ -131,9 +131,9 @@ class TargetMaker:
         """Encode whole sequences."""
 
         def encode(indices: Sequence[int]) -> Tensor:
-            pictures = [self._pictures(batch, index) for index in indices]
+            images = [self._images(batch, index) for index in indices]
             frames = self._checkpoint.layout.index("value")
-            return encode_known(self._checkpoint, pictures, frames, self._device)
+            return encode_known(self._checkpoint, images, frames, self._device)
 
         keys = [(pick.source, pick.start) for pick in batch.picks]
         return torch.stack(self._remembered(keys, encode))
@@ -145,11 +145,11 @@ class TargetMaker:
         keys = [(s, pick.start) for s, pick in zip(sources, batch.picks, strict=True)]
         keys += list(zip(sources, batch.futures, strict=True))
         count = len(cameras)
-        now, later = batch.pictures[:, :count], batch.pictures[:, count:]
-        pictures = torch.cat([now, later])  # (2 B, C, S, S, 3)
+        now, later = batch.images[:, :count], batch.images[:, count:]
+        images = torch.cat([now, later])  # (2 B, C, S, S, 3)
 
         def encode(indices: Sequence[int]) -> Tensor:
-            chosen = pictures[list(indices)].flatten(0, 1).numpy()
+            chosen = images[list(indices)].flatten(0, 1).numpy()
             latents = self._alone(chosen)
             return latents.view(len(indices), count, *latents.shape[1:])
 
@@ -162,17 +162,17 @@ class TargetMaker:
                 clean[sample, :, frame] = latent
         return clean
 
-    def _alone(self, pictures: Picture) -> Tensor:
-        """Map (N, S, S, 3) pictures to (N, 16, h, w)."""
+    def _alone(self, images: ImageArray) -> Tensor:
+        """Map (N, S, S, 3) images to (N, 16, h, w)."""
         tokenizer, patch = self._checkpoint.tokenizer, self._checkpoint.config.vae.patch
-        seen = to_model(pictures, tokenizer.dtype)[0].transpose(0, 1).to(self._device)
-        with as_pictures(tokenizer.vae):
-            means = encode_pictures(tokenizer.vae, seen, patch)
+        seen = to_model(images, tokenizer.dtype)[0].transpose(0, 1).to(self._device)
+        with as_images(tokenizer.vae):
+            means = encode_images(tokenizer.vae, seen, patch)
         return tokenizer.normalise(means.unsqueeze(2))[:, :, 0]
 
     @cached_property
     def _black(self) -> Tensor:
-        """Return the latent (1, 16, T, h, w) of a sequence of black pictures."""
+        """Return the latent (1, 16, T, h, w) of a sequence of black images."""
         size, layout = self._checkpoint.config.image_size, self._checkpoint.layout
         black = self._alone(np.zeros((1, size, size, 3), np.uint8))
         return black.unsqueeze(2).repeat(1, 1, layout.count, 1, 1)
@@ -197,10 +197,10 @@ class TargetMaker:
                 self._kept[key] = found[key].to("cpu", copy=True)
         return [found[key].to(self._device) for key in keys]
 
-    def _pictures(self, batch: Batch, index: int) -> dict[str, Picture]:
+    def _images(self, batch: Batch, index: int) -> dict[str, ImageArray]:
         cameras = self._checkpoint.layout.cameras
         names = [*cameras, *(FUTURE + camera for camera in cameras)]
-        return dict(zip(names, batch.pictures[index].numpy(), strict=True))
+        return dict(zip(names, batch.images[index].numpy(), strict=True))
 
     def _rounded(self, vector: Tensor) -> Tensor:
         """Round to the networks' format, which is how the released weights saw every number."""

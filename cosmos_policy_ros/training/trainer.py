@@ -1,6 +1,6 @@
 """A training run, top to bottom.
 
-Every process does the same with its own share of each batch; the first one also speaks and writes.
+Every process does the same with its own shard of each batch; the first also reports and writes.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from cosmos_policy_ros.model.checkpoint import Checkpoint
 from cosmos_policy_ros.model.statistics import constant_dimensions, load_statistics
 from cosmos_policy_ros.training.config import TrainingConfig
 from cosmos_policy_ros.training.export import gather, write_card, write_weights
-from cosmos_policy_ros.training.loss import Lesson, Tally
+from cosmos_policy_ros.training.loss import JointLoss, LossMeter
 from cosmos_policy_ros.training.mixture import Mixture
 from cosmos_policy_ros.training.optimisers import Average, Optimisers, learning_rate
 from cosmos_policy_ros.training.parallel import (
-    World,
+    DistContext,
     check_sharing,
     exchange_gradients,
     share_network,
 )
-from cosmos_policy_ros.training.reports import Judgement, Reports, card, judge
-from cosmos_policy_ros.training.samples import Batch, SampleMaker, Share, collate, load
+from cosmos_policy_ros.training.reports import Reports, Validation, card, judge
+from cosmos_policy_ros.training.samples import Batch, SampleMaker, Shard, collate, load
 from cosmos_policy_ros.training.saving import SavedSteps, TrainingState
 from cosmos_policy_ros.training.start import (
-    census_for,
     check_start,
     copy_file,
     copy_fixed_files,
+    dataset_index_for,
     load_start,
     measure_demonstrations,
     note_camera_size,
@@ -57,7 +57,7 @@ DATA_DIGEST = "data_digest"
 class Trainer:
     """One run, from the start's checkpoint, or where it was left, to ``run.steps``."""
 
-    def __init__(self, config: TrainingConfig, output: Path, world: World) -> None:
+    def __init__(self, config: TrainingConfig, output: Path, world: DistContext) -> None:
         """Load, look at the data, check the start, share the network.
 
         Args:
@@ -72,13 +72,13 @@ class Trainer:
         self.config, self.output, self.world = config, output, world
         torch.set_num_threads(config.run.threads)
         checkpoint = load_start(config.start, world.device, config.run.seed)
-        self.census = world.told_by_first(
-            lambda: census_for(config.data, checkpoint.config, checkpoint.text)
+        self.dataset_index = world.broadcast_from_rank0(
+            lambda: dataset_index_for(config.data, checkpoint.config, checkpoint.text)
         )
         self.checkpoint = self._with_statistics(checkpoint)
-        self.mixture = Mixture(self.census, config.mixture, config.run.seed)
+        self.mixture = Mixture(self.dataset_index, config.mixture, config.run.seed)
         self.maker = SampleMaker(
-            self.census,
+            self.dataset_index,
             self.mixture,
             config.run.batch,
             self.checkpoint.config,
@@ -87,9 +87,9 @@ class Trainer:
             config.objective,
         )
         targets = TargetMaker(self.checkpoint, world.device, config.data.latent_cache_gb)
-        self.lesson = Lesson(self.checkpoint, config.objective, targets, world.device)
+        self.lesson = JointLoss(self.checkpoint, config.objective, targets, world.device)
         self.saved = SavedSteps(output / LOG / RESUME, world, config.run.keep)
-        self.first_step = world.told_by_first(self.saved.newest)
+        self.first_step = world.broadcast_from_rank0(self.saved.newest)
         self.start_loss = self._check_start()
         self.network = prepare_network(self.checkpoint, config)
         share_network(self.network, world, config.run)
@@ -111,13 +111,13 @@ class Trainer:
             if file.is_file():
                 return  # of the run that this one goes on with
             copy_fixed_files(checkpoint, self.output)
-            note_camera_size(self.census, self.output)
+            note_camera_size(self.dataset_index, self.output)
             if self.config.start.statistics == "demonstrations":
-                measure_demonstrations(self.census, self.output)
+                measure_demonstrations(self.dataset_index, self.output)
             else:
                 copy_file(checkpoint.path / files.STATISTICS, file)
 
-        self.world.told_by_first(fill)
+        self.world.broadcast_from_rank0(fill)
         config = checkpoint.config
         statistics = load_statistics(file, config.action_dims, config.proprio_dims)
         return replace(checkpoint, statistics=statistics)
@@ -133,13 +133,13 @@ class Trainer:
         decay = self.config.optimiser.average
         return Average(self.optimisers.parameters, decay) if decay else None
 
-    def _share(self, first_step: int) -> Share:
+    def _share(self, first_step: int) -> Shard:
         run, world = self.config.run, self.world
-        return Share(run.batch, run.micro_batch, world.rank, world.size, first_step, run.steps)
+        return Shard(run.batch, run.micro_batch, world.rank, world.size, first_step, run.steps)
 
     # ---------------------------------------------------------------- the run
 
-    def run(self) -> Judgement | None:
+    def run(self) -> Validation | None:
         """Train to the end, or until Ctrl-C; return how the last checkpoint was judged.
 
         Raises:
@@ -154,21 +154,21 @@ class Trainer:
                 stack.callback(reports.close)
                 self._introduce(reports)
             batches = load(self.maker, self._share(self.first_step))
-            judgement = None
+            validation = None
             for step in range(self.first_step, self.config.run.steps):
                 stop = self._step(step, batches, reports)
                 last = stop or step + 1 == self.config.run.steps
                 if last or (step + 1) % self.config.run.save_every == 0:
-                    judgement = self._save(step + 1, reports)
+                    validation = self._save(step + 1, reports)
                 if stop:
                     break
             self.saved.finish()
-        return judgement
+        return validation
 
     def _step(self, step: int, batches: Iterator[Batch], reports: Reports | None) -> bool:
         """Do one step of the optimiser; return whether somebody pressed Ctrl-C."""
         began, run = time.monotonic(), self.config.run
-        tally = Tally(self.checkpoint.layout.frames, self.world.device)
+        tally = LossMeter(self.checkpoint.layout.frames, self.world.device)
         micro_batches = len(self._share(step).places(step))
         replaced: list[str] = []
         for index in range(micro_batches):
@@ -195,7 +195,7 @@ class Trainer:
         if reports is not None:
             for reason in replaced:
                 reports.say(f"another window was taken: {reason}")
-            self._facts: dict[str, Any] = {
+            self._metadata: dict[str, Any] = {
                 "step": step + 1,
                 "loss": loss_value,
                 "learning_rate": rate,
@@ -204,7 +204,7 @@ class Trainer:
                 "replaced": len(replaced),
                 "l1": tally.l1(),
             }
-            reports.step(self._facts)
+            reports.step(self._metadata)
         return bool(stopping)
 
     def _update(self, rate: float) -> float:
@@ -218,34 +218,36 @@ class Trainer:
         self.optimisers.step(rate)
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
-    def _save(self, step: int, reports: Reports | None) -> Judgement | None:
+    def _save(self, step: int, reports: Reports | None) -> Validation | None:
         """Write what can be resumed and what can be deployed; judge the latter."""
         self.saved.save(step, self.state)
         with nullcontext() if self.average is None else self.average.applied():
             tensors = gather(self.network, self.config.lora)  # on a CPU the network's own memory
             if reports is not None:
                 write_weights(tensors, self.checkpoint, self.output)
-        judgement = None
+        validation = None
         if reports is not None:
             run = self.config.run
-            judgement = judge(
+            validation = judge(
                 self.output,
-                self.census.held_out,
-                run.judged_windows,
+                self.dataset_index.held_out,
+                run.validation_windows,
                 self.world.device,
                 run.threads,
             )
-            reports.judged(step, judgement)
-            facts = self._summary(step, judgement)
-            lines = card(self.output.name, facts, self.census.lines(), self._facts["l1"])
-            write_card(self.output, facts, lines)
+            reports.judged(step, validation)
+            metadata = self._summary(step, validation)
+            lines = card(
+                self.output.name, metadata, self.dataset_index.lines(), self._metadata["l1"]
+            )
+            write_card(self.output, metadata, lines)
         self.world.wait()
-        return judgement
+        return validation
 
     # ---------------------------------------------------------------- for people
 
     def _introduce(self, reports: Reports) -> None:
-        for line in self.census.lines():
+        for line in self.dataset_index.lines():
             reports.say(line)
         shares = ", ".join(f"{role} {share:.0%}" for role, share in self.mixture.shares.items())
         reports.say(f"a batch of {self.config.run.batch}: {shares}")
@@ -266,16 +268,16 @@ class Trainer:
             told = json.loads((self.output / files.PROVENANCE).read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError):
             return False  # killed before the first checkpoint was whole
-        return bool(told.get(DATA_DIGEST) != self.census.digest())
+        return bool(told.get(DATA_DIGEST) != self.dataset_index.digest())
 
-    def _summary(self, step: int, judgement: Judgement) -> dict[str, Any]:
+    def _summary(self, step: int, validation: Validation) -> dict[str, Any]:
         start, held_out = "from scratch, random weights", {}
         if self.start_loss is not None:
             start = "{:.3f}; a random network's {:.3f}".format(*self.start_loss)
         elif self.first_step and not self.config.start.scratch:
             start = "compared before it was resumed"
-        if judgement.windows:
-            held_out = {"action_l1": judgement.action_l1, "pose_l1": judgement.pose_l1}
+        if validation.windows:
+            held_out = {"action_l1": validation.action_l1, "pose_l1": validation.pose_l1}
         return {
             "steps": step,
             "planned_steps": self.config.run.steps,
@@ -284,11 +286,11 @@ class Trainer:
             "start_digest": self.checkpoint.digest,
             "first_loss": start,
             "digest": files.digest(self.output),
-            DATA_DIGEST: self.census.digest(),
+            DATA_DIGEST: self.dataset_index.digest(),
             "mixture": {role: round(share, 4) for role, share in self.mixture.shares.items()},
             "numerics": self.config.objective.numerics,
             "value": self.config.objective.value,
-            "last_loss": self._facts["loss"],
+            "last_loss": self._metadata["loss"],
             "held_out": held_out,
         }
 

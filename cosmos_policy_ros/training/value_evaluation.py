@@ -14,10 +14,10 @@ from torch import Tensor
 from cosmos_policy_ros.core.errors import ObservationError, RolloutError
 from cosmos_policy_ros.model.layout import FUTURE, ValueMode
 from cosmos_policy_ros.model.policy import CosmosPolicy
-from cosmos_policy_ros.model.sampler import Draw
+from cosmos_policy_ros.model.sampler import SampleSpec
 from cosmos_policy_ros.training.config import DataConfig, MixtureConfig, ObjectiveConfig
-from cosmos_policy_ros.training.dataset_index import Census, Source
-from cosmos_policy_ros.training.mixture import Mixture, Pick
+from cosmos_policy_ros.training.dataset_index import DatasetIndex, EpisodeEntry
+from cosmos_policy_ros.training.mixture import Mixture, WindowRef
 from cosmos_policy_ros.training.samples import Batch, SampleMaker, collate
 from cosmos_policy_ros.training.targets import TargetMaker
 
@@ -25,7 +25,7 @@ AT_ONCE = 16  # windows
 
 
 @dataclass(frozen=True)
-class Lot:
+class WindowBatch:
     """Windows of an episode side by side.
 
     Attributes:
@@ -34,13 +34,13 @@ class Lot:
         clean: (B, 16, T, h, w), all that was seen, done and came.
     """
 
-    source: Source
+    source: EpisodeEntry
     batch: Batch
     clean: Tensor
 
 
 @dataclass(frozen=True)
-class Appraisal:
+class ValueEvaluation:
     """How a checkpoint appraises windows of rollouts whose end is known.
 
     Attributes:
@@ -75,20 +75,20 @@ def auc(values: NDArray[np.float64], succeeded: NDArray[np.bool_]) -> float | No
     return float(above)
 
 
-def appraise(
+def evaluate_values(
     policy: CosmosPolicy,
     data: DataConfig,
-    census: Census,
+    dataset_index: DatasetIndex,
     mode: ValueMode,
     *,
     steps: int,
-) -> Appraisal:
+) -> ValueEvaluation:
     """Imagine and value what followed in scored episodes, chunk after chunk.
 
     Args:
-        policy: a checkpoint; as a planner it should have been trained for ``mode``.
+        policy: a checkpoint; as a world model it should have been trained for ``mode``.
         data: names scored episodes that it did not learn from.
-        census: of them.
+        dataset_index: of them.
         mode: what values are conditioned on.
         steps: of denoising.
     """
@@ -98,46 +98,50 @@ def appraise(
     true: list[float] = []
     imagined: list[float] = []
     errors: list[float] = []
-    for lot in read_lots(policy, data, census, windows_of(census, policy), AT_ONCE):
-        prompt, clean = lot.source.prompt, lot.clean
-        draws = [Draw(number, steps) for number in range(len(clean))]
-        future = policy.imagine(prompt, clean, draws)
-        true += policy.appraise(prompt, clean, draws, mode)
-        imagined += policy.appraise(prompt, future, draws, mode)
+    for batch in read_lots(policy, data, dataset_index, windows_of(dataset_index, policy), AT_ONCE):
+        prompt, clean = batch.source.prompt, batch.clean
+        draws = [SampleSpec(number, steps) for number in range(len(clean))]
+        future = policy.predict_future(prompt, clean, draws)
+        true += policy.predict_value(prompt, clean, draws, mode)
+        imagined += policy.predict_value(prompt, future, draws, mode)
         off = (future[:, :, cameras] - clean[:, :, cameras]).abs().mean(dim=(1, 2, 3, 4))
         errors += off.tolist()
-        succeeded += [lot.source.pool == "success"] * len(clean)
-    return Appraisal(
+        succeeded += [batch.source.pool == "success"] * len(clean)
+    return ValueEvaluation(
         np.array(succeeded, dtype=bool), np.array(true), np.array(imagined), float(np.mean(errors))
     )
 
 
-def windows_of(census: Census, policy: CosmosPolicy) -> list[Pick]:
+def windows_of(dataset_index: DatasetIndex, policy: CosmosPolicy) -> list[WindowRef]:
     """Return windows a chunk apart, of all episodes."""
     every = policy.checkpoint.config.chunk_steps
     return [
-        Pick("world_model", index, int(start), 0)
-        for index, source in enumerate(census.sources)
+        WindowRef("world_model", index, int(start), 0)
+        for index, source in enumerate(dataset_index.sources)
         for start in source.starts[::every]
     ]
 
 
 def read_lots(
-    policy: CosmosPolicy, data: DataConfig, census: Census, windows: Sequence[Pick], at_once: int
-) -> Iterator[Lot]:
+    policy: CosmosPolicy,
+    data: DataConfig,
+    dataset_index: DatasetIndex,
+    windows: Sequence[WindowRef],
+    at_once: int,
+) -> Iterator[WindowBatch]:
     """Read windows as a checkpoint takes them; what is damaged is left out.
 
     Args:
         policy: whose sizes and autoencoder they are for.
         data: names the episodes.
-        census: of them.
+        dataset_index: of them.
         windows: those of one episode together.
-        at_once: most windows in a lot.
+        at_once: most windows in a batch.
     """
     checkpoint = policy.checkpoint
-    mixture = Mixture(census, MixtureConfig(policy=0.0, world_model=0.5, value=0.5), 0)
+    mixture = Mixture(dataset_index, MixtureConfig(policy=0.0, world_model=0.5, value=0.5), 0)
     config, statistics = checkpoint.config, checkpoint.statistics
-    maker = SampleMaker(census, mixture, 1, config, statistics, data, ObjectiveConfig())
+    maker = SampleMaker(dataset_index, mixture, 1, config, statistics, data, ObjectiveConfig())
     targets = TargetMaker(checkpoint, policy.device)
     for index, picks in groupby(windows, key=lambda pick: pick.source):
         readable = []
@@ -146,4 +150,4 @@ def read_lots(
                 readable.append(maker.make(pick))
         for first in range(0, len(readable), at_once):
             batch = collate(readable[first : first + at_once])
-            yield Lot(census.sources[index], batch, targets(batch))
+            yield WindowBatch(dataset_index.sources[index], batch, targets(batch))

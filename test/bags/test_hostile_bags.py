@@ -28,7 +28,7 @@ from cosmos_policy_ros.bags import bounds
 from cosmos_policy_ros.bags.bounds import unpack
 from cosmos_policy_ros.bags.check import CheckedFile
 from cosmos_policy_ros.bags.index import index_topics
-from cosmos_policy_ros.bags.messages import EpisodeFacts, Label
+from cosmos_policy_ros.bags.messages import EpisodeMetadata, Label
 from cosmos_policy_ros.bags.types import types_of_definition
 from cosmos_policy_ros.bags.writer import BagWriter, read_metadata
 from cosmos_policy_ros.cli.recover import main as recover_command
@@ -37,8 +37,8 @@ from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.dataset.windows import EpisodeWindows, Sent, find_steps
 from cosmos_policy_ros.episodes import label_log
 from cosmos_policy_ros.episodes.episode import read_episode, read_labels, read_messages
-from cosmos_policy_ros.episodes.labels import Judgement
-from cosmos_policy_ros.episodes.quality import Verdict, load_limits
+from cosmos_policy_ros.episodes.labels import OperatorScore
+from cosmos_policy_ros.episodes.quality import QualityReport, load_limits
 from cosmos_policy_ros.episodes.store import EpisodeStore, Recovered
 from cosmos_policy_ros.episodes.verify import verify
 
@@ -51,8 +51,8 @@ LINE_ENDS = "\u2028 \u2029 \x85 \x0b \x0c \x1c \x1d \x1e \r\n \r \n"
 @pytest.fixture
 def dead(types: Typestore, store: EpisodeStore) -> Path:
     """An episode whose recorder was killed, in the store."""
-    facts = EpisodeFacts(task="t", prompt="p", rig="sim", episode_id=ID)
-    bag = BagWriter(store.root / ID, [], facts, types=types, start_ns=10**18)
+    metadata = EpisodeMetadata(task="t", prompt="p", rig="sim", episode_id=ID)
+    bag = BagWriter(store.root / ID, [], metadata, types=types, start_ns=10**18)
     bag.flush()
     bag.abort()
     return bag.path
@@ -178,7 +178,7 @@ def test_a_folder_that_cannot_be_looked_at_is_named(
     def refuse(_: Path) -> Any:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("cosmos_policy_ros.episodes.store.Hold", refuse)
+    monkeypatch.setattr("cosmos_policy_ros.episodes.store.FolderLock", refuse)
     (error,) = store.recover()
     assert isinstance(error, RolloutError) and "Permission denied" in str(error)
 
@@ -193,13 +193,13 @@ def test_any_note_is_one_line_of_the_journal(
     """U+2028, U+2029 and U+0085 broke the file for good."""
     path = record(store, types, 0.1, engine="demonstrator")
     for number in (1, 2):
-        (label,) = store.score(Judgement(50, note=f"a{text}b", operator_name=text))
+        (label,) = store.score(OperatorScore(50, note=f"a{text}b", operator_name=text))
         assert label.revision == number
     labels, problems = label_log.read(path)
     assert problems == () and [x.note for x in labels] == [f"a{text}b"] * 2
     assert read_labels(path) == labels
     assert not [problem for problem in verify(path, LIMITS).problems if "label" in problem]
-    assert (path / label_log.JOURNAL).read_bytes().isascii()
+    assert (path / label_log.LABEL_LOG).read_bytes().isascii()
 
 
 def line(**changes: Any) -> bytes:
@@ -209,7 +209,7 @@ def line(**changes: Any) -> bytes:
 def test_a_journal_of_before_is_read_as_it_was_meant(tmp_path: Path) -> None:
     """As written until now, unescaped."""
     written = line(note="a?b").replace(b"?", "\u2028".encode())
-    (tmp_path / label_log.JOURNAL).write_bytes(written + b"\n")
+    (tmp_path / label_log.LABEL_LOG).write_bytes(written + b"\n")
     labels, problems = label_log.read(tmp_path)
     assert [x.note for x in labels] == ["a\u2028b"] and problems == ()
 
@@ -240,7 +240,7 @@ def test_a_journal_of_before_is_read_as_it_was_meant(tmp_path: Path) -> None:
 )
 def test_a_line_that_is_no_label_costs_itself_only(tmp_path: Path, bad: bytes) -> None:
     lines = (line(revision=2), bad, line(), b"")
-    (tmp_path / label_log.JOURNAL).write_bytes(b"\n".join(lines))
+    (tmp_path / label_log.LABEL_LOG).write_bytes(b"\n".join(lines))
     labels, (problem,) = label_log.read(tmp_path)
     assert [x.revision for x in labels] == [2, 1]
     assert "line 2 is no label and is left out" in problem and len(problem) < 500
@@ -248,11 +248,11 @@ def test_a_line_that_is_no_label_costs_itself_only(tmp_path: Path, bad: bytes) -
 
 def test_a_journal_that_is_a_pipe_or_endless_is_told(store: EpisodeStore, types: Typestore) -> None:
     path = record(store, types, 0.1)
-    os.mkfifo(path / label_log.JOURNAL)
+    os.mkfifo(path / label_log.LABEL_LOG)
     with pytest.raises(RolloutError, match=r"labels\.jsonl: is a pipe"):
         read_episode(path)
-    (path / label_log.JOURNAL).unlink()
-    (path / label_log.JOURNAL).symlink_to("/dev/zero")
+    (path / label_log.LABEL_LOG).unlink()
+    (path / label_log.LABEL_LOG).symlink_to("/dev/zero")
     with pytest.raises(RolloutError, match=r"labels\.jsonl: is a device"):
         read_episode(path)
 
@@ -262,8 +262,8 @@ def test_a_note_too_long_for_the_journal_is_refused_before_it_is_written(
 ) -> None:
     path = record(store, types, 0.1)
     with pytest.raises(RolloutError, match="a text of 10001 characters, at most 10000"):
-        store.score(Judgement(50, note="x" * 10_001))
-    assert not (path / label_log.JOURNAL).exists()
+        store.score(OperatorScore(50, note="x" * 10_001))
+    assert not (path / label_log.LABEL_LOG).exists()
 
 
 # ------------------------------------------------------------------------------- bombs
@@ -390,7 +390,7 @@ def test_chunks_that_together_grow_beyond_any_recording_are_refused(
     assert all("more than 4000 times as large" in each for each in told[1:])
 
 
-def test_black_pictures_of_a_dead_camera_are_a_recording(tmp_path: Path) -> None:
+def test_black_images_of_a_dead_camera_are_a_recording(tmp_path: Path) -> None:
     frame = built(Message(1, 10**18, bytes(3 * 640 * 480), 10**18, 1))
     for records in (frame, built(Message(1, 10**18, bytes(25_000_000), 10**18, 1))):
         for compression in ("zstd", "lz4"):
@@ -483,10 +483,10 @@ def test_metadata_that_are_a_pipe_are_told(store: EpisodeStore, types: Typestore
 def test_a_verdict_of_nonsense_is_none(text: str) -> None:
     """A count of 1e18 dropped messages was counted one by one."""
     if "1e18" in text:
-        assert Verdict.from_json(text).topics["/a"]["dropped"] == 1e18
+        assert QualityReport.from_json(text).topics["/a"]["dropped"] == 1e18
         return
     with pytest.raises(ValueError, match=r"."):
-        Verdict.from_json(text)
+        QualityReport.from_json(text)
 
 
 def test_a_verdict_with_countless_losses_is_judged_again_at_once(
@@ -544,12 +544,12 @@ def test_a_message_that_defines_itself_otherwise_is_one_error(
 
 
 def test_a_pipe_among_the_episodes_or_in_one_hangs_nothing(
-    store: EpisodeStore, types: Typestore, facts: EpisodeFacts
+    store: EpisodeStore, types: Typestore, metadata: EpisodeMetadata
 ) -> None:
     os.mkfifo(store.root / "20990101-000000_x_9999")
-    for deed in (lambda: store.discard("no"), lambda: store.score(Judgement(50))):
+    for deed in (lambda: store.discard("no"), lambda: store.score(OperatorScore(50))):
         with pytest.raises(RolloutError, match="Not a directory"):
             deed()  # type: ignore[no-untyped-call]
-    recording = store.begin(facts, [])
+    recording = store.begin(metadata, [])
     os.mkfifo(recording.path / "pipe")
     assert recording.finish("stopped").is_dir()

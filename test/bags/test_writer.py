@@ -22,7 +22,7 @@ from rosbags.rosbag2 import Reader
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.bags.mcap_file import Topic
-from cosmos_policy_ros.bags.messages import EpisodeFacts
+from cosmos_policy_ros.bags.messages import EpisodeMetadata
 from cosmos_policy_ros.bags.writer import BagWriter, offered_qos
 from cosmos_policy_ros.core.errors import RolloutError
 
@@ -33,9 +33,11 @@ Message = tuple[str, int, bytes]
 
 
 @pytest.fixture
-def open_bag(tmp_path: Path, topics: list[Topic], facts: EpisodeFacts, types: Typestore) -> Open:
+def open_bag(
+    tmp_path: Path, topics: list[Topic], metadata: EpisodeMetadata, types: Typestore
+) -> Open:
     def open_bag(folder: Path = tmp_path / "bag", topics: list[Topic] = topics) -> BagWriter:
-        return BagWriter(folder, topics, facts, types=types, start_ns=START_NS)
+        return BagWriter(folder, topics, metadata, types=types, start_ns=START_NS)
 
     return open_bag
 
@@ -68,11 +70,11 @@ def _by_mcap(folder: Path) -> list[Message]:
     )
 )
 def test_any_interleaving_and_size_comes_back(messages: list[Message], types: Typestore) -> None:
-    facts = EpisodeFacts(task="t", prompt="p", rig="sim")
+    metadata = EpisodeMetadata(task="t", prompt="p", rig="sim")
     topics = [Topic(name, "std_msgs/msg/String") for name in ("/cam", "/joints")]
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root, "bag")
-        with BagWriter(folder, topics, facts, types=types, start_ns=START_NS) as bag:
+        with BagWriter(folder, topics, metadata, types=types, start_ns=START_NS) as bag:
             for topic, stamp, data in messages:
                 bag.write(topic, stamp, data)
             first = ("/episode", START_NS, _by_mcap_unfinished(bag.path)[0][2])

@@ -17,7 +17,7 @@ from cosmos_policy_ros.bags.writer import BagWriter
 from cosmos_policy_ros.cli import episodes as episodes_command
 from cosmos_policy_ros.cli import recover as recover_command
 from cosmos_policy_ros.episodes.episode import read_episode
-from cosmos_policy_ros.episodes.labels import Judgement
+from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.store import EpisodeStore
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +79,7 @@ def test_list_shows_every_state_and_survives_what_it_cannot_read(
     episodes: EpisodeStore, types: Typestore, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good, broken = record(episodes, types), record(episodes, types, 0.1)
-    episodes.score(Judgement(75.5, True), episode=good.name)
+    episodes.score(OperatorScore(75.5, True), episode=good.name)
     next(broken.glob("*.mcap")).write_bytes(b"rubbish")
     (record(episodes, types, 0.1) / "metadata.yaml").unlink()
     record(episodes, types, 0.1)
@@ -105,7 +105,7 @@ def test_list_filters(episodes: EpisodeStore, types: Typestore, terminal: Termin
     record(episodes, types, 0.1, task="insertion")
     record(episodes, types, 2.5, without="primary")
     scored = record(episodes, types, 2.5)
-    episodes.score(Judgement(100, True), episode=scored.name)
+    episodes.score(OperatorScore(100, True), episode=scored.name)
     old = episodes.find()
     old.rename(old.with_name(old.name.replace(old.name[:8], "20200101")))
     assert terminal.ids() == ["0001", "0002", "0003"]

@@ -1,4 +1,4 @@
-"""Pictures of an episode: what was seen when, and what was imagined beside what came."""
+"""Images of an episode: what was seen when, and what was imagined beside what came."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def grey(level: int) -> np.ndarray:
 
 @pytest.fixture
 def writing(tmp_path: Path, types: Typestore) -> Writing:
-    """Five seconds in which every camera's picture gets brighter by one with each frame."""
+    """Five seconds in which every camera's image gets brighter by one with each frame."""
     writing = Writing(EpisodeStore(tmp_path, types), types)
     for frame in range(SECONDS * 1000 // CAMERA_PERIOD):
         for camera in RIG.cameras:
@@ -53,7 +53,7 @@ def test_what_was_imagined_stands_above_what_came(writing: Writing, types: Types
     messages = RigMessages(types)
     for at, level in ((1000, 200), (3000, 210)):
         for camera in RIG.cameras:
-            cdr = messages.picture(grey(level), START_NS + at * MS)
+            cdr = messages.image(grey(level), START_NS + at * MS)
             # Decoded while the arms move: it comes later than its stamp.
             received = START_NS + (at + 700) * MS
             writing.recording.write(writing.topic(future_topic(camera.role)), received, cdr)
@@ -66,7 +66,7 @@ def test_what_was_imagined_stands_above_what_came(writing: Writing, types: Types
         assert came == [3000 // CAMERA_PERIOD, 5000 // CAMERA_PERIOD - 1]
 
 
-def test_an_episode_without_futures_or_pictures(
+def test_an_episode_without_futures_or_images(
     writing: Writing, types: Typestore, tmp_path: Path
 ) -> None:
     assert future_sheet(writing.recording.finish("stopped"), RIG) is None

@@ -68,7 +68,7 @@ def write_with_late_sources(writing: Writing, digest: str) -> Path:
         writing.state("right", moment, received=moment + 35)
         for camera in RIG.cameras if moment % 40 == 0 else ():
             late = 35 if camera.role == "primary" else 0
-            writing.picture(camera.role, moment, received=moment + late)
+            writing.image(camera.role, moment, received=moment + late)
         if moment == 430:
             writing.decision(430, digest)
     return writing.recording.finish("time_limit")
@@ -96,7 +96,7 @@ def test_what_is_not_in_the_bag_is_not_made_up(episodes: EpisodeStore, types: Ty
     assert "nothing in it has the digest abababababab" in str(found)
 
 
-def test_pictures_that_became_jpeg_are_not_held_against_the_digest(
+def test_images_that_became_jpeg_are_not_held_against_the_digest(
     episodes: EpisodeStore, types: Typestore
 ) -> None:
     writing = Writing(episodes, types, jpeg=True)
@@ -129,7 +129,7 @@ def test_a_bad_moment_says_why_and_the_next_is_given(
         writing.state("left", moment)
         writing.state("right", moment)
         for camera in RIG.cameras if moment % 40 == 0 else ():
-            writing.picture(camera.role, moment)
+            writing.image(camera.role, moment)
     path = writing.recording.finish("time_limit")
     before, within, after = observations(path, at(200, 700, 1200))
     assert isinstance(before, Observation) and isinstance(after, Observation)

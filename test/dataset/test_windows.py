@@ -21,7 +21,7 @@ from cosmos_policy_ros.episodes.episode import read_episode, read_messages
 from cosmos_policy_ros.episodes.recording import Options
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.interop.to_bag import rig_text
-from cosmos_policy_ros.rig.chunk import Splice, TimedChunk
+from cosmos_policy_ros.rig.chunk import Blend, TimedChunk
 from cosmos_policy_ros.rig.safety_gate import CHUNK_ID
 from cosmos_policy_ros.sim.render import Renderer
 
@@ -119,8 +119,8 @@ def test_chunks_that_took_over_in_motion_are_one_stretch_without_a_gap(
     writing.trajectory(path)
     for index, (seen_ms, answered_ms) in enumerate([(1510, 1815), (3030, 3331)]):
         now_ns = START_NS + answered_ms * MS
-        splice = Splice(path, chunk(seen_ms, f"run/{index + 1}"), now_ns, 5)
-        path = splice.chunk(f"run/{index + 1}", splice.blended())
+        blend = Blend(path, chunk(seen_ms, f"run/{index + 1}"), now_ns, 5)
+        path = blend.chunk(f"run/{index + 1}", blend.blended())
         writing.trajectory(path)
     windows = windows_of(writing.recording.finish("stopped"))
     steps = windows.steps
@@ -200,7 +200,7 @@ def test_windows_are_usable_where_an_observation_could_be_made(
         for camera in RIG.cameras:
             lag = 60 if camera.role == "primary" and 2500 < at < 2700 else 0
             if at % 40 == 0 and not (camera.role == "left_wrist" and 800 < at < 1200):
-                writing.picture(camera.role, at - lag)
+                writing.image(camera.role, at - lag)
     writing.trajectory(chunk(100, rows=90))
     windows = windows_of(writing.recording.finish("stopped"))
 
@@ -217,7 +217,7 @@ def test_windows_are_usable_where_an_observation_could_be_made(
     assert 10 < seen.sum() < len(windows) - 10
 
 
-def test_a_frozen_camera_is_seen_though_only_two_pictures_are_read(
+def test_a_frozen_camera_is_seen_though_only_two_images_are_read(
     store: EpisodeStore, types: Typestore
 ) -> None:
     writing = Writing(store, types)
@@ -232,7 +232,7 @@ def test_a_frozen_camera_is_seen_though_only_two_pictures_are_read(
     writing.trajectory(chunk(100))
     windows = windows_of(writing.recording.finish("stopped"))
     windows.observe(START_NS + 2000 * MS)
-    with pytest.raises(ObservationError, match="same picture for"):
+    with pytest.raises(ObservationError, match="same image for"):
         windows.observe(START_NS + 2100 * MS)
 
 
@@ -243,7 +243,7 @@ def test_rejected_joint_states_are_passed_over(store: EpisodeStore, types: Types
     names = [*arm.names, arm.gripper.finger_joint]
     writing.joints("left", 1000, names, [float("nan")] * len(names))
     for camera in RIG.cameras:
-        writing.picture(camera.role, 1000)
+        writing.image(camera.role, 1000)
     writing.state("right", 1000)
     writing.trajectory(chunk(100, rows=5))
     path = writing.recording.finish("stopped")
@@ -274,17 +274,15 @@ def test_damage_is_named_with_its_file(store: EpisodeStore, types: Typestore) ->
         windows_of(path)
 
 
-def test_a_flipped_byte_inside_a_picture_is_no_picture(
-    store: EpisodeStore, types: Typestore
-) -> None:
+def test_a_flipped_byte_inside_a_image_is_no_image(store: EpisodeStore, types: Typestore) -> None:
     writing = Writing(store, types)
     writing.seconds(1.0)
     writing.trajectory(chunk(100, rows=5))
     path = writing.recording.finish("stopped")
-    *_, (_, _, picture) = read_messages(path, ["/" + RIG.cameras[0].topic])
+    *_, (_, _, image) = read_messages(path, ["/" + RIG.cameras[0].topic])
     (file,) = read_episode(path).files
     damaged = bytearray(file.read_bytes())
-    damaged[damaged.index(picture.data.tobytes()) + 100] ^= 1
+    damaged[damaged.index(image.data.tobytes()) + 100] ^= 1
     file.write_bytes(damaged)
     with pytest.raises(RolloutError, match=r"_0.mcap.*its checksum does not fit"):
         windows_of(path).observe(START_NS + 1000 * MS)
@@ -338,7 +336,7 @@ def test_one_broadcaster_tells_of_both_arms(store: EpisodeStore, types: Typestor
         writing.joints("left", at, names, positions)
     for at in range(200, 2500, 40):
         for camera in rig.cameras:
-            writing.picture(camera.role, at)
+            writing.image(camera.role, at)
     writing.trajectory(chunk(400))
     path = writing.recording.finish("stopped")
     state = windows_of(path).observe(START_NS + 1000 * MS).state

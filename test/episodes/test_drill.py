@@ -28,7 +28,7 @@ TOPICS = ("/image", "/joints")
 
 
 @dataclass
-class Tally:
+class RubricScore:
     """What one killed recorder took, and what of it was found again."""
 
     sent: int
@@ -40,7 +40,7 @@ class Tally:
     newest_lost: float  # s before the kill
 
 
-def drill(root: Path, types: Typestore, seconds: float) -> Tally:
+def drill(root: Path, types: Typestore, seconds: float) -> RubricScore:
     """Let a recorder live for ``seconds`` from its first message on, kill it, and count."""
     process = subprocess.Popen(
         [sys.executable, str(HELPER), str(root), str(IMAGE_BYTES)], stdout=subprocess.PIPE
@@ -70,7 +70,7 @@ def drill(root: Path, types: Typestore, seconds: float) -> Tally:
     # Out of the next recorder's sight, who then counts from 1 again: within one second two episodes
     # have the same id.
     recovered.path.rename(root / f"done-{len(list(root.iterdir()))}-{recovered.path.name}")
-    return Tally(
+    return RubricScore(
         len(sent),
         len(found & sent.keys()),
         len(old),

@@ -1,4 +1,4 @@
-"""Pins that a label is in bag and journal, that either alone is enough, and both or none."""
+"""Pins that a label is in bag and label log, that either alone is enough, and both or none."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import pytest
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.bags.mcap_file import Topic
-from cosmos_policy_ros.bags.messages import EpisodeFacts, Label
+from cosmos_policy_ros.bags.messages import EpisodeMetadata, Label
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.episodes import label_log
 from cosmos_policy_ros.episodes.episode import read_episode, read_labels
-from cosmos_policy_ros.episodes.labels import Judgement
+from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.store import EpisodeStore
 
-JUDGEMENT = Judgement(
+JUDGEMENT = OperatorScore(
     success=True,
     stages=("slider grasped", "bag opened"),
     operator_name="ann",
@@ -29,19 +29,19 @@ JUDGEMENT = Judgement(
 
 
 @pytest.fixture
-def ziploc(facts: EpisodeFacts) -> EpisodeFacts:
+def ziploc(metadata: EpisodeMetadata) -> EpisodeMetadata:
     return replace(
-        facts, task="ziploc", task_yaml=(config_folder("tasks") / "ziploc.yaml").read_text()
+        metadata, task="ziploc", task_yaml=(config_folder("tasks") / "ziploc.yaml").read_text()
     )
 
 
-def record(store: EpisodeStore, facts: EpisodeFacts, topics: list[Topic]) -> Path:
-    return store.begin(facts, topics).finish("stopped")
+def record(store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic]) -> Path:
+    return store.begin(metadata, topics).finish("stopped")
 
 
 @pytest.mark.parametrize("finished", [True, False], ids=["after", "while recording"])
 def test_a_judgement_is_events_in_bag_and_journal(
-    store: EpisodeStore, ziploc: EpisodeFacts, topics: list[Topic], finished: bool
+    store: EpisodeStore, ziploc: EpisodeMetadata, topics: list[Topic], finished: bool
 ) -> None:
     recording = store.begin(ziploc, topics)
     path = recording.finish("stopped") if finished else recording.path
@@ -56,31 +56,31 @@ def test_a_judgement_is_events_in_bag_and_journal(
     ]
     assert {x.operator_name for x in labels} == {"ann"}
     assert (labels[-1].success, labels[-1].note) == (True, "second try")
-    (path / label_log.JOURNAL).unlink()
+    (path / label_log.LABEL_LOG).unlink()
     assert read_labels(path) == labels, "the bag alone is enough"
     assert read_episode(path).score == labels[-1]
 
 
 def test_the_journal_alone_is_enough(
-    store: EpisodeStore, ziploc: EpisodeFacts, topics: list[Topic]
+    store: EpisodeStore, ziploc: EpisodeMetadata, topics: list[Topic]
 ) -> None:
     """As after a kill between its line and the bag's message."""
     path = record(store, ziploc, topics)
-    store.score(Judgement(10.0))
+    store.score(OperatorScore(10.0))
     lost = Label(path.name, 2, "score", 7, points=90.0, operator_name="bob")
     label_log.append(path, [lost])
     assert read_episode(path).score == lost
-    assert store.score(Judgement(20.0))[-1].revision == 3, "no revision is given twice"
+    assert store.score(OperatorScore(20.0))[-1].revision == 3, "no revision is given twice"
 
 
 def test_a_torn_line_costs_itself_only(
-    store: EpisodeStore, ziploc: EpisodeFacts, topics: list[Topic]
+    store: EpisodeStore, ziploc: EpisodeMetadata, topics: list[Topic]
 ) -> None:
     path = record(store, ziploc, topics)
-    (first,) = store.score(Judgement(10.0))
-    with (path / label_log.JOURNAL).open("ab") as file:
+    (first,) = store.score(OperatorScore(10.0))
+    with (path / label_log.LABEL_LOG).open("ab") as file:
         file.write(b'{"episode_id": "x", "revi')
-    (second,) = store.score(Judgement(20.0))
+    (second,) = store.score(OperatorScore(20.0))
     labels, problems = label_log.read(path)
     assert labels == (first, second)
     assert len(problems) == 1 and "line 2 is no label" in problems[0]
@@ -91,60 +91,63 @@ def test_a_torn_line_costs_itself_only(
     ["[]", "{}", "7", '{"points": 1}', "\x00", '{"kind":'],
 )
 def test_what_is_no_label_is_left_out_and_told(tmp_path: Path, line: str) -> None:
-    (tmp_path / label_log.JOURNAL).write_text(line + "\n")
+    (tmp_path / label_log.LABEL_LOG).write_text(line + "\n")
     labels, problems = label_log.read(tmp_path)
     assert labels == () and len(problems) == 1
 
 
 def test_lines_tell_the_time_to_people(
-    store: EpisodeStore, ziploc: EpisodeFacts, topics: list[Topic]
+    store: EpisodeStore, ziploc: EpisodeMetadata, topics: list[Topic]
 ) -> None:
     path = record(store, ziploc, topics)
-    store.score(Judgement(10.0, operator_name="żółw"))
-    line = json.loads((path / label_log.JOURNAL).read_text())
+    store.score(OperatorScore(10.0, operator_name="żółw"))
+    line = json.loads((path / label_log.LABEL_LOG).read_text())
     assert line["time"][4] == "-" and line["operator_name"] == "żółw"
 
 
 @pytest.mark.parametrize(
-    ("judgement", "message"),
+    ("operator_score", "message"),
     [
-        (Judgement(stages=("slider graspd",)), "did you mean 'slider grasped'"),
-        (Judgement(70.0, stages=("slider grasped",)), "70 is not the 20"),
-        (Judgement(note="a\0b", score=3.0), "note: "),
+        (OperatorScore(stages=("slider graspd",)), "did you mean 'slider grasped'"),
+        (OperatorScore(70.0, stages=("slider grasped",)), "70 is not the 20"),
+        (OperatorScore(note="a\0b", score=3.0), "note: "),
     ],
 )
 def test_a_refused_label_leaves_no_trace(
     store: EpisodeStore,
-    ziploc: EpisodeFacts,
+    ziploc: EpisodeMetadata,
     topics: list[Topic],
-    judgement: Judgement,
+    operator_score: OperatorScore,
     message: str,
 ) -> None:
     path = record(store, ziploc, topics)
     before = sorted((p.name, p.read_bytes()) for p in path.iterdir())
     with pytest.raises(RolloutError, match=message):
-        store.score(judgement)
+        store.score(operator_score)
     assert sorted((p.name, p.read_bytes()) for p in path.iterdir()) == before
 
 
 def test_a_full_disk_takes_both_or_none(
     store: EpisodeStore,
-    ziploc: EpisodeFacts,
+    ziploc: EpisodeMetadata,
     topics: list[Topic],
     disk_of: Callable[[int], AbstractContextManager[None]],
 ) -> None:
-    """The journal has room for the line, the bag's next file has not."""
+    """The label log has room for the line, the bag's next file has not."""
     path = record(store, ziploc, topics)
-    store.score(Judgement(10.0))
+    store.score(OperatorScore(10.0))
     before = sorted((p.name, p.read_bytes()) for p in path.iterdir())
     with disk_of(600), pytest.raises(RolloutError, match="label it again"):
-        store.score(Judgement(20.0))
+        store.score(OperatorScore(20.0))
     assert sorted((p.name, p.read_bytes()) for p in path.iterdir()) == before
-    assert store.score(Judgement(20.0))[-1].revision == 2
+    assert store.score(OperatorScore(20.0))[-1].revision == 2
 
 
 def test_a_read_only_episode_is_told(
-    store: EpisodeStore, ziploc: EpisodeFacts, topics: list[Topic], monkeypatch: pytest.MonkeyPatch
+    store: EpisodeStore,
+    ziploc: EpisodeMetadata,
+    topics: list[Topic],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = record(store, ziploc, topics)
 
@@ -155,12 +158,12 @@ def test_a_read_only_episode_is_told(
         label_log, "append", refuse
     )  # the tests may run as root, whom nothing stops
     with pytest.raises(RolloutError, match=r"cannot be labelled: .*Permission denied"):
-        store.score(Judgement(20.0))
+        store.score(OperatorScore(20.0))
     assert read_labels(path) == ()
 
 
 def test_discarding_is_a_label_too(
-    store: EpisodeStore, ziploc: EpisodeFacts, topics: list[Topic], types: Typestore
+    store: EpisodeStore, ziploc: EpisodeMetadata, topics: list[Topic], types: Typestore
 ) -> None:
     record(store, ziploc, topics)
     path = store.discard("cable unplugged", operator_name="bob")

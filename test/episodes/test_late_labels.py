@@ -15,7 +15,7 @@ from rosbags.rosbag2 import Reader
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.bags.mcap_file import Topic
-from cosmos_policy_ros.bags.messages import EpisodeFacts, Label, encode_label
+from cosmos_policy_ros.bags.messages import EpisodeMetadata, Label, encode_label
 from cosmos_policy_ros.bags.writer import LABEL_TOPIC, BagWriter, read_metadata
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.episodes.labels import append_late
@@ -26,8 +26,8 @@ DiskOf = Callable[[int], AbstractContextManager[None]]
 
 
 @pytest.fixture
-def bag(tmp_path: Path, topics: list[Topic], facts: EpisodeFacts, types: Typestore) -> Path:
-    with BagWriter(tmp_path / "bag", topics, facts, types=types, start_ns=START_NS) as writer:
+def bag(tmp_path: Path, topics: list[Topic], metadata: EpisodeMetadata, types: Typestore) -> Path:
+    with BagWriter(tmp_path / "bag", topics, metadata, types=types, start_ns=START_NS) as writer:
         writer.write("/cam", START_NS + 40, b"abc")
     return tmp_path / "bag"
 
@@ -101,9 +101,11 @@ def test_file_left_by_a_crash_is_not_overwritten(bag: Path, types: Typestore) ->
 
 @pytest.mark.parametrize("size", [0, 1000, 10_000])
 def test_full_disk_leaves_the_bag_as_it_was(
-    tmp_path: Path, facts: EpisodeFacts, types: Typestore, disk_of: DiskOf, size: int
+    tmp_path: Path, metadata: EpisodeMetadata, types: Typestore, disk_of: DiskOf, size: int
 ) -> None:
-    wordy = replace(facts, prompt="x" * 20_000)  # metadata.yaml is the larger file: 10 kB stop it
+    wordy = replace(
+        metadata, prompt="x" * 20_000
+    )  # metadata.yaml is the larger file: 10 kB stop it
     with BagWriter(tmp_path / "bag", [], wordy, types=types, start_ns=START_NS) as writer:
         bag = writer.folder
     before = _digests(bag)

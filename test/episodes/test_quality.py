@@ -10,15 +10,15 @@ from dataclasses import replace
 import pytest
 
 from cosmos_policy_ros.bags.messages import header_stamp
-from cosmos_policy_ros.core.paths import config_folder, share_folder
+from cosmos_policy_ros.core.paths import config_folder, package_share
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.episodes.quality import (
-    Integrity,
+    QualityMonitor,
+    QualityReport,
     Sensor,
     Traffic,
-    Verdict,
-    complaints,
     load_limits,
+    problems,
     sensors_of,
 )
 from cosmos_policy_ros.rig.spec import load_rig
@@ -29,7 +29,7 @@ SENSORS = (
     Sensor("/high", 25.0, "primary"),
     Sensor("/left/joint_states", 100.0),
 )
-LIMITS = load_limits(share_folder() / "config")
+LIMITS = load_limits(package_share() / "config")
 SKEW = 0.05
 PLENTY = 50_000_000_000
 Message = tuple[str, int, bytes]
@@ -51,8 +51,8 @@ def sound(seconds: float = 10.0) -> Iterator[Message]:
     yield from sorted(found, key=lambda m: m[1])
 
 
-def judge(messages: Iterator[Message], now_ns: int = START + 10 * NS_PER_S) -> Verdict:
-    watch = Integrity(SENSORS, SKEW, LIMITS)
+def judge(messages: Iterator[Message], now_ns: int = START + 10 * NS_PER_S) -> QualityReport:
+    watch = QualityMonitor(SENSORS, SKEW, LIMITS)
     for each in messages:
         watch.add(*each)
     return watch.verdict(now_ns, PLENTY)
@@ -101,7 +101,7 @@ def test_the_rate_of_a_short_episode_says_nothing() -> None:
 @pytest.mark.parametrize("deed", ["lost", "dropped"])
 @pytest.mark.parametrize(("count", "go"), [(2, True), (3, False)])
 def test_losses_beyond_a_hundredth(deed: str, count: int, go: bool) -> None:
-    watch = Integrity(SENSORS, SKEW, LIMITS)
+    watch = QualityMonitor(SENSORS, SKEW, LIMITS)
     for each in sound():
         watch.add(*each)
     if deed == "lost":
@@ -121,10 +121,10 @@ def test_cameras_that_drift_apart() -> None:
                 yield topic, at, cdr
 
     reason = judge(every_fifth_wrist()).reasons[-1]
-    assert "of the primary pictures are more than 0.05 s from the wrists'" in reason
+    assert "of the primary images are more than 0.05 s from the wrists'" in reason
 
 
-def test_pictures_of_one_moment_may_come_in_any_order() -> None:
+def test_images_of_one_moment_may_come_in_any_order() -> None:
     """And one of them late: its stamp counts, not its arrival."""
     late = [
         (topic, at + (70_000_000 if topic == "/wrist" else 0), cdr) for topic, at, cdr in sound()
@@ -155,12 +155,12 @@ def test_stamps_of_another_clock() -> None:
 
 
 def test_a_disk_nearly_full() -> None:
-    watch = Integrity(SENSORS, SKEW, LIMITS)
+    watch = QualityMonitor(SENSORS, SKEW, LIMITS)
     for each in sound():
         watch.add(*each)
     verdict = watch.verdict(START + 10 * NS_PER_S, 300_000_000, waited_bytes=7)
     assert verdict.reasons == ("0.30 GB are left on the disk (at least 1)",)
-    assert Verdict.from_json(verdict.to_json()) == verdict
+    assert QualityReport.from_json(verdict.to_json()) == verdict
 
 
 def test_stamps_are_read_in_both_byte_orders() -> None:
@@ -192,25 +192,25 @@ NOW = START + 3 * NS_PER_S
 
 
 def test_nothing_speaks_against_a_living_rig(traffic: Traffic) -> None:
-    assert complaints(traffic, TOPICS, NOW, PLENTY, 44.0, LIMITS) == ()
+    assert problems(traffic, TOPICS, NOW, PLENTY, 44.0, LIMITS) == ()
     assert traffic.bytes_per_second(NOW) == pytest.approx(150_000, rel=0.02)
 
 
 def test_a_silent_sensor_is_named(traffic: Traffic) -> None:
-    (found,) = complaints(traffic, [*TOPICS, "/right/joint_states"], NOW, PLENTY, 44.0, LIMITS)
+    (found,) = problems(traffic, [*TOPICS, "/right/joint_states"], NOW, PLENTY, 44.0, LIMITS)
     assert found == "/right/joint_states has been silent for 0.5 s: is its driver running?"
-    assert len(complaints(traffic, TOPICS, NOW + NS_PER_S, PLENTY, 44.0, LIMITS)) == 3
+    assert len(problems(traffic, TOPICS, NOW + NS_PER_S, PLENTY, 44.0, LIMITS)) == 3
 
 
 def test_a_disk_without_room_for_the_whole_trial(traffic: Traffic) -> None:
-    (found,) = complaints(traffic, TOPICS, NOW, 1_900_000_000, 7000.0, LIMITS)
+    (found,) = problems(traffic, TOPICS, NOW, 1_900_000_000, 7000.0, LIMITS)
     assert found.startswith("1.9 GB are left on the disk, and 7000 s at 0 MB/s need 2.0")
-    assert complaints(traffic, TOPICS, NOW, 2_200_000_000, 7000.0, LIMITS) == ()
+    assert problems(traffic, TOPICS, NOW, 2_200_000_000, 7000.0, LIMITS) == ()
 
 
 def test_another_machines_clock(traffic: Traffic) -> None:
     traffic.add("/high", NOW, message(NOW + 2 * NS_PER_S), stamped=True)
-    (found,) = complaints(traffic, TOPICS, NOW, PLENTY, 44.0, LIMITS)
+    (found,) = problems(traffic, TOPICS, NOW, PLENTY, 44.0, LIMITS)
     assert found.startswith("/high is stamped -2.0 s away from now (at most 1)")
 
 
@@ -218,7 +218,7 @@ def test_a_clock_that_was_never_set() -> None:
     traffic = Traffic()
     for topic in TOPICS:
         traffic.add(topic, NS_PER_S, message(NS_PER_S), stamped=True)
-    (found,) = complaints(traffic, TOPICS, NS_PER_S, PLENTY, 44.0, LIMITS)
+    (found,) = problems(traffic, TOPICS, NS_PER_S, PLENTY, 44.0, LIMITS)
     assert "the clock is not set" in found
 
 

@@ -23,11 +23,11 @@ from rosbags.rosbag2 import Reader
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.bags.mcap_file import Topic
-from cosmos_policy_ros.bags.messages import EpisodeFacts
+from cosmos_policy_ros.bags.messages import EpisodeMetadata
 from cosmos_policy_ros.bags.writer import BagWriter
 from cosmos_policy_ros.core.errors import ObservationError, RolloutError
 from cosmos_policy_ros.episodes.episode import read_episode, read_messages
-from cosmos_policy_ros.episodes.labels import Judgement
+from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.recording import Options
 from cosmos_policy_ros.episodes.store import EpisodeStore, recover
 from cosmos_policy_ros.rig.images import decode_image
@@ -36,8 +36,8 @@ START_NS = 1_700_000_000_000_000_000
 CAMERA = Topic("/cam", "sensor_msgs/msg/Image")
 
 
-def picture(types: Typestore, encoding: str = "rgb8", seed: int = 0) -> tuple[bytes, np.ndarray]:
-    """Return a serialised, smooth picture with a stamp, and its pixels as RGB."""
+def image(types: Typestore, encoding: str = "rgb8", seed: int = 0) -> tuple[bytes, np.ndarray]:
+    """Return a serialised, smooth image with a stamp, and its pixels as RGB."""
     small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     pixels = cv2.resize(small, (64, 48), interpolation=cv2.INTER_CUBIC)
     stored = pixels[..., ::-1] if encoding == "bgr8" else pixels
@@ -54,8 +54,8 @@ def picture(types: Typestore, encoding: str = "rgb8", seed: int = 0) -> tuple[by
     return bytes(types.serialize_cdr(message, message.__msgtype__)), pixels
 
 
-def grey_picture(types: Typestore) -> bytes:
-    cdr, _ = picture(types)
+def grey_image(types: Typestore) -> bytes:
+    cdr, _ = image(types)
     message = types.deserialize_cdr(cdr, "sensor_msgs/msg/Image")
     grey = replace(message, encoding="mono8", step=64, data=message.data[: 48 * 64])
     return bytes(types.serialize_cdr(grey, message.__msgtype__))
@@ -77,9 +77,9 @@ def slow_disk(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
 
 def test_a_flood_is_bounded_and_counted(
-    store: EpisodeStore, facts: EpisodeFacts, slow_disk: threading.Event
+    store: EpisodeStore, metadata: EpisodeMetadata, slow_disk: threading.Event
 ) -> None:
-    recording = store.begin(facts, [CAMERA], options=Options(queue_bytes=100_000))
+    recording = store.begin(metadata, [CAMERA], options=Options(queue_bytes=100_000))
     for number in range(200):
         recording.write("/cam", START_NS + number, bytes(1000))
     verdict = recording.verdict()
@@ -93,9 +93,9 @@ def test_a_flood_is_bounded_and_counted(
 
 
 def test_a_disk_that_only_hesitates_costs_nothing(
-    store: EpisodeStore, facts: EpisodeFacts, slow_disk: threading.Event
+    store: EpisodeStore, metadata: EpisodeMetadata, slow_disk: threading.Event
 ) -> None:
-    recording = store.begin(facts, [CAMERA])
+    recording = store.begin(metadata, [CAMERA])
     for number in range(200):
         recording.write("/cam", START_NS + number, bytes(1000))
     threading.Timer(0.2, slow_disk.set).start()
@@ -106,9 +106,9 @@ def test_a_disk_that_only_hesitates_costs_nothing(
 
 
 def test_the_middlewares_losses_stand_in_the_verdict(
-    store: EpisodeStore, facts: EpisodeFacts
+    store: EpisodeStore, metadata: EpisodeMetadata
 ) -> None:
-    recording = store.begin(facts, [CAMERA])
+    recording = store.begin(metadata, [CAMERA])
     recording.write("/cam", START_NS, bytes(10))
     recording.lost("/cam", 3)
     verdict = read_episode(recording.finish("stopped")).verdict
@@ -116,10 +116,10 @@ def test_the_middlewares_losses_stand_in_the_verdict(
 
 
 def test_what_was_written_reaches_the_disk_by_itself(
-    store: EpisodeStore, facts: EpisodeFacts
+    store: EpisodeStore, metadata: EpisodeMetadata
 ) -> None:
     """Twice a second, though nothing else comes and no chunk is full."""
-    recording = store.begin(facts, [CAMERA])
+    recording = store.begin(metadata, [CAMERA])
     (file,) = recording.path.glob("*.mcap")
     recording.write("/cam", START_NS, b"seen at last")
     wait_for(lambda: b"seen at last" in file.read_bytes(), "the flush")
@@ -127,11 +127,11 @@ def test_what_was_written_reaches_the_disk_by_itself(
 
 
 @pytest.mark.parametrize("encoding", ["rgb8", "bgr8"])
-def test_pictures_as_jpeg(
-    store: EpisodeStore, facts: EpisodeFacts, types: Typestore, encoding: str
+def test_images_as_jpeg(
+    store: EpisodeStore, metadata: EpisodeMetadata, types: Typestore, encoding: str
 ) -> None:
-    cdr, pixels = picture(types, encoding)
-    recording = store.begin(facts, [CAMERA], options=Options(jpegs=(CAMERA,)))
+    cdr, pixels = image(types, encoding)
+    recording = store.begin(metadata, [CAMERA], options=Options(jpegs=(CAMERA,)))
     recording.write("/cam", START_NS, cdr)
     path = recording.finish("stopped")
     ((topic, _, message),) = list(read_messages(path, ["/cam", "/cam/compressed"]))
@@ -143,46 +143,46 @@ def test_pictures_as_jpeg(
     assert len(message.data) < len(cdr) / 3
 
 
-def test_a_grey_picture_stays_one(
-    store: EpisodeStore, facts: EpisodeFacts, types: Typestore
+def test_a_grey_image_stays_one(
+    store: EpisodeStore, metadata: EpisodeMetadata, types: Typestore
 ) -> None:
     """As a JPEG of three channels it would be read as a colour camera's."""
-    recording = store.begin(facts, [CAMERA], options=Options(jpegs=(CAMERA,)))
-    recording.write("/cam", START_NS, grey_picture(types))
+    recording = store.begin(metadata, [CAMERA], options=Options(jpegs=(CAMERA,)))
+    recording.write("/cam", START_NS, grey_image(types))
     path = recording.finish("stopped")
     ((_, _, message),) = list(read_messages(path, ["/cam/compressed"]))
     assert message.format == "mono8; jpeg compressed "
     assert decode_image(message, "cam", grey=True).shape == (48, 64, 3)
-    with pytest.raises(ObservationError, match="is no colour picture"):
+    with pytest.raises(ObservationError, match="is no colour image"):
         decode_image(message, "cam")
 
 
-def test_a_picture_that_cannot_be_a_jpeg_ends_the_bag_with_its_reason(
-    store: EpisodeStore, facts: EpisodeFacts, types: Typestore
+def test_a_image_that_cannot_be_a_jpeg_ends_the_bag_with_its_reason(
+    store: EpisodeStore, metadata: EpisodeMetadata, types: Typestore
 ) -> None:
-    cdr, _ = picture(types)
-    recording = store.begin(facts, [CAMERA], options=Options(jpegs=(CAMERA,)))
+    cdr, _ = image(types)
+    recording = store.begin(metadata, [CAMERA], options=Options(jpegs=(CAMERA,)))
     recording.write("/cam", START_NS, cdr.replace(b"rgb8", b"yuv4"))
     wait_for(lambda: not recording.open, "the recording to fail")
     assert "encoding 'yuv4' needs cv_bridge" in recording.failure
 
 
-def test_a_message_that_is_no_picture_ends_the_bag_with_its_reason(
-    store: EpisodeStore, facts: EpisodeFacts
+def test_a_message_that_is_no_image_ends_the_bag_with_its_reason(
+    store: EpisodeStore, metadata: EpisodeMetadata
 ) -> None:
-    recording = store.begin(facts, [CAMERA], options=Options(jpegs=(CAMERA,)))
+    recording = store.begin(metadata, [CAMERA], options=Options(jpegs=(CAMERA,)))
     recording.write("/cam", START_NS, b"\0\1\0\0nothing like it")
     wait_for(lambda: not recording.open, "the recording to fail")
-    assert "a picture cannot become a JPEG" in recording.failure
+    assert "an image cannot become a JPEG" in recording.failure
 
 
 def test_zstd_is_undone_by_every_reader(
-    store: EpisodeStore, facts: EpisodeFacts, types: Typestore
+    store: EpisodeStore, metadata: EpisodeMetadata, types: Typestore
 ) -> None:
-    sent = [picture(types, seed=seed)[0] for seed in range(3)]
+    sent = [image(types, seed=seed)[0] for seed in range(3)]
     sizes = {}
     for compression in ("none", "zstd"):
-        recording = store.begin(facts, [CAMERA], options=Options(compression=compression))  # type: ignore[arg-type]
+        recording = store.begin(metadata, [CAMERA], options=Options(compression=compression))  # type: ignore[arg-type]
         for number, cdr in enumerate(sent):
             recording.write("/cam", START_NS + number, cdr)
         path = recording.finish("stopped")
@@ -198,10 +198,10 @@ def test_zstd_is_undone_by_every_reader(
 
 def test_a_full_disk_keeps_what_was_flushed(
     store: EpisodeStore,
-    facts: EpisodeFacts,
+    metadata: EpisodeMetadata,
     disk_of: Callable[[int], AbstractContextManager[None]],
 ) -> None:
-    recording = store.begin(facts, [CAMERA])
+    recording = store.begin(metadata, [CAMERA])
     recording.write("/cam", START_NS, b"early")
     (file,) = recording.path.glob("*.mcap")
     wait_for(lambda: b"early" in file.read_bytes(), "the flush")
@@ -226,8 +226,8 @@ def camera_messages(path: Path) -> list[bytes]:
 class Moved:
     """A recording of which ten messages are on the disk, and what becomes of it afterwards."""
 
-    def __init__(self, store: EpisodeStore, facts: EpisodeFacts) -> None:
-        self.recording = store.begin(facts, [CAMERA])
+    def __init__(self, store: EpisodeStore, metadata: EpisodeMetadata) -> None:
+        self.recording = store.begin(metadata, [CAMERA])
         for number in range(10):
             self.recording.write("/cam", START_NS + number, bytes(1000 + number))
         (self.file,) = self.recording.path.glob("*.mcap")
@@ -249,8 +249,8 @@ class Moved:
 
 
 @pytest.fixture
-def moved(store: EpisodeStore, facts: EpisodeFacts) -> Moved:
-    return Moved(store, facts)
+def moved(store: EpisodeStore, metadata: EpisodeMetadata) -> Moved:
+    return Moved(store, metadata)
 
 
 def test_a_deleted_folder_ends_the_episode(moved: Moved) -> None:
@@ -317,7 +317,7 @@ def test_a_label_is_not_written_to_what_replaced_the_folder(
     moved.path.rename(moved.path.with_name("mine"))
     moved.path.mkdir()
     with pytest.raises(RolloutError, match="was moved to"):
-        store.score(Judgement(50.0))
+        store.score(OperatorScore(50.0))
     assert list(moved.path.iterdir()) == []
 
 
@@ -331,10 +331,10 @@ def test_an_end_is_not_written_to_what_replaced_the_folder(moved: Moved) -> None
 
 def test_a_full_disk_is_no_go(
     store: EpisodeStore,
-    facts: EpisodeFacts,
+    metadata: EpisodeMetadata,
     disk_of: Callable[[int], AbstractContextManager[None]],
 ) -> None:
-    recording = store.begin(facts, [CAMERA])
+    recording = store.begin(metadata, [CAMERA])
     with disk_of(100_000):
         for number in range(1, 200):
             recording.write("/cam", START_NS + number, bytes(20_000))
@@ -344,9 +344,9 @@ def test_a_full_disk_is_no_go(
 
 
 def test_a_disk_that_does_not_answer_is_no_go_and_holds_nobody_up(
-    store: EpisodeStore, facts: EpisodeFacts, monkeypatch: pytest.MonkeyPatch
+    store: EpisodeStore, metadata: EpisodeMetadata, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recording = store.begin(facts, [CAMERA])
+    recording = store.begin(metadata, [CAMERA])
     answering = threading.Event()
     asked = threading.Event()
 

@@ -13,7 +13,7 @@ from rosbags.rosbag2 import Reader
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.bags.mcap_file import Topic
-from cosmos_policy_ros.bags.messages import EpisodeFacts
+from cosmos_policy_ros.bags.messages import EpisodeMetadata
 from cosmos_policy_ros.bags.writer import BagWriter
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.episodes.episode import read_episode
@@ -39,11 +39,11 @@ def dead(types: Typestore, tmp_path: Path) -> Dead:
     """Return what leaves an episode as a kill would: flushed, and without its end."""
 
     def die(messages: Sequence[tuple[str, int, bytes]], compression: str = "none") -> Path:
-        facts = EpisodeFacts(task="t", prompt="p", rig="sim", episode_id=ID)
+        metadata = EpisodeMetadata(task="t", prompt="p", rig="sim", episode_id=ID)
         bag = BagWriter(
             tmp_path / ID,
             TOPICS,
-            facts,
+            metadata,
             types=types,
             start_ns=START_NS,
             compression=compression,  # type: ignore[arg-type]
@@ -79,7 +79,7 @@ def test_everything_flushed_is_there_again(dead: Dead, compression: str) -> None
     assert readable(recovered.path) == messages
     episode = read_episode(recovered.path)
     assert episode.recovered == recovered.loss and "up to 0.5 s" in recovered.loss
-    assert episode.facts.prompt == "p" and episode.outcome == "its recorder died"
+    assert episode.metadata.prompt == "p" and episode.outcome == "its recorder died"
     assert {name: t.count for name, t in episode.topics.items()} == {
         "/episode": 1,
         "/episode/label": 0,
@@ -144,8 +144,8 @@ def test_death_before_the_real_name_costs_nothing(dead: Dead) -> None:
 
 
 def test_a_living_recorder_is_left_alone(types: Typestore, tmp_path: Path) -> None:
-    facts = EpisodeFacts(task="t", prompt="p", rig="sim")
-    bag = BagWriter(tmp_path / ID, TOPICS, facts, types=types, start_ns=START_NS)
+    metadata = EpisodeMetadata(task="t", prompt="p", rig="sim")
+    bag = BagWriter(tmp_path / ID, TOPICS, metadata, types=types, start_ns=START_NS)
     with pytest.raises(RolloutError, match="being recorded by a recorder that lives"):
         recover(bag.path)
     bag.close()

@@ -17,10 +17,10 @@ from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.bags.mcap_file import Topic
-from cosmos_policy_ros.bags.messages import EpisodeFacts, Label
+from cosmos_policy_ros.bags.messages import EpisodeMetadata, Label
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.episodes.episode import episode_id, read_episode, read_labels
-from cosmos_policy_ros.episodes.labels import Judgement
+from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.store import EpisodeStore
 
 START_NS = 1_700_000_000_000_000_000
@@ -32,11 +32,11 @@ def score(
     store: EpisodeStore, points: float, *, success: bool = False, episode: str = "", **text: str
 ) -> Label:
     """Score an episode and return the label."""
-    return store.score(Judgement(points, success, **text), episode=episode)[-1]  # type: ignore[arg-type]
+    return store.score(OperatorScore(points, success, **text), episode=episode)[-1]  # type: ignore[arg-type]
 
 
-def _record(store: EpisodeStore, facts: EpisodeFacts, topics: list[Topic]) -> Path:
-    recording = store.begin(facts, topics)
+def _record(store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic]) -> Path:
+    recording = store.begin(metadata, topics)
     recording.write("/cam", START_NS + 5 * 10**9, b"abc")
     return recording.finish("time_limit")
 
@@ -62,12 +62,12 @@ def test_id_is_a_file_name_whatever_the_task() -> None:
 
 
 def test_episode_is_read_back_whole(
-    store: EpisodeStore, facts: EpisodeFacts, topics: list[Topic]
+    store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic]
 ) -> None:
-    path = _record(store, facts, topics)
+    path = _record(store, metadata, topics)
     episode = read_episode(path)
     assert episode.id == path.name
-    assert episode.facts == replace(facts, episode_id=path.name)
+    assert episode.metadata == replace(metadata, episode_id=path.name)
     assert {name: t.count for name, t in episode.topics.items()} == {
         "/cam": 1,
         "/joints": 0,
@@ -80,9 +80,9 @@ def test_episode_is_read_back_whole(
 
 
 def test_score_while_recording_is_in_the_bag_at_once(
-    store: EpisodeStore, facts: EpisodeFacts, topics: list[Topic]
+    store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic]
 ) -> None:
-    recording = store.begin(facts, topics)
+    recording = store.begin(metadata, topics)
     label = score(store, 33.3, success=False, operator_name="ann", note="slipped")
     (file,) = recording.path.glob("*.mcap")
     assert b"slipped" in file.read_bytes()
@@ -92,9 +92,9 @@ def test_score_while_recording_is_in_the_bag_at_once(
 
 
 def test_last_revision_counts_and_history_stays(
-    store: EpisodeStore, facts: EpisodeFacts, topics: list[Topic], types: Typestore
+    store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic], types: Typestore
 ) -> None:
-    recording = store.begin(facts, topics)
+    recording = store.begin(metadata, topics)
     first = score(store, 20, success=False)
     path = recording.finish("stopped")
     second = score(store, 60, success=False, operator_name="bob")
@@ -109,9 +109,13 @@ def test_last_revision_counts_and_history_stays(
 @pytest.mark.parametrize("points", [-0.1, 100.1, float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("finished", [True, False])
 def test_impossible_score_changes_nothing(
-    store: EpisodeStore, facts: EpisodeFacts, topics: list[Topic], points: float, finished: bool
+    store: EpisodeStore,
+    metadata: EpisodeMetadata,
+    topics: list[Topic],
+    points: float,
+    finished: bool,
 ) -> None:
-    recording = store.begin(facts, topics)
+    recording = store.begin(metadata, topics)
     if finished:
         recording.finish("stopped")
     with pytest.raises(RolloutError, match="must be a number from 0 to 100"):
@@ -124,23 +128,23 @@ def test_impossible_score_changes_nothing(
 
 @pytest.mark.parametrize("note", ["\ud800", "a\0b"])
 def test_text_that_ros_cannot_carry_is_refused(
-    store: EpisodeStore, facts: EpisodeFacts, topics: list[Topic], note: str
+    store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic], note: str
 ) -> None:
-    path = _record(store, facts, topics)
+    path = _record(store, metadata, topics)
     with pytest.raises(RolloutError, match="note: "):
         score(store, 1, note=note)
     with pytest.raises(RolloutError, match="discard_reason: "):
         store.discard(note)
     with pytest.raises(RolloutError, match="prompt: "):
-        replace(facts, prompt=note)
+        replace(metadata, prompt=note)
     assert read_labels(path) == ()
 
 
 def test_scores_reach_the_episode_that_was_named(
-    store: EpisodeStore, facts: EpisodeFacts, topics: list[Topic]
+    store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic]
 ) -> None:
-    first, second = _record(store, facts, topics), _record(store, facts, topics)
-    open_one = store.begin(facts, topics)
+    first, second = _record(store, metadata, topics), _record(store, metadata, topics)
+    open_one = store.begin(metadata, topics)
     score(store, 10, success=False, episode=first.name)
     score(store, 30, success=False, episode=open_one.id)
     third = open_one.finish("stopped")
@@ -152,22 +156,22 @@ def test_scores_reach_the_episode_that_was_named(
 
 
 def test_episode_is_found_by_the_number_not_by_the_clock(
-    store: EpisodeStore, facts: EpisodeFacts, topics: list[Topic]
+    store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic]
 ) -> None:
-    first = _record(store, facts, topics)
+    first = _record(store, metadata, topics)
     ahead = first.with_name("20991231-000000_transfer_cube_0001")
     first.rename(ahead)
-    second = _record(store, facts, topics)
+    second = _record(store, metadata, topics)
     assert store.find() == second
     assert list(store.episodes()) == [ahead.name, second.name]
 
 
 def test_unknown_episode_names_the_nearest(
-    store: EpisodeStore, facts: EpisodeFacts, topics: list[Topic]
+    store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic]
 ) -> None:
     with pytest.raises(RolloutError, match="holds no episode yet"):
         score(store, 1, success=True)
-    name = _record(store, facts, topics).name
+    name = _record(store, metadata, topics).name
     with pytest.raises(RolloutError, match=f"did you mean '{name}'"):
         score(store, 1, success=True, episode=name[:-1] + "2")
     with pytest.raises(RolloutError, match=f"the newest is '{name}'"):
@@ -175,19 +179,21 @@ def test_unknown_episode_names_the_nearest(
 
 
 def test_one_recording_at_a_time(
-    store: EpisodeStore, facts: EpisodeFacts, topics: list[Topic]
+    store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic]
 ) -> None:
-    recording = store.begin(facts, topics)
+    recording = store.begin(metadata, topics)
     with pytest.raises(RolloutError, match=f"'{recording.id}' is being recorded"):
-        store.begin(facts, topics)
+        store.begin(metadata, topics)
     assert _names(store) == [f"{recording.id}.recording"]
     recording.finish("stopped")
     assert store.recording is None
-    assert store.begin(facts, topics).id != recording.id
+    assert store.begin(metadata, topics).id != recording.id
 
 
-def test_episode_ends_once(store: EpisodeStore, facts: EpisodeFacts, topics: list[Topic]) -> None:
-    recording = store.begin(facts, topics)
+def test_episode_ends_once(
+    store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic]
+) -> None:
+    recording = store.begin(metadata, topics)
     path = recording.finish("stopped")
     ends = (lambda: recording.finish("again"), lambda: recording.discard([discarding]))
     discarding = Label(recording.id, 0, "discard", START_NS, note="again")
@@ -200,9 +206,9 @@ def test_episode_ends_once(store: EpisodeStore, facts: EpisodeFacts, topics: lis
 
 @pytest.mark.parametrize("finished", [True, False])
 def test_discarding_marks_and_deletes_nothing(
-    store: EpisodeStore, facts: EpisodeFacts, topics: list[Topic], finished: bool
+    store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic], finished: bool
 ) -> None:
-    recording = store.begin(facts, topics)
+    recording = store.begin(metadata, topics)
     recording.write("/cam", START_NS, b"abc")
     score(store, 5, success=False)
     if finished:
@@ -221,19 +227,19 @@ def test_discarding_marks_and_deletes_nothing(
 
 
 def test_discarded_episode_can_still_be_scored(
-    store: EpisodeStore, facts: EpisodeFacts, topics: list[Topic]
+    store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic]
 ) -> None:
-    path = _record(store, facts, topics)
+    path = _record(store, metadata, topics)
     store.discard("wrong object", episode=path.name)
     assert score(store, 0, success=False, episode=path.name).revision == 2
     assert len(read_labels(path.with_name(f"{path.name}.discarded"))) == 2
 
 
 def test_text_that_looks_like_something_else_survives_a_late_label(
-    store: EpisodeStore, facts: EpisodeFacts, topics: list[Topic]
+    store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic]
 ) -> None:
     odd = {"prompt": "yes", "engine": "1:30", "rig": "0x1F", "operator_name": "1e5"}
-    path = _record(store, replace(facts, **odd), topics)
+    path = _record(store, replace(metadata, **odd), topics)
     score(store, 1, success=True)
     with Reader(path) as reader:
         custom = reader.storage.metadata.custom
@@ -242,9 +248,9 @@ def test_text_that_looks_like_something_else_survives_a_late_label(
 
 
 def test_unfinished_episode_is_refused_until_salvaged(
-    store: EpisodeStore, facts: EpisodeFacts, topics: list[Topic], types: Typestore
+    store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic], types: Typestore
 ) -> None:
-    recording = store.begin(facts, topics)
+    recording = store.begin(metadata, topics)
     other = EpisodeStore(store.root, types)
     for deed in (
         lambda: score(other, 1, success=True),
@@ -253,28 +259,28 @@ def test_unfinished_episode_is_refused_until_salvaged(
     ):
         with pytest.raises(RolloutError, match="is unfinished"):
             deed()
-    assert other.begin(facts, topics).id.endswith("_0002")
+    assert other.begin(metadata, topics).id.endswith("_0002")
     assert read_labels(recording.finish("stopped")) == ()
 
 
 def test_full_disk_frees_the_store_for_the_next_episode(
-    store: EpisodeStore, facts: EpisodeFacts, topics: list[Topic], disk_of: DiskOf
+    store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic], disk_of: DiskOf
 ) -> None:
-    recording = store.begin(facts, topics)
+    recording = store.begin(metadata, topics)
     with disk_of(1_000_000):
         recording.write("/cam", START_NS, bytes(2_000_000))
         wait_for(lambda: store.recording is None, "the bag to fail")
     assert "its bag failed" in recording.failure
     with pytest.raises(RolloutError, match="is unfinished"):
         score(store, 50, success=True)
-    _record(store, facts, topics)
+    _record(store, metadata, topics)
     assert f"{recording.id}.recording" in _names(store)
 
 
 def test_two_labellers_at_once_get_two_revisions(
-    store: EpisodeStore, facts: EpisodeFacts, topics: list[Topic], types: Typestore
+    store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic], types: Typestore
 ) -> None:
-    path = _record(store, facts, topics)
+    path = _record(store, metadata, topics)
     stores = [EpisodeStore(store.root, types) for _ in range(4)]
     threads = [
         threading.Thread(target=lambda s=s: [score(s, 50, success=True) for _ in range(3)])
@@ -293,10 +299,10 @@ def test_root_that_is_a_file_is_named(tmp_path: Path, types: Typestore) -> None:
         EpisodeStore(tmp_path / "file", types)
 
 
-def test_seed_outside_uint64_is_refused(facts: EpisodeFacts) -> None:
+def test_seed_outside_uint64_is_refused(metadata: EpisodeMetadata) -> None:
     for seed in (-1, 2**64):
         with pytest.raises(RolloutError, match="seed: "):
-            replace(facts, seed=seed)
+            replace(metadata, seed=seed)
 
 
 def test_bag_of_another_kind_is_no_episode(tmp_path: Path, types: Typestore) -> None:
@@ -311,9 +317,9 @@ def test_bag_of_another_kind_is_no_episode(tmp_path: Path, types: Typestore) -> 
 
 @pytest.mark.parametrize("keep", [0, 5, 8, 20, 100, -3])
 def test_truncated_bag_is_named(
-    store: EpisodeStore, facts: EpisodeFacts, topics: list[Topic], keep: int
+    store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic], keep: int
 ) -> None:
-    path = _record(store, facts, topics)
+    path = _record(store, metadata, topics)
     file = path / f"{path.name}_0.mcap"
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(RolloutError, match="cannot be read as a bag"):
@@ -324,7 +330,7 @@ def test_truncated_bag_is_named(
 def sound_bag(tmp_path_factory: pytest.TempPathFactory, types: Typestore) -> Path:
     store = EpisodeStore(tmp_path_factory.mktemp("sound"), types, clock=lambda: START_NS)
     topic = Topic("/cam", "std_msgs/msg/String")
-    _record(store, EpisodeFacts(task="t", prompt="p", rig="sim"), [topic])
+    _record(store, EpisodeMetadata(task="t", prompt="p", rig="sim"), [topic])
     score(store, 50, success=True)
     return store.find()
 

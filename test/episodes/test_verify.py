@@ -18,15 +18,15 @@ from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.bags.check import CheckedFile
 from cosmos_policy_ros.bags.writer import BagWriter, read_metadata, write_metadata
-from cosmos_policy_ros.core.paths import share_folder
+from cosmos_policy_ros.core.paths import package_share
 from cosmos_policy_ros.episodes.episode import read_episode
-from cosmos_policy_ros.episodes.labels import Judgement
+from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.quality import load_limits
 from cosmos_policy_ros.episodes.recording import Recording
 from cosmos_policy_ros.episodes.store import EpisodeStore, recover
 from cosmos_policy_ros.episodes.verify import Verification, store_verdict, verify
 
-LIMITS = load_limits(share_folder() / "config")
+LIMITS = load_limits(package_share() / "config")
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def episodes(tmp_path: Path, types: Typestore) -> EpisodeStore:
 def original(tmp_path_factory: pytest.TempPathFactory, types: Typestore) -> Path:
     store = EpisodeStore(tmp_path_factory.mktemp("sound"), types, clock=lambda: START_NS)
     path = record(store, types)
-    store.score(Judgement(None, False, ("touched", "lifted"), note="slipped"))
+    store.score(OperatorScore(None, False, ("touched", "lifted"), note="slipped"))
     return path
 
 
@@ -158,9 +158,9 @@ def change(name: str, value: object) -> Callable[[str], str]:
 def test_a_changed_line_of_the_journal_is_named(
     scored: Path, edit: Callable[[str], str], words: str
 ) -> None:
-    journal = scored / "labels.jsonl"
-    *others, last = journal.read_text().splitlines()
-    journal.write_text("\n".join([*others, *filter(None, [edit(last)])]) + "\n")
+    label_log = scored / "labels.jsonl"
+    *others, last = label_log.read_text().splitlines()
+    label_log.write_text("\n".join([*others, *filter(None, [edit(last)])]) + "\n")
     assert any(words in text for text in check(scored).problems)
 
 
@@ -177,7 +177,7 @@ def test_a_wrong_count_in_the_metadata_is_named(scored: Path) -> None:
 
 def test_a_renamed_folder_is_named(scored: Path) -> None:
     found = problem(scored.rename(scored.with_name("20991231-000000_ziploc_0009")))
-    assert found.endswith(f"its facts are those of {scored.name}")
+    assert found.endswith(f"its metadata are those of {scored.name}")
 
 
 def test_a_verdict_that_does_not_fit_is_found_and_mended(scored: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from cosmos_policy_ros.core.paths import config_folder
-from cosmos_policy_ros.evaluation.trial import TrialRoom
+from cosmos_policy_ros.evaluation.trial import SimEnv
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
 
@@ -17,7 +17,7 @@ def rig() -> RigSpec:
 
 
 @pytest.fixture(scope="module")
-def room(rig: RigSpec) -> Iterator[TrialRoom]:
-    room = TrialRoom(rig, "either_cube", 64)
-    yield room
-    room.close()
+def env(rig: RigSpec) -> Iterator[SimEnv]:
+    env = SimEnv(rig, "either_cube", 64)
+    yield env
+    env.close()

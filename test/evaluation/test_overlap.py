@@ -1,4 +1,4 @@
-"""On the simulated rig, with answers that take their time: no pauses, and boundaries that fit."""
+"""On the simulated rig, with answers that take their time: no pauses, and transitions that fit."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from cosmos_policy_ros.core.task import load_task
 from cosmos_policy_ros.dataset.windows import EpisodeWindows
 from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.store import EpisodeStore
-from cosmos_policy_ros.evaluation.trial import Timing, Trial, TrialBag, TrialRoom
+from cosmos_policy_ros.evaluation.trial import SimEnv, Timing, Trial, TrialBag
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.rig.decision import Policy
-from cosmos_policy_ros.rig.execution import BoundaryMode, Execution
+from cosmos_policy_ros.rig.execution import Execution, TransitionMode
 from cosmos_policy_ros.rig.run import Goal
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.sim.demonstrator import Demonstrator
@@ -26,33 +26,35 @@ TASK, PROMPT = "either_cube", "hand over a cube"
 GOAL = Goal("run", TASK, PROMPT, 20.0, 0, 3)
 
 
-def in_motion(latency: float, boundary: BoundaryMode = "condition", jitter: float = 0.0) -> Timing:
+def in_motion(
+    latency: float, transition: TransitionMode = "condition", jitter: float = 0.0
+) -> Timing:
     rng = np.random.default_rng(1)
     return Timing(
-        Execution("overlap", boundary), lambda: latency + jitter * float(rng.uniform(-1, 1))
+        Execution("asynchronous", transition), lambda: latency + jitter * float(rng.uniform(-1, 1))
     )
 
 
-def test_as_fast_as_answers_in_no_time_and_without_a_pause(room: TrialRoom) -> None:
+def test_as_fast_as_answers_in_no_time_and_without_a_pause(env: SimEnv) -> None:
     for latency, jitter in ((0.1, 0.0), (0.6, 0.0), (0.5, 0.2), (0.9, 0.0)):
-        trial = room.run(GOAL, 3, Demonstrator(), timing=in_motion(latency, jitter=jitter))
+        trial = env.run(GOAL, 3, Demonstrator(), timing=in_motion(latency, jitter=jitter))
         assert trial.success and (trial.refused, trial.late) == (0, 0)
         assert trial.idle == pytest.approx(0.0, abs=0.02), (latency, jitter)
-    blocking = room.run(GOAL, 3, Demonstrator(), timing=Timing(latency=lambda: 0.6))
-    moving = room.run(GOAL, 3, Demonstrator(), timing=in_motion(0.6))
+    blocking = env.run(GOAL, 3, Demonstrator(), timing=Timing(latency=lambda: 0.6))
+    moving = env.run(GOAL, 3, Demonstrator(), timing=in_motion(0.6))
     assert blocking.idle == pytest.approx(0.6 * (blocking.chunks - 1), abs=0.1)
     assert moving.seconds < blocking.seconds - 2.0
 
 
-def test_conditioned_chunks_begin_where_the_arms_are_going(room: TrialRoom) -> None:
+def test_conditioned_chunks_begin_where_the_arms_are_going(env: SimEnv) -> None:
     """Of the shipped checkpoint, over whole trials: the jump before anything is blended."""
     policy: Policy = CosmosPolicy.load(config_folder("models") / "tiny", device="cpu")
 
-    def jumps(boundary: BoundaryMode) -> np.ndarray:
+    def jumps(transition: TransitionMode) -> np.ndarray:
         trials: list[Trial] = [
-            room.run(GOAL, seed, policy, timing=in_motion(0.4, boundary)) for seed in (1000, 1001)
+            env.run(GOAL, seed, policy, timing=in_motion(0.4, transition)) for seed in (1000, 1001)
         ]
-        every = itertools.chain.from_iterable(trial.boundaries[1:] for trial in trials)
+        every = itertools.chain.from_iterable(trial.transitions[1:] for trial in trials)
         return np.array(
             [(each.decided.position, each.decided.velocity) for each in every if each.dropped]
         )
@@ -64,11 +66,11 @@ def test_conditioned_chunks_begin_where_the_arms_are_going(room: TrialRoom) -> N
 
 
 def test_a_trial_in_motion_is_recorded_as_one_stretch(
-    room: TrialRoom, rig: RigSpec, types: Typestore, tmp_path: Path
+    env: SimEnv, rig: RigSpec, types: Typestore, tmp_path: Path
 ) -> None:
     store = EpisodeStore(tmp_path, types)
     bag = TrialBag(store, types, rig, load_task(TASK, config_folder("tasks")), seed=3, engine="x")
-    trial = room.run(GOAL, 3, Demonstrator(), [bag], timing=in_motion(0.4))
+    trial = env.run(GOAL, 3, Demonstrator(), [bag], timing=in_motion(0.4))
     windows = EpisodeWindows(read_episode(bag.finish("done", trial.score)), 0.04)
     steps = windows.steps
     gaps = np.diff(steps.times_ns)

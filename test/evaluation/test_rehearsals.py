@@ -66,7 +66,7 @@ def test_a_turn_of_the_loop_ends_in_a_report_and_only_once(
     assert found["episodes"] == 1
     for key in ("succeeded", "value_true", "value_imagined"):
         assert len(found[key]) == found["windows"] > 0
-    assert 0 < found["planner"]["world_l1"] < 1
+    assert 0 < found["world_model"]["world_l1"] < 1
     rows, columns, _ = cv2.imread(str(tmp_path / improve.IMAGINATION)).shape
     assert rows == MARGIN + 12 * TILE[0], "three cameras: seen, came, imagined before and after"
     assert columns == min(found["windows"], 6) * TILE[1]

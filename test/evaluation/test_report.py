@@ -12,7 +12,7 @@ FOUND = {
     "windows": 200,
     "spread_mm": [1.5, 60.0],
     "policy": {"auc_true": 0.7, "world_l1": 0.2},
-    "planner": {"auc_true": 0.95, "auc_imagined": 0.9, "world_l1": 0.15},
+    "world_model": {"auc_true": 0.95, "auc_imagined": 0.9, "world_l1": 0.15},
 }
 
 
@@ -21,7 +21,7 @@ def test_the_report_says_first_what_must_be_true() -> None:
     for seed in range(10):
         results.append(result("direct", seed, 50.0))
         results.append(result("best of 8", seed, 100.0 if seed < 6 else 50.0))
-    lines = report_lines(results, FOUND, "picture.png")
+    lines = report_lines(results, FOUND, "image.png")
     text = "\n".join(lines)
     assert text.index("AUC of 0.950 from what came and 0.900") < text.index("| direct |")
     assert text.index("| direct |") < text.index("| best of 8 |")
@@ -29,5 +29,5 @@ def test_the_report_says_first_what_must_be_true() -> None:
     assert "0.200 off before fine-tuning on rollouts and 0.150 after it" in text
     alike = FOUND | {"policy": {"auc_true": None, "world_l1": 0.2}}
     assert "before the rollouts: none (all ended alike))" in "\n".join(
-        report_lines(results, alike, "picture.png")
+        report_lines(results, alike, "image.png")
     )

@@ -1,4 +1,4 @@
-"""The checkpoint that ships with the package does its task, and looks at its pictures to do it."""
+"""The checkpoint that ships with the package does its task, and looks at its images to do it."""
 
 from __future__ import annotations
 
@@ -47,6 +47,6 @@ def test_it_succeeds_more_often_than_not_on_scenes_it_has_not_seen(tmp_path: Pat
 
 
 def test_with_covered_cameras_it_fails(tmp_path: Path) -> None:
-    """No state leaks around the pictures."""
+    """No state leaks around the images."""
     results = trials(tmp_path / "out", "covered", 6)
     assert not any(result.success for result in results)

@@ -15,7 +15,7 @@ from cosmos_policy_ros.core.task import load_task
 from cosmos_policy_ros.dataset.windows import EpisodeWindows
 from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.store import EpisodeStore
-from cosmos_policy_ros.evaluation.trial import JUDGE, TrialBag, TrialRoom
+from cosmos_policy_ros.evaluation.trial import JUDGE, SimEnv, TrialBag
 from cosmos_policy_ros.model.images import reduce
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Decision, EngineInfo, Query
@@ -57,16 +57,16 @@ class Notes:
         if side == "left":
             self.joint_stamps.append(sample.stamp_ns)
 
-    def pictures(self, stamp_ns: int, pictures: dict[str, Image]) -> None:
-        self.seen[stamp_ns] = pictures
+    def images(self, stamp_ns: int, images: dict[str, Image]) -> None:
+        self.seen[stamp_ns] = images
 
     def sent(self, chunk: TimedChunk) -> None:
         self.chunks.append(chunk)
 
 
-def test_the_demonstrator_succeeds_and_a_witness_sees_all_of_it(room: TrialRoom) -> None:
+def test_the_demonstrator_succeeds_and_a_witness_sees_all_of_it(env: SimEnv) -> None:
     notes, policy = Notes(), Asked()
-    trial = room.run(goal(), 3, policy, [notes])
+    trial = env.run(goal(), 3, policy, [notes])
     assert (trial.outcome.outcome, trial.score, trial.success) == ("done", 100.0, True)
     assert trial.chunks == len(notes.chunks) == len(policy.queries) in (5, 6)
     assert trial.seconds == pytest.approx(0.2 + 2.0 * trial.chunks)
@@ -85,32 +85,32 @@ def test_the_demonstrator_succeeds_and_a_witness_sees_all_of_it(room: TrialRoom)
     )
 
 
-def test_who_watches_changes_nothing(room: TrialRoom) -> None:
+def test_who_watches_changes_nothing(env: SimEnv) -> None:
     def chunks(*witnesses: Notes) -> list[np.ndarray]:
         notes = Notes()
-        room.run(goal(chunk_limit=1), 5, Demonstrator(), [notes, *witnesses])
+        env.run(goal(chunk_limit=1), 5, Demonstrator(), [notes, *witnesses])
         return [chunk.positions for chunk in notes.chunks]
 
     alone, watched = chunks(), chunks(Notes())
     np.testing.assert_array_equal(alone, watched)
-    assert room.run(goal(chunk_limit=1), 5, Demonstrator()).outcome.outcome == "chunk_limit"
+    assert env.run(goal(chunk_limit=1), 5, Demonstrator()).outcome.outcome == "chunk_limit"
 
 
 @pytest.mark.parametrize("name", ["one_outside", "both_outside", "distractors"])
-def test_every_harder_condition_can_be_done(room: TrialRoom, name: str) -> None:
-    assert room.run(goal(), 1, Demonstrator(jitter=0.0), condition=name).success
+def test_every_harder_condition_can_be_done(env: SimEnv, name: str) -> None:
+    assert env.run(goal(), 1, Demonstrator(jitter=0.0), condition=name).success
 
 
-def test_conditions_look_different_and_covered_cameras_show_nothing(room: TrialRoom) -> None:
-    pictures = {}
+def test_conditions_look_different_and_covered_cameras_show_nothing(env: SimEnv) -> None:
+    images = {}
     for condition in conditions(TASK):
         notes = Notes()
-        room.run(goal(), 1, Fails(), [notes], condition=condition.name)
-        pictures[condition.name] = next(iter(notes.seen.values()))["primary"].astype(int)
-    usual = pictures.pop("usual")
-    assert pictures.pop("covered").max() < 10
-    for name, picture in pictures.items():
-        assert np.abs(picture - usual).max() > 60, name
+        env.run(goal(), 1, Fails(), [notes], condition=condition.name)
+        images[condition.name] = next(iter(notes.seen.values()))["primary"].astype(int)
+    usual = images.pop("usual")
+    assert images.pop("covered").max() < 10
+    for name, image in images.items():
+        assert np.abs(image - usual).max() > 60, name
 
 
 class Hold:
@@ -140,8 +140,8 @@ class Leaps(Hold):
         return replace(decision, positions=decision.positions + 1.0)
 
 
-def test_a_policy_that_does_nothing_runs_out_of_time(room: TrialRoom) -> None:
-    trial = room.run(goal(time_limit=4.0), 0, Hold())
+def test_a_policy_that_does_nothing_runs_out_of_time(env: SimEnv) -> None:
+    trial = env.run(goal(time_limit=4.0), 0, Hold())
     assert (trial.outcome.outcome, trial.chunks, trial.score) == ("time_limit", 2, 0.0)
     assert not trial.crashed
 
@@ -151,26 +151,26 @@ def test_a_policy_that_does_nothing_runs_out_of_time(room: TrialRoom) -> None:
     [(Fails(), "nothing to be seen", 0), (Leaps(), "3 chunks refused in a row", 3)],
 )
 def test_faults_are_no_failures_of_skill_but_refused_chunks_are(
-    room: TrialRoom, policy: Hold, words: str, refused: int
+    env: SimEnv, policy: Hold, words: str, refused: int
 ) -> None:
-    trial = room.run(goal(), 0, policy)
+    trial = env.run(goal(), 0, policy)
     assert trial.crashed == (not refused)
     assert words in trial.outcome.message
     assert (trial.chunks, trial.refused) == (0, refused)
 
 
 def test_a_trials_bag_holds_what_was_seen_and_told(
-    room: TrialRoom, rig: RigSpec, types: Typestore, tmp_path: Path
+    env: SimEnv, rig: RigSpec, types: Typestore, tmp_path: Path
 ) -> None:
     notes, policy, task = Notes(), Asked(), load_task(TASK, config_folder("tasks"))
-    store = EpisodeStore(tmp_path, types, clock=lambda: room.time_ns)
+    store = EpisodeStore(tmp_path, types, clock=lambda: env.time_ns)
     bag = TrialBag(store, types, rig, task, seed=3, engine="demonstrator")
-    trial = room.run(goal(), 3, policy, [bag, notes])
+    trial = env.run(goal(), 3, policy, [bag, notes])
     episode = read_episode(bag.finish(trial.outcome.outcome, trial.score))
     assert episode.score is not None
     assert (episode.score.points, episode.score.success) == (100.0, True)
     assert episode.score.operator_name == JUDGE
-    assert (episode.facts.prompt, episode.facts.seed) == (PROMPT, 3)
+    assert (episode.metadata.prompt, episode.metadata.seed) == (PROMPT, 3)
     windows = EpisodeWindows(episode)
     np.testing.assert_allclose(
         windows.steps.actions[:50], notes.chunks[0].positions, rtol=0, atol=1e-9
@@ -179,5 +179,5 @@ def test_a_trials_bag_holds_what_was_seen_and_told(
     for query in policy.queries:
         seen = windows.observe(query.observation.stamp_ns)
         np.testing.assert_allclose(seen.state, query.observation.state, atol=1e-12)
-        for role, picture in seen.images.items():
-            np.testing.assert_array_equal(picture, reduce(query.observation.images[role], 64, role))
+        for role, image in seen.images.items():
+            np.testing.assert_array_equal(image, reduce(query.observation.images[role], 64, role))

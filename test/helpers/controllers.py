@@ -1,4 +1,4 @@
-"""joint_trajectory_controller as its distros have it, where they differ (facts: ALOHA, 3.3)."""
+"""joint_trajectory_controller as its distros have it, where they differ (metadata: ALOHA, 3.3)."""
 
 from __future__ import annotations
 

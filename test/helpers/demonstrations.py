@@ -8,7 +8,7 @@ from helpers.episodes import JOINT_PERIOD, MS, START_NS, Writing
 from helpers.sim_loop import SPEC, observe, send, state
 from rosbags.typesys.store import Typestore
 
-from cosmos_policy_ros.episodes.labels import Judgement
+from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Query
@@ -39,18 +39,18 @@ def demonstrate(
     Args:
         store: takes it.
         types: the store's.
-        renderer: of the task's scene; small pictures are drawn in milliseconds.
+        renderer: of the task's scene; small images are drawn in milliseconds.
         seed: of the demonstrator's variation and, unless ``place`` is given, the object's place.
         place: seed of the object's place.
         chunks: queries, 2 s each.
         pause: s that the arms hold before each chunk, as under a policy that thinks.
         jitter: of the demonstrator; above 3 or so it fails.
-        jpeg: record the pictures as JPEG.
+        jpeg: record the images as JPEG.
         scored: give it the score that the simulator's judge found.
     """
     rig = SimRig(TASK, seed if place is None else place, start_ns=START_NS)
     writing = Writing(store, types, jpeg=jpeg, engine="demonstrator")
-    _write(writing, rig, renderer, pictures=True)
+    _write(writing, rig, renderer, images=True)
     policy, commanded = Demonstrator(jitter=jitter), state(rig)
     for index in range(chunks):
         observation = observe(rig, renderer)
@@ -68,21 +68,21 @@ def demonstrate(
     path = writing.recording.finish("time_limit")
     if scored:
         points = 100.0 * rig.reached / len(rig.stages)
-        store.score(Judgement(points, success=points == 100), episode=path.name)
+        store.score(OperatorScore(points, success=points == 100), episode=path.name)
     return path
 
 
 def _live(writing: Writing, rig: SimRig, renderer: Renderer, seconds: float) -> None:
     for tick in range(1, round(seconds * 1000) // JOINT_PERIOD + 1):
         rig.advance(JOINT_PERIOD / 1000)
-        _write(writing, rig, renderer, pictures=tick % CAMERA_EVERY == 0)
+        _write(writing, rig, renderer, images=tick % CAMERA_EVERY == 0)
 
 
-def _write(writing: Writing, rig: SimRig, renderer: Renderer, *, pictures: bool) -> None:
+def _write(writing: Writing, rig: SimRig, renderer: Renderer, *, images: bool) -> None:
     at = (rig.time_ns - START_NS) // MS
     for side in ARMS:
         sample = rig.joint_states(side)
         writing.joints(side, at, sample.names, sample.positions)
-    if pictures:
+    if images:
         for role, pixels in renderer.render(rig.snapshot()).items():
             writing.image(role, at, pixels)

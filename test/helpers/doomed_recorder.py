@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 from cosmos_policy_ros.bags.mcap_file import Topic
-from cosmos_policy_ros.bags.messages import EpisodeFacts
+from cosmos_policy_ros.bags.messages import EpisodeMetadata
 from cosmos_policy_ros.bags.types import load_types
-from cosmos_policy_ros.episodes.labels import Judgement
+from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.store import EpisodeStore
 
 ROOT = Path(__file__).parents[2]
@@ -32,9 +32,9 @@ def tell(text: str) -> None:
 def main() -> None:
     store = EpisodeStore(Path(sys.argv[1]), load_types(ROOT / "msg"))
     image = bytes(int(sys.argv[2]))
-    facts = EpisodeFacts(task="drill", prompt="p", rig="sim")
+    metadata = EpisodeMetadata(task="drill", prompt="p", rig="sim")
     topics = [Topic(name, "std_msgs/msg/String") for name in ("/image", "/joints")]
-    recording = store.begin(facts, topics)
+    recording = store.begin(metadata, topics)
     number = labels = 0
     while True:
         topic, rest = ("/image", image) if number % EVERY_IMAGE == 0 else ("/joints", b"")
@@ -42,7 +42,7 @@ def main() -> None:
         recording.write(topic, time.time_ns(), number.to_bytes(8, "little") + rest)
         number += 1
         if number % EVERY_LABEL == 0:
-            store.score(Judgement(float(labels % 101)))
+            store.score(OperatorScore(float(labels % 101)))
             tell(f"label {labels}")
             labels += 1
         time.sleep(PERIOD)

@@ -1,4 +1,4 @@
-"""Episodes of the simulated rig without a simulator: small pictures and states, by the second."""
+"""Episodes of the simulated rig without a simulator: small images and states, by the second."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.bags.jpeg import rig_of_bag
 from cosmos_policy_ros.bags.mcap_file import Topic
-from cosmos_policy_ros.bags.messages import EpisodeFacts
+from cosmos_policy_ros.bags.messages import EpisodeMetadata
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.dataset.playback import DECISION_TYPE
-from cosmos_policy_ros.episodes.quality import Integrity, load_limits, sensors_of
+from cosmos_policy_ros.episodes.quality import QualityMonitor, load_limits, sensors_of
 from cosmos_policy_ros.episodes.recording import Options, Recording
 from cosmos_policy_ros.episodes.store import DEFAULTS, EpisodeStore
 from cosmos_policy_ros.episodes.topics import episode_topics
@@ -30,8 +30,8 @@ RIG = load_rig("sim", config_folder("rigs"))
 DECISION = "policy_node/decision"
 
 
-def facts(task: str = "transfer_cube", **others: Any) -> EpisodeFacts:
-    """Return the facts of an episode of a shipped task on the simulated rig."""
+def metadata(task: str = "transfer_cube", **others: Any) -> EpisodeMetadata:
+    """Return the metadata of an episode of a shipped task on the simulated rig."""
     known = {
         "task": task,
         "prompt": "transfer the red cube",
@@ -43,7 +43,7 @@ def facts(task: str = "transfer_cube", **others: Any) -> EpisodeFacts:
         "rig_yaml": (config_folder("rigs") / "sim.yaml").read_text(),
         "task_yaml": (config_folder("tasks") / f"{task}.yaml").read_text(),
     }
-    return EpisodeFacts(**{**known, **others})
+    return EpisodeMetadata(**{**known, **others})
 
 
 class Writing:
@@ -58,7 +58,7 @@ class Writing:
         jpeg: bool = False,
         rig: RigSpec = RIG,
         options: Options = DEFAULTS,
-        **of_facts: Any,
+        **of_metadata: Any,
     ) -> None:
         self.types, self.rig, self.namespace = types, rig, namespace
         topics = [Topic(self.topic(t.name), t.msgtype, t.qos) for t in episode_topics(rig)]
@@ -66,16 +66,16 @@ class Writing:
         jpegs = tuple(topic for topic in topics if jpeg and topic.name in cameras)
         shown = rig_of_bag(rig, jpeg)
         limits = load_limits(config_folder("rigs").parent)
-        watch = Integrity(sensors_of(shown, self.topic), rig.observation.camera_skew, limits)
+        watch = QualityMonitor(sensors_of(shown, self.topic), rig.observation.camera_skew, limits)
         self.recording: Recording = store.begin(
-            facts(**of_facts), topics, watch, replace(options, jpegs=jpegs)
+            metadata(**of_metadata), topics, watch, replace(options, jpegs=jpegs)
         )
 
     def topic(self, name: str) -> str:
         return f"{self.namespace}/{name}"
 
     def picture(self, role: str, at: int, received: int | None = None) -> None:
-        """Write a camera's picture stamped ``at`` ms; each has its own pixels."""
+        """Write a camera's image stamped ``at`` ms; each has its own pixels."""
         seed = [ord(role[0]), at]
         pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
         self.image(role, at, pixels, received)
@@ -83,7 +83,7 @@ class Writing:
     def image(
         self, role: str, at: int, pixels: NDArray[np.uint8], received: int | None = None
     ) -> None:
-        """Write (H, W, 3) pixels as a camera's picture stamped ``at`` ms."""
+        """Write (H, W, 3) pixels as a camera's image stamped ``at`` ms."""
         (camera,) = (c for c in self.rig.cameras if c.role == role)
         height, width, _ = pixels.shape
         fields = {"height": height, "width": width, "encoding": "rgb8", "is_bigendian": 0}
@@ -161,7 +161,7 @@ class Writing:
                     self.state(side, at)
             for camera in self.rig.cameras:
                 if at % CAMERA_PERIOD == 0 and camera.role != without:
-                    self.picture(camera.role, at)
+                    self.image(camera.role, at)
 
     def _write(
         self,

@@ -129,7 +129,7 @@ class Graph:
         Args:
             root: folder of the episodes; logs go into its ``log``.
             stub: let ``helpers.stub_engine`` decide instead of the demonstrator.
-            size: rows and columns of the pictures [px].
+            size: rows and columns of the images [px].
             rig: name or file of a simulated rig.
             policy: parameters of the policy node.
         """

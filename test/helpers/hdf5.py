@@ -1,4 +1,4 @@
-"""HDF5 episodes in every layout that can be imported: small pictures, made-up motion."""
+"""HDF5 episodes in every layout that can be imported: small images, made-up motion."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def pictures(rows: int, camera: str) -> NDArray[np.uint8]:
 
 
 def jpegs(frames: NDArray[np.uint8]) -> list[bytes]:
-    """Return each picture as a JPEG file."""
+    """Return each image as a JPEG file."""
     return [cv2.imencode(".jpg", cv2.cvtColor(f, cv2.COLOR_RGB2BGR))[1].tobytes() for f in frames]
 
 

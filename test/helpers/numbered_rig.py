@@ -1,4 +1,4 @@
-"""The rig's drivers as a thread: numbered pictures and joint states by the wall clock."""
+"""The rig's drivers as a thread: numbered images and joint states by the wall clock."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cosmos_policy_ros.nodes.shell import ns_to_stamp
 from cosmos_policy_ros.rig.spec import RigSpec
 
 PERIOD = 0.01  # s; one message of every arm
-EVERY_PICTURE = 4  # periods
+EVERY_IMAGE = 4  # periods
 # Small: bigger ones would fill the recorder's chunks, which are written out when they are full, and
 # what was to be seen is that nothing waits in an unfilled one.
 WIDTH, HEIGHT = 32, 24  # px
@@ -37,7 +37,7 @@ class NumberedRig:
     def __init__(self, rig: RigSpec) -> None:
         self.sent: list[Sent] = []
         self._node = Node("numbered_rig")
-        self._pictures = [
+        self._images = [
             self._driver(kind, topic)
             for camera in rig.cameras
             for kind, topic in ((Image, camera.topic), (CameraInfo, camera.info_topic))
@@ -70,9 +70,9 @@ class NumberedRig:
         while not self._ending.is_set():
             for driver in self._arms:
                 self._send(driver, number)
-            if number % EVERY_PICTURE == 0:
-                for driver in self._pictures:
-                    self._send(driver, number // EVERY_PICTURE)
+            if number % EVERY_IMAGE == 0:
+                for driver in self._images:
+                    self._send(driver, number // EVERY_IMAGE)
             number += 1
             # A rig that was kept waiting goes on from now, as a sensor does.
             due = max(due + PERIOD, time.monotonic() - PERIOD)

@@ -55,7 +55,7 @@ class RealTimeGraph:
         sent: (monotonic s, output, message) of every trajectory, a stranger's too.
         goals: (monotonic s, side, message) of every goal of a streamer's.
         poses: by side, the joint states.
-        keeper: the newest state of guard or streamer.
+        watchdog: the newest state of guard or streamer.
     """
 
     def __init__(
@@ -143,13 +143,13 @@ class RealTimeGraph:
         self.goals: deque[tuple[float, str, Any]] = deque(maxlen=4000)
         self.poses: dict[str, deque[Seen]] = {}
         kind = StreamerState if self.streamed else GuardState
-        self.keeper: Any = kind()
-        self.keeper_name = "arm_streamer_node" if self.streamed else "arm_guard_node"
+        self.watchdog: Any = kind()
+        self.watchdog_name = "arm_streamer_node" if self.streamed else "arm_guard_node"
 
-        def keep_keeper(message: Any) -> None:
-            self.keeper = message
+        def keep_watchdog(message: Any) -> None:
+            self.watchdog = message
 
-        node.create_subscription(kind, f"{self.keeper_name}/state", keep_keeper, shell.LATCHED)
+        node.create_subscription(kind, f"{self.watchdog_name}/state", keep_watchdog, shell.LATCHED)
 
         def keep(into: deque[tuple[float, str, Any]], name: str) -> Callable[[Any], None]:
             return lambda message: into.append((time.monotonic(), name, message))
@@ -215,9 +215,11 @@ class RealTimeGraph:
         return self.client.wait_until(condition, timeout, what)
 
     def arm(self) -> None:
-        """Arm as soon as the self-check passes and the keeper follows."""
+        """Arm as soon as the self-check passes and the watchdog follows."""
         self.client.arm_when_ready(PATIENCE)
-        self.wait(lambda: self.keeper.armed and not self.keeper.reason, "the keeper to follow")
+        self.wait(
+            lambda: self.watchdog.armed and not self.watchdog.reason, "the watchdog to follow"
+        )
 
     def start(self, **goal: Any) -> Any:
         """Arm, run, and wait until an arm moves early in a chunk; return the goal's handle.

@@ -10,7 +10,13 @@ import numpy as np
 
 from cosmos_policy_ros.core.errors import ObservationError
 from cosmos_policy_ros.inference.spec import Admit, EngineSpec, Footprint
-from cosmos_policy_ros.inference.tasks import Appraise, Imagine, Propose, Proposed, SearchInfo
+from cosmos_policy_ros.inference.tasks import (
+    PredictFuture,
+    PredictValue,
+    SampleActions,
+    SampledActions,
+    SearchInfo,
+)
 from cosmos_policy_ros.rig.decision import Query
 
 SECONDS = 0.02  # that a task takes
@@ -28,27 +34,31 @@ class StubSearchEngine:
             planner_digest="stub-planner",
             dt=0.04,
             denoising_steps=1,
-            pace={"propose": SECONDS, "imagine": SECONDS / 5, "appraise": SECONDS / 5},
+            pace={
+                "sample_actions": SECONDS,
+                "predict_future": SECONDS / 5,
+                "predict_value": SECONDS / 5,
+            },
         )
 
     def answer(self, task: object) -> object:
         time.sleep(SECONDS)
-        if isinstance(task, Propose):
+        if isinstance(task, SampleActions):
             if REFUSED in task.seeds:
                 raise ObservationError("the stub sees no cube")
             latents = np.zeros((len(task.seeds), *NO_LATENT), np.float32)
             chunks = np.array([np.full((50, 14), seed / 1e4) for seed in task.seeds])
-            return Proposed(latents, chunks)
-        if isinstance(task, Imagine):
+            return SampledActions(latents, chunks)
+        if isinstance(task, PredictFuture):
             return np.zeros((len(task.seeds), task.futures, *NO_LATENT), np.float32)
-        assert isinstance(task, Appraise)
+        assert isinstance(task, PredictValue)
         # Not the first nor the last is the best.
         return tuple((0.9 - 0.01 * abs(seed % 8 - 5),) * task.values for seed in task.seeds)
 
 
-def proposals(query: Query) -> Propose:
+def proposals(query: Query) -> SampleActions:
     """Return a task for one candidate."""
-    return Propose(query, (query.seed,))
+    return SampleActions(query, (query.seed,))
 
 
 def load(spec: EngineSpec, admit: Admit) -> StubSearchEngine:

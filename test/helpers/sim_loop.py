@@ -11,7 +11,7 @@ from cosmos_policy_ros.evaluation.trial import trajectories
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Policy, Query
 from cosmos_policy_ros.rig.observation import Observation
-from cosmos_policy_ros.rig.safety_gate import SafetyGate, Situation
+from cosmos_policy_ros.rig.safety_gate import GateContext, SafetyGate
 from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.sim.render import Renderer
 from cosmos_policy_ros.sim.rig import SimRig
@@ -50,7 +50,7 @@ def episode(
         observation = observe(rig, renderer)
         decision = policy.decide(Query(rig.task, "", rig.seed, index, observation))
         verdict = GATE.judge(
-            decision.positions, decision.dt, Situation(commanded, observation.state)
+            decision.positions, decision.dt, GateContext(commanded, observation.state)
         )
         assert verdict.accepted, verdict.message
         assert verdict.clamped == 0

@@ -33,7 +33,7 @@ def stock_rig(folder: Path, gripper: Mapping[str, float] | None = None, **driver
             **driver,
         }
         arm["gripper"] |= {"state_source": "crank", **(gripper or {})}
-    plain["sink"] = "interbotix"
+    plain["command_interface"] = "interbotix"
     path = folder / "stock.yaml"
     path.write_text(yaml.safe_dump(plain))
     return path

@@ -9,7 +9,7 @@ import pytest
 from cosmos_policy_ros.core.errors import CheckpointError, ConfigError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.inference.engines import footprint
-from cosmos_policy_ros.inference.spec import EngineSpec, Footprint, Ledger, SearchConfig
+from cosmos_policy_ros.inference.spec import EngineSpec, Footprint, MemoryBudget, SearchConfig
 
 GB = int(1e9)
 FULL = str(config_folder("models") / "aloha_2b")
@@ -27,9 +27,9 @@ def test_the_full_size_is_counted_and_not_built() -> None:
     searching = replace(EngineSpec("cosmos", FULL, device="cpu"), search=SearchConfig())
     assert footprint(searching).needs["policy"] == direct.needs["policy"]
     assert footprint(searching).needs["working space"] > direct.needs["working space"]
-    assert "planner" not in footprint(searching).needs
-    both = footprint(replace(searching, planner=FULL))
-    assert both.needs["planner"] == both.needs["policy"]
+    assert "world_model" not in footprint(searching).needs
+    both = footprint(replace(searching, world_model=FULL))
+    assert both.needs["world_model"] == both.needs["policy"]
 
 
 def test_no_checkpoint_and_no_device_are_refused() -> None:
@@ -40,20 +40,20 @@ def test_no_checkpoint_and_no_device_are_refused() -> None:
 
 
 def test_two_share_a_device_as_long_as_it_has_room() -> None:
-    ledger = Ledger()
-    ledger.admit("one", needs(10))
-    ledger.admit("other", needs(10, "cuda:1"))
-    ledger.admit("two", needs(10, free=18))  # the first has begun to load
+    budget = MemoryBudget()
+    budget.admit("one", needs(10))
+    budget.admit("other", needs(10, "cuda:1"))
+    budget.admit("two", needs(10, free=18))  # the first has begun to load
     with pytest.raises(CheckpointError, match=r"beside 20.0 GB for 2 more, but 24.0 GB are free"):
-        ledger.admit("three", needs(10, free=4))
-    ledger.release("one")
-    ledger.admit("three", needs(10, free=14))
+        budget.admit("three", needs(10, free=4))
+    budget.release("one")
+    budget.admit("three", needs(10, free=14))
 
 
 def test_once_empty_a_device_is_looked_at_afresh() -> None:
-    ledger = Ledger()
-    ledger.admit("one", needs(10))
-    ledger.release("one")
+    budget = MemoryBudget()
+    budget.admit("one", needs(10))
+    budget.release("one")
     with pytest.raises(CheckpointError, match=r"needs 10.0 GB \(policy 10.0\), but 8.0 GB"):
-        ledger.admit("one", needs(10, free=8))
-    ledger.release("nobody")
+        budget.admit("one", needs(10, free=8))
+    budget.release("nobody")

@@ -56,21 +56,23 @@ def actor(name: str) -> int:
 
 def test_it_decides_as_local_workers_do_and_survives_a_kill(ray: Any) -> None:
     serial = run_search(load_cosmos(SPEC, lambda _: None), query_of(), SMALL)  # type: ignore[arg-type]
-    planner = start_inference(SPEC, ["cpu", "cpu"], LIMITS, load=load_engine, ray="local")
+    world_model = start_inference(SPEC, ["cpu", "cpu"], LIMITS, load=load_engine, ray="local")
     try:
-        wait_for(lambda: planner.status == "ready", lambda: f"the actors: {planner.message}")
-        decision = planner.submit(Decide(query_of())).result(timeout=60)
+        wait_for(
+            lambda: world_model.status == "ready", lambda: f"the actors: {world_model.message}"
+        )
+        decision = world_model.submit(Decide(query_of())).result(timeout=60)
         assert decision.candidates == serial.candidates
         np.testing.assert_array_equal(decision.positions, serial.positions)
-        os.kill(actor(planner.workers[0].message), signal.SIGKILL)
-        decision = planner.submit(Decide(query_of())).result(timeout=60)
+        os.kill(actor(world_model.workers[0].message), signal.SIGKILL)
+        decision = world_model.submit(Decide(query_of())).result(timeout=60)
         assert decision.candidates == serial.candidates
-        wait_for(lambda: planner.restarts >= 1, "the loss to be noticed")
-        wait_for(lambda: all(w.status == "ready" for w in planner.workers), "it to be back")
-        again = planner.submit(Decide(query_of())).result(timeout=60)
+        wait_for(lambda: world_model.restarts >= 1, "the loss to be noticed")
+        wait_for(lambda: all(w.status == "ready" for w in world_model.workers), "it to be back")
+        again = world_model.submit(Decide(query_of())).result(timeout=60)
         assert again.candidates == serial.candidates
     finally:
-        planner.close()
+        world_model.close()
 
 
 def test_an_actor_that_refuses_to_load_is_not_tried_again(ray: Any) -> None:

@@ -15,7 +15,7 @@ from cosmos_policy_ros.interop.to_bag import Importer, ImportOptions
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory, types: Typestore) -> Mapping[str, Shared]:
-    """Return a demonstration of raw pictures, one of videos, and a rollout of JPEG files."""
+    """Return a demonstration of raw images, one of videos, and a rollout of JPEG files."""
     folder = tmp_path_factory.mktemp("shared")
     demo = folder / "fold_shirt_1500_steps/train"
     sources = {

@@ -26,7 +26,7 @@ from cosmos_policy_ros.core.config import parse_config
 from cosmos_policy_ros.core.errors import ConfigError, RolloutError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.episodes.episode import read_episode
-from cosmos_policy_ros.episodes.quality import Integrity, load_limits
+from cosmos_policy_ros.episodes.quality import QualityMonitor, load_limits
 from cosmos_policy_ros.episodes.store import EpisodeStore, unfinished
 from cosmos_policy_ros.episodes.verify import verify
 from cosmos_policy_ros.interop.to_bag import (
@@ -110,7 +110,7 @@ def test_every_rig_reads_back_what_was_in_the_file(
     assert np.allclose(message.velocity[-1] / stroke, velocity[-1])
 
 
-def test_raw_pictures_are_byte_for_byte_the_files(shared: Mapping[str, Shared]) -> None:
+def test_raw_images_are_byte_for_byte_the_files(shared: Mapping[str, Shared]) -> None:
     made = shared["raw"]
     for camera, role in ROLES.items():
         wanted = pictures(ROWS, camera)
@@ -129,7 +129,7 @@ def test_jpeg_files_are_byte_for_byte_the_files(shared: Mapping[str, Shared]) ->
 
 
 @pytest.mark.parametrize("videos_as", ["jpeg", "raw"])
-def test_the_frames_of_videos_are_the_same_pictures(
+def test_the_frames_of_videos_are_the_same_images(
     take: Take, shared: Mapping[str, Shared], videos_as: str
 ) -> None:
     path, found = shared["video"].source, shared["video"].seen
@@ -180,11 +180,11 @@ def test_50_hz_gives_every_second_step(tmp_path: Path, take: Take, images: str, 
 
 def test_a_rollout_keeps_score_operator_and_note(shared: Mapping[str, Shared]) -> None:
     episode = shared["jpeg"].episode
-    assert episode.facts.prompt == "put candy in bag"
-    assert episode.facts.task == "ziploc"
-    assert "slider grasped" in episode.facts.task_yaml
-    assert episode.facts.engine == "cosmos--chkpt50000"
-    assert episode.facts.operator_name == "ann"
+    assert episode.metadata.prompt == "put candy in bag"
+    assert episode.metadata.task == "ziploc"
+    assert "slider grasped" in episode.metadata.task_yaml
+    assert episode.metadata.engine == "cosmos--chkpt50000"
+    assert episode.metadata.operator_name == "ann"
     score = episode.score
     assert score is not None
     assert (score.points, score.success) == (60, False)
@@ -222,22 +222,22 @@ def test_a_demonstration_is_called_after_its_folder(
     tmp_path: Path, take: Take, folder: str, prompt: str, task: str
 ) -> None:
     episode = read_episode(take(write_hdf5(tmp_path / folder / "episode_0.hdf5"), rate=25))
-    assert (episode.facts.prompt, episode.facts.task) == (prompt, task)
-    assert (episode.facts.engine, episode.score) == ("", None)
-    assert bool(episode.facts.task_yaml) == (task != "wipe_table")
+    assert (episode.metadata.prompt, episode.metadata.task) == (prompt, task)
+    assert (episode.metadata.engine, episode.score) == ("", None)
+    assert bool(episode.metadata.task_yaml) == (task != "wipe_table")
 
 
 def test_prompt_and_task_can_be_given(tmp_path: Path, take: Take) -> None:
     path = write_hdf5(tmp_path / "a/e.hdf5", attributes=ROLLOUT)
     episode = read_episode(take(path, prompt="do it", task="plate"))
-    assert (episode.facts.prompt, episode.facts.task) == ("do it", "plate")
+    assert (episode.metadata.prompt, episode.metadata.task) == ("do it", "plate")
     with pytest.raises(ConfigError, match="did you mean 'plate'"):
         take(path, task="plat", again=True)
 
 
 def test_a_simulated_file_is_on_the_simulated_rig(tmp_path: Path, take: Take) -> None:
     path = write_hdf5(tmp_path / "a/e.hdf5", attributes={"sim": True})
-    assert read_episode(take(path, rate=25)).facts.rig == "sim"
+    assert read_episode(take(path, rate=25)).metadata.rig == "sim"
 
 
 @pytest.mark.parametrize("name", [p.stem for p in config_folder("rigs").glob("*.yaml")])
@@ -305,11 +305,11 @@ FAULTS: dict[str, tuple[str, Any, str]] = {
         replaced("observations/images/cam_high", None),
         "images/cam_high: is not there; in its place there is /cam_left_wrist, /cam_right_wrist",
     ),
-    "no pictures": ("raw", replaced("observations/images", None), "has no pictures"),
+    "no images": ("raw", replaced("observations/images", None), "has no images"),
     "short camera": (
         "raw",
         replaced("observations/images/cam_high", pictures(22, "cam_high")),
-        "22 pictures of cam_high and 24 rows in /action",
+        "22 images of cam_high and 24 rows in /action",
     ),
     "grey": (
         "raw",
@@ -321,8 +321,8 @@ FAULTS: dict[str, tuple[str, Any, str]] = {
         replaced("observations/images/cam_high", np.zeros((24, 99), np.uint8)),
         "decompress it",
     ),
-    "torn JPEG": ("jpeg", torn_jpeg, "wrist_left_images_jpeg: picture 9.*no whole JPEG"),
-    "no JPEG": ("jpeg", no_jpeg, "primary_images_jpeg: picture 9.*does not decode"),
+    "torn JPEG": ("jpeg", torn_jpeg, "wrist_left_images_jpeg: image 9.*no whole JPEG"),
+    "no JPEG": ("jpeg", no_jpeg, "primary_images_jpeg: image 9.*does not decode"),
     "not JPEG": (
         "jpeg",
         replaced("primary_images_jpeg", motion(24)),
@@ -391,7 +391,7 @@ def test_a_video_of_another_length_is_named(tmp_path: Path, take: Take, frames: 
     path = write_hdf5(tmp_path / "a/e.hdf5", "video")
     other = write_hdf5(tmp_path / "b/e.hdf5", "video", rows=frames)
     path.with_name("e_cam_high.mp4").write_bytes(other.with_name("e_cam_high.mp4").read_bytes())
-    with pytest.raises(RolloutError, match=f"{frames} pictures of cam_high and 24 rows"):
+    with pytest.raises(RolloutError, match=f"{frames} images of cam_high and 24 rows"):
         take(path)
 
 
@@ -440,7 +440,7 @@ def test_an_import_broken_off_leaves_nothing(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Integrity, "verdict", stop)
+    monkeypatch.setattr(QualityMonitor, "verdict", stop)
     with pytest.raises(KeyboardInterrupt):
         take(write_hdf5(tmp_path / "a/e.hdf5", "raw"), rate=25)
     assert list(take.store.root.iterdir()) == []

@@ -23,7 +23,7 @@ from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.dataset.executed import opening_per_reading
 from cosmos_policy_ros.episodes.episode import read_episode
-from cosmos_policy_ros.episodes.labels import Judgement
+from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.interop.to_bag import Importer, ImportOptions, rig_text
 from cosmos_policy_ros.interop.to_hdf5 import export_hdf5
@@ -47,7 +47,7 @@ def importer(store: EpisodeStore, types: Typestore) -> Importer:
 
 
 def arrays(path: Path) -> dict[str, Any]:
-    """Return everything in a file but its pictures."""
+    """Return everything in a file but its images."""
     names = ["observations/qpos", "observations/qvel", "observations/effort", "action"]
     with h5py.File(path) as file:
         return {name: file[name][()] for name in names}
@@ -79,10 +79,10 @@ def test_there_and_back_again_is_equal(
         else:
             assert set(file.attrs) == {"sim", "task_description", "date_time"}
         for camera in CAMERAS:
-            check_pictures(file, out, camera, images)
+            check_images(file, out, camera, images)
 
 
-def check_pictures(file: h5py.File, out: Path, camera: str, images: str) -> None:
+def check_images(file: h5py.File, out: Path, camera: str, images: str) -> None:
     wanted = pictures(ROWS, camera)
     if images == "raw":
         assert np.array_equal(file[f"observations/images/{camera}"], wanted)
@@ -122,10 +122,10 @@ def test_a_demonstration_there_and_back_again_stays_one(
 ) -> None:
     done = export_hdf5(shared["raw"].episode, out, 0, "jpeg")
     again = read_episode(importer.take(done.path).path)
-    assert (again.facts.prompt, again.facts.engine, again.score) == ("fold shirt", "", None)
+    assert (again.metadata.prompt, again.metadata.engine, again.score) == ("fold shirt", "", None)
 
 
-def test_raw_pictures_become_jpeg_files_that_the_trainer_can_read(
+def test_raw_images_become_jpeg_files_that_the_trainer_can_read(
     out: Path, shared: Mapping[str, Shared]
 ) -> None:
     with h5py.File(export_hdf5(shared["raw"].episode, out, 0).path) as file:
@@ -140,7 +140,7 @@ def test_a_later_score_is_what_is_exported(
 ) -> None:
     path = write_hdf5(tmp_path / "a/e.hdf5", "jpeg", rows=5, attributes=ROLLOUT)
     bag = importer.take(path).path
-    store.score(Judgement(85, True, operator_name="bob", note="on the video"), episode=bag.name)
+    store.score(OperatorScore(85, True, operator_name="bob", note="on the video"), episode=bag.name)
     with h5py.File(export_hdf5(read_episode(bag), out, 0).path) as file:
         assert file.attrs["success"]
         assert file.attrs["success_score"] == pytest.approx(0.85)
@@ -159,7 +159,7 @@ def driven(store: EpisodeStore, types: Typestore, *, without: int = -1) -> Path:
             writing.state(side, at)
         for camera in writing.rig.cameras:
             if at % 40 == 0 and not (camera.role == "primary" and without <= at < without + 600):
-                writing.picture(camera.role, at)
+                writing.image(camera.role, at)
     return writing.recording.finish("time_limit")
 
 
@@ -236,8 +236,8 @@ def _growing(store: EpisodeStore, types: Typestore) -> Path:
             writing.state(side, at)
         for camera in writing.rig.cameras:
             size = 16 if at >= 200 and camera.role == "primary" else 8
-            picture = np.full((size, size, 3), at % 256, np.uint8)
-            cdr = messages.picture(picture, START_NS + at * MS)
+            image = np.full((size, size, 3), at % 256, np.uint8)
+            cdr = messages.image(image, START_NS + at * MS)
             writing.recording.write(f"/{camera.topic}", START_NS + at * MS, cdr)
     return writing.recording.finish("stopped")
 

@@ -73,7 +73,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[StandIn]]:
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory, types: Typestore) -> EpisodeStore:
-    """A store with two rollouts, a demonstration, and a rollout of larger pictures."""
+    """A store with two rollouts, a demonstration, and a rollout of larger images."""
     folder = tmp_path_factory.mktemp("lerobot")
     store = EpisodeStore(folder / "episodes", types)
     importer = Importer(store, types, ImportOptions(rate=25))

@@ -13,8 +13,8 @@ from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.model.denoiser import Denoiser
 from cosmos_policy_ros.model.layout import inject
 from cosmos_policy_ros.model.policy import CosmosPolicy
-from cosmos_policy_ros.model.sampler import Draw
-from cosmos_policy_ros.rig.decision import Commitment, Decision, Query
+from cosmos_policy_ros.model.sampler import SampleSpec
+from cosmos_policy_ros.rig.decision import ActionPrefix, Decision, Query
 
 ROWS = 50
 
@@ -44,7 +44,7 @@ def path(plain: Decision) -> np.ndarray:
 
 
 def decide(policy: CosmosPolicy, query: Query, path: np.ndarray, weights: np.ndarray) -> Decision:
-    committed = Commitment(path[: len(weights)], weights, len(weights) * 0.04)
+    committed = ActionPrefix(path[: len(weights)], weights, len(weights) * 0.04)
     return policy.decide(replace(query, committed=committed))
 
 
@@ -97,9 +97,11 @@ def test_all_copies_are_held_at_every_evaluation(
 def test_candidates_of_a_search_are_held_alike(
     trained: CosmosPolicy, known: Query, path: np.ndarray
 ) -> None:
-    committed = Commitment(path[:20], np.ones(20), 0.8)
-    scene = trained.look(known.prompt, known.observation)
-    latents = trained.propose(scene, [Draw(1, 5), Draw(2, 5)], committed=committed)
+    committed = ActionPrefix(path[:20], np.ones(20), 0.8)
+    scene = trained.encode_observation(known.prompt, known.observation)
+    latents = trained.sample_actions(
+        scene, [SampleSpec(1, 5), SampleSpec(2, 5)], committed=committed
+    )
     chunks = trained.chunks(latents, committed)
     np.testing.assert_array_equal(chunks[:, :20], np.stack([path[:20]] * 2))
     assert np.abs(chunks[0, 20:] - chunks[1, 20:]).max() > 1e-4

@@ -1,4 +1,4 @@
-"""Pins the picture pipeline against independent filters: a shifted crop misleads the policy."""
+"""Pins the image pipeline against independent filters: a shifted crop misleads the policy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.model.config import CheckpointConfig
 from cosmos_policy_ros.model.images import centre_crop, prepare, to_model
 from cosmos_policy_ros.model.policy import CosmosPolicy
-from cosmos_policy_ros.model.sequence import prepare_pictures
+from cosmos_policy_ros.model.sequence import prepare_images
 from cosmos_policy_ros.rig.observation import Observation
 
 # What torchvision 0.28.0 (``transforms.functional``, as in the released evaluation) with torch
@@ -28,7 +28,7 @@ TORCHVISION = Path(__file__).with_name("data") / "torchvision_224.png"
 
 
 def scene(height: int, width: int) -> np.ndarray:
-    """Make a smooth picture with edges, so that a wrong filter or window shows."""
+    """Make a smooth image with edges, so that a wrong filter or window shows."""
     y, x = np.mgrid[0:height, 0:width] / np.array([height, width]).reshape(2, 1, 1)
     red = 127 + 120 * np.sin(9 * x + 5 * y)
     green = 255 * ((x > 0.3) & (y < 0.6))
@@ -49,15 +49,15 @@ def test_pipeline_against_pillow_alone(size: int, window: int, start: int) -> No
     assert np.abs(found.astype(int) - expected).max() <= 1
 
 
-def test_whole_picture_equals_torchvisions() -> None:
+def test_whole_image_equals_torchvisions() -> None:
     """Other versions may round a tie elsewhere; torchvision's own ``v2`` differs in 9 %."""
-    off = np.abs(prepare(scene(480, 640), 224, "primary").astype(int) - picture_in(TORCHVISION))
+    off = np.abs(prepare(scene(480, 640), 224, "primary").astype(int) - image_in(TORCHVISION))
     assert off.shape == (224, 224, 3)
     assert off.max() <= 1
     assert np.count_nonzero(off) < 0.01 * off.size
 
 
-def picture_in(file: Path | io.BytesIO) -> np.ndarray:
+def image_in(file: Path | io.BytesIO) -> np.ndarray:
     return np.asarray(Image.open(file)).astype(int)
 
 
@@ -72,7 +72,7 @@ GOLDEN = np.array([[174, 0, 0], [59, 254, 15], [70, 255, 47], [8, 0, 147], [229,
 
 
 @pytest.mark.parametrize(("render", "size"), [(256, 224), (224, 224), (250, 64)])
-def test_simulators_picture_against_pillow_alone(render: int, size: int) -> None:
+def test_simulators_image_against_pillow_alone(render: int, size: int) -> None:
     """LIBERO renders 256, RoboCasa 224: upright first, then JPEG at that size, then as always.
 
     At both sizes JPEG's blocks fit in, so that it could come first; at 250 the order shows.
@@ -80,7 +80,7 @@ def test_simulators_picture_against_pillow_alone(render: int, size: int) -> None
     rendering = scene(render, render)
     file = io.BytesIO()
     ImageOps.flip(Image.fromarray(rendering)).save(file, format="JPEG", quality=95)
-    expected = prepare(picture_in(file).astype(np.uint8), size, "primary")
+    expected = prepare(image_in(file).astype(np.uint8), size, "primary")
     found = prepare(rendering, size, "primary", flip=True, jpeg_quality=95)
     np.testing.assert_array_equal(found, expected)
     for other in (
@@ -91,7 +91,7 @@ def test_simulators_picture_against_pillow_alone(render: int, size: int) -> None
         assert not np.array_equal(prepare(rendering, size, "primary", **other), expected), other
 
 
-def test_jpeg_halves_the_resolution_of_colour_as_the_training_pictures_did() -> None:
+def test_jpeg_halves_the_resolution_of_colour_as_the_training_images_did() -> None:
     """Columns of red and blue one pixel wide blur into each other; at full resolution they stay."""
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2, 0] = stripes[:, 1::2, 2] = 255
@@ -100,16 +100,16 @@ def test_jpeg_halves_the_resolution_of_colour_as_the_training_pictures_did() -> 
     Image.fromarray(stripes).save(full, format="JPEG", quality=95, subsampling="4:4:4")
     found = prepare(stripes, 64, "primary", jpeg_quality=95)
     expected, other = (
-        centre_crop(picture_in(file).astype(np.uint8)).astype(int) for file in (halved, full)
+        centre_crop(image_in(file).astype(np.uint8)).astype(int) for file in (halved, full)
     )
     np.testing.assert_array_equal(found, expected)
     assert np.abs(found - other).max() > 50
 
 
 def test_flip_turns_rows_and_not_columns() -> None:
-    picture = scene(64, 64)
-    turned = prepare(picture, 64, "primary", flip=True)
-    np.testing.assert_array_equal(turned, prepare(picture, 64, "primary")[::-1])
+    image = scene(64, 64)
+    turned = prepare(image, 64, "primary", flip=True)
+    np.testing.assert_array_equal(turned, prepare(image, 64, "primary")[::-1])
 
 
 @pytest.mark.parametrize(
@@ -128,20 +128,20 @@ def test_every_camera_is_prepared_as_the_checkpoint_asks(
 ) -> None:
     config = dataclasses.replace(tiny.checkpoint.config, flip_images=True, jpeg_quality=60)
     checkpoint = dataclasses.replace(tiny.checkpoint, config=config)
-    for role, found in prepare_pictures(observation, checkpoint).items():
+    for role, found in prepare_images(observation, checkpoint).items():
         expected = prepare(observation.images[role], 64, role, flip=True, jpeg_quality=60)
         np.testing.assert_array_equal(found, expected)
         assert not np.array_equal(found, prepare(observation.images[role], 64, role))
 
 
-def test_picture_of_the_right_size_is_only_cropped() -> None:
-    picture = scene(64, 64)
-    np.testing.assert_array_equal(prepare(picture, 64, "primary"), centre_crop(picture))
+def test_image_of_the_right_size_is_only_cropped() -> None:
+    image = scene(64, 64)
+    np.testing.assert_array_equal(prepare(image, 64, "primary"), centre_crop(image))
 
 
-def test_flat_picture_stays_flat() -> None:
-    picture = np.full((480, 640, 3), 201, dtype=np.uint8)
-    assert np.unique(prepare(picture, 64, "primary")).tolist() == [201]
+def test_flat_image_stays_flat() -> None:
+    image = np.full((480, 640, 3), 201, dtype=np.uint8)
+    assert np.unique(prepare(image, 64, "primary")).tolist() == [201]
 
 
 def test_bfloat16_rounds_twice() -> None:
@@ -174,7 +174,7 @@ def test_model_axes() -> None:
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "image",
     [
         np.zeros((480, 640), np.uint8),
         np.zeros((480, 640, 4), np.uint8),
@@ -183,6 +183,6 @@ def test_model_axes() -> None:
     ],
     ids=["grey", "alpha", "empty", "NaN"],
 )
-def test_unusable_picture_names_its_camera(picture: np.ndarray) -> None:
+def test_unusable_image_names_its_camera(image: np.ndarray) -> None:
     with pytest.raises(ObservationError, match=r"camera 'left_wrist'.*\(H, W, 3\) uint8"):
-        prepare(picture, 64, "left_wrist")
+        prepare(image, 64, "left_wrist")

@@ -20,7 +20,7 @@ from cosmos_policy_ros.model.sequence import (
     encode_known,
     image_sequence,
     inject_proprio,
-    prepare_pictures,
+    prepare_images,
 )
 from cosmos_policy_ros.rig.decision import Decision, Policy, Query
 from cosmos_policy_ros.rig.observation import Observation
@@ -148,14 +148,14 @@ def test_known_latents_equal_those_of_the_whole_sequence(
     tiny: CosmosPolicy, observation: Observation
 ) -> None:
     checkpoint = tiny.checkpoint
-    pictures = prepare_pictures(observation, checkpoint)
+    pictures = prepare_images(observation, checkpoint)
     known = encode_known(checkpoint, [pictures], 5, "cpu")
     whole = encode_known(checkpoint, [pictures], 11, "cpu")
     assert torch.equal(known[:, :, :5], whole[:, :, :5])
     assert not known[:, :, 5:].any()
 
 
-def test_pictures_lie_where_the_layout_says() -> None:
+def test_images_lie_where_the_layout_says() -> None:
     pictures = {
         role: np.full((2, 2, 3), i + 1, np.uint8)
         for i, role in enumerate(("left_wrist", "right_wrist", "primary"))
@@ -186,7 +186,7 @@ def test_unknown_prompt_suggests(tiny: CosmosPolicy, query: Query) -> None:
 
 def test_missing_camera_is_named(tiny: CosmosPolicy, query: Query) -> None:
     images = {k: v for k, v in query.observation.images.items() if k != "right_wrist"}
-    with pytest.raises(ObservationError, match="no picture of camera right_wrist"):
+    with pytest.raises(ObservationError, match="no image of camera right_wrist"):
         tiny.decide(_with(query, images=images))
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from cosmos_policy_ros.model import images, policy
 from cosmos_policy_ros.model.layout import FUTURE, ValueMode, first_image
 from cosmos_policy_ros.model.policy import CosmosPolicy
-from cosmos_policy_ros.model.sampler import Draw, ensemble
-from cosmos_policy_ros.model.sequence import Scene, image_sequence, step_ahead
+from cosmos_policy_ros.model.sampler import SampleSpec, ensemble
+from cosmos_policy_ros.model.sequence import Conditioning, image_sequence, step_ahead
 from cosmos_policy_ros.rig.decision import Query
 
 # Batches of another size take other matrix kernels.
@@ -24,20 +24,22 @@ PROMPT = "transfer the red cube"
 
 
 @pytest.fixture(scope="module")
-def scene(tiny: CosmosPolicy, query: Query) -> Scene:
-    return tiny.look(query.prompt, query.observation)
+def scene(tiny: CosmosPolicy, query: Query) -> Conditioning:
+    return tiny.encode_observation(query.prompt, query.observation)
 
 
 @pytest.fixture(scope="module")
-def proposals(tiny: CosmosPolicy, scene: Scene) -> Tensor:
-    return tiny.propose(scene, [Draw(195, 3), Draw(196, 3)])
+def proposals(tiny: CosmosPolicy, scene: Conditioning) -> Tensor:
+    return tiny.sample_actions(scene, [SampleSpec(195, 3), SampleSpec(196, 3)])
 
 
 @pytest.fixture(scope="module")
 def imagined(tiny: CosmosPolicy, proposals: Tensor) -> Tensor:
     """Two futures of the first proposal, one of the second."""
     latents = proposals[[0, 0, 1]]
-    return tiny.imagine(PROMPT, latents, [Draw(195, 1), Draw(196, 3), Draw(196, 3)])
+    return tiny.predict_future(
+        PROMPT, latents, [SampleSpec(195, 1), SampleSpec(196, 3), SampleSpec(196, 3)]
+    )
 
 
 class Counter:
@@ -64,12 +66,12 @@ def evaluations(tiny: CosmosPolicy, monkeypatch: pytest.MonkeyPatch) -> list[int
 
 
 def test_proposals_of_different_lengths_share_their_evaluations(
-    tiny: CosmosPolicy, scene: Scene, evaluations: list[int]
+    tiny: CosmosPolicy, scene: Conditioning, evaluations: list[int]
 ) -> None:
-    draws = [Draw(195, 5), Draw(7, 1), Draw(196, 3)]
-    together = tiny.propose(scene, draws)
+    draws = [SampleSpec(195, 5), SampleSpec(7, 1), SampleSpec(196, 3)]
+    together = tiny.sample_actions(scene, draws)
     assert evaluations == [3, 2, 2, 1, 1]
-    alone = torch.cat([tiny.propose(scene, [draw]) for draw in draws])
+    alone = torch.cat([tiny.sample_actions(scene, [draw]) for draw in draws])
     torch.testing.assert_close(together, alone, rtol=0, atol=ROUNDING, equal_nan=True)
     chunks = tiny.chunks(together)
     assert chunks.shape == (3, 50, 14)
@@ -77,17 +79,20 @@ def test_proposals_of_different_lengths_share_their_evaluations(
 
 
 def test_a_decision_is_the_proposal_of_its_seed(
-    tiny: CosmosPolicy, query: Query, scene: Scene
+    tiny: CosmosPolicy, query: Query, scene: Conditioning
 ) -> None:
     decision = tiny.decide(query)
-    latents = tiny.propose(scene, [Draw(query.seed, 10)], futures=True)
+    latents = tiny.sample_actions(scene, [SampleSpec(query.seed, 10)], futures=True)
     np.testing.assert_array_equal(tiny.chunks(latents)[0], decision.positions)
     assert tiny.values(latents) == decision.candidates[0].values
 
 
-def test_the_future_comes_along_when_asked(tiny: CosmosPolicy, scene: Scene) -> None:
-    draws = [Draw(195, 3)]
-    without, having = tiny.propose(scene, draws), tiny.propose(scene, draws, futures=True)
+def test_the_future_comes_along_when_asked(tiny: CosmosPolicy, scene: Conditioning) -> None:
+    draws = [SampleSpec(195, 3)]
+    without, having = (
+        tiny.sample_actions(scene, draws),
+        tiny.sample_actions(scene, draws, futures=True),
+    )
     assert without[:, :, FUTURES].isnan().all() and having.isfinite().all()
     for frame in (*STATE, ACTION, VALUE):
         torch.testing.assert_close(without[:, :, frame], having[:, :, frame], rtol=0, atol=ROUNDING)
@@ -115,28 +120,28 @@ def test_world_model_keeps_state_and_action_and_makes_the_future(
 def test_value_depends_on_what_its_mode_knows_and_on_nothing_else(
     tiny: CosmosPolicy, imagined: Tensor, mode: ValueMode, matters: dict[str, bool]
 ) -> None:
-    draws = [Draw(195, 3), Draw(196, 1), Draw(197, 3)]
-    values = tiny.appraise(PROMPT, imagined, draws, mode)
+    draws = [SampleSpec(195, 3), SampleSpec(196, 1), SampleSpec(197, 3)]
+    values = tiny.predict_value(PROMPT, imagined, draws, mode)
     assert len(values) == 3 and all(0 <= value <= 1 for value in values)
     for name, counts in matters.items():
         changed = imagined.clone()
         changed[:, :, tiny.checkpoint.layout.index(name)] += 1
-        assert (tiny.appraise(PROMPT, changed, draws, mode) != values) == counts, name
+        assert (tiny.predict_value(PROMPT, changed, draws, mode) != values) == counts, name
 
 
 def test_eight_candidates_with_released_ensembles(
-    tiny: CosmosPolicy, scene: Scene, evaluations: list[int]
+    tiny: CosmosPolicy, scene: Conditioning, evaluations: list[int]
 ) -> None:
     """One by one these would be 8 x 54 evaluations (3 + 9 + 3 x 14); here they share 13."""
     seeds = range(195, 203)
-    proposals = tiny.propose(scene, [Draw(seed, 3) for seed in seeds])
+    proposals = tiny.sample_actions(scene, [SampleSpec(seed, 3) for seed in seeds])
     futures = [draw for seed in seeds for draw in ensemble(seed, 3, 5, "released")]
-    imagined = tiny.imagine(PROMPT, proposals.repeat_interleave(3, dim=0), futures)
+    imagined = tiny.predict_future(PROMPT, proposals.repeat_interleave(3, dim=0), futures)
     judges = [draw for seed in seeds for _ in range(3) for draw in ensemble(seed, 5, 5, "released")]
-    values = tiny.appraise(PROMPT, imagined.repeat_interleave(5, dim=0), judges)
+    values = tiny.predict_value(PROMPT, imagined.repeat_interleave(5, dim=0), judges)
     assert len(values) == 120
     assert evaluations == [8] * 3 + [24, 16, 16, 8, 8] + [120, 72, 72, 48, 24]
-    alone = tiny.appraise(PROMPT, imagined[-1:], [Draw(206, 5)])
+    alone = tiny.predict_value(PROMPT, imagined[-1:], [SampleSpec(206, 5)])
     assert values[-1] == pytest.approx(alone[0], abs=ROUNDING)
 
 
@@ -146,33 +151,35 @@ def test_large_batches_are_split_without_a_difference(
     evaluations: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    draws = [Draw(195, 5), Draw(196, 1), Draw(197, 5)]
-    whole = tiny.appraise(PROMPT, imagined, draws)
+    draws = [SampleSpec(195, 5), SampleSpec(196, 1), SampleSpec(197, 5)]
+    whole = tiny.predict_value(PROMPT, imagined, draws)
     assert evaluations == [3, 2, 2, 2, 2]
     evaluations.clear()
     monkeypatch.setattr(policy, "TOKENS_AT_ONCE", 2 * tiny.checkpoint.config.tokens)
-    split = tiny.appraise(PROMPT, imagined, draws)
+    split = tiny.predict_value(PROMPT, imagined, draws)
     assert evaluations == [2, 1, 1, 1, 1] + [1] * 5
     assert split == pytest.approx(whole, abs=ROUNDING)
 
 
 def test_one_latent_serves_all_draws(tiny: CosmosPolicy, proposals: Tensor) -> None:
     draws = ensemble(195, 3, 3, "paper")
-    one = tiny.imagine(PROMPT, proposals[:1], draws)
-    each = tiny.imagine(PROMPT, proposals[[0, 0, 0]], draws)
+    one = tiny.predict_future(PROMPT, proposals[:1], draws)
+    each = tiny.predict_future(PROMPT, proposals[[0, 0, 0]], draws)
     assert torch.equal(one[:, :, :VALUE], each[:, :, :VALUE])
 
 
 def test_latents_and_draws_must_match(tiny: CosmosPolicy, proposals: Tensor) -> None:
     with pytest.raises(ValueError, match="2 latents for 3 draws"):
-        tiny.imagine(PROMPT, proposals, [Draw(1, 1)] * 3)
+        tiny.predict_future(PROMPT, proposals, [SampleSpec(1, 1)] * 3)
 
 
 @torch.inference_mode()
-def _depicted_the_slow_way(tiny: CosmosPolicy, scene: Scene, latent: Tensor) -> list[np.ndarray]:
-    """Encode all 41 pictures, put the placeholders back, decode all 41, take one of each four."""
+def _depicted_the_slow_way(
+    tiny: CosmosPolicy, scene: Conditioning, latent: Tensor
+) -> list[np.ndarray]:
+    """Encode all 41 images, put the placeholders back, decode all 41, take one of each four."""
     layout, tokenizer = tiny.checkpoint.layout, tiny.checkpoint.tokenizer
-    whole = image_sequence(layout, scene.pictures, layout.count)
+    whole = image_sequence(layout, scene.images, layout.count)
     clean = tokenizer.encode(images.to_model(whole, tokenizer.dtype))
     restored = latent.clone()
     restored[:, :, [0, 1, 5, 6]] = clean[:, :, [0, 1, 5, 6]]
@@ -181,23 +188,23 @@ def _depicted_the_slow_way(tiny: CosmosPolicy, scene: Scene, latent: Tensor) -> 
     return [video[:, first_image(frame)].permute(1, 2, 0).numpy() for frame in frames]
 
 
-def test_imagined_pictures(tiny: CosmosPolicy, scene: Scene, imagined: Tensor) -> None:
-    found = tiny.depict(scene, imagined[:2])
+def test_imagined_images(tiny: CosmosPolicy, scene: Conditioning, imagined: Tensor) -> None:
+    found = tiny.decode_images(scene, imagined[:2])
     assert [list(pictures) for pictures in found] == [["left_wrist", "right_wrist", "primary"]] * 2
     for row, pictures in enumerate(found):
         expected = _depicted_the_slow_way(tiny, scene, imagined[row : row + 1])
-        for picture, slow in zip(pictures.values(), expected, strict=True):
-            assert picture.shape == (64, 64, 3) and picture.dtype == np.uint8
+        for image, slow in zip(pictures.values(), expected, strict=True):
+            assert image.shape == (64, 64, 3) and image.dtype == np.uint8
             # Rounding may fall to the other side of a level.
-            assert np.abs(picture.astype(int) - slow).max() <= 1
+            assert np.abs(image.astype(int) - slow).max() <= 1
     assert any((found[0][role] != found[1][role]).any() for role in found[0])
 
 
 def test_what_was_not_imagined_cannot_be_seen(
-    tiny: CosmosPolicy, scene: Scene, proposals: Tensor
+    tiny: CosmosPolicy, scene: Conditioning, proposals: Tensor
 ) -> None:
     with pytest.raises(ValueError, match="no future"):
-        tiny.depict(scene, proposals)
+        tiny.decode_images(scene, proposals)
 
 
 def test_a_step_ahead(tiny: CosmosPolicy, imagined: Tensor) -> None:

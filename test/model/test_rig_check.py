@@ -18,7 +18,7 @@ from cosmos_policy_ros.model.config import CheckpointConfig
 from cosmos_policy_ros.model.statistics import (
     Range,
     Statistics,
-    check_pictures,
+    check_images,
     compare_with_rig,
     load_statistics,
 )
@@ -80,8 +80,8 @@ FOUR_TO_THREE = (480, 640)
 
 
 @pytest.mark.parametrize("size", [(480, 640), (240, 320), (960, 1280), (48, 64), (470, 640)])
-def test_pictures_of_the_trained_aspect_ratio_pass(rig: RigSpec, size: tuple[int, int]) -> None:
-    check = check_pictures(dict.fromkeys(CAMERA_ROLES, size), FOUR_TO_THREE, rig)
+def test_images_of_the_trained_aspect_ratio_pass(rig: RigSpec, size: tuple[int, int]) -> None:
+    check = check_images(dict.fromkeys(CAMERA_ROLES, size), FOUR_TO_THREE, rig)
     assert check.passed
     assert f"primary {size[0]}x{size[1]}" in check.found
 
@@ -90,11 +90,9 @@ def test_pictures_of_the_trained_aspect_ratio_pass(rig: RigSpec, size: tuple[int
     ("size", "by"),
     [((180, 320), "+33%"), ((480, 848), "+32%"), ((480, 480), "-25%"), ((640, 480), "-44%")],
 )
-def test_wider_and_narrower_pictures_are_named(
-    rig: RigSpec, size: tuple[int, int], by: str
-) -> None:
+def test_wider_and_narrower_images_are_named(rig: RigSpec, size: tuple[int, int], by: str) -> None:
     sizes = dict.fromkeys(CAMERA_ROLES, FOUR_TO_THREE) | {"primary": size}
-    check = check_pictures(sizes, FOUR_TO_THREE, rig)
+    check = check_images(sizes, FOUR_TO_THREE, rig)
     assert not check.passed
     assert f"primary {size[0]}x{size[1]}, {by} in width" in check.found
     assert "wrist" not in check.found and "480x640" in check.found
@@ -106,14 +104,14 @@ def test_the_rig_file_may_except_a_camera(rig: RigSpec) -> None:
     excepting = replace(rig, cameras=cameras)
     wide = (180, 320)
     sizes = dict.fromkeys(CAMERA_ROLES, FOUR_TO_THREE) | {"primary": wide}
-    assert check_pictures(sizes, FOUR_TO_THREE, excepting).passed
-    assert not check_pictures(dict.fromkeys(CAMERA_ROLES, wide), FOUR_TO_THREE, excepting).passed
+    assert check_images(sizes, FOUR_TO_THREE, excepting).passed
+    assert not check_images(dict.fromkeys(CAMERA_ROLES, wide), FOUR_TO_THREE, excepting).passed
 
 
-def test_pictures_that_nothing_was_learned_from_are_only_told(rig: RigSpec) -> None:
-    check = check_pictures({"primary": (180, 320)}, (), rig)
+def test_images_that_nothing_was_learned_from_are_only_told(rig: RigSpec) -> None:
+    check = check_images({"primary": (180, 320)}, (), rig)
     assert check.passed and "primary 180x320" in check.found
-    assert not check_pictures({}, FOUR_TO_THREE, rig).passed
+    assert not check_images({}, FOUR_TO_THREE, rig).passed
 
 
 @pytest.mark.parametrize(

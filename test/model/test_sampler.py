@@ -12,7 +12,7 @@ from torch import Tensor
 from cosmos_policy_ros.core.errors import ConfigError
 from cosmos_policy_ros.model.config import SIGMA_MAX
 from cosmos_policy_ros.model.sampler import (
-    Draw,
+    SampleSpec,
     count_evaluations,
     ensemble,
     initial_noise,
@@ -198,15 +198,23 @@ def test_an_evaluation_is_cut_short_only_when_it_is_the_last_for_all_in_it() -> 
 
 def test_released_ensembles_spread_their_steps() -> None:
     """And the second of five takes one step, like the first: two steps are one."""
-    assert ensemble(195, 3, 5, "released") == (Draw(195, 1), Draw(196, 3), Draw(197, 5))
+    assert ensemble(195, 3, 5, "released") == (
+        SampleSpec(195, 1),
+        SampleSpec(196, 3),
+        SampleSpec(197, 5),
+    )
     steps = [draw.steps for draw in ensemble(7, 5, 5, "released")]
     assert steps == [1, 2, 3, 4, 5]
     assert [count_evaluations(n, "released") for n in steps] == [1, 1, 3, 4, 5]
-    assert ensemble(7, 1, 5, "released") == (Draw(7, 5),)
+    assert ensemble(7, 1, 5, "released") == (SampleSpec(7, 5),)
 
 
 def test_ensembles_of_the_paper_take_all_steps() -> None:
-    assert ensemble(195, 3, 5, "paper") == (Draw(195, 5), Draw(196, 5), Draw(197, 5))
+    assert ensemble(195, 3, 5, "paper") == (
+        SampleSpec(195, 5),
+        SampleSpec(196, 5),
+        SampleSpec(197, 5),
+    )
 
 
 def test_an_ensemble_of_nobody_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Pins that leaving out pictures nobody needs changes no latent, and the scale of the latents."""
+"""Pins that leaving out images nobody needs changes no latent, and the scale of the latents."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SMALL = {
     "like Wan": VaeConfig(8, (1, 2, 2, 2), 2, (False, True, True), 1, MEAN, STD),
     "time first": VaeConfig(8, (1, 1, 2, 2), 1, (True, True, False), 1, MEAN, STD),
 }
-BLACK = 5  # pictures before the first camera's, in every layout
+BLACK = 5  # images before the first camera's, in every layout
 
 
 @pytest.fixture(scope="module", params=SMALL)
@@ -41,16 +41,16 @@ def made(config: VaeConfig) -> Tokenizer:
         return Tokenizer(config).eval().requires_grad_(False)
 
 
-def film(seed: int, pictures: int = 41) -> Tensor:
-    """Return (1, 3, pictures, 16, 16) in [-1, 1] that starts black."""
+def film(seed: int, images: int = 41) -> Tensor:
+    """Return (1, 3, images, 16, 16) in [-1, 1] that starts black."""
     draw = torch.Generator().manual_seed(seed)
-    video = torch.rand(1, 3, pictures, 16, 16, generator=draw) * 2 - 1
+    video = torch.rand(1, 3, images, 16, 16, generator=draw) * 2 - 1
     video[:, :, :BLACK] = -1
     return video
 
 
 def reference(tokenizer: Tokenizer, video: Tensor) -> Tensor:
-    """Encode with diffusers' own loop, four pictures at a time."""
+    """Encode with diffusers' own loop, four images at a time."""
     raw = tokenizer.vae.encode(video.to(tokenizer.dtype)).latent_dist.mean
     mean, std = (torch.tensor(c, dtype=tokenizer.dtype).view(1, 16, 1, 1, 1) for c in (MEAN, STD))
     return ((raw - mean) * (1 / std)).float()
@@ -129,11 +129,11 @@ def test_black_start_survives_a_change_of_format_size_and_batch() -> None:
 @torch.inference_mode()
 def test_decoding_is_causal_too(small: Tokenizer) -> None:
     latent = torch.randn(1, 16, 4, 2, 2, generator=torch.Generator().manual_seed(6))
-    pictures = small.decode(latent)
-    assert pictures.shape == (1, 3, 13, 16, 16) and pictures.dtype == torch.float32
-    assert float(pictures.abs().max()) <= 1
-    assert torch.equal(small.decode(latent[:, :, :2]), pictures[:, :, :5])
-    expected = pictures[:, :, [5, 0, 5]]
+    images = small.decode(latent)
+    assert images.shape == (1, 3, 13, 16, 16) and images.dtype == torch.float32
+    assert float(images.abs().max()) <= 1
+    assert torch.equal(small.decode(latent[:, :, :2]), images[:, :, :5])
+    expected = images[:, :, [5, 0, 5]]
     assert torch.equal(small.decode_first_images(latent, [2, 0, 2]), expected)
 
 
@@ -214,7 +214,7 @@ def test_norm_in_float32_equals_torchs_with_its_gradient() -> None:
 
 
 def test_broken_group_of_four_is_refused() -> None:
-    with pytest.raises(ValueError, match="6 pictures are no whole number of latent frames"):
+    with pytest.raises(ValueError, match="6 images are no whole number of latent frames"):
         made(SMALL["patched"]).encode(film(1, 7))
 
 

@@ -39,7 +39,7 @@ def stop_in_mid_chunk(graph: RealTimeGraph, policy: int) -> Any:
         handle = graph.start()
         graph.sent.clear()
         os.kill(policy, signal.SIGSTOP)
-        graph.wait(lambda: graph.keeper.reason, "the guard to hold")
+        graph.wait(lambda: graph.watchdog.reason, "the guard to hold")
         with suppress(CosmosPolicyError):
             graph.wait(lambda: held(graph) == outputs, "a hold for every controller", 5.0)
             return handle
@@ -67,7 +67,7 @@ def test_a_policy_node_that_is_stopped_and_wakes_again_moves_nothing(graph: Real
     assert len(graph.sent) == sent, f"{graph.sent[-1]} was sent"
     assert not graph.moving()
     assert graph.client.arm(False).success
-    graph.wait(lambda: not graph.keeper.reason, "the latch to be released")
+    graph.wait(lambda: not graph.watchdog.reason, "the latch to be released")
     graph.start()
 
 
@@ -78,4 +78,4 @@ def test_without_the_guard_a_run_ends_and_none_begins(graph: RealTimeGraph) -> N
     assert result.outcome == "fault"
     assert "the arm guard was last heard of" in result.message
     graph.wait(lambda: not graph.moving(), "the arms to rest")
-    assert "refused: keeper: the arm guard was last heard of" in graph.client.arm().message
+    assert "refused: watchdog: the arm guard was last heard of" in graph.client.arm().message

@@ -39,7 +39,7 @@ class Loop:
         folder: Path,
         *,
         modes: bool = True,
-        execution: str = "blocking",
+        execution: str = "synchronous",
         gripper: Any = None,
         **driver: Any,
     ) -> None:
@@ -152,7 +152,7 @@ def test_a_run_goes_through_the_drivers_goal_by_goal(loop: Loop) -> None:
 
 def test_chunks_that_follow_in_motion_are_one_stream(tmp_path: Path) -> None:
     """A new trajectory takes the old one's place between two goals, and nothing jumps."""
-    loop = Loop(tmp_path, execution="overlap")
+    loop = Loop(tmp_path, execution="asynchronous")
     try:
         handle = loop.start(time_limit=6.0)
         result = loop.client.finish_run(handle, PATIENCE)
@@ -276,7 +276,7 @@ def test_without_the_streamer_a_run_ends(loop: Loop) -> None:
     assert result.outcome == "fault"
     assert "the arm streamer was last heard of" in result.message
     refusal = loop.client.arm().message
-    assert "refused: keeper: the arm streamer was last heard of" in refusal
+    assert "refused: watchdog: the arm streamer was last heard of" in refusal
 
 
 def test_a_streamer_that_is_asked_to_end_brakes_first(loop: Loop) -> None:

@@ -12,11 +12,11 @@ from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.nodes.convert import (
     TrajectoryMessages,
     decision_to_message,
-    picture_to_message,
+    image_to_message,
     verdict_to_message,
 )
 from cosmos_policy_ros.nodes.shell import stamp_to_ns
-from cosmos_policy_ros.rig.chunk import Boundary, Jump, TimedChunk
+from cosmos_policy_ros.rig.chunk import ChunkTransition, Discontinuity, TimedChunk
 from cosmos_policy_ros.rig.decision import Candidate, Decision, Query
 from cosmos_policy_ros.rig.observation import Observation
 from cosmos_policy_ros.rig.safety_gate import Verdict
@@ -123,24 +123,26 @@ def test_a_decision_is_told_whole() -> None:
     assert math.isnan(second.value)
 
 
-def test_an_imagined_picture_bears_its_decisions_stamp_and_chunk() -> None:
-    picture = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
-    told = picture_to_message(picture, START_NS, "run/4")
+def test_an_imagined_image_bears_its_decisions_stamp_and_chunk() -> None:
+    image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    told = image_to_message(image, START_NS, "run/4")
     assert told.header.stamp.sec * 10**9 + told.header.stamp.nanosec == START_NS
     assert (told.header.frame_id, told.encoding) == ("run/4", "rgb8")
     assert (told.height, told.width, told.step) == (2, 4, 12)
-    assert bytes(told.data) == picture.tobytes()
+    assert bytes(told.data) == image.tobytes()
 
 
 def test_a_verdict_tells_of_its_boundary(rig: RigSpec) -> None:
-    boundary = Boundary(START_NS, 0.3, 9, 5, Jump(0.1, 2.0, 30.0), Jump(0.01, 0.2, 3.0))
-    told = verdict_to_message(Verdict(True), boundary, "run/1", START_NS + 300_000_000, rig)
+    transition = ChunkTransition(
+        START_NS, 0.3, 9, 5, Discontinuity(0.1, 2.0, 30.0), Discontinuity(0.01, 0.2, 3.0)
+    )
+    told = verdict_to_message(Verdict(True), transition, "run/1", START_NS + 300_000_000, rig)
     assert (stamp_to_ns(told.asked), told.latency, told.dropped) == (START_NS, 0.3, 9)
     assert told.blend_rows == 5
     assert list(told.jump_decided) == [0.1, 2.0, 30.0]
     assert list(told.jump_sent) == [0.01, 0.2, 3.0]
     refused = verdict_to_message(
-        Verdict(False), replace(boundary, sent=None), "run/1", START_NS, rig
+        Verdict(False), replace(transition, sent=None), "run/1", START_NS, rig
     )
     assert not refused.jump_sent
 

@@ -20,9 +20,9 @@ def test_one_episode_after_the_other(tmp_path: Path) -> None:
     bags = [path for path in sorted(tmp_path.iterdir()) if (path / "metadata.yaml").is_file()]
     episodes = [read_episode(bag) for bag in bags]
     assert [episode.outcome for episode in episodes] == ["chunk_limit"] * 2
-    assert [episode.facts.seed for episode in episodes] == [1000, 1001]
-    assert [episode.facts.engine for episode in episodes] == ["cosmos"] * 2
-    assert [episode.facts.task for episode in episodes] == ["either_cube"] * 2
+    assert [episode.metadata.seed for episode in episodes] == [1000, 1001]
+    assert [episode.metadata.engine for episode in episodes] == ["cosmos"] * 2
+    assert [episode.metadata.task for episode in episodes] == ["either_cube"] * 2
     assert all(episode.score is not None for episode in episodes)
     assert all((bag / "contact_sheet.png").is_file() for bag in bags)
     # Of the first chunk at least: what is imagined is decoded while the arms move.

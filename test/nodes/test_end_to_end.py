@@ -240,7 +240,7 @@ def test_both_scores_are_messages_in_the_bag(trial: Trial) -> None:
 def test_the_facts_are_in_the_bag_and_in_its_metadata(trial: Trial) -> None:
     path = trial.episode.path
     assert path.name == trial.episode.id
-    facts = read_episode(path).facts
+    metadata = read_episode(path).metadata
     expected = {
         "episode_id": trial.episode.id,
         "task": "transfer_cube",
@@ -249,10 +249,10 @@ def test_the_facts_are_in_the_bag_and_in_its_metadata(trial: Trial) -> None:
         "engine": "demonstrator",
         "operator_name": "ann",
     }
-    assert {name: getattr(facts, name) for name in expected} == expected
-    assert facts.seed == 7
-    assert yaml.safe_load(facts.rig_yaml)["name"] == "sim"
-    assert yaml.safe_load(facts.task_yaml)["name"] == "transfer_cube"
+    assert {name: getattr(metadata, name) for name in expected} == expected
+    assert metadata.seed == 7
+    assert yaml.safe_load(metadata.rig_yaml)["name"] == "sim"
+    assert yaml.safe_load(metadata.task_yaml)["name"] == "transfer_cube"
     metadata = yaml.safe_load((path / "metadata.yaml").read_text())
     notes = metadata["rosbag2_bagfile_information"]["custom_data"]
     assert notes.items() >= (expected | {"seed": "7", "outcome": "stopped"}).items()

@@ -26,7 +26,7 @@ from cosmos_policy_ros.episodes.topics import POLICY_NODE, RECORDER_NODE
 from cosmos_policy_ros.nodes.demo import Demo
 
 QUERY_TIMEOUT = 4.0  # s; long enough to kill an engine in the middle of a query
-OBSERVATION_TIMEOUT = 5.0  # s; long enough to mend a camera
+OBSERVATION_TIMEOUT = 5.0  # s; long enough to fix a camera
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +75,8 @@ def test_a_silent_camera_ends_the_run_before_anything_moves(graph: Graph) -> Non
 @pytest.mark.parametrize(
     ("fault", "steps", "topic", "words"),
     [
-        ("camera_silent:primary", 27, "cam_high/camera/color/image_rect_raw", "no new picture for"),
-        ("camera_frozen:primary", 28, "cam_high/camera/color/image_rect_raw", "no new picture for"),
+        ("camera_silent:primary", 27, "cam_high/camera/color/image_rect_raw", "no new image for"),
+        ("camera_frozen:primary", 28, "cam_high/camera/color/image_rect_raw", "no new image for"),
         ("joints_nan:left", 14, "follower_left/joint_states", "no good joint state for 0."),
         ("joints_minus_pi:right", 14, "follower_right/joint_states", "no good joint state for 0."),
         ("joints_renamed:left", 14, "follower_left/joint_states", "no good joint state for 0."),

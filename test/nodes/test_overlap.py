@@ -33,7 +33,7 @@ class Run:
     """One run in real time and what was said meanwhile."""
 
     def __init__(self, folder: Path) -> None:
-        options = GraphOptions(width=64, height=48, execution="overlap", root=str(folder))
+        options = GraphOptions(width=64, height=48, execution="asynchronous", root=str(folder))
         processes = NodeProcesses(node_processes(options), folder / "log")
         client = GraphClient("operator", processes.check)
         self.verdicts: list[Any] = []
@@ -70,7 +70,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    yield Run(tmp_path_factory.mktemp("overlap"))
+    yield Run(tmp_path_factory.mktemp("asynchronous"))
 
 
 def test_the_arms_never_wait_after_the_first_chunk(run: Run) -> None:

@@ -56,7 +56,7 @@ def graph(running: Graph) -> Graph:
     return running
 
 
-def pictured(graph: Graph, chunks: int) -> bool:
+def imaged(graph: Graph, chunks: int) -> bool:
     return all(len(graph.wire.read(f"/{future_topic(role)}")) == chunks for role in ROLES)
 
 
@@ -75,7 +75,7 @@ def test_the_task_loop_plans_and_its_decisions_can_be_made_again(
         assert graph.client.arm().success
         result = graph.run_chunks(2)
         graph.settle()
-        wait_for(lambda: pictured(graph, 2), "what was imagined to be shown")
+        wait_for(lambda: imaged(graph, 2), "what was imagined to be shown")
     assert (result.outcome, result.chunks, result.refused) == ("chunk_limit", 2, 0)
     episode.check_complete()
     decisions = [deserialize_message(cdr, Decision) for cdr in episode.wire[DECISION]]
@@ -89,7 +89,9 @@ def test_the_task_loop_plans_and_its_decisions_can_be_made_again(
         assert values[decision.chosen] == max(values)
         assert f"seed {decision.candidates[decision.chosen].seed}" in decision.reason
         assert decision.checkpoint_digest == decision.planner_digest == checkpoint
-        assert {"observe", "propose", "imagine", "appraise", "transfer"} <= set(decision.phases)
+        assert {"observe", "sample_actions", "predict_future", "predict_value", "transfer"} <= set(
+            decision.phases
+        )
         assert decision.search.startswith("{candidates: 4, futures: 2")
         for role in ROLES:
             shown = deserialize_message(episode.wire[f"/{future_topic(role)}"][index], Image)
@@ -115,7 +117,11 @@ def test_a_worker_killed_in_mid_search_changes_nothing(graph: Graph) -> None:
     assert [len(arm) for arm in graph.sent()] == [1, 1]
     diagnosed = graph.diagnosed("worker 0", "worker 1", "search")
     assert "4 of 4 candidates finished" in diagnosed["search"].message
-    assert {v.key for v in diagnosed["search"].values} >= {"propose", "imagine", "appraise"}
+    assert {v.key for v in diagnosed["search"].values} >= {
+        "sample_actions",
+        "predict_future",
+        "predict_value",
+    }
     wait_for(
         lambda: len([p for p in workers_of(node) if p != victim and is_running(p)]) == 2,
         "the worker to be back",

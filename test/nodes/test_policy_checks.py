@@ -17,7 +17,7 @@ from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.episodes.topics import POLICY_NODE, RECORDER_NODE
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.policy_reports import PolicyChecks
-from cosmos_policy_ros.rig.observation import Sources
+from cosmos_policy_ros.rig.observation import SensorBuffer
 from cosmos_policy_ros.rig.self_check import Check
 from cosmos_policy_ros.rig.spec import load_rig
 
@@ -32,14 +32,14 @@ class Wire:
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
         self.node = self.join(POLICY_NODE)
-        keeper = SimpleNamespace(needed=True, node_name=GUARD, silence=lambda: "")
-        inputs = SimpleNamespace(sources=Sources(RIG), subscriptions=[])
+        watchdog = SimpleNamespace(needed=True, node_name=GUARD, silence=lambda: "")
+        inputs = SimpleNamespace(sources=SensorBuffer(RIG), subscriptions=[])
         self.checks = PolicyChecks(
             self.node,
             RIG,
             inputs,  # type: ignore[arg-type]
             shell.motion_clock(self.node)[0],
-            keeper=keeper,  # type: ignore[arg-type]
+            watchdog=watchdog,  # type: ignore[arg-type]
             warnings=(),
             dry=False,
             trained_on=(480, 640),
@@ -100,20 +100,20 @@ def test_cameras_of_another_aspect_ratio_than_the_checkpoints(wire: Wire) -> Non
     def show(height: int, width: int) -> Check:
         for camera in RIG.cameras:
             data = bytes(3 * height * width)
-            picture = SimpleNamespace(
+            image = SimpleNamespace(
                 encoding="rgb8", height=height, width=width, step=3 * width, data=data
             )
-            wire.sources.add_image(camera.role, picture, 0)
-        return wire.check("pictures")
+            wire.sources.add_image(camera.role, image, 0)
+        return wire.check("images")
 
-    assert not wire.check("pictures").passed
+    assert not wire.check("images").passed
     assert show(240, 320).passed
     wide = show(180, 320)
     assert not wide.passed and "primary 180x320, +33% in width" in wide.found
 
 
-def test_a_picture_that_cannot_be_used_is_named(wire: Wire) -> None:
+def test_a_image_that_cannot_be_used_is_named(wire: Wire) -> None:
     torn = SimpleNamespace(format="jpeg", data=b"\xff\xd8\xff")
     wire.sources.add_image("primary", torn, 0)
-    check = wire.check("pictures")
+    check = wire.check("images")
     assert not check.passed and f"{RIG.cameras[2].topic}: 3 bytes of 'jpeg'" in check.found

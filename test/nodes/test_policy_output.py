@@ -1,4 +1,4 @@
-"""What the policy node sends, or leaves alone, when a keeper says that it holds the arms."""
+"""What the policy node sends, or leaves alone, when a watchdog says that it holds the arms."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from cosmos_policy_ros.rig.spec import RigSpec
 
 POSE = np.array([0.0, -0.96, 1.16, 0.0, -0.3, 0.0, 0.5] * 2)
 MOVES = np.array([1.0, 0, 0, 0, 0, 0, 0] * 2)  # the waists
-KEEPER_HOLDS = "the arm guard holds the arms: it says so"
+WATCHDOG_HOLDS = "the arm guard holds the arms: it says so"
 
 
 class Surroundings:
-    """The time, the arms that report now and then, and a keeper that may say it holds them."""
+    """The time, the arms that report now and then, and a watchdog that may say it holds them."""
 
     def __init__(self) -> None:
         self.now_ns, self.reported_ns, self.pose, self.held = 10 * NS_PER_S, 10 * NS_PER_S, POSE, ""
@@ -63,14 +63,14 @@ def output(rig: RigSpec, around: Surroundings) -> Iterator[PolicyOutput]:
 
 @pytest.fixture
 def braking(rig: RigSpec, output: PolicyOutput, around: Surroundings) -> PolicyOutput:
-    """Told to brake what it has not sent, while the keeper says that it holds."""
-    around.held, around.reported_ns = KEEPER_HOLDS, 0
+    """Told to brake what it has not sent, while the watchdog says that it holds."""
+    around.held, around.reported_ns = WATCHDOG_HOLDS, 0
     output.brake(TimedChunk.hold("run/0", around.now_ns, 0.04, POSE, POSE, rig.max_velocity))
     return output
 
 
 def on_its_way(output: PolicyOutput, around: Surroundings, rig: RigSpec, speed: float) -> None:
-    """Move both waists at ``speed`` [rad/s] for 2 s, and brake when the keeper says it holds."""
+    """Move both waists at ``speed`` [rad/s] for 2 s, and brake when the watchdog says it holds."""
     rows = POSE + speed * MOVES * np.arange(1, 51)[:, None] * 0.04
     chunk = TimedChunk("run/0", around.now_ns, 0.04, POSE, rows, rig.max_velocity)
     assert output.move(chunk) == ""
@@ -78,7 +78,7 @@ def on_its_way(output: PolicyOutput, around: Surroundings, rig: RigSpec, speed: 
         around.now_ns = around.reported_ns = around.now_ns + NS_PER_S // 50
         around.pose = chunk.sample(around.now_ns)
         output.watch()
-    around.held = KEEPER_HOLDS
+    around.held = WATCHDOG_HOLDS
     output.brake(chunk.brake(around.now_ns, 0.4))
 
 
@@ -128,7 +128,7 @@ SLOW = 0.06  # rad/s; less than what counts as motion
 def test_arms_that_follow_a_slow_path_are_not_seen_to_be_held(
     output: PolicyOutput, around: Surroundings, rig: RigSpec
 ) -> None:
-    """The drill: a stray keeper's word at the slow start of a motion, which then went on."""
+    """The drill: a stray watchdog's word at the slow start of a motion, which then went on."""
     on_its_way(output, around, rig, SLOW)
     held = sent_after(output, around, every(0.02), speed=SLOW)
     assert held == pytest.approx(1.0, abs=0.021)

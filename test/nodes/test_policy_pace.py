@@ -11,7 +11,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
 from cosmos_policy_ros.nodes import policy_topics
-from cosmos_policy_ros.nodes.policy_topics import POLL_PERIOD, Pace
+from cosmos_policy_ros.nodes.policy_topics import POLL_PERIOD, PollScheduler
 
 ARMS = ("left", "right")
 
@@ -31,7 +31,7 @@ def test_without_joint_states_it_polls_by_itself_until_it_is_closed(
 ) -> None:
     (node,) = executor.get_nodes()
     polls: list[int] = []
-    pace = Pace(node, ARMS, lambda: polls.append(1))
+    pace = PollScheduler(node, ARMS, lambda: polls.append(1))
 
     def polled_thrice() -> bool:
         executor.spin_once(timeout_sec=0.01)
@@ -52,7 +52,7 @@ def test_joint_states_poll_at_most_every_period_and_wind_up_the_watchdog(
     now = 100.0
     monkeypatch.setattr(policy_topics.time, "monotonic", lambda: now)
     node, polls = Mock(), []
-    pace = Pace(node, ARMS, lambda: polls.append(round(now - 100.0, 6)))
+    pace = PollScheduler(node, ARMS, lambda: polls.append(round(now - 100.0, 6)))
     for tick in range(8):
         now = 100.0 + tick * POLL_PERIOD * 0.375
         for arm in ARMS:
@@ -64,7 +64,7 @@ def test_joint_states_poll_at_most_every_period_and_wind_up_the_watchdog(
 def test_it_waits_for_the_other_arms_joint_state() -> None:
     """Polling between the two, a node behind its own queue braked for an arm that was alive."""
     polls: list[int] = []
-    pace = Pace(Mock(), ARMS, lambda: polls.append(1))
+    pace = PollScheduler(Mock(), ARMS, lambda: polls.append(1))
     for arm, polled in (("left", 0), ("left", 0), ("right", 1), ("right", 1)):
         pace.on_joint_state(arm)
         assert len(polls) == polled

@@ -15,7 +15,7 @@ import pytest
 from helpers.waiting import PATIENCE, family, is_on_loopback, shared_memory_of, sockets, wait_for
 from sensor_msgs.msg import Image
 
-from cosmos_policy_ros.core.paths import config_folder, share_folder
+from cosmos_policy_ros.core.paths import config_folder, package_share
 from cosmos_policy_ros.nodes.client import GraphClient
 from cosmos_policy_ros.nodes.graph import (
     LARGE_IMAGES,
@@ -29,7 +29,7 @@ from cosmos_policy_ros.nodes.graph import (
 )
 from cosmos_policy_ros.rig.spec import load_rig
 
-CONFIG = share_folder() / "config"
+CONFIG = package_share() / "config"
 RANGE, ONLY, PEERS = "ROS_AUTOMATIC_DISCOVERY_RANGE", "ROS_LOCALHOST_ONLY", "ROS_STATIC_PEERS"
 PROFILE, OLD_PROFILE = "FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"
 FOR_GRAPHS = ("FASTDDS_", "FASTRTPS_", "RMW_", "ROS_SECURITY", RANGE, ONLY, PEERS)
@@ -104,7 +104,7 @@ def test_a_profile_of_your_own_is_everybodys(unsaid: pytest.MonkeyPatch) -> None
     assert environment() == {PROFILE: "/lab/profile.xml"}
     assert "the Fast DDS profile /lab/profile.xml says on which interfaces" in exposure()
     # In the same folder by another way.
-    unsaid.setenv(PROFILE, str(share_folder() / "test/../config" / LARGE_IMAGES))
+    unsaid.setenv(PROFILE, str(package_share() / "test/../config" / LARGE_IMAGES))
     assert environment()[PROFILE] == str(CONFIG / LOOPBACK[LARGE_IMAGES])
 
 
@@ -141,7 +141,7 @@ def test_another_middleware_is_left_alone() -> None:
 def test_a_shell_says_the_same(unsaid: pytest.MonkeyPatch, given: dict[str, str]) -> None:
     for name, value in given.items():
         unsaid.setenv(name, value)
-    script = f". {share_folder()}/scripts/env.sh && env"
+    script = f". {package_share()}/scripts/env.sh && env"
     run = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
     shell = dict(line.partition("=")[::2] for line in run.stdout.splitlines())
     expected = os.environ | environment()
@@ -154,23 +154,23 @@ def test_a_shell_says_the_same(unsaid: pytest.MonkeyPatch, given: dict[str, str]
 
 
 @pytest.mark.parametrize(
-    ("rig", "keeper"), [("sim", "arm_guard_node"), ("interbotix_1", "arm_streamer_node")]
+    ("rig", "watchdog"), [("sim", "arm_guard_node"), ("interbotix_1", "arm_streamer_node")]
 )
 @pytest.mark.parametrize(("range_", "only"), [("OFF", "0"), ("LOCALHOST", "0"), ("OFF", "1")])
 def test_who_holds_the_arms_shares_no_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, range_: str, only: str, rig: str, keeper: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, range_: str, only: str, rig: str, watchdog: str
 ) -> None:
     # OFF leaves the transports alone, as SUBNET does on a rig, and meets nobody.
     monkeypatch.setenv(RANGE, range_)
     monkeypatch.setenv(ONLY, only)
     nodes = node_processes(GraphOptions(rig=rig, root=str(tmp_path)))
-    apart = tuple(n for n in nodes if n.executable in (keeper, "recorder_node"))
+    apart = tuple(n for n in nodes if n.executable in (watchdog, "recorder_node"))
     with NodeProcesses(apart, tmp_path / "log") as processes:
         pids = {n.executable: processes.pid(n.executable) for n in apart}
         for name, pid in pids.items():
             wait_for(lambda pid=pid: [*sockets(pid)], f"{name} to be on the network")
         wait_for(lambda: shared_memory_of(pids["recorder_node"]), "the recorder's shared memory")
-        assert not shared_memory_of(pids[keeper])
+        assert not shared_memory_of(pids[watchdog])
         processes.check()
 
 

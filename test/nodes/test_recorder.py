@@ -253,7 +253,7 @@ def test_a_score_by_the_rubric(bench: Bench, rig: RigSpec) -> None:
 
 
 @pytest.mark.parametrize("parameters", [{"images": "jpeg", "compression": "zstd"}])
-def test_pictures_become_jpegs(bench: Bench, rig: RigSpec) -> None:
+def test_images_become_jpegs(bench: Bench, rig: RigSpec) -> None:
     bench.connect(rig)
     started = bench.start()
     assert started.success, started.message

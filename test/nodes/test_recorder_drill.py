@@ -35,7 +35,7 @@ from cosmos_policy_ros.bags.messages import decode_label
 from cosmos_policy_ros.bags.types import load_types, types_of_definition
 from cosmos_policy_ros.bags.writer import LABEL_TOPIC
 from cosmos_policy_ros.core.errors import CosmosPolicyError
-from cosmos_policy_ros.core.paths import config_folder, share_folder
+from cosmos_policy_ros.core.paths import config_folder, package_share
 from cosmos_policy_ros.episodes import label_log
 from cosmos_policy_ros.episodes.store import EpisodeStore, Recovered
 from cosmos_policy_ros.episodes.topics import RECORDER_NODE
@@ -83,7 +83,7 @@ class Life:
 
 
 @dataclass
-class Tally:
+class RubricScore:
     """What one killed recorder was sent and told of, and what of it was found again."""
 
     sent: int
@@ -221,7 +221,7 @@ class Drill:
         self._states.append((time.monotonic(), state))
 
 
-def count(folder: Path, life: Life) -> Tally:
+def count(folder: Path, life: Life) -> RubricScore:
     """Read a recovered bag, with its checksums, and hold it against what is known of its life."""
     (path,) = folder.glob("*.mcap")
     file = CheckedFile(path)
@@ -241,7 +241,7 @@ def count(folder: Path, life: Life) -> Tally:
     in_journal = {(label.revision, label.points) for label in label_log.read(folder)[0]}
     old = [m for m in life.sent if m.at < life.killed - PROMISE]
     lost = [life.killed - m.at for m in life.sent if (m.topic, m.number) not in found]
-    return Tally(
+    return RubricScore(
         sent=len(life.sent),
         found=len(life.sent) - len(lost),
         old=len(old),
@@ -280,7 +280,7 @@ def drill(tmp_path: Path, rig: RigSpec) -> Iterator[Drill]:
 def test_killed_recorder_nodes_keep_their_promise(drill: Drill, tmp_path: Path) -> None:
     lives = [drill.live(number) for number in range(KILLS)]
     # Each recorder has recovered the one before it; the last is left to the operator's command.
-    (last,) = EpisodeStore(tmp_path, load_types(share_folder() / "msg")).recover()
+    (last,) = EpisodeStore(tmp_path, load_types(package_share() / "msg")).recover()
     assert isinstance(last, Recovered), last
     tallies = [count(tmp_path / life.episode, life) for life in lives]
     total = {name: sum(getattr(t, name) for t in tallies) for name in vars(tallies[0])}

@@ -40,7 +40,7 @@ def graph(running: RealTimeGraph) -> RealTimeGraph:
     running.faults()
     running.wall.set(0.0)
     assert running.client.arm(False).success
-    running.wait(lambda: not running.keeper.armed, "the guard to let go")
+    running.wait(lambda: not running.watchdog.armed, "the guard to let go")
     running.wait(lambda: not running.moving(), "the arms to rest")
     running.sent.clear()
     return running
@@ -137,8 +137,8 @@ def test_a_strangers_trajectory_is_ended_by_the_guard(graph: RealTimeGraph) -> N
         point.time_from_start.sec = 4
         message.points = [point]
         stranger.publish(message)
-        graph.wait(lambda: "'stranger' came on" in graph.keeper.reason, "the guard to name it")
-        assert graph.keeper.holding
+        graph.wait(lambda: "'stranger' came on" in graph.watchdog.reason, "the guard to name it")
+        assert graph.watchdog.holding
         graph.wait(lambda: not graph.moving(window=0.3), "the arms to rest", REST)
         assert abs(graph.pose()[0] - pose[0]) < 0.75, "it went to its end"
         check_what_was_sent(graph, message)
@@ -189,7 +189,7 @@ def test_another_policy_nodes_states_change_nothing(graph: RealTimeGraph) -> Non
             for armed in (False, True):
                 other.publish(PolicyState(identity=identity, armed=armed, phase="ready"))
         time.sleep(0.3)
-        assert graph.keeper.armed
+        assert graph.watchdog.armed
         assert graph.moving(window=1.0)
     finally:
         node.destroy_publisher(other)
@@ -206,7 +206,7 @@ def test_a_policy_node_killed_under_any_clock_leaves_arms_at_rest(
         graph.wall.set(seconds)
     os.kill(graph.pid("policy_node"), signal.SIGKILL)
     try:
-        graph.wait(lambda: graph.keeper.reason, "the guard to hold")
+        graph.wait(lambda: graph.watchdog.reason, "the guard to hold")
         graph.wait(lambda: not graph.moving(window=0.3), "the arms to rest", REST)
         check_what_was_sent(graph)
         assert np.abs(graph.pose() - before).max() < 1.5

@@ -14,11 +14,11 @@ from fnmatch import fnmatchcase
 import pytest
 from helpers.waiting import PATIENCE, wait_for
 
-from cosmos_policy_ros.core.paths import share_folder
+from cosmos_policy_ros.core.paths import package_share
 from cosmos_policy_ros.nodes.client import GraphClient
 from cosmos_policy_ros.nodes.graph import GraphOptions, NodeProcesses, node_processes
 
-FILE = share_folder() / "config" / "sros2" / "policy.xml"
+FILE = package_share() / "config" / "sros2" / "policy.xml"
 OURS = ("policy_node", "arm_guard_node", "arm_streamer_node", "recorder_node", "sim_rig_node")
 # What a node of the graph has, by the names of rclpy and of the policy.
 USES = {

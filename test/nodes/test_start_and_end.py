@@ -61,7 +61,7 @@ def group_is_gone(leader: int) -> bool:
         ("policy_node", {"devices": "cpu,"}, ["devices 'cpu,' has an empty entry"]),
         (
             "policy_node",
-            {"planning": "best_of_8", "planner": "/nowhere"},
+            {"planning": "best_of_8", "world_model": "/nowhere"},
             ["/nowhere"],
         ),
         ("policy_node", {"rig": 5}, ["'rig' to '5'", "STRING"]),

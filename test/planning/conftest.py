@@ -17,7 +17,7 @@ from cosmos_policy_ros.model.checkpoint import load_checkpoint
 @pytest.fixture(scope="session")
 def planning_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder like the smallest checkpoint's, with other weights of the transformer."""
-    folder = tmp_path_factory.mktemp("planner")
+    folder = tmp_path_factory.mktemp("world_model")
     for name in files.REQUIRED:
         shutil.copy(TINY / name, folder)
     checkpoint = load_checkpoint(TINY)

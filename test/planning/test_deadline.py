@@ -14,10 +14,14 @@ from cosmos_policy_ros.inference.tasks import SearchInfo
 from cosmos_policy_ros.planning.search import REMEMBERED, Durations, Search, fit, makespan
 
 # A step of each stage; a candidate is 10, 5 and three times 5 of them: 4 s.
-STEP = {"propose": 0.1, "imagine": 0.2, "appraise": 0.4 / 3}
+STEP = {"sample_actions": 0.1, "predict_future": 0.2, "predict_value": 0.4 / 3}
 INFO = SearchInfo(digest="d", denoising_steps=10, pace=STEP)
 RELEASED = SearchConfig()
-SECONDS: dict[Stage, float] = {"propose": 1.0, "imagine": 1.0, "appraise": 2.0 / 3}
+SECONDS: dict[Stage, float] = {
+    "sample_actions": 1.0,
+    "predict_future": 1.0,
+    "predict_value": 2.0 / 3,
+}
 
 
 def length(candidates: int, workers: int, **changes: int) -> float:
@@ -43,11 +47,11 @@ def test_a_search_takes_as_long_as_its_busiest_worker(
     assert length(candidates, workers) == pytest.approx(expected)
 
 
-@given(candidates=st.integers(1, 8), workers=st.integers(1, 8), lot=st.integers(1, 4))
-def test_no_work_is_lost_and_none_is_done_twice(candidates: int, workers: int, lot: int) -> None:
-    lots = -(-candidates // lot)
-    work = lots * (1.0 + 1.0 + 3 * 2.0 / 3)
-    took = length(candidates, workers, lot=lot)
+@given(candidates=st.integers(1, 8), workers=st.integers(1, 8), candidate_batch=st.integers(1, 4))
+def test_no_work_is_lost_and_none_is_done_twice(candidates: int, workers: int, batch: int) -> None:
+    batches = -(-candidates // batch)
+    work = batches * (1.0 + 1.0 + 3 * 2.0 / 3)
+    took = length(candidates, workers, candidate_batch=batch)
     assert work / workers - 1e-9 <= took <= work + 1e-9
     assert took >= 2.0 + 2.0 / 3 - 1e-9
 
@@ -94,15 +98,15 @@ def test_a_search_of_one_stays_one() -> None:
 
 def test_what_was_measured_counts_and_is_forgotten() -> None:
     durations = Durations()
-    assert durations.seconds("propose", 10, 0.95, STEP) == pytest.approx(1.0)
-    assert durations.seconds("propose", 10, 0.95, {}) == float("inf")
+    assert durations.seconds("sample_actions", 10, 0.95, STEP) == pytest.approx(1.0)
+    assert durations.seconds("sample_actions", 10, 0.95, {}) == float("inf")
     for _ in range(REMEMBERED):
-        durations.add("propose", 10, 30.0)
-    assert durations.seconds("propose", 10, 0.5, STEP) == pytest.approx(30.0)
-    assert durations.told() == {"propose": "p50 3 s, p95 3 s per step"}
+        durations.add("sample_actions", 10, 30.0)
+    assert durations.seconds("sample_actions", 10, 0.5, STEP) == pytest.approx(30.0)
+    assert durations.summary() == {"sample_actions": "p50 3 s, p95 3 s per step"}
     for _ in range(REMEMBERED):
-        durations.add("propose", 5, 0.5)
-    assert durations.seconds("propose", 10, 0.95, STEP) == pytest.approx(1.0)
+        durations.add("sample_actions", 5, 0.5)
+    assert durations.seconds("sample_actions", 10, 0.95, STEP) == pytest.approx(1.0)
 
 
 def test_a_slow_tail_is_reckoned_with_once() -> None:

@@ -15,7 +15,7 @@ from helpers.search import TINY, query_of
 from cosmos_policy_ros.bags.types import load_types
 from cosmos_policy_ros.cli.replay_decision import main
 from cosmos_policy_ros.core.errors import CheckpointError, RolloutError
-from cosmos_policy_ros.core.paths import share_folder
+from cosmos_policy_ros.core.paths import package_share
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.inference.search_engine import SearchEngine
 from cosmos_policy_ros.inference.spec import SearchConfig, parse_search
@@ -24,7 +24,7 @@ from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.nodes.convert import decision_to_message
 from cosmos_policy_ros.planning import replay
 from cosmos_policy_ros.planning.search import run_search
-from cosmos_policy_ros.rig.decision import Candidate, Commitment, Decision, Query
+from cosmos_policy_ros.rig.decision import ActionPrefix, Candidate, Decision, Query
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_what_the_arms_were_committed_to_is_in_the_bag(
 ) -> None:
     query, decision = decided
     path = decision.positions + 0.01
-    committed = Commitment(path[:20], np.linspace(1.0, 0.1, 20), 0.8)
+    committed = ActionPrefix(path[:20], np.linspace(1.0, 0.1, 20), 0.8)
     in_motion = replace(query, committed=committed)
     config = parse_search(decision.search, "the test's")
     held = run_search(engine, in_motion, config)
@@ -123,8 +123,8 @@ def test_a_checkpoint_is_found_by_its_digest(tmp_path: Path) -> None:
     bag = episode(tmp_path)
     found = replay.find_checkpoint(bag, digest(TINY), "", "--checkpoint")
     assert Path(found) == TINY
-    with pytest.raises(CheckpointError, match=r"no checkpoint with digest feed.*by --planner"):
-        replay.find_checkpoint(bag, "feed", str(TINY), "--planner")
+    with pytest.raises(CheckpointError, match=r"no checkpoint with digest feed.*by --world-model"):
+        replay.find_checkpoint(bag, "feed", str(TINY), "--world-model")
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_what_cannot_be_made_again_is_told(
 
 def episode(folder: Path) -> Path:
     """Return a bag with one decision, of the demonstrator."""
-    types = load_types(share_folder() / "msg")
+    types = load_types(package_share() / "msg")
     writing = Writing(EpisodeStore(folder, types), types)
     writing.seconds(0.2)
     writing.decision(100, "", engine="demonstrator")

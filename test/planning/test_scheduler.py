@@ -19,10 +19,10 @@ from helpers.waiting import is_running, wait_for
 from cosmos_policy_ros.core.errors import ConfigError, ObservationError, WorkerError
 from cosmos_policy_ros.inference.engines import load_cosmos, load_engine
 from cosmos_policy_ros.inference.spec import EngineLoader, EngineSpec, SearchConfig
-from cosmos_policy_ros.inference.tasks import Decide, Depict
+from cosmos_policy_ros.inference.tasks import Decide, DecodeImages
 from cosmos_policy_ros.inference.worker import WorkerLimits
 from cosmos_policy_ros.model.files import digest
-from cosmos_policy_ros.planning.scheduler import HUNG_LEAST, Planner
+from cosmos_policy_ros.planning.scheduler import HUNG_LEAST, SearchScheduler
 from cosmos_policy_ros.planning.search import run_search
 from cosmos_policy_ros.planning.workers import parse_devices, start_inference
 from cosmos_policy_ros.rig.decision import Decision
@@ -33,22 +33,22 @@ STUB_SPEC = EngineSpec("cosmos", "stub", search=SearchConfig(candidates=8))
 LIMITS = WorkerLimits(start_timeout=60.0, query_timeout=60.0, restarts=5, backoff=0.05)
 # What a decision may come after its deadline, and what the machine may add when others use it too.
 LATE, BUSY = 0.1, 1.0
-Make = Callable[..., Planner]
+Make = Callable[..., SearchScheduler]
 
 
 @pytest.fixture
 def make() -> Iterator[Make]:
     """Return a maker of planners, all of them ready, and closed at the end."""
-    made: list[Planner] = []
+    made: list[SearchScheduler] = []
 
     def planner(
         workers: int,
         spec: EngineSpec = STUB_SPEC,
         load: EngineLoader = search_stub.load,
         limits: WorkerLimits = LIMITS,
-    ) -> Planner:
+    ) -> SearchScheduler:
         found = start_inference(spec, ["cpu"] * workers, limits, load=load)
-        assert isinstance(found, Planner)
+        assert isinstance(found, SearchScheduler)
         made.append(found)
         wait_for(lambda: found.status != "starting", "the workers to load")
         return found
@@ -58,7 +58,7 @@ def make() -> Iterator[Make]:
         each.close()
 
 
-def ask(planner: Planner, **options: Any) -> Any:
+def ask(planner: SearchScheduler, **options: Any) -> Any:
     return planner.submit(Decide(query_of(**options)))
 
 
@@ -78,7 +78,7 @@ def same(one: Decision, other: Decision) -> None:
     assert [getattr(one, name) for name in names] == [getattr(other, name) for name in names]
 
 
-def pids(planner: Planner) -> list[int]:
+def pids(planner: SearchScheduler) -> list[int]:
     found = [worker.pid for worker in planner.workers]
     assert None not in found
     return [pid for pid in found if pid is not None]
@@ -94,7 +94,7 @@ def test_it_decides_alike_on_any_number_of_workers(make: Make, workers: int) -> 
     for _ in range(2):
         decision = ask(planner).result(timeout=60)
         same(decision, serial)
-    assert set(decision.phases) == {"propose", "imagine", "appraise"}
+    assert set(decision.phases) == {"sample_actions", "predict_future", "predict_value"}
     assert all(seconds > 0 for seconds in decision.phases.values())
 
 
@@ -107,8 +107,8 @@ def test_more_workers_than_candidates_share_their_values(make: Make) -> None:
 def test_a_future_is_depicted_by_whoever_is_idle(make: Make) -> None:
     planner, query = make(1, TINY_SPEC, load_engine), query_of()
     decision = planner.submit(Decide(query)).result(timeout=60)
-    pictures = planner.submit(Depict(query, decision.imagined)).result(timeout=60)
-    assert {role: p.shape for role, p in pictures.items()}["primary"] == (64, 64, 3)
+    images = planner.submit(DecodeImages(query, decision.imagined)).result(timeout=60)
+    assert {role: p.shape for role, p in images.items()}["primary"] == (64, 64, 3)
 
 
 def test_two_checkpoints_take_part(make: Make, planning_checkpoint: Path) -> None:

@@ -20,10 +20,10 @@ from cosmos_policy_ros.core.errors import (
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.inference.search_engine import SearchEngine, check_pair, evaluations
 from cosmos_policy_ros.inference.spec import SearchConfig, parse_search
-from cosmos_policy_ros.inference.tasks import Depict
+from cosmos_policy_ros.inference.tasks import DecodeImages
 from cosmos_policy_ros.model.config import Numerics
 from cosmos_policy_ros.model.policy import CosmosPolicy
-from cosmos_policy_ros.model.sampler import Draw
+from cosmos_policy_ros.model.sampler import SampleSpec
 from cosmos_policy_ros.planning.search import run_search
 
 ROUNDING = 2e-4  # of a value; batches of another size take other kernels, over many steps
@@ -44,26 +44,30 @@ def engine(policy: CosmosPolicy) -> SearchEngine:
 
 
 def serial(
-    policy: CosmosPolicy, seed: int, planner: CosmosPolicy | None = None
+    policy: CosmosPolicy, seed: int, world_model: CosmosPolicy | None = None
 ) -> tuple[list[float], torch.Tensor]:
     """Appraise one candidate the literal way: a future, its values, the next future."""
-    planner = planner or policy
-    scene = policy.look(PROMPT, query_of(policy).observation)
+    world_model = world_model or policy
+    scene = policy.encode_observation(PROMPT, query_of(policy).observation)
     released = policy.checkpoint.config.numerics == "released"
     future_steps = [1, 3, 5] if released else [5, 5, 5]
     value_steps = [1, 2, 3, 4, 5] if released else [5] * 5
-    action = policy.propose(scene, [Draw(seed, 3)])
+    action = policy.sample_actions(scene, [SampleSpec(seed, 3)])
     values: list[float] = []
     for i, steps in enumerate(future_steps):
-        future = planner.imagine(PROMPT, action, [Draw(seed + i, steps)])
+        future = world_model.predict_future(PROMPT, action, [SampleSpec(seed + i, steps)])
         for j, more in enumerate(value_steps):
-            values += planner.appraise(PROMPT, future, [Draw(seed + j, more)], "value_s")
+            values += world_model.predict_value(
+                PROMPT, future, [SampleSpec(seed + j, more)], "value_s"
+            )
     return values, action
 
 
-@pytest.mark.parametrize("lot", [1, 2, 3])
-def test_the_search_is_the_serial_one(policy: CosmosPolicy, engine: SearchEngine, lot: int) -> None:
-    config = SearchConfig(candidates=3, lot=lot)
+@pytest.mark.parametrize("candidate_batch", [1, 2, 3])
+def test_the_search_is_the_serial_one(
+    policy: CosmosPolicy, engine: SearchEngine, batch: int
+) -> None:
+    config = SearchConfig(candidates=3, candidate_batch=batch)
     decision = run_search(engine, query_of(policy), config)
     assert [candidate.seed for candidate in decision.candidates] == [195, 196, 197]
     for index, candidate in enumerate(decision.candidates):
@@ -81,18 +85,18 @@ def test_the_policy_proposes_and_the_planner_does_the_rest(
     policy: CosmosPolicy, planning_checkpoint: Path
 ) -> None:
     numerics = policy.checkpoint.config.numerics
-    planner = CosmosPolicy.load(planning_checkpoint, numerics=numerics)
+    world_model = CosmosPolicy.load(planning_checkpoint, numerics=numerics)
     decision = run_search(
-        SearchEngine(policy, planner), query_of(policy), SearchConfig(candidates=1)
+        SearchEngine(policy, world_model), query_of(policy), SearchConfig(candidates=1)
     )
     (candidate,) = decision.candidates
-    values, action = serial(policy, candidate.seed, planner)
+    values, action = serial(policy, candidate.seed, world_model)
     np.testing.assert_allclose(candidate.values, values, atol=ROUNDING)
     np.testing.assert_allclose(decision.positions, policy.chunks(action)[0], atol=1e-6)
     alone, _ = serial(policy, candidate.seed)
     assert np.abs(np.array(values) - alone).max() > 10 * ROUNDING, "two different networks"
     assert decision.checkpoint_digest == policy.checkpoint.digest
-    assert decision.planner_digest == planner.checkpoint.digest != policy.checkpoint.digest
+    assert decision.planner_digest == world_model.checkpoint.digest != policy.checkpoint.digest
 
 
 def test_a_candidate_does_not_depend_on_how_many_there_are(
@@ -138,9 +142,9 @@ def test_the_chosen_future_can_be_looked_at(policy: CosmosPolicy, engine: Search
     query = query_of(policy)
     decision = run_search(engine, query, SearchConfig(candidates=2, futures=1, values=2))
     assert decision.imagined is not None
-    pictures = engine.answer(Depict(query, decision.imagined))
-    assert isinstance(pictures, dict)
-    assert {role: picture.shape for role, picture in pictures.items()} == dict.fromkeys(
+    images = engine.answer(DecodeImages(query, decision.imagined))
+    assert isinstance(images, dict)
+    assert {role: image.shape for role, image in images.items()} == dict.fromkeys(
         ("left_wrist", "right_wrist", "primary"), (64, 64, 3)
     )
 
@@ -155,16 +159,16 @@ def test_the_average_of_all_futures_can_be_shown(
     assert last.imagined is not None and average.imagined is not None
     assert last.candidates == average.candidates
     np.testing.assert_array_equal(last.imagined, average.imagined[-1:])
-    each = [engine.answer(Depict(query, average.imagined[i : i + 1])) for i in range(3)]
-    shown = engine.answer(Depict(query, average.imagined))
+    each = [engine.answer(DecodeImages(query, average.imagined[i : i + 1])) for i in range(3)]
+    shown = engine.answer(DecodeImages(query, average.imagined))
     assert isinstance(shown, dict)
-    for role, picture in shown.items():
-        expected = np.mean([pictures[role] for pictures in each], axis=0).round()  # type: ignore[index]
-        assert picture.dtype == np.uint8 and len(np.unique(picture)) > 1
-        np.testing.assert_array_equal(picture, expected)
+    for role, image in shown.items():
+        expected = np.mean([images[role] for images in each], axis=0).round()  # type: ignore[index]
+        assert image.dtype == np.uint8 and len(np.unique(image)) > 1
+        np.testing.assert_array_equal(image, expected)
 
 
-def test_a_picture_without_memory_costs_no_process(
+def test_a_image_without_memory_costs_no_process(
     policy: CosmosPolicy, engine: SearchEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -173,15 +177,15 @@ def test_a_picture_without_memory_costs_no_process(
     query = query_of(policy)
     decision = run_search(engine, query, SearchConfig(candidates=1, futures=1, values=2))
     assert decision.imagined is not None
-    monkeypatch.setattr(policy, "depict", full)
+    monkeypatch.setattr(policy, "decode_images", full)
     with pytest.raises(CosmosPolicyError, match=r"set futures: false.*20\.00 GiB") as caught:
-        engine.answer(Depict(query, decision.imagined))
+        engine.answer(DecodeImages(query, decision.imagined))
     # After one of these the process would be started again.
     assert not isinstance(caught.value, WorkerError)
 
 
 def test_a_decision_bears_its_search(policy: CosmosPolicy, engine: SearchEngine) -> None:
-    config = SearchConfig(candidates=1, futures=1, values=2, lot=3)
+    config = SearchConfig(candidates=1, futures=1, values=2, candidate_batch=3)
     decision = run_search(engine, query_of(policy), config)
     assert parse_search(decision.search, "a decision") == config
     assert decision.numerics == policy.checkpoint.config.numerics
@@ -221,7 +225,7 @@ def test_evaluations_are_counted(numerics: Numerics, config: SearchConfig, expec
     ("changes", "message"),
     [
         ({"futures": 0}, "futures: 0 must be at least 1"),
-        ({"lot": 0}, "lot: 0 must be at least 1"),
+        ({"candidate_batch": 0}, "batch: 0 must be at least 1"),
         ({"value": "value_q", "depth": 2}, "imagines no future"),
         ({"aggregation": "lcb", "futures": 1, "values": 1}, "no standard deviation"),
     ],

@@ -23,7 +23,7 @@ from cosmos_policy_ros.rig import vx300s
 from cosmos_policy_ros.rig.arms import ARMS, GRIPPER_INDICES
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.collision import Base, Bases, CollisionModel, Geometry
-from cosmos_policy_ros.rig.safety_gate import SafetyGate, Situation, Verdict
+from cosmos_policy_ros.rig.safety_gate import GateContext, GateResult, SafetyGate
 from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.sim.kinematics import ArmKinematics, gripper_pose
 from cosmos_policy_ros.sim.scene import load_physics_model
@@ -52,8 +52,8 @@ def moved(start: np.ndarray, goal: np.ndarray) -> np.ndarray:
     return np.asarray(start + t**3 * (10 - 15 * t + 6 * t**2) * (goal - start))
 
 
-def judge(rows: np.ndarray, held: np.ndarray, gate: SafetyGate = GATE) -> Verdict:
-    return gate.judge(rows, 0.04, Situation(held, held))
+def judge(rows: np.ndarray, held: np.ndarray, gate: SafetyGate = GATE) -> GateResult:
+    return gate.judge(rows, 0.04, GateContext(held, held))
 
 
 # ---------------------------------------------------------------- the model
@@ -311,7 +311,7 @@ def test_a_grasp_and_a_hand_over_are_no_collisions() -> None:
     measured[13] = 0.55  # around a cube of 4 cm
     rows = np.tile(held, (50, 1))
     rows[:, 6] = np.clip(1.0 - np.arange(50) / 20, 0.0, 1.0)
-    assert GATE.judge(rows, 0.04, Situation(held, measured)).accepted
+    assert GATE.judge(rows, 0.04, GateContext(held, measured)).accepted
     # Shut fingers do run into each other.
     shut = np.array([*kinematics.reach(take.backed_off(0.12)), 0.0, *giver, 0.0])
     goal = np.array([*held[:6], 0.0, *held[7:]])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cosmos_policy_ros.core.errors import RigError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.units import NS_PER_S
-from cosmos_policy_ros.rig.chunk import Splice, TimedChunk
+from cosmos_policy_ros.rig.chunk import Blend, TimedChunk
 from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
 
@@ -98,14 +98,14 @@ def test_splices_upon_splices_are_one_path(distro: Distro, stamped: bool) -> Non
     path = TimedChunk("0", now, RIG.rates.dt, START, wander(0, START), SPEED, rest)
     controller.accept(NAMES, sent(path), now if stamped else 0, now)
     for number in range(1, 300):
-        # Stamps of pictures and answers keep to no grid.
+        # Stamps of images and answers keep to no grid.
         seen, now = now + 613_000_001, now + 1_009_000_007
         here = path.sample(seen)
         decided = TimedChunk("", seen, RIG.rates.dt, here, wander(number, here), SPEED, rest)
-        splice = Splice(path, decided, now, 5)
-        assert splice.lateness <= 0
+        blend = Blend(path, decided, now, 5)
+        assert blend.lateness <= 0
         before = controller.state(now)
-        path = splice.chunk(str(number), splice.blended())
+        path = blend.chunk(str(number), blend.blended())
         controller.accept(NAMES, sent(path), now if stamped else 0, now)
         for found, was in zip(controller.state(now), before, strict=True):
             np.testing.assert_allclose(found, was, atol=1e-6)

@@ -18,8 +18,14 @@ from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.rig.chunk import KEPT, TimedChunk
 from cosmos_policy_ros.rig.decision import Candidate, Decision, Query
-from cosmos_policy_ros.rig.execution import BoundaryMode, Execution, LatencyTracker, Mode, Trigger
-from cosmos_policy_ros.rig.observation import Sources
+from cosmos_policy_ros.rig.execution import (
+    Execution,
+    InferenceScheduler,
+    LatencyTracker,
+    Mode,
+    TransitionMode,
+)
+from cosmos_policy_ros.rig.observation import SensorBuffer
 from cosmos_policy_ros.rig.run import LATE, Goal, Phase, Run, RunLimits
 from cosmos_policy_ros.rig.safety_gate import SafetyGate
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
@@ -46,17 +52,17 @@ class Bench:
     def __init__(
         self,
         latencies: Iterable[float],
-        mode: Mode = "overlap",
-        boundary: BoundaryMode = "blend",
+        mode: Mode = "asynchronous",
+        transition: TransitionMode = "blend",
         searches: bool = False,
         rig: RigSpec = RIG,
         **goal: float,
     ) -> None:
         self.now = 10.0
-        self.sources, self.latency = Sources(rig), LatencyTracker()
+        self.sources, self.latency = SensorBuffer(rig), LatencyTracker()
         limits = {"time_limit": 20.0, "chunk_limit": 0, "seed": 1, "deadline": 0.0} | goal
-        self.trigger = Trigger(
-            Execution(mode, boundary, searches=searches), rig.rates, self.latency
+        self.scheduler = InferenceScheduler(
+            Execution(mode, transition, searches=searches), rig.rates, self.latency
         )
         self.run = Run(
             Goal("r", "task", "prompt", **limits),  # type: ignore[arg-type]
@@ -65,7 +71,7 @@ class Bench:
             GATE if rig is RIG else SafetyGate(rig),
             RunLimits(observation_timeout=2.0, brake_seconds=0.4),
             None,
-            trigger=self.trigger,
+            scheduler=self.scheduler,
         )
         self.latencies = deque(latencies)
         self.thinking: tuple[Query, float] | None = None
@@ -129,7 +135,7 @@ def test_auto_asks_at_rest_if_a_pause_would_be_left(latency: float) -> None:
 
 
 def test_blocking_never_asks_in_motion() -> None:
-    bench = Bench([0.1] * 100, mode="blocking")
+    bench = Bench([0.1] * 100, mode="synchronous")
     bench.play()
     assert bench.run.chunks == 10
     assert all(query.committed is None for query in bench.queries)
@@ -141,13 +147,13 @@ LATENCIES = st.lists(st.floats(0.0, 1.9), min_size=1, max_size=25)
 @settings(max_examples=50)  # 100 ms each
 @given(
     latencies=LATENCIES,
-    mode=st.sampled_from(["overlap", "auto"]),
-    boundary=st.sampled_from(["blend", "condition"]),
+    mode=st.sampled_from(["asynchronous", "auto"]),
+    transition=st.sampled_from(["blend", "condition"]),
 )
 def test_for_any_latencies_one_path_is_sent_and_nothing_of_the_past(
-    latencies: list[float], mode: Mode, boundary: BoundaryMode
+    latencies: list[float], mode: Mode, transition: TransitionMode
 ) -> None:
-    bench = Bench(latencies, mode, boundary, time_limit=12.0)
+    bench = Bench(latencies, mode, transition, time_limit=12.0)
     bench.play(120.0)
     assert bench.run.outcome is not None, bench.run.message
     assert bench.run.outcome.outcome == "time_limit", bench.run.message
@@ -176,7 +182,7 @@ def test_an_answer_that_comes_too_late_is_dropped_and_the_budget_adapts() -> Non
     # It came after the path's end, where the arms hold; the next query is from rest.
     assert bench.now * NS_PER_S > path.end_ns
     assert bench.run.late == 1 and bench.run.refused == 0
-    assert bench.run.boundary is None
+    assert bench.run.transition is None
     bench.tick()
     assert bench.queries[-1].committed is None
     assert bench.queries[-1].observation.stamp_ns >= path.end_ns
@@ -265,7 +271,7 @@ def test_a_run_that_is_about_to_end_ends_after_a_pause_too() -> None:
 
 
 def test_what_is_committed_is_the_path_at_the_rows_that_are_asked_for() -> None:
-    bench = Bench([0.2] * 20, boundary="condition")
+    bench = Bench([0.2] * 20, transition="condition")
     while len(bench.queries) < 3:
         bench.tick()
     committed, path = bench.queries[-1].committed, bench.run.chunk
@@ -282,7 +288,7 @@ def test_what_is_committed_is_the_path_at_the_rows_that_are_asked_for() -> None:
 
 
 def test_blending_alone_commits_to_nothing() -> None:
-    bench = Bench([0.2] * 20, boundary="blend")
+    bench = Bench([0.2] * 20, transition="blend")
     bench.play(5.0)
     assert bench.queries[-1].committed is not None
     assert not bench.queries[-1].committed.binds
@@ -316,14 +322,14 @@ def test_auto_gives_up_searching_in_motion_once_there_was_too_little_time() -> N
 def test_boundaries_are_measured() -> None:
     bench = Bench([0.3] * 20)
     bench.play(6.0)
-    boundary = bench.run.boundary
-    assert boundary is not None and boundary.sent is not None
-    assert boundary.latency == pytest.approx(0.3, abs=2 * TICK)
-    assert boundary.dropped == pytest.approx(0.3 / 0.04 + KEPT, abs=1)
+    transition = bench.run.transition
+    assert transition is not None and transition.sent is not None
+    assert transition.latency == pytest.approx(0.3, abs=2 * TICK)
+    assert transition.dropped == pytest.approx(0.3 / 0.04 + KEPT, abs=1)
     for name in ("position", "velocity", "acceleration"):
-        decided, sent = (dataclasses.asdict(j)[name] for j in (boundary.decided, boundary.sent))
+        decided, sent = (dataclasses.asdict(j)[name] for j in (transition.decided, transition.sent))
         assert sent < decided, name
-    assert "rows dropped; jump as decided" in str(boundary)
+    assert "rows dropped; jump as decided" in str(transition)
 
 
 def test_the_warm_up_counts_only_until_something_else_is_known() -> None:
@@ -335,7 +341,7 @@ def test_the_warm_up_counts_only_until_something_else_is_known() -> None:
     tracker.add(0.6, {"encode": 0.3})
     assert tracker.p95 == 0.6
     assert tracker.cautious == pytest.approx(0.9)
-    assert tracker.told() == {
+    assert tracker.summary() == {
         "total": "p50 0.6 s, p95 0.6 s",
         "encode": "p50 0.3 s, p95 0.3 s",
     }

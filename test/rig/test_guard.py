@@ -12,7 +12,7 @@ from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.dataset.windows import BRAKE
 from cosmos_policy_ros.rig.chunk import TimedChunk
-from cosmos_policy_ros.rig.guard import HOLD, Guard, Hold
+from cosmos_policy_ros.rig.guard import HOLD, BrakeTrajectory, Guard
 from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryController, TrajectoryPoint
 
@@ -50,7 +50,7 @@ class Bench:
         self.armed = self.alive = True
         self.announced = (0, "")
         self.offset: np.ndarray | None = None  # of the arms from where they are commanded
-        self.holds: dict[str, Hold] = {}
+        self.holds: dict[str, BrakeTrajectory] = {}
         start = RIG.command(START[None])[0]
         self.controllers = {
             o.name: TrajectoryController(o.joints, start[list(o.columns)]) for o in RIG.outputs
@@ -86,7 +86,7 @@ class Bench:
                 self.speak()
             self.obey(self.guard.tick(self.now))
 
-    def obey(self, holds: dict[str, Hold]) -> None:
+    def obey(self, holds: dict[str, BrakeTrajectory]) -> None:
         self.holds |= holds
         for name, hold in holds.items():
             self.controllers[name].accept(hold.joints, hold.points, 0, self.now)

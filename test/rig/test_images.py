@@ -1,7 +1,7 @@
-"""Every common encoding must give the same RGB picture; anything else a clear error, at once.
+"""Every common encoding must give the same RGB image; anything else a clear error, at once.
 
 Pins: a PNG or JPEG of a few hundred bytes that claimed 60000 rows ended the policy node or held it
-for 23 s; half a JPEG passed for a picture under OpenCV 4; grey and depth pictures passed for
+for 23 s; half a JPEG passed for an image under OpenCV 4; grey and depth images passed for
 colour; whatever cv_bridge raised ended the node.
 """
 
@@ -99,7 +99,7 @@ def test_rare_encoding_asks_for_cv_bridge() -> None:
         decode_image(message("bayer_rggb8", RGB[..., 0]), "cam")
 
 
-# ---------------------------------------------------------------- compressed pictures
+# ---------------------------------------------------------------- compressed images
 
 SMOOTH = cv2.resize(RGB, (64, 48), interpolation=cv2.INTER_CUBIC)
 JPEG = cv2.imencode(".jpg", SMOOTH)[1].tobytes()
@@ -163,21 +163,21 @@ def test_a_size_beyond_the_limit_is_refused_undecoded(data: bytes) -> None:
         image_size(compressed(data), "/cam")
 
 
-def test_a_picture_cannot_claim_more_than_its_bytes_hold() -> None:
+def test_a_image_cannot_claim_more_than_its_bytes_hold() -> None:
     """4096 x 4096 of 700 bytes: 0.3 s of decoding, and all of it grey."""
     assert "cannot hold the 4096x4096 pixels" in refusal(compressed(jpeg_claiming(4096, 4096)))
 
 
 @pytest.mark.parametrize("tail", [b"", bytes(40), b"\xff" * 9], ids=["end", "zeros", "ones"])
 @pytest.mark.parametrize("whole", [JPEG, PNG], ids=["jpeg", "png"])
-def test_a_picture_that_was_cut_off_is_none(whole: bytes, tail: bytes) -> None:
+def test_a_image_that_was_cut_off_is_none(whole: bytes, tail: bytes) -> None:
     """Wherever it was cut, and whatever a buffer was filled up with."""
     for length in (*range(8, len(whole), 7), len(whole) - 2):
-        assert "no readable picture" in refusal(compressed(whole[:length] + tail))
+        assert "no readable image" in refusal(compressed(whole[:length] + tail))
 
 
 def test_bytes_after_the_end_are_padding() -> None:
-    """Stock recorders pad every picture to the longest one's length."""
+    """Stock recorders pad every image to the longest one's length."""
     wanted = decode_image(compressed(JPEG), "cam")
     np.testing.assert_array_equal(decode_image(compressed(JPEG + bytes(500)), "cam"), wanted)
 
@@ -188,13 +188,13 @@ def test_an_end_marker_within_a_note_is_no_end() -> None:
     np.testing.assert_array_equal(
         decode_image(compressed(noted), "cam"), decode_image(compressed(JPEG), "cam")
     )
-    assert "no readable picture" in refusal(compressed(noted[:-2]))
+    assert "no readable image" in refusal(compressed(noted[:-2]))
 
 
 def test_a_changed_byte_of_a_png_is_noticed() -> None:
     for at in range(8, len(PNG)):
         changed = PNG[:at] + bytes([PNG[at] ^ 1]) + PNG[at + 1 :]
-        with pytest.raises(ObservationError, match="no readable picture"):
+        with pytest.raises(ObservationError, match="no readable image"):
             decode_image(compressed(changed), "cam")
 
 
@@ -216,14 +216,14 @@ DEPTH_PNG = cv2.imencode(".png", SMOOTH[..., 0].astype(np.uint16) * 257)[1].toby
         ("mono8; jpeg compressed ", JPEG),
     ],
 )
-def test_a_compressed_grey_or_depth_picture_is_no_colour(said: str, data: bytes) -> None:
-    assert "no colour picture of 8 bits a channel" in refusal(compressed(data, said))
+def test_a_compressed_grey_or_depth_image_is_no_colour(said: str, data: bytes) -> None:
+    assert "no colour image of 8 bits a channel" in refusal(compressed(data, said))
 
 
 @pytest.mark.parametrize("encoding", ["mono8", "mono16", "8UC1", "16UC1", "32FC1", "16SC1"])
-def test_a_raw_grey_or_depth_picture_is_no_colour(encoding: str) -> None:
+def test_a_raw_grey_or_depth_image_is_no_colour(encoding: str) -> None:
     told = refusal(message(encoding, RGB[..., 0]))
-    assert f"encoding '{encoding}' is no colour picture" in told
+    assert f"encoding '{encoding}' is no colour image" in told
     assert "take its colour stream" in told
 
 
@@ -233,7 +233,7 @@ def test_a_grey_camera_is_taken_where_the_rig_file_says_so(data: bytes) -> None:
         compressed(data, "mono8; jpeg" if data is GREY_JPEG else ""), "c", grey=True
     )
     assert np.abs(image.astype(int) - SMOOTH[..., :1]).mean() < 4
-    assert "no colour picture" in refusal(compressed(DEPTH_PNG), grey=True)
+    assert "no colour image" in refusal(compressed(DEPTH_PNG), grey=True)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_the_content_is_what_the_format_says(said: str, data: bytes, accepted: b
     if accepted:
         assert decode_image(compressed(data, said), "cam").shape == SMOOTH.shape
     else:
-        assert "no readable picture" in refusal(compressed(data, said))
+        assert "no readable image" in refusal(compressed(data, said))
 
 
 def test_other_codings_are_refused() -> None:
@@ -275,7 +275,7 @@ def test_other_codings_are_refused() -> None:
         png(8, 8, chunk(b"acTL", bytes(8))),
     ],
 )
-def test_a_picture_of_endless_parts_is_refused(data: bytes) -> None:
+def test_a_image_of_endless_parts_is_refused(data: bytes) -> None:
     refusal(compressed(data))
 
 
@@ -299,7 +299,7 @@ def test_the_rig_files_size_is_asked_for() -> None:
     assert "has 48x64 pixels (rows x columns), the rig file says 64x48" in told
 
 
-# ---------------------------------------------------------------- raw pictures
+# ---------------------------------------------------------------- raw images
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,7 @@ def test_the_rig_files_size_is_asked_for() -> None:
         {"data": bytes(10 * RGB.size)},
     ],
 )
-def test_numbers_of_a_raw_picture_that_do_not_fit(changes: dict[str, Any]) -> None:
+def test_numbers_of_a_raw_image_that_do_not_fit(changes: dict[str, Any]) -> None:
     wrong = message("rgb8", RGB)
     vars(wrong).update(changes)
     refusal(wrong)
@@ -392,7 +392,7 @@ def test_a_strangers_words_are_short_and_printable() -> None:
 
 
 def outcome(message: Any) -> Any:
-    """Return the picture, or None for a refusal; anything else that is raised fails the test."""
+    """Return the image, or None for a refusal; anything else that is raised fails the test."""
     try:
         image = decode_image(message, "cam")
     except ObservationError:
@@ -421,7 +421,7 @@ FUZZED = settings(max_examples=300, deadline=None, derandomize=True)
 
 @FUZZED
 @given(st.sampled_from([JPEG, PNG, GREY_JPEG, DEPTH_PNG]), EDITS, st.text(max_size=30))
-def test_any_damage_gives_a_picture_or_an_error(
+def test_any_damage_gives_a_image_or_an_error(
     data: bytes, edits: list[tuple[int, bytes, int]], said: str
 ) -> None:
     outcome(compressed(edited(data, edits), said))
@@ -438,7 +438,7 @@ UINT32 = st.one_of(st.integers(0, 40), st.integers(0, 2**32 - 1))
     UINT32,
     st.binary(max_size=400),
 )
-def test_any_raw_fields_give_a_picture_or_an_error(
+def test_any_raw_fields_give_a_image_or_an_error(
     encoding: str, height: int, width: int, step: int, data: bytes
 ) -> None:
     outcome(SimpleNamespace(encoding=encoding, height=height, width=width, step=step, data=data))

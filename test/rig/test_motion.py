@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cosmos_policy_ros.core.errors import RigError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
-from cosmos_policy_ros.rig.safety_gate import SafetyGate, Situation, start_motion
+from cosmos_policy_ros.rig.safety_gate import GateContext, SafetyGate, start_motion
 from cosmos_policy_ros.rig.spec import load_rig
 
 NOW = 1_000_000_000_000
@@ -24,8 +24,8 @@ GRIPPERS = list(GRIPPER_INDICES)
 START = np.concatenate([[*arm.start, 0.0] for arm in RIG.arms.values()])
 
 
-def at(pose: np.ndarray, **ages: float) -> Situation:
-    return Situation(commanded=pose, measured=pose, **ages)
+def at(pose: np.ndarray, **ages: float) -> GateContext:
+    return GateContext(commanded=pose, measured=pose, **ages)
 
 
 @given(st.lists(st.floats(0.0, 1.0), min_size=14, max_size=14))

@@ -87,7 +87,9 @@ def test_a_stream_takes_one_trajectory_per_arm() -> None:
 
         return both
 
-    assert rig_with(streamed(lambda arms: None), sink="interbotix").outputs
+    assert rig_with(streamed(lambda arms: None), command_interface="interbotix").outputs
     for change in (one_for_all, grippers_apart):
-        with pytest.raises(ConfigError, match="sink: interbotix takes one trajectory per arm"):
-            rig_with(streamed(change), sink="interbotix")
+        with pytest.raises(
+            ConfigError, match="command interface: interbotix takes one trajectory per arm"
+        ):
+            rig_with(streamed(change), command_interface="interbotix")

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers.feeding import JOINTS, fill, picture
+from helpers.feeding import JOINTS, fill, image
 
 from cosmos_policy_ros.core.errors import WorkerError
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Candidate, Decision, Query
-from cosmos_policy_ros.rig.observation import Sources
+from cosmos_policy_ros.rig.observation import SensorBuffer
 from cosmos_policy_ros.rig.run import Goal, Phase, Run, RunLimits
 from cosmos_policy_ros.rig.safety_gate import SafetyGate
 from cosmos_policy_ros.rig.spec import RigSpec
@@ -31,7 +31,7 @@ class Bench:
     def __init__(
         self, rig: RigSpec, time_limit: float = 20.0, chunk_limit: int = 0, dry: bool = False
     ) -> None:
-        self.sources = Sources(rig)
+        self.sources = SensorBuffer(rig)
         self.now = 10.0
         goal = Goal("r", "task", "prompt", time_limit, chunk_limit, 195)
         limits = RunLimits(observation_timeout=2.0, brake_seconds=0.4)
@@ -151,7 +151,7 @@ def lose(bench: Bench, source: str, frozen: bool = False) -> TimedChunk:
     for _ in range(50):
         bench.now += 0.04
         if frozen:
-            bench.sources.add_image(source, picture(7), int(bench.now * NS_PER_S))
+            bench.sources.add_image(source, image(7), int(bench.now * NS_PER_S))
         brake = bench.poll(skip=source)
         if brake is not None:
             assert isinstance(brake, TimedChunk)
@@ -164,8 +164,8 @@ def lose(bench: Bench, source: str, frozen: bool = False) -> TimedChunk:
     [
         ("left", False, 0.5, "follower_left/joint_states: no good joint state for 0.52 s"),
         ("right", False, 0.5, "follower_right/joint_states: no good joint state for 0.52 s"),
-        ("primary", False, 1.0, "cam_high/camera/color/image_rect_raw: no new picture for 1.04 s"),
-        ("left_wrist", True, 1.04, "cam_left_wrist/camera/color/image_rect_raw: no new picture"),
+        ("primary", False, 1.0, "cam_high/camera/color/image_rect_raw: no new image for 1.04 s"),
+        ("left_wrist", True, 1.04, "cam_left_wrist/camera/color/image_rect_raw: no new image"),
     ],
 )
 def test_a_source_lost_in_mid_chunk_brakes_within_two_periods_and_latches(
@@ -219,7 +219,7 @@ def test_a_clock_that_jumps_in_mid_chunk_sends_nothing_in_haste(bench: Bench, ju
     assert (verdict.rule, none) == ("start_jump", None)
 
 
-def test_a_rig_may_let_a_chunk_go_on_without_pictures(rig: RigSpec) -> None:
+def test_a_rig_may_let_a_chunk_go_on_without_images(rig: RigSpec) -> None:
     blind = replace(rig, observation=replace(rig.observation, image_timeout=0.0))
     bench = Bench(blind)
     bench.until(Phase.QUERYING)

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.rig.arms import GRIPPER_INDICES, Arms
-from cosmos_policy_ros.rig.safety_gate import SafetyGate, Situation, StartDrift, Verdict
+from cosmos_policy_ros.rig.safety_gate import GateContext, GateResult, SafetyGate, StartDrift
 from cosmos_policy_ros.rig.spec import load_rig
 
 # Joints alone; what links run into is test_collision's.
 LEADING = replace(load_rig("sim", config_folder("rigs")), geometry=None)
-RIG = replace(LEADING, gate=replace(LEADING.gate, lead_in=0.0))  # as every real rig
+RIG = replace(LEADING, gate=replace(LEADING.gate, ramp_in=0.0))  # as every real rig
 GATE, LEADING_GATE = SafetyGate(RIG), SafetyGate(LEADING)
 POSE = np.concatenate([[*arm.start, 0.5] for _, arm in RIG.arms.items()])
 joints = st.integers(0, 13)
@@ -28,8 +28,8 @@ def still() -> np.ndarray:
     return np.tile(POSE, (50, 1))
 
 
-def judge(positions: np.ndarray, commanded: np.ndarray = POSE, dt: float = 0.04) -> Verdict:
-    return GATE.judge(positions, dt, Situation(commanded, POSE))
+def judge(positions: np.ndarray, commanded: np.ndarray = POSE, dt: float = 0.04) -> GateResult:
+    return GATE.judge(positions, dt, GateContext(commanded, POSE))
 
 
 def test_a_still_chunk_passes_unchanged() -> None:
@@ -62,15 +62,15 @@ def test_one_bad_number_is_refused_by_name(joint: int, step: int, bad: float) ->
 def test_where_the_arms_are_must_be_known(joint: int, commanded: bool) -> None:
     lost = POSE.copy()
     lost[joint] = np.nan
-    now = Situation(lost, POSE) if commanded else Situation(POSE, lost)
+    now = GateContext(lost, POSE) if commanded else GateContext(POSE, lost)
     whole = SafetyGate(load_rig("sim", config_folder("rigs")))
     for gate in (GATE, LEADING_GATE, whole):
         verdict = gate.judge(still(), 0.04, now)
         assert (verdict.rule, verdict.positions) == ("start_jump", None)
 
 
-def aged(**ages: float) -> Verdict:
-    return GATE.judge(still(), 0.04, Situation(POSE, POSE, **ages))
+def aged(**ages: float) -> GateResult:
+    return GATE.judge(still(), 0.04, GateContext(POSE, POSE, **ages))
 
 
 @pytest.mark.parametrize(
@@ -112,9 +112,9 @@ def test_a_rig_may_refuse_what_others_clamp() -> None:
     strict = SafetyGate(replace(RIG, gate=replace(RIG.gate, joint_overshoot=0.0)))
     chunk = np.tile(RIG.upper, (50, 1))
     chunk[7, 0] += 0.01
-    situation = Situation(RIG.upper, RIG.upper)
-    assert GATE.judge(chunk, 0.04, situation).clamped == 1
-    verdict = strict.judge(chunk, 0.04, situation)
+    context = GateContext(RIG.upper, RIG.upper)
+    assert GATE.judge(chunk, 0.04, context).clamped == 1
+    verdict = strict.judge(chunk, 0.04, context)
     assert (verdict.rule, verdict.joint, verdict.step) == ("joint_limits", 0, 7)
 
 
@@ -147,7 +147,7 @@ def test_a_first_row_that_is_too_fast_is_refused(joint: int, sign: float) -> Non
 def test_a_jump_from_the_measured_pose_is_refused_too(joint: int, sign: float) -> None:
     measured = POSE.copy()
     measured[joint] += sign * 0.9
-    verdict = GATE.judge(still(), 0.04, Situation(POSE, measured))
+    verdict = GATE.judge(still(), 0.04, GateContext(POSE, measured))
     assert (verdict.rule, verdict.joint) == ("start_jump", joint)
     assert "measured" in verdict.message
 
@@ -172,9 +172,9 @@ def test_a_step_at_the_speed_limit_passes_and_above_it_is_refused(
     pose[joint] = (RIG.lower + RIG.upper)[joint] / 2 - sign * limit / 2
     chunk = np.tile(pose, (50, 1))
     chunk[step:, joint] += sign * limit
-    assert GATE.judge(chunk, 0.04, Situation(pose, pose)).accepted
+    assert GATE.judge(chunk, 0.04, GateContext(pose, pose)).accepted
     chunk[step:, joint] += sign * limit * 1e-3
-    verdict = GATE.judge(chunk, 0.04, Situation(pose, pose))
+    verdict = GATE.judge(chunk, 0.04, GateContext(pose, pose))
     assert (verdict.rule, verdict.joint, verdict.step) == ("step_speed", joint, step)
 
 
@@ -185,7 +185,7 @@ def test_a_little_past_a_limit_is_clamped_and_counted(joint: int, sign: float) -
     pose[joint] = limit
     chunk = np.tile(pose, (50, 1))
     chunk[10:12, joint] += sign * 0.01
-    verdict = GATE.judge(chunk, 0.04, Situation(pose, pose))
+    verdict = GATE.judge(chunk, 0.04, GateContext(pose, pose))
     assert verdict.accepted
     assert verdict.clamped == 2
     assert verdict.positions is not None
@@ -214,7 +214,7 @@ def test_a_chunk_that_may_begin_where_it_does_is_left_alone(
 ) -> None:
     chunk = still()
     chunk[:, joint] += sign * share * FIRST_STEP
-    verdict = LEADING_GATE.judge(chunk, 0.04, Situation(POSE, POSE))
+    verdict = LEADING_GATE.judge(chunk, 0.04, GateContext(POSE, POSE))
     assert (verdict.accepted, verdict.message) == (True, "")
     np.testing.assert_array_equal(verdict.positions, chunk)
 
@@ -223,12 +223,12 @@ def test_a_chunk_that_may_begin_where_it_does_is_left_alone(
 def test_a_chunk_that_begins_a_little_off_is_led_over(
     joint: int, sign: float, share: float
 ) -> None:
-    """From the held pose, within the rows of the lead-in; behind them it is as it was."""
-    least, most = FIRST_STEP, LEADING.gate.lead_in_jump
+    """From the held pose, within the rows of the ramp-in; behind them it is as it was."""
+    least, most = FIRST_STEP, LEADING.gate.ramp_in_jump
     jump = sign * (least + share * (most - least))
     chunk = still()
     chunk[:, joint] += jump
-    verdict = LEADING_GATE.judge(chunk, 0.04, Situation(POSE, POSE))
+    verdict = LEADING_GATE.judge(chunk, 0.04, GateContext(POSE, POSE))
     assert verdict.accepted, verdict.message
     assert verdict.positions is not None
     np.testing.assert_allclose(verdict.positions[0], POSE, atol=1e-12)
@@ -240,12 +240,12 @@ def test_a_chunk_that_begins_a_little_off_is_led_over(
 
 @given(joints, signs)
 def test_further_off_it_is_refused_as_ever(joint: int, sign: float) -> None:
-    jump = 0.9 if joint in GRIPPER_INDICES else LEADING.gate.lead_in_jump + 0.01
+    jump = 0.9 if joint in GRIPPER_INDICES else LEADING.gate.ramp_in_jump + 0.01
     chunk = still()
     chunk[:, joint] += sign * jump
     if joint in GRIPPER_INDICES:  # it goes along with arms that are led over, or not at all
-        chunk[:, 0] += LEADING.gate.lead_in_jump + 0.01
-    verdict = LEADING_GATE.judge(chunk, 0.04, Situation(POSE, POSE))
+        chunk[:, 0] += LEADING.gate.ramp_in_jump + 0.01
+    verdict = LEADING_GATE.judge(chunk, 0.04, GateContext(POSE, POSE))
     assert (verdict.rule, verdict.positions) == ("start_jump", None)
 
 
@@ -276,10 +276,10 @@ def test_leaving_rest_and_coming_to_rest_count(joint: int, sign: float) -> None:
     gate = SafetyGate(replace(RIG, arms=arms))
     away = sign * np.eye(14)[joint]
     ramp = np.cumsum(0.02 * 0.9 ** np.arange(50))[:, None] * away
-    verdict = gate.judge(POSE + ramp, 0.04, Situation(POSE, POSE))
+    verdict = gate.judge(POSE + ramp, 0.04, GateContext(POSE, POSE))
     assert (verdict.rule, verdict.joint, verdict.step) == ("acceleration", joint, 0)
     ramp = np.cumsum(0.02 * 0.9 ** np.arange(50)[::-1])[:, None] * away
-    verdict = gate.judge(POSE + ramp, 0.04, Situation(POSE, POSE))
+    verdict = gate.judge(POSE + ramp, 0.04, GateContext(POSE, POSE))
     assert (verdict.rule, verdict.joint, verdict.step) == ("acceleration", joint, 49)
 
 
@@ -298,7 +298,7 @@ def test_a_run_whose_chunks_walk_an_arm_away_is_told(joint: int, sign: float) ->
     for count in range(1, 13):
         chunk = np.tile(pose, (50, 1))
         chunk[:, joint] += sign * (0.04 if gripper else 0.11)
-        verdict = drift.add(GATE.judge(chunk, 0.04, Situation(pose, pose)))
+        verdict = drift.add(GATE.judge(chunk, 0.04, GateContext(pose, pose)))
         assert verdict.accepted, verdict.message
         assert verdict.positions is not None
         pose = verdict.positions[-1]
@@ -330,7 +330,7 @@ def test_nothing_that_passes_breaks_a_limit_a_speed_or_a_jump(
     start = commanded + random.uniform(-off, off, 14)
     chunk = start + np.cumsum(random.uniform(-speed, speed, (50, 14)), axis=0)
     for gate, rig in ((GATE, RIG), (LEADING_GATE, LEADING)):
-        verdict = gate.judge(chunk, 0.04, Situation(commanded, commanded))
+        verdict = gate.judge(chunk, 0.04, GateContext(commanded, commanded))
         if verdict.positions is None:
             assert not verdict.accepted
             continue
@@ -357,7 +357,7 @@ def test_a_held_pose_outside_the_limits_leads_nowhere(joint: int) -> None:
     held[joint] = RIG.upper[joint] + 0.05
     chunk = np.tile(held, (50, 1))
     chunk[:, joint] = RIG.upper[joint] - 0.05
-    verdict = LEADING_GATE.judge(chunk, 0.04, Situation(held, held))
+    verdict = LEADING_GATE.judge(chunk, 0.04, GateContext(held, held))
     assert verdict.accepted
     assert verdict.positions is not None
     np.testing.assert_array_equal(verdict.positions, chunk)

@@ -13,13 +13,13 @@ from cosmos_policy_ros.rig.self_check import (
     Heard,
     check_alone,
     check_grippers,
-    check_keeper,
     check_listeners,
     check_pose,
     check_qos,
     check_rates,
     check_sides,
     check_sources,
+    check_watchdog,
     failures,
     table,
 )
@@ -38,9 +38,9 @@ def heard(seconds: float = 2.0, **slow: float) -> Heard:
 
 
 def test_a_keeper_that_is_not_heard_of_stands_against_arming() -> None:
-    assert check_keeper("arm_guard_node", "").passed
+    assert check_watchdog("arm_guard_node", "").passed
     silence = "the arm guard has not been heard of on /x: is it running?"
-    found = check_keeper("arm_guard_node", silence)
+    found = check_watchdog("arm_guard_node", silence)
     assert "has not been heard of on /x" in failures([found])
 
 

@@ -15,7 +15,7 @@ from cosmos_policy_ros.core.config import from_mapping, load_yaml
 from cosmos_policy_ros.core.errors import ConfigError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.rig.arms import STATE_DIM
-from cosmos_policy_ros.rig.safety_gate import SafetyGate, Situation
+from cosmos_policy_ros.rig.safety_gate import GateContext, SafetyGate
 from cosmos_policy_ros.rig.spec import RANGES, RigSpec, StreamLimits, load_rig
 
 RIGS = config_folder("rigs")
@@ -129,9 +129,9 @@ HUGE = (
     ("gate.gripper_start_jump", 9.0, "gripper_start_jump: 9 is outside"),
     ("gate.joint_overshoot", 1.0, "joint_overshoot: 1 is outside"),
     ("gate.gripper_overshoot", 3.0, "gripper_overshoot: 3 is outside"),
-    ("gate.lead_in", 30.0, "lead_in: 30 is outside"),
-    ("gate.lead_in", 0.01, "lead_in: 0.01 s is less than a row"),
-    ("gate.lead_in_jump", 3.0, "lead_in_jump: 3 is outside"),
+    ("gate.ramp_in", 30.0, "ramp_in: 30 is outside"),
+    ("gate.ramp_in", 0.01, "ramp_in: 0.01 s is less than a row"),
+    ("gate.ramp_in_jump", 3.0, "ramp_in_jump: 3 is outside"),
     ("gate.result_age", 1e9, "result_age: 1e+09 is outside"),
     ("gate.refusals", 1000, "refusals: 1000 is outside"),
     ("gate.shake", 0.0, "shake: 0 is outside"),
@@ -244,7 +244,7 @@ def test_the_file_in_an_old_bag_is_read_as_it_was() -> None:
     rig = from_mapping(RigSpec, old, "old bag")
     still = np.tile(np.array([*rig.arms.left.start, 0.0] * 2), (50, 1))
     still[::2, 0] += 0.12
-    assert SafetyGate(rig).judge(still, 0.04, Situation(still[0], still[0])).accepted
+    assert SafetyGate(rig).judge(still, 0.04, GateContext(still[0], still[0])).accepted
 
 
 def test_crank_source_needs_a_crank() -> None:

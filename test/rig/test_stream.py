@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cosmos_policy_ros.core.errors import RigError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.units import NS_PER_S
-from cosmos_policy_ros.rig.chunk import Splice, TimedChunk
+from cosmos_policy_ros.rig.chunk import Blend, TimedChunk
 from cosmos_policy_ros.rig.command_check import CommandCheck
 from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.rig.streamer import CATCH_UP, ArmStream
@@ -86,8 +86,8 @@ def test_chunks_that_take_over_in_motion_are_one_smooth_stream(latency_ns: int) 
             decided = TimedChunk(
                 "", seen_ns, 0.04, path.sample(seen_ns), START + 0.3 * share, SPEED, np.zeros(7)
             )
-            splice = Splice(path, decided, next_ns, 5)
-            path = splice.chunk("1", splice.blended())
+            blend = Blend(path, decided, next_ns, 5)
+            path = blend.chunk("1", blend.blended())
             sent = zip(path.positions, path.velocities, path.times_ns(), strict=True)
             told = [TrajectoryPoint(tuple(p), tuple(v), t) for p, v, t in sent]
             arm.accept(ARM.names, told, next_ns, next_ns, START)

@@ -133,7 +133,7 @@ def test_failed_reads_are_published_and_refused_by_us(driver: XsSdk) -> None:
 
 
 def test_the_finger_is_of_another_crank_than_the_constants(driver: XsSdk) -> None:
-    """Recomputed from the angle, closed is 0; as published it is not (facts, section 2.2)."""
+    """Recomputed from the angle, closed is 0; as published it is not (metadata, section 2.2)."""
     seen = driver.joint_states(sample())
     assert read_arm(SPEC, seen.names, seen.positions)[6] == pytest.approx(0.0, abs=0.01)
     assert SPEC.gripper.normalize(seen.positions[7]) == pytest.approx(-0.08, abs=0.01)

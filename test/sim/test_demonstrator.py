@@ -1,4 +1,4 @@
-"""Pins the demonstrator: succeeds from pictures alone, keeps the limits, says what it lacks."""
+"""Pins the demonstrator: succeeds from images alone, keeps the limits, says what it lacks."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_gripper_constants_are_the_rig_s(query: Query) -> None:
 
 @pytest.mark.parametrize("size", [(128, 128), (240, 320), (224, 224), (480, 640)])
 @pytest.mark.parametrize("task", ["transfer_cube", "insertion"])
-def test_finds_objects_in_pictures_of_any_size(task: str, size: tuple[int, int]) -> None:
+def test_finds_objects_in_images_of_any_size(task: str, size: tuple[int, int]) -> None:
     rig = settled(task, 6)
     pixel = 2 * 0.8 * np.tan(np.radians(39)) / size[0]
     with Renderer(task, *size) as renderer:
@@ -152,7 +152,7 @@ def test_what_it_cannot_answer_is_refused(query: Query) -> None:
     with pytest.raises(ObservationError, match="no script for task 'insertoin'; did you mean"):
         Demonstrator().decide(replace(query, task="insertoin"))
     blind = replace(query.observation, images={})
-    with pytest.raises(ObservationError, match="needs the primary picture; the observation has"):
+    with pytest.raises(ObservationError, match="needs the primary image; the observation has"):
         Demonstrator().decide(replace(query, observation=blind))
     lost = replace(query.observation, state=np.full(14, np.nan))
     with pytest.raises(ObservationError, match="14 finite state values"):

@@ -25,20 +25,20 @@ def red(image: np.ndarray) -> np.ndarray:
     return (levels[..., 0] > 70) & (levels[..., 0] > 2 * levels[..., 1:].max(axis=2))
 
 
-def test_pictures_have_the_asked_shape_and_see_the_scene(rig: SimRig) -> None:
+def test_images_have_the_asked_shape_and_see_the_scene(rig: SimRig) -> None:
     with Renderer("transfer_cube", 96, 128, noise_sigma=0.0) as renderer:
-        pictures = renderer.render(rig.snapshot())
-    assert list(pictures) == list(CAMERAS)
-    for picture in pictures.values():
+        images = renderer.render(rig.snapshot())
+    assert list(images) == list(CAMERAS)
+    for picture in images.values():
         assert picture.shape == (96, 128, 3)
         assert picture.dtype == np.uint8
         assert picture.flags.c_contiguous
-    assert red(pictures["primary"]).sum() > 3
-    table = pictures["primary"][48, 64]
+    assert red(images["primary"]).sum() > 3
+    table = images["primary"][48, 64]
     assert 30 < table.max() < 150
     for arm in ("left", "right"):
         # The gripper fills the lower edge's middle; it is much brighter than the table.
-        assert pictures[f"{arm}_wrist"][-10:, 40:88].mean() > 80
+        assert images[f"{arm}_wrist"][-10:, 40:88].mean() > 80
 
 
 def test_wrist_camera_sees_what_is_between_the_fingers(rig: SimRig) -> None:
@@ -47,11 +47,11 @@ def test_wrist_camera_sees_what_is_between_the_fingers(rig: SimRig) -> None:
     qpos[8:14] = (0.0, -0.1, 0.6, 0.0, 0.5, 0.0)
     qpos[16:19] = (0.05, 0.5, 0.02)
     with Renderer("transfer_cube", 120, 160, noise_sigma=0.0) as renderer:
-        pictures = renderer.render(replace(snapshot, qpos=qpos))
-    rows, columns = np.nonzero(red(pictures["right_wrist"]))
+        images = renderer.render(replace(snapshot, qpos=qpos))
+    rows, columns = np.nonzero(red(images["right_wrist"]))
     assert len(rows) > 200
     assert abs(columns.mean() - 80) < 10
-    assert not red(pictures["left_wrist"])[:, :40].any()
+    assert not red(images["left_wrist"])[:, :40].any()
 
 
 def test_noise_is_small_and_a_function_of_time(rig: SimRig) -> None:
@@ -91,11 +91,11 @@ def test_follows_the_rig_to_another_task(rig: SimRig) -> None:
 
 
 def test_full_quality_shows_the_same_scene(rig: SimRig) -> None:
-    pictures = []
+    images = []
     for quality in ("fast", "full"):
         with Renderer("transfer_cube", 96, 128, quality=quality, noise_sigma=0.0) as renderer:  # type: ignore[arg-type]
-            pictures.append(renderer.render(rig.snapshot())["primary"].astype(float))
-    fast, full = pictures
+            images.append(renderer.render(rig.snapshot())["primary"].astype(float))
+    fast, full = images
     assert not np.array_equal(fast, full)
     assert np.corrcoef(fast.ravel(), full.ravel())[0, 1] > 0.9
 
@@ -109,7 +109,7 @@ def test_pinhole_matrix_follows_the_vertical_field_of_view() -> None:
 
 
 def test_unusable_arguments_are_named() -> None:
-    with pytest.raises(RigError, match="picture size 0x10 px"):
+    with pytest.raises(RigError, match="image size 0x10 px"):
         Renderer("transfer_cube", 10, 0)
     with pytest.raises(RigError, match=r"render quality 'best'.*fast, full"):
         Renderer("transfer_cube", 10, 10, quality="best")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Pins the load-time changes: coarser pictures, untouched physics, and named failures."""
+"""Pins the load-time changes: coarser images, untouched physics, and named failures."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from cosmos_policy_ros.core.errors import RigError
-from cosmos_policy_ros.sim.scene import load_physics_model, load_picture_model, merge_vertices
+from cosmos_policy_ros.sim.scene import load_image_model, load_physics_model, merge_vertices
 
 
-def test_physics_keeps_every_triangle_and_pictures_do_not() -> None:
+def test_physics_keeps_every_triangle_and_images_do_not() -> None:
     physics = load_physics_model("transfer_cube")
-    fast = load_picture_model("transfer_cube", "fast", 48, 64)
-    full = load_picture_model("transfer_cube", "full", 48, 64)
+    fast = load_image_model("transfer_cube", "fast", 48, 64)
+    full = load_image_model("transfer_cube", "full", 48, 64)
     assert physics.mesh_facenum.sum() == full.mesh_facenum.sum()
     assert fast.mesh_facenum.sum() < 0.3 * full.mesh_facenum.sum()
     assert physics.nq == fast.nq == full.nq
@@ -23,8 +23,8 @@ def test_physics_keeps_every_triangle_and_pictures_do_not() -> None:
 
 
 def test_coarser_parts_stay_where_they_are() -> None:
-    full = load_picture_model("transfer_cube", "full", 48, 64)
-    fast = load_picture_model("transfer_cube", "fast", 48, 64)
+    full = load_image_model("transfer_cube", "full", 48, 64)
+    fast = load_image_model("transfer_cube", "fast", 48, 64)
     for index in range(full.ngeom):
         low, high = ((m.geom_aabb[index, :3] - m.geom_aabb[index, 3:]) for m in (full, fast))
         assert np.abs(np.linalg.norm(low) - np.linalg.norm(high)) < 0.02

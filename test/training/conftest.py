@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from cosmos_policy_ros.core.config import from_mapping
 from cosmos_policy_ros.core.paths import config_folder
-from cosmos_policy_ros.episodes.labels import Judgement
+from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.checkpoint import load_checkpoint
@@ -39,18 +39,18 @@ def record_wave(
     score: float | None = None,
     rows: int = 60,
     positions: np.ndarray[Any, np.dtype[np.float64]] | None = None,
-    **of_facts: Any,
+    **of_metadata: Any,
 ) -> Path:
     """Record 2.8 s in which the arms are told ``rows`` rows of a wave."""
-    writing = Writing(store, types, **of_facts)
+    writing = Writing(store, types, **of_metadata)
     actions = wave(rows, phase) if positions is None else positions
     chunk = TimedChunk("run/0", START_NS + 200 * MS, 0.04, actions[0], actions, np.full(14, 9.0))
     writing.trajectory(chunk)
     writing.seconds(2.8)
     path = writing.recording.finish("stopped")
     if score is not None:
-        judgement = Judgement(score, success=score == 100)
-        store.score(judgement, episode=path.name)
+        operator_score = OperatorScore(score, success=score == 100)
+        store.score(operator_score, episode=path.name)
     return path
 
 
@@ -113,7 +113,7 @@ def settings(episodes: Path, **sections: dict[str, Any] | None) -> dict[str, Any
             "activation_checkpointing": False,
             "device": "cpu",
             "save_every": 2,
-            "judged_windows": 1,
+            "validation_windows": 1,
         },
         "optimiser": {"learning_rate": 1e-3, "warmup_steps": 0, "decay_steps": 10},
     }

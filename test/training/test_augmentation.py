@@ -19,24 +19,24 @@ CASES = {
 }
 
 
-def picture(name: str) -> NDArray[np.uint8]:
+def image(name: str) -> NDArray[np.uint8]:
     return np.asarray(Image.open(DATA / f"{name}.png"))
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_picture_comes_out_as_torchvision_makes_it(name: str) -> None:
-    (found,) = apply_augmentation(CASES[name], picture("plain")[None])
-    off = np.abs(found.astype(int) - picture(f"augmented_{name}"))
+def test_a_image_comes_out_as_torchvision_makes_it(name: str) -> None:
+    (found,) = apply_augmentation(CASES[name], image("plain")[None])
+    off = np.abs(found.astype(int) - image(f"augmented_{name}"))
     assert off.max() <= 1  # of 255: another colour conversion rounds elsewhere
     assert (off > 0).mean() < 0.02
 
 
-def test_all_pictures_of_a_sample_change_alike_each_by_itself() -> None:
-    plain = picture("plain")
-    pictures = np.stack([plain, plain // 2, plain])
-    together = apply_augmentation(CASES["strong"], pictures)
+def test_all_images_of_a_sample_change_alike_each_by_itself() -> None:
+    plain = image("plain")
+    images = np.stack([plain, plain // 2, plain])
+    together = apply_augmentation(CASES["strong"], images)
     np.testing.assert_array_equal(together[0], together[2])
-    for index, alone in enumerate(pictures):
+    for index, alone in enumerate(images):
         np.testing.assert_array_equal(
             together[index], apply_augmentation(CASES["strong"], alone[None])[0]
         )

@@ -1,4 +1,4 @@
-"""The small autoencoder: trained on pictures, used on sequences."""
+"""The small autoencoder: trained on images, used on sequences."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from cosmos_policy_ros.training.autoencoder import LOG, AutoencoderConfig
 from cosmos_policy_ros.training.config import StartConfig
 from cosmos_policy_ros.training.start import load_start
 from cosmos_policy_ros.training.targets import (
-    as_pictures,
-    decode_pictures,
-    encode_pictures,
+    as_images,
+    decode_images,
+    encode_images,
     inflate,
 )
 
@@ -46,39 +46,39 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> np.ndarray:
+def images() -> np.ndarray:
     random = np.random.default_rng(0)
     coarse = random.integers(0, 256, (3, 8, 8, 3), np.uint8)
     return coarse.repeat(8, axis=1).repeat(8, axis=2)
 
 
-def batch(pictures: np.ndarray) -> Tensor:
-    return to_model(pictures, torch.float32)[0].transpose(0, 1)
+def batch(images: np.ndarray) -> Tensor:
+    return to_model(images, torch.float32)[0].transpose(0, 1)
 
 
-def test_two_dimensions_are_the_first_picture_of_a_sequence(
-    tokenizer: Tokenizer, pictures: np.ndarray
+def test_two_dimensions_are_the_first_image_of_a_sequence(
+    tokenizer: Tokenizer, images: np.ndarray
 ) -> None:
-    with as_pictures(tokenizer.vae):
-        latents = encode_pictures(tokenizer.vae, batch(pictures), 2)
-        decoded = decode_pictures(tokenizer.vae, latents, 2)
-    for picture, latent, again in zip(pictures, latents, decoded, strict=True):
-        first = tokenizer.encode(to_model(picture[None], torch.float32))
+    with as_images(tokenizer.vae):
+        latents = encode_images(tokenizer.vae, batch(images), 2)
+        decoded = decode_images(tokenizer.vae, latents, 2)
+    for image, latent, again in zip(images, latents, decoded, strict=True):
+        first = tokenizer.encode(to_model(image[None], torch.float32))
         torch.testing.assert_close(first[0, :, 0], latent, rtol=0, atol=1e-5)
         back = tokenizer.decode(latent[None, :, None])
         torch.testing.assert_close(back[0, :, 0], again.clamp(-1, 1), rtol=0, atol=1e-5)
 
 
-def test_inflated_every_frame_is_a_picture_whatever_comes_before(
-    tokenizer: Tokenizer, pictures: np.ndarray
+def test_inflated_every_frame_is_a_image_whatever_comes_before(
+    tokenizer: Tokenizer, images: np.ndarray
 ) -> None:
     def sequence(order: list[int]) -> Tensor:
-        video = np.concatenate([pictures[:1] * 0, pictures[order].repeat(4, axis=0)])
+        video = np.concatenate([images[:1] * 0, images[order].repeat(4, axis=0)])
         return tokenizer.encode(to_model(video, torch.float32))
 
-    with as_pictures(tokenizer.vae):
-        latents = encode_pictures(tokenizer.vae, batch(pictures), 2)
-        decoded = decode_pictures(tokenizer.vae, latents, 2).clamp(-1, 1)
+    with as_images(tokenizer.vae):
+        latents = encode_images(tokenizer.vae, batch(images), 2)
+        decoded = decode_images(tokenizer.vae, latents, 2).clamp(-1, 1)
     before = sequence([0, 1, 2])
     inflate(tokenizer.vae)
     found = sequence([0, 1, 2])
@@ -146,7 +146,7 @@ def test_what_comes_out_is_what_a_training_begins_with(trained: Path) -> None:
     assert start.digest != load_checkpoint(TINY).digest
     noise = np.random.default_rng(1).integers(0, 256, (64, 64, 64, 3), np.uint8)
     latents = torch.cat([start.tokenizer.encode(to_model(x[None], torch.float32)) for x in noise])
-    assert latents.std() < 10, "the scale is the pictures', not off by orders of magnitude"
+    assert latents.std() < 10, "the scale is the images', not off by orders of magnitude"
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_single_keys_can_be_changed(file: Path) -> None:
 )
 def test_wrong_keys_and_values_are_named(file: Path, change: str, message: str) -> None:
     if not message:
-        with pytest.raises(ConfigError, match="latent_cache_gb: pictures with 'strong'"):
+        with pytest.raises(ConfigError, match="latent_cache_gb: images with 'strong'"):
             read_config(str(file), [change, "data.latent_cache_gb=1"])
         return
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
@@ -123,7 +123,7 @@ def test_a_run_is_gone_on_with_only_when_told_and_only_the_same(
     file: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    quick = ["--set", "run.judged_windows=0", "--output", output]
+    quick = ["--set", "run.validation_windows=0", "--output", output]
     assert main([str(a) for a in (file, "--set", "run.steps=1", *quick)]) == 0
     capsys.readouterr()
     assert "--resume goes on with it" in complaint(capsys, file, *quick)

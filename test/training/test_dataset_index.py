@@ -14,12 +14,12 @@ from rosbags.typesys.store import Typestore
 from cosmos_policy_ros.core.errors import TrainingError
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.training.config import DataConfig
-from cosmos_policy_ros.training.dataset_index import Census, take_census
+from cosmos_policy_ros.training.dataset_index import DatasetIndex, take_census
 
 from .conftest import record_wave, wave
 
 
-def census(folder: Path, **others: object) -> Census:
+def dataset_index(folder: Path, **others: object) -> DatasetIndex:
     data = DataConfig(**{"demonstrations": (str(folder),), "held_out": 0.0, **others})  # type: ignore[arg-type]
     return take_census(data, 50, 0.04, lambda prompt: "" if "cube" in prompt else f"'{prompt}'?")
 
@@ -30,7 +30,7 @@ def store(tmp_path: Path, types: Typestore) -> EpisodeStore:
 
 
 def test_pools_and_scores(episodes: Path) -> None:
-    found = census(episodes / "demonstrations", rollouts=(str(episodes / "rollouts"),))
+    found = dataset_index(episodes / "demonstrations", rollouts=(str(episodes / "rollouts"),))
     assert [(s.pool, s.score) for s in found.sources] == [
         *[("demonstration", 1.0)] * 3,
         ("success", 1.0),
@@ -42,14 +42,14 @@ def test_pools_and_scores(episodes: Path) -> None:
 
 
 def test_demonstrations_are_held_out_by_their_ids(episodes: Path) -> None:
-    once, again = (census(episodes / "demonstrations", held_out=0.3) for _ in range(2))
+    once, again = (dataset_index(episodes / "demonstrations", held_out=0.3) for _ in range(2))
     assert len(once.held_out) == 1
     assert len(once.sources) == 2
     assert [s.windows.episode.id for s in once.held_out] == [
         s.windows.episode.id for s in again.held_out
     ]
     assert once.digest() == again.digest()
-    assert once.digest() != census(episodes / "demonstrations").digest()
+    assert once.digest() != dataset_index(episodes / "demonstrations").digest()
 
 
 def cut_short(path: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_damaged_bag_is_named_and_the_others_are_used(
 ) -> None:
     damaged, _ = (record_wave(store, types, phase) for phase in (0, 1))
     damage(damaged)
-    found = census(store.root)
+    found = dataset_index(store.root)
     assert len(found.sources) == 1
     ((path, reason),) = found.left_out
     assert path == damaged
@@ -80,7 +80,7 @@ def test_a_foreign_bag_is_named(store: EpisodeStore, types: Typestore) -> None:
         connection = writer.add_connection("/chatter", "std_msgs/msg/String", typestore=types)
         message = types.types["std_msgs/msg/String"](data="hello")
         writer.write(connection, 1, types.serialize_cdr(message, "std_msgs/msg/String"))
-    ((path, reason),) = census(store.root).left_out
+    ((path, reason),) = dataset_index(store.root).left_out
     assert path.name == "foreign"
     assert "only mcap" in reason
 
@@ -96,7 +96,9 @@ def test_every_other_reason_is_told(store: EpisodeStore, types: Typestore) -> No
     not_finite = record_wave(store, types, 4, positions=broken)
     other_rate = store.root / "notes"
     other_rate.mkdir()  # no bag, no word
-    reasons = {path.name.split(".")[0]: reason for path, reason in census(store.root).left_out}
+    reasons = {
+        path.name.split(".")[0]: reason for path, reason in dataset_index(store.root).left_out
+    }
     assert reasons == {
         discarded.name.split(".")[0]: "was discarded",
         failed.name: "is a demonstration that failed: scored 25",
@@ -114,33 +116,33 @@ def test_no_go_is_left_out_unless_told_otherwise(store: EpisodeStore, types: Typ
     metadata.write_text(
         text.replace('"go": true', '"go": false').replace('"reasons": []', '"reasons": ["frozen"]')
     )
-    ((left, reason),) = census(store.root).left_out
+    ((left, reason),) = dataset_index(store.root).left_out
     assert (left, reason) == (path, "NO-GO: frozen")
-    assert len(census(store.root, use_no_go=True).sources) == 2
+    assert len(dataset_index(store.root, use_no_go=True).sources) == 2
 
 
 def test_a_rollout_without_a_score_is_left_out(store: EpisodeStore, types: Typestore) -> None:
     record_wave(store, types, 0)
     record_wave(store, types, 1, score=0.0)
-    found = census(store.root, demonstrations=(), rollouts=(str(store.root),))
+    found = dataset_index(store.root, demonstrations=(), rollouts=(str(store.root),))
     ((_, reason),) = found.left_out
     assert reason == "has no score; 'scripts/score' gives it one"
 
 
 def test_nothing_to_learn_from_is_refused(store: EpisodeStore, types: Typestore) -> None:
     with pytest.raises(TrainingError, match="no episode in there"):
-        census(store.root)
-    with pytest.raises(TrainingError, match="is no folder of episodes; mend data"):
-        census(store.root / "elsewhere")
+        dataset_index(store.root)
+    with pytest.raises(TrainingError, match="is no folder of episodes; fix data"):
+        dataset_index(store.root / "elsewhere")
     record_wave(store, types, 0, prompt="juggle")
     with pytest.raises(TrainingError, match=r"none of the 1 episodes.*1 times ''juggle'\?'"):
-        census(store.root)
+        dataset_index(store.root)
 
 
 def test_windows_with_gaps_are_counted(episodes: Path, tmp_path: Path, types: Typestore) -> None:
     shutil.copytree(episodes / "demonstrations", tmp_path / "copy")
     store = EpisodeStore(tmp_path / "copy", types)
-    record_wave(store, types, 6, rows=90)  # the pictures end before the rows do
-    found = census(store.root)
+    record_wave(store, types, 6, rows=90)  # the images end before the rows do
+    found = dataset_index(store.root)
     assert found.windows_left_out == 0
     assert len(found.sources[-1].windows) < 90

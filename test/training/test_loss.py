@@ -68,7 +68,13 @@ def test_losses_fall_and_chunks_beat_repeating_the_pose(
         # The policy alone, on its own target: what a minute is enough for.
         mixture={"policy": 1.0, "world_model": 0.0, "value": 0.0},
         objective={"auxiliary": False},
-        run={"steps": 160, "batch": 16, "micro_batch": 16, "save_every": 160, "judged_windows": 12},
+        run={
+            "steps": 160,
+            "batch": 16,
+            "micro_batch": 16,
+            "save_every": 160,
+            "validation_windows": 12,
+        },
         optimiser={"learning_rate": 2e-3, "warmup_steps": 20, "decay_steps": 140},
     )
     config = from_mapping(TrainingConfig, content, "test")

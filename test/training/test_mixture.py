@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from cosmos_policy_ros.core.errors import TrainingError
 from cosmos_policy_ros.training.config import MixtureConfig
-from cosmos_policy_ros.training.dataset_index import Census, Pool
-from cosmos_policy_ros.training.mixture import Mixture, Pick
+from cosmos_policy_ros.training.dataset_index import DatasetIndex, Pool
+from cosmos_policy_ros.training.mixture import Mixture, WindowRef
 
 
-class FakeCensus(Census):
+class FakeCensus(DatasetIndex):
     """Two episodes per pool, of 10 and 30 windows."""
 
     def __init__(self, *pools: Pool) -> None:
@@ -32,11 +32,11 @@ ALL: tuple[Pool, ...] = ("demonstration", "success", "failure")
 PLANNING = {"policy": 0.1, "world_model": 0.45, "value": 0.45}
 
 
-def batch(mixture: Mixture, step: int, size: int) -> list[Pick]:
+def batch(mixture: Mixture, step: int, size: int) -> list[WindowRef]:
     return [mixture.pick(step, place, size) for place in range(size)]
 
 
-def roles(picks: list[Pick]) -> dict[str, int]:
+def roles(picks: list[WindowRef]) -> dict[str, int]:
     return dict(Counter(pick.role for pick in picks))
 
 
@@ -74,10 +74,10 @@ def test_shares_hold_on_the_average(draw: Any) -> None:
 
 
 def test_rollouts_are_half_successes_half_failures_however_many_there_are() -> None:
-    census = FakeCensus("demonstration", "failure", "success", "failure")
+    dataset_index = FakeCensus("demonstration", "failure", "success", "failure")
     config = MixtureConfig(**PLANNING, demonstrations_as_rollouts=False)
-    picks = batch(Mixture(census, config, 3), 0, 2000)
-    pools = Counter((p.role, census.sources[p.source].pool) for p in picks)
+    picks = batch(Mixture(dataset_index, config, 3), 0, 2000)
+    pools = Counter((p.role, dataset_index.sources[p.source].pool) for p in picks)
     assert pools == {
         ("policy", "demonstration"): 200,
         **{
@@ -89,8 +89,8 @@ def test_rollouts_are_half_successes_half_failures_however_many_there_are() -> N
 
 
 def test_demonstrations_stand_in_for_successes_in_a_base() -> None:
-    census = FakeCensus("demonstration")
-    picks = batch(Mixture(census, MixtureConfig(), 4), 0, 100)
+    dataset_index = FakeCensus("demonstration")
+    picks = batch(Mixture(dataset_index, MixtureConfig(), 4), 0, 100)
     assert roles(picks) == {"policy": 50, "world_model": 25, "value": 25}
 
 

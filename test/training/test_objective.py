@@ -187,7 +187,7 @@ def test_released_noise_grows_with_the_number_of_frames() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"uniform_share": 1.5}, "uniform_share: 1.5"),
+        ({"uniform_fraction": 1.5}, "uniform_fraction: 1.5"),
         ({"uniform_low": 90.0}, "uniform_low: 90.0"),
         ({"log_std": 0.0}, "log_std: 0.0"),
         ({"lowest": 1.5}, "lowest: 1.5 must be from 0 to uniform_low, 1.0"),

@@ -14,9 +14,9 @@ from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.training import targets
 from cosmos_policy_ros.training.config import TrainingConfig
-from cosmos_policy_ros.training.mixture import Mixture, Pick
-from cosmos_policy_ros.training.samples import Place, SampleMaker, Share, collate, load
-from cosmos_policy_ros.training.start import census_for
+from cosmos_policy_ros.training.mixture import Mixture, WindowRef
+from cosmos_policy_ros.training.samples import BatchSlot, SampleMaker, Shard, collate, load
+from cosmos_policy_ros.training.start import dataset_index_for
 from cosmos_policy_ros.training.targets import TargetMaker
 
 from .conftest import TINY
@@ -30,10 +30,10 @@ def checkpoint() -> Checkpoint:
 
 
 def maker_of(config: TrainingConfig, checkpoint: Checkpoint) -> SampleMaker:
-    census = census_for(config.data, checkpoint.config, checkpoint.text)
-    mixture = Mixture(census, config.mixture, config.run.seed)
+    dataset_index = dataset_index_for(config.data, checkpoint.config, checkpoint.text)
+    mixture = Mixture(dataset_index, config.mixture, config.run.seed)
     return SampleMaker(
-        census,
+        dataset_index,
         mixture,
         config.run.batch,
         checkpoint.config,
@@ -52,21 +52,21 @@ def test_it_holds_what_the_policy_would_see_and_what_the_arms_were_told(
     maker: SampleMaker, checkpoint: Checkpoint
 ) -> None:
     """Live = offline, down to the numbers that the network is given."""
-    pick = Pick("policy", 1, 5, 0)
+    pick = WindowRef("policy", 1, 5, 0)
     sample = maker.make(pick)
-    windows = maker.census.sources[1].windows
+    windows = maker.dataset_index.sources[1].windows
     times = windows.steps.times_ns
     policy = CosmosPolicy(checkpoint)
-    scene = policy.look(sample.prompt, windows.observe(int(times[5])))
-    batch = collate([sample, maker.make(Pick("value", 0, 50, 1))])
+    scene = policy.encode_observation(sample.prompt, windows.observe(int(times[5])))
+    batch = collate([sample, maker.make(WindowRef("value", 0, 50, 1))])
     clean = TargetMaker(checkpoint, torch.device("cpu"))(batch)
     known = 1 + len(checkpoint.layout.state)
     torch.testing.assert_close(clean[:1, :, :known], scene.clean[:, :, :known], atol=2e-5, rtol=0)
     (chunk,) = policy.chunks(clean[:1])
     np.testing.assert_allclose(chunk, windows.steps.actions[5:55], atol=1e-6)
-    later = policy.look(sample.prompt, windows.observe(int(times[55])))
+    later = policy.encode_observation(sample.prompt, windows.observe(int(times[55])))
     np.testing.assert_array_equal(
-        sample.pictures[3:], np.stack([later.pictures[c] for c in checkpoint.layout.cameras])
+        sample.images[3:], np.stack([later.images[c] for c in checkpoint.layout.cameras])
     )
     assert policy.values(clean)[0] == pytest.approx(0.998 ** (59 - 55), abs=1e-6)
 
@@ -74,14 +74,14 @@ def test_it_holds_what_the_policy_would_see_and_what_the_arms_were_told(
 def test_latents_are_those_of_the_whole_sequence(
     maker: SampleMaker, checkpoint: Checkpoint
 ) -> None:
-    """Training may not take the shortcut of a query: later frames see the pictures before them."""
-    sample = maker.make(Pick("policy", 0, 3, 0))
+    """Training may not take the shortcut of a query: later frames see the images before them."""
+    sample = maker.make(WindowRef("policy", 0, 3, 0))
     clean = TargetMaker(checkpoint, torch.device("cpu"))(collate([sample]))
     size = checkpoint.config.image_size
     sequence = np.zeros((41, size, size, 3), np.uint8)
     for camera in range(3):
-        sequence[5 + 4 * camera : 9 + 4 * camera] = sample.pictures[camera]
-        sequence[25 + 4 * camera : 29 + 4 * camera] = sample.pictures[3 + camera]
+        sequence[5 + 4 * camera : 9 + 4 * camera] = sample.images[camera]
+        sequence[25 + 4 * camera : 29 + 4 * camera] = sample.images[3 + camera]
     video = torch.from_numpy(sequence).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
     with torch.no_grad():
         whole = checkpoint.tokenizer.encode(video)
@@ -89,20 +89,20 @@ def test_latents_are_those_of_the_whole_sequence(
     torch.testing.assert_close(clean[:, :, cameras], whole[:, :, cameras], atol=2e-5, rtol=0)
 
 
-def test_kept_latents_and_pictures_change_nothing(config: Config, checkpoint: Checkpoint) -> None:
+def test_kept_latents_and_images_change_nothing(config: Config, checkpoint: Checkpoint) -> None:
     cached = maker_of(config(data={"cache_gb": 0.001, "latent_cache_gb": 0.001}), checkpoint)
     plain = maker_of(config(), checkpoint)
     kept = TargetMaker(checkpoint, torch.device("cpu"), 0.001)
     forgetful = TargetMaker(checkpoint, torch.device("cpu"))
-    picks = [Pick("policy", 0, start, 7) for start in (0, 1, 0, 50)]
+    picks = [WindowRef("policy", 0, start, 7) for start in (0, 1, 0, 50)]
     for _ in range(2):
         found = collate([cached.make(pick) for pick in picks])
         expected = collate([plain.make(pick) for pick in picks])
-        assert torch.equal(found.pictures, expected.pictures)
+        assert torch.equal(found.images, expected.images)
         torch.testing.assert_close(kept(found), forgetful(expected), atol=2e-5, rtol=0)
 
 
-def test_an_autoencoder_of_pictures_encodes_each_moment_once(
+def test_an_autoencoder_of_images_encodes_each_moment_once(
     config: Config, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With its weights the short way and the long one give the same latents."""
@@ -111,45 +111,48 @@ def test_an_autoencoder_of_pictures_encodes_each_moment_once(
     maker = maker_of(config(), checkpoint)
     whole = TargetMaker(checkpoint, torch.device("cpu"))
     each = TargetMaker(checkpoint, torch.device("cpu"), 0.001)
-    picks = [Pick("policy", 0, start, 7) for start in (0, 3, 0, 8)]
+    picks = [WindowRef("policy", 0, start, 7) for start in (0, 3, 0, 8)]
     batch = collate([maker.make(pick) for pick in picks])
     torch.testing.assert_close(each(batch), whole(batch), atol=2e-5, rtol=0)
     encoded: list[int] = []
-    encode = targets.encode_pictures
+    encode = targets.encode_images
 
     def count(vae: object, seen: torch.Tensor, patch: int) -> torch.Tensor:
         encoded.append(len(seen))
         return encode(vae, seen, patch)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(targets, "encode_pictures", count)
-    again = collate([maker.make(Pick("value", 0, start, 1)) for start in (0, 8, 9)])
+    monkeypatch.setattr(targets, "encode_images", count)
+    again = collate([maker.make(WindowRef("value", 0, start, 1)) for start in (0, 8, 9)])
     torch.testing.assert_close(each(again), whole(again), atol=2e-5, rtol=0)
     assert sum(encoded) == 2 * 3  # step 9's cameras, and those of its future
 
 
-def test_the_picture_cache_keeps_its_limit(config: Config, checkpoint: Checkpoint) -> None:
+def test_the_image_cache_keeps_its_limit(config: Config, checkpoint: Checkpoint) -> None:
     maker = maker_of(config(data={"cache_gb": 100_000 / 1e9}), checkpoint)
     for start in range(20):
-        maker.make(Pick("policy", 0, start, 0))
+        maker.make(WindowRef("policy", 0, start, 0))
     assert 0 < maker._kept_bytes <= 100_000
-    assert maker._kept_bytes == sum(look.pictures.nbytes for look in maker._kept.values())
+    assert maker._kept_bytes == sum(look.images.nbytes for look in maker._kept.values())
 
 
 def test_an_augmented_sample_is_the_same_whenever_it_is_made(
     config: Config, checkpoint: Checkpoint
 ) -> None:
     maker = maker_of(config(data={"augmentation": "strong"}), checkpoint)
-    one, again = maker.make(Pick("policy", 0, 3, 11)), maker.make(Pick("policy", 0, 3, 11))
-    np.testing.assert_array_equal(one.pictures, again.pictures)
-    assert (one.pictures != maker.make(Pick("policy", 0, 3, 12)).pictures).any()
+    one, again = (
+        maker.make(WindowRef("policy", 0, 3, 11)),
+        maker.make(WindowRef("policy", 0, 3, 11)),
+    )
+    np.testing.assert_array_equal(one.images, again.images)
+    assert (one.images != maker.make(WindowRef("policy", 0, 3, 12)).images).any()
 
 
 def test_an_unreadable_window_is_replaced_in_its_role_and_told(
     maker: SampleMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = Place(2, 1)
+    place = BatchSlot(2, 1)
     first = maker.mixture.pick(*place, 4)
-    look, broken = EpisodeWindows.observe, maker.census.sources[first.source].windows
+    look, broken = EpisodeWindows.observe, maker.dataset_index.sources[first.source].windows
 
     def observe(windows: EpisodeWindows, stamp_ns: int) -> object:
         if windows is broken and stamp_ns == windows.steps.times_ns[first.start]:
@@ -172,11 +175,11 @@ def test_nothing_but_unreadable_windows_ends_the_run(
 
     monkeypatch.setattr(EpisodeWindows, "observe", observe)
     with pytest.raises(TrainingError, match=r"20 windows in a row cannot be read.*frozen"):
-        maker[Place(0, 0)]
+        maker[BatchSlot(0, 0)]
 
 
 def test_loading_processes_give_the_same_samples(config: Config, checkpoint: Checkpoint) -> None:
-    share = Share(4, 2, 0, 1, 0, 2)
+    share = Shard(4, 2, 0, 1, 0, 2)
     alone, helped = (
         list(load(maker_of(config(data={"workers": workers}), checkpoint), share))
         for workers in (0, 1)
@@ -184,15 +187,15 @@ def test_loading_processes_give_the_same_samples(config: Config, checkpoint: Che
     assert len(alone) == len(helped) == 4
     for one, other in zip(alone, helped, strict=True):
         assert one.picks == other.picks
-        assert torch.equal(one.pictures, other.pictures)
+        assert torch.equal(one.images, other.images)
         assert torch.equal(one.actions, other.actions)
 
 
 @pytest.mark.parametrize(("world", "micro_batch"), [(1, 12), (2, 4), (3, 3), (4, 1)])
 def test_processes_share_a_batch_without_rest(world: int, micro_batch: int) -> None:
-    shares = [Share(12, micro_batch, rank, world, 3, 5) for rank in range(world)]
+    shares = [Shard(12, micro_batch, rank, world, 3, 5) for rank in range(world)]
     places = [p for share in shares for group in share.places(4) for p in group]
-    assert places == [Place(4, place) for place in range(12)]
+    assert places == [BatchSlot(4, place) for place in range(12)]
     assert [p.step for group in shares[0] for p in group] == [3] * (12 // world) + [4] * (
         12 // world
     )
@@ -202,8 +205,8 @@ def test_scores_become_returns(config: Config, checkpoint: Checkpoint) -> None:
     values = {}
     for numerics in ("released", "paper"):
         maker = maker_of(config(objective={"numerics": numerics}), checkpoint)
-        scores = {source.score: index for index, source in enumerate(maker.census.sources)}
-        pick = Pick("value", scores[0.4], 59, 0)
+        scores = {source.score: index for index, source in enumerate(maker.dataset_index.sources)}
+        pick = WindowRef("value", scores[0.4], 59, 0)
         values[numerics] = maker.make(pick).value
         assert maker.make(pick._replace(source=scores[0.0])).value == -1
     assert values == {"released": 1.0, "paper": pytest.approx(-0.2)}

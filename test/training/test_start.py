@@ -18,11 +18,11 @@ from cosmos_policy_ros.training.start import note_camera_size
 
 
 def source(rows: int, columns: int) -> Any:
-    """An episode of pictures of a size; of size 0 none can be read."""
+    """An episode of images of a size; of size 0 none can be read."""
 
     def observe(stamp_ns: int) -> Any:
         if not rows:
-            raise ObservationError("no picture")
+            raise ObservationError("no image")
         return SimpleNamespace(images={"primary": np.zeros((rows, columns, 3), np.uint8)})
 
     windows = SimpleNamespace(observe=observe, steps=SimpleNamespace(times_ns=[0]))
@@ -46,9 +46,9 @@ def test_the_config_tells_of_other_cameras(
     shutil.copyfile(config_folder("models") / name / "config.yaml", file)
     before = load_config(CheckpointConfig, file)
     text = file.read_text()
-    census: Any = SimpleNamespace(sources=[source(*size) for size in sizes], held_out=())
+    dataset_index: Any = SimpleNamespace(sources=[source(*size) for size in sizes], held_out=())
     for _ in range(2):
-        note_camera_size(census, tmp_path)
+        note_camera_size(dataset_index, tmp_path)
         after = load_config(CheckpointConfig, file)
         assert after.trained_on == noted
         assert after.transformer == before.transformer

@@ -24,7 +24,7 @@ from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.checkpoint import load_checkpoint
 from cosmos_policy_ros.training import trainer as trainer_module
 from cosmos_policy_ros.training.config import TrainingConfig
-from cosmos_policy_ros.training.parallel import World, joined
+from cosmos_policy_ros.training.parallel import DistContext, joined
 from cosmos_policy_ros.training.reports import read_steps
 from cosmos_policy_ros.training.trainer import Trainer
 
@@ -244,7 +244,7 @@ def test_a_run_goes_on_from_its_newest_whole_point(tmp_path: Path, config: Confi
 
 def test_muon_and_the_average_go_on_where_they_were(tmp_path: Path, config: Config) -> None:
     optimiser = {"matrix_rate": 0.01, "average": 0.9}
-    run = {"save_every": 2, "judged_windows": 0}
+    run = {"save_every": 2, "validation_windows": 0}
     train(config(run={"steps": 4, **run}, optimiser=optimiser), tmp_path / "whole")
     train(config(run={"steps": 2, **run}, optimiser=optimiser), tmp_path / "halves")
     second = train(config(run={"steps": 4, **run}, optimiser=optimiser), tmp_path / "halves")
@@ -279,7 +279,7 @@ def test_muon_moves_whole_weights_where_the_arithmetic_is_bfloat16(
     """It is given float32 weights and gradients then; one step goes where it goes in float32."""
     moved = []
     for precision in ("float32", "bfloat16"):
-        run = {"precision": precision, "steps": 1, "judged_windows": 0}
+        run = {"precision": precision, "steps": 1, "validation_windows": 0}
         output = tmp_path / precision
         trained = train(config(run=run, optimiser={"matrix_rate": 0.01}), output)
         weight = trained.optimisers.parameters["blocks.0.mlp.layer1.weight"]
@@ -294,11 +294,11 @@ def test_a_run_that_goes_on_with_other_data_says_so(
     tmp_path: Path, config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
-    train(config(run={"steps": 1, "judged_windows": 0}), output)
-    train(config(run={"steps": 2, "judged_windows": 0}), output)
+    train(config(run={"steps": 1, "validation_windows": 0}), output)
+    train(config(run={"steps": 2, "validation_windows": 0}), output)
     assert "data has changed" not in capsys.readouterr().out
     fewer = {"rollouts": []}
-    train(config(run={"steps": 3, "judged_windows": 0}, data=fewer), output)
+    train(config(run={"steps": 3, "validation_windows": 0}, data=fewer), output)
     assert "the data has changed since" in capsys.readouterr().out
 
 
@@ -408,7 +408,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_advice(tmp_path: Path, conf
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(tmp_path: Path, config: Config) -> None:
-    world = World(0, 3, torch.device("cpu"), None, None)
+    world = DistContext(0, 3, torch.device("cpu"), None, None)
     with pytest.raises(TrainingError, match="4 samples cannot be shared by 3 processes"):
         Trainer(config(), tmp_path, world)
 

@@ -11,11 +11,11 @@ import pytest
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.training.config import DataConfig
-from cosmos_policy_ros.training.dataset_index import Census
-from cosmos_policy_ros.training.mixture import Pick
+from cosmos_policy_ros.training.dataset_index import DatasetIndex
+from cosmos_policy_ros.training.mixture import WindowRef
 from cosmos_policy_ros.training.samples import Sample, SampleMaker
-from cosmos_policy_ros.training.start import census_for
-from cosmos_policy_ros.training.value_evaluation import appraise, auc, read_lots, windows_of
+from cosmos_policy_ros.training.start import dataset_index_for
+from cosmos_policy_ros.training.value_evaluation import auc, evaluate_values, read_lots, windows_of
 
 
 @pytest.fixture(scope="module")
@@ -32,37 +32,39 @@ def data(episodes: Path) -> DataConfig:
 
 
 @pytest.fixture(scope="module")
-def census(data: DataConfig, policy: CosmosPolicy) -> Census:
-    return census_for(data, policy.checkpoint.config, policy.checkpoint.text)
+def dataset_index(data: DataConfig, policy: CosmosPolicy) -> DatasetIndex:
+    return dataset_index_for(data, policy.checkpoint.config, policy.checkpoint.text)
 
 
 def test_what_imagines_what_came_is_not_off(
-    policy: CosmosPolicy, data: DataConfig, census: Census
+    policy: CosmosPolicy, data: DataConfig, dataset_index: DatasetIndex
 ) -> None:
-    plain = appraise(policy, data, census, "value_s", steps=1)
+    plain = evaluate_values(policy, data, dataset_index, "value_s", steps=1)
     assert plain.world_l1 > 0.1
-    with patch.object(policy, "imagine", side_effect=lambda prompt, latents, draws: latents):
-        knowing = appraise(policy, data, census, "value_s", steps=1)
+    with patch.object(policy, "predict_future", side_effect=lambda prompt, latents, draws: latents):
+        knowing = evaluate_values(policy, data, dataset_index, "value_s", steps=1)
     assert knowing.world_l1 == 0
     np.testing.assert_array_equal(knowing.imagined, knowing.true)
     np.testing.assert_array_equal(knowing.true, plain.true)
     # Three rollouts of 60 steps: one window a chunk apart from the next, one success.
-    assert knowing.succeeded.tolist().count(True) == len(windows_of(census, policy)) // 3 > 0
+    assert knowing.succeeded.tolist().count(True) == len(windows_of(dataset_index, policy)) // 3 > 0
 
 
 def test_damaged_windows_are_left_out(
-    policy: CosmosPolicy, data: DataConfig, census: Census
+    policy: CosmosPolicy, data: DataConfig, dataset_index: DatasetIndex
 ) -> None:
-    windows, make = windows_of(census, policy), SampleMaker.make
+    windows, make = windows_of(dataset_index, policy), SampleMaker.make
 
-    def damaged(self: SampleMaker, pick: Pick) -> Sample:
+    def damaged(self: SampleMaker, pick: WindowRef) -> Sample:
         if pick == windows[0]:
             raise RolloutError("a hole")
         return make(self, pick)
 
     with patch.object(SampleMaker, "make", damaged):
         read = [
-            pick for lot in read_lots(policy, data, census, windows, 1) for pick in lot.batch.picks
+            pick
+            for batch in read_lots(policy, data, dataset_index, windows, 1)
+            for pick in batch.batch.picks
         ]
     assert read == windows[1:]
 

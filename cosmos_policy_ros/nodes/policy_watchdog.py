@@ -1,4 +1,4 @@
-"""The policy node's ear for its keeper: who holds the arms should the policy node fall silent.
+"""The policy node's ear for its watchdog: who holds the arms should the policy node fall silent.
 
 The arm streamer, where goals are streamed to the drivers; the arm guard beside controllers.
 """
@@ -29,30 +29,30 @@ _KINDS = {
 }
 
 
-class KeeperWatch:
+class WatchdogMonitor:
     """Knows whether the arms would follow, and whether they would be held.
 
     Attributes:
-        node_name: of the keeper.
+        node_name: of the watchdog.
         needed: whether there has to be one.
     """
 
     def __init__(
-        self, node: Node, rig: RigSpec, keeper: str, *, identity: str = "", dry: bool = False
+        self, node: Node, rig: RigSpec, watchdog: str, *, identity: str = "", dry: bool = False
     ) -> None:
         """Listen; in a dry run, where nothing moves, nothing is to be known.
 
         Args:
             node: which listens.
-            rig: whose sink says which kind of keeper it needs.
-            keeper: its node's name, "auto" for the usual one, "none" to do without.
-            identity: of this process; a keeper that guards another one does not count.
+            rig: whose command interface says which kind of watchdog it needs.
+            watchdog: its node's name, "auto" for the usual one, "none" to do without.
+            identity: of this process; a watchdog that guards another one does not count.
             dry: whether nothing goes to the arms.
         """
-        kind = _KINDS[rig.sink]
+        kind = _KINDS[rig.command_interface]
         self._node, self._title = node, kind.title
-        self.node_name = kind.node_name if keeper == AUTO else keeper
-        self.needed = keeper != NONE and not dry
+        self.node_name = kind.node_name if watchdog == AUTO else watchdog
+        self.needed = watchdog != NONE and not dry
         self._topic = f"{self.node_name}/state"
         self._patience = rig.stream.heartbeat_timeout
         self._heard: float | None = None
@@ -81,7 +81,7 @@ class KeeperWatch:
         self._awake = time.monotonic()
 
     def silence(self) -> str:
-        """Return since when the keeper has not been heard of, empty if it has."""
+        """Return since when the watchdog has not been heard of, empty if it has."""
         if not self.needed:
             return ""
         if self._heard is None:
@@ -94,7 +94,7 @@ class KeeperWatch:
         return ""
 
     def held(self) -> str:
-        """Return why the arms are where the keeper holds them, empty while they follow.
+        """Return why the arms are where the watchdog holds them, empty while they follow.
 
         A brake of ours would then begin where they are not.
         """
@@ -107,7 +107,7 @@ class KeeperWatch:
     def holding(self) -> str:
         """Return why the arms are elsewhere than on our path, empty while they may be on it.
 
-        A keeper with a reason has not stopped anything yet: one that was deactivated holds nothing.
+        A watchdog with a reason has stopped nothing yet: one that was deactivated holds nothing.
         """
         return self.held() if self._holding else self._overslept or self._oversleeping()
 
@@ -122,7 +122,7 @@ class KeeperWatch:
         return f"this node was kept waiting for {asleep:.2f} s, and {self._title} holds the arms"
 
     def _hear(self, message: StreamerState | GuardState) -> None:
-        # An armed node's keeper knows that it is armed; any other state is a stranger's, or old.
+        # An armed node's watchdog knows that it is armed; any other state is a stranger's, or old.
         if self._armed and message.owner != self._identity:
             return
         # One that holds for a policy node that has died goes over to the next that is armed.

@@ -1,4 +1,4 @@
-"""The policy node moves nothing while its keeper is silent, holds the arms, or had to take over."""
+"""The policy node moves nothing while its watchdog is silent, holds the arms or took over."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import pytest
 from cosmos_policy_ros.msg import GuardState
 
 from cosmos_policy_ros.core.paths import config_folder
-from cosmos_policy_ros.nodes import policy_keeper
-from cosmos_policy_ros.nodes.policy_keeper import NONE, KeeperWatch
+from cosmos_policy_ros.nodes import policy_watchdog
+from cosmos_policy_ros.nodes.policy_watchdog import NONE, WatchdogMonitor
 from cosmos_policy_ros.rig.spec import load_rig
 
 
 class Bench:
-    """A watch, its clock, and its keeper's voice."""
+    """A watch, its clock, and its watchdog's voice."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, rig: str, keeper: str, dry: bool) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, rig: str, watchdog: str, dry: bool) -> None:
         self.now = 100.0
         self.topics: list[str] = []
         self.speak: Callable[[Any], None] = lambda _: None
-        monkeypatch.setattr(policy_keeper, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(policy_watchdog, "time", SimpleNamespace(monotonic=lambda: self.now))
         node: Any = SimpleNamespace(create_subscription=self._subscribe)
         spec = load_rig(rig, config_folder("rigs"))
-        self.watch = KeeperWatch(node, spec, keeper, dry=dry)
+        self.watch = WatchdogMonitor(node, spec, watchdog, dry=dry)
 
     def _subscribe(self, kind: type, topic: str, hear: Callable[[Any], None], qos: Any) -> None:
         self.topics.append(topic)
@@ -44,7 +44,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 
 @pytest.mark.parametrize(
-    ("rig", "keeper", "dry", "topics"),
+    ("rig", "watchdog", "dry", "topics"),
     [
         ("sim", "auto", False, ["arm_guard_node/state"]),
         ("interbotix_1", "auto", False, ["arm_streamer_node/state"]),
@@ -54,9 +54,9 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     ],
 )
 def test_whom_it_listens_to(
-    monkeypatch: pytest.MonkeyPatch, rig: str, keeper: str, dry: bool, topics: list[str]
+    monkeypatch: pytest.MonkeyPatch, rig: str, watchdog: str, dry: bool, topics: list[str]
 ) -> None:
-    bench = Bench(monkeypatch, rig, keeper, dry)
+    bench = Bench(monkeypatch, rig, watchdog, dry)
     assert bench.topics == topics
     assert bench.watch.needed == bool(topics)
     if not topics:
@@ -88,7 +88,7 @@ def test_a_node_that_slept_moves_nothing_before_it_has_heard_what_happened(bench
     bench.run(1.0)
     bench.now += 0.5
     assert "kept waiting for 0.50 s, and the arm guard holds the arms" in bench.watch.held()
-    # The first poll comes before the keeper's word: it stays so until somebody disarms.
+    # The first poll comes before the watchdog's word: it stays so until somebody disarms.
     bench.watch.wake(True)
     bench.run(2.0)
     assert "kept waiting for 0.50 s" in bench.watch.complaint()

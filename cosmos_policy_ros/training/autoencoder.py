@@ -35,7 +35,7 @@ from cosmos_policy_ros.training.targets import (
 )
 
 LOG = "autoencoder.jsonl"
-JUDGED = 64  # moments of held-out episodes
+JUDGED = 64  # moments of held-out episodes, where as many were learned from
 MEASURED = 512  # images by which the latents' scale is taken
 # Of the squared latent: enough that its scale, which nothing else fixes, stays where it began.
 LATENT_PENALTY = 1e-4
@@ -157,7 +157,7 @@ def judge_autoencoder(folder: Path, held_out: Sequence[EpisodeEntry], learned: M
         return Judged(math.nan, math.nan, math.nan, math.nan)
     checkpoint, usual = load_checkpoint(folder, unfinished=True), _usual(learned)
     off, far = [], []
-    for one in collect(held_out, JUDGED, checkpoint):
+    for one in collect(held_out, min(JUDGED, len(learned)), checkpoint):
         # As a query has them: a black image first, then each camera's four times.
         video = np.concatenate([np.zeros_like(one[:1]), one.repeat(4, axis=0)])
         latent = checkpoint.tokenizer.encode(to_model(video, torch.float32))

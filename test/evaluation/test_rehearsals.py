@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import cv2
 import pytest
+from helpers.forked import run_stage
 from safetensors.torch import load_file
 
-from cosmos_policy_ros.cli import ablate, improve, reproduce
+from cosmos_policy_ros.cli import ablate, improve, reproduce, stages
 from cosmos_policy_ros.dataset.contact_sheet import MARGIN, TILE
 from cosmos_policy_ros.evaluation.evaluate import ROLLOUTS, TRIALS
 from cosmos_policy_ros.evaluation.results import read_results
@@ -24,6 +27,20 @@ ROLES = {
     "without_value_samples": {"policy", "world_model"},
     "policy_samples_only": {"policy"},
 }
+
+
+PROGRAM = stages._run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked() -> Iterator[None]:
+    """Let one training be a program that ``torchrun`` starts twice, and fork everything else."""
+
+    def run(arguments: Sequence[str], folder: Path) -> int:
+        return (PROGRAM if "policy" in arguments else run_stage)(arguments, folder)
+
+    with patch.object(stages, "_run", run):
+        yield
 
 
 @pytest.fixture(scope="module")

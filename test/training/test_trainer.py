@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers.forked import run_command
 from helpers.waiting import family, is_on_loopback, sockets, wait_for
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
@@ -71,12 +72,12 @@ def arguments(output: Path, episodes: Path, *more: str, **sections: Any) -> list
     return [*program, "--output", str(output), *more]
 
 
-def command(output: Path, episodes: Path, *more: str, **sections: Any) -> Path:
-    """Run ``scripts/train``; return the output folder."""
-    done = subprocess.run(
-        arguments(output, episodes, *more, **sections), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+def command(output: Path, episodes: Path, *more: str, processes: int = 1, **sections: Any) -> Path:
+    """Train as ``scripts/train`` does, or ``torchrun`` with it; return the output folder."""
+    path = write_settings(output, episodes, **sections)
+    words = [str(path), "--output", str(output), *more]
+    code, printed = run_command("cosmos_policy_ros.cli.train", words, processes=processes)
+    assert code == 0, printed[-3000:]
     return output
 
 
@@ -162,9 +163,9 @@ def test_two_processes_learn_what_one_learns(
     plain: Path, tmp_path: Path, episodes: Path, shard_size: int
 ) -> None:
     """Whether they share one copy of the network or have one each, and end in between or not."""
-    both, pair = tmp_path / "both", ("--processes", "2")
-    command(both, episodes, *pair, run={"shard_size": shard_size, "steps": 2})
-    command(both, episodes, *pair, "--resume", run={"shard_size": shard_size})
+    both = tmp_path / "both"
+    command(both, episodes, processes=2, run={"shard_size": shard_size, "steps": 2})
+    command(both, episodes, "--resume", processes=2, run={"shard_size": shard_size})
     same(curve(both), curve(plain), rtol=1e-3)
     one, other = (load_file(path / files.TRANSFORMER) for path in (plain, both))
     for name, tensor in one.items():
@@ -265,8 +266,8 @@ def test_muon_and_the_average_are_the_same_in_two_processes(tmp_path: Path, epis
     optimiser = {"matrix_rate": 0.01, "average": 0.9}
     one, both = tmp_path / "one", tmp_path / "both"
     command(one, episodes, optimiser=optimiser)
-    command(both, episodes, "--processes", "2", optimiser=optimiser, run={"steps": 2})
-    command(both, episodes, "--processes", "2", "--resume", optimiser=optimiser)
+    command(both, episodes, processes=2, optimiser=optimiser, run={"steps": 2})
+    command(both, episodes, "--resume", processes=2, optimiser=optimiser)
     same(curve(both), curve(one), rtol=1e-3)
     alone, shared = (load_file(path / files.TRANSFORMER) for path in (one, both))
     for name, tensor in alone.items():

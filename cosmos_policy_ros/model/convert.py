@@ -6,6 +6,7 @@ Everything is checked before it is written, and the folder appears whole or not 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import json
 import os
@@ -28,11 +29,14 @@ from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.model import files, transformer_keys, vae_keys
 from cosmos_policy_ros.model.config import CheckpointConfig
 from cosmos_policy_ros.model.files import Release
-from cosmos_policy_ros.model.statistics import load_statistics
+from cosmos_policy_ros.model.statistics import describe_unused, load_statistics
+from cosmos_policy_ros.model.strict import summarise
 from cosmos_policy_ros.model.text import check_embeddings, load_text, save_text
 from cosmos_policy_ros.model.tokenizer import Tokenizer
 from cosmos_policy_ros.model.transformer import Transformer
 from cosmos_policy_ros.model.weights import (
+    EMA_PREFIX,
+    SHARDS,
     is_distributed,
     load_prompts,
     read_weights,
@@ -46,7 +50,19 @@ from cosmos_policy_ros.model.weights import (
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 STATISTICS_PATTERN = "*dataset_statistics.json"
 PROMPTS_PATTERN = "*t5_embeddings.pkl"
-WEIGHTS_PATTERNS = ("*.pt", "model/*.pt", "model/*.distcp", "model/.metadata")
+# The first of these that a folder has.
+WEIGHTS_NAMES = (
+    "*.pt",
+    f"*{SHARDS}",
+    "model.safetensors",
+    "diffusion_pytorch_model.safetensors",
+)
+# What is asked of Hugging Face for a part; there, a star stands for folders, too.
+PATTERNS = {
+    "weights": ("*.pt", f"*{SHARDS}", "*model*.safetensors", "model/*.distcp", "model/.metadata"),
+    "statistics": (STATISTICS_PATTERN,),
+    "prompts": (PROMPTS_PATTERN, files.TEXT),
+}
 
 # Fetches the files of a repository that match the patterns; returns the folder they lie in.
 Download = Callable[[str, Sequence[str]], Path]
@@ -57,7 +73,8 @@ class Parts:
     """The parts of one checkpoint; None where it was not found (or not given).
 
     Attributes:
-        weights: the transformer's file, or the folder of a distributed checkpoint.
+        weights: the transformer's file, the index of several, or the folder of a distributed
+            checkpoint.
         vae: the video autoencoder's file.
         statistics: the ranges' JSON.
         prompts: the published pickle, or a ``text.safetensors``.
@@ -94,6 +111,8 @@ def find_parts(source: str, given: Parts, download: Download) -> Parts:
     """
     folder = Path(source).expanduser()
     release = files.release_at(folder)
+    if given.weights is not None and given.weights.is_dir():
+        given = dataclasses.replace(given, weights=_weights_in(given.weights) or given.weights)
     if folder.is_dir():
         found = given.filled(_in_folder(folder, given))
     elif folder.exists():
@@ -170,9 +189,9 @@ def _weights_in(folder: Path) -> Path | None:
     for place in (folder, folder / "model"):
         if is_distributed(place):
             return place
-        found = _only("weights", list(place.glob("*.pt")))
-        if found:
-            return found
+        for pattern in WEIGHTS_NAMES:
+            if found := _only("weights", list(place.glob(pattern))):
+                return found
     return None
 
 
@@ -186,23 +205,29 @@ def _only(name: str, found: Sequence[Path]) -> Path | None:
 
 
 def _on_hub(repository: str, release: Release | None, given: Parts, download: Download) -> Parts:
-    patterns: tuple[str, ...] = (*WEIGHTS_PATTERNS, STATISTICS_PATTERN, PROMPTS_PATTERN)
+    found = given
     if release is not None and release.files:
-        patterns = release.files
-    found = given.filled(_in_folder(download(repository, patterns), given))
-    if release is not None and release.companion:
-        others = (STATISTICS_PATTERN, PROMPTS_PATTERN)
-        found = found.filled(_in_folder(download(release.companion, others), found))
+        found = found.filled(_in_folder(download(repository, release.files), found))
+    if wanted := _patterns(found):
+        found = found.filled(_in_folder(download(repository, wanted), found))
+    if release is not None and release.companion and (wanted := _patterns(found)):
+        found = found.filled(_in_folder(download(release.companion, wanted), found))
     if found.vae is None:
         folder = download(files.VAE_REPOSITORY, (files.VAE_FILE,))
         found = found.filled(Parts(vae=folder / files.VAE_FILE))
     return found
 
 
+def _patterns(found: Parts) -> tuple[str, ...]:
+    """Return what to ask of Hugging Face for the parts that are not found yet."""
+    return tuple(q for name in found.missing() for q in PATTERNS.get(name, ()))
+
+
 def _describe_missing(source: str, found: Parts) -> str:
     published = files.RELEASES[0]
     help_of = {
-        "weights": "a .pt file or a folder with a distributed checkpoint",
+        "weights": f"a .pt file, a .safetensors file or an index of several (*{SHARDS}), or a "
+        f"folder with a distributed checkpoint",
         "vae": f"{Path(files.VAE_FILE).name}, published as {files.VAE_FILE} in "
         f"{files.VAE_REPOSITORY}",
         "statistics": f"{STATISTICS_PATTERN}, published as {published.files[1]} in "
@@ -218,7 +243,9 @@ def _describe_missing(source: str, found: Parts) -> str:
 Report = Callable[[str], None]
 
 
-def convert(parts: Parts, target: Path, source: str, force: bool, report: Report) -> str:
+def convert(
+    parts: Parts, target: Path, source: str, force: bool, report: Report, averaged: bool = False
+) -> str:
     """Write a checkpoint folder.
 
     Args:
@@ -227,6 +254,7 @@ def convert(parts: Parts, target: Path, source: str, force: bool, report: Report
         source: how ``provenance.json`` calls where the parts come from.
         force: replace an existing target.
         report: is told one line per step.
+        averaged: take the moving average of the transformer's weights.
 
     Returns:
         The folder's digest.
@@ -240,7 +268,7 @@ def convert(parts: Parts, target: Path, source: str, force: bool, report: Report
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
-        digest = _fill(parts, partial, source, report)
+        digest = _fill(parts, partial, source, report, averaged)
         _publish(partial, target)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"'{target}' cannot be written: {error}") from error
@@ -264,7 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if target.exists() and not options.force:  # before anything is downloaded
             raise CheckpointError(f"'{target}' is there already; give another name, or --force")
         parts = find_parts(options.source, given, hub_download)
-        digest = convert(parts, target, options.source, options.force, _print)
+        digest = convert(parts, target, options.source, options.force, _print, options.ema)
     except CosmosPolicyError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -285,7 +313,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("target", type=Path, help="the folder to make")
     parser.add_argument("--force", action="store_true", help="replace the target")
     parser.add_argument("--config", help="kind of model: a name in config/models or a YAML file")
-    parser.add_argument("--weights", type=Path, help=".pt file or distributed checkpoint's folder")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        help=".pt or .safetensors file, index of several, or a folder with one of these or a "
+        "distributed checkpoint",
+    )
+    parser.add_argument(
+        "--ema", action="store_true", help=f"take the weights' moving average, {EMA_PREFIX}*"
+    )
     parser.add_argument("--vae", type=Path, help="the video autoencoder's file")
     parser.add_argument("--statistics", type=Path, help="the JSON with the ranges")
     parser.add_argument("--prompts", type=Path, help="the pickle with the prompt embeddings")
@@ -296,7 +332,7 @@ def _print(line: str) -> None:
     print(line, flush=True)
 
 
-def _fill(parts: Parts, folder: Path, source: str, report: Report) -> str:
+def _fill(parts: Parts, folder: Path, source: str, report: Report, averaged: bool) -> str:
     """Write every file, the cheap checks first; returns the digest."""
     weights, vae, statistics = parts.weights, parts.vae, parts.statistics
     prompts, described = parts.prompts, parts.config
@@ -305,19 +341,25 @@ def _fill(parts: Parts, folder: Path, source: str, report: Report) -> str:
     config = _load_config(described)
     shutil.copyfile(described, folder / files.CONFIG)
     report(f"[2/6] statistics {statistics}")
-    load_statistics(statistics, config.action_dims, config.proprio_dims)
+    ranges = load_statistics(statistics, config.action_dims, config.proprio_dims)
+    if unused := describe_unused(ranges):
+        report(f"      {unused}")
     shutil.copyfile(statistics, folder / files.STATISTICS)
     report(f"[3/6] prompts {prompts}")
     _write_prompts(prompts, config, folder / files.TEXT)
     report(f"[4/6] video autoencoder {vae}")
     _write_vae(vae, config, folder / files.VAE)
     report(f"[5/6] transformer {weights}")
-    ignored = _write_transformer(weights, config, folder / files.TRANSFORMER)
+    ignored = _write_transformer(weights, config, folder / files.TRANSFORMER, averaged)
     if ignored:
-        report(f"      left out {len(ignored)} tensors outside the network: {', '.join(ignored)}")
+        names = ", ".join(summarise(ignored))
+        report(f"      left out {len(ignored)} tensors outside the network: {names}")
+    if not averaged and any(name.startswith(EMA_PREFIX) for name in ignored):
+        report("      --ema takes the weights' moving average instead")
     report("[6/6] checksums")
     digest = files.digest(folder)
-    history = _history(parts, source, config, ignored) | {"digest_when_converted": digest}
+    history = _history(parts, source, config, ignored)
+    history |= {"averaged": averaged, "digest_when_converted": digest}
     (folder / files.PROVENANCE).write_text(json.dumps(history, indent=2) + "\n", encoding="utf-8")
     return digest
 
@@ -369,11 +411,18 @@ def _write_vae(path: Path, config: CheckpointConfig, target: Path) -> None:
     _save(network.state_dict(), config, target)
 
 
-def _write_transformer(path: Path, config: CheckpointConfig, target: Path) -> tuple[str, ...]:
+def _write_transformer(
+    path: Path, config: CheckpointConfig, target: Path, averaged: bool
+) -> tuple[str, ...]:
     """Return the names of what the file holds besides the network."""
     with torch.device("meta"):
         network = Transformer(config.transformer)
-    tensors, ignored = split_released(read_weights(path))
+    tensors, ignored = split_released(read_weights(path), averaged)
+    if not tensors and averaged:
+        raise CheckpointError(
+            f"{path}: holds no moving average, none of its tensors' names begins with "
+            f"{EMA_PREFIX}; leave --ema out"
+        )
     transformer_keys.load_weights(network, tensors, str(path))
     _save(network.state_dict(), config, target)
     return ignored

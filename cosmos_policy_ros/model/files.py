@@ -29,7 +29,8 @@ class Release:
     Attributes:
         repository: owner and name.
         config: the folder in ``config/models`` that describes it.
-        files: those a policy is made of; the video autoencoder lives in another repository.
+        files: those a policy is made of, where their names are known; the weights are any ``.pt``
+            of the repository. The video autoencoder lives in another one.
         companion: repository of the statistics and prompts where this one has none.
     """
 
@@ -54,20 +55,12 @@ RELEASES = (
     Release(
         "nvidia/Cosmos-Policy-LIBERO-Predict2-2B",
         "libero_2b",
-        (
-            "Cosmos-Policy-LIBERO-Predict2-2B.pt",
-            "libero_dataset_statistics.json",
-            "libero_t5_embeddings.pkl",
-        ),
+        ("libero_dataset_statistics.json", "libero_t5_embeddings.pkl"),
     ),
     Release(
         "nvidia/Cosmos-Policy-RoboCasa-Predict2-2B",
         "robocasa_2b",
-        (
-            "Cosmos-Policy-RoboCasa-Predict2-2B.pt",
-            "robocasa_dataset_statistics.json",
-            "robocasa_t5_embeddings.pkl",
-        ),
+        ("robocasa_dataset_statistics.json", "robocasa_t5_embeddings.pkl"),
     ),
 )
 
@@ -160,7 +153,8 @@ def _describe_half(folder: Path) -> str | None:
 
 
 def _describe_release(release: Release, folder: Path) -> str:
-    parts = [f"{', '.join(release.files) or 'one .pt file'}"]
+    named = any(name.endswith(".pt") for name in release.files)
+    parts = [", ".join(release.files if named else ("one .pt file", *release.files))]
     if release.companion:
         parts.append(f"statistics and prompts from {release.companion}")
     parts.append(f"{VAE_FILE} from {VAE_REPOSITORY}")

@@ -6,6 +6,7 @@ the demonstrations is legal for the model, and safety is the gate's business.
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from cosmos_policy_ros.core.config import did_you_mean
 from cosmos_policy_ros.core.errors import CheckpointError
 from cosmos_policy_ros.core.units import Array
 from cosmos_policy_ros.core.untrusted import parse_json, read_text, reading, shown
@@ -23,6 +23,7 @@ from cosmos_policy_ros.rig.self_check import Check
 from cosmos_policy_ros.rig.spec import RigSpec
 
 MEASURES = ("min", "max", "mean", "std", "median")
+UNUSED_SHOWN = 5
 KEYS = tuple(f"{what}_{measure}" for what in ("actions", "proprio") for measure in MEASURES)
 
 # Narrower than one float32 step of a joint angle near 1 rad: such a dimension never moved, and
@@ -57,10 +58,17 @@ class Range:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Ranges of the actions and of the proprioception, each (14,) for ALOHA."""
+    """Ranges of the actions and of the proprioception, each (14,) for ALOHA.
+
+    Attributes:
+        actions: of the actions.
+        proprio: of the proprioception.
+        unused: what else the file has, by its keys.
+    """
 
     actions: Range
     proprio: Range
+    unused: tuple[str, ...] = ()
 
     def equals(self, other: Statistics) -> bool:
         """Return whether both scale alike, to the last bit."""
@@ -75,23 +83,26 @@ def load_statistics(path: Path, action_dims: int, proprio_dims: int) -> Statisti
     """Read the flat JSON with ten keys ("actions_min", ... "proprio_median") that NVIDIA publishes.
 
     Only the minima and maxima are used; the others must be there so that a half-written or
-    foreign file is noticed.
+    foreign file is noticed. What a file has besides is not looked at.
 
     Raises:
-        CheckpointError: unreadable, a missing or unknown key, wrong length, a number that is not
+        CheckpointError: unreadable, a missing key, wrong length, a number that is not
             finite, or a maximum below its minimum.
     """
     with reading(path, "JSON", CheckpointError):
         content = parse_json(read_text(path))
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds {type(content).__name__}, expected ten named lists")
-    for key in content:
-        if key not in KEYS:
-            raise CheckpointError(f"{path}: unknown key '{shown(key)}'{did_you_mean(key, KEYS)}")
+    unused = tuple(key for key in content if key not in KEYS)
+    for key in KEYS:
+        if key not in content:
+            raise CheckpointError(f"{path}: key '{key}' is missing{_nearest(key, unused)}")
     dims = {"actions": action_dims, "proprio": proprio_dims}
     columns = {key: _column(content, key, dims[key.split("_")[0]], path) for key in KEYS}
     return Statistics(
-        actions=_range(columns, "actions", path), proprio=_range(columns, "proprio", path)
+        actions=_range(columns, "actions", path),
+        proprio=_range(columns, "proprio", path),
+        unused=unused,
     )
 
 
@@ -122,9 +133,23 @@ def constant_dimensions(statistics: Statistics) -> list[str]:
     ]
 
 
+def describe_unused(statistics: Statistics) -> str:
+    """Say what else the file has, of many entries a few; empty if nothing."""
+    unused = statistics.unused
+    if not unused:
+        return ""
+    named = ", ".join(shown(key) for key in unused[:UNUSED_SHOWN])
+    rest = f" and {len(unused) - UNUSED_SHOWN} more" if len(unused) > UNUSED_SHOWN else ""
+    return f"the statistics have entries that nothing reads: {named}{rest}"
+
+
+def _nearest(key: str, others: Sequence[str]) -> str:
+    """Return what a missing key may have been called, for the message."""
+    near = difflib.get_close_matches(key, [shown(other) for other in others], n=1)
+    return f"; is it '{near[0]}'?" if near else ""
+
+
 def _column(content: Mapping[str, Any], key: str, dims: int, path: Path) -> Array:
-    if key not in content:
-        raise CheckpointError(f"{path}: key '{key}' is missing")
     try:
         column = np.asarray(content[key], dtype=np.float64)
     except (TypeError, ValueError, OverflowError):

@@ -28,7 +28,9 @@ from cosmos_policy_ros.core.untrusted import (
     UnreadableError,
     check_file,
     open_file,
+    parse_json,
     read_file,
+    read_text,
     reading,
     shown,
 )
@@ -68,6 +70,8 @@ MAX_OBJECTS = 10_000_000
 MAX_COPIES = 16
 """Bytes of all tensors together for one of the file; those of several prompts may share one."""
 AGAIN = "it may have been cut short: copy or download it again"
+TORCH_MAGIC = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
+"""What files of ``torch.save`` begin with that are no zip."""
 _MARK = (0, 0)
 
 
@@ -88,8 +92,35 @@ class _Unpickler(pickle.Unpickler):
         return self._allowed[full]
 
 
+def load_torch(path: Path, what: str) -> Any:
+    """Read what ``torch.save`` wrote; mapped into memory where its format allows it.
+
+    Args:
+        path: of the file.
+        what: it is read as, such as "weights".
+
+    Raises:
+        CheckpointError: it asks for something that is not on torch's own list; or cannot be read.
+        UnreadableError: parts of it are packed. Whatever else torch raises comes out, too.
+    """
+    with path.open("rb") as file:
+        check_zip(file, path.stat().st_size)
+    try:
+        with torch.serialization.safe_globals([io.BytesIO]):
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except pickle.UnpicklingError as error:
+        forbidden = re.search(r"GLOBAL (\S+)", str(error))
+        if forbidden is None:
+            raise CheckpointError(f"{path}: cannot be read as {what}; {AGAIN}") from error
+        raise CheckpointError(_describe_forbidden(path, forbidden[1], what)) from error
+
+
 def load_prompts(path: Path) -> dict[str, Tensor]:
     """Read the published ``*_t5_embeddings.pkl``: a mapping from prompts to tensors.
+
+    The published ones are plain pickles; what ``torch.save`` made of the same mapping is read, too.
 
     Returns:
         Per prompt (L, D) on the CPU, bit for bit as written.
@@ -103,7 +134,9 @@ def load_prompts(path: Path) -> dict[str, Tensor]:
         "torch._utils._rebuild_tensor_v2": _Views(path),
         "torch.storage._load_from_bytes": _load_storage,
     }
-    content = _load(path, allowed, "a table of prompt embeddings")
+    what = "a table of prompt embeddings"
+    with reading(path, what, CheckpointError, AGAIN):
+        content = load_torch(path, what) if _is_torch(path) else _load(path, allowed, what)
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f"{path}: holds no table of prompts but {type(content).__name__}")
     prompts = {}
@@ -116,8 +149,13 @@ def load_prompts(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(
                 f"{path}: '{shown(prompt)}' must be a tensor (1, tokens, width), found {found}"
             )
-        prompts[prompt] = embedding[0].contiguous()
-    return prompts
+        prompts[prompt] = embedding[0]
+    # A view may repeat a few numbers for ever; of a plain pickle none is left.
+    numbers = sum(each.numel() * each.element_size() for each in prompts.values())
+    with reading(path, what, CheckpointError):
+        if numbers > MAX_COPIES * check_file(path):
+            raise UnreadableError(f"its tensors come to more than {MAX_COPIES} times its bytes")
+    return {prompt: embedding.contiguous() for prompt, embedding in prompts.items()}
 
 
 def load_index(path: Path) -> Any:
@@ -162,10 +200,23 @@ def _load(path: Path, allowed: Mapping[str, Any], what: str) -> Any:
         try:
             return _Unpickler(io.BytesIO(content), allowed).load()
         except ForbiddenNameError as error:
-            raise CheckpointError(
-                f"{path}: refused, it asks for '{shown(str(error), 200)}', which {what} has no use "
-                f"for; it may run code when loaded the usual way: do not use it"
-            ) from error
+            raise CheckpointError(_describe_forbidden(path, str(error), what)) from error
+
+
+def _describe_forbidden(path: Path, name: str, what: str) -> str:
+    return (
+        f"{path}: refused, it asks for '{shown(name, 200)}', which {what} cannot need; it may run "
+        f"code when loaded the usual way: do not use it"
+    )
+
+
+def _is_torch(path: Path) -> bool:
+    """Return whether ``torch.save`` wrote the file, in its format of today or its older one."""
+    with open_file(path) as file:
+        if zipfile.is_zipfile(file):
+            return True
+        file.seek(0)
+        return file.read(len(TORCH_MAGIC)) == TORCH_MAGIC
 
 
 def _check_program(content: bytes) -> None:
@@ -310,48 +361,70 @@ def _layout(name: str) -> torch.layout:
 
 
 DCP_INDEX = ".metadata"
+SHARDS = ".safetensors.index.json"  # how the index of several safetensors files ends
+WRAPPERS = ("state_dict", "model")  # what trainers call the weights in a file that holds more
+EMA_PREFIX = "net_ema."  # the moving average of the network's weights
 EXTRA_STATE = "_extra_state"  # scratch of TransformerEngine: bytes, no weights
+MAX_INDEX_BYTES = 1 << 24  # of 574 tensors it has 60 kB
 LFS_POINTER = b"version https://git-lfs"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a ``.pt`` or ``.pth``, a ``.safetensors`` or a distributed checkpoint.
+    """Read the tensors of a ``.pt`` or ``.pth``, of safetensors or a distributed checkpoint.
 
-    Files are mapped into memory where their format allows it, so nothing is read before it is used.
+    Several safetensors files are read by their index, whose name ends in :data:`SHARDS`. Files are
+    mapped into memory where their format allows it, so nothing is read before it is used.
 
     Raises:
         CheckpointError: unreadable, cut short, or holding something that is no tensor.
     """
     if path.is_dir():
         return _read_distributed(path)
+    if path.name.endswith(SHARDS):
+        return _read_shards(path)
     with reading(path, "weights", CheckpointError, AGAIN):
         size = _refuse_pointer(path)
-        try:
-            content = load_file(path) if path.suffix == ".safetensors" else _read_torch(path, size)
-        except pickle.UnpicklingError as error:
-            raise CheckpointError(_describe_unpickling(path, error)) from error
-        return _only_tensors(content, path, size)
+        if path.suffix == ".safetensors":
+            return _only_tensors(load_file(path), path, size)
+        return _only_tensors(_unwrapped(load_torch(path, "weights")), path, size)
 
 
-def split_released(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def split_released(
+    tensors: Mapping[str, Tensor], averaged: bool = False
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Separate the policy's network from what else a training checkpoint may hold.
 
+    Args:
+        tensors: of the file.
+        averaged: take the moving average of the weights.
+
     Returns:
-        The tensors below ``net.`` and the names of the others; all of them when none is.
+        The tensors below ``net.`` (those below ``net_ema.`` under the names that they are the
+        average of; of no average, nothing), and the names of the others. All of them, and no name,
+        when none is below ``net.``.
     """
-    network = {name: t for name, t in tensors.items() if name.startswith(OFFICIAL_PREFIX)}
-    if not network:
+    prefix = EMA_PREFIX if averaged else OFFICIAL_PREFIX
+    network = {name: t for name, t in tensors.items() if name.startswith(prefix)}
+    if not network and not averaged:
         return dict(tensors), ()
-    return network, tuple(sorted(tensors.keys() - network.keys()))
+    others = tuple(sorted(tensors.keys() - network.keys()))
+    return {OFFICIAL_PREFIX + n.removeprefix(prefix): t for n, t in network.items()}, others
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 (hex) of a file, or over the names and bytes of a folder's files."""
+    """Return the sha256 (hex) of a file, or over the names and bytes of several.
+
+    Several are a folder's files, or an index of safetensors and what it lists.
+    """
     sha = hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    files, root = [path], path if path.is_dir() else path.parent
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+    elif path.name.endswith(SHARDS):
+        files += sorted({path.parent / name for name in _read_index(path).values()})
     for file in files:
-        if path.is_dir():
-            sha.update(f"{file.relative_to(path).as_posix()} {file.stat().st_size}\n".encode())
+        if len(files) > 1 or path.is_dir():
+            sha.update(f"{file.relative_to(root).as_posix()} {file.stat().st_size}\n".encode())
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 sha.update(block)
@@ -363,13 +436,40 @@ def is_distributed(path: Path) -> bool:
     return (path / DCP_INDEX).is_file()
 
 
-def _read_torch(path: Path, size: int) -> Any:
-    with path.open("rb") as file:
-        check_zip(file, size)
-    with torch.serialization.safe_globals([io.BytesIO]):
-        return torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+def _unwrapped(content: Any) -> Any:
+    """Return the weights of a file in which a trainer put them beside other things."""
+    if isinstance(content, Mapping):
+        for name in WRAPPERS:
+            if isinstance(content.get(name), Mapping):
+                return content[name]
+    return content
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    files = _read_index(index)
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(set(files.values())):
+        tensors |= read_weights(index.parent / name)
+    listed = {name for name in files if not name.endswith(EXTRA_STATE)}
+    if absent := sorted(listed - tensors.keys()):
+        name, file = shown(absent[0]), shown(files[absent[0]])
+        raise CheckpointError(f"{index}: lists '{name}', which {file} does not hold; {AGAIN}")
+    return tensors
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    """Return which file beside the index holds which tensor."""
+    with reading(index, "an index of safetensors", CheckpointError):
+        content = parse_json(read_text(index, MAX_INDEX_BYTES))
+        files = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(files, dict) or not files:
+            raise UnreadableError("is no index of safetensors: it has no 'weight_map'")
+        for name in files.values():
+            # Nothing but a file beside it: an index may come from anywhere.
+            plain = isinstance(name, str) and Path(name).name == name
+            if not plain or Path(name).suffix != ".safetensors":
+                raise UnreadableError(f"lists '{shown(name)}', expected a .safetensors beside it")
+        return files
 
 
 def _only_tensors(content: Any, path: Path, size: int) -> dict[str, Tensor]:
@@ -379,8 +479,8 @@ def _only_tensors(content: Any, path: Path, size: int) -> dict[str, Tensor]:
     for name, value in kept.items():
         if not isinstance(value, Tensor):
             raise CheckpointError(
-                f"{path}: '{shown(name)}' is no tensor but {type(value).__name__}; a file with the "
-                f"network's tensors and nothing around them is needed"
+                f"{path}: '{shown(name)}' is no tensor but {type(value).__name__}; the network's "
+                f"tensors are needed, alone or below one of {', '.join(WRAPPERS)}"
             )
         # A view may repeat a few numbers for ever, or reach beyond those that are stored.
         if value.numel() * value.element_size() > size:
@@ -449,13 +549,3 @@ def _refuse_pointer(path: Path) -> int:
             f"{path}: only points to the weights; fetch them with 'git lfs pull' in its folder"
         )
     return size
-
-
-def _describe_unpickling(path: Path, error: pickle.UnpicklingError) -> str:
-    forbidden = re.search(r"GLOBAL (\S+)", str(error))
-    if forbidden:
-        return (
-            f"{path}: refused, it asks for '{shown(forbidden[1])}', which weights have no use "
-            f"for; it may run code when loaded the usual way: do not use it"
-        )
-    return f"{path}: cannot be read as weights; {AGAIN}"

@@ -17,7 +17,7 @@ from cosmos_policy_ros.inference.spec import ENGINES, EngineSpec, SearchConfig
 from cosmos_policy_ros.inference.worker import WorkerLimits
 from cosmos_policy_ros.model.config import CheckpointConfig, Numerics
 from cosmos_policy_ros.model.files import CONFIG, STATISTICS, describe_missing, has_weights
-from cosmos_policy_ros.model.statistics import compare_with_rig, load_statistics
+from cosmos_policy_ros.model.statistics import compare_with_rig, describe_unused, load_statistics
 from cosmos_policy_ros.nodes.shell import Parameter
 from cosmos_policy_ros.planning.workers import parse_devices
 from cosmos_policy_ros.rig.arms import STATE_DIM
@@ -239,6 +239,8 @@ def warnings(settings: PolicySettings) -> tuple[str, ...]:
     statistics = load_statistics(
         Path(settings.engine.checkpoint) / STATISTICS, STATE_DIM, STATE_DIM
     )
+    if unused := describe_unused(statistics):
+        found.append(unused)
     return (*found, *compare_with_rig(statistics, settings.rig))
 
 

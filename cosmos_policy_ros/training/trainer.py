@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from cosmos_policy_ros.core.errors import TrainingError
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.checkpoint import Checkpoint
-from cosmos_policy_ros.model.statistics import constant_dimensions, load_statistics
+from cosmos_policy_ros.model.statistics import constant_dimensions, describe_unused, load_statistics
 from cosmos_policy_ros.training.config import TrainingConfig
 from cosmos_policy_ros.training.export import gather, write_card, write_weights
 from cosmos_policy_ros.training.loss import JointLoss, LossMeter
@@ -260,6 +260,8 @@ class Trainer:
                 reports.say("the data has changed since: the curve is not what it would have been")
         else:
             reports.say("from scratch: random weights, as start.scratch says")
+        if unused := describe_unused(self.checkpoint.statistics):
+            reports.say(unused)
         if constant := constant_dimensions(self.checkpoint.statistics):
             reports.say(f"never moved in the statistics, always 0: {', '.join(constant)}")
 

@@ -22,6 +22,7 @@ from helpers.published_checkpoint import (
     publish,
     with_extra_state,
 )
+from safetensors.torch import save_file
 
 from cosmos_policy_ros.core.config import load_config
 from cosmos_policy_ros.core.errors import CheckpointError
@@ -34,6 +35,7 @@ from cosmos_policy_ros.model.tokenizer import Tokenizer
 from cosmos_policy_ros.model.transformer import Transformer
 from cosmos_policy_ros.model.transformer_keys import our_names
 from cosmos_policy_ros.model.vae_keys import our_names as our_vae_names
+from cosmos_policy_ros.model.weights import read_weights, sha256_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -135,6 +137,125 @@ def test_tensors_outside_the_network_are_left_out_and_told(published: Path, tmp_
     assert_faithful(tmp_path / "target", tmp_path / "small.yaml")
 
 
+@pytest.mark.parametrize("name", ["model", "state_dict"])
+def test_weights_that_a_trainer_wrapped(published: Path, tmp_path: Path, name: str) -> None:
+    net, _ = networks(tmp_path / "small.yaml")
+    around = {"iteration": 7, "optimizer": {"state": {}, "param_groups": [{"lr": 1e-4}]}}
+    torch.save({name: with_extra_state(net), **around}, published / WEIGHTS)
+    run(published, tmp_path / "target")
+    assert_faithful(tmp_path / "target", tmp_path / "small.yaml")
+
+
+def averaged(net: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the weights beside a moving average of them, which is three times as large."""
+    return net | {name.replace("net.", "net_ema.", 1): 3 * t for name, t in net.items()}
+
+
+def test_the_moving_average_can_be_chosen(
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net, _ = networks(tmp_path / "small.yaml")
+    torch.save(averaged(net), published / WEIGHTS)
+    told = run(published, tmp_path / "plain")
+    assert_faithful(tmp_path / "plain", tmp_path / "small.yaml")
+    assert any("left out" in line and "net_ema.blocks.{0-1}.mlp" in line for line in told)
+    assert any("--ema takes the weights' moving average" in line for line in told)
+    words = [str(published), "--config", str(tmp_path / "small.yaml"), "--ema"]
+    assert main([*words, str(tmp_path / "averaged")]) == 0
+    found = load_checkpoint(tmp_path / "averaged").transformer.state_dict()
+    for name, tensor in our_names(net).items():
+        assert torch.equal(found[name], 3 * tensor), name
+    torch.save(net, published / WEIGHTS)
+    capsys.readouterr()
+    assert main([*words, str(tmp_path / "none")]) == 1
+    assert "holds no moving average" in capsys.readouterr().err
+
+
+def shard(folder: Path, net: dict[str, torch.Tensor]) -> Path:
+    """Write the weights as two safetensors with an index; return it."""
+    folder.mkdir()
+    names = sorted(net)
+    listed: dict[str, str] = {}
+    for index, part in enumerate((names[::2], names[1::2]), 1):
+        file = f"model-0000{index}-of-00002.safetensors"
+        save_file({name: net[name].contiguous() for name in part}, folder / file)
+        listed |= dict.fromkeys(part, file)
+    index_file = folder / "model.safetensors.index.json"
+    index_file.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": listed}))
+    return index_file
+
+
+def test_safetensors_whole_and_in_parts(published: Path, tmp_path: Path) -> None:
+    net, _ = networks(tmp_path / "small.yaml")
+    (published / WEIGHTS).unlink()
+    index = shard(published / "model", net)
+    run(published, tmp_path / "parts")
+    assert_faithful(tmp_path / "parts", tmp_path / "small.yaml")
+    history = json.loads((tmp_path / "parts" / "provenance.json").read_text())
+    before = history["files"]["transformer.safetensors"]
+    assert before["from"] == index.name
+    save_file({"else": torch.ones(1)}, index.parent / "model-00002-of-00002.safetensors")
+    assert sha256_of(index) != before["sha256"], "the parts count"
+    with pytest.raises(
+        CheckpointError, match=r"index\.json: lists 'net\..*', which .* does not hold"
+    ):
+        run(published, tmp_path / "other")
+    shutil.rmtree(published / "model")
+    save_file({name: t.contiguous() for name, t in net.items()}, published / "model.safetensors")
+    run(published, tmp_path / "whole")
+    assert_faithful(tmp_path / "whole", tmp_path / "small.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "is no index of safetensors"),
+        ('{"weight_map": {}}', "is no index of safetensors"),
+        ('{"weight_map": {"a": "../secret.safetensors"}}', "expected a .safetensors beside it"),
+        ('{"weight_map": {"a": "secret.pt"}}', "expected a .safetensors beside it"),
+        ('{"weight_map": {"a": 7}}', "expected a .safetensors beside it"),
+        ('{"weight_map": {"a": "gone.safetensors"}}', "gone.safetensors: cannot be read"),
+        ("{", "cannot be read as JSON"),
+    ],
+)
+def test_an_index_that_leads_elsewhere_is_refused(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        read_weights(index)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_prompts_that_torch_saved(published: Path, tmp_path: Path, old: bool) -> None:
+    """They were called cut short; what is cut is still called so."""
+    file = published / "aloha_t5_embeddings.pkl"
+    torch.save(prompts(), file, _use_new_zipfile_serialization=not old)
+    run(published, tmp_path / "target")
+    assert_faithful(tmp_path / "target", tmp_path / "small.yaml")
+    cut(file)
+    with pytest.raises(CheckpointError, match=r"\.pkl: cannot be read .*cut short"):
+        run(published, tmp_path / "other")
+    torch.save({"a": Bomb()}, file, _use_new_zipfile_serialization=not old)
+    with pytest.raises(CheckpointError, match=r"asks for 'posix\.system', which a table of prompt"):
+        run(published, tmp_path / "other")
+    repeated = torch.zeros(1, 1, 16).expand(1, 10_000_000, 16)
+    torch.save({"a": repeated}, file, _use_new_zipfile_serialization=not old)
+    with pytest.raises(CheckpointError, match="its tensors come to more than 16 times its bytes"):
+        run(published, tmp_path / "other")
+
+
+def test_entries_of_the_statistics_that_nothing_reads_are_told(
+    published: Path, tmp_path: Path
+) -> None:
+    file = published / "aloha_dataset_statistics.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"actions_q99": [1.0]}))
+    told = run(published, tmp_path / "target")
+    assert "      the statistics have entries that nothing reads: actions_q99" in told
+    load_checkpoint(tmp_path / "target")
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-2000])
 
@@ -166,7 +287,8 @@ class Bomb:
         (WEIGHTS, lambda p: p.write_text("version https://git-lfs.github"), "git lfs pull"),
         (WEIGHTS, lambda p: torch.save({"a": Bomb()}, p), "asks for 'posix.system'"),
         (WEIGHTS, lambda p: torch.save([1], p), "holds no named tensors but list"),
-        (WEIGHTS, lambda p: torch.save({"model": {}}, p), "'model' is no tensor but dict"),
+        (WEIGHTS, lambda p: torch.save({"model": {}}, p), "it has none of the .* it has none$"),
+        (WEIGHTS, lambda p: torch.save({"x": {}}, p), "'x' is no tensor but dict; .*state_dict"),
         (
             WEIGHTS,
             rename_a_tensor,

@@ -14,6 +14,7 @@ from cosmos_policy_ros.model.statistics import (
     KEYS,
     Range,
     constant_dimensions,
+    describe_unused,
     load_statistics,
     measure,
     write_statistics,
@@ -59,7 +60,6 @@ def test_constant_dimension_stays_constant() -> None:
         ({"proprio_max": [1.0]}, r"'proprio_max' has shape \(1,\).*asks for 2 numbers"),
         ({"proprio_std": [1.0, float("nan")]}, r"'proprio_std'\[1\] is nan"),
         ({"actions_max": [1.0, -3.0]}, r"'actions_max'\[1\] = -3.0 lies below"),
-        ({"action_max": [1.0, 2.0]}, "unknown key 'action_max'; did you mean 'actions_max'"),
     ],
 )
 def test_wrong_content_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -72,8 +72,24 @@ def test_wrong_content_is_named(tmp_path: Path, change: dict[str, Any], message:
 def test_missing_key_is_named(tmp_path: Path) -> None:
     stats = content()
     del stats["proprio_median"]
-    with pytest.raises(CheckpointError, match="key 'proprio_median' is missing"):
+    with pytest.raises(CheckpointError, match=r"key 'proprio_median' is missing$"):
         load_statistics(write(tmp_path, stats), 2, 2)
+    stats["propio_median"] = [0.0, 0.0]
+    with pytest.raises(CheckpointError, match="'proprio_median' is missing; is it 'propio_median'"):
+        load_statistics(write(tmp_path, stats), 2, 2)
+
+
+def test_what_a_file_has_besides_is_told_and_not_refused(tmp_path: Path) -> None:
+    """Files of fine-tunings by others have quantiles and counts, too."""
+    others = {"actions_q01": [0.0, 0.0], "num_transitions": 7, "proprio_q01": None}
+    statistics = load_statistics(write(tmp_path, content() | others), 2, 2)
+    assert statistics.equals(load_statistics(write(tmp_path, content()), 2, 2))
+    assert statistics.unused == tuple(others)
+    assert describe_unused(statistics) == (
+        "the statistics have entries that nothing reads: actions_q01, num_transitions, proprio_q01"
+    )
+    many = load_statistics(write(tmp_path, content() | {f"a{i}": 0 for i in range(9)}), 2, 2)
+    assert describe_unused(many).endswith("a0, a1, a2, a3, a4 and 4 more")
 
 
 @pytest.mark.parametrize("text", ["{", "[1, 2]", ""])

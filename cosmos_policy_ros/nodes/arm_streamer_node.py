@@ -151,7 +151,7 @@ def _vendor() -> Any:
     except ImportError as error:
         raise ConfigError(
             f"interbotix_xs_msgs cannot be imported ({error}); source the Interbotix workspace, or "
-            "set command interface: joint_trajectory in the rig file and run a controller per arm"
+            "set command_interface: joint_trajectory in the rig file and run a controller per arm"
         ) from error
     return interbotix_xs_msgs
 

@@ -74,16 +74,17 @@ class Writing:
     def topic(self, name: str) -> str:
         return f"{self.namespace}/{name}"
 
-    def picture(self, role: str, at: int, received: int | None = None) -> None:
-        """Write a camera's image stamped ``at`` ms; each has its own pixels."""
-        seed = [ord(role[0]), at]
-        pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
-        self.image(role, at, pixels, received)
-
     def image(
-        self, role: str, at: int, pixels: NDArray[np.uint8], received: int | None = None
+        self,
+        role: str,
+        at: int,
+        pixels: NDArray[np.uint8] | None = None,
+        received: int | None = None,
     ) -> None:
-        """Write (H, W, 3) pixels as a camera's image stamped ``at`` ms."""
+        """Write (H, W, 3) pixels as a camera's image stamped ``at`` ms, by default of noise."""
+        if pixels is None:
+            seed = [ord(role[0]), at]
+            pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
         (camera,) = (c for c in self.rig.cameras if c.role == role)
         height, width, _ = pixels.shape
         fields = {"height": height, "width": width, "encoding": "rgb8", "is_bigendian": 0}

@@ -63,7 +63,7 @@ def serial(
     return values, action
 
 
-@pytest.mark.parametrize("candidate_batch", [1, 2, 3])
+@pytest.mark.parametrize("batch", [1, 2, 3])
 def test_the_search_is_the_serial_one(
     policy: CosmosPolicy, engine: SearchEngine, batch: int
 ) -> None:

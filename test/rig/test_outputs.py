@@ -90,6 +90,6 @@ def test_a_stream_takes_one_trajectory_per_arm() -> None:
     assert rig_with(streamed(lambda arms: None), command_interface="interbotix").outputs
     for change in (one_for_all, grippers_apart):
         with pytest.raises(
-            ConfigError, match="command interface: interbotix takes one trajectory per arm"
+            ConfigError, match="command_interface: interbotix takes one trajectory per arm"
         ):
             rig_with(streamed(change), command_interface="interbotix")

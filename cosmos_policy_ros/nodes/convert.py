@@ -16,8 +16,8 @@ from cosmos_policy_ros.bags.messages import Label
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.msg import Candidate as CandidateMsg
 from cosmos_policy_ros.msg import Decision as DecisionMsg
-from cosmos_policy_ros.msg import GateResult as VerdictMsg
 from cosmos_policy_ros.msg import Label as LabelMsg
+from cosmos_policy_ros.msg import Verdict as VerdictMsg
 from cosmos_policy_ros.nodes.shell import ns_to_stamp
 from cosmos_policy_ros.rig.chunk import ChunkTransition, TimedChunk
 from cosmos_policy_ros.rig.decision import Decision, Query

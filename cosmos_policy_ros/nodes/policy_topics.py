@@ -23,7 +23,7 @@ from cosmos_policy_ros.core.errors import WorkerError
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.inference.tasks import DecodeImages, Images
 from cosmos_policy_ros.msg import Decision as DecisionMsg
-from cosmos_policy_ros.msg import GateResult as VerdictMsg
+from cosmos_policy_ros.msg import Verdict as VerdictMsg
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.convert import (
     TrajectoryMessages,

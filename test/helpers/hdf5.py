@@ -39,7 +39,7 @@ def motion(rows: int, seed: int = 0) -> NDArray[np.float32]:
     return values.astype(np.float32)
 
 
-def pictures(rows: int, camera: str) -> NDArray[np.uint8]:
+def random_images(rows: int, camera: str) -> NDArray[np.uint8]:
     """Return (rows, 24, 32, 3) RGB: smooth colours, different in every row and camera."""
     y, x = np.mgrid[0:24, 0:32]
     shift = 40 * CAMERAS.index(camera)
@@ -94,7 +94,7 @@ def write_hdf5(
         file["observations/effort"] = motion(rows, 3) if measured else zeros
         file["action"] = motion(rows, 1)
         for camera in CAMERAS:
-            frames = pictures(rows, camera)
+            frames = random_images(rows, camera)
             if images == "raw":
                 file[f"observations/images/{camera}"] = frames
             elif images == "jpeg":

@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from helpers.hdf5 import CAMERAS, ROLLOUT, images, jpegs, motion, write_hdf5
+from helpers.hdf5 import CAMERAS, ROLLOUT, jpegs, motion, random_images, write_hdf5
 
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.interop import hdf5_checks
@@ -27,12 +27,12 @@ def other(folder: Path) -> Path:
     path = folder / "other.hdf5"
     with h5py.File(path, "w") as file:
         file["action"] = motion(ROWS, 9)
-        file["images"] = images(ROWS, CAMERAS[0])
+        file["pixels"] = random_images(ROWS, CAMERAS[0])
         file.create_group("images")
         for camera in CAMERAS:
-            file[f"images/{camera}"] = images(ROWS, camera)
+            file[f"images/{camera}"] = random_images(ROWS, camera)
     (folder / "numbers").write_bytes(motion(ROWS, 9).tobytes())
-    (folder / "pixels").write_bytes(images(ROWS, CAMERAS[0]).tobytes())
+    (folder / "pixels").write_bytes(random_images(ROWS, CAMERAS[0]).tobytes())
     return path
 
 
@@ -86,10 +86,10 @@ def soft(file: h5py.File, _: Path) -> None:
         ],
         (external_storage(CAM, "pixels"), "keeps its data in another file"),
         *[(external_link(key, "/action"), f"/{key}: is a link to /action in") for key in NUMBERS],
-        (external_link(CAM, "/images"), "is a link to /images in"),
+        (external_link(CAM, "/pixels"), "is a link to /pixels in"),
         (external_link("observations/images", "/images"), "is a link to /images in"),
         *[(virtual(key, "action"), f"/{key}: is a virtual data set") for key in NUMBERS],
-        (virtual(CAM, "images"), "is a virtual data set"),
+        (virtual(CAM, "pixels"), "is a virtual data set"),
         (soft_over_external, "/action: is a link to /hop/action"),
         (soft, "/action: is a link to /kept"),
     ],
@@ -187,7 +187,7 @@ def test_honest_compression_is_read(tmp_path: Path) -> None:
     with open_hdf5(path) as source:
         shown = list(source.frames["primary"].every(5))
         assert np.array_equal(source.action, motion(24, 1))
-    assert np.array_equal(shown, images(24, CAMERAS[0])[::5])
+    assert np.array_equal(shown, random_images(24, CAMERAS[0])[::5])
 
 
 def test_one_image_that_a_thousand_entries_name_is_counted_each_time(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_one_image_that_a_thousand_entries_name_is_counted_each_time(tmp_path: P
 
 def jpeg_of(height: int, width: int, scans: int = 1) -> bytes:
     """Return a JPEG whose head claims a size, and that passes over it so many times."""
-    jpeg = jpegs(images(1, CAMERAS[0]))[0]
+    jpeg = jpegs(random_images(1, CAMERAS[0]))[0]
     at = jpeg.index(b"\xff\xc0")
     size = height.to_bytes(2, "big") + width.to_bytes(2, "big")
     return jpeg[: at + 5] + size + jpeg[at + 9 : -2] + b"\xff\xda\x00\x02" * (scans - 1) + jpeg[-2:]

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 from helpers.exchange import DT, ROWS, Shared, look
-from helpers.hdf5 import CAMERAS, JPEG_KEYS, ROLLOUT, jpegs, motion, pictures, write_hdf5
+from helpers.hdf5 import CAMERAS, JPEG_KEYS, ROLLOUT, jpegs, motion, random_images, write_hdf5
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from rosbags.rosbag2 import Reader
@@ -113,19 +113,19 @@ def test_every_rig_reads_back_what_was_in_the_file(
 def test_raw_images_are_byte_for_byte_the_files(shared: Mapping[str, Shared]) -> None:
     made = shared["raw"]
     for camera, role in ROLES.items():
-        wanted = pictures(ROWS, camera)
+        wanted = random_images(ROWS, camera)
         pairs = zip(made.seen, wanted, strict=True)
         assert all(np.array_equal(each.images[role], picture) for each, picture in pairs)
     for topic, images in messages(made.episode.path, "sensor_msgs/msg/Image").items():
         kept = [bytes(image.data) for image in images]
-        assert kept == [frame.tobytes() for frame in pictures(ROWS, camera_of(topic))]
+        assert kept == [frame.tobytes() for frame in random_images(ROWS, camera_of(topic))]
 
 
 def test_jpeg_files_are_byte_for_byte_the_files(shared: Mapping[str, Shared]) -> None:
     found = messages(shared["jpeg"].episode.path, "sensor_msgs/msg/CompressedImage")
     assert len(found) == 3
     for topic, images in found.items():
-        assert [bytes(i.data) for i in images] == jpegs(pictures(ROWS, camera_of(topic)))
+        assert [bytes(i.data) for i in images] == jpegs(random_images(ROWS, camera_of(topic)))
 
 
 @pytest.mark.parametrize("videos_as", ["jpeg", "raw"])
@@ -137,7 +137,7 @@ def test_the_frames_of_videos_are_the_same_images(
         _, _, found = look(take(path, videos_as="raw"))
     for camera, role in ROLES.items():
         video = cv2.VideoCapture(str(path.with_name(f"video_{camera}.mp4")))
-        for each, original in zip(found, pictures(ROWS, camera), strict=True):
+        for each, original in zip(found, random_images(ROWS, camera), strict=True):
             frame = cv2.cvtColor(video.read()[1], cv2.COLOR_BGR2RGB)
             picture = each.images[role].astype(int)
             lost = np.abs(picture - frame).max()
@@ -170,7 +170,7 @@ def test_50_hz_gives_every_second_step(tmp_path: Path, take: Take, images: str, 
     _, windows, found = look(bag)
     assert np.array_equal(windows.steps.actions.astype(np.float32), motion(rows, 1)[::2])
     assert np.array_equal(np.float32([o.state for o in found]), motion(rows)[::2])
-    wanted = pictures(rows, "cam_high")[::2]
+    wanted = random_images(rows, "cam_high")[::2]
     for each, picture in zip(found, wanted, strict=True):
         # The red corner counts the frames by one grey level, blue by three.
         assert np.abs(each.images["primary"].astype(int) - picture).mean() < 5
@@ -308,12 +308,12 @@ FAULTS: dict[str, tuple[str, Any, str]] = {
     "no images": ("raw", replaced("observations/images", None), "has no images"),
     "short camera": (
         "raw",
-        replaced("observations/images/cam_high", pictures(22, "cam_high")),
+        replaced("observations/images/cam_high", random_images(22, "cam_high")),
         "22 images of cam_high and 24 rows in /action",
     ),
     "grey": (
         "raw",
-        replaced("observations/images/cam_high", pictures(24, "cam_high")[..., 0]),
+        replaced("observations/images/cam_high", random_images(24, "cam_high")[..., 0]),
         r"uint8 \(24, 24, 32\), expected uint8",
     ),
     "padded": (

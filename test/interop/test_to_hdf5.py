@@ -15,7 +15,7 @@ import PIL.Image
 import pytest
 from helpers.episodes import Writing
 from helpers.exchange import ROWS, Shared
-from helpers.hdf5 import CAMERAS, JPEG_KEYS, ROLLOUT, jpegs, motion, pictures, write_hdf5
+from helpers.hdf5 import CAMERAS, JPEG_KEYS, ROLLOUT, jpegs, motion, random_images, write_hdf5
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.bags.messages import RigMessages
@@ -83,7 +83,7 @@ def test_there_and_back_again_is_equal(
 
 
 def check_images(file: h5py.File, out: Path, camera: str, images: str) -> None:
-    wanted = pictures(ROWS, camera)
+    wanted = random_images(ROWS, camera)
     if images == "raw":
         assert np.array_equal(file[f"observations/images/{camera}"], wanted)
     elif images == "jpeg":
@@ -130,7 +130,9 @@ def test_raw_images_become_jpeg_files_that_the_trainer_can_read(
 ) -> None:
     with h5py.File(export_hdf5(shared["raw"].episode, out, 0).path) as file:
         for camera in CAMERAS:
-            for data, wanted in zip(file[JPEG_KEYS[camera]], pictures(ROWS, camera), strict=True):
+            for data, wanted in zip(
+                file[JPEG_KEYS[camera]], random_images(ROWS, camera), strict=True
+            ):
                 rgb = np.asarray(PIL.Image.open(io.BytesIO(data.tobytes())))
                 assert np.abs(rgb.astype(int) - wanted).mean() < 4
 

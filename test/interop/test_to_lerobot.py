@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.hdf5 import CAMERAS, ROLLOUT, motion, pictures, write_hdf5
+from helpers.hdf5 import CAMERAS, ROLLOUT, motion, random_images, write_hdf5
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.cli import export_lerobot
@@ -122,7 +122,7 @@ def test_frames_are_the_episodes_steps(
     assert np.array_equal([f["action"] for f in second], motion(ROWS - 1, 1))
     for camera in CAMERAS:
         frames = [f[f"observation.images.{camera}"] for f in first]
-        assert np.array_equal(frames, pictures(ROWS, camera))
+        assert np.array_equal(frames, random_images(ROWS, camera))
     assert {float(f["score"][0]) for f in first} == {float(np.float32(0.6))}
     assert {bool(f["success"][0]) for f in second} == {True}
 
@@ -223,6 +223,6 @@ def test_the_library_reads_back_what_was_recorded(
         assert bool(frame["success"]) == bool(episode)
         for camera in CAMERAS:
             seen = frame[f"observation.images.{camera}"].numpy().transpose(1, 2, 0) * 255
-            lost = np.abs(seen - pictures(rows, camera)[step]).mean()
+            lost = np.abs(seen - random_images(rows, camera)[step]).mean()
             exact = images == "image" and not episode
             assert lost < 1e-3 if exact else lost < 12

@@ -19,7 +19,7 @@ from cosmos_policy_ros.nodes.shell import stamp_to_ns
 from cosmos_policy_ros.rig.chunk import ChunkTransition, Discontinuity, TimedChunk
 from cosmos_policy_ros.rig.decision import Candidate, Decision, Query
 from cosmos_policy_ros.rig.observation import Observation
-from cosmos_policy_ros.rig.safety_gate import Verdict
+from cosmos_policy_ros.rig.safety_gate import GateResult
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
 START_NS = 1_700_000_000_123_456_789
@@ -136,23 +136,23 @@ def test_a_verdict_tells_of_its_boundary(rig: RigSpec) -> None:
     transition = ChunkTransition(
         START_NS, 0.3, 9, 5, Discontinuity(0.1, 2.0, 30.0), Discontinuity(0.01, 0.2, 3.0)
     )
-    told = verdict_to_message(Verdict(True), transition, "run/1", START_NS + 300_000_000, rig)
+    told = verdict_to_message(GateResult(True), transition, "run/1", START_NS + 300_000_000, rig)
     assert (stamp_to_ns(told.asked), told.latency, told.dropped) == (START_NS, 0.3, 9)
     assert told.blend_rows == 5
     assert list(told.jump_decided) == [0.1, 2.0, 30.0]
     assert list(told.jump_sent) == [0.01, 0.2, 3.0]
     refused = verdict_to_message(
-        Verdict(False), replace(transition, sent=None), "run/1", START_NS, rig
+        GateResult(False), replace(transition, sent=None), "run/1", START_NS, rig
     )
     assert not refused.jump_sent
 
 
 def test_a_verdict_names_its_joint(rig: RigSpec) -> None:
-    refusal = Verdict(False, None, 0, "step_speed", 9, 3, 0.4, 0.1, "too fast")
+    refusal = GateResult(False, None, 0, "step_speed", 9, 3, 0.4, 0.1, "too fast")
     told = verdict_to_message(refusal, None, "run/1", START_NS, rig)
     assert (told.accepted, told.rule, told.joint_name) == (False, "step_speed", "right/elbow")
     assert (told.joint, told.step, told.value, told.limit) == (9, 3, 0.4, 0.1)
     assert (told.chunk_id, told.message) == ("run/1", "too fast")
-    accepted = verdict_to_message(Verdict(True, clamped=2), None, "run/1", START_NS, rig)
+    accepted = verdict_to_message(GateResult(True, clamped=2), None, "run/1", START_NS, rig)
     assert (accepted.accepted, accepted.joint, accepted.joint_name) == (True, -1, "")
     assert accepted.clamped == 2

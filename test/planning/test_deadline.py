@@ -47,7 +47,7 @@ def test_a_search_takes_as_long_as_its_busiest_worker(
     assert length(candidates, workers) == pytest.approx(expected)
 
 
-@given(candidates=st.integers(1, 8), workers=st.integers(1, 8), candidate_batch=st.integers(1, 4))
+@given(candidates=st.integers(1, 8), workers=st.integers(1, 8), batch=st.integers(1, 4))
 def test_no_work_is_lost_and_none_is_done_twice(candidates: int, workers: int, batch: int) -> None:
     batches = -(-candidates // batch)
     work = batches * (1.0 + 1.0 + 3 * 2.0 / 3)

@@ -196,7 +196,7 @@ def test_zstd_is_undone_by_every_reader(
     assert sizes["zstd"] < sizes["none"]
 
 
-def test_a_full_disk_keeps_what_was_flushed(
+def test_a_full_disk_is_no_go_and_keeps_what_was_flushed(
     store: EpisodeStore,
     metadata: EpisodeMetadata,
     disk_of: Callable[[int], AbstractContextManager[None]],
@@ -209,6 +209,8 @@ def test_a_full_disk_keeps_what_was_flushed(
         for number in range(1, 100):
             recording.write("/cam", START_NS + number, bytes(20_000))
         wait_for(lambda: not recording.open, "the disk to be full")
+    verdict = recording.verdict()
+    assert not verdict.go and "its bag failed" in verdict.reasons[0]
     assert "its bag failed" in recording.failure
     with pytest.raises(RolloutError, match="its bag failed"):
         recording.finish("stopped")
@@ -327,20 +329,6 @@ def test_an_end_is_not_written_to_what_replaced_the_folder(moved: Moved) -> None
     with pytest.raises(RolloutError, match="was moved to"):
         moved.recording.finish("stopped")
     assert list(moved.path.iterdir()) == []
-
-
-def test_a_full_disk_is_no_go(
-    store: EpisodeStore,
-    metadata: EpisodeMetadata,
-    disk_of: Callable[[int], AbstractContextManager[None]],
-) -> None:
-    recording = store.begin(metadata, [CAMERA])
-    with disk_of(100_000):
-        for number in range(1, 200):
-            recording.write("/cam", START_NS + number, bytes(20_000))
-        wait_for(lambda: not recording.open, "the disk to be full")
-    verdict = recording.verdict()
-    assert not verdict.go and "its bag failed" in verdict.reasons[0]
 
 
 def test_a_disk_that_does_not_answer_is_no_go_and_holds_nobody_up(

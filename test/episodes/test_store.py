@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 from helpers.waiting import wait_for
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 from rosbags.typesys.store import Typestore
 
@@ -324,29 +322,3 @@ def test_truncated_bag_is_named(
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(RolloutError, match="cannot be read as a bag"):
         read_episode(path)
-
-
-@pytest.fixture(scope="module")
-def sound_bag(tmp_path_factory: pytest.TempPathFactory, types: Typestore) -> Path:
-    store = EpisodeStore(tmp_path_factory.mktemp("sound"), types, clock=lambda: START_NS)
-    topic = Topic("/cam", "std_msgs/msg/String")
-    _record(store, EpisodeMetadata(task="t", prompt="p", rig="sim"), [topic])
-    score(store, 50, success=True)
-    return store.find()
-
-
-@settings(max_examples=40, deadline=None)
-@given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), late=st.booleans())
-def test_flipped_bit_is_read_or_named_but_never_a_traceback(
-    sound_bag: Path, where: float, bit: int, late: bool
-) -> None:
-    file = sound_bag / f"{sound_bag.name}_{int(late)}.mcap"
-    sound = file.read_bytes()
-    damaged = bytearray(sound)
-    damaged[int(where * len(sound))] ^= 1 << bit
-    file.write_bytes(damaged)
-    try:
-        with suppress(RolloutError):
-            read_episode(sound_bag)
-    finally:
-        file.write_bytes(sound)

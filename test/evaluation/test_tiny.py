@@ -15,9 +15,9 @@ from cosmos_policy_ros.model.checkpoint import load_checkpoint
 FOLDER = config_folder("models") / "tiny"
 TASK = "either_cube"
 MOST_BYTES = 20e6
-# Of a hundred it does 80. Fewer than half of twenty-four would be chance twice in ten
-# thousand checkpoints as good; other processors round otherwise, and miss other scenes.
-TRIALS, FLOOR = 24, 12
+# Of a hundred it does 80. Fewer than half of sixteen would be chance twice in a thousand
+# checkpoints as good; other processors round otherwise, and miss other scenes.
+TRIALS, FLOOR = 16, 8
 
 
 def trials(output: Path, condition: str, count: int) -> list[Result]:

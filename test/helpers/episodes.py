@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,7 @@ from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
 MS = 1_000_000
+DAY = datetime(2026, 1, 1)
 START_NS = 1_700_000_000_000_000_000
 CAMERA_PERIOD, JOINT_PERIOD = 40, 10  # ms
 RIG = load_rig("sim", config_folder("rigs"))
@@ -67,9 +70,11 @@ class Writing:
         shown = rig_of_bag(rig, jpeg)
         limits = load_limits(config_folder("rigs").parent)
         watch = QualityMonitor(sensors_of(shown, self.topic), rig.observation.camera_skew, limits)
-        self.recording: Recording = store.begin(
-            metadata(**of_metadata), topics, watch, replace(options, jpegs=jpegs)
-        )
+        # Which episodes a training holds out depends on their ids, and these on the wall clock.
+        with patch("cosmos_policy_ros.episodes.store.datetime", now=lambda: DAY):
+            self.recording: Recording = store.begin(
+                metadata(**of_metadata), topics, watch, replace(options, jpegs=jpegs)
+            )
 
     def topic(self, name: str) -> str:
         return f"{self.namespace}/{name}"

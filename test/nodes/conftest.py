@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -22,3 +23,12 @@ def ros() -> Iterator[None]:
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
         yield
         rclpy.shutdown()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collected() -> None:
+    """Collect the nodes of the file before: until then they keep their names in the graph.
+
+    A client that looks for the node of that name would find one of them.
+    """
+    gc.collect()

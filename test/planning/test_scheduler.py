@@ -8,15 +8,19 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from helpers import search_stub
+from helpers.forked import CONTEXT
 from helpers.search import TINY, query_of
 from helpers.waiting import is_running, wait_for
 
 from cosmos_policy_ros.core.errors import ConfigError, ObservationError, WorkerError
+from cosmos_policy_ros.inference import worker
 from cosmos_policy_ros.inference.engines import load_cosmos, load_engine
 from cosmos_policy_ros.inference.spec import EngineLoader, EngineSpec, SearchConfig
 from cosmos_policy_ros.inference.tasks import Decide, DecodeImages
@@ -34,6 +38,13 @@ LIMITS = WorkerLimits(start_timeout=60.0, query_timeout=60.0, restarts=5, backof
 # What a decision may come after its deadline, and what the machine may add when others use it too.
 LATE, BUSY = 0.1, 1.0
 Make = Callable[..., SearchScheduler]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked() -> Iterator[None]:
+    """Spawn no workers, as test_worker and the nodes' tests do: each would import torch first."""
+    with patch.object(worker, "mp", SimpleNamespace(get_context=lambda _: CONTEXT)):
+        yield
 
 
 @pytest.fixture

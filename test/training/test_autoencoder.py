@@ -37,7 +37,7 @@ from cosmos_policy_ros.training.targets import (
 from .conftest import TINY, wave
 
 # A random autoencoder shows one grey for a while before it tells the cameras apart.
-STEPS, BATCH, RATE = 120, 6, 1e-3
+STEPS, BATCH, RATE = 80, 6, 1e-3
 
 
 @pytest.fixture

@@ -35,7 +35,9 @@ setup(
     packages=find_packages(include=["cosmos_policy_ros*"], exclude=["cosmos_policy_ros.nodes*"]),
     data_files=shared_files("config", "msg"),
     python_requires=">=3.10",
+    entry_points={"console_scripts": ["cosmos = cosmos_policy_ros.cli.cosmos:main"]},
     install_requires=[
+        "argcomplete>=2",
         # A range, so that a lab's CUDA build of torch is kept.
         "torch>=2.5",
         "diffusers>=0.35",

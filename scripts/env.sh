@@ -23,4 +23,7 @@ eval "$("$_venv/bin/python" -c '
 from shlex import quote
 from cosmos_policy_ros.nodes.graph import environment
 print(*(f"export {name}={quote(value)}" for name, value in environment().items()), sep="\n")')"
+case $- in
+  *i*) eval "$(register-python-argcomplete cosmos)" ;;
+esac
 unset _root _venv _libraries _folder

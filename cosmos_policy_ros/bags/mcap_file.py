@@ -17,10 +17,10 @@ from rosbags.rosbag2.metadata import dump_qos_v8
 from rosbags.typesys.store import Typestore
 from ruamel.yaml import YAML
 
-REBUILD = "'scripts/recover' rebuilds the index of one whose recorder died"
+REBUILD = "'cosmos recover' rebuilds the index of one whose recorder died"
 
 
-VERIFY = "'episodes verify' tells what else is damaged"
+VERIFY = "'cosmos episodes verify' tells what else is damaged"
 
 
 Compression = Literal["none", "zstd"]

@@ -1,4 +1,4 @@
-"""``scripts/ablate``: the paper's ablations at the tiny checkpoint's size, in one table.
+"""``cosmos ablate``: the paper's ablations at the tiny checkpoint's size, in one table.
 
 The same demonstrations, autoencoder and number of samples for all, and each time one thing less to
 learn besides the policy itself.
@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from cosmos_policy_ros.cli.evaluate import TABLE
-from cosmos_policy_ros.cli.shared import run
+from cosmos_policy_ros.cli.shared import parse, run
 from cosmos_policy_ros.cli.stages import (
     GOES_ON,
     REHEARSED_EVALUATION,
@@ -41,7 +41,7 @@ class Ablations:
 
     Attributes:
         output: the folder that all stages work in.
-        reproduced: what ``scripts/reproduce_tiny`` made: demonstrations and autoencoder.
+        reproduced: what ``cosmos reproduce-tiny`` made: demonstrations and autoencoder.
         steps: of each training.
         seed: of each training.
         rehearsal: every stage as small as it can be.
@@ -92,7 +92,7 @@ class Ablations:
 
     def _evaluate(self, stages: Stages) -> None:
         few = changed(REHEARSED_EVALUATION if self.rehearsal else ())
-        stages.command("evaluation.evaluate_command", "ablations", EVALUATION, *few)
+        stages.command("evaluate", "ablations", EVALUATION, *few)
 
     def _held_out(self) -> list[str]:
         rows = []
@@ -105,7 +105,7 @@ class Ablations:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``scripts/ablate``; returns the exit code."""
+    """Run ``cosmos ablate``; returns the exit code."""
     options = _parse(arguments)
     ablations = Ablations(
         options.output.expanduser(),
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="ablate",
+        prog="cosmos ablate",
         description="Train the tiny policy without auxiliary targets, without value samples, and "
         "with policy samples only, each as long as the full one, and compare them in closed loop. "
         "The same command goes on after a break.",
@@ -142,7 +142,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--rehearsal", action="store_true", help="every stage as small as it can be: minutes"
     )
-    options = parser.parse_args(arguments)
+    options = parse(parser, arguments)
     if options.steps < 1:
         parser.error("--steps: must be at least 1")
     return options

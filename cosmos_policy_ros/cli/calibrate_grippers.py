@@ -1,4 +1,4 @@
-"""``scripts/calibrate_grippers``: walks an operator through open and close, writes the rig file.
+"""``cosmos calibrate-grippers``: walks an operator through open and close, writes the rig file.
 
 Nothing is sent to an arm: the grippers are moved by hand, or by whatever drives them.
 """
@@ -19,7 +19,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
 
-from cosmos_policy_ros.cli.shared import run
+from cosmos_policy_ros.cli.shared import parse, run
 from cosmos_policy_ros.core.config import did_you_mean, to_plain
 from cosmos_policy_ros.core.errors import ConfigError, RigError
 from cosmos_policy_ros.core.paths import config_folder
@@ -109,14 +109,14 @@ ENDS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``scripts/calibrate_grippers``; returns the exit code."""
+    """Run ``cosmos calibrate-grippers``; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="scripts/calibrate_grippers",
+        prog="cosmos calibrate-grippers",
         description="Measure both grippers' ends and write a rig file that has them.",
     )
     parser.add_argument("--rig", default="interbotix_1", help="name in config/rigs, or a file")
     parser.add_argument("--output", type=Path, required=True, help="the rig file to write")
-    options = parser.parse_args(arguments)
+    options = parse(parser, arguments)
     return run(lambda: _calibrate(options.rig, options.output.expanduser()))
 
 

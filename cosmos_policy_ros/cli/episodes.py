@@ -1,4 +1,4 @@
-"""What ``scripts/episodes`` does: the recorded episodes listed, shown, relabelled, verified."""
+"""What ``cosmos episodes`` does: the recorded episodes listed, shown, relabelled, verified."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from cosmos_policy_ros.cli.shared import (
     folder_bytes,
     format_table,
     open_store,
+    parse,
     read_rows,
     run,
     say_bytes,
@@ -114,7 +115,7 @@ _ID_HELP = "its id, or its number alone"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``scripts/episodes``; returns the exit code."""
+    """Run ``cosmos episodes``; returns the exit code."""
     options = _parse(arguments)
     command: Command = options.command
     return run(lambda: command(open_store(options.root), options))
@@ -221,7 +222,8 @@ def _verify_one(found: Verification, write: bool) -> bool:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="episodes", description="Look after recorded episodes. Only purge deletes anything."
+        prog="cosmos episodes",
+        description="Look after recorded episodes. Only purge deletes anything.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -245,7 +247,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     check.add_argument("ids", nargs="*", metavar="ID", help=_ID_HELP)
     check.add_argument("--all", action="store_true", help="every episode, discarded ones too")
     check.add_argument("--write", action="store_true", help="store the verdict that was found")
-    return parser.parse_args(arguments)
+    return parse(parser, arguments)
 
 
 def _add_list(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""``scripts/evaluate``: contenders on the same scenes of the simulated rig, and a table."""
+"""``cosmos evaluate``: contenders on the same scenes of the simulated rig, and a table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from cosmos_policy_ros.cli.shared import run
+from cosmos_policy_ros.cli.shared import parse, run
 from cosmos_policy_ros.cli.stages import GOES_ON
 from cosmos_policy_ros.core.config import load_changed, load_yaml, named_file, to_plain
 from cosmos_policy_ros.core.errors import ConfigError
@@ -25,7 +25,7 @@ FREE = ("processes", "threads", "trials", "conditions")  # may change in between
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``scripts/evaluate``; returns the exit code."""
+    """Run ``cosmos evaluate``; returns the exit code."""
     options = _parse(arguments)
     return run(lambda: _evaluate(options), GOES_ON)
 
@@ -94,7 +94,7 @@ def _by_name(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="evaluate",
+        prog="cosmos evaluate",
         description="Let checkpoints, searches and baselines try the same scenes of the simulated "
         "rig with the same noise, in shuffled order, and compare them. A killed evaluation goes on "
         "where it was.",
@@ -108,7 +108,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the config"
     )
-    return parser.parse_args(arguments)
+    return parse(parser, arguments)
 
 
 if __name__ == "__main__":

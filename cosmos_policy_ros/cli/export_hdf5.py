@@ -1,4 +1,4 @@
-"""What ``scripts/export_hdf5`` does: bags into HDF5 files, laid out as released rollouts."""
+"""What ``cosmos export-hdf5`` does: bags into HDF5 files, laid out as released rollouts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from cosmos_policy_ros.cli.shared import (
     export_each,
     new_folder,
     open_store,
+    parse,
     run,
     say_left_out,
     select,
@@ -21,7 +22,7 @@ from cosmos_policy_ros.interop.to_hdf5 import export_hdf5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``scripts/export_hdf5``; returns the exit code."""
+    """Run ``cosmos export-hdf5``; returns the exit code."""
     options = _parse(arguments)
     return run(lambda: _export_all(options))
 
@@ -46,7 +47,7 @@ def _export_all(options: argparse.Namespace) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="export_hdf5",
+        prog="cosmos export-hdf5",
         description="Write episodes as HDF5 files in the layout of Cosmos Policy's released "
         "rollouts, one row per executed control step.",
     )
@@ -59,4 +60,4 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="JPEG data sets, what the released trainer reads as configured (jpeg); raw data sets; "
         "or MP4 files beside the HDF5 files",
     )
-    return parser.parse_args(arguments)
+    return parse(parser, arguments)

@@ -1,4 +1,4 @@
-"""What ``scripts/export_lerobot`` does: bags into a LeRobot v3 data set."""
+"""What ``cosmos export-lerobot`` does: bags into a LeRobot v3 data set."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from cosmos_policy_ros.cli.shared import (
     export_each,
     new_folder,
     open_store,
+    parse,
     run,
     say_left_out,
     select,
@@ -22,7 +23,7 @@ from cosmos_policy_ros.interop.to_lerobot import LeRobotExport, LibraryError, lo
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``scripts/export_lerobot``; returns the exit code."""
+    """Run ``cosmos export-lerobot``; returns the exit code."""
     options = _parse(arguments)
     return run(lambda: _export_all(options))
 
@@ -68,7 +69,7 @@ def _begin(
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="export_lerobot",
+        prog="cosmos export-lerobot",
         description="Write episodes as a LeRobot v3 data set, one frame per executed control step. "
         "Needs the extra 'lerobot'.",
     )
@@ -81,4 +82,4 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="video",
         help="how the images are kept (video)",
     )
-    return parser.parse_args(arguments)
+    return parse(parser, arguments)

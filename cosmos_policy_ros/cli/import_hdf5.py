@@ -1,4 +1,4 @@
-"""What ``scripts/import_hdf5`` does: episodes of ALOHA, ACT and Cosmos HDF5 files into bags."""
+"""What ``cosmos import`` does: episodes of ALOHA, ACT and Cosmos HDF5 files into bags."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cosmos_policy_ros.bags.types import load_types
-from cosmos_policy_ros.cli.shared import add_root, run, say_count, say_seconds
+from cosmos_policy_ros.cli.shared import add_root, parse, run, say_count, say_seconds
 from cosmos_policy_ros.core.errors import CosmosPolicyError, RolloutError
 from cosmos_policy_ros.core.paths import package_share
 from cosmos_policy_ros.episodes.store import EpisodeStore
@@ -18,7 +18,7 @@ from cosmos_policy_ros.interop.to_bag import Imported, Importer, ImportOptions, 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``scripts/import_hdf5``; returns the exit code."""
+    """Run ``cosmos import``; returns the exit code."""
     options = _parse(arguments)
     return run(lambda: _import_all(options))
 
@@ -93,7 +93,7 @@ def _say(done: Imported) -> str:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="import_hdf5",
+        prog="cosmos import",
         description="Make bags of ALOHA, ACT and Cosmos Policy HDF5 episodes. What is wrong with a "
         "file is said and the others go on; then, and for a file that was imported before, the "
         "exit code is 1.",
@@ -127,4 +127,4 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--again", action="store_true", help="also take files that the store has already"
     )
-    return parser.parse_args(arguments)
+    return parse(parser, arguments)

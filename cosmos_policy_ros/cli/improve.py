@@ -1,4 +1,4 @@
-"""``scripts/improve``: the paper's loop in one command (sections 4.2, 4.3 and 5.3).
+"""``cosmos improve``: the paper's loop in one command (sections 4.2, 4.3 and 5.3).
 
 A checkpoint tries, its rollouts are scored, a planning model is fine-tuned on them, and the same
 checkpoint is evaluated with and without it on the same scenes and noise. Before the comparison
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cosmos_policy_ros.cli.shared import run
+from cosmos_policy_ros.cli.shared import parse, run
 from cosmos_policy_ros.cli.stages import (
     GOES_ON,
     REHEARSED_EVALUATION,
@@ -100,11 +100,11 @@ class Improvement:
     def _demonstrate(self, stages: Stages) -> None:
         """Record demonstrations for the 10 % of the world model's batches that train the policy."""
         few = self._trials(30)
-        stages.command("evaluation.evaluate_command", DEMONSTRATIONS, DEMONSTRATIONS, *few)
+        stages.command("evaluate", DEMONSTRATIONS, DEMONSTRATIONS, *few)
 
     def _collect(self, stages: Stages, folder: str, trials: int, *changes: str) -> None:
         more = ["--checkpoint", str(self.checkpoint), *self._trials(trials, *changes)]
-        stages.command("evaluation.evaluate_command", COLLECTED, folder, *more)
+        stages.command("evaluate", COLLECTED, folder, *more)
 
     def _trials(self, count: int, *changes: str) -> list[str]:
         few = REHEARSED_EVALUATION if self.rehearsal else (f"trials={count}",)
@@ -137,7 +137,7 @@ class Improvement:
 
     def _compare(self, stages: Stages) -> None:
         more = ["--checkpoint", str(self.checkpoint), *self._trials(self.trials)]
-        stages.command("evaluation.evaluate_command", "planning", COMPARISON, *more)
+        stages.command("evaluate", "planning", COMPARISON, *more)
 
     def _report(self) -> None:
         from cosmos_policy_ros.evaluation.report import write_report
@@ -147,7 +147,7 @@ class Improvement:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``scripts/improve``; returns the exit code."""
+    """Run ``cosmos improve``; returns the exit code."""
     options = _parse(arguments)
     checkpoint = checkpoint_folder(options.checkpoint).resolve()
     turn = Improvement(
@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="improve",
+        prog="cosmos improve",
         description="Let a checkpoint try on the simulated rig, score its rollouts, fine-tune a "
         "planning model on them, and compare the checkpoint with and without planning. Two cores "
         f"take about {sum(MINUTES.values())} minutes. The same command goes on after a break.",
@@ -196,7 +196,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--rehearsal", action="store_true", help="every stage as small as it can be: minutes"
     )
-    options = parser.parse_args(arguments)
+    options = parse(parser, arguments)
     for name in ("rollouts", "trials"):
         if getattr(options, name) < 1:
             parser.error(f"--{name}: must be at least 1")

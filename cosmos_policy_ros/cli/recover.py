@@ -1,4 +1,4 @@
-"""What ``scripts/recover`` does: episodes whose recorder died made whole, by hand."""
+"""What ``cosmos recover`` does: episodes whose recorder died made whole, by hand."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cosmos_policy_ros.bags.writer import RECORDING
-from cosmos_policy_ros.cli.shared import run
+from cosmos_policy_ros.cli.shared import parse, run
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.episodes.store import RecordingInProgressError, recover
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``scripts/recover``; returns the exit code."""
+    """Run ``cosmos recover``; returns the exit code."""
     options = _parse(arguments)
     return run(lambda: _recover_all(options.folder.expanduser()))
 
@@ -48,7 +48,7 @@ def _unfinished_below(folder: Path) -> list[Path]:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="recover",
+        prog="cosmos recover",
         description="Make whole what a recorder that died has left. Nothing is deleted, and what a "
         "living recorder holds is left alone. Afterwards judge it: episodes verify --write ID.",
     )
@@ -59,4 +59,4 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=Path("rollouts"),
         help=f"folder of the episodes, or one that ends in {RECORDING} (rollouts)",
     )
-    return parser.parse_args(arguments)
+    return parse(parser, arguments)

@@ -1,4 +1,4 @@
-"""What ``scripts/replay_decision`` does: makes recorded decisions again and compares."""
+"""What ``cosmos replay-decision`` does: makes recorded decisions again and compares."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from cosmos_policy_ros.cli.shared import run
+from cosmos_policy_ros.cli.shared import parse, run
 from cosmos_policy_ros.inference.engines import load_cosmos
 from cosmos_policy_ros.inference.spec import EngineSpec, MemoryBudget, parse_search
 from cosmos_policy_ros.planning import replay
@@ -15,14 +15,14 @@ SAME, ANOTHER = 0, 3  # exit codes; 1 is an error, 2 a wrong command line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``scripts/replay_decision``; returns the exit code, 3 for another choice."""
+    """Run ``cosmos replay-decision``; returns the exit code, 3 for another choice."""
     options = _parse(arguments)
     return run(lambda: _replay(options))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="scripts/replay_decision",
+        prog="cosmos replay-decision",
         description="Make a recorded decision once more from its bag, and compare.",
     )
     parser.add_argument("bag", type=Path, help="folder of an episode")
@@ -35,7 +35,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="auto", help="torch device (auto)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (1)")
-    return parser.parse_args(arguments)
+    return parse(parser, arguments)
 
 
 def _replay(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""``scripts/check_bag``: what the safety gate says of episodes that are over."""
+"""``cosmos replay-gate``: what the safety gate says of episodes that are over."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cosmos_policy_ros.cli.shared import run, say_count
+from cosmos_policy_ros.cli.shared import parse, run, say_count
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.dataset.gate_replay import Checked, check_episode
@@ -18,9 +18,9 @@ NEAREST = 3  # of all pairs of links, told
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``scripts/check_bag``; returns the exit code."""
+    """Run ``cosmos replay-gate``; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="scripts/check_bag",
+        prog="cosmos replay-gate",
         description="Judge what episodes decided, or demonstrated, by the gate that judges live. "
         "The exit code is 3 when a demonstration would be refused, or a verdict is not the "
         "recorded one, and otherwise 1 when an episode cannot be read.",
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--rig", default="", help="judge by another rig's limits: a name in config/rigs or a file"
     )
-    options = parser.parse_args(arguments)
+    options = parse(parser, arguments)
     return run(lambda: _check(options))
 
 

@@ -1,4 +1,4 @@
-"""What ``scripts/score`` does: an episode scored stage by stage, one key per answer."""
+"""What ``cosmos score`` does: an episode scored stage by stage, one key per answer."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from cosmos_policy_ros.cli.shared import (
     add_root,
     find,
     open_store,
+    parse,
     read_rows,
     run,
     say_seconds,
@@ -270,7 +271,7 @@ class Interview:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``scripts/score``; returns the exit code."""
+    """Run ``cosmos score``; returns the exit code."""
     options = _parse(arguments)
     return run(lambda: _score_all(options))
 
@@ -344,7 +345,7 @@ def _say(text: str, end: str = "\n") -> None:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="score",
+        prog="cosmos score",
         description="Score an episode stage by stage, one key per answer. Nothing is written "
         "before the total was shown and agreed to; an earlier score stays in the history.",
     )
@@ -365,4 +366,4 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="KEY",
         help="key that a foot pedal sends, for yes: one character, enter, space, pagedown, f1 …",
     )
-    return parser.parse_args(arguments)
+    return parse(parser, arguments)

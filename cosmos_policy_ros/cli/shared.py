@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+import argcomplete
+
 from cosmos_policy_ros.bags.types import load_types
 from cosmos_policy_ros.bags.writer import DISCARDED, RECORDING
 from cosmos_policy_ros.core.errors import CosmosPolicyError, RolloutError
@@ -24,6 +26,12 @@ from cosmos_policy_ros.interop.to_lerobot import LibraryError
 INTERRUPTED, PIPE_CLOSED = 130, 141  # as a shell reports SIGINT and SIGPIPE
 _ID_TIME = "%Y%m%d-%H%M%S"
 _ID_TIME_CHARACTERS = 15
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse, or answer a shell that asks how the line may go on."""
+    argcomplete.autocomplete(parser)
+    return parser.parse_args(arguments)
 
 
 def run(
@@ -225,7 +233,7 @@ def format_table(rows: Iterable[Row]) -> str:
 
 def _read_row(name: str, path: Path) -> Row:
     if path.name.endswith(RECORDING):
-        return Row(name, path, trouble="its recorder has it, or died; see scripts/recover")
+        return Row(name, path, trouble="its recorder has it, or died; see cosmos recover")
     try:
         return Row(name, path, read_episode(path))
     except RolloutError as error:

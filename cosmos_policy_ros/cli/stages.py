@@ -96,20 +96,28 @@ class Stages:
             notes = {"settings": self._settings, "minutes": self.minutes}
             self._path.write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
 
-    def command(self, module: str, config: str, folder: str, *more: str) -> None:
+    def command(self, name: str, config: str, folder: str, *more: str) -> None:
         """Run a command of the package in the folder, whose other stages its config names.
 
         Raises:
             ConfigError: it failed.
             KeyboardInterrupt: it was interrupted.
         """
-        arguments = [sys.executable, "-m", f"{PACKAGE}.{module}", config, "--output", folder]
+        arguments = [
+            sys.executable,
+            "-m",
+            f"{PACKAGE}.cli.cosmos",
+            name,
+            config,
+            "--output",
+            folder,
+        ]
         code = _run([*arguments, *more], self._output)
         if code in INTERRUPTED:
             raise KeyboardInterrupt
         if code:
             raise ConfigError(
-                f"{self._output / folder}: '{module} {config}' ended with exit code "
+                f"{self._output / folder}: 'cosmos {name} {config}' ended with exit code "
                 f"{code}; fix what it says, and the same command goes on"
             )
 
@@ -122,7 +130,7 @@ class Stages:
         """
         more = ["--resume"] if (self._output / folder / "training").is_dir() else []
         more += ["--processes", str(min(len(os.sched_getaffinity(0)), MOST_PROCESSES))]
-        self.command("training.command", config, folder, *changed(changes), *more)
+        self.command("train", config, folder, *changed(changes), *more)
         # One that is asked to end makes a checkpoint of what it has, and has not failed.
         told = load_yaml(self._output / folder / PROVENANCE)
         if told["steps"] < told["planned_steps"]:

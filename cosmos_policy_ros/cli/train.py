@@ -1,4 +1,4 @@
-"""``scripts/train``: fine-tune a checkpoint on episodes."""
+"""``cosmos train``: fine-tune a checkpoint on episodes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from cosmos_policy_ros.cli.shared import parse
 from cosmos_policy_ros.core.config import load_changed, load_yaml, named_file, to_plain
 from cosmos_policy_ros.core.errors import CosmosPolicyError, TrainingError
 from cosmos_policy_ros.core.paths import config_folder
@@ -29,7 +30,7 @@ FREE = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``scripts/train``; returns the exit code."""
+    """Run ``cosmos train``; returns the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = _parse(given)
     if options.processes > 1 and "RANK" not in os.environ and not options.dry_run:
@@ -58,7 +59,8 @@ def read_config(name: str, changes: Sequence[str] = ()) -> TrainingConfig:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="train", description="Fine-tune a Cosmos Policy checkpoint on recorded episodes."
+        prog="cosmos train",
+        description="Fine-tune a Cosmos Policy checkpoint on recorded episodes.",
     )
     known = ", ".join(sorted(p.stem for p in config_folder("training").glob("*.yaml")))
     parser.add_argument("config", help=f"a YAML file, or one of {known}")
@@ -71,7 +73,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--dry-run", action="store_true", help="print data, memory and time, and end"
     )
-    options = parser.parse_args(arguments)
+    options = parse(parser, arguments)
     if options.output is None and not options.dry_run:
         parser.error("--output is needed: the checkpoint folder to make")
     return options

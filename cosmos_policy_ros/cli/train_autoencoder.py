@@ -1,4 +1,4 @@
-"""``scripts/train_autoencoder``: a small video autoencoder for images of one's own."""
+"""``cosmos train-autoencoder``: a small video autoencoder for images of one's own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cosmos_policy_ros.cli.shared import parse
 from cosmos_policy_ros.core.config import load_changed, named_file
 from cosmos_policy_ros.core.errors import CosmosPolicyError, TrainingError
 from cosmos_policy_ros.core.paths import config_folder
@@ -15,7 +16,7 @@ from cosmos_policy_ros.training.autoencoder import AutoencoderConfig, train_auto
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``scripts/train_autoencoder``; returns the exit code."""
+    """Run ``cosmos train-autoencoder``; returns the exit code."""
     options = _parse(arguments)
     try:
         file = named_file(options.config, config_folder("autoencoder"))
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="train_autoencoder",
+        prog="cosmos train-autoencoder",
         description="Train a small video autoencoder on the images of recorded episodes.",
     )
     parser.add_argument("config", help="a YAML file, or a name in config/autoencoder (tiny)")
@@ -47,7 +48,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the config"
     )
-    return parser.parse_args(arguments)
+    return parse(parser, arguments)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A checkpoint folder into memory, or one error that says what is wrong with it.
 
 A folder is ``config.yaml`` + ``dataset_statistics.json`` + ``text.safetensors``, and the weights
-``transformer.safetensors`` + ``vae.safetensors``, as ``scripts/convert_checkpoint`` makes it.
+``transformer.safetensors`` + ``vae.safetensors``, as ``cosmos convert`` makes it.
 Without the weights both networks are filled from a fixed seed: everything runs as with a trained
 checkpoint, and the arms go nowhere useful.
 """

@@ -1,18 +1,16 @@
-"""Published weights into a checkpoint folder: what ``scripts/convert_checkpoint`` does.
+"""Published weights into a checkpoint folder: what ``cosmos convert`` does.
 
 Everything is checked before it is written, and the folder appears whole or not at all.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import importlib
 import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,7 +22,7 @@ from torch import Tensor
 
 from cosmos_policy_ros import __version__
 from cosmos_policy_ros.core.config import did_you_mean, load_config
-from cosmos_policy_ros.core.errors import CheckpointError, ConfigError, CosmosPolicyError
+from cosmos_policy_ros.core.errors import CheckpointError, ConfigError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.model import files, transformer_keys, vae_keys
 from cosmos_policy_ros.model.config import CheckpointConfig
@@ -275,61 +273,6 @@ def convert(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return digest
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``scripts/convert_checkpoint``; returns the exit code."""
-    options = _parse(arguments)
-    try:
-        given = Parts(
-            weights=options.weights,
-            vae=options.vae,
-            statistics=options.statistics,
-            prompts=options.prompts,
-            config=shipped_config(options.config) if options.config else None,
-        )
-        target = options.target.expanduser()
-        if target.exists() and not options.force:  # before anything is downloaded
-            raise CheckpointError(f"'{target}' is there already; give another name, or --force")
-        parts = find_parts(options.source, given, hub_download)
-        digest = convert(parts, target, options.source, options.force, _print, options.ema)
-    except CosmosPolicyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted: nothing was written", file=sys.stderr)
-        return 130
-    _print(f"done: {target} (digest {digest[:12]}). Use it with checkpoint:={target}")
-    return 0
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Turn published or fine-tuned Cosmos Policy weights into a checkpoint folder. "
-        "Nothing in the files is executed."
-    )
-    releases = ", ".join(release.repository for release in files.RELEASES)
-    parser.add_argument("source", help=f"a folder, or a Hugging Face repository: {releases}")
-    parser.add_argument("target", type=Path, help="the folder to make")
-    parser.add_argument("--force", action="store_true", help="replace the target")
-    parser.add_argument("--config", help="kind of model: a name in config/models or a YAML file")
-    parser.add_argument(
-        "--weights",
-        type=Path,
-        help=".pt or .safetensors file, index of several, or a folder with one of these or a "
-        "distributed checkpoint",
-    )
-    parser.add_argument(
-        "--ema", action="store_true", help=f"take the weights' moving average, {EMA_PREFIX}*"
-    )
-    parser.add_argument("--vae", type=Path, help="the video autoencoder's file")
-    parser.add_argument("--statistics", type=Path, help="the JSON with the ranges")
-    parser.add_argument("--prompts", type=Path, help="the pickle with the prompt embeddings")
-    return parser.parse_args(arguments)
-
-
-def _print(line: str) -> None:
-    print(line, flush=True)
 
 
 def _fill(parts: Parts, folder: Path, source: str, report: Report, averaged: bool) -> str:

@@ -178,4 +178,4 @@ def _describe_config_only(folder: Path) -> str:
 
 def _command(source: str, release: Release) -> str:
     target = f"~/checkpoints/{release.repository.split('/')[1]}"
-    return f"scripts/convert_checkpoint {source} {target}, then give checkpoint:={target}"
+    return f"cosmos convert {source} {target}, then give checkpoint:={target}"

@@ -6,12 +6,10 @@ hold the tokens only; whoever looks a prompt up gets it padded.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import importlib
 import json
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,7 @@ from torch import Tensor
 
 from cosmos_policy_ros import __version__
 from cosmos_policy_ros.core.config import did_you_mean, load_config
-from cosmos_policy_ros.core.errors import CheckpointError, ConfigError, CosmosPolicyError
+from cosmos_policy_ros.core.errors import CheckpointError, ConfigError
 from cosmos_policy_ros.core.untrusted import check_file, parse_json, read_text, reading, shown
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.config import CheckpointConfig
@@ -141,7 +139,7 @@ def stand_in_embeddings(prompts: Iterable[str], tokens: int, width: int) -> dict
     return table
 
 
-# New prompts for a converted checkpoint: what ``scripts/embed_prompts`` does.
+# New prompts for a converted checkpoint: what ``cosmos embed-prompts`` does.
 #
 # Needs the language model only here, once per prompt, and not on the robot: the folder can be
 # prepared on any machine and copied.
@@ -221,30 +219,6 @@ def t5_encoder(device: str, tokens: int) -> Encoder:
         return embedding
 
     return encode
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``scripts/embed_prompts``; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description="Add prompts to a checkpoint folder with the language model T5-11B."
-    )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint folder")
-    parser.add_argument("--device", default="cpu", help="torch device of the language model")
-    parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="exact wording of a task")
-    options = parser.parse_args(arguments)
-    try:
-        missing = files.describe_missing(options.checkpoint)
-        if missing:
-            raise CheckpointError(missing)
-        config = load_config(CheckpointConfig, options.checkpoint / files.CONFIG)
-        encoder = t5_encoder(options.device, config.text_tokens)
-        added = add_prompts(options.checkpoint, options.prompts, encoder)
-    except CosmosPolicyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    for prompt in dict.fromkeys(options.prompts):
-        print(f"{'added' if prompt in added else 'already there'}: {prompt}")
-    return 0
 
 
 def _note(provenance: Path, prompts: Sequence[str], encoder: str) -> None:

@@ -101,7 +101,7 @@ class Judged(NamedTuple):
 def train_autoencoder(config: AutoencoderConfig, output: Path) -> Judged:
     """Train, and write a checkpoint folder with the autoencoder and without a transformer.
 
-    ``scripts/train`` begins with such a folder when ``start.scratch`` is true.
+    ``cosmos train`` begins with such a folder when ``start.scratch`` is true.
 
     Args:
         config: decides everything.

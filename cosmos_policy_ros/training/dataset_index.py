@@ -182,7 +182,7 @@ def _judged(episode: Episode, demonstration: bool) -> tuple[Pool, float]:
             raise RolloutError(f"is a demonstration that failed: scored {label.points:g}")
         return "demonstration", 1.0
     if label is None:
-        raise RolloutError("has no score; 'scripts/score' gives it one")
+        raise RolloutError("has no score; 'cosmos score' gives it one")
     return ("success" if label.success else "failure"), label.points / FULL_SCORE
 
 

@@ -263,7 +263,7 @@ class SampleMaker(Dataset[Sample]):
                 reasons.append(f"{path.name}, step {pick.start}: {error}")
         raise TrainingError(
             f"{MOST_ATTEMPTS} windows in a row cannot be read, the last one of {reasons[-1]}; "
-            f"'episodes verify' tells what is damaged"
+            f"'cosmos episodes verify' tells what is damaged"
         )
 
     def make(self, pick: WindowRef, replaced: tuple[str, ...] = ()) -> Sample:

@@ -87,7 +87,7 @@ def dataset_index_for(data: DataConfig, model: CheckpointConfig, text: TextTable
         if prompt in text.embeddings:
             return ""
         return (
-            f"its prompt '{prompt}' has no embedding in {text.path}; 'scripts/embed_prompts' adds "
+            f"its prompt '{prompt}' has no embedding in {text.path}; 'cosmos embed-prompts' adds "
             f"one"
         )
 

@@ -51,9 +51,9 @@ def terminal(episodes: EpisodeStore, capsys: pytest.CaptureFixture[str]) -> Term
     return Terminal(episodes, capsys)
 
 
-def run(script: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+def run(command: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, ROOT / "scripts" / script, *map(str, arguments)],
+        [sys.executable, ROOT / "scripts/cosmos", command, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
@@ -236,8 +236,8 @@ def test_scripts_end_without_a_traceback(episodes: EpisodeStore, types: Typestor
     missing = run("episodes", "list", "--root", episodes.root / "nowhere")
     assert missing.returncode == 1 and not (episodes.root / "nowhere").exists()
     assert missing.stderr.startswith("error: ") and len(missing.stderr.splitlines()) == 1
-    full = "PYTHONUNBUFFERED=1 {} {} list --root {} | true; echo ${{PIPESTATUS[0]}}"
-    command = full.format(sys.executable, ROOT / "scripts/episodes", episodes.root)
+    full = "PYTHONUNBUFFERED=1 {} {} episodes list --root {} | true; echo ${{PIPESTATUS[0]}}"
+    command = full.format(sys.executable, ROOT / "scripts/cosmos", episodes.root)
     piped = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert (piped.stdout, piped.stderr) == ("141\n", "")
 

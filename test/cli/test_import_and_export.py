@@ -37,9 +37,9 @@ def sources(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+def run(command: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, ROOT / "scripts" / script, *map(str, arguments)],
+        [sys.executable, ROOT / "scripts/cosmos", command, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
@@ -51,7 +51,7 @@ def test_a_bad_file_does_not_stop_the_others(
     tmp_path: Path, sources: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = tmp_path / "store"
-    done = run("import_hdf5", sources, "--root", store)
+    done = run("import", sources, "--root", store)
     assert done.returncode == 1
     told = [line.partition(": ")[0] for line in done.stdout.splitlines()]
     names = ["episode_2.hdf5", "episode_10.hdf5", "episode_12.h5"]
@@ -86,7 +86,7 @@ def test_export_takes_what_is_scored_and_goes_on(
 ) -> None:
     store, out = tmp_path / "store", tmp_path / "deep/out"
     import_hdf5.main([str(sources), "--root", str(store)])
-    done = run("export_hdf5", "--root", store, "--out", out)
+    done = run("export-hdf5", "--root", store, "--out", out)
     assert done.returncode == 0
     assert "left out: 2 without a score" in done.stderr
     with open_hdf5(out / "episode_0.hdf5") as file:
@@ -140,8 +140,8 @@ def test_files_are_found_below_folders_in_the_order_of_their_numbers(sources: Pa
         find_files([sources / "empty"])
 
 
-@pytest.mark.parametrize("script", ["import_hdf5", "export_hdf5", "export_lerobot"])
-def test_help_says_what_can_be_chosen(script: str) -> None:
-    done = run(script, "--help")
+@pytest.mark.parametrize("command", ["import", "export-hdf5", "export-lerobot"])
+def test_help_says_what_can_be_chosen(command: str) -> None:
+    done = run(command, "--help")
     assert done.returncode == 0
     assert "--root ROOT" in done.stdout

@@ -189,7 +189,7 @@ class Terminal:
         self.usual = termios.tcgetattr(self._slave)
         self.shown = ""
         self.process = subprocess.Popen(
-            [sys.executable, ROOT / "scripts" / "score", "--root", str(root), *arguments],
+            [sys.executable, ROOT / "scripts/cosmos", "score", "--root", str(root), *arguments],
             stdin=self._slave,
             stdout=self._slave,
             stderr=self._slave,

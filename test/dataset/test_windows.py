@@ -268,9 +268,9 @@ def test_damage_is_named_with_its_file(store: EpisodeStore, types: Typestore) ->
     windows = windows_of(path)
     (file,) = windows.episode.files
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(RolloutError, match=r"_0.mcap.*'episodes verify'"):
+    with pytest.raises(RolloutError, match=r"_0.mcap.*'cosmos episodes verify'"):
         windows.observe(START_NS + 950 * MS)
-    with pytest.raises(RolloutError, match=r"'scripts/recover' rebuilds it|cannot be read"):
+    with pytest.raises(RolloutError, match=r"'cosmos recover' rebuilds it|cannot be read"):
         windows_of(path)
 
 

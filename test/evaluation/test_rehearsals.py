@@ -12,7 +12,7 @@ import pytest
 from helpers.forked import run_stage
 from safetensors.torch import load_file
 
-from cosmos_policy_ros.cli import ablate, improve, reproduce, stages
+from cosmos_policy_ros.cli import ablate, improve, reproduce_tiny, stages
 from cosmos_policy_ros.dataset.contact_sheet import MARGIN, TILE
 from cosmos_policy_ros.evaluation.evaluate import ROLLOUTS, TRIALS
 from cosmos_policy_ros.evaluation.results import read_results
@@ -46,28 +46,28 @@ def forked() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("reproduced")
-    assert reproduce.main(["--output", str(output), "--rehearsal"]) == 0
+    assert reproduce_tiny.main(["--output", str(output), "--rehearsal"]) == 0
     return output
 
 
 def test_a_checkpoint_is_made_from_nothing_and_only_once(
     reproduced: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder = reproduced / reproduce.CHECKPOINT
+    folder = reproduced / reproduce_tiny.CHECKPOINT
     policy = CosmosPolicy.load(folder)
     assert not policy.checkpoint.random_weights
     half = load_file(folder / files.TRANSFORMER)
     assert {str(t.dtype) for t in half.values()} == {"torch.float16"}
     card = (folder / "README.md").read_text()
-    for words in ("scripts/reproduce_tiny --seed 0", "## Closed loop", "| the demonstrator |"):
+    for words in ("cosmos reproduce-tiny --seed 0", "## Closed loop", "| the demonstrator |"):
         assert words in card
     results = read_results(reproduced / "evaluation" / TRIALS)
     assert len({r.contender for r in results}) == len(results) == 5
     assert not any(r.crashed for r in results)
     arguments = ["--output", str(reproduced), "--rehearsal"]
-    assert reproduce.main(arguments) == 0
+    assert reproduce_tiny.main(arguments) == 0
     assert capfd.readouterr().out.count("done before") == 5
-    assert reproduce.main([*arguments, "--seed", "1"]) == 1
+    assert reproduce_tiny.main([*arguments, "--seed", "1"]) == 1
     assert "holds a run with seed 0, not 1" in capfd.readouterr().err
 
 

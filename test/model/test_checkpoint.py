@@ -151,7 +151,7 @@ def test_published_checkpoint_is_recognised_and_the_command_given(tmp_path: Path
             "aloha_dataset_statistics.json",
             "aloha_t5_embeddings.pkl",
             "tokenizer/tokenizer.pth from nvidia/Cosmos-Predict2-2B-Video2World",
-            f"scripts/convert_checkpoint {source} ~/checkpoints/Cosmos-Policy-ALOHA-Predict2-2B",
+            f"cosmos convert {source} ~/checkpoints/Cosmos-Policy-ALOHA-Predict2-2B",
         ):
             assert part in message
 
@@ -168,7 +168,7 @@ def test_shipped_config_of_a_release_loads_but_is_no_checkpoint(release: Release
     message = str(describe_missing(folder))
     assert "lacks dataset_statistics.json, text.safetensors" in message
     assert "only describes a published checkpoint" in message
-    assert f"scripts/convert_checkpoint nvidia/Cosmos-Policy-{release.config[:3].upper()}" in (
+    assert f"cosmos convert nvidia/Cosmos-Policy-{release.config[:3].upper()}" in (
         message.replace("RoboCasa", "ROBOCASA")
     )
 

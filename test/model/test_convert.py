@@ -24,13 +24,14 @@ from helpers.published_checkpoint import (
 )
 from safetensors.torch import save_file
 
+from cosmos_policy_ros.cli.convert import main
 from cosmos_policy_ros.core.config import load_config
 from cosmos_policy_ros.core.errors import CheckpointError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.model import convert as module
 from cosmos_policy_ros.model.checkpoint import load_checkpoint
 from cosmos_policy_ros.model.config import CheckpointConfig
-from cosmos_policy_ros.model.convert import Parts, convert, find_parts, main
+from cosmos_policy_ros.model.convert import Parts, convert, find_parts
 from cosmos_policy_ros.model.tokenizer import Tokenizer
 from cosmos_policy_ros.model.transformer import Transformer
 from cosmos_policy_ros.model.transformer_keys import our_names
@@ -381,7 +382,7 @@ def test_command(published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_script_ends_without_a_traceback(tmp_path: Path) -> None:
     tmp_path.joinpath("empty").mkdir()
     result = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "convert_checkpoint", tmp_path / "empty", "x"],
+        [sys.executable, ROOT / "scripts/cosmos", "convert", tmp_path / "empty", "x"],
         capture_output=True,
         text=True,
         check=False,

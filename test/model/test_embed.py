@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from cosmos_policy_ros.cli.embed_prompts import main
 from cosmos_policy_ros.core.errors import CheckpointError
-from cosmos_policy_ros.model.text import add_prompts, load_text, main
+from cosmos_policy_ros.model.text import add_prompts, load_text
 
 WIDTH, TOKENS = 64, 512
 

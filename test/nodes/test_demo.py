@@ -11,7 +11,7 @@ from cosmos_policy_ros.episodes.episode import read_episode
 
 def test_one_episode_after_the_other(tmp_path: Path) -> None:
     """The second one began where the first one's arms had been, and its chunks were refused."""
-    command = [sys.executable, "-m", "cosmos_policy_ros.nodes.demo", "--root", str(tmp_path)]
+    command = [sys.executable, "-m", "cosmos_policy_ros.cli.cosmos", "run", "--root", str(tmp_path)]
     done = subprocess.run(
         [*command, "--episodes", "2", "--chunks", "2"], capture_output=True, text=True, check=False
     )

@@ -18,11 +18,11 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import DescribeParameters
 
+from cosmos_policy_ros.cli.run import Demo
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.task import load_task
 from cosmos_policy_ros.dataset.gate_replay import check_episode
 from cosmos_policy_ros.episodes.topics import POLICY_NODE, RECORDER_NODE
-from cosmos_policy_ros.nodes.demo import Demo
 
 QUERY_TIMEOUT = 4.0  # s; long enough to kill an engine in the middle of a query
 OBSERVATION_TIMEOUT = 5.0  # s; long enough to fix a camera

@@ -126,7 +126,7 @@ def test_a_rollout_without_a_score_is_left_out(store: EpisodeStore, types: Types
     record_wave(store, types, 1, score=0.0)
     found = dataset_index(store.root, demonstrations=(), rollouts=(str(store.root),))
     ((_, reason),) = found.left_out
-    assert reason == "has no score; 'scripts/score' gives it one"
+    assert reason == "has no score; 'cosmos score' gives it one"
 
 
 def test_nothing_to_learn_from_is_refused(store: EpisodeStore, types: Typestore) -> None:

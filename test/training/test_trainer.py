@@ -73,7 +73,7 @@ def arguments(output: Path, episodes: Path, *more: str, **sections: Any) -> list
 
 
 def command(output: Path, episodes: Path, *more: str, processes: int = 1, **sections: Any) -> Path:
-    """Train as ``scripts/train`` does, or ``torchrun`` with it; return the output folder."""
+    """Train as ``cosmos train`` does, or ``torchrun`` with it; return the output folder."""
     path = write_settings(output, episodes, **sections)
     words = [str(path), "--output", str(output), *more]
     code, printed = run_command("cosmos_policy_ros.cli.train", words, processes=processes)

@@ -22,6 +22,7 @@ import rclpy
 from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
 
+from cosmos_policy_ros.cli.shared import parse
 from cosmos_policy_ros.core.errors import CosmosPolicyError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.task import Task, load_task
@@ -65,7 +66,7 @@ class EpisodeReport:
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the command line's choices."""
     parser = argparse.ArgumentParser(
-        prog="scripts/demo",
+        prog="cosmos run",
         description="Run Cosmos Policy's whole ROS graph on the simulated ALOHA.",
     )
     parser.add_argument(
@@ -103,7 +104,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--root", type=Path, default=Path("rollouts"), help="folder of the episodes"
     )
-    return parser.parse_args(arguments)
+    return parse(parser, arguments)
 
 
 class Demo:

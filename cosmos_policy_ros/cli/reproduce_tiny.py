@@ -1,4 +1,4 @@
-"""``scripts/reproduce_tiny``: the checkpoint that ships with the package, from nothing.
+"""``cosmos reproduce-tiny``: the checkpoint that ships with the package, from nothing.
 
 Demonstrations, autoencoder, policy and evaluation are the package's own commands with the package's
 own configs, run in one folder.
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cosmos_policy_ros.cli.evaluate import TABLE
-from cosmos_policy_ros.cli.shared import run
+from cosmos_policy_ros.cli.shared import parse, run
 from cosmos_policy_ros.cli.stages import (
     GOES_ON,
     REHEARSED_EVALUATION,
@@ -73,11 +73,11 @@ class Reproduction:
 
     def _demonstrations(self, stages: Stages) -> None:
         few = changed((*REHEARSED_EVALUATION, "trials=2") if self.rehearsal else ())
-        stages.command("evaluation.evaluate_command", "demonstrations", "demonstrations", *few)
+        stages.command("evaluate", "demonstrations", "demonstrations", *few)
 
     def _autoencoder(self, stages: Stages) -> None:
         changes = [f"seed={self.seed}", *(REHEARSED_AUTOENCODER if self.rehearsal else ())]
-        stages.command("training.autoencoder_command", "tiny", "autoencoder", *changed(changes))
+        stages.command("train-autoencoder", "tiny", "autoencoder", *changed(changes))
 
     def _policy(self, stages: Stages) -> None:
         changes = [f"run.seed={self.seed}", *(REHEARSED_TRAINING if self.rehearsal else ())]
@@ -98,7 +98,7 @@ class Reproduction:
     def _evaluation(self, stages: Stages) -> None:
         folder = str((self.output / CHECKPOINT).resolve())
         more = ["--checkpoint", folder, *changed(REHEARSED_EVALUATION if self.rehearsal else ())]
-        stages.command("evaluation.evaluate_command", "tiny", "evaluation", *more)
+        stages.command("evaluate", "tiny", "evaluation", *more)
 
     def _finish_card(self, stages: Stages) -> None:
         source, target = self.output / "policy", self.output / CHECKPOINT
@@ -113,7 +113,7 @@ class Reproduction:
             "",
             "## How it was made",
             "",
-            f"`scripts/reproduce_tiny --seed {self.seed}`, on {machine}; minutes: {took}. The "
+            f"`cosmos reproduce-tiny --seed {self.seed}`, on {machine}; minutes: {took}. The "
             "weights are rounded to float16.",
             "",
             "## Closed loop",
@@ -126,9 +126,9 @@ class Reproduction:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``scripts/reproduce_tiny``; returns the exit code."""
+    """Run ``cosmos reproduce-tiny``; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="reproduce_tiny",
+        prog="cosmos reproduce-tiny",
         description="Make the tiny checkpoint that ships with the package from nothing: "
         "demonstrations, autoencoder, policy, evaluation. Two cores take about "
         f"{sum(MINUTES.values())} minutes. The same command goes on after a break.",
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="every stage as small as it can be: minutes, and a checkpoint that knows nothing",
     )
-    options = parser.parse_args(arguments)
+    options = parse(parser, arguments)
     reproduction = Reproduction(options.output.expanduser(), options.seed, options.rehearsal)
 
     def make() -> int:

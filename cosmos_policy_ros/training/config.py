@@ -56,14 +56,15 @@ class StartConfig:
 
     Attributes:
         checkpoint: a checkpoint folder, or a name in ``config/models``.
-        scratch: begin with random weights, on purpose; otherwise the checkpoint's are loaded and
-            must do clearly better than random ones.
+        scratch: begin with random weights, on purpose; otherwise the checkpoint's are loaded.
+        check: refuse weights that do nothing better than a network that knows nothing.
         statistics: "demonstrations" computes the ranges anew, for a policy on data of its own;
             "checkpoint" keeps those that the weights were trained with.
     """
 
     checkpoint: str
     scratch: bool = False
+    check: bool = True
     statistics: Literal["checkpoint", "demonstrations"] = "checkpoint"
 
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from cosmos_policy_ros.model.checkpoint import Checkpoint
 from cosmos_policy_ros.model.config import Numerics, Preconditioning
 from cosmos_policy_ros.model.denoiser import estimate_clean
-from cosmos_policy_ros.model.layout import Layout, Mode, ValueMode
-from cosmos_policy_ros.model.transformer import Transformer
+from cosmos_policy_ros.model.layout import FUTURE, Layout, Mode, ValueMode
 from cosmos_policy_ros.training.config import NoiseConfig, ObjectiveConfig, Role
 from cosmos_policy_ros.training.samples import Batch
 from cosmos_policy_ros.training.targets import TargetMaker
@@ -146,21 +145,35 @@ class LossMeter:
     Attributes:
         errors: (2, R, T) float64: per role and frame the sum of the absolute errors, and of how
             many samples.
+        losses: (T,) float64: per frame, of all samples that generate it, whether it counts or not.
         loss: (1,) float64.
     """
 
     def __init__(self, frames: tuple[str, ...], device: torch.device) -> None:
         self._frames = frames
         self.errors = torch.zeros(2, len(ROLES), len(frames), dtype=torch.float64, device=device)
+        self.losses = torch.zeros(len(frames), dtype=torch.float64, device=device)
         self.loss = torch.zeros(1, dtype=torch.float64, device=device)
 
-    def add(self, roles: tuple[Role, ...], generated: Tensor, l1: Tensor, loss: Tensor) -> None:
+    def add(
+        self, roles: tuple[Role, ...], generated: Tensor, errors: FrameErrors, loss: Tensor
+    ) -> None:
         """Note a micro-batch: (B, T) what was generated and how far off; its part of the loss."""
         for index, role in enumerate(roles):
             row = ROLES.index(role)
-            self.errors[0, row] += torch.where(generated[index], l1[index], 0.0)
+            self.errors[0, row] += torch.where(generated[index], errors.l1[index], 0.0)
             self.errors[1, row] += generated[index]
+        self.losses += errors.losses.detach().sum(dim=0)
         self.loss += loss.detach()
+
+    def losses_by_kind(self) -> dict[str, float]:
+        """Return the losses summed by the kind of frame: images, or action, proprio and value."""
+        sums: dict[str, float] = {}
+        for frame, loss in zip(self._frames, self.losses.tolist(), strict=True):
+            name = frame.removeprefix(FUTURE)
+            kind = name if name in ("action", "proprio", "value") else "images"
+            sums[kind] = sums.get(kind, 0.0) + loss
+        return sums
 
     def l1(self) -> dict[str, dict[str, float]]:
         """Return the mean absolute error per role and frame, of what the role generates."""
@@ -204,7 +217,7 @@ class JointLoss:
             for role in ROLES
         }
 
-    def loss(self, network: Transformer, batch: Batch, tally: LossMeter, share: float) -> Tensor:
+    def loss(self, network: Network, batch: Batch, tally: LossMeter, share: float) -> Tensor:
         """Return the loss of a micro-batch, times its ``share`` of the step's samples."""
         clean = self._targets(batch)
         known = torch.tensor([self._known[role] for role in batch.roles], device=self._device)
@@ -220,7 +233,7 @@ class JointLoss:
             noise,
         )
         loss = share * total_loss(errors.losses, weights, self._objective.loss_scale)
-        tally.add(batch.roles, ~known, errors.l1, loss)
+        tally.add(batch.roles, ~known, errors, loss)
         return loss
 
     def draw(self, batch: Batch, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -38,6 +38,8 @@ from cosmos_policy_ros.training.reports import Reports, Validation, card, judge
 from cosmos_policy_ros.training.samples import Batch, SampleMaker, Shard, collate, load
 from cosmos_policy_ros.training.saving import SavedSteps, TrainingState
 from cosmos_policy_ros.training.start import (
+    CHECKED,
+    UNLIKE,
     check_start,
     copy_file,
     copy_fixed_files,
@@ -125,9 +127,11 @@ class Trainer:
     def _check_start(self) -> tuple[float, float] | None:
         if self.first_step or self.config.start.scratch:
             return None
-        (places, *_) = self._share(0).places(0)
-        batch = collate([self.maker[place] for place in places])
-        return check_start(self.checkpoint, self.lesson, batch, self.world)
+        count = -(-CHECKED // self.config.run.micro_batch)
+        chosen = self._share(0).places(0)[:count]
+        batches = [collate([self.maker[place] for place in places]) for places in chosen]
+        refuse = self.config.start.check
+        return check_start(self.checkpoint, self.lesson, batches, self.world, refuse=refuse)
 
     def _make_average(self) -> Average | None:
         decay = self.config.optimiser.average
@@ -254,6 +258,11 @@ class Trainer:
         if self.start_loss is not None:
             started, random = self.start_loss
             reports.say(f"first loss {started:.3f}; a random network's would be {random:.3f}")
+            if not started < UNLIKE * random:
+                reports.say(
+                    "the weights are trained, but on other data: statistics, cameras or prompts "
+                    "are not those that they know. Look whether all three are meant to be so"
+                )
         elif self.first_step:
             reports.say(f"resumed after step {self.first_step}")
             if self._data_changed():

@@ -18,10 +18,11 @@ from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.model import files
-from cosmos_policy_ros.model.checkpoint import load_checkpoint
+from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint
 from cosmos_policy_ros.model.statistics import measure, write_statistics
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.training.config import TrainingConfig
+from cosmos_policy_ros.training.loss import frame_errors
 
 TINY = config_folder("models") / "tiny_random"
 
@@ -69,7 +70,7 @@ def episodes(tmp_path_factory: pytest.TempPathFactory, types: Typestore) -> Path
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint that has weights, of a network better than random: it says zero."""
+    """A tiny checkpoint that has weights: it has learned what a success is worth, and an action."""
     folder = tmp_path_factory.mktemp("checkpoints") / "trained"
     folder.mkdir()
     for name in files.REQUIRED:
@@ -77,11 +78,35 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     extremes = np.stack([np.full(14, -1.0), np.full(14, 1.0)])
     write_statistics(folder / files.STATISTICS, measure(extremes, extremes))
     checkpoint = load_checkpoint(TINY)
-    with torch.no_grad():
-        checkpoint.transformer.final_layer.linear.weight.mul_(0.01)
+    learn_success(checkpoint)
     save_file(checkpoint.transformer.state_dict(), folder / files.TRANSFORMER)
     save_file(checkpoint.tokenizer.vae.state_dict(), folder / files.VAE)
     return folder
+
+
+def learn_success(checkpoint: Checkpoint, others: float = 0.0) -> None:
+    """Teach a network that values are 0.9, actions 0.5 and all else ``others``; some seconds."""
+    network = checkpoint.transformer.requires_grad_(True)
+    with torch.no_grad():
+        network.final_layer.linear.weight.mul_(0.01)
+    layout = checkpoint.layout
+    clean = torch.full((4, 16, layout.count, *checkpoint.config.frame_shape[1:]), others)
+    clean[:, :, layout.index("value")] = 0.9
+    clean[:, :, layout.index("action")] = others or 0.5
+    known = torch.tensor([layout.mask("policy")] * 4)
+    text = torch.zeros(4, checkpoint.config.text_tokens, checkpoint.config.transformer.text_width)
+    optimiser = torch.optim.Adam(network.parameters(), 1e-3)
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        sigma = torch.rand(4, generator=draw) * 80 + 4
+        noise = torch.randn(clean.shape, generator=draw)
+        errors = frame_errors(
+            network, checkpoint.config.preconditioning, clean, known, text, sigma, noise
+        )
+        optimiser.zero_grad()
+        torch.autograd.backward(errors.losses.mean())
+        optimiser.step()
+    network.requires_grad_(False)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 import yaml
 from helpers.forked import run_command
 from helpers.waiting import family, is_on_loopback, sockets, wait_for
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
 from cosmos_policy_ros.core.errors import TrainingError
@@ -27,9 +28,10 @@ from cosmos_policy_ros.training import trainer as trainer_module
 from cosmos_policy_ros.training.config import TrainingConfig
 from cosmos_policy_ros.training.parallel import DistContext, joined
 from cosmos_policy_ros.training.reports import read_steps
+from cosmos_policy_ros.training.start import initialise
 from cosmos_policy_ros.training.trainer import Trainer
 
-from .conftest import TINY, settings
+from .conftest import TINY, learn_success, settings
 
 Config = Callable[..., TrainingConfig]
 STEPS = "training/steps.jsonl"
@@ -327,7 +329,7 @@ def test_a_start_with_weights_is_compared_with_a_random_network(
     tmp_path: Path, config: Config, trained: Path
 ) -> None:
     start = {"checkpoint": str(trained), "scratch": False, "statistics": "checkpoint"}
-    planning = {"policy": 0.1, "world_model": 0.45, "value": 0.45}
+    planning: dict[str, Any] = {"policy": 0.3, "world_model": 0.35, "value": 0.35}
     planning |= {"demonstrations_as_rollouts": False}
     trainer = train(
         config(start=start, run={"steps": 1}, mixture=planning, objective={"value": "value_s"}),
@@ -345,7 +347,7 @@ def test_a_silent_start_from_scratch_is_impossible(
     tmp_path: Path, config: Config, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The released trainer began with random weights when its weights were a file it ignored."""
-    for name in ("none", "shuffled"):
+    for name in ("none", "shuffled", "silent"):
         (tmp_path / name).mkdir()
     with pytest.raises(TrainingError, match=r"holds no weights.*start.scratch: true"):
         train(config(start={"scratch": False}), tmp_path / "none")
@@ -358,12 +360,46 @@ def test_a_silent_start_from_scratch_is_impossible(
                 torch.nn.init.kaiming_uniform_(parameter.data, a=5**0.5)
         return checkpoint
 
-    monkeypatch.setattr(trainer_module, "load_start", forgetful)
+    def silent(*args: Any) -> Any:
+        checkpoint = load(*args)
+        initialise(checkpoint.transformer, 0)
+        return checkpoint
+
     start = {"checkpoint": str(trained), "scratch": False}
-    with pytest.raises(
-        TrainingError, match=r"first loss is .*a random network's .*right checkpoint"
-    ):
-        train(config(start=start), tmp_path / "shuffled")
+    for name, wrong in (("shuffled", forgetful), ("silent", silent)):
+        monkeypatch.setattr(trainer_module, "load_start", wrong)
+        with pytest.raises(
+            TrainingError, match=r"first loss is .*a random network's .*right checkpoint"
+        ):
+            train(config(start=start), tmp_path / name)
+        meant = config(start={**start, "check": False}, run={"steps": 1})
+        assert train(meant, tmp_path / name).start_loss is not None
+
+
+@pytest.mark.parametrize("statistics", ["checkpoint", "demonstrations"])
+def test_trained_weights_begin_on_data_that_they_are_wrong_about(
+    tmp_path: Path,
+    config: Config,
+    trained: Path,
+    statistics: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """They were taken for wrong weights, and there was no way on but from scratch.
+
+    Of what they learned, nothing but what a success is worth holds for this data.
+    """
+    strange = tmp_path / "strange"
+    shutil.copytree(trained, strange)
+    checkpoint = load_checkpoint(TINY)
+    learn_success(checkpoint, others=1.5)
+    save_file(checkpoint.transformer.state_dict(), strange / files.TRANSFORMER)
+    start = {"checkpoint": str(strange), "scratch": False, "statistics": statistics}
+    data = {"rollouts": [], "held_out": 0.0}
+    trainer = train(config(start=start, data=data, run={"steps": 1}), tmp_path / "out")
+    assert trainer.start_loss is not None
+    started, random = trainer.start_loss
+    assert started > 0.8 * random, "the whole loss does not tell"
+    assert "the weights are trained, but on other data" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -106,8 +106,9 @@ def test_list_filters(episodes: EpisodeStore, types: Typestore, terminal: Termin
     record(episodes, types, 2.5, without="primary")
     scored = record(episodes, types, 2.5)
     episodes.score(OperatorScore(100, True), episode=scored.name)
-    old = episodes.find()
-    old.rename(old.with_name(old.name.replace(old.name[:8], "20200101")))
+    days = (datetime.now(), datetime.now(), datetime(2020, 1, 1))
+    for path, day in zip(episodes.episodes().values(), days, strict=True):
+        path.rename(path.with_name(f"{day:%Y%m%d}{path.name[8:]}"))
     assert terminal.ids() == ["0001", "0002", "0003"]
     assert terminal.ids("--task", "insertion") == ["0001"]
     assert terminal.ids("--scored") == ["0003"]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import yaml
+from helpers.forked import CONTEXT
 
 from cosmos_policy_ros.cli.evaluate import main
 from cosmos_policy_ros.episodes.episode import read_episode
@@ -56,7 +58,8 @@ def test_a_killed_evaluation_goes_on_and_its_bags_are_scored(tmp_path: Path) -> 
     output, path = tmp_path / "out", str(write(tmp_path, keep="all"))
     # In two processes that number their episodes in one folder, and then in this one.
     first = ["--set", "processes=2"]
-    assert main([path, "--output", str(output), *first]) == 0
+    with patch("cosmos_policy_ros.evaluation.evaluate.get_context", lambda _: CONTEXT):
+        assert main([path, "--output", str(output), *first]) == 0
     results = read_results(output / TRIALS)
     assert sorted(r.seed for r in results) == [100_000, 100_001]
     for each in results:

@@ -41,7 +41,7 @@ def test_what_is_done_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_a_command_that_fails_is_named(tmp_path: Path) -> None:
     stages = Stages(tmp_path, {})
     with pytest.raises(ConfigError, match=r"'cosmos train tiny_bass' ended with exit code 1"):
-        stages.train("tiny_bass", "policy", [])
+        stages.command("train", "tiny_bass", "policy")
 
 
 def test_a_training_that_ended_early_is_not_done(

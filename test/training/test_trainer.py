@@ -58,7 +58,9 @@ def curve(output: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory, episodes: Path) -> Path:
     """An undisturbed run of one process."""
-    return command(tmp_path_factory.mktemp("plain") / "out", episodes)
+    return command(
+        tmp_path_factory.mktemp("plain") / "out", episodes, run={"validation_windows": 1}
+    )
 
 
 def write_settings(output: Path, episodes: Path, **sections: Any) -> Path:
@@ -165,9 +167,9 @@ def test_two_processes_learn_what_one_learns(
     plain: Path, tmp_path: Path, episodes: Path, shard_size: int
 ) -> None:
     """Whether they share one copy of the network or have one each, and end in between or not."""
-    both = tmp_path / "both"
-    command(both, episodes, processes=2, run={"shard_size": shard_size, "steps": 2})
-    command(both, episodes, "--resume", processes=2, run={"shard_size": shard_size})
+    both, run = tmp_path / "both", {"shard_size": shard_size, "validation_windows": 1}
+    command(both, episodes, processes=2, run={**run, "steps": 2})
+    command(both, episodes, "--resume", processes=2, run=run)
     same(curve(both), curve(plain), rtol=1e-3)
     one, other = (load_file(path / files.TRANSFORMER) for path in (plain, both))
     for name, tensor in one.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -18,17 +18,30 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Give ``path`` a new content; a reader, or a power cut, meets the old or the new one whole."""
-    draft = path.with_name(path.name + ".tmp")
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give ``path`` a new content; a reader, or a power cut, meets the old or the new one whole.
+
+    Yields:
+        The file to write, beside it. It takes the place of ``path`` when the block ends, and is
+        removed when the block raises.
+    """
+    draft = path.with_name(f".{path.name}.partial")
     try:
-        draft.write_text(text, encoding="utf-8")
+        yield draft
         sync(draft)
         draft.replace(path)
-    except OSError:
-        draft.unlink(missing_ok=True)
+    except BaseException:
+        with suppress(OSError):
+            draft.unlink()
         raise
     sync(path.parent)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Give a file a new text, whole or not at all."""
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def rename(old: Path, new: Path) -> None:

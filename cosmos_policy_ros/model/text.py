@@ -6,7 +6,6 @@ hold the tokens only; whoever looks a prompt up gets it padded.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib
 import json
@@ -23,6 +22,7 @@ from torch import Tensor
 from cosmos_policy_ros import __version__
 from cosmos_policy_ros.core.config import did_you_mean, load_config
 from cosmos_policy_ros.core.errors import CheckpointError, ConfigError
+from cosmos_policy_ros.core.files import replace_text, replacing
 from cosmos_policy_ros.core.untrusted import check_file, parse_json, read_text, reading, shown
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.config import CheckpointConfig
@@ -92,14 +92,11 @@ def save_text(path: Path, embeddings: Mapping[str, Tensor]) -> None:
     Raises:
         CheckpointError: cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
     trimmed = {prompt: trim(embedding).contiguous() for prompt, embedding in embeddings.items()}
     try:
-        partial.write_bytes(save(trimmed))  # save_file would hide it from other users
-        partial.replace(path)
+        with replacing(path) as draft:
+            draft.write_bytes(save(trimmed))  # save_file would hide it from other users
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise CheckpointError(f"{path}: cannot be written: {error}") from error
 
 
@@ -230,9 +227,7 @@ def _note(provenance: Path, prompts: Sequence[str], encoder: str) -> None:
         history.setdefault("prompts_added", []).extend(
             {"prompt": p, "encoder": encoder, "version": __version__} for p in prompts
         )
-        partial = provenance.with_name(f".{provenance.name}.partial")
-        partial.write_text(json.dumps(history, indent=2) + "\n", encoding="utf-8")
-        partial.replace(provenance)
+        replace_text(provenance, json.dumps(history, indent=2) + "\n")
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{provenance}: the prompts were added, but this history cannot be continued: {error}"

@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from cosmos_policy_ros import __version__
 from cosmos_policy_ros.core.errors import TrainingError
+from cosmos_policy_ros.core.files import replacing
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.checkpoint import Checkpoint
 from cosmos_policy_ros.model.transformer import Transformer
@@ -56,12 +57,11 @@ def write_tensors(tensors: Mapping[str, Tensor], precision: torch.dtype, file: P
     Raises:
         TrainingError: the disk refused.
     """
-    partial = file.with_name(f".{file.name}.partial")
     kept = {k: t.detach().to("cpu", precision).contiguous() for k, t in tensors.items()}
     try:
-        save_file(kept, partial)
-        partial.chmod((file.parent / files.CONFIG).stat().st_mode)  # not for the owner alone
-        partial.replace(file)
+        with replacing(file) as draft:
+            save_file(kept, draft)
+            draft.chmod((file.parent / files.CONFIG).stat().st_mode)  # not for the owner alone
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"{file}: cannot be written: {error}") from error
 

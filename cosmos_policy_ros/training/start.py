@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cosmos_policy_ros.core.config import load_config
 from cosmos_policy_ros.core.errors import ObservationError, RolloutError, TrainingError
-from cosmos_policy_ros.core.files import replace_text
+from cosmos_policy_ros.core.files import replace_text, replacing
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint
@@ -246,9 +246,8 @@ def copy_fixed_files(checkpoint: Checkpoint, target: Path) -> None:
 
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file whole or not at all. Raises TrainingError when the disk refuses."""
-    partial = target.with_name(f".{target.name}.partial")
     try:
-        shutil.copyfile(source, partial)
-        partial.replace(target)
+        with replacing(target) as draft:
+            shutil.copyfile(source, draft)
     except OSError as error:
         raise TrainingError(f"{target}: cannot be written: {error}") from error

@@ -299,7 +299,7 @@ class RunConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
         if self.validation_windows < 0 or self.seed < 0:
-            raise ValueError("judged_windows and seed must not be negative")
+            raise ValueError("validation_windows and seed must not be negative")
 
 
 @dataclass(frozen=True)

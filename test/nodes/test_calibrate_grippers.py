@@ -50,7 +50,7 @@ class Arms:
 @contextmanager
 def calibrating(output: Path) -> Iterator[Any]:
     with subprocess.Popen(
-        [sys.executable, str(executable("calibrate_grippers")), "--output", str(output)],
+        [sys.executable, str(executable("cosmos")), "calibrate-grippers", "--output", str(output)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -67,6 +67,7 @@ PEDALS: dict[str, tuple[str, ...]] = {
     **{f"f{n}": (f"\x1b[{n + 12}~",) for n in (11, 12)},
 }
 ESCAPE, END_OF_INPUT = "\x1b", "\x04"
+SLICE = 0.2  # s
 SEQUENCE_PATIENCE = 0.05  # s; the rest of a function key's sequence is there at once
 HELD = 0.75  # s; keyboards repeat a held key after 0.25 to 0.66 s
 
@@ -155,6 +156,9 @@ def _ended() -> RolloutError:
 
 def _read_key(descriptor: int) -> str:
     """Return a key, with all of the sequence that stands for one without a character."""
+    # In slices: a Ctrl-C that arrives just before a blocking read would wait for the next key.
+    while not select.select([descriptor], [], [], SLICE)[0]:
+        pass
     key = os.read(descriptor, 1).decode(errors="replace") or END_OF_INPUT
     while key.startswith(ESCAPE) and select.select([descriptor], [], [], SEQUENCE_PATIENCE)[0]:
         key += os.read(descriptor, 1).decode(errors="replace")

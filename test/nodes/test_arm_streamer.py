@@ -115,8 +115,7 @@ class Loop:
             if result.outcome != "fault" or time.monotonic() > deadline:
                 return result
             print(f"\nbegun again: {result.message}")
-            self.client.arm(False)
-            self.wait(lambda: not self.state.reason, "the latch to be released")
+            self._release()
 
     def counts(self) -> tuple[list[int], list[int]]:
         """Return how many trajectories of this run the streamer has accepted, and refused."""
@@ -124,12 +123,28 @@ class Loop:
         now = self.state
         return list(now.accepted - accepted), list(now.refused - refused)
 
-    def until_moving(self) -> None:
-        def moving() -> bool:
-            tail = [np.array([g.cmd for g in self.goals[side][-4:]]) for side in SIDES]
-            return any(len(t) == 4 and np.abs(np.diff(t, axis=0)).max() > 1e-3 for t in tail)
+    def set_out(self) -> Any:
+        """Start, wait until an arm is moved, and begin again as for a run; return the handle."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            handle = self.start(chunk_limit=20)
+            result = handle.get_result_async()
+            self.wait(
+                lambda result=result: result.done() or self._is_moving(), "an arm to be moved"
+            )
+            if not result.done():
+                return handle
+            if time.monotonic() > deadline:
+                raise AssertionError(f"no arm was moved: {result.result().result.message}")
+            self._release()
 
-        self.wait(moving, "an arm to be moved")
+    def _is_moving(self) -> bool:
+        tail = [np.array([g.cmd for g in self.goals[side][-4:]]) for side in SIDES]
+        return any(len(t) == 4 and np.abs(np.diff(t, axis=0)).max() > 1e-3 for t in tail)
+
+    def _release(self) -> None:
+        self.client.arm(False)
+        self.wait(lambda: not self.state.reason, "the latch to be released")
 
     def until_still(self) -> None:
         """Wait until goals come, or have ceased, and none differs from the one before."""
@@ -270,8 +285,7 @@ def test_beside_another_commander_the_arms_are_not_armed(loop: Loop) -> None:
 
 
 def test_a_policy_node_that_hangs_is_noticed_and_its_run_ends(loop: Loop) -> None:
-    handle = loop.start(chunk_limit=20)
-    loop.until_moving()
+    handle = loop.set_out()
     policy = loop.processes.pid("policy_node")
     os.kill(policy, signal.SIGSTOP)
     try:
@@ -290,8 +304,7 @@ def test_a_policy_node_that_hangs_is_noticed_and_its_run_ends(loop: Loop) -> Non
 
 
 def test_without_the_streamer_a_run_ends(loop: Loop) -> None:
-    handle = loop.start(chunk_limit=20)
-    loop.until_moving()
+    handle = loop.set_out()
     os.kill(loop.processes.pid("arm_streamer_node"), signal.SIGKILL)
     result = loop.client.finish_run(handle, PATIENCE)
     assert result.outcome == "fault"
@@ -301,8 +314,7 @@ def test_without_the_streamer_a_run_ends(loop: Loop) -> None:
 
 
 def test_a_streamer_that_is_asked_to_end_brakes_first(loop: Loop) -> None:
-    loop.start(chunk_limit=20)
-    loop.until_moving()
+    loop.set_out()
     os.kill(loop.processes.pid("arm_streamer_node"), signal.SIGINT)
     loop.wait(
         lambda: loop.processes.exit_code("arm_streamer_node") is not None, "the streamer to end"

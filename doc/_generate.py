@@ -86,6 +86,20 @@ class Generator:
         text = yaml.safe_dump(value, default_flow_style=True, width=10_000)
         return text.split("\n")[0].replace("''", '""')
 
+    # ------------------------------------------------------------ commands
+
+    def _commands(self) -> Iterator[str]:
+        """Yield the subcommands of ``cosmos`` by group."""
+        module = "cosmos_policy_ros.cli.cosmos"
+        found = self._find(module, "COMMANDS")
+        assert found is not None
+        groups: dict[str, dict[str, str]] = ast.literal_eval(found[1])
+        for group, commands in groups.items():
+            yield f"\n**{group[:1].upper()}{group[1:]}**\n"
+            yield from _header("command", "")
+            for name, text in commands.items():
+                yield _row(f"`cosmos {name}`", text)
+
     # ------------------------------------------------------------ nodes
 
     def _parameters(self, node: str) -> Iterator[str]:

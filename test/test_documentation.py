@@ -68,7 +68,9 @@ def test_files_and_commands_that_are_named_exist(page: Path) -> None:
         assert (ROOT / "scripts" / script).exists() or script == "NAME", script
     for command in re.findall(r"ros2 run cosmos_policy_ros (\w+)", text):
         assert (ROOT / "scripts" / command).exists() or command == "NAME", command
-    for command in re.findall(r"(?:[\n`]|ros2 run cosmos_policy_ros )cosmos ([a-z][a-z0-9-]*)", text):
+    for command in re.findall(
+        r"(?:[\n`]|ros2 run cosmos_policy_ros )cosmos ([a-z][a-z0-9-]*)", text
+    ):
         assert command in HELP, command
     for path in re.findall(r"\b((?:benchmark|test|config)/[\w/.]+\.\w+)", text):
         assert (ROOT / path).exists(), path

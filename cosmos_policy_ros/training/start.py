@@ -129,15 +129,19 @@ def measure_demonstrations(dataset_index: DatasetIndex, folder: Path) -> Path:
 def note_camera_size(dataset_index: DatasetIndex, folder: Path) -> None:
     """Write into a checkpoint's config what cameras it is trained on, if others than it says.
 
-    Images of the same aspect ratio are no others: all are squeezed to a square.
+    Images of the same aspect ratio are no others: all are squeezed to a square. Images that have
+    the model's own size were squeezed before they were recorded, as evaluations do, and tell of no
+    camera.
 
     Raises:
         TrainingError: the disk refused.
     """
     size = _camera_size((*dataset_index.sources, *dataset_index.held_out))
     file = folder / files.CONFIG
-    rows, columns = load_config(CheckpointConfig, file).trained_on
-    if size is None or size[0] * columns == size[1] * rows:
+    config = load_config(CheckpointConfig, file)
+    rows, columns = config.trained_on
+    squeezed = (config.image_size, config.image_size)
+    if size is None or size == squeezed or size[0] * columns == size[1] * rows:
         return
     text = re.sub(r"^camera_size:.*\n", "", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
     line = f"camera_size: [{size[0]}, {size[1]}]  # px, rows and columns of what it was trained on"

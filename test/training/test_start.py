@@ -37,16 +37,18 @@ def source(rows: int, columns: int) -> Any:
         ([(0, 0), (180, 320)], (180, 320)),
         ([(240, 320)], (480, 640)),  # the same aspect ratio: the file stays as it is
         ([(0, 0)], (480, 640)),
+        ([None], (480, 640)),  # squeezed to the model's size: no camera's
     ],
 )
 def test_the_config_tells_of_other_cameras(
-    tmp_path: Path, name: str, sizes: list[tuple[int, int]], noted: tuple[int, int]
+    tmp_path: Path, name: str, sizes: list[tuple[int, int] | None], noted: tuple[int, int]
 ) -> None:
     file = tmp_path / "config.yaml"
     shutil.copyfile(config_folder("models") / name / "config.yaml", file)
     before = load_config(CheckpointConfig, file)
     text = file.read_text()
-    dataset_index: Any = SimpleNamespace(sources=[source(*size) for size in sizes], held_out=())
+    sources = [source(*(size or (before.image_size,) * 2)) for size in sizes]
+    dataset_index: Any = SimpleNamespace(sources=sources, held_out=())
     for _ in range(2):
         note_camera_size(dataset_index, tmp_path)
         after = load_config(CheckpointConfig, file)

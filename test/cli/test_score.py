@@ -195,6 +195,8 @@ class Terminal:
             stderr=self._slave,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             start_new_session=True,
+            # A shell that runs the tests in the background has them, and theirs, ignore it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def until(self, words: str) -> None:

@@ -123,7 +123,7 @@ def test_a_future_is_depicted_by_whoever_is_idle(make: Make) -> None:
 
 
 def test_two_checkpoints_take_part(make: Make, planning_checkpoint: Path) -> None:
-    spec = replace(TINY_SPEC, planner=str(planning_checkpoint))
+    spec = replace(TINY_SPEC, world_model=str(planning_checkpoint))
     decision = ask(make(1, spec, load_engine)).result(timeout=60)
     assert decision.checkpoint_digest == digest(TINY)
     assert decision.planner_digest == digest(planning_checkpoint)

@@ -1,7 +1,8 @@
 """Cosmos Policy on the ALOHA bimanual rig.
 
-Rooms, lowest first (imports run downwards only): ``rig``, ``model``, ``sim``, ``rollouts``,
-``planning``, ``training``, ``evaluation``, ``nodes``.
+Rooms, lowest first (imports run downwards only): ``core``, ``rig``, ``model``, ``sim``, ``bags``,
+``episodes``, ``inference``, ``dataset``, ``interop``, ``planning``, ``training``, ``evaluation``,
+``nodes``, ``cli``.
 """
 
 from pkgutil import extend_path

@@ -45,6 +45,7 @@ from cosmos_policy_ros.core.untrusted import UnreadableError, check_yaml, read_t
 METADATA = "metadata.yaml"
 METADATA_VERSION = 8
 """rosbag2's newest layout that Humble reads too: QoS profiles as text with numbered policies."""
+NEWEST_READ = 9
 MAX_METADATA_BYTES = 4 << 20  # a hundred topics make 40 kB
 MAX_TOPICS = 2048  # readers compare each with each
 MAX_STAMP_NS = 2**63 - 1  # what rosbag2's own fields hold
@@ -79,6 +80,12 @@ def _check(information: Mapping[str, Any]) -> None:
             f"is of a bag stored as '{shown(storage)}' with compression mode '{shown(mode)}', but "
             f"only mcap with mode 'none' is read here; make one with 'ros2 bag convert'"
         )
+    version = information["version"]
+    if type(version) is not int or version > NEWEST_READ:
+        raise UnreadableError(
+            f"its version {shown(version)} is none that is read here, {NEWEST_READ} or older; make "
+            f"one with 'ros2 bag convert'"
+        )
     names = information["relative_file_paths"]
     plain = isinstance(names, list) and all(
         isinstance(n, str) and n == Path(n).name and "\0" not in n for n in names
@@ -93,9 +100,8 @@ def _check(information: Mapping[str, Any]) -> None:
         for key in ("name", "type"):
             if not isinstance(topic["topic_metadata"][key], str):
                 raise UnreadableError(f"a topic's {key} is no text")
-        profiles = topic["topic_metadata"].get("offered_qos_profiles")
-        if isinstance(profiles, str):
-            check_yaml(profiles)
+        if (encoding := topic["topic_metadata"]["serialization_format"]) != "cdr":
+            raise UnreadableError(f"a topic is serialised as '{shown(encoding)}', not as cdr")
     _check_number(information, "message_count")
     _check_number(information["duration"], "nanoseconds")
     _check_number(information["starting_time"], "nanoseconds_since_epoch")

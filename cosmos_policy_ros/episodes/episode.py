@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -121,35 +121,38 @@ def read_episode(path: Path) -> Episode:
     Raises:
         RolloutError: the bag is unfinished, unreadable, or not an episode of this package.
     """
-    with _reading(path) as (reader, information):
+    with _reading(path) as (files, information):
         metadata = [
-            decode_metadata(types, cdr) for types, cdr in _messages(reader, EPISODE_TOPIC.name)
+            decode_metadata(types, cdr)
+            for _, types, _, cdr in _messages(files, {EPISODE_TOPIC.name})
         ]
         if not metadata:
             raise RolloutError(
                 f"{path}: has no message on '{EPISODE_TOPIC.name}'; it is a bag, but no episode"
             )
-        labels = _labels(path, reader)
-        topics = {
-            name: TopicSummary(info.msgtype or "", info.msgcount)
-            for name, info in reader.topics.items()
-        }
-        start_ns, duration_ns = reader.start_time, reader.end_time - reader.start_time - 1
+        labels = _labels(path, files)
+    topics: dict[str, TopicSummary] = {}
+    for listed in information["topics_with_message_count"]:
+        name, msgtype = listed["topic_metadata"]["name"], listed["topic_metadata"]["type"]
+        before = topics.get(name, TopicSummary(msgtype, 0))  # listed per definition of its type
+        topics[name] = TopicSummary(
+            msgtype if msgtype == before.msgtype else "", before.count + listed["message_count"]
+        )
     notes = {str(k): str(v) for k, v in (information.get("custom_data") or {}).items()}
     return Episode(
         id=bare_id(path.name),
         path=path,
         files=tuple(path / name for name in information["relative_file_paths"]),
         metadata=metadata[0],
-        topics=topics,
+        topics=dict(sorted(topics.items())),
         labels=labels,
         outcome=notes.get(OUTCOME, ""),
         discarded=path.name.endswith(DISCARDED),
         discard_reason=notes.get(DISCARD_REASON, ""),
         recovered=notes.get(RECOVERED, ""),
         verdict=_verdict(notes.get(QUALITY, "")),
-        start_ns=start_ns,
-        duration_ns=duration_ns,
+        start_ns=information["starting_time"]["nanoseconds_since_epoch"],
+        duration_ns=information["duration"]["nanoseconds"],
     )
 
 
@@ -159,8 +162,8 @@ def read_labels(path: Path) -> tuple[Label, ...]:
     Raises:
         RolloutError: the bag is unfinished or unreadable, or holds an impossible label.
     """
-    with _reading(path) as (reader, _):
-        return _labels(path, reader)
+    with _reading(path) as (files, _):
+        return _labels(path, files)
 
 
 def read_messages(path: Path, topics: Iterable[str]) -> Iterator[tuple[str, int, Any]]:
@@ -169,33 +172,31 @@ def read_messages(path: Path, topics: Iterable[str]) -> Iterator[tuple[str, int,
     Raises:
         RolloutError: the bag is unfinished or unreadable.
     """
-    wanted = set(topics)
-    with _reading(path) as (reader, _):
-        connections = [c for c in reader.connections if c.topic in wanted]
-        if not connections:
-            return
-        for connection, stamp_ns, cdr in reader.messages(connections):
-            types = types_of_definition(connection.msgtype, connection.msgdef.data)
+    with _reading(path) as (files, _):
+        for connection, types, stamp_ns, cdr in _messages(files, frozenset(topics)):
             yield connection.topic, stamp_ns, types.deserialize_cdr(cdr, connection.msgtype)
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[tuple[Reader, dict[str, Any]]]:
-    """Open a finished bag whose metadata and indexes are within bounds; yields both."""
+def _reading(path: Path) -> Iterator[tuple[list[Reader], dict[str, Any]]]:
+    """Open the files of a finished bag, metadata and indexes within bounds; yields both.
+
+    The files, not the folder, for which ``Reader`` would parse the metadata once more.
+    """
     if path.name.endswith(RECORDING):
         raise RolloutError(
             f"{path}: is unfinished: it is being recorded, or its recorder died; it cannot be read "
             f"as an episode"
         )
-    with reading(path, "a bag", RolloutError, VERIFY):
+    with reading(path, "a bag", RolloutError, VERIFY), ExitStack() as opened:
         information = read_metadata(path)
-        for name in information["relative_file_paths"]:
-            where = f"{path / name}: cannot be read as a bag"
+        files = [path / name for name in information["relative_file_paths"]]
+        for file in files:
+            where = f"{file}: cannot be read as a bag"
             with reading(where, "an MCAP file", RolloutError, REBUILD):
-                check_index(path / name)
+                check_index(file)
         try:
-            with Reader(path) as reader:
-                yield reader, information
+            yield [opened.enter_context(Reader(file)) for file in files], information
         except RolloutError as error:  # of a message, which does not know where it is from
             if str(path) in str(error):
                 raise
@@ -209,18 +210,21 @@ def _verdict(text: str) -> QualityReport:
         return QualityReport(False, ("it was not judged: its recorder died",))
 
 
-def _labels(path: Path, reader: Reader) -> tuple[Label, ...]:
-    in_bag = [decode_label(types, cdr) for types, cdr in _messages(reader, LABEL_TOPIC.name)]
+def _labels(path: Path, files: Iterable[Reader]) -> tuple[Label, ...]:
+    in_bag = [decode_label(types, cdr) for _, types, _, cdr in _messages(files, {LABEL_TOPIC.name})]
     in_journal, _ = label_log.read(path)
     # Either may miss one, after a kill between the two writes; both say the same of the others.
     merged = {label.revision: label for label in (*in_bag, *in_journal)}
     return tuple(merged[revision] for revision in sorted(merged))
 
 
-def _messages(reader: Reader, topic: str) -> Iterator[tuple[Typestore, bytes]]:
-    """Yield a topic's messages, each with the types by which the bag itself defines it."""
-    wanted: list[Connection] = [c for c in reader.connections if c.topic == topic]
-    if not wanted:
-        return
-    for connection, _, cdr in reader.messages(wanted):
-        yield types_of_definition(connection.msgtype, connection.msgdef.data), cdr
+def _messages(
+    files: Iterable[Reader], topics: Collection[str]
+) -> Iterator[tuple[Connection, Typestore, int, bytes]]:
+    """Yield (connection, types, receive stamp, message); types as the bag itself defines them."""
+    for file in files:
+        wanted = [connection for connection in file.connections if connection.topic in topics]
+        if wanted:  # else all would be read
+            for connection, stamp_ns, cdr in file.messages(wanted):
+                types = types_of_definition(connection.msgtype, connection.msgdef.data)
+                yield connection, types, stamp_ns, cdr

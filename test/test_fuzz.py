@@ -47,8 +47,8 @@ from cosmos_policy_ros.core.errors import CosmosPolicyError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.task import load_task
 from cosmos_policy_ros.dataset.gate_replay import check_episode
-from cosmos_policy_ros.episodes import label_log
 from cosmos_policy_ros.episodes.episode import read_episode, read_messages
+from cosmos_policy_ros.episodes.labels import LABEL_LOG, logged, read_log
 from cosmos_policy_ros.episodes.quality import load_limits
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.episodes.verify import verify
@@ -63,7 +63,7 @@ from cosmos_policy_ros.rig.spec import load_rig
 SECONDS = float(os.environ.get("COSMOS_FUZZ_SECONDS", "0"))
 EXAMPLES = 25  # of the short form, per reader
 MOST_KB = 2_000_000  # of memory that all inputs of a reader together may add to the process's most
-LIMITS = load_limits(config_folder("rigs").parent)
+LIMITS = load_limits()
 TYPES = load_types(config_folder("rigs").parents[1] / "msg")
 
 # What parsers stumble over: ends of ranges, lengths beyond the end, magic words, line ends.
@@ -208,8 +208,8 @@ class Readers:
             self._look(result.path)
 
     def label_log(self, content: bytes) -> None:
-        (self.folder / label_log.LABEL_LOG).write_bytes(content)
-        labels, _ = label_log.read(self.folder)
+        (self.folder / LABEL_LOG).write_bytes(content)
+        labels, _ = read_log(self.folder)
         for label in labels:
             encode_label(TYPES, label)
 
@@ -307,9 +307,10 @@ def _without_checksums(content: bytes) -> bytes:
 
 def _journal(folder: Path) -> bytes:
     labels = [Label("e", n, "score", 10**18, points=50.0, note="a\u2028b") for n in (1, 2, 3)]
-    (folder / label_log.LABEL_LOG).unlink(missing_ok=True)
-    label_log.append(folder, labels)
-    return (folder / label_log.LABEL_LOG).read_bytes()
+    (folder / LABEL_LOG).unlink(missing_ok=True)
+    with logged(folder, labels):
+        pass
+    return (folder / LABEL_LOG).read_bytes()
 
 
 def _definition() -> bytes:

@@ -24,14 +24,13 @@ from cosmos_policy_ros.cli.shared import (
     say_seconds,
 )
 from cosmos_policy_ros.core.errors import RolloutError
-from cosmos_policy_ros.core.paths import package_share
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.dataset.playback import DECISION_TYPE
 from cosmos_policy_ros.episodes.episode import Episode, bare_id, read_episode
 from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.quality import load_limits
 from cosmos_policy_ros.episodes.store import EpisodeStore, delete, discarded
-from cosmos_policy_ros.episodes.verify import Verification, store_verdict, verify
+from cosmos_policy_ros.episodes.verify import Verification, store_quality, verify
 
 # Everything that is known of one episode, as text for a terminal.
 
@@ -71,8 +70,8 @@ def _head(episode: Episode) -> Iterator[str]:
 
 
 def _verdict(episode: Episode) -> Iterator[str]:
-    yield _field("integrity", "GO" if episode.verdict.go else "NO-GO")
-    for reason in episode.verdict.reasons:
+    yield _field("integrity", "GO" if episode.quality.go else "NO-GO")
+    for reason in episode.quality.reasons:
         yield _field("", reason)
 
 
@@ -196,7 +195,7 @@ def _verify(store: EpisodeStore, options: argparse.Namespace) -> int:
     if bool(options.ids) == options.all:
         raise RolloutError("name the episodes to verify, or --all, not both")
     folders = [find(store, name) for name in options.ids] or list(store.episodes().values())
-    limits = load_limits(package_share() / "config")
+    limits = load_limits()
     failed = sum(not _verify_one(verify(folder, limits), options.write) for folder in folders)
     if len(folders) > 1:
         print(f"{len(folders)} episodes verified, {failed} with problems")
@@ -207,15 +206,15 @@ def _verify_one(found: Verification, write: bool) -> bool:
     """Tell what was found; return whether nothing is left to complain of."""
     name = found.path.name
     if not found.problems:
-        verdict = found.verdict.text if found.verdict else "not judged"
-        print(f"{name}: sound, {found.messages} messages, {verdict}", flush=True)
+        quality = found.quality.text if found.quality else "not judged"
+        print(f"{name}: sound, {found.messages} messages, {quality}", flush=True)
         return True
     print(f"{name}: {say_count(len(found.problems), 'problem')}")
     for problem in found.problems:
         print(f"  {problem}", flush=True)
     if not (write and found.stale):
         return False
-    store_verdict(found)
+    store_quality(found)
     print(f"  the new verdict is stored, revised from {found.messages} messages", flush=True)
     return len(found.problems) == 1
 

@@ -198,7 +198,7 @@ class Filter:
             return not self.task or f"_{self.task}_" in row.id
         if self.task and row.episode.metadata.task != self.task:
             return False
-        if self.go and not row.episode.verdict.go:
+        if self.go and not row.episode.quality.go:
             return False
         return self.scored is None or self.scored == (row.episode.score is not None)
 
@@ -248,7 +248,7 @@ def _cells(row: Row, episode: Episode) -> tuple[str, ...]:
         episode.outcome or NOTHING,
         f"{score.points:g}" if score else NOTHING,
         NOTHING if score is None else "yes" if score.success else "no",
-        "GO" if episode.verdict.go else "NO-GO",
+        "GO" if episode.quality.go else "NO-GO",
         f"{episode.duration_ns / NS_PER_S:.1f}",
         str(sum(topic.count for topic in episode.topics.values())),
         row.state or NOTHING,
@@ -328,8 +328,8 @@ def _good(store: EpisodeStore, options: argparse.Namespace) -> list[Episode]:
     for row in read_rows(store, Filter(task=options.task)):
         if row.episode is None:
             _tell(f"{row.id}: {row.trouble}")
-        elif not (row.episode.verdict.go or options.no_go):
-            _tell(f"{row.id}: {row.episode.verdict.text}")
+        elif not (row.episode.quality.go or options.no_go):
+            _tell(f"{row.id}: {row.episode.quality.text}")
         else:
             found.append(row.episode)
     return found

@@ -16,7 +16,7 @@ from cosmos_policy_ros.core.errors import ObservationError, RolloutError
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.core.untrusted import reading
 from cosmos_policy_ros.episodes.episode import read_episode, read_messages
-from cosmos_policy_ros.episodes.rig_in_bag import RigInBag, find_rig
+from cosmos_policy_ros.episodes.topics import RigInBag, find_rig
 from cosmos_policy_ros.rig.observation import Observation, SensorBuffer
 
 DECISION_TYPE = "cosmos_policy_ros/msg/Decision"

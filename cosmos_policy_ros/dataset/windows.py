@@ -22,8 +22,7 @@ from cosmos_policy_ros.core.errors import ObservationError, RolloutError
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.core.untrusted import reading
 from cosmos_policy_ros.episodes.episode import Episode
-from cosmos_policy_ros.episodes.rig_in_bag import RigInBag, find_rig
-from cosmos_policy_ros.episodes.topics import POLICY_NODE
+from cosmos_policy_ros.episodes.topics import POLICY_NODE, RigInBag, find_rig
 from cosmos_policy_ros.rig.arms import STATE_DIM
 from cosmos_policy_ros.rig.chunk import BRAKE
 from cosmos_policy_ros.rig.observation import Observation, SensorBuffer, fingerprint

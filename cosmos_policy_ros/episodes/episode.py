@@ -1,4 +1,4 @@
-"""A finished episode, read back from its bag with nothing but the bag."""
+"""A finished episode, read back from its bag alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from cosmos_policy_ros.bags.writer import (
 )
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.untrusted import reading
-from cosmos_policy_ros.episodes import label_log
+from cosmos_policy_ros.episodes.labels import read_log
 from cosmos_policy_ros.episodes.quality import QualityReport
 
 # Entries of ``custom_data``.
@@ -42,7 +42,7 @@ _ID = re.compile(r"\d{8}-\d{6}_.+_(?P<number>\d{4,})")
 
 @dataclass(frozen=True)
 class TopicSummary:
-    """What a bag holds of one topic."""
+    """A bag's messages on one topic."""
 
     msgtype: str
     count: int
@@ -55,15 +55,15 @@ class Episode:
     Attributes:
         id: unique in its store, ordered by its trailing number.
         path: the bag's folder.
-        files: what the bag consists of besides its metadata, in order.
-        metadata: what was known when it began, from the bag's first message.
-        topics: every topic of the bag by name, :data:`bag_writer.OWN_TOPICS` included.
-        labels: every label ever given, by ascending revision.
+        files: the bag's MCAP files, in order.
+        metadata: from the bag's first message.
+        topics: by name, :data:`OWN_TOPICS` of ``bags.writer`` included.
+        labels: all of them, by ascending revision.
         outcome: why it ended, as given to the recorder; empty when it was discarded on the way.
         discarded: the operator does not want it used.
         discard_reason: why.
         recovered: what was lost when its recorder died; empty when it was finished as usual.
-        verdict: whether it is good enough to learn from.
+        quality: whether it is good enough to learn from.
         start_ns: receive stamp of the first message.
         duration_ns: from the first to the last message.
     """
@@ -78,13 +78,13 @@ class Episode:
     discarded: bool
     discard_reason: str
     recovered: str
-    verdict: QualityReport
+    quality: QualityReport
     start_ns: int
     duration_ns: int
 
     @property
     def score(self) -> Label | None:
-        """The score that counts: the one with the highest revision."""
+        """The score with the highest revision, the one that counts."""
         return next((x for x in reversed(self.labels) if x.kind == "score"), None)
 
 
@@ -95,7 +95,7 @@ def episode_id(task: str, now: datetime, taken: Iterable[str]) -> str:
     when the clock is set back.
 
     Args:
-        task: name of the task; what does not belong into a file name becomes "-".
+        task: its name; characters that do not belong into a file name become "-".
         now: the operator's wall clock.
         taken: the ids, or folder names, that exist.
     """
@@ -121,7 +121,7 @@ def read_episode(path: Path) -> Episode:
     Raises:
         RolloutError: the bag is unfinished, unreadable, or not an episode of this package.
     """
-    with _reading(path) as (files, information):
+    with _open(path) as (files, information):
         metadata = [
             decode_metadata(types, cdr)
             for _, types, _, cdr in _messages(files, {EPISODE_TOPIC.name})
@@ -139,6 +139,10 @@ def read_episode(path: Path) -> Episode:
             msgtype if msgtype == before.msgtype else "", before.count + listed["message_count"]
         )
     notes = {str(k): str(v) for k, v in (information.get("custom_data") or {}).items()}
+    try:
+        quality = QualityReport.from_json(notes.get(QUALITY, ""))
+    except ValueError:
+        quality = QualityReport(False, ("it was not judged: its recorder died",))
     return Episode(
         id=bare_id(path.name),
         path=path,
@@ -150,7 +154,7 @@ def read_episode(path: Path) -> Episode:
         discarded=path.name.endswith(DISCARDED),
         discard_reason=notes.get(DISCARD_REASON, ""),
         recovered=notes.get(RECOVERED, ""),
-        verdict=_verdict(notes.get(QUALITY, "")),
+        quality=quality,
         start_ns=information["starting_time"]["nanoseconds_since_epoch"],
         duration_ns=information["duration"]["nanoseconds"],
     )
@@ -162,7 +166,7 @@ def read_labels(path: Path) -> tuple[Label, ...]:
     Raises:
         RolloutError: the bag is unfinished or unreadable, or holds an impossible label.
     """
-    with _reading(path) as (files, _):
+    with _open(path) as (files, _):
         return _labels(path, files)
 
 
@@ -172,13 +176,13 @@ def read_messages(path: Path, topics: Iterable[str]) -> Iterator[tuple[str, int,
     Raises:
         RolloutError: the bag is unfinished or unreadable.
     """
-    with _reading(path) as (files, _):
+    with _open(path) as (files, _):
         for connection, types, stamp_ns, cdr in _messages(files, frozenset(topics)):
             yield connection.topic, stamp_ns, types.deserialize_cdr(cdr, connection.msgtype)
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[tuple[list[Reader], dict[str, Any]]]:
+def _open(path: Path) -> Iterator[tuple[list[Reader], dict[str, Any]]]:
     """Open the files of a finished bag, metadata and indexes within bounds; yields both.
 
     The files, not the folder, for which ``Reader`` would parse the metadata once more.
@@ -203,18 +207,11 @@ def _reading(path: Path) -> Iterator[tuple[list[Reader], dict[str, Any]]]:
             raise RolloutError(f"{path}: {error}") from error
 
 
-def _verdict(text: str) -> QualityReport:
-    try:
-        return QualityReport.from_json(text)
-    except ValueError:
-        return QualityReport(False, ("it was not judged: its recorder died",))
-
-
 def _labels(path: Path, files: Iterable[Reader]) -> tuple[Label, ...]:
     in_bag = [decode_label(types, cdr) for _, types, _, cdr in _messages(files, {LABEL_TOPIC.name})]
-    in_journal, _ = label_log.read(path)
+    in_log, _ = read_log(path)
     # Either may miss one, after a kill between the two writes; both say the same of the others.
-    merged = {label.revision: label for label in (*in_bag, *in_journal)}
+    merged = {label.revision: label for label in (*in_bag, *in_log)}
     return tuple(merged[revision] for revision in sorted(merged))
 
 

@@ -1,112 +1,49 @@
-"""What an operator says of an episode, put where it cannot be lost: the bag and the label log."""
+"""What an operator says of an episode: points by the task's rubric, labels, and their log.
+
+A label is a message in the bag and a line of the label log beside it. Readers merge both, so that
+either alone is enough.
+"""
 
 from __future__ import annotations
 
+import errno
+import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime, timezone
 from functools import partial
-from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from rosbags.typesys.store import Typestore
 
-from cosmos_policy_ros.bags.mcap_file import McapFile, Topic
-from cosmos_policy_ros.bags.messages import EpisodeMetadata, Label, encode_label
-from cosmos_policy_ros.bags.writer import (
-    LABEL_TOPIC,
-    RECORDING,
-    describe_bag,
-    end_ns,
-    read_metadata,
-    with_file,
-    write_metadata,
-)
-from cosmos_policy_ros.core.config import did_you_mean, parse_config
-from cosmos_policy_ros.core.errors import ConfigError, RolloutError
-from cosmos_policy_ros.core.files import locked, rename, sync
+from cosmos_policy_ros.bags.messages import EpisodeMetadata, Label, check_stamp, encode_label
+from cosmos_policy_ros.bags.writer import LABEL_TOPIC, BagWriter
+from cosmos_policy_ros.core.config import did_you_mean, from_mapping, parse_config
+from cosmos_policy_ros.core.errors import ConfigError, CosmosPolicyError, RolloutError
+from cosmos_policy_ros.core.files import sync
 from cosmos_policy_ros.core.task import FULL_SCORE, Rubric, Task
-from cosmos_policy_ros.episodes import label_log
-from cosmos_policy_ros.episodes.episode import read_labels
+from cosmos_policy_ros.core.untrusted import UnreadableError, parse_json, read_file, reading, shown
 
-# A label that comes after the bag was closed, added to the bag as one more MCAP file.
-
-
-def append_late(folder: Path, topic: Topic, messages: Sequence[bytes], *, types: Typestore) -> Path:
-    """Add messages to a finished bag; return the new file, ``<episode_id>_<n>.mcap``.
-
-    Nothing that is there is rewritten but ``metadata.yaml``, and that one atomically. Their receive
-    stamp is the bag's last one, so that the bag still spans its trial and ``ros2 bag play``
-    does not wait until the day of the label; when it was given stands in each header.
-
-    The caller holds the folder's lock (``durable.locked``).
-
-    Raises:
-        RolloutError: the bag is not finished, or the disk refused; the bag is then as before.
-    """
-    information = read_metadata(folder)
-    target = _next_file(folder, information["relative_file_paths"])
-    draft = folder / f".{target.name}"
-    try:
-        addition = _write(draft, target.name, topic, end_ns(information), messages, types)
-        rename(draft, target)
-        write_metadata(folder, with_file(information, addition))
-    except OSError as error:
-        target.unlink(missing_ok=True)
-        raise RolloutError(
-            f"{folder}: the label cannot be added: {error}; the bag is as before, label it again"
-        ) from error
-    finally:
-        draft.unlink(missing_ok=True)
-    return target
-
-
-def _next_file(folder: Path, listed: list[str]) -> Path:
-    """Return the next free ``<episode_id>_<n>.mcap``, after the pattern of the bag's first file."""
-    stem = Path(listed[0]).stem.rpartition("_")[0]
-    candidates = (folder / f"{stem}_{number}.mcap" for number in count(1))
-    return next(path for path in candidates if not path.exists())
-
-
-def _write(
-    path: Path,
-    name: str,
-    topic: Topic,
-    stamp_ns: int,
-    messages: Sequence[bytes],
-    types: Typestore,
-) -> dict[str, Any]:
-    """Write a file to the disk and return the metadata it has as ``name``."""
-    path.unlink(missing_ok=True)  # of a process that was killed in here
-    file = McapFile(path, [topic], types)
-    try:
-        for cdr in messages:
-            file.write(topic.name, stamp_ns, cdr)
-        information = describe_bag(replace(file.contents, name=name), {})
-        file.close(information)
-    finally:
-        file.abort()
-    sync(path)
-    return information
-
-
-# From what an operator saw to a score: a total, or stages and deductions by the task's rubric.
-
-
+LABEL_LOG = "labels.jsonl"
+MAX_BYTES = 16 << 20  # of a label log; a label has some 300 bytes, one of the longest texts 200 kB
+MAX_PROBLEMS = 100  # lines of a label log that are reported as wrong, one by one
 TOLERANCE = 1e-3  # points; a total that came through a float32
 
 
 @dataclass(frozen=True)
 class OperatorScore:
-    """What an operator says of a trial.
+    """An operator's score of a trial.
 
     Attributes:
         score: 0 to 100; None to have it computed from stages and deductions.
         success: whether the task was done.
         stages: names of the stages reached.
         deductions: names of the deductions charged.
-        operator_name: who says so.
+        operator_name: who scores.
         note: free text.
     """
 
@@ -118,8 +55,7 @@ class OperatorScore:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class RubricScore:
+class RubricScore(NamedTuple):
     """A score in points: the total, and those of each stage and deduction named in it."""
 
     total: float
@@ -164,22 +100,19 @@ def _points(kind: str, names: Sequence[str], known: Mapping[str, int]) -> dict[s
     points: dict[str, int] = {}
     for name in names:
         if name not in known:
-            raise RolloutError(f"{kind} '{name}' is not in the rubric{_hint(name, known)}")
+            hint = did_you_mean(name, known) or "; it has none"
+            raise RolloutError(f"{kind} '{name}' is not in the rubric{hint}")
         if name in points:
             raise RolloutError(f"{kind} '{name}' is named twice; name it once")
         points[name] = known[name]
     return points
 
 
-def _hint(name: str, known: Iterable[str]) -> str:
-    return did_you_mean(name, known) or "; it has none"
-
-
 def rubric_of(metadata: EpisodeMetadata) -> Rubric | None:
     """Return the rubric that was in force when the episode was recorded, if its task had one.
 
     Raises:
-        RolloutError: the task's text in the episode is none.
+        RolloutError: the task in the metadata cannot be read.
     """
     if not metadata.task_yaml:
         return None
@@ -195,11 +128,10 @@ def labels_of(
     """Return a score as labels without revisions: its stages and deductions, then the score.
 
     Raises:
-        RolloutError: the score does not fit the rubric; see :func:`rubric.tally`.
+        RolloutError: the score does not fit the rubric; see :func:`tally`.
     """
     named = bool(operator_score.stages or operator_score.deductions)
     found = tally(operator_score, rubric_of(metadata) if named else None)
-
     label = partial(
         Label,
         metadata.episode_id,
@@ -219,36 +151,102 @@ def labels_of(
     )
 
 
-def add_labels(folder: Path, labels: Sequence[Label], types: Typestore) -> tuple[Label, ...]:
-    """Give a finished episode further labels; return them with their revisions.
-
-    Raises:
-        RolloutError: the episode is unfinished, or the disk refused; nothing has changed then.
-    """
-    if folder.name.endswith(RECORDING):
-        raise RolloutError(
-            f"{folder}: is unfinished: its recorder died, or another one has it; recover it first"
-        )
-    try:
-        with locked(folder):
-            numbered = number(labels, read_labels(folder))
-            length = label_log.append(folder, numbered)
-            try:
-                append_late(folder, LABEL_TOPIC, encode(numbered, types), types=types)
-            except BaseException:
-                label_log.undo(folder, length)
-                raise
-    except OSError as error:
-        raise RolloutError(f"{folder}: cannot be labelled: {error}; label it again") from error
-    return numbered
-
-
-def number(labels: Sequence[Label], given: Iterable[Label]) -> tuple[Label, ...]:
+def number(labels: Iterable[Label], given: Iterable[Label] = ()) -> tuple[Label, ...]:
     """Return labels with the revisions that follow those ``given`` before."""
     first = 1 + max((label.revision for label in given), default=0)
     return tuple(replace(label, revision=first + i) for i, label in enumerate(labels))
 
 
-def encode(labels: Iterable[Label], types: Typestore) -> tuple[bytes, ...]:
-    """Serialise labels."""
-    return tuple(encode_label(types, label) for label in labels)
+def write_labels(writer: BagWriter, labels: Iterable[Label], types: Typestore) -> None:
+    """Add numbered labels to the log and to an open bag: to both or to neither.
+
+    Raises:
+        RolloutError: the bag is closed, or the disk refused.
+    """
+    try:
+        with logged(writer.path, labels):
+            for label in labels:
+                writer.write(LABEL_TOPIC.name, label.stamp_ns, encode_label(types, label))
+            writer.flush()
+    except OSError as error:
+        raise RolloutError(f"{writer.path}: cannot be labelled: {error}") from error
+
+
+@contextmanager
+def logged(folder: Path, labels: Iterable[Label]) -> Iterator[None]:
+    """Append labels to the log, and take them back if the block, which writes the bag, raises.
+
+    A last line without an end, which a power cut may leave, is closed first.
+
+    Raises:
+        OSError: the disk refused; the log is as before.
+    """
+    path = folder / LABEL_LOG
+    new = not path.exists()
+    # For people; the label's own stamp counts.
+    now = datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds")
+    # Escaped, since some readers end lines at more than "\\n".
+    lines = [json.dumps({"time": now, **asdict(label)}) for label in labels]
+    with path.open("ab+") as file:
+        before = file.tell()
+        torn = before and os.pread(file.fileno(), 1, before - 1) != b"\n"
+        content = (b"\n" if torn else b"") + "".join(f"{x}\n" for x in lines).encode()
+        if before + len(content) > MAX_BYTES:
+            raise OSError(errno.EFBIG, f"it would have more than {MAX_BYTES} bytes")
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            os.ftruncate(file.fileno(), before)
+            raise
+    if new:
+        sync(folder)
+    try:
+        yield
+    except BaseException:
+        os.truncate(path, before)
+        sync(path)
+        raise
+
+
+def read_log(folder: Path) -> tuple[tuple[Label, ...], tuple[str, ...]]:
+    """Return the labels of a label log, and what is wrong with the lines that are none.
+
+    Raises:
+        RolloutError: the file is there and cannot be read.
+    """
+    path = folder / LABEL_LOG
+    if not os.path.lexists(path):
+        return (), ()
+    with reading(path, "a label log of labels", RolloutError, "the labels in the bag are whole"):
+        content = read_file(path, MAX_BYTES)
+    labels, problems = [], []
+    lines = content.removesuffix(b"\n").split(b"\n") if content else []
+    for row, line in enumerate(lines, 1):
+        where = f"{path}: line {row} is no label and is left out"
+        try:
+            with reading(where, "a label", RolloutError):
+                labels.append(_parse(line))
+        except RolloutError as error:
+            problems.append(str(error))
+    if len(problems) > MAX_PROBLEMS:
+        more = len(problems) - MAX_PROBLEMS
+        problems[MAX_PROBLEMS:] = [f"{path}: {more} further lines are no labels"]
+    return tuple(labels), tuple(problems)
+
+
+def _parse(line: bytes) -> Label:
+    entry = parse_json(line.decode(errors="replace"))
+    if not isinstance(entry, dict):
+        raise UnreadableError("it is no mapping")
+    names = [field.name for field in fields(Label)]
+    for name in names:
+        if name not in entry:
+            raise UnreadableError(f"it has no {name}")
+    try:
+        label = from_mapping(Label, {name: entry[name] for name in names}, "it")
+        check_stamp(label.stamp_ns, "it")
+    except CosmosPolicyError as error:
+        raise UnreadableError(shown(str(error), 200)) from error
+    return label

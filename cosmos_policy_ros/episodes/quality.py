@@ -1,7 +1,7 @@
 """Whether an episode is good enough to learn from: GO, or NO-GO with every reason.
 
-Fed with each message as it is written, and it looks at nothing but receive stamp, header stamp and
-size, so that it costs microseconds a message.
+The monitor looks at receive stamp, header stamp and size of each message alone, so that it costs
+microseconds a message.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 
 from cosmos_policy_ros.bags.messages import header_stamp
 from cosmos_policy_ros.core.config import from_mapping, load_config
 from cosmos_policy_ros.core.errors import ConfigError
+from cosmos_policy_ros.core.paths import package_share
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.core.untrusted import parse_json
 from cosmos_policy_ros.rig.spec import RigSpec
@@ -23,8 +23,11 @@ from cosmos_policy_ros.rig.spec import RigSpec
 GIGABYTE = 1e9
 PRIMARY = "primary"
 IMAGES_KEPT = 32  # stamps per camera, a second of them, among which the nearest is looked for
-MOST = 2.0**63  # of any number in a verdict: nanoseconds and bytes have 64 bits
+MOST = 2.0**63  # of any number in a report: nanoseconds and bytes have 64 bits
 SHORTEST = 2.0  # s; a rate over less is that of a start, not of a sensor
+WINDOW = 2 * NS_PER_S  # ns over which the present rate is taken
+# A computer without a battery for its clock wakes up in 1970 or on the day its image was made.
+CLOCK_IS_SET = 1_704_067_200 * NS_PER_S  # 2024-01-01
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,14 @@ class QualityLimits:
                 raise ValueError(f"{name}: {value} must be above 0")
 
 
-def load_limits(folder: Path) -> QualityLimits:
-    """Read ``quality.yaml`` in ``folder``. Raises ConfigError when it is wrong."""
-    return load_config(QualityLimits, folder / "quality.yaml")
+def load_limits() -> QualityLimits:
+    """Read the package's ``quality.yaml``. Raises ConfigError when it is wrong."""
+    return load_config(QualityLimits, package_share() / "config" / "quality.yaml")
 
 
 @dataclass(frozen=True)
 class Sensor:
-    """A topic that an episode lives of: its name in the bag, its rate [Hz], a camera's role."""
+    """A sensor's topic in the bag, its rate [Hz], and a camera's role."""
 
     topic: str
     rate: float
@@ -81,7 +84,7 @@ def sensors_of(rig: RigSpec, resolve: Callable[[str], str]) -> tuple[Sensor, ...
 
 @dataclass
 class TopicHealth:
-    """What is known of one topic.
+    """What was counted of one topic.
 
     Attributes:
         count: messages written.
@@ -123,7 +126,7 @@ class QualityReport:
     Attributes:
         go: nothing speaks against it.
         reasons: everything that does, each with the value found and its limit.
-        topics: what was found, per topic.
+        topics: the counts and measures of each topic, see :class:`TopicHealth`.
         waited_bytes: most that ever waited for the disk.
         skewed: fraction of primary images too far from the wrists' in time.
         free_gb: left on the disk at the end.
@@ -151,14 +154,14 @@ class QualityReport:
         try:
             values = parse_json(text)
             # Nanoseconds are whole numbers, which a float does not hold.
-            verdict = replace(from_mapping(cls, values, "verdict"), topics=values.get("topics", {}))
+            report = replace(from_mapping(cls, values, "verdict"), topics=values.get("topics", {}))
         except (ConfigError, AttributeError, TypeError) as error:
             raise ValueError(str(error)) from error
-        numbers = [n for health in verdict.topics.values() for n in health.values()]
-        numbers += [verdict.waited_bytes, verdict.skewed, verdict.free_gb]
+        numbers = [n for health in report.topics.values() for n in health.values()]
+        numbers += [report.waited_bytes, report.skewed, report.free_gb]
         if not all(math.isfinite(n) and 0 <= n < MOST for n in numbers):
             raise ValueError(f"a number in it is not from 0 to {MOST:g}")
-        return verdict
+        return report
 
 
 class QualityMonitor:
@@ -166,10 +169,8 @@ class QualityMonitor:
 
     def __init__(self, sensors: Iterable[Sensor], camera_skew: float, limits: QualityLimits):
         """Begin; ``camera_skew`` is the rig's limit [s]."""
-        self.health: dict[str, TopicHealth] = {}
         self._sensors = {sensor.topic: sensor for sensor in sensors}
-        for topic in self._sensors:
-            self.health[topic] = TopicHealth()
+        self._health = {topic: TopicHealth() for topic in self._sensors}
         self._limits = limits
         self._skew_ns = int(camera_skew * NS_PER_S)
         roles = [sensor.role for sensor in self._sensors.values() if sensor.role]
@@ -181,7 +182,7 @@ class QualityMonitor:
 
     def add(self, topic: str, received_ns: int, cdr: bytes) -> None:
         """Note a message that was written."""
-        health = self.health.setdefault(topic, TopicHealth())
+        health = self._health.setdefault(topic, TopicHealth())
         health.add(received_ns)
         self._first_ns = self._first_ns or received_ns
         self._went_back = max(self._went_back, (self._newest_ns - received_ns) / NS_PER_S)
@@ -191,54 +192,10 @@ class QualityMonitor:
             return
         stamp_ns = header_stamp(cdr)
         health.offset = max(health.offset, abs(received_ns - stamp_ns) / NS_PER_S)
-        if sensor.role:
-            self._note_image(sensor.role, stamp_ns)
-
-    def lost(self, topic: str, count: int) -> None:
-        """Note messages that the middleware lost."""
-        self.health.setdefault(topic, TopicHealth()).lost += count
-
-    def dropped(self, topic: str, count: int = 1) -> None:
-        """Note messages that did not fit into the writer's queue."""
-        self.health.setdefault(topic, TopicHealth()).dropped += count
-
-    def verdict(self, now_ns: int, free_bytes: int, waited_bytes: int = 0) -> QualityReport:
-        """Judge what there is so far.
-
-        Args:
-            now_ns: the end of the episode, by the clock of the receipts.
-            free_bytes: left on the disk.
-            waited_bytes: most that ever waited for the disk.
-        """
-        free_gb = free_bytes / GIGABYTE
-        reasons = [r for sensor in self._sensors.values() for r in self._of_sensor(sensor, now_ns)]
-        for topic, health in self.health.items():
-            reasons += self._of_losses(topic, health)
-        skewed = self._skewed / self._primaries if self._primaries else 0.0
-        if skewed > self._limits.most_skewed:
-            reasons.append(
-                f"{skewed:.0%} of the primary images are more than "
-                f"{self._skew_ns / NS_PER_S:g} s from the wrists' "
-                f"(at most {self._limits.most_skewed:.0%})"
-            )
-        if self._went_back > self._limits.clock_offset:
-            reasons.append(f"the recorder's clock was set back by {self._went_back:.1f} s")
-        if free_gb < self._limits.least_free:
-            reasons.append(
-                f"{free_gb:.2f} GB are left on the disk (at least {self._limits.least_free:g})"
-            )
-        return QualityReport(
-            not reasons,
-            tuple(reasons),
-            {topic: {**asdict(h), "rate": h.rate} for topic, h in self.health.items()},
-            waited_bytes,
-            skewed,
-            free_gb,
-        )
-
-    def _note_image(self, role: str, stamp_ns: int) -> None:
-        self._stamps[role].append(stamp_ns)
-        if role == PRIMARY:
+        if not sensor.role:
+            return
+        self._stamps[sensor.role].append(stamp_ns)
+        if sensor.role == PRIMARY:
             self._unpaired.append(stamp_ns)
         others = [stamps for name, stamps in self._stamps.items() if name != PRIMARY]
         # Images of one moment come one after the other: wait for those that may be nearer.
@@ -248,8 +205,50 @@ class QualityMonitor:
             self._primaries += 1
             self._skewed += max(nearest, default=0) > self._skew_ns
 
-    def _of_sensor(self, sensor: Sensor, now_ns: int) -> Iterable[str]:
-        health, limits = self.health[sensor.topic], self._limits
+    def lost(self, topic: str, count: int) -> None:
+        """Note messages that the middleware lost."""
+        self._health.setdefault(topic, TopicHealth()).lost += count
+
+    def dropped(self, topic: str, count: int = 1) -> None:
+        """Note messages that did not fit into the writer's queue."""
+        self._health.setdefault(topic, TopicHealth()).dropped += count
+
+    def report(self, now_ns: int, free_bytes: int, waited_bytes: int = 0) -> QualityReport:
+        """Judge the episode so far.
+
+        Args:
+            now_ns: the end of the episode, by the clock of the receipts.
+            free_bytes: left on the disk.
+            waited_bytes: most that ever waited for the disk.
+        """
+        limits, free_gb = self._limits, free_bytes / GIGABYTE
+        skewed = self._skewed / self._primaries if self._primaries else 0.0
+        reasons = [r for sensor in self._sensors.values() for r in self._of_sensor(sensor, now_ns)]
+        for topic, health in self._health.items():
+            for fate, lost in (
+                ("lost on the way here", health.lost),
+                ("dropped, the disk is too slow", health.dropped),
+            ):
+                fraction = lost / (health.count + lost) if lost else 0.0
+                if fraction > limits.most_lost:
+                    reasons.append(f"{lost} messages of {topic} were {fate} ({fraction:.1%})")
+        if skewed > limits.most_skewed:
+            reasons.append(
+                f"{skewed:.0%} of the primary images are more than "
+                f"{self._skew_ns / NS_PER_S:g} s from the wrists' "
+                f"(at most {limits.most_skewed:.0%})"
+            )
+        if self._went_back > limits.clock_offset:
+            reasons.append(f"the recorder's clock was set back by {self._went_back:.1f} s")
+        if free_gb < limits.least_free:
+            reasons.append(
+                f"{free_gb:.2f} GB are left on the disk (at least {limits.least_free:g})"
+            )
+        topics = {topic: {**asdict(h), "rate": h.rate} for topic, h in self._health.items()}
+        return QualityReport(not reasons, tuple(reasons), topics, waited_bytes, skewed, free_gb)
+
+    def _of_sensor(self, sensor: Sensor, now_ns: int) -> Iterator[str]:
+        health, limits = self._health[sensor.topic], self._limits
         seconds = max(now_ns - self._first_ns, 0) / NS_PER_S if self._first_ns else 0.0
         if not health.count:
             yield f"{sensor.topic} never came"
@@ -267,31 +266,14 @@ class QualityMonitor:
                 f"{limits.clock_offset:g}): clocks disagree, or one jumped"
             )
 
-    def _of_losses(self, topic: str, health: TopicHealth) -> Iterable[str]:
-        for deed, lost in (
-            ("lost on the way here", health.lost),
-            ("dropped, the disk is too slow", health.dropped),
-        ):
-            share = lost / (health.count + lost) if lost else 0.0
-            if share > self._limits.most_lost:
-                yield f"{lost} messages of {topic} were {deed} ({share:.1%})"
-
-
-# What must be true before an episode begins, so that nobody finds out after it.
-
-
-WINDOW = 2 * NS_PER_S  # ns over which the present rate is taken
-# A computer without a battery for its clock wakes up in 1970 or on the day its image was made.
-CLOCK_IS_SET = 1_704_067_200 * NS_PER_S  # 2024-01-01
-
 
 class Traffic:
-    """What came lately, recorded or not: bytes, and each topic's newest stamps."""
+    """The recent messages, recorded or not, by which an episode may begin or not."""
 
     def __init__(self) -> None:
-        self._recent: deque[tuple[int, int]] = deque()
+        self._recent: deque[tuple[int, int]] = deque()  # receipt [ns] and bytes
         self._received: dict[str, int] = {}
-        self._offset: dict[str, float] = {}
+        self._offset: dict[str, float] = {}  # s from the newest message's stamp to its receipt
 
     def add(self, topic: str, received_ns: int, cdr: bytes, *, stamped: bool) -> None:
         """Note a message; ``stamped`` when it begins with a header."""
@@ -303,55 +285,46 @@ class Traffic:
             self._recent.popleft()
 
     def bytes_per_second(self, now_ns: int) -> float:
-        """Return the present rate of everything together."""
+        """Return the present rate of all topics together."""
         return sum(size for at, size in self._recent if at > now_ns - WINDOW) * NS_PER_S / WINDOW
 
-    def silent(self, topics: Iterable[str], now_ns: int, longest: float) -> tuple[str, ...]:
-        """Return the topics that brought nothing in the last ``longest`` seconds."""
-        since = now_ns - int(longest * NS_PER_S)
-        return tuple(topic for topic in topics if self._received.get(topic, since - 1) < since)
+    def problems(
+        self,
+        sensors: Iterable[str],
+        now_ns: int,
+        free_bytes: int,
+        seconds: float,
+        limits: QualityLimits,
+    ) -> tuple[str, ...]:
+        """Return why no episode should begin now, each with the limit and what to do.
 
-    def offsets(self) -> Mapping[str, float]:
-        """Return, per stamped topic, how long after its stamp the newest message came, s."""
-        return self._offset
-
-
-def problems(
-    traffic: Traffic,
-    sensors: Iterable[str],
-    now_ns: int,
-    free_bytes: int,
-    seconds: float,
-    limits: QualityLimits,
-) -> tuple[str, ...]:
-    """Return what speaks against beginning an episode now, each with the limit and what to do.
-
-    Args:
-        traffic: what came lately.
-        sensors: the topics that an episode lives of.
-        now_ns: the recorder's clock, which must be the wall's.
-        free_bytes: left on the disk.
-        seconds: how long the episode may take.
-        limits: what it will be judged by.
-    """
-    found = []
-    if now_ns < CLOCK_IS_SET:
-        found.append("the clock is not set (it is before 2024): set it, or start chrony")
-    found += [
-        f"{topic} has been silent for {limits.longest_gap:g} s: is its driver running?"
-        for topic in traffic.silent(sensors, now_ns, limits.longest_gap)
-    ]
-    for topic, offset in traffic.offsets().items():
-        if abs(offset) > limits.clock_offset:
+        Args:
+            sensors: the topics of the rig's cameras and arms.
+            now_ns: the recorder's clock, which must be the wall's.
+            free_bytes: left on the disk.
+            seconds: how long the episode may take.
+            limits: what it will be judged by.
+        """
+        found = []
+        if now_ns < CLOCK_IS_SET:
+            found.append("the clock is not set (it is before 2024): set it, or start chrony")
+        since = now_ns - int(limits.longest_gap * NS_PER_S)
+        found += [
+            f"{topic} has been silent for {limits.longest_gap:g} s: is its driver running?"
+            for topic in sensors
+            if self._received.get(topic, since - 1) < since
+        ]
+        for topic, offset in self._offset.items():
+            if abs(offset) > limits.clock_offset:
+                found.append(
+                    f"{topic} is stamped {offset:.1f} s away from now (at most "
+                    f"{limits.clock_offset:g}): set both machines' clocks by the same server"
+                )
+        rate = self.bytes_per_second(now_ns)
+        needed = rate * seconds / GIGABYTE + limits.least_free
+        if free_bytes / GIGABYTE < needed:
             found.append(
-                f"{topic} is stamped {offset:.1f} s away from now (at most "
-                f"{limits.clock_offset:g}): set both machines' clocks by the same server"
+                f"{free_bytes / GIGABYTE:.1f} GB are left on the disk, and {seconds:g} s at "
+                f"{rate / 1e6:.0f} MB/s need {needed:.1f}: free some, or record with images:=jpeg"
             )
-    rate = traffic.bytes_per_second(now_ns)
-    needed = rate * seconds / GIGABYTE + limits.least_free
-    if free_bytes / GIGABYTE < needed:
-        found.append(
-            f"{free_bytes / GIGABYTE:.1f} GB are left on the disk, and {seconds:g} s at "
-            f"{rate / 1e6:.0f} MB/s need {needed:.1f}: free some, or record with images:=jpeg"
-        )
-    return tuple(found)
+        return tuple(found)

@@ -1,7 +1,6 @@
 """The episode being recorded: a queue that never blocks its caller, and a thread that writes.
 
-The queue is bounded in bytes. What does not fit, while the disk hesitates, is dropped, counted and
-told; nothing is lost without a word.
+The queue is bounded in bytes. What does not fit, while the disk hesitates, is dropped and counted.
 """
 
 from __future__ import annotations
@@ -12,18 +11,16 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.bags.jpeg import JPEG_QUALITY, JpegEncoder, jpeg_topic
 from cosmos_policy_ros.bags.mcap_file import Compression, Topic
 from cosmos_policy_ros.bags.messages import EpisodeMetadata, Label, check_text
-from cosmos_policy_ros.bags.writer import LABEL_TOPIC, BagWriter
+from cosmos_policy_ros.bags.writer import BagWriter
 from cosmos_policy_ros.core.errors import RolloutError
-from cosmos_policy_ros.episodes import label_log
 from cosmos_policy_ros.episodes.episode import DISCARD_REASON, OUTCOME, QUALITY
-from cosmos_policy_ros.episodes.labels import encode, number
+from cosmos_policy_ros.episodes.labels import number, write_labels
 from cosmos_policy_ros.episodes.quality import QualityMonitor, QualityReport
 
 FLUSH_PERIOD = 0.5  # s; what was received longer ago survives this process
@@ -39,19 +36,13 @@ class Options:
         jpegs: the topics whose raw images become JPEG.
         jpeg_quality: 1 to 100.
         compression: of the file's chunks.
-        queue_bytes: what may wait for the disk.
+        queue_bytes: most that may wait for the disk.
     """
 
     jpegs: tuple[Topic, ...] = ()
     jpeg_quality: int = JPEG_QUALITY
     compression: Compression = "none"
     queue_bytes: int = QUEUE_BYTES
-
-
-class _Received(NamedTuple):
-    topic: str
-    stamp_ns: int
-    cdr: bytes
 
 
 class Recording:
@@ -63,24 +54,21 @@ class Recording:
         writer: BagWriter,
         types: Typestore,
         lock: threading.RLock,
-        quality: QualityMonitor,
+        monitor: QualityMonitor,
         options: Options,
     ) -> None:
         """Take over an open bag; ``lock`` is the store's, which keeps labels and the end apart."""
         self.metadata = metadata
-        self._writer = writer
-        self._types = types
-        self._lock = lock
-        self._quality = quality
+        self._writer, self._types, self._lock, self._monitor = writer, types, lock, monitor
         self._jpegs = {t.name: jpeg_topic(t).name for t in options.jpegs}
         self._encode = JpegEncoder(types, options.jpeg_quality)
         self._labels: tuple[Label, ...] = ()
-        self._queue: queue.SimpleQueue[_Received | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[str, int, bytes] | None] = queue.SimpleQueue()
         self._limit, self._waiting, self._most_waiting = options.queue_bytes, 0, 0
         self._counting = threading.Lock()
         self._newest_ns = 0
         self._free, self._answered = 0, time.monotonic()
-        self._judged: QualityReport | None = None
+        self._final: QualityReport | None = None
         self._look()
         self._thread = threading.Thread(target=self._write_all, name="bag writer", daemon=True)
         self._thread.start()
@@ -108,7 +96,7 @@ class Recording:
     @property
     def failed(self) -> bool:
         """Whether it ended without :meth:`finish` or :meth:`discard`, or these failed."""
-        return not self.open and self._judged is None
+        return not self.open and self._final is None
 
     @property
     def sizes(self) -> Mapping[str, int]:
@@ -126,38 +114,35 @@ class Recording:
         with self._counting:
             self._newest_ns = max(self._newest_ns, stamp_ns)
             if self._waiting + len(cdr) > self._limit:
-                self._quality.dropped(self._jpegs.get(topic, topic))
+                self._monitor.dropped(self._jpegs.get(topic, topic))
                 return
             self._waiting += len(cdr)
             self._most_waiting = max(self._most_waiting, self._waiting)
-        self._queue.put(_Received(topic, stamp_ns, cdr))
+        self._queue.put((topic, stamp_ns, cdr))
 
     def lost(self, topic: str, count: int) -> None:
         """Note messages that the middleware lost before they came here."""
         with self._counting:
-            self._quality.lost(self._jpegs.get(topic, topic), count)
+            self._monitor.lost(self._jpegs.get(topic, topic), count)
 
-    def verdict(self) -> QualityReport:
-        """Judge what was recorded so far; once it has ended, what stands in the bag.
+    def quality(self) -> QualityReport:
+        """Judge what was recorded so far; once it has ended, return what stands in the bag.
 
-        Never waits for the disk, which is looked at twice a second by the thread that writes.
+        Never waits for the disk, which the thread that writes looks at twice a second.
         """
-        if self._judged is not None:
-            return self._judged
-        return self._judge(self._writer.ended or self._silence())
+        if self._final is not None:
+            return self._final
+        failure, silent = self._writer.ended, time.monotonic() - self._answered
+        if not failure and silent >= DISK_PATIENCE:
+            failure = (
+                f"{self.path}: the disk has not answered for {silent:.0f} s (at most "
+                f"{DISK_PATIENCE:g}): is it still connected?"
+            )
+        return self._judge(failure)
 
-    def _silence(self) -> str:
-        silent = time.monotonic() - self._answered
-        if silent < DISK_PATIENCE:
-            return ""
-        return (
-            f"{self.path}: the disk has not answered for {silent:.0f} s (at most "
-            f"{DISK_PATIENCE:g}): is it still connected?"
-        )
-
-    def _judge(self, failure: str) -> QualityReport:
+    def _judge(self, failure: str = "") -> QualityReport:
         with self._counting:
-            found = self._quality.verdict(self._newest_ns, self._free, self._most_waiting)
+            found = self._monitor.report(self._newest_ns, self._free, self._most_waiting)
         return replace(found, go=False, reasons=(failure, *found.reasons)) if failure else found
 
     def _look(self) -> None:
@@ -168,8 +153,8 @@ class Recording:
         """
         try:
             if displaced := self._writer.displaced():
-                verdict = self._judge(displaced)
-                notes = {OUTCOME: "its folder or file was moved", QUALITY: verdict.to_json()}
+                report = self._judge(displaced)
+                notes = {OUTCOME: "its folder or file was moved", QUALITY: report.to_json()}
                 self._writer.end_displaced(displaced, notes)
             self._free = self._writer.free_bytes()
         except OSError as error:
@@ -188,17 +173,7 @@ class Recording:
             if not self.open:
                 raise RolloutError(f"episode '{self.id}' takes nothing more: {self.failure}")
             numbered = number(labels, self._labels)
-            try:
-                length = label_log.append(self.path, numbered)
-            except OSError as error:
-                raise RolloutError(f"{self.path}: cannot be labelled: {error}") from error
-            try:
-                for each, cdr in zip(numbered, encode(numbered, self._types), strict=True):
-                    self._writer.write(LABEL_TOPIC.name, each.stamp_ns, cdr)
-                self._writer.flush()
-            except RolloutError:
-                label_log.undo(self.path, length)
-                raise
+            write_labels(self._writer, numbered, self._types)
             self._labels += numbered
         return numbered
 
@@ -214,14 +189,14 @@ class Recording:
         check_text(OUTCOME, outcome)
         return self._end({OUTCOME: outcome}, discarded=False)
 
-    def discard(self, labels: Sequence[Label]) -> Path:
+    def discard(self, label: Label) -> Path:
         """Label it as discarded, close the bag as ``<episode_id>.discarded``; return its folder.
 
         Raises:
             RolloutError: as for :meth:`finish`.
         """
         with self._lock:
-            (label,) = self.label(labels)
+            self.label([label])
             return self._end({DISCARD_REASON: label.note}, discarded=True)
 
     def _end(self, notes: Mapping[str, str], *, discarded: bool) -> Path:
@@ -229,20 +204,14 @@ class Recording:
             self._queue.put(None)
             self._thread.join()
             self._look()
-            self._judged = self._judge("")
-            notes = {**notes, QUALITY: self._judged.to_json()}
+            self._final = self._judge()
             try:
-                return self._writer.close(notes, discarded=discarded)
+                return self._writer.close(
+                    {**notes, QUALITY: self._final.to_json()}, discarded=discarded
+                )
             except RolloutError:
-                self._judged = None
+                self._final = None
                 raise
-
-    def _write(self, topic: str, stamp_ns: int, cdr: bytes) -> None:
-        if topic in self._jpegs:
-            topic, cdr = self._jpegs[topic], self._encode(cdr)
-        self._writer.write(topic, stamp_ns, cdr)
-        with self._counting:
-            self._quality.add(topic, stamp_ns, cdr)
 
     def _write_all(self) -> None:
         flushed = time.monotonic()
@@ -251,21 +220,27 @@ class Recording:
             try:
                 received = self._queue.get(timeout=max(left, 0.0))
             except queue.Empty:
-                received = _Received("", 0, b"")
+                received = "", 0, b""
             if received is None:
                 return
+            topic, stamp_ns, cdr = received
             try:
-                if received.topic:
-                    self._write(*received)
+                if topic:
+                    recorded = cdr
+                    if topic in self._jpegs:
+                        topic, recorded = self._jpegs[topic], self._encode(cdr)
+                    self._writer.write(topic, stamp_ns, recorded)
+                    with self._counting:
+                        self._monitor.add(topic, stamp_ns, recorded)
                 if time.monotonic() - flushed >= FLUSH_PERIOD:
                     self._writer.flush()
                     self._look()
                     flushed = time.monotonic()
-            # Whatever it is, a thread that ended without a word would lose the rest of the episode.
+            # Any error: a thread that ended silently would lose the rest of the episode.
             except Exception as error:
                 known = isinstance(error, RolloutError)
                 self._writer.abort(str(error) if known else f"{type(error).__name__}: {error}")
                 return
             finally:
                 with self._counting:
-                    self._waiting -= len(received.cdr)
+                    self._waiting -= len(cdr)

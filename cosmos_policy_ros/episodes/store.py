@@ -1,4 +1,4 @@
-"""The folder of all episodes and the one being recorded; the recorder node is a shell over it."""
+"""The folder of all episodes: the one being recorded, late labels, recovery, and deletion."""
 
 from __future__ import annotations
 
@@ -7,31 +7,41 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
+from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.bags.jpeg import jpeg_topic
-from cosmos_policy_ros.bags.mcap_file import Topic, to_yaml
-from cosmos_policy_ros.bags.messages import EpisodeMetadata, Label, check_text, decode_metadata
+from cosmos_policy_ros.bags.mcap_file import McapFile, Topic, to_yaml
+from cosmos_policy_ros.bags.messages import (
+    EpisodeMetadata,
+    Label,
+    check_text,
+    decode_metadata,
+    encode_label,
+)
 from cosmos_policy_ros.bags.repair import ScanResult, contents_of, repair_file, survey
 from cosmos_policy_ros.bags.types import types_of_definition
 from cosmos_policy_ros.bags.writer import (
     DISCARDED,
     EPISODE_TOPIC,
+    LABEL_TOPIC,
     METADATA,
     RECORDING,
     BagWriter,
     describe_bag,
+    end_ns,
     read_metadata,
+    with_file,
     with_notes,
     write_metadata,
 )
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.files import FolderLock, locked, rename, sync
-from cosmos_policy_ros.core.paths import package_share
 from cosmos_policy_ros.core.untrusted import UnreadableError, reading
 from cosmos_policy_ros.episodes.episode import (
     DISCARD_REASON,
@@ -41,111 +51,14 @@ from cosmos_policy_ros.episodes.episode import (
     episode_id,
     id_number,
     read_episode,
+    read_labels,
 )
-from cosmos_policy_ros.episodes.labels import OperatorScore, add_labels, labels_of
+from cosmos_policy_ros.episodes.labels import OperatorScore, labels_of, logged, number
 from cosmos_policy_ros.episodes.quality import QualityMonitor, load_limits
 from cosmos_policy_ros.episodes.recording import FLUSH_PERIOD, Options, Recording
 
-# An episode whose recorder died: made a bag again, with what was lost said in it.
-
-
-class RecordingInProgressError(RolloutError):
-    """The episode belongs to a recorder that lives."""
-
-
-@dataclass(frozen=True)
-class Recovered:
-    """An episode that was made whole again: its folder, its messages, and what is missing."""
-
-    path: Path
-    messages: int
-    loss: str
-
-
-def recover(folder: Path) -> Recovered:
-    """Finish ``<episode_id>.recording`` in place and give it its real name. Nothing is deleted.
-
-    Raises:
-        RolloutError: it is being recorded, or nothing in it can be read, or the disk refused; the
-            folder stays as it is then, and can be recovered again.
-    """
-    # Whatever a damaged file makes a parser raise, a recorder that starts goes on to the next.
-    with reading(folder, "an unfinished episode", RolloutError, "left as it is"):
-        if folder.is_symlink() or not folder.is_dir():
-            raise UnreadableError("is no folder, so no recorder made it")
-        try:
-            hold = FolderLock(folder)
-        except BlockingIOError:
-            raise RecordingInProgressError(
-                f"{folder}: is being recorded by a recorder that lives"
-            ) from None
-        try:
-            return _recover(folder)
-        except RolloutError as error:
-            if str(folder) in str(error):
-                raise
-            raise RolloutError(f"{folder}: {error}; left as it is") from error
-        finally:
-            hold.release()
-
-
-def _recover(folder: Path) -> Recovered:
-    """Look at everything first: a folder that cannot be recovered stays as it is."""
-    final = folder.with_name(bare_id(folder.name))
-    file = folder / f"{final.name}_0.mcap"
-    if file.is_symlink() or not file.is_file():
-        raise RolloutError(f"{folder}: has no {file.name}, so there is nothing to recover")
-    whole = survey(file)
-    loss = _describe_loss(whole)
-    contents = contents_of(file.name, whole)
-    information = None
-    if not (folder / METADATA).exists():
-        notes = {**_metadata(file, whole).custom_data(), OUTCOME: "its recorder died"}
-        information = describe_bag(contents, {**notes, RECOVERED: loss})
-        to_yaml(information)  # what cannot be written shows here
-    else:  # it died between the last write and the folder's real name
-        read_metadata(folder)
-    try:
-        repair_file(file, whole)
-        if information is not None:
-            write_metadata(folder, information)
-        sync(folder)
-        rename(folder, final)
-    except OSError as error:
-        raise RolloutError(
-            f"{folder}: cannot be recovered now: {error}; free disk space, or make the folder "
-            f"writable, and recover it again"
-        ) from error
-    return Recovered(final, sum(contents.counts.values()), loss)
-
-
-def _metadata(file: Path, whole: ScanResult) -> EpisodeMetadata:
-    for channel in whole.channels.values():
-        if channel.topic == EPISODE_TOPIC.name and channel.id in whole.first:
-            schema = whole.schemas[channel.schema_id]
-            types = types_of_definition(schema.name, schema.data.decode())
-            return decode_metadata(types, whole.first[channel.id].data)
-    raise RolloutError(f"{file}: has no message on '{EPISODE_TOPIC.name}'; it is no episode")
-
-
-def _describe_loss(whole: ScanResult) -> str:
-    if whole.finished:
-        return "nothing: its recorder died after its last message was written"
-    torn = f"{whole.cut_bytes} bytes of a torn chunk were cut off" if whole.cut_bytes else ""
-    unwritten = f"up to {FLUSH_PERIOD:g} s before its recorder died were not yet written"
-    return "; ".join(filter(None, (unwritten, torn)))
-
-
-def unfinished(root: Path) -> tuple[Path, ...]:
-    """Return what of a store looks like an unfinished episode, oldest first, be it a folder or not.
-
-    Raises:
-        RolloutError: the root folder cannot be listed.
-    """
-    with reading(root, "a folder of episodes", RolloutError):
-        return tuple(sorted(path for path in root.iterdir() if path.name.endswith(RECORDING)))
-
-
+PURGED = ".purged"
+"""Suffix of what is being deleted: half an episode must not be taken for one."""
 DEFAULTS = Options()
 
 
@@ -158,8 +71,8 @@ class EpisodeStore:
         """Open, or make, the folder ``root``.
 
         Args:
-            root: one folder per episode is kept in it.
-            types: knows the type of every topic to be recorded (``types.load_types``).
+            root: of one folder per episode.
+            types: of every topic to be recorded, see ``bags.types.load_types``.
             clock: nanoseconds now, by the clock that stamps the recorded messages.
 
         Raises:
@@ -215,15 +128,15 @@ class EpisodeStore:
         self,
         metadata: EpisodeMetadata,
         topics: Sequence[Topic],
-        quality: QualityMonitor | None = None,
+        monitor: QualityMonitor | None = None,
         options: Options = DEFAULTS,
     ) -> Recording:
-        """Start an episode; its id is made here, whatever ``facts`` says.
+        """Start an episode.
 
         Args:
-            metadata: what is known now.
-            topics: what will be written, as it comes in.
-            quality: judges it; by default nothing but losses and the disk.
+            metadata: its ``episode_id`` is made here, whatever it says.
+            topics: the topics that are going to be written, names absolute.
+            monitor: judges it; by default nothing but losses and the disk.
             options: how it is written.
 
         Raises:
@@ -244,8 +157,8 @@ class EpisodeStore:
                 start_ns=self._clock(),
                 compression=options.compression,
             )
-            watch = quality or QualityMonitor((), 0.0, load_limits(package_share() / "config"))
-            self._recording = Recording(metadata, writer, self._types, self._lock, watch, options)
+            monitor = monitor or QualityMonitor((), 0.0, load_limits())
+            self._recording = Recording(metadata, writer, self._types, self._lock, monitor, options)
             return self._recording
 
     def score(self, operator_score: OperatorScore, *, episode: str = "") -> tuple[Label, ...]:
@@ -263,22 +176,20 @@ class EpisodeStore:
                 nothing has changed then.
         """
         with self._lock:
-            recording = self._recorded_now(episode)
-            if recording is not None:
+            if (recording := self._recorded_now(episode)) is not None:
                 return recording.label(labels_of(recording.metadata, operator_score, self._clock()))
             folder = self.find(episode)
             _refuse_unfinished(folder)
             metadata = replace(read_episode(folder).metadata, episode_id=bare_id(folder.name))
-            return add_labels(
-                folder, labels_of(metadata, operator_score, self._clock()), self._types
-            )
+            labels = labels_of(metadata, operator_score, self._clock())
+            return add_labels(folder, labels, self._types)
 
     def discard(self, reason: str, *, operator_name: str = "", episode: str = "") -> Path:
         """Mark an episode as not to be used, now or long after; nothing is deleted.
 
         Args:
             reason: kept as a label and in the bag's metadata.
-            operator_name: who says so.
+            operator_name: who discards it.
             episode: its id; empty for the one being recorded, else the newest.
 
         Raises:
@@ -288,17 +199,23 @@ class EpisodeStore:
         with self._lock:
             recording = self._recorded_now(episode)
             folder = recording.path if recording is not None else self.find(episode)
-            label = Label(
-                bare_id(folder.name),
-                0,
-                "discard",
-                self._clock(),
-                operator_name=operator_name,
-                note=reason,
-            )
+            name, now_ns = bare_id(folder.name), self._clock()
+            label = Label(name, 0, "discard", now_ns, operator_name=operator_name, note=reason)
             if recording is not None:
-                return recording.discard([label])
-            return _discard(folder, label, self._types)
+                return recording.discard(label)
+            if folder.name.endswith(DISCARDED):
+                before = (read_metadata(folder).get("custom_data") or {}).get(DISCARD_REASON, "")
+                raise RolloutError(f"episode '{name}' was discarded before: '{before}'")
+            add_labels(folder, [label], self._types)
+            final = folder.with_name(folder.name + DISCARDED)
+            try:
+                with locked(folder):
+                    notes = {DISCARD_REASON: reason}
+                    write_metadata(folder, with_notes(read_metadata(folder), notes))
+                    rename(folder, final)
+            except OSError as error:
+                raise RolloutError(f"{folder}: cannot be discarded: {error}") from error
+            return final
 
     def recover(self) -> tuple[Recovered | RolloutError, ...]:
         """Make whole what dead recorders left; an error for each that cannot be, never raised.
@@ -322,38 +239,161 @@ class EpisodeStore:
 
     def _recorded_now(self, episode: str) -> Recording | None:
         recording = self.recording
-        return (
-            recording if recording is not None and bare_id(episode) in ("", recording.id) else None
-        )
+        mine = recording is not None and bare_id(episode) in ("", recording.id)
+        return recording if mine else None
 
 
-def _discard(folder: Path, label: Label, types: Typestore) -> Path:
-    if folder.name.endswith(DISCARDED):
-        before = (read_metadata(folder).get("custom_data") or {}).get(DISCARD_REASON, "")
-        raise RolloutError(f"episode '{bare_id(folder.name)}' was discarded before: '{before}'")
+def add_labels(folder: Path, labels: Sequence[Label], types: Typestore) -> tuple[Label, ...]:
+    """Give a finished episode further labels; return them with their revisions.
+
+    Raises:
+        RolloutError: the episode is unfinished, or the disk refused; nothing has changed then.
+    """
     _refuse_unfinished(folder)
-    final = folder.with_name(folder.name + DISCARDED)
-    add_labels(folder, [label], types)
     try:
         with locked(folder):
-            notes = {DISCARD_REASON: label.note}
-            write_metadata(folder, with_notes(read_metadata(folder), notes))
-            rename(folder, final)
+            numbered = number(labels, read_labels(folder))
+            with logged(folder, numbered):
+                _append_file(folder, numbered, types)
     except OSError as error:
-        raise RolloutError(f"{folder}: cannot be discarded: {error}") from error
-    return final
+        raise RolloutError(
+            f"{folder}: cannot be labelled: {error}; the bag is as before, label it again"
+        ) from error
+    return numbered
+
+
+def _append_file(folder: Path, labels: Sequence[Label], types: Typestore) -> None:
+    """Add labels to a finished bag as one more MCAP file, ``<episode_id>_<n>.mcap``.
+
+    Nothing that is there is rewritten but ``metadata.yaml``, and that one atomically. The labels'
+    receive stamp is the bag's last one, so that the bag still spans its trial and ``ros2 bag play``
+    does not wait until the day of the label; when it was given stands in each header.
+
+    Raises:
+        OSError: the disk refused; the bag is as before.
+    """
+    information = read_metadata(folder)
+    stem = Path(information["relative_file_paths"][0]).stem.rpartition("_")[0]
+    names = (folder / f"{stem}_{i}.mcap" for i in count(1))
+    target = next(path for path in names if not path.exists())
+    draft = folder / f".{target.name}"
+    try:
+        draft.unlink(missing_ok=True)  # of a process that was killed in here
+        file = McapFile(draft, [LABEL_TOPIC], types)
+        try:
+            for label in labels:
+                file.write(LABEL_TOPIC.name, end_ns(information), encode_label(types, label))
+            addition = describe_bag(replace(file.contents, name=target.name), {})
+            file.close(addition)
+        finally:
+            file.abort()
+        sync(draft)
+        rename(draft, target)
+        write_metadata(folder, with_file(information, addition))
+    except OSError:
+        target.unlink(missing_ok=True)
+        raise
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _refuse_unfinished(folder: Path) -> None:
     if folder.name.endswith(RECORDING):
-        raise RolloutError(f"{folder}: is unfinished: its recorder died, or another one has it")
+        raise RolloutError(
+            f"{folder}: is unfinished: its recorder died, or another one has it; recover it first"
+        )
 
 
-# The only place that deletes an episode, and it takes discarded ones alone.
+class RecordingInProgressError(RolloutError):
+    """The episode belongs to a recorder that lives."""
 
 
-PURGED = ".purged"
-"""Suffix of what is being deleted: half an episode must not be taken for one."""
+class Recovered(NamedTuple):
+    """A recovered episode: its folder, its messages, and what is missing."""
+
+    path: Path
+    messages: int
+    loss: str
+
+
+def unfinished(root: Path) -> tuple[Path, ...]:
+    """Return what in a store looks like an unfinished episode, oldest first, be it a folder or not.
+
+    Raises:
+        RolloutError: the root folder cannot be listed.
+    """
+    with reading(root, "a folder of episodes", RolloutError):
+        return tuple(sorted(path for path in root.iterdir() if path.name.endswith(RECORDING)))
+
+
+def recover(folder: Path) -> Recovered:
+    """Finish ``<episode_id>.recording`` in place and give it its real name. Nothing is deleted.
+
+    Raises:
+        RolloutError: it is being recorded, or nothing in it can be read, or the disk refused; the
+            folder stays as it is then, and can be recovered again.
+    """
+    # Whatever a damaged file makes a parser raise, a recorder that starts goes on to the next.
+    with reading(folder, "an unfinished episode", RolloutError, "left as it is"):
+        if folder.is_symlink() or not folder.is_dir():
+            raise UnreadableError("is no folder, so no recorder made it")
+        try:
+            hold = FolderLock(folder)
+        except BlockingIOError:
+            raise RecordingInProgressError(
+                f"{folder}: is being recorded by a recorder that lives"
+            ) from None
+        try:
+            return _recover(folder)
+        except RolloutError as error:
+            if str(folder) in str(error):
+                raise
+            raise RolloutError(f"{folder}: {error}; left as it is") from error
+        finally:
+            hold.release()
+
+
+def _recover(folder: Path) -> Recovered:
+    """Look at everything first: a folder that cannot be recovered stays as it is."""
+    final = folder.with_name(bare_id(folder.name))
+    file = folder / f"{final.name}_0.mcap"
+    if file.is_symlink() or not file.is_file():
+        raise RolloutError(f"{folder}: has no {file.name}, so there is nothing to recover")
+    scan = survey(file)
+    loss = "nothing: its recorder died after its last message was written"
+    if not scan.finished:
+        loss = f"up to {FLUSH_PERIOD:g} s before its recorder died were not yet written"
+        if scan.cut_bytes:
+            loss += f"; {scan.cut_bytes} bytes of a torn chunk were cut off"
+    contents = contents_of(file.name, scan)
+    information = None
+    if not (folder / METADATA).exists():
+        notes = {**_metadata(file, scan).custom_data(), OUTCOME: "its recorder died"}
+        information = describe_bag(contents, {**notes, RECOVERED: loss})
+        to_yaml(information)  # what cannot be written shows here
+    else:  # it died between the last write and the folder's real name
+        read_metadata(folder)
+    try:
+        repair_file(file, scan)
+        if information is not None:
+            write_metadata(folder, information)
+        sync(folder)
+        rename(folder, final)
+    except OSError as error:
+        raise RolloutError(
+            f"{folder}: cannot be recovered now: {error}; free disk space, or make the folder "
+            f"writable, and recover it again"
+        ) from error
+    return Recovered(final, sum(contents.counts.values()), loss)
+
+
+def _metadata(file: Path, scan: ScanResult) -> EpisodeMetadata:
+    for channel in scan.channels.values():
+        if channel.topic == EPISODE_TOPIC.name and channel.id in scan.first:
+            schema = scan.schemas[channel.schema_id]
+            types = types_of_definition(schema.name, schema.data.decode())
+            return decode_metadata(types, scan.first[channel.id].data)
+    raise RolloutError(f"{file}: has no message on '{EPISODE_TOPIC.name}'; it is no episode")
 
 
 def discarded(root: Path) -> tuple[Path, ...]:
@@ -370,7 +410,7 @@ def discarded(root: Path) -> tuple[Path, ...]:
 
 
 def delete(folder: Path) -> None:
-    """Delete a discarded episode for good.
+    """Delete a discarded episode for good; the only place that deletes one.
 
     Raises:
         RolloutError: it is not discarded, or the disk refused; what is left of it is deleted by

@@ -1,36 +1,40 @@
-"""What an episode consists of on disk: every topic of the rig, and of whoever drives it."""
+"""The topics of an episode: which ones are recorded, and under what names a bag has them."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
+from cosmos_policy_ros.bags.jpeg import rig_of_bag
 from cosmos_policy_ros.bags.mcap_file import Topic
 from cosmos_policy_ros.bags.writer import offered_qos
-from cosmos_policy_ros.rig.spec import RigSpec
+from cosmos_policy_ros.core.config import parse_config
+from cosmos_policy_ros.core.errors import ConfigError, RolloutError
+from cosmos_policy_ros.episodes.episode import Episode
+from cosmos_policy_ros.rig.spec import Output, RigSpec
 
 POLICY_NODE = "policy_node"
 RECORDER_NODE = "recorder_node"
 SIM_RIG_NODE = "sim_rig_node"
+DECISION_TYPE = "cosmos_policy_ros/msg/Decision"
 
 _RELIABLE = (offered_qos(reliability="reliable", durability="volatile", depth=10),)
 _LATCHED = (offered_qos(reliability="reliable", durability="transient_local", depth=1),)
 
 
 def future_topic(role: str) -> str:
-    """Return where the policy node shows what it imagines of a camera."""
+    """Return where the policy node publishes its predicted images of a camera."""
     return f"{POLICY_NODE}/future/{role}"
 
 
 def absolute(name: str, namespace: str = "") -> str:
-    """Return the whole name of a rig file's topic for nodes in a namespace such as "/lab"."""
+    """Return the absolute name of a rig file's topic in a namespace such as "/lab"."""
     return name if name.startswith("/") else f"{namespace}/{name}"
 
 
 def rig_topics(rig: RigSpec) -> tuple[Topic, ...]:
-    """Return the images, joint states and trajectories of an episode, absolute, without nodes."""
-    names = {camera.topic for camera in rig.cameras}
-    names |= {arm.joint_states for arm in rig.arms.values()}
-    names |= {output.topic for output in rig.outputs}
+    """Return the images, joint states and trajectories of an episode, names absolute."""
+    names = {*_sensors(rig), *(output.topic for output in rig.outputs)}
     return tuple(
         replace(topic, name=absolute(topic.name))
         for topic in episode_topics(rig)
@@ -57,10 +61,83 @@ def episode_topics(rig: RigSpec) -> tuple[Topic, ...]:
         for camera in rig.cameras
     ]
     topics += [
-        Topic(f"{POLICY_NODE}/decision", "cosmos_policy_ros/msg/Decision", _RELIABLE),
+        Topic(f"{POLICY_NODE}/decision", DECISION_TYPE, _RELIABLE),
         Topic(f"{POLICY_NODE}/verdict", "cosmos_policy_ros/msg/Verdict", _RELIABLE),
         Topic(f"{POLICY_NODE}/state", "cosmos_policy_ros/msg/PolicyState", _LATCHED),
     ]
     if rig.kind == "sim":
         topics.append(Topic(f"{SIM_RIG_NODE}/state", "cosmos_policy_ros/msg/RigState", _LATCHED))
     return tuple(topics)
+
+
+@dataclass(frozen=True)
+class RigInBag:
+    """A rig, and where a bag has its topics.
+
+    Attributes:
+        rig: with compressed cameras where they were recorded as JPEG.
+        namespace: the recorder's; "" for the root, else such as "/lab".
+        as_received: the images are the camera's own bytes, not JPEG made of them.
+    """
+
+    rig: RigSpec
+    namespace: str
+    as_received: bool
+
+    def topic(self, name: str) -> str:
+        """Return the bag's name for a topic of the rig file."""
+        return absolute(name, self.namespace)
+
+    @cached_property
+    def cameras(self) -> dict[str, str]:
+        """Roles by the bag's topic, in the order the policy sees them."""
+        return {self.topic(camera.topic): camera.role for camera in self.rig.cameras}
+
+    @cached_property
+    def arms(self) -> dict[str, str]:
+        """The bag's joint state topics by side; both may be the same."""
+        return {side: self.topic(arm.joint_states) for side, arm in self.rig.arms.items()}
+
+    @cached_property
+    def sensors(self) -> tuple[str, ...]:
+        """The bag's topics that an observation is made of, cameras first, each once."""
+        return tuple(dict.fromkeys([*self.cameras, *self.arms.values()]))
+
+    @cached_property
+    def outputs(self) -> dict[str, Output]:
+        """The outputs by the bag's trajectory topic, in the order of the 14-vector."""
+        return {self.topic(output.topic): output for output in self.rig.outputs}
+
+
+def find_rig(episode: Episode) -> RigInBag:
+    """Return the rig that an episode was recorded on.
+
+    Raises:
+        RolloutError: the rig file in its metadata is invalid, or its topics are not in the bag.
+    """
+    try:
+        rig = parse_config(
+            RigSpec, episode.metadata.rig_yaml, f"{episode.path}: the rig in its metadata"
+        )
+    except ConfigError as error:
+        raise RolloutError(str(error)) from error
+    for jpeg in (False, True):
+        shown = rig_of_bag(rig, jpeg)
+        names = _sensors(shown)
+        namespaces = {""}
+        if relative := next((name for name in names if not name.startswith("/")), None):
+            ending = f"/{relative}"
+            namespaces = {t.removesuffix(ending) for t in episode.topics if t.endswith(ending)}
+        for namespace in sorted(namespaces, key=len):
+            if all(absolute(name, namespace) in episode.topics for name in names):
+                return RigInBag(shown, namespace, as_received=shown == rig)
+    names = _sensors(rig)
+    missing = [n for n in names if not any(t == n or t.endswith(f"/{n}") for t in episode.topics)]
+    raise RolloutError(
+        f"{episode.path}: {', '.join(missing or names)} of rig '{rig.name}' is not in the bag "
+        f"under one namespace; it holds {', '.join(sorted(episode.topics))}"
+    )
+
+
+def _sensors(rig: RigSpec) -> list[str]:
+    return [c.topic for c in rig.cameras] + [arm.joint_states for arm in rig.arms.values()]

@@ -362,8 +362,9 @@ class TrialBag:
             RolloutError: the store cannot take it.
         """
         self._store, self._rig, self._messages = store, rig, RigMessages(types)
-        limits = load_limits(config_folder("rigs").parent)
-        watch = QualityMonitor(sensors_of(rig, absolute), rig.observation.camera_skew, limits)
+        monitor = QualityMonitor(
+            sensors_of(rig, absolute), rig.observation.camera_skew, load_limits()
+        )
         metadata = EpisodeMetadata(
             task=task.name,
             prompt=task.prompts[0],
@@ -377,7 +378,7 @@ class TrialBag:
             rig_yaml=(config_folder("rigs") / f"{rig.name}.yaml").read_text(encoding="utf-8"),
             task_yaml=(config_folder("tasks") / f"{task.name}.yaml").read_text(encoding="utf-8"),
         )
-        self._recording = store.begin(metadata, rig_topics(rig), watch)
+        self._recording = store.begin(metadata, rig_topics(rig), monitor)
 
     def joints(self, side: str, sample: JointSample) -> None:
         """Record a joint state."""

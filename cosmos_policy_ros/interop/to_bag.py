@@ -24,16 +24,15 @@ from rosbags.typesys.store import Typestore
 from cosmos_policy_ros import __version__
 from cosmos_policy_ros.bags.jpeg import SUFFIX, ImageArray, to_jpeg
 from cosmos_policy_ros.bags.messages import EpisodeMetadata, RigMessages
-from cosmos_policy_ros.bags.writer import LABEL_TOPIC, RECORDING, BagWriter, read_metadata
+from cosmos_policy_ros.bags.writer import RECORDING, BagWriter, read_metadata
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.files import FolderLock
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.task import FULL_SCORE, Task, load_task, read_task, task_names
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.core.untrusted import shown
-from cosmos_policy_ros.episodes import label_log
 from cosmos_policy_ros.episodes.episode import OUTCOME, QUALITY, bare_id, episode_id
-from cosmos_policy_ros.episodes.labels import OperatorScore, encode, labels_of, number
+from cosmos_policy_ros.episodes.labels import OperatorScore, labels_of, number, write_labels
 from cosmos_policy_ros.episodes.quality import (
     QualityMonitor,
     QualityReport,
@@ -308,7 +307,7 @@ class Importer:
 
     def __post_init__(self) -> None:
         self._messages = RigMessages(self.types)
-        self._limits = load_limits(config_folder("rigs").parent)
+        self._limits = load_limits()
         self._known = _known_sources(self.store)
         self._tasks = _tasks()
         if self.options.rig:
@@ -389,7 +388,7 @@ class Importer:
                 quality.add(topic, stamp_ns, cdr)
                 newest_ns = stamp_ns
             score = self._label(plan, metadata, writer, newest_ns)
-            verdict = quality.verdict(newest_ns, shutil.disk_usage(self.store.root).free)
+            verdict = quality.report(newest_ns, shutil.disk_usage(self.store.root).free)
             notes = {
                 OUTCOME: IMPORTED,
                 QUALITY: verdict.to_json(),
@@ -404,13 +403,8 @@ class Importer:
     ) -> float | None:
         if plan.said.operator_score is None:
             return None
-        labels = number(labels_of(metadata, plan.said.operator_score, stamp_ns), ())
-        try:
-            label_log.append(writer.path, labels)
-        except OSError as error:
-            raise RolloutError(f"{writer.path}: cannot be labelled: {error}") from error
-        for label, cdr in zip(labels, encode(labels, self.types), strict=True):
-            writer.write(LABEL_TOPIC.name, label.stamp_ns, cdr)
+        labels = number(labels_of(metadata, plan.said.operator_score, stamp_ns))
+        write_labels(writer, labels, self.types)
         return labels[-1].points
 
     def _episode(self, plan: _Plan) -> Iterator[tuple[str, int, bytes]]:

@@ -40,7 +40,6 @@ from cosmos_policy_ros.episodes.quality import (
     QualityMonitor,
     Traffic,
     load_limits,
-    problems,
     sensors_of,
 )
 from cosmos_policy_ros.episodes.recording import Options, Recording
@@ -224,7 +223,7 @@ class RecorderNode(LifecycleNode):
             for topic in episode_topics(self._rig)
         )
         self._sensors = sensors_of(self._rig, self.resolve_topic_name)
-        self._limits = load_limits(package_share() / "config")
+        self._limits = load_limits()
         self._options = self._read_options()
         self._inputs = RecorderInputs(
             self,
@@ -476,8 +475,7 @@ class RecorderNode(LifecycleNode):
         # A simulated clock may stand still, and a rig that stands with it sends nothing.
         if found or self.get_parameter("use_sim_time").value:
             return found
-        return problems(
-            self._inputs.traffic,
+        return self._inputs.traffic.problems(
             [sensor.topic for sensor in self._sensors],
             self._now_ns(),
             free_bytes,
@@ -547,8 +545,8 @@ class RecorderNode(LifecycleNode):
 
     def _note_end(self, recording: Recording, outcome: str) -> None:
         self._ended_ns = time.monotonic_ns()
-        verdict = recording.verdict()
-        self._message = f"episode {recording.id} is complete ({outcome}), {verdict.text}"
+        quality = recording.quality()
+        self._message = f"episode {recording.id} is complete ({outcome}), {quality.text}"
 
     # ---------------------------------------------------------------- reports
 
@@ -562,7 +560,7 @@ class RecorderNode(LifecycleNode):
             self._ended_ns = time.monotonic_ns()
             self._message = f"episode {self._last.id} ended too early: {self._last.failure}"
             self.get_logger().error(self._message)
-        elif self._last.verdict().free_gb < self._limits.stop_free:
+        elif self._last.quality().free_gb < self._limits.stop_free:
             least = self._limits.stop_free
             try:
                 await self._finish(self._last, f"less than {least:g} GB were left on the disk")
@@ -581,14 +579,14 @@ class RecorderNode(LifecycleNode):
             state.episode_id, state.path = recording.id, str(recording.path)
             state.seconds = (ended - self._started_ns) / NS_PER_S
             state.bytes = sum(recording.sizes.values())
-            verdict = recording.verdict()
-            state.topics = list(verdict.topics)
-            found = verdict.topics.values()
+            quality = recording.quality()
+            state.topics = list(quality.topics)
+            found = quality.topics.values()
             state.counts = array("Q", [int(topic["count"]) for topic in found])
             state.rates = array("f", [topic["rate"] for topic in found])
             state.lost = sum(int(topic["lost"] + topic["dropped"]) for topic in found)
-            state.waiting_bytes, state.free_gb = verdict.waited_bytes, verdict.free_gb
-            state.go, state.reasons = verdict.go, list(verdict.reasons)
+            state.waiting_bytes, state.free_gb = quality.waited_bytes, quality.free_gb
+            state.go, state.reasons = quality.go, list(quality.reasons)
         self._phase = state.phase
         self._states.publish(state)
 

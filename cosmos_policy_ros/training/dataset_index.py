@@ -160,8 +160,8 @@ def _look(
     if path.name.endswith(DISCARDED):
         raise RolloutError("was discarded")
     episode = read_episode(path)
-    if not episode.verdict.go and not config.use_no_go:
-        raise RolloutError(episode.verdict.text)
+    if not episode.quality.go and not config.use_no_go:
+        raise RolloutError(episode.quality.text)
     if complaint := check_prompt(episode.metadata.prompt):
         raise RolloutError(complaint)
     pool, score = _judged(episode, demonstration)

@@ -33,16 +33,14 @@ from cosmos_policy_ros.bags.types import types_of_definition
 from cosmos_policy_ros.bags.writer import BagWriter, read_metadata
 from cosmos_policy_ros.cli.recover import main as recover_command
 from cosmos_policy_ros.core.errors import RolloutError
-from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.dataset.windows import EpisodeWindows, Sent, find_steps
-from cosmos_policy_ros.episodes import label_log
 from cosmos_policy_ros.episodes.episode import read_episode, read_labels, read_messages
-from cosmos_policy_ros.episodes.labels import OperatorScore
+from cosmos_policy_ros.episodes.labels import LABEL_LOG, OperatorScore, read_log
 from cosmos_policy_ros.episodes.quality import QualityReport, load_limits
 from cosmos_policy_ros.episodes.store import EpisodeStore, Recovered
 from cosmos_policy_ros.episodes.verify import verify
 
-LIMITS = load_limits(config_folder("rigs").parent)
+LIMITS = load_limits()
 ID = "20261122-105830_t_0001"
 JUNK = struct.pack("<BQ", 0x90, 0)  # a record without content
 LINE_ENDS = "\u2028 \u2029 \x85 \x0b \x0c \x1c \x1d \x1e \r\n \r \n"
@@ -195,11 +193,11 @@ def test_any_note_is_one_line_of_the_journal(
     for number in (1, 2):
         (label,) = store.score(OperatorScore(50, note=f"a{text}b", operator_name=text))
         assert label.revision == number
-    labels, problems = label_log.read(path)
+    labels, problems = read_log(path)
     assert problems == () and [x.note for x in labels] == [f"a{text}b"] * 2
     assert read_labels(path) == labels
     assert not [problem for problem in verify(path, LIMITS).problems if "label" in problem]
-    assert (path / label_log.LABEL_LOG).read_bytes().isascii()
+    assert (path / LABEL_LOG).read_bytes().isascii()
 
 
 def line(**changes: Any) -> bytes:
@@ -209,8 +207,8 @@ def line(**changes: Any) -> bytes:
 def test_a_journal_of_before_is_read_as_it_was_meant(tmp_path: Path) -> None:
     """As written until now, unescaped."""
     written = line(note="a?b").replace(b"?", "\u2028".encode())
-    (tmp_path / label_log.LABEL_LOG).write_bytes(written + b"\n")
-    labels, problems = label_log.read(tmp_path)
+    (tmp_path / LABEL_LOG).write_bytes(written + b"\n")
+    labels, problems = read_log(tmp_path)
     assert [x.note for x in labels] == ["a\u2028b"] and problems == ()
 
 
@@ -240,19 +238,19 @@ def test_a_journal_of_before_is_read_as_it_was_meant(tmp_path: Path) -> None:
 )
 def test_a_line_that_is_no_label_costs_itself_only(tmp_path: Path, bad: bytes) -> None:
     lines = (line(revision=2), bad, line(), b"")
-    (tmp_path / label_log.LABEL_LOG).write_bytes(b"\n".join(lines))
-    labels, (problem,) = label_log.read(tmp_path)
+    (tmp_path / LABEL_LOG).write_bytes(b"\n".join(lines))
+    labels, (problem,) = read_log(tmp_path)
     assert [x.revision for x in labels] == [2, 1]
     assert "line 2 is no label and is left out" in problem and len(problem) < 500
 
 
 def test_a_journal_that_is_a_pipe_or_endless_is_told(store: EpisodeStore, types: Typestore) -> None:
     path = record(store, types, 0.1)
-    os.mkfifo(path / label_log.LABEL_LOG)
+    os.mkfifo(path / LABEL_LOG)
     with pytest.raises(RolloutError, match=r"labels\.jsonl: is a pipe"):
         read_episode(path)
-    (path / label_log.LABEL_LOG).unlink()
-    (path / label_log.LABEL_LOG).symlink_to("/dev/zero")
+    (path / LABEL_LOG).unlink()
+    (path / LABEL_LOG).symlink_to("/dev/zero")
     with pytest.raises(RolloutError, match=r"labels\.jsonl: is a device"):
         read_episode(path)
 
@@ -263,7 +261,7 @@ def test_a_note_too_long_for_the_journal_is_refused_before_it_is_written(
     path = record(store, types, 0.1)
     with pytest.raises(RolloutError, match="a text of 10001 characters, at most 10000"):
         store.score(OperatorScore(50, note="x" * 10_001))
-    assert not (path / label_log.LABEL_LOG).exists()
+    assert not (path / LABEL_LOG).exists()
 
 
 # ------------------------------------------------------------------------------- bombs
@@ -496,7 +494,7 @@ def test_a_verdict_with_countless_losses_is_judged_again_at_once(
     store: EpisodeStore, types: Typestore
 ) -> None:
     episode = rewritten(record(store, types, 3.0), '"dropped": 0', '"dropped": 1e18')
-    verdict = verify(episode, LIMITS).verdict
+    verdict = verify(episode, LIMITS).quality
     assert verdict is not None and "dropped" in verdict.text
 
 

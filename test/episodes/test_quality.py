@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from cosmos_policy_ros.bags.messages import header_stamp
-from cosmos_policy_ros.core.paths import config_folder, package_share
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.episodes.quality import (
     QualityMonitor,
@@ -18,7 +18,6 @@ from cosmos_policy_ros.episodes.quality import (
     Sensor,
     Traffic,
     load_limits,
-    problems,
     sensors_of,
 )
 from cosmos_policy_ros.rig.spec import load_rig
@@ -29,7 +28,7 @@ SENSORS = (
     Sensor("/high", 25.0, "primary"),
     Sensor("/left/joint_states", 100.0),
 )
-LIMITS = load_limits(package_share() / "config")
+LIMITS = load_limits()
 SKEW = 0.05
 PLENTY = 50_000_000_000
 Message = tuple[str, int, bytes]
@@ -55,7 +54,7 @@ def judge(messages: Iterator[Message], now_ns: int = START + 10 * NS_PER_S) -> Q
     watch = QualityMonitor(SENSORS, SKEW, LIMITS)
     for each in messages:
         watch.add(*each)
-    return watch.verdict(now_ns, PLENTY)
+    return watch.report(now_ns, PLENTY)
 
 
 def test_a_sound_episode_is_go() -> None:
@@ -109,7 +108,7 @@ def test_losses_beyond_a_hundredth(deed: str, count: int, go: bool) -> None:
     else:
         for _ in range(count):
             watch.dropped("/high")
-    verdict = watch.verdict(START + 10 * NS_PER_S, PLENTY)
+    verdict = watch.report(START + 10 * NS_PER_S, PLENTY)
     assert verdict.go == go
     assert go or f"{count} messages of /high were {deed}" in verdict.text
 
@@ -158,7 +157,7 @@ def test_a_disk_nearly_full() -> None:
     watch = QualityMonitor(SENSORS, SKEW, LIMITS)
     for each in sound():
         watch.add(*each)
-    verdict = watch.verdict(START + 10 * NS_PER_S, 300_000_000, waited_bytes=7)
+    verdict = watch.report(START + 10 * NS_PER_S, 300_000_000, waited_bytes=7)
     assert verdict.reasons == ("0.30 GB are left on the disk (at least 1)",)
     assert QualityReport.from_json(verdict.to_json()) == verdict
 
@@ -192,25 +191,25 @@ NOW = START + 3 * NS_PER_S
 
 
 def test_nothing_speaks_against_a_living_rig(traffic: Traffic) -> None:
-    assert problems(traffic, TOPICS, NOW, PLENTY, 44.0, LIMITS) == ()
+    assert traffic.problems(TOPICS, NOW, PLENTY, 44.0, LIMITS) == ()
     assert traffic.bytes_per_second(NOW) == pytest.approx(150_000, rel=0.02)
 
 
 def test_a_silent_sensor_is_named(traffic: Traffic) -> None:
-    (found,) = problems(traffic, [*TOPICS, "/right/joint_states"], NOW, PLENTY, 44.0, LIMITS)
+    (found,) = traffic.problems([*TOPICS, "/right/joint_states"], NOW, PLENTY, 44.0, LIMITS)
     assert found == "/right/joint_states has been silent for 0.5 s: is its driver running?"
-    assert len(problems(traffic, TOPICS, NOW + NS_PER_S, PLENTY, 44.0, LIMITS)) == 3
+    assert len(traffic.problems(TOPICS, NOW + NS_PER_S, PLENTY, 44.0, LIMITS)) == 3
 
 
 def test_a_disk_without_room_for_the_whole_trial(traffic: Traffic) -> None:
-    (found,) = problems(traffic, TOPICS, NOW, 1_900_000_000, 7000.0, LIMITS)
+    (found,) = traffic.problems(TOPICS, NOW, 1_900_000_000, 7000.0, LIMITS)
     assert found.startswith("1.9 GB are left on the disk, and 7000 s at 0 MB/s need 2.0")
-    assert problems(traffic, TOPICS, NOW, 2_200_000_000, 7000.0, LIMITS) == ()
+    assert traffic.problems(TOPICS, NOW, 2_200_000_000, 7000.0, LIMITS) == ()
 
 
 def test_another_machines_clock(traffic: Traffic) -> None:
     traffic.add("/high", NOW, message(NOW + 2 * NS_PER_S), stamped=True)
-    (found,) = problems(traffic, TOPICS, NOW, PLENTY, 44.0, LIMITS)
+    (found,) = traffic.problems(TOPICS, NOW, PLENTY, 44.0, LIMITS)
     assert found.startswith("/high is stamped -2.0 s away from now (at most 1)")
 
 
@@ -218,7 +217,7 @@ def test_a_clock_that_was_never_set() -> None:
     traffic = Traffic()
     for topic in TOPICS:
         traffic.add(topic, NS_PER_S, message(NS_PER_S), stamped=True)
-    (found,) = problems(traffic, TOPICS, NS_PER_S, PLENTY, 44.0, LIMITS)
+    (found,) = traffic.problems(TOPICS, NS_PER_S, PLENTY, 44.0, LIMITS)
     assert "the clock is not set" in found
 
 

@@ -82,14 +82,14 @@ def test_a_flood_is_bounded_and_counted(
     recording = store.begin(metadata, [CAMERA], options=Options(queue_bytes=100_000))
     for number in range(200):
         recording.write("/cam", START_NS + number, bytes(1000))
-    verdict = recording.verdict()
+    verdict = recording.quality()
     assert verdict.waited_bytes == 100_000
     assert verdict.topics["/cam"]["dropped"] == 100
     slow_disk.set()
     episode = read_episode(recording.finish("stopped"))
     assert episode.topics["/cam"].count == 100
-    assert not episode.verdict.go
-    assert "100 messages of /cam were dropped, the disk is too slow (50.0%)" in episode.verdict.text
+    assert not episode.quality.go
+    assert "100 messages of /cam were dropped, the disk is too slow (50.0%)" in episode.quality.text
 
 
 def test_a_disk_that_only_hesitates_costs_nothing(
@@ -101,8 +101,8 @@ def test_a_disk_that_only_hesitates_costs_nothing(
     threading.Timer(0.2, slow_disk.set).start()
     episode = read_episode(recording.finish("stopped"))
     assert episode.topics["/cam"].count == 200
-    assert episode.verdict.waited_bytes == 200_000
-    assert "dropped" not in episode.verdict.text
+    assert episode.quality.waited_bytes == 200_000
+    assert "dropped" not in episode.quality.text
 
 
 def test_the_middlewares_losses_stand_in_the_verdict(
@@ -111,7 +111,7 @@ def test_the_middlewares_losses_stand_in_the_verdict(
     recording = store.begin(metadata, [CAMERA])
     recording.write("/cam", START_NS, bytes(10))
     recording.lost("/cam", 3)
-    verdict = read_episode(recording.finish("stopped")).verdict
+    verdict = read_episode(recording.finish("stopped")).quality
     assert "3 messages of /cam were lost on the way here (75.0%)" in verdict.text
 
 
@@ -209,7 +209,7 @@ def test_a_full_disk_is_no_go_and_keeps_what_was_flushed(
         for number in range(1, 100):
             recording.write("/cam", START_NS + number, bytes(20_000))
         wait_for(lambda: not recording.open, "the disk to be full")
-    verdict = recording.verdict()
+    verdict = recording.quality()
     assert not verdict.go and "its bag failed" in verdict.reasons[0]
     assert "its bag failed" in recording.failure
     with pytest.raises(RolloutError, match="its bag failed"):
@@ -235,18 +235,18 @@ class Moved:
         (self.file,) = self.recording.path.glob("*.mcap")
         self.path = self.recording.path
         wait_for(lambda: bytes(1009) in self.file.read_bytes(), "the flush")
-        assert self.recording.verdict().go
+        assert self.recording.quality().go
 
     def ended(self) -> str:
         """Return why, once the recording has noticed by itself; every answer must say it."""
         wait_for(lambda: not self.recording.open, "the recording to notice")
         failure = self.recording.failure
-        verdict = self.recording.verdict()
+        verdict = self.recording.quality()
         assert not verdict.go and verdict.reasons[0] == failure
         assert str(self.path) in failure
         with pytest.raises(RolloutError, match="takes nothing more"):
             self.recording.finish("stopped")
-        assert not self.recording.verdict().go
+        assert not self.recording.quality().go
         return failure
 
 
@@ -283,7 +283,7 @@ def test_a_moved_root_keeps_a_whole_episode(moved: Moved, store: EpisodeStore) -
     assert len(camera_messages(final)) == 10
     episode = read_episode(final)
     assert episode.outcome == "its folder or file was moved"
-    assert not episode.verdict.go and "was moved to" in episode.verdict.text
+    assert not episode.quality.go and "was moved to" in episode.quality.text
     assert list(moved.path.iterdir()) == []
 
 
@@ -347,8 +347,8 @@ def test_a_disk_that_does_not_answer_is_no_go_and_holds_nobody_up(
     monkeypatch.setattr(shutil, "disk_usage", hang)
     monkeypatch.setattr("cosmos_policy_ros.episodes.recording.DISK_PATIENCE", 0.2)
     assert asked.wait(60.0)
-    wait_for(lambda: not recording.verdict().go, "the silence to be noticed")
-    assert "the disk has not answered for" in recording.verdict().reasons[0]
+    wait_for(lambda: not recording.quality().go, "the silence to be noticed")
+    assert "the disk has not answered for" in recording.quality().reasons[0]
     answering.set()
-    wait_for(lambda: recording.verdict().go, "the disk to be heard of again")
+    wait_for(lambda: recording.quality().go, "the disk to be heard of again")
     recording.finish("stopped")

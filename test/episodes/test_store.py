@@ -193,7 +193,7 @@ def test_episode_ends_once(
 ) -> None:
     recording = store.begin(metadata, topics)
     path = recording.finish("stopped")
-    ends = (lambda: recording.finish("again"), lambda: recording.discard([discarding]))
+    ends = (lambda: recording.finish("again"), lambda: recording.discard(discarding))
     discarding = Label(recording.id, 0, "discard", START_NS, note="again")
     for end in ends:
         with pytest.raises(RolloutError, match="takes nothing more: it is closed as"):

@@ -18,15 +18,14 @@ from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.bags.check import CheckedFile
 from cosmos_policy_ros.bags.writer import BagWriter, read_metadata, write_metadata
-from cosmos_policy_ros.core.paths import package_share
 from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.quality import load_limits
 from cosmos_policy_ros.episodes.recording import Recording
 from cosmos_policy_ros.episodes.store import EpisodeStore, recover
-from cosmos_policy_ros.episodes.verify import Verification, store_verdict, verify
+from cosmos_policy_ros.episodes.verify import Verification, store_quality, verify
 
-LIMITS = load_limits(package_share() / "config")
+LIMITS = load_limits()
 
 
 @pytest.fixture
@@ -61,8 +60,8 @@ def problem(path: Path) -> str:
 def test_a_sound_episode_is_sound(scored: Path) -> None:
     found = check(scored)
     assert found.problems == ()
-    assert found.verdict == read_episode(scored).verdict
-    assert found.verdict is not None and found.verdict.go
+    assert found.quality == read_episode(scored).quality
+    assert found.quality is not None and found.quality.go
     assert found.messages == 1 + 2 * 300 + 3 * 75 + 3
 
 
@@ -71,7 +70,7 @@ def test_a_sound_episode_is_sound_whatever_its_names(
     episodes: EpisodeStore, types: Typestore, options: dict[str, object]
 ) -> None:
     found = check(record(episodes, types, **options))  # type: ignore[arg-type]
-    assert found.problems == () and found.verdict is not None and found.verdict.go
+    assert found.problems == () and found.quality is not None and found.quality.go
 
 
 def test_a_flipped_byte_in_a_chunk_is_named_by_file_and_place(scored: Path) -> None:
@@ -189,9 +188,9 @@ def test_a_verdict_that_does_not_fit_is_found_and_mended(scored: Path) -> None:
     assert problem(scored) == "its verdict is NO-GO: it rained; its messages make it GO"
     found = check(scored)
     assert found.stale
-    store_verdict(found)
+    store_quality(found)
     assert check(scored).problems == ()
-    assert read_episode(scored).verdict.go
+    assert read_episode(scored).quality.go
 
 
 def test_what_only_the_recorder_knew_stays_in_the_verdict(
@@ -202,12 +201,12 @@ def test_what_only_the_recorder_knew_stays_in_the_verdict(
         return recording.finish("stopped")
 
     path = record(episodes, types, then=lose)
-    verdict = read_episode(path).verdict
-    assert verdict.reasons == (
+    quality = read_episode(path).quality
+    assert quality.reasons == (
         "60 messages of /follower_left/joint_states were lost on the way here (16.7%)",
     )
     found = check(path)
-    assert found.problems == () and found.verdict == verdict
+    assert found.problems == () and found.quality == quality
 
 
 def test_a_recovered_episode_is_judged_from_its_messages(
@@ -228,6 +227,6 @@ def test_a_recovered_episode_is_judged_from_its_messages(
     recovered = recover(record(episodes, types, without="primary", then=die)).path
     silent = "/cam_high/camera/color/image_rect_raw never came"
     assert problem(recovered) == f"it was never judged; its messages make it NO-GO: {silent}"
-    store_verdict(check(recovered))
+    store_quality(check(recovered))
     assert check(recovered).problems == ()
-    assert read_episode(recovered).verdict.reasons == (silent,)
+    assert read_episode(recovered).quality.reasons == (silent,)

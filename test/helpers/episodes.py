@@ -68,7 +68,7 @@ class Writing:
         cameras = {self.topic(camera.topic) for camera in rig.cameras}
         jpegs = tuple(topic for topic in topics if jpeg and topic.name in cameras)
         shown = rig_of_bag(rig, jpeg)
-        limits = load_limits(config_folder("rigs").parent)
+        limits = load_limits()
         watch = QualityMonitor(sensors_of(shown, self.topic), rig.observation.camera_skew, limits)
         # Which episodes a training holds out depends on their ids, and these on the wall clock.
         with patch("cosmos_policy_ros.episodes.store.datetime", now=lambda: DAY):

@@ -41,7 +41,7 @@ from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
 STEP_NS = 40_000_000
 ROLES = {"cam_high": "primary", "cam_left_wrist": "left_wrist", "cam_right_wrist": "right_wrist"}
-LIMITS = load_limits(config_folder("rigs").parent)
+LIMITS = load_limits()
 
 
 class Take:
@@ -85,7 +85,7 @@ def test_states_and_actions_are_the_files(shared: Mapping[str, Shared], images: 
     assert np.array_equal(made.windows.steps.actions.astype(np.float32), motion(ROWS, 1))
     assert np.abs(states - motion(ROWS)).max() < 1e-12
     assert set(np.diff(made.windows.steps.times_ns)) == {STEP_NS}
-    assert made.episode.verdict.go
+    assert made.episode.quality.go
     assert verify(made.episode.path, LIMITS).problems == ()
 
 
@@ -440,7 +440,7 @@ def test_an_import_broken_off_leaves_nothing(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(QualityMonitor, "verdict", stop)
+    monkeypatch.setattr(QualityMonitor, "report", stop)
     with pytest.raises(KeyboardInterrupt):
         take(write_hdf5(tmp_path / "a/e.hdf5", "raw"), rate=25)
     assert list(take.store.root.iterdir()) == []

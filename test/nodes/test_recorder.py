@@ -234,7 +234,7 @@ def test_an_episode_ends_before_the_disk_is_full(
     bench.spin_until(lambda: bench.recorder._phase == "idle", "the end")
     episode = read_episode(Path("rollouts") / started.episode_id)
     assert episode.outcome == "less than 0.2 GB were left on the disk"
-    assert not episode.verdict.go
+    assert not episode.quality.go
 
 
 def test_a_score_by_the_rubric(bench: Bench, rig: RigSpec) -> None:
@@ -377,7 +377,7 @@ def test_messages_are_taken_while_a_disk_hesitates_over_a_score(
     assert recording is not None
 
     def taken() -> bool:
-        counts = recording.verdict().topics
+        counts = recording.quality().topics
         return all(counts[topic]["count"] == MESSAGES for topic in bench.publishers)
 
     bench.spin_until(taken, "the messages")
@@ -524,5 +524,5 @@ def test_a_message_without_a_header_ends_nothing(bench: Bench, rig: RigSpec) -> 
     for cut in (b"", b"\0", b"\0\1\0\0", bytes(11)):
         bench.recorder._inputs._receive(topic, cut)
     stop(bench)
-    verdict = read_episode(Path("rollouts") / started.episode_id).verdict
+    verdict = read_episode(Path("rollouts") / started.episode_id).quality
     assert f"{topic} is stamped" in verdict.text

@@ -36,7 +36,7 @@ from cosmos_policy_ros.bags.types import load_types, types_of_definition
 from cosmos_policy_ros.bags.writer import LABEL_TOPIC
 from cosmos_policy_ros.core.errors import CosmosPolicyError
 from cosmos_policy_ros.core.paths import config_folder, package_share
-from cosmos_policy_ros.episodes import label_log
+from cosmos_policy_ros.episodes.labels import read_log
 from cosmos_policy_ros.episodes.store import EpisodeStore, Recovered
 from cosmos_policy_ros.episodes.topics import RECORDER_NODE
 from cosmos_policy_ros.nodes.client import GraphClient
@@ -239,7 +239,7 @@ def count(folder: Path, life: Life) -> RubricScore:
         elif topic in topics:
             found.add((topic, frame_number(cdr)))
     assert not file.problems
-    in_journal = {(label.revision, label.points) for label in label_log.read(folder)[0]}
+    in_journal = {(label.revision, label.points) for label in read_log(folder)[0]}
     old = [m for m in life.sent if m.at < life.killed - PROMISE]
     lost = [life.killed - m.at for m in life.sent if (m.topic, m.number) not in found]
     return RubricScore(

@@ -160,7 +160,7 @@ def test_a_launch_killed_whole_loses_nothing_older_than_a_second(tmp_path: Path)
     for arm in graph.rig.arms.values():
         assert episode.topics[f"/{arm.joint_states}"].count == 80
     assert episode.score is not None and episode.score.points == 30.0
-    assert not episode.verdict.go, "nobody has judged it"
+    assert not episode.quality.go, "nobody has judged it"
 
 
 def test_a_killed_policy_node_takes_its_inference_process_along(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How much an MCAP file may make its reader do: work in proportion to its bytes on the disk.
+"""How much work an MCAP file may make for its reader: in proportion to its bytes on the disk.
 
 Thirty kilobytes of zstd can stand for a gigabyte of records of nine bytes each, an index can list
 one chunk a million times, and a length of four gigabytes may stand where three bytes are left. Each
@@ -13,24 +13,21 @@ import zlib
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import zstandard
 from lz4.frame import LZ4FrameDecompressor
+from mcap import records as mcap
 from mcap.data_stream import ReadDataStream
 from mcap.opcode import Opcode
-from mcap.records import Channel, Chunk, ChunkIndex, Footer
 from mcap.writer import MCAP0_MAGIC
 from rosbags.rosbag2 import storage_mcap
 
 from cosmos_policy_ros.bags.mcap_file import QOS_KEY
 from cosmos_policy_ros.core.untrusted import UnreadableError, check_yaml, open_file, shown
 
-T = TypeVar("T")
 RECORD_HEAD = struct.Struct("<BQ")  # opcode, length
-CHUNK_HEAD = struct.Struct("<QQQII")  # first and last stamp, size, checksum, length of compression
 FOOTER_LENGTH = 20
-FOOTER_BYTES = RECORD_HEAD.size + FOOTER_LENGTH
 LARGEST_CHUNK = 256 << 20
 """Bytes of an unpacked chunk: one of ours has 1 MiB and a message, a raw 4K image 25 MB."""
 RATIO = 4000
@@ -42,6 +39,23 @@ FREE_RECORDS = 1000
 differ from message to message, so that each takes three bytes or more."""
 MOST_CHANNELS = 2048
 """Topics of a file; readers compare each with each."""
+
+_READERS: dict[int, Callable[[ReadDataStream], Any]] = {
+    Opcode.HEADER: mcap.Header.read,
+    Opcode.FOOTER: mcap.Footer.read,
+    Opcode.SCHEMA: mcap.Schema.read,
+    Opcode.CHANNEL: mcap.Channel.read,
+    Opcode.CHUNK: mcap.Chunk.read,
+    Opcode.MESSAGE_INDEX: mcap.MessageIndex.read,
+    Opcode.CHUNK_INDEX: mcap.ChunkIndex.read,
+    Opcode.ATTACHMENT: mcap.Attachment.read,
+    Opcode.ATTACHMENT_INDEX: mcap.AttachmentIndex.read,
+    Opcode.STATISTICS: mcap.Statistics.read,
+    Opcode.METADATA: mcap.Metadata.read,
+    Opcode.METADATA_INDEX: mcap.MetadataIndex.read,
+    Opcode.SUMMARY_OFFSET: mcap.SummaryOffset.read,
+    Opcode.DATA_END: mcap.DataEnd.read,
+}
 
 
 class ExactStream(ReadDataStream):
@@ -61,8 +75,58 @@ class ExactStream(ReadDataStream):
         return data
 
 
+def parse_record(opcode: int, content: bytes) -> Any:
+    """Return the mcap library's record of an opcode and its content; None of an unknown opcode.
+
+    Raises:
+        UnreadableError: a length within goes beyond the content; damaged bytes may raise anything.
+    """
+    stream = ExactStream(content)
+    if opcode == Opcode.MESSAGE:
+        return mcap.Message.read(stream, len(content))
+    return _READERS[opcode](stream) if opcode in _READERS else None
+
+
+def records(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (offset, opcode, length of the content) of each record between two offsets.
+
+    Raises:
+        UnreadableError: a record goes beyond the end.
+    """
+    at = start
+    while at < end:
+        file.seek(at)
+        head = file.read(RECORD_HEAD.size)
+        if len(head) < RECORD_HEAD.size:
+            raise UnreadableError(f"is cut off at byte {at}")
+        opcode, length = RECORD_HEAD.unpack(head)
+        if at + RECORD_HEAD.size + length > end:
+            raise UnreadableError(f"the record at byte {at} would end behind byte {end}")
+        yield at, opcode, length
+        at += RECORD_HEAD.size + length
+
+
+def read_content(file: BinaryIO, at: int, length: int) -> bytes:
+    """Return the content of the record at an offset, whose length is known to be there."""
+    file.seek(at + RECORD_HEAD.size)
+    return file.read(length)
+
+
+def read_record(file: BinaryIO, at: int, end: int, kind: Opcode) -> Any:
+    """Return the record of a kind at an offset of a file of ``end`` bytes.
+
+    Raises:
+        UnreadableError: there is none; damaged bytes may raise anything.
+    """
+    if 0 <= at < end:
+        _, opcode, length = next(records(file, at, end))
+        if opcode == kind and length <= LARGEST_CHUNK:
+            return parse_record(opcode, read_content(file, at, length))
+    raise UnreadableError(f"there is no {kind.name.lower()} at byte {at}")
+
+
 class Allowance:
-    """What may still be unpacked of one file."""
+    """Bytes that may still be unpacked of one file."""
 
     def __init__(self, file_bytes: int) -> None:
         """Begin with what a file of this size may have."""
@@ -111,19 +175,16 @@ def unpack(data: bytes, compression: str, size: int) -> bytes:
         found = "more" if len(content) > size else f"{len(content)}"
         raise UnreadableError(f"the head of a chunk says {size} bytes, it has {found}")
     if compression:
-        _count_records(content, FREE_RECORDS + len(data))
+        most = FREE_RECORDS + len(data)
+        at = count = 0
+        while at < len(content):
+            at += RECORD_HEAD.size + RECORD_HEAD.unpack_from(content, at)[1]
+            count += 1
+            if count > most:
+                raise UnreadableError(
+                    f"a chunk has more than the {most} records its bytes can stand for"
+                )
     return content
-
-
-def _count_records(content: bytes, most: int) -> None:
-    at = count = 0
-    while at < len(content):
-        at += RECORD_HEAD.size + RECORD_HEAD.unpack_from(content, at)[1]
-        count += 1
-        if count > most:
-            raise UnreadableError(
-                f"a chunk has more than the {most} records its bytes can stand for"
-            )
 
 
 # rosbags unpacks a chunk whatever it comes to; here it is given the size to stop at.
@@ -131,54 +192,31 @@ storage_mcap.DECOMPRESSORS["zstd"] = lambda data, size: unpack(data, "zstd", siz
 storage_mcap.DECOMPRESSORS["lz4"] = lambda data, size: unpack(data, "lz4", size)
 
 
-def records(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (offset, opcode, length of the content) of each record between two offsets.
-
-    Raises:
-        UnreadableError: a record goes beyond the end.
-    """
-    at = start
-    while at < end:
-        file.seek(at)
-        head = file.read(RECORD_HEAD.size)
-        if len(head) < RECORD_HEAD.size:
-            raise UnreadableError(f"is cut off at byte {at}")
-        opcode, length = RECORD_HEAD.unpack(head)
-        if at + RECORD_HEAD.size + length > end:
-            raise UnreadableError(f"the record at byte {at} would end behind byte {end}")
-        yield at, opcode, length
-        at += RECORD_HEAD.size + length
-
-
-def content(file: BinaryIO, at: int, length: int) -> ExactStream:
-    """Return the content of the record at an offset, whose length is known to be there."""
-    file.seek(at + RECORD_HEAD.size)
-    return ExactStream(file.read(length))
-
-
-def read_record(
-    file: BinaryIO, at: int, end: int, kind: Opcode, read: Callable[[ExactStream], T]
-) -> T:
-    """Read the record of a kind at an offset of a file of ``end`` bytes. Raises UnreadableError."""
-    if 0 <= at < end:
-        _, opcode, length = next(records(file, at, end))
-        if opcode == kind and length <= LARGEST_CHUNK:
-            return read(content(file, at, length))
-    raise UnreadableError(f"there is no {kind.name.lower()} at byte {at}")
-
-
-def read_chunk(file: BinaryIO, at: int, end: int) -> Chunk:
-    """Read the chunk at an offset of a file of ``end`` bytes. Raises UnreadableError."""
-    chunk: Chunk = read_record(file, at, end, Opcode.CHUNK, Chunk.read)
-    return chunk
-
-
-def chunk_content(chunk: Chunk) -> bytes:
+def chunk_content(chunk: mcap.Chunk) -> bytes:
     """Return a chunk's records, unpacked and their checksum tested. Raises as :func:`unpack`."""
     data = unpack(chunk.data, chunk.compression, chunk.uncompressed_size)
     if chunk.uncompressed_crc and zlib.crc32(data) != chunk.uncompressed_crc:
         raise UnreadableError("its checksum does not fit")
     return data
+
+
+def chunk_records(chunk: mcap.Chunk) -> Iterator[tuple[int, mcap.McapRecord]]:
+    """Yield a chunk's schemas, channels and messages with their offsets in it.
+
+    Raises:
+        UnreadableError: as for :func:`chunk_content`, or a record ends behind the chunk; damaged
+            bytes may raise anything.
+    """
+    data = chunk_content(chunk)
+    at = 0
+    while at < len(data):
+        opcode, size = RECORD_HEAD.unpack_from(data, at)
+        begin = at + RECORD_HEAD.size
+        if size > len(data) - begin:
+            raise UnreadableError(f"a record of {size} bytes where {len(data) - begin} are left")
+        if opcode in (Opcode.SCHEMA, Opcode.CHANNEL, Opcode.MESSAGE):
+            yield at, parse_record(opcode, data[begin : begin + size])
+        at = begin + size
 
 
 def check_index(path: Path) -> None:
@@ -190,36 +228,34 @@ def check_index(path: Path) -> None:
     """
     with open_file(path) as file:
         size = file.seek(0, os.SEEK_END)
-        end = size - FOOTER_BYTES - len(MCAP0_MAGIC)
+        end = size - RECORD_HEAD.size - FOOTER_LENGTH - len(MCAP0_MAGIC)
         if end < len(MCAP0_MAGIC):
             raise UnreadableError("is too short to be a finished MCAP file")
         file.seek(end)
         if RECORD_HEAD.unpack(file.read(RECORD_HEAD.size)) != (Opcode.FOOTER, FOOTER_LENGTH):
             raise UnreadableError("does not end like a finished MCAP file")
-        start = Footer.read(content(file, end, FOOTER_LENGTH)).summary_start
+        start = parse_record(Opcode.FOOTER, file.read(FOOTER_LENGTH)).summary_start
         if not len(MCAP0_MAGIC) <= start <= end:
             raise UnreadableError("has no index at its end")
-        _check_summary(file, start, end, Allowance(size))
-
-
-def _check_summary(file: BinaryIO, start: int, end: int, allowance: Allowance) -> None:
-    """Look at chunks, topics and types; where one kind is missing, readers scan the whole file."""
-    chunks: list[tuple[int, int]] = []
-    channels = schemas = 0
-    for at, opcode, length in records(file, start, end):
-        if opcode == Opcode.CHUNK_INDEX:
-            listed = ChunkIndex.read(content(file, at, length))
-            if not RECORD_HEAD.size + listed.compressed_size <= listed.chunk_length:
-                raise UnreadableError("its index lists a chunk that is larger than itself")
-            allowance.take(listed.uncompressed_size)
-            chunks.append((listed.chunk_start_offset, listed.chunk_length))
-        elif opcode == Opcode.CHANNEL:
-            channels += 1
-            if channels > MOST_CHANNELS:
-                raise UnreadableError(f"has more than {MOST_CHANNELS} topics")
-            check_yaml(Channel.read(content(file, at, length)).metadata.get(QOS_KEY, ""))
-        schemas += opcode == Opcode.SCHEMA
-    if not (chunks and channels and schemas):
+        allowance = Allowance(size)
+        chunks: list[tuple[int, int]] = []
+        channels = schemas = 0
+        for at, opcode, length in records(file, start, end):
+            if opcode == Opcode.CHUNK_INDEX:
+                listed = parse_record(opcode, read_content(file, at, length))
+                if not RECORD_HEAD.size + listed.compressed_size <= listed.chunk_length:
+                    raise UnreadableError("its index lists a chunk that is larger than itself")
+                allowance.take(listed.uncompressed_size)
+                chunks.append((listed.chunk_start_offset, listed.chunk_length))
+            elif opcode == Opcode.CHANNEL:
+                channels += 1
+                if channels > MOST_CHANNELS:
+                    raise UnreadableError(f"has more than {MOST_CHANNELS} topics")
+                channel = parse_record(opcode, read_content(file, at, length))
+                check_yaml(channel.metadata.get(QOS_KEY, ""))
+            elif opcode == Opcode.SCHEMA:
+                schemas += 1
+    if not (chunks and channels and schemas):  # readers would scan the whole file instead
         raise UnreadableError("its index lacks its chunks, its topics or their types")
     free = len(MCAP0_MAGIC)
     for at, length in sorted(chunks):

@@ -8,7 +8,7 @@ once, before the first of them, for its checksum.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,26 +17,23 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from mcap.opcode import Opcode
 from mcap.reader import make_reader
-from mcap.records import MessageIndex
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.bags.bounds import (
     LARGEST_CHUNK,
+    RECORD_HEAD,
     check_index,
     chunk_content,
-    read_chunk,
     read_record,
 )
 from cosmos_policy_ros.bags.mcap_file import REBUILD, VERIFY
-from cosmos_policy_ros.bags.messages import header_stamp
+from cosmos_policy_ros.bags.messages import HEADER_BYTES, header_stamp
 from cosmos_policy_ros.bags.types import types_of_definition
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.untrusted import UnreadableError, open_file, reading
 
-# Opcode and length, channel, sequence, two times: what stands before a message's own bytes.
-_RECORD_HEAD = 9
-_MESSAGE_HEAD = _RECORD_HEAD + 2 + 4 + 8 + 8
-_STAMP_BYTES = 12  # of a serialised message: encapsulation, seconds, nanoseconds
+# Before a message's own bytes: the record's head, channel, sequence, two times.
+_MESSAGE_HEAD = RECORD_HEAD.size + 2 + 4 + 8 + 8
 _CHUNKS_KEPT = 16  # decompressed, a megabyte each: neighbours in time lie in the same ones
 _CHUNKS_KNOWN = 1 << 16  # whose checksum fits: 64 GB of them; others are read whole again
 
@@ -97,7 +94,17 @@ class IndexedTopic:
         where = f"{file}: the {self.msgtype} at {self.stamps_ns[index]} ns cannot be read"
         with reading(where, self.msgtype, RolloutError, VERIFY):
             types = types_of_definition(self.msgtype, self.definition)
-            return types.deserialize_cdr(_message(file, place), self.msgtype)
+            if place.records >= 0:
+                _check_sum(file, place.chunk)
+            with file.open("rb", buffering=0) as stream:
+                opcode, size = RECORD_HEAD.unpack(_read(file, stream, place, 0, RECORD_HEAD.size))
+                if opcode != Opcode.MESSAGE:
+                    raise UnreadableError("no message where its index says; was the file changed?")
+                length = size + RECORD_HEAD.size - _MESSAGE_HEAD
+                if not 0 <= length <= LARGEST_CHUNK:
+                    raise UnreadableError(f"a message of {length} bytes")
+                cdr = _read(file, stream, place, _MESSAGE_HEAD, length)
+            return types.deserialize_cdr(cdr, self.msgtype)
 
 
 def index_topics(files: Iterable[Path], topics: Iterable[str]) -> dict[str, IndexedTopic]:
@@ -108,73 +115,48 @@ def index_topics(files: Iterable[Path], topics: Iterable[str]) -> dict[str, Inde
     Raises:
         RolloutError: a file has no index or is damaged.
     """
-    found: dict[str, _Found] = {topic: _Found() for topic in topics}
     files = tuple(files)
+    schemas = dict.fromkeys(topics, ("", ""))
+    rows: dict[str, list[tuple[int, ...]]] = {topic: [] for topic in schemas}
     for number, file in enumerate(files):
         with reading(f"{file}: its index cannot be read", "an index", RolloutError, REBUILD):
             check_index(file)
-            _index_file(file, number, found)
+            with open_file(file) as stream:
+                size = os.fstat(stream.fileno()).st_size
+                summary = make_reader(stream).get_summary()
+                if summary is None:
+                    raise UnreadableError("there is none")
+                wanted = {i: c.topic for i, c in summary.channels.items() if c.topic in rows}
+                for channel, topic in wanted.items():
+                    schema = summary.schemas[summary.channels[channel].schema_id]
+                    schemas[topic] = schema.name, schema.data.decode()
+                for chunk in summary.chunk_indexes:
+                    at = chunk.chunk_start_offset
+                    begin = at + chunk.chunk_length - chunk.compressed_size
+                    records = -1 if chunk.compression else begin
+                    # One that lists more messages than it has bytes for would be read for ever.
+                    left = chunk.uncompressed_size // _MESSAGE_HEAD
+                    for channel, index_at in chunk.message_index_offsets.items():
+                        if channel not in wanted:
+                            continue
+                        listed = read_record(stream, index_at, size, Opcode.MESSAGE_INDEX).records
+                        left -= len(listed)
+                        if left < 0:
+                            raise UnreadableError(
+                                "a chunk's index lists more messages than it can have"
+                            )
+                        for received_ns, offset in listed:
+                            place = MessageLocation(number, at, records, offset)
+                            head = _read(file, stream, place, _MESSAGE_HEAD, HEADER_BYTES)
+                            rows[wanted[channel]].append((header_stamp(head), received_ns, *place))
+    indexed = {}
     with reading(files[0].parent if files else "a bag", "a bag", RolloutError, VERIFY):
-        return {topic: each.indexed(files) for topic, each in found.items()}
-
-
-class _Found:
-    """What is known of one topic so far."""
-
-    def __init__(self) -> None:
-        self.msgtype = self.definition = ""
-        self.rows: list[tuple[int, ...]] = []  # two stamps, and the place
-
-    def indexed(self, files: tuple[Path, ...]) -> IndexedTopic:
-        rows = np.array(self.rows, np.int64).reshape(-1, 2 + len(MessageLocation._fields))
-        rows = rows[np.argsort(rows[:, 0], kind="stable")]
-        return IndexedTopic(
-            self.msgtype, self.definition, files, rows[:, 0], rows[:, 1], rows[:, 2:]
-        )
-
-
-def _index_file(file: Path, number: int, found: Mapping[str, _Found]) -> None:
-    with open_file(file) as stream:
-        size = os.fstat(stream.fileno()).st_size
-        summary = make_reader(stream).get_summary()
-        if summary is None:
-            raise UnreadableError("there is none")
-        channels = {i: found[c.topic] for i, c in summary.channels.items() if c.topic in found}
-        for i, topic in channels.items():
-            schema = summary.schemas[summary.channels[i].schema_id]
-            topic.msgtype, topic.definition = schema.name, schema.data.decode()
-        for chunk in summary.chunk_indexes:
-            at = chunk.chunk_start_offset
-            start = -1 if chunk.compression else at + chunk.chunk_length - chunk.compressed_size
-            # A chunk that lists more messages than it has bytes for would be read for ever.
-            left = chunk.uncompressed_size // _MESSAGE_HEAD
-            for channel, index_at in chunk.message_index_offsets.items():
-                if channel not in channels:
-                    continue
-                listed = read_record(
-                    stream, index_at, size, Opcode.MESSAGE_INDEX, MessageIndex.read
-                )
-                left -= len(listed.records)
-                if left < 0:
-                    raise UnreadableError("a chunk's index lists more messages than it can have")
-                for received_ns, offset in listed.records:
-                    place = MessageLocation(number, at, start, offset)
-                    stamp = _read(file, stream, place, _MESSAGE_HEAD, _STAMP_BYTES)
-                    stamp_ns = header_stamp(stamp)
-                    channels[channel].rows.append((stamp_ns, received_ns, *place))
-
-
-def _message(file: Path, place: MessageLocation) -> bytes:
-    if place.records >= 0:
-        _check_sum(file, place.chunk)
-    with file.open("rb", buffering=0) as stream:
-        head = _read(file, stream, place, 0, _RECORD_HEAD)
-        if head[0] != Opcode.MESSAGE:
-            raise UnreadableError("no message where its index says; was the file changed?")
-        length = int.from_bytes(head[1:], "little") + _RECORD_HEAD - _MESSAGE_HEAD
-        if not 0 <= length <= LARGEST_CHUNK:
-            raise UnreadableError(f"a message of {length} bytes")
-        return _read(file, stream, place, _MESSAGE_HEAD, length)
+        for topic, found in rows.items():
+            table = np.array(found, np.int64).reshape(-1, 2 + len(MessageLocation._fields))
+            table = table[np.argsort(table[:, 0], kind="stable")]
+            stamps_ns, received_ns, places = table[:, 0], table[:, 1], table[:, 2:]
+            indexed[topic] = IndexedTopic(*schemas[topic], files, stamps_ns, received_ns, places)
+    return indexed
 
 
 def _read(file: Path, stream: IO[bytes], place: MessageLocation, start: int, length: int) -> bytes:
@@ -191,14 +173,11 @@ def _read(file: Path, stream: IO[bytes], place: MessageLocation, start: int, len
 
 @lru_cache(maxsize=_CHUNKS_KNOWN)
 def _check_sum(file: Path, chunk_at: int) -> None:
-    _read_content(file, chunk_at)
+    _content.__wrapped__(file, chunk_at)
 
 
 @lru_cache(maxsize=_CHUNKS_KEPT)
 def _content(file: Path, chunk_at: int) -> bytes:
-    return _read_content(file, chunk_at)
-
-
-def _read_content(file: Path, chunk_at: int) -> bytes:
     with open_file(file) as stream:
-        return chunk_content(read_chunk(stream, chunk_at, os.fstat(stream.fileno()).st_size))
+        size = os.fstat(stream.fileno()).st_size
+        return chunk_content(read_record(stream, chunk_at, size, Opcode.CHUNK))

@@ -403,6 +403,17 @@ def test_what_is_no_packed_chunk_is_refused(compression: str) -> None:
     assert not isinstance(caught.value, MemoryError)
 
 
+def test_a_record_of_an_unknown_kind_is_told(dead: Path) -> None:
+    """Where it stood in place of the end of the data, nothing was held against the file."""
+    (file,) = dead.glob("*.mcap")
+    content = bytearray(file.read_bytes())
+    at = chunk_at(content)
+    file.write_bytes(content[:at] + JUNK + content[at:])
+    checked = CheckedFile(file)
+    assert not list(checked.messages())
+    assert "a record of the unknown kind 144" in checked.problems[0]
+
+
 # ------------------------------------------------------------------------------- metadata
 
 

@@ -1,4 +1,4 @@
-"""A chunk placed on the clock that arms move by, and the path the arms follow through it."""
+"""A chunk on the clock that arms move by, and how one chunk takes over from another in motion."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BRAKE = "/brake"  # how the id of a trajectory that ends another one ends
 
 @dataclass(frozen=True)
 class TimedChunk:
-    """Joint targets with times.
+    """Joint targets with times, and the cubic path that the arms follow through them.
 
     Attributes:
         chunk_id: "<run>/<index>".
@@ -70,7 +70,7 @@ class TimedChunk:
 
         Shape-preserving: zero where a joint turns, else the harmonic mean of the slopes on both
         sides (Fritsch-Butland), so that the cubic stays between its two rows and cannot leave
-        limits which the rows keep. Bounded by ``max_velocity``.
+        limits which the rows keep.
         """
         slopes: Array = np.diff(self.positions, axis=0, prepend=self.start[None]) / self.dt
         before, after = slopes[:-1], slopes[1:]
@@ -138,10 +138,7 @@ class TimedChunk:
     def hold(
         cls, chunk_id: str, now_ns: int, dt: float, start: Array, pose: Array, max_velocity: Array
     ) -> TimedChunk:
-        """Return a chunk that holds the arms at a (14,) pose.
-
-        Their command is led there from ``start`` (14,) at half the joints' highest speed.
-        """
+        """Return a chunk from ``start`` (14,) to a ``pose`` (14,) that is held, at half speed."""
         seconds = float((np.abs(pose - start) / max_velocity).max()) * 2
         rows = max(1, math.ceil(seconds / dt))
         way = np.arange(1, rows + 1)[:, None] / rows
@@ -149,32 +146,27 @@ class TimedChunk:
 
 
 def braking_fraction(rows: int) -> tuple[Array, Array]:
-    """Return how a path is travelled while its pace falls linearly from 1 to 0 within ``rows``.
+    """Return rows of a path travelled, and pace, at each of ``rows`` in which it slows from 1 to 0.
 
-    Returns:
-        Rows of the path travelled at each row, half of them at the last; the pace there.
+    Half as many rows are travelled at the last.
     """
     share = np.arange(1, rows + 1) / rows
     return (share - share**2 / 2) * rows, 1.0 - share
 
 
-# Where a chunk that was decided in motion takes over from the one under way.
-#
-# Row i of a decision is meant for (i + 1) dt after its observation, so what is already past of it
-# is dropped. What is sent is one path on the time grid of the old one: its next rows as they are,
-# then rows that go over from the old to the new ones, then the new ones. The arms' commanded
-# position and velocity have no jump, and a controller that forgets the old trajectory on arrival
-# loses nothing.
-
-
-# Rows of the old path that stay as they are: the first so that the arms, under way to it, need not
+# Rows of the old path that a blend keeps: the first so that the arms, under way to it, need not
 # change course at once, the second so that neither does their velocity at the first.
 KEPT = 2
 
 
 @dataclass(frozen=True)
 class Blend:
-    """A decision on its way into a path.
+    """A chunk decided in motion on its way into the path that is under way.
+
+    Row i of a decision is due (i + 1) dt after its observation, so its past rows are dropped. What
+    is sent is one path on the time grid of the old one: ``KEPT`` old rows, ``rows`` that go over to
+    the new ones, then the new ones. Commanded position and velocity have no jump, even at a
+    controller that forgets the old trajectory on arrival.
 
     Attributes:
         path: under way.
@@ -190,7 +182,7 @@ class Blend:
 
     @cached_property
     def first(self) -> int:
-        """The path's first row that is not due yet."""
+        """The path's first row that is not due yet; what is sent begins with it."""
         return max((self.now_ns - self.path.start_ns) // self.path.step_ns, 0)
 
     @property
@@ -211,12 +203,16 @@ class Blend:
     @cached_property
     def old(self) -> Array:
         """(n, 14) poses of the old path at the rows from ``first`` on; its last pose after it."""
-        return np.stack([self.path.sample(due_ns) for due_ns in self._due_ns])
+        return self._sample(self.path)
 
     @cached_property
     def new(self) -> Array:
         """(n, 14) poses of the decision at the same times."""
-        return np.stack([self.decided.sample(due_ns) for due_ns in self._due_ns])
+        return self._sample(self.decided)
+
+    def _sample(self, chunk: TimedChunk) -> Array:
+        last = (self.decided.end_ns - self.path.start_ns) // self.path.step_ns
+        return np.stack([chunk.sample(self.path.due_ns(row)) for row in range(self.first, last)])
 
     @property
     def dropped(self) -> int:
@@ -247,7 +243,7 @@ class Blend:
         return np.asarray(rows)
 
     def chunk(self, chunk_id: str, rows: Array) -> TimedChunk:
-        """Return what is to be sent: ``rows`` (n, 14) from ``first`` on."""
+        """Return the chunk to send: ``rows`` (n, 14) from ``first`` on."""
         path, before_ns = self.path, self.path.due_ns(self.first - 1)
         start, velocity = path.state(before_ns)
         return replace(
@@ -260,25 +256,16 @@ class Blend:
             sent_after_ns=max(self.now_ns - before_ns, 0),
         )
 
-    @cached_property
-    def _due_ns(self) -> list[int]:
-        last = (self.decided.end_ns - self.path.start_ns) // self.path.step_ns
-        return [self.path.due_ns(row) for row in range(self.first, last)]
 
-
-# Makes the rows (n, 14) of a blend, from its first one on; usually ``Splice.blended``.
+# Makes the rows (n, 14) of a blend, from its first one on; usually ``Blend.blended``.
 Blender = Callable[[Blend], Array]
 
-
-# How rough the transition between two chunks is, as it was decided and as it was sent.
-
-
-AROUND = 7  # rows from the transition on that are looked at: those of the usual blend, and two
+AROUND = 7  # rows from a transition on that are measured: those of the usual blend, and two
 
 
 @dataclass(frozen=True)
 class Discontinuity:
-    """Of all arm joints, grippers apart, the largest.
+    """How rough a transition is: the largest of all arm joints, grippers apart.
 
     Attributes:
         position: distance between the old path and the first changed row [rad].
@@ -297,7 +284,7 @@ class Discontinuity:
 
 @dataclass(frozen=True)
 class ChunkTransition:
-    """Where a chunk took over, for people and tables.
+    """Where a chunk took over from the path before it.
 
     Attributes:
         asked_ns: stamp of the observation that triggered it.
@@ -333,50 +320,31 @@ def measure_transition(
     dropped: int = 0,
     blend_rows: int = 0,
 ) -> ChunkTransition | None:
-    """Measure where a chunk takes over.
+    """Measure where a chunk takes over; None if the decision is not one for this rig at all.
 
-    Args:
-        asked_ns: stamp of its observation.
-        latency: seconds from there until it was judged.
-        rows: (KEPT + n, 14) the path before it, beginning KEPT rows before the transition; from the
-            transition on (n, 14) what was decided, and what was sent or None.
-        dt: seconds per row.
-        dropped: rows of it that were past.
-        blend_rows: over which it goes over from the path before.
-
-    Returns:
-        None if the decision is not one for this rig at all.
+    ``rows`` are the old path (KEPT + n, 14), beginning KEPT rows before the transition, and from
+    the transition on what was decided (n, 14) and what was sent (n, 14) or None, ``dt`` seconds
+    apart.
     """
     old, decided, sent = rows
     if decided.shape != old[KEPT:].shape or not np.isfinite(decided).all():
         return None
 
-    def jump(followed: Array) -> Discontinuity:
-        return measure_discontinuity(old, np.vstack([old[:KEPT], followed]), dt)
+    def measure(followed: Array) -> Discontinuity:
+        off = np.delete(followed[0] - old[KEPT], GRIPPER_INDICES)
+        path = np.vstack([old[:KEPT], followed])[: KEPT + AROUND]
+        changes = np.diff(np.delete(path, GRIPPER_INDICES, axis=1), n=2, axis=0) / dt
+        return Discontinuity(
+            float(np.abs(off).max()),
+            float(np.abs(changes).max(initial=0.0)),
+            float(np.abs(np.diff(changes, axis=0)).max(initial=0.0)) / dt,
+        )
 
     return ChunkTransition(
         asked_ns=asked_ns,
         latency=latency,
         dropped=dropped,
         blend_rows=blend_rows,
-        decided=jump(decided),
-        sent=None if sent is None else jump(sent),
-    )
-
-
-def measure_discontinuity(old: Array, rows: Array, dt: float) -> Discontinuity:
-    """Measure where ``rows`` leave the old path.
-
-    Args:
-        old: (n, 14) the path before.
-        rows: (n, 14) what is followed: KEPT rows of the old path, then another.
-        dt: seconds per row.
-    """
-    arms = np.delete(rows[: KEPT + AROUND], GRIPPER_INDICES, axis=1)
-    changes = np.diff(arms, n=2, axis=0) / dt
-    off = np.delete(rows[KEPT] - old[KEPT], GRIPPER_INDICES)
-    return Discontinuity(
-        float(np.abs(off).max()),
-        float(np.abs(changes).max(initial=0.0)),
-        float(np.abs(np.diff(changes, axis=0)).max(initial=0.0)) / dt,
+        decided=measure(decided),
+        sent=None if sent is None else measure(sent),
     )

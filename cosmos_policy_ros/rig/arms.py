@@ -15,11 +15,24 @@ from numpy.typing import NDArray
 
 from cosmos_policy_ros.core.errors import ConfigError
 
-# The ViperX gripper's crank: motor angle to finger position and back.
-#
-# A disc of ``radius`` turned by the gripper motor pushes each finger through a connecting rod, so
-# equal motor steps are unequal finger steps, and an angle and a finger position normalised to 0..1
-# agree at the ends only.
+ARM_JOINTS = 6
+ARM_DIM = ARM_JOINTS + 1
+STATE_DIM = 2 * ARM_DIM
+ARMS = ("left", "right")
+GRIPPER_INDICES = [ARM_JOINTS, ARM_DIM + ARM_JOINTS]
+
+
+@dataclass(frozen=True)
+class Crank:
+    """The ViperX gripper's crank, which turns the motor's angle into finger metres.
+
+    A disc of ``radius`` [m] on the motor pushes each finger through a connecting ``rod`` [m], so
+    equal motor steps are unequal finger steps, and an angle and a finger position normalised to
+    0..1 agree at the ends only.
+    """
+
+    radius: float
+    rod: float
 
 
 def finger_from_angle(angle: float, radius: float, rod: float) -> float:
@@ -31,7 +44,7 @@ def finger_from_angle(angle: float, radius: float, rod: float) -> float:
         rod: connecting rod length [m], 0.036 on a vx300s.
 
     Raises:
-        ConfigError: the geometry is impossible, i.e. not 0 < radius < rod.
+        ConfigError: not 0 < radius < rod.
     """
     _check(radius, rod)
     return radius * math.sin(angle) + math.sqrt(rod**2 - (radius * math.cos(angle)) ** 2)
@@ -44,7 +57,7 @@ def angle_from_finger(finger: float, radius: float, rod: float) -> float:
     end; NaN stays NaN.
 
     Raises:
-        ConfigError: the geometry is impossible, i.e. not 0 < radius < rod.
+        ConfigError: not 0 < radius < rod.
     """
     _check(radius, rod)
     if math.isnan(finger):
@@ -60,26 +73,6 @@ def _check(radius: float, rod: float) -> None:
             f"gripper crank: radius {radius} m and rod {rod} m cannot turn; "
             "needed 0 < radius < rod (0.022 and 0.036 on a vx300s)"
         )
-
-
-ARM_JOINTS = 6
-ARM_DIM = ARM_JOINTS + 1
-STATE_DIM = 2 * ARM_DIM
-ARMS = ("left", "right")
-GRIPPER_INDICES = (ARM_JOINTS, ARM_DIM + ARM_JOINTS)
-
-
-@dataclass(frozen=True)
-class Crank:
-    """Geometry that turns the gripper motor's angle into finger metres.
-
-    Attributes:
-        radius: crank radius [m].
-        rod: connecting rod [m].
-    """
-
-    radius: float
-    rod: float
 
 
 @dataclass(frozen=True)
@@ -114,7 +107,7 @@ class Gripper:
     trajectory: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse ranges without width and a crank source without a crank."""
+        """Refuse what the types allow but no gripper is."""
         if self.state_open == self.state_closed or self.command_open == self.command_closed:
             raise ValueError(f"gripper '{self.joint}': open and closed must differ")
         if self.state_source == "crank" and self.crank is None:
@@ -148,12 +141,8 @@ class Gripper:
         return self.command_open - self.command_closed
 
     def command(self, opening: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return what is sent for openings (n,), 0 closed to 1 open."""
+        """Return what is sent for openings of any shape, 0 closed to 1 open."""
         return self.command_closed + opening * self.command_stroke
-
-    def commanded(self, command: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the openings (n,) for which commands were sent."""
-        return (command - self.command_closed) / self.command_stroke
 
 
 @dataclass(frozen=True)
@@ -206,7 +195,7 @@ class Arm:
     max_acceleration: tuple[float, float, float, float, float, float] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse duplicate names, empty ranges and a start pose outside the limits."""
+        """Refuse what the types allow but no arm is."""
         if len({*self.joints, self.gripper.joint}) != ARM_DIM:
             raise ValueError(f"joints: names must differ, found {', '.join(self.joints)}")
         for name, low, high, speed, start in zip(
@@ -236,21 +225,8 @@ class Arm:
 
     def command(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return (K, 7) targets in policy units as the arm's driver takes them."""
-        sent: NDArray[np.float64] = positions.copy()
-        sent[:, ARM_JOINTS] = self.gripper.command(sent[:, ARM_JOINTS])
-        return sent
-
-    def command_speed(self, velocities: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return (K, 7) velocities in policy units per second as the arm's driver takes them."""
-        sent: NDArray[np.float64] = velocities.copy()
-        sent[:, ARM_JOINTS] *= self.gripper.command_stroke
-        return sent
-
-    def commanded(self, sent: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the (K, 7) targets in policy units for which a driver's (K, 7) were sent."""
-        positions: NDArray[np.float64] = sent.copy()
-        positions[:, ARM_JOINTS] = self.gripper.commanded(positions[:, ARM_JOINTS])
-        return positions
+        gripper = self.gripper.command(positions[:, ARM_JOINTS:])
+        return np.hstack([positions[:, :ARM_JOINTS], gripper])
 
 
 @dataclass(frozen=True)
@@ -262,7 +238,7 @@ class Arms:
 
     def __getitem__(self, side: str) -> Arm:
         """Return the arm of a side."""
-        return {"left": self.left, "right": self.right}[side]
+        return dict(self.items())[side]
 
     def keys(self) -> tuple[str, str]:
         """Return the sides in the order of the 14-vector."""

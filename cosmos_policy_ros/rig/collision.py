@@ -313,7 +313,7 @@ class CollisionModel:
         return ends.reshape(len(rows), -1, 2, 3), slide.reshape(len(rows), -1, 3)
 
 
-_GRIPPERS = list(GRIPPER_INDICES)
+_GRIPPERS = GRIPPER_INDICES
 _STROKE = vx300s.FINGER_OPEN - vx300s.FINGER_CLOSED
 
 

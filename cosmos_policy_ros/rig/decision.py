@@ -1,4 +1,4 @@
-"""The seam between the rig and whatever decides: one observation in, one decision out."""
+"""The seam between the rig and a policy: one observation in, one decision out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cosmos_policy_ros.rig.observation import Observation
 
 @dataclass(frozen=True)
 class ActionPrefix:
-    """What moving arms are going to do anyway, when a query is sent while they do it.
+    """What the arms will do anyway while a query that is sent in motion is answered.
 
     Attributes:
         positions: (n, 14) the path under way where rows of the answer are due: the first one dt
@@ -34,20 +34,20 @@ class ActionPrefix:
         return bool((self.weights > 0).any())
 
     def first(self, rows: int) -> ActionPrefix:
-        """Return it with no more than so many rows: what a chunk of that length can answer."""
+        """Return its first rows, as many as a chunk of that length has."""
         return replace(self, positions=self.positions[:rows], weights=self.weights[:rows])
 
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked of a policy.
+    """What a policy decides on.
 
     Attributes:
         task: name of the task file, e.g. "ziploc".
         prompt: the exact text the checkpoint knows, e.g. "put candy in bag".
         seed: base noise seed; candidate i uses seed + i.
         index: 0 for the first query of a run. A policy that keeps state starts afresh at 0.
-        observation: what the rig looks like now.
+        observation: newest one.
         deadline: wall seconds that a search may take; 0 for as long as it takes.
         committed: what the arms do meanwhile; None when they are at rest.
     """
@@ -63,7 +63,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One proposed chunk and how it was appraised. Values are in [0, 1]."""
+    """One sampled chunk and its predicted values, in [0, 1]."""
 
     seed: int
     values: tuple[float, ...] = ()
@@ -74,7 +74,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Decision:
-    """A policy's answer: the chunk, and everything needed to judge or replay the choice.
+    """A policy's answer: the chunk, and all that is needed to judge or replay the choice.
 
     Attributes:
         positions: (K, 14) float64 absolute joint targets, policy units, first row one ``dt``
@@ -86,7 +86,7 @@ class Decision:
         denoising_steps: 0 for an engine that does not denoise.
         engine: "cosmos" or "demonstrator".
         checkpoint_digest: sha256 over the checkpoint's files; "" when there is none.
-        planner_digest: the same of the checkpoint that imagined and appraised; "" for no search.
+        planner_digest: the same of the world model's checkpoint; "" for no search.
         numerics: "released" or "paper"; "" for an engine that has none.
         search: its settings, one line of YAML; "" for no search.
         imagined: (n, 16, T, h, w) float32 latents with the chosen chunk's future, several where the
@@ -110,7 +110,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What an engine says of itself once it is loaded.
+    """What is known of an engine once it is loaded.
 
     Attributes:
         digest: sha256 over the checkpoint's files; "" when there is none.
@@ -122,13 +122,11 @@ class EngineInfo:
 
 
 class Policy(Protocol):
-    """What an engine is. Implementations live in ``model`` (cosmos) and ``sim`` (demonstrator)."""
+    """An engine; implemented in ``model`` (cosmos) and ``sim`` (demonstrator)."""
 
     @property
     def info(self) -> EngineInfo:
-        """What it says of itself."""
-        ...
+        """Digest and warning."""
 
     def decide(self, query: Query) -> Decision:
         """Answer one query; may take seconds. Raises CosmosPolicyError when it cannot."""
-        ...

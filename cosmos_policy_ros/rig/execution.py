@@ -20,9 +20,6 @@ from cosmos_policy_ros.rig.chunk import KEPT, Blend, Blender, TimedChunk
 from cosmos_policy_ros.rig.decision import ActionPrefix
 from cosmos_policy_ros.rig.spec import Rates
 
-# How long an answer takes: what the trigger of the next query, its deadline and people go by.
-
-
 REMEMBERED = 100  # queries
 SURE = 0.95
 
@@ -35,7 +32,7 @@ class LatencyTracker:
     """
 
     def __init__(self) -> None:
-        """Know nothing."""
+        """Begin without any."""
         self._total: deque[float] = deque(maxlen=REMEMBERED)
         self._phases: dict[str, deque[float]] = {}
         self._warm_up: float | None = None
@@ -43,14 +40,12 @@ class LatencyTracker:
 
     @property
     def p95(self) -> float | None:
-        """Seconds that hardly any query exceeds; the warm-up's until others are known; or None."""
-        if not self._total:
-            return self._warm_up
-        return _quantile(self._total, SURE)
+        """95th percentile [s]; the warm-up's until others are known; None before that."""
+        return _quantile(self._total, SURE) if self._total else self._warm_up
 
     @property
     def cautious(self) -> float | None:
-        """The p95 with an allowance for how few it is of: twice it of one, hardly more of many."""
+        """The p95 with an allowance for a small sample: twice it of one, hardly more of many."""
         p95 = self.p95
         return None if p95 is None else p95 * (1.0 + 1.0 / max(len(self._total), 1))
 
@@ -68,7 +63,7 @@ class LatencyTracker:
         self._warm = False
 
     def phases_p95(self, *names: str) -> float:
-        """Return the sum of some phases' p95 [s]; of what is not known, nothing."""
+        """Return the sum of some phases' p95 [s]; an unknown one counts 0."""
         return sum(_quantile(self._phases[name], SURE) for name in names if name in self._phases)
 
     def summary(self) -> dict[str, str]:
@@ -124,7 +119,7 @@ class InferenceScheduler:
     """
 
     def __init__(self, execution: Execution, rates: Rates, latency: LatencyTracker) -> None:
-        """Go by the latencies that ``latency`` will have measured."""
+        """Decide by the latencies measured so far."""
         self.execution, self._rates, self._latency = execution, rates, latency
         self._margin = (KEPT + LOOK) * rates.dt
         self.asks_in_motion = execution.mode != "synchronous"
@@ -150,11 +145,9 @@ class InferenceScheduler:
         return p95 + self._margin <= left <= cautious + self._margin + going_over
 
     def deadline(self, left: float, usual: float) -> float:
-        """Return the wall seconds that a search may take.
+        """Return the wall seconds that a search may take; 0 for as long as it takes.
 
-        Args:
-            left: seconds of the path to go; 0 at rest.
-            usual: what it may take at rest; 0 for as long as it takes.
+        ``left`` are the seconds of the path to go, 0 at rest; ``usual`` is the limit at rest.
         """
         if not left:
             return usual
@@ -163,11 +156,11 @@ class InferenceScheduler:
         return min(possible, usual) if usual else possible
 
     def action_prefix(self, path: TimedChunk, seen_ns: int) -> ActionPrefix:
-        """Return what the arms do after an observation, and how much of it is held.
+        """Return what the arms do after an observation, and how firmly the answer is held to it.
 
-        What they will have done when the answer comes is held exactly. The hold is let go towards
-        the path's end, over no fewer rows than two paths are blended: let go at once, the answer
-        might leave the path with a jump behind the rows that are watched for one.
+        What they will have done when the answer comes is held exactly. The hold fades towards the
+        path's end, over no fewer rows than two paths are blended: without fading, the answer might
+        leave the path with a jump behind the rows that are watched for one.
         """
         step_ns, left_ns = path.step_ns, path.end_ns - seen_ns
         rows = max(left_ns // step_ns, 0)

@@ -1,11 +1,11 @@
-"""What the policy sees at one moment. The same code makes it live and from a bag."""
+"""What the policy sees at one moment; the same code makes it live and from a bag."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from cosmos_policy_ros.core.untrusted import shown
 from cosmos_policy_ros.rig.arms import Arm
 from cosmos_policy_ros.rig.clock import Receipt
 from cosmos_policy_ros.rig.images import decode_image, image_size
-from cosmos_policy_ros.rig.spec import Camera, RigSpec
+from cosmos_policy_ros.rig.spec import Camera, ObservationLimits, RigSpec
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,6 @@ class Observation:
         return sha.hexdigest()
 
 
-# The newest message of every source, and the gates between them and an observation.
-#
-# Messages are only kept on arrival; decoding waits until a query needs the image. All ages are
-# measured on the clock that arms move by (``rig.clock``); a stamp only says how old a message was
-# when it came, and one ahead of this machine's clock says nothing, so its message is not used.
-
-
 # A failed bus read is published as raw 0, which the driver converts to -pi on every joint.
 FAILED_READ = -math.pi
 FAILED_READ_TOLERANCE = 1e-3
@@ -71,33 +64,41 @@ FINGERPRINT_STRIDE = 997  # prime, so that samples do not line up with image row
 
 @dataclass
 class _Source:
-    """What came last of one source; times on the clock that arms move by."""
+    """The newest message of one source; times on the clock that arms move by."""
 
     topic: str
+    newest: Any = None  # a camera's message or an arm's (7,) state
     stamp_ns: int = 0  # as the source wrote it
     seen_ns: int = 0  # the same moment here
     received: int = 0
     rejected: int = 0
     rejection: str = ""  # of the last message; empty once a good one has come
 
-    def check_ahead(self, receipt: Receipt, limit: float) -> None:
-        """Raise ObservationError for a stamp that is ahead of this machine's clock."""
-        ahead = (receipt.stamped_ns - receipt.received_ns) / NS_PER_S
-        if ahead > limit:
-            raise ObservationError(
-                f"stamped {ahead:.2f} s ahead of this machine's clock (limit {limit:g} s): "
-                "synchronise the clocks of both machines, with chrony"
-            )
-
-    def accept(self, stamp_ns: int, receipt: Receipt) -> None:
-        """Note when a good message was stamped."""
+    def accept(
+        self, stamp_ns: int, receipt: Receipt | None, ahead: float, read: Callable[[], Any]
+    ) -> bool:
+        """Keep what ``read`` returns, or count the message as rejected and remember why."""
+        self.received += 1
+        received_ns, stamped_ns = receipt or (stamp_ns, stamp_ns)
+        early = (stamped_ns - received_ns) / NS_PER_S
+        try:
+            if early > ahead:
+                raise ObservationError(
+                    f"stamped {early:.2f} s ahead of this machine's clock (limit {ahead:g} s): "
+                    "synchronise the clocks of both machines, with chrony"
+                )
+            self.newest = read()
+        except ObservationError as error:
+            self.rejected += 1
+            self.rejection = str(error)
+            return False
         self.stamp_ns, self.rejection = stamp_ns, ""
-        self.seen_ns = min(receipt.stamped_ns, receipt.received_ns)
+        self.seen_ns = min(stamped_ns, received_ns)
+        return True
 
-    def reject(self, error: ObservationError) -> None:
-        """Note what was wrong with a message."""
-        self.rejected += 1
-        self.rejection = str(error)
+    def age(self, now_ns: int) -> float:
+        """Return seconds since the last good stamp; inf for a silent source."""
+        return math.inf if self.newest is None else (now_ns - self.seen_ns) / NS_PER_S
 
     @property
     def rejections(self) -> str:
@@ -110,19 +111,58 @@ class _Source:
 @dataclass
 class _CameraSource(_Source):
     camera: Camera = field(kw_only=True)
-    message: Any = None
-    fingerprint: int = 0
+    fingerprint: int | None = None
     changed_ns: int = 0
+
+    def problem(self, now_ns: int, limits: ObservationLimits) -> str:
+        """Return why its image cannot be used now, empty if it can."""
+        if self.newest is None:
+            tail = self.rejections or ": is the camera running and the topic right?"
+            return f"{self.topic} has sent no image yet{tail}"
+        age, same_for = self.age(now_ns), (self.seen_ns - self.changed_ns) / NS_PER_S
+        if age > limits.image_age:
+            return (
+                f"{self.topic}: last image is {age:.2f} s old (limit {limits.image_age:g} s)"
+                f"{self.rejections}"
+            )
+        if 0 < limits.frozen_after < same_for:
+            return (
+                f"{self.topic}: the same image for {same_for:.2f} s under new stamps "
+                f"(limit {limits.frozen_after:g} s): the camera is frozen, restart it"
+            )
+        encoding, accepted = getattr(self.newest, "encoding", None), self.camera.encodings
+        if encoding is not None and encoding not in accepted:
+            return (
+                f"{self.topic}: encoding '{shown(encoding)}' is not accepted "
+                f"(rig file: {', '.join(accepted)})"
+            )
+        return ""
 
 
 @dataclass
 class _ArmSource(_Source):
     arm: Arm = field(kw_only=True)
-    state: NDArray[np.float64] | None = None
+
+    def problem(self, now_ns: int, limits: ObservationLimits) -> str:
+        """Return why its state cannot be used now, empty if it can."""
+        if self.newest is None:
+            tail = self.rejections or ": is the arm's driver running?"
+            return f"{self.topic} has sent no good joint state yet{tail}"
+        if (age := self.age(now_ns)) > limits.state_age:
+            return (
+                f"{self.topic}: last good state is {age:.2f} s old (limit {limits.state_age:g} s)"
+                f"{self.rejections}"
+            )
+        return ""
 
 
 class SensorBuffer:
-    """Collects a rig's messages and turns the newest ones into an :class:`Observation`."""
+    """The newest message of every source, and the checks between them and an observation.
+
+    Messages are only kept on arrival; decoding waits until a query needs the image. All ages are
+    measured on the clock that arms move by (``rig.clock``); a stamp only says how old a message was
+    when it came, and one ahead of this machine's clock says nothing, so its message is not used.
+    """
 
     def __init__(self, rig: RigSpec) -> None:
         """Expect the cameras and arms that ``rig`` names."""
@@ -131,13 +171,15 @@ class SensorBuffer:
             camera.role: _CameraSource(camera.topic, camera=camera) for camera in rig.cameras
         }
         self._arms = {side: _ArmSource(arm.joint_states, arm=arm) for side, arm in rig.arms.items()}
+        self._sources: dict[str, _CameraSource | _ArmSource] = {
+            **self._cameras,
+            **{f"{side}/joint_states": arm for side, arm in self._arms.items()},
+        }
 
     def add_image(
         self, role: str, message: Any, stamp_ns: int, receipt: Receipt | None = None
     ) -> bool:
         """Keep a camera message and return True, or count it as rejected and remember why.
-
-        Its fingerprint tells a frozen camera.
 
         Args:
             role: of the camera.
@@ -146,18 +188,11 @@ class SensorBuffer:
             receipt: when it came; None where stamps are of the clock that arms move by.
         """
         source = self._cameras[role]
-        source.received += 1
-        receipt = receipt or Receipt(stamp_ns, stamp_ns)
-        try:
-            source.check_ahead(receipt, self._limits.stamp_ahead)
-        except ObservationError as error:
-            source.reject(error)
+        if not source.accept(stamp_ns, receipt, self._limits.stamp_ahead, lambda: message):
             return False
-        source.accept(stamp_ns, receipt)
         seen = fingerprint(message)
-        if seen != source.fingerprint or source.message is None:
+        if seen != source.fingerprint:  # else the camera may be frozen
             source.fingerprint, source.changed_ns = seen, source.seen_ns
-        source.message = message
         return True
 
     def add_joint_state(
@@ -178,60 +213,41 @@ class SensorBuffer:
             receipt: when it came; None where stamps are of the clock that arms move by.
         """
         source = self._arms[side]
-        source.received += 1
-        receipt = receipt or Receipt(stamp_ns, stamp_ns)
-        try:
-            source.check_ahead(receipt, self._limits.stamp_ahead)
-            source.state = read_arm(source.arm, names, positions)
-        except ObservationError as error:
-            source.reject(error)
-            return False
-        source.accept(stamp_ns, receipt)
-        return True
+        return source.accept(
+            stamp_ns,
+            receipt,
+            self._limits.stamp_ahead,
+            lambda: read_arm(source.arm, names, positions),
+        )
 
     def measured(self) -> NDArray[np.float64] | None:
         """Return the newest (14,) state, or None before both arms have reported."""
-        states = [source.state for source in self._arms.values() if source.state is not None]
+        states = [arm.newest for arm in self._arms.values() if arm.newest is not None]
         return np.concatenate(states) if len(states) == len(self._arms) else None
 
     def state_age(self, now_ns: int) -> float:
         """Return seconds since the older arm's last good joint state (inf before the first)."""
-        return max(
-            (now_ns - s.seen_ns) / NS_PER_S if s.state is not None else math.inf
-            for s in self._arms.values()
-        )
+        return max(arm.age(now_ns) for arm in self._arms.values())
 
     def counts(self) -> dict[str, int]:
         """Return messages received per source."""
-        return {name: source.received for name, source in self._named()}
+        return {name: source.received for name, source in self._sources.items()}
 
     def ages(self, now_ns: int) -> dict[str, float]:
         """Return seconds from each source's last good stamp to now; inf for a silent one."""
-        return {
-            name: (now_ns - source.seen_ns) / NS_PER_S if _has_come(source) else math.inf
-            for name, source in self._named()
-        }
+        return {name: source.age(now_ns) for name, source in self._sources.items()}
 
-    def problems(self, now_ns: int, not_before_ns: int = 0) -> list[str]:
-        """Return why no observation can be made now, one sentence per source at fault."""
-        found = [c for s in self._cameras.values() if (c := self._of_camera(s, now_ns))]
-        found += [c for a in self._arms.values() if (c := self._of_arm(a, now_ns))]
-        if found:
-            return found
-        newest = max(self._cameras.values(), key=lambda camera: camera.seen_ns)
-        oldest = min(self._cameras.values(), key=lambda camera: camera.seen_ns)
-        skew = (newest.seen_ns - oldest.seen_ns) / NS_PER_S
-        if skew > self._limits.camera_skew:
-            found.append(
-                f"{oldest.topic} is {skew:.3f} s behind {newest.topic} "
-                f"(limit {self._limits.camera_skew:g} s)"
-            )
-        found += [
-            f"{name} has not reported since the last chunk ended"
-            for name, source in self._named()
-            if source.seen_ns < not_before_ns
-        ]
-        return found
+    def image_sizes(self) -> dict[str, tuple[int, int]]:
+        """Return rows and columns of each camera's newest image, by role, from its header.
+
+        Raises:
+            ObservationError: one is no image that could be used.
+        """
+        return {
+            role: image_size(source.newest, source.topic, grey=source.camera.grey)
+            for role, source in self._cameras.items()
+            if source.newest is not None
+        }
 
     def stale_source(self, now_ns: int, *, cameras: bool = True) -> str:
         """Return which source has been gone for too long to go on moving; empty for none.
@@ -242,7 +258,7 @@ class SensorBuffer:
         """
         limits = self._limits
         for arm in self._arms.values():
-            age = (now_ns - arm.seen_ns) / NS_PER_S
+            age = arm.age(now_ns)
             if age > limits.state_timeout:
                 return (
                     f"{arm.topic}: no good joint state for {age:.2f} s "
@@ -258,6 +274,27 @@ class SensorBuffer:
                     f"(limit {limits.image_timeout:g} s){camera.rejections}"
                 )
         return ""
+
+    def problems(self, now_ns: int, not_before_ns: int = 0) -> list[str]:
+        """Return why no observation can be made now, one sentence per source at fault."""
+        limits = self._limits
+        each = [source.problem(now_ns, limits) for source in self._sources.values()]
+        if found := [problem for problem in each if problem]:
+            return found
+        newest = max(self._cameras.values(), key=lambda camera: camera.seen_ns)
+        oldest = min(self._cameras.values(), key=lambda camera: camera.seen_ns)
+        skew = (newest.seen_ns - oldest.seen_ns) / NS_PER_S
+        if skew > limits.camera_skew:
+            found.append(
+                f"{oldest.topic} is {skew:.3f} s behind {newest.topic} "
+                f"(limit {limits.camera_skew:g} s)"
+            )
+        found += [
+            f"{name} has not reported since the last chunk ended"
+            for name, source in self._sources.items()
+            if source.seen_ns < not_before_ns
+        ]
+        return found
 
     def observe(self, now_ns: int, not_before_ns: int = 0) -> Observation:
         """Build the observation of this moment.
@@ -277,82 +314,21 @@ class SensorBuffer:
         assert state is not None
         images = {
             role: decode_image(
-                source.message,
-                source.topic,
-                grey=source.camera.grey,
-                size=source.camera.size,
+                source.newest, source.topic, grey=source.camera.grey, size=source.camera.size
             )
             for role, source in self._cameras.items()
         }
-        sources = [source for _, source in self._named()]
         return Observation(
-            stamp_ns=max(source.stamp_ns for source in sources),
+            stamp_ns=max(source.stamp_ns for source in self._sources.values()),
             images=images,
             state=state,
             ages=self.ages(now_ns),
-            seen_ns=max(source.seen_ns for source in sources),
+            seen_ns=max(source.seen_ns for source in self._sources.values()),
         )
-
-    def _named(self) -> list[tuple[str, _CameraSource | _ArmSource]]:
-        cameras: list[tuple[str, _CameraSource | _ArmSource]] = [*self._cameras.items()]
-        return cameras + [(f"{side}/joint_states", arm) for side, arm in self._arms.items()]
-
-    def _of_camera(self, source: _CameraSource, now_ns: int) -> str | None:
-        topic, limits = source.topic, self._limits
-        if source.message is None:
-            tail = source.rejections or ": is the camera running and the topic right?"
-            return f"{topic} has sent no image yet{tail}"
-        age = (now_ns - source.seen_ns) / NS_PER_S
-        if age > limits.image_age:
-            return (
-                f"{topic}: last image is {age:.2f} s old (limit {limits.image_age:g} s)"
-                f"{source.rejections}"
-            )
-        same_for = (source.seen_ns - source.changed_ns) / NS_PER_S
-        if 0 < limits.frozen_after < same_for:
-            return (
-                f"{topic}: the same image for {same_for:.2f} s under new stamps "
-                f"(limit {limits.frozen_after:g} s): the camera is frozen, restart it"
-            )
-        encoding = getattr(source.message, "encoding", None)
-        if encoding is not None and encoding not in source.camera.encodings:
-            accepted = ", ".join(source.camera.encodings)
-            return f"{topic}: encoding '{shown(encoding)}' is not accepted (rig file: {accepted})"
-        return None
-
-    def _of_arm(self, source: _ArmSource, now_ns: int) -> str | None:
-        topic, limit = source.topic, self._limits.state_age
-        if source.state is None:
-            tail = source.rejections or ": is the arm's driver running?"
-            return f"{topic} has sent no good joint state yet{tail}"
-        age = (now_ns - source.seen_ns) / NS_PER_S
-        if age > limit:
-            return (
-                f"{topic}: last good state is {age:.2f} s old (limit {limit:g} s)"
-                f"{source.rejections}"
-            )
-        return None
-
-    def image_sizes(self) -> dict[str, tuple[int, int]]:
-        """Return rows and columns of each camera's newest image, by role, from its header.
-
-        Raises:
-            ObservationError: one is no image that could be used.
-        """
-        return {
-            role: image_size(source.message, source.topic, grey=source.camera.grey)
-            for role, source in self._cameras.items()
-            if source.message is not None
-        }
-
-
-def _has_come(source: _CameraSource | _ArmSource) -> bool:
-    kept = source.message if isinstance(source, _CameraSource) else source.state
-    return kept is not None
 
 
 def fingerprint(message: Any) -> int:
-    """Return a checksum of some 500 bytes of an image's data."""
+    """Return a checksum of some 500 bytes of an image's data, which tells a frozen camera."""
     data = np.frombuffer(message.data, np.uint8) if len(message.data) else np.zeros(0, np.uint8)
     return zlib.crc32(data[::FINGERPRINT_STRIDE].tobytes())
 
@@ -361,34 +337,29 @@ def read_arm(arm: Arm, names: Sequence[str], positions: Sequence[float]) -> NDAr
     """Return the (7,) state of one arm from a joint state's names and positions.
 
     Raises:
-        ObservationError: a joint is missing or named twice, names and positions differ in number, a
-            value is not finite or no such servo's, or the sample is the -pi burst of a failed bus
-            read.
+        ObservationError: joints are missing or doubled, a value is impossible, or the bus read
+            failed.
     """
     if len(names) != len(positions):
         raise ObservationError(f"{len(names)} joint names with {len(positions)} positions")
     by_name = dict(zip(names, positions, strict=True))
-    gripper, wanted = arm.gripper, arm.state_names
-    if twice := [name for name in wanted if names.count(name) > 1]:
-        raise ObservationError(f"joint '{twice[0]}' is named {names.count(twice[0])} times")
-    missing = [name for name in wanted if name not in by_name]
-    if missing:
-        hint = did_you_mean(missing[0], by_name)
-        raise ObservationError(f"joint '{missing[0]}' is not in the message{hint}")
-    values = np.array([by_name[name] for name in wanted], np.float64)
-    for name, value in zip(wanted, values, strict=True):
-        if not math.isfinite(value):
-            raise ObservationError(f"joint '{name}' is {value}")
+    for name in arm.state_names:
+        if (count := names.count(name)) > 1:
+            raise ObservationError(f"joint '{name}' is named {count} times")
+        if name not in by_name:
+            hint = did_you_mean(name, by_name)
+            raise ObservationError(f"joint '{name}' is not in the message{hint}")
+        if not math.isfinite(by_name[name]):
+            raise ObservationError(f"joint '{name}' is {by_name[name]}")
+    values = np.array([by_name[name] for name in arm.state_names], np.float64)
     for name, value, low, high in zip(arm.joints, values, arm.lower, arm.upper, strict=False):
         if not low - IMPOSSIBLE <= value <= high + IMPOSSIBLE:
             raise ObservationError(
                 f"joint '{name}' is {value:.2f} rad, its limits are {low:g} to {high:g}: no "
                 "reading of this arm"
             )
-    failed = np.abs(values[:-1] - FAILED_READ) < FAILED_READ_TOLERANCE
-    if np.count_nonzero(failed) >= FAILED_READ_JOINTS:
-        raise ObservationError(
-            f"{np.count_nonzero(failed)} joints read -pi: a failed read of the servo bus"
-        )
-    values[-1] = gripper.normalize(gripper.reading(float(values[-1])))
+    failed = np.count_nonzero(np.abs(values[:-1] - FAILED_READ) < FAILED_READ_TOLERANCE)
+    if failed >= FAILED_READ_JOINTS:
+        raise ObservationError(f"{failed} joints read -pi: a failed read of the servo bus")
+    values[-1] = arm.gripper.normalize(arm.gripper.reading(float(values[-1])))
     return values

@@ -94,7 +94,7 @@ class StartDrift:
         self._chunks += 1
         self._sum += verdict.jump
         arms = np.abs(self._sum)
-        arms[list(GRIPPER_INDICES)] = 0.0
+        arms[GRIPPER_INDICES] = 0.0
         joint = int(np.argmax(arms))
         if not 0 < self._limit < arms[joint]:
             return verdict
@@ -194,7 +194,7 @@ class SafetyGate:
         if self._collisions is None or not np.isfinite(positions).all():
             return {}
         rows = np.clip(np.vstack([now.commanded, positions]), self._lower, self._upper)
-        return self._collisions.distances(rows, now.measured[list(GRIPPER_INDICES)])
+        return self._collisions.distances(rows, now.measured[GRIPPER_INDICES])
 
     def _led_over(self, chunk: Array, commanded: Array) -> tuple[Array, str]:
         """Begin a chunk where the arms are held, if the rig asks for it and it is near enough.
@@ -208,11 +208,11 @@ class SafetyGate:
         inside = bool(((commanded >= self._lower) & (commanded <= self._upper)).all())
         # From rest, the arms reach row 0 in one step.
         step = np.minimum(self._step, self._acceleration * self._dt**2)
-        step[list(GRIPPER_INDICES)] = np.inf
+        step[GRIPPER_INDICES] = np.inf
         acceptable = bool((np.abs(off) <= np.minimum(self._start_jump, step)).all())
         # There they may have to turn round.
         turn = np.abs(np.diff(np.vstack([commanded, chunk[:2]]), n=2, axis=0))
-        turn[:, list(GRIPPER_INDICES)] = 0.0
+        turn[:, GRIPPER_INDICES] = 0.0
         acceptable &= bool((turn <= self._acceleration * self._dt**2).all())
         if not self._ramp_in or acceptable or furthest > self._ramp_in_jump or not inside:
             return chunk, ""
@@ -324,7 +324,7 @@ class SafetyGate:
         steps = np.abs(np.diff(rows, axis=0, prepend=before[None]))
         if from_rest:
             # The start jump's alone: a gripper at an object stands far from its target.
-            steps[0, list(GRIPPER_INDICES)] = 0.0
+            steps[0, GRIPPER_INDICES] = 0.0
         return self._worst("step_speed", steps, self._step, "in one control step: too fast", first)
 
     def _check_acceleration(
@@ -360,7 +360,7 @@ class SafetyGate:
             np.vstack([before, rows]),
             np.vstack([at_first, path.velocities]),
             self._dt,
-            measured[list(GRIPPER_INDICES)],
+            measured[GRIPPER_INDICES],
         )
         if found is None:
             return None
@@ -442,7 +442,7 @@ def start_motion(
         RigError: the gate refused.
     """
     goal = np.concatenate([[*arm.start, 0.0] for arm in rig.arms.values()])
-    grippers = list(GRIPPER_INDICES)
+    grippers = GRIPPER_INDICES
     goal[grippers] = np.clip(now.commanded[grippers], 0.0, 1.0)
     furthest = float(np.delete(np.abs(goal - now.commanded), grippers).max())
     seconds = MINIMUM_JERK_PEAK * furthest / speed

@@ -114,7 +114,7 @@ def check_pose(rig: RigSpec, measured: NDArray[np.float64] | None) -> Check:
     if measured is None:
         return Check("pose", False, "no joint states", "start the arms' drivers")
     over = np.maximum(rig.lower - measured, measured - rig.upper)
-    over[list(GRIPPER_INDICES)] = 0.0
+    over[GRIPPER_INDICES] = 0.0
     outside = np.flatnonzero(over > rig.gate.joint_overshoot)
     if not len(outside):
         return Check("pose", True, "all joints within their limits")

@@ -448,13 +448,17 @@ class RigSpec:
 
     def command_speed(self, velocities: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return (K, 14) velocities in policy units per second as the drivers take them."""
-        left, right = np.hsplit(velocities, len(ARMS))
-        return np.hstack([self.arms.left.command_speed(left), self.arms.right.command_speed(right)])
+        sent: NDArray[np.float64] = velocities.copy()
+        sent[:, GRIPPER_INDICES] *= [arm.gripper.command_stroke for arm in self.arms.values()]
+        return sent
 
     def commanded(self, sent: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the (K, 14) targets in policy units for which the drivers' (K, 14) were sent."""
-        left, right = np.hsplit(sent, len(ARMS))
-        return np.hstack([self.arms.left.commanded(left), self.arms.right.commanded(right)])
+        grippers = [arm.gripper for arm in self.arms.values()]
+        positions: NDArray[np.float64] = sent.copy()
+        positions[:, GRIPPER_INDICES] -= [gripper.command_closed for gripper in grippers]
+        positions[:, GRIPPER_INDICES] /= [gripper.command_stroke for gripper in grippers]
+        return positions
 
     @property
     def joint_names(self) -> tuple[str, ...]:

@@ -18,11 +18,12 @@ from cosmos_policy_ros.rig.arms import GRIPPER_INDICES, STATE_DIM
 from cosmos_policy_ros.rig.chunk import Blend, Blender, TimedChunk
 from cosmos_policy_ros.rig.collision import CollisionModel
 from cosmos_policy_ros.rig.spec import SHAKE_ROWS, RigSpec
+from cosmos_policy_ros.rig.tracking import deviation
 
 
 @dataclass(frozen=True)
 class GateContext:
-    """Where the arms are when a chunk is judged, and how old is what is known of them.
+    """Where the arms are when a chunk is judged, and how old that knowledge is.
 
     Attributes:
         commanded: (14,) last pose that was commanded (the measured one before the first).
@@ -42,7 +43,7 @@ class GateContext:
 
 @dataclass(frozen=True)
 class GateResult:
-    """What the gate said of one chunk.
+    """The gate's answer to one chunk.
 
     Attributes:
         accepted: False means that nothing of the chunk may reach an arm.
@@ -81,81 +82,66 @@ class StartDrift:
         self._names, self._limit = rig.joint_names, rig.gate.drift
         self._sum, self._chunks = np.zeros(STATE_DIM), 0
 
-    @property
-    def led(self) -> Array:
-        """(14,) signed sum of what the first rows were off the commanded pose, policy units."""
-        led: Array = self._sum.copy()
-        return led
-
-    def add(self, verdict: GateResult) -> GateResult:
-        """Count an accepted chunk; return its verdict, which tells of a drift over the limit."""
-        if verdict.jump is None:
-            return verdict
+    def add(self, result: GateResult) -> GateResult:
+        """Count an accepted chunk; return its result, which names a drift over the limit."""
+        if result.jump is None:
+            return result
         self._chunks += 1
-        self._sum += verdict.jump
+        self._sum += result.jump
         arms = np.abs(self._sum)
         arms[GRIPPER_INDICES] = 0.0
         joint = int(np.argmax(arms))
         if not 0 < self._limit < arms[joint]:
-            return verdict
-        told = (
+            return result
+        drift = (
             f"the first rows of {self._chunks} chunks have led {self._names[joint]} away by "
             f"{self._sum[joint]:+.2f} rad in all (told from {self._limit:g} rad on): does the "
             "policy see the arms where they are?"
         )
-        return replace(verdict, message="; ".join(filter(None, (verdict.message, told))))
+        return replace(result, message="; ".join(filter(None, (result.message, drift))))
 
 
 class SafetyGate:
-    """Judges chunks against one rig's limits."""
+    """Judges chunks against one rig's limits; the first rule broken refuses."""
 
     def __init__(self, rig: RigSpec) -> None:
         """Take the limits from ``rig`` once."""
-        self._names = rig.joint_names
-        self._steps = rig.rates.chunk_steps
-        self._dt = rig.rates.dt
-        self._lower, self._upper = rig.lower, rig.upper
+        self._gate, self._observation = rig.gate, rig.observation
+        self._names, self._steps, self._dt = rig.joint_names, rig.rates.chunk_steps, rig.rates.dt
+        self._lower, self._upper, self._max_velocity = rig.lower, rig.upper, rig.max_velocity
         self._start_jump = np.full(STATE_DIM, rig.gate.start_jump)
+        self._start_jump[GRIPPER_INDICES] = rig.gate.gripper_start_jump
         self._overshoot = np.full(STATE_DIM, rig.gate.joint_overshoot)
-        for gripper in GRIPPER_INDICES:
-            self._start_jump[gripper] = rig.gate.gripper_start_jump
-            self._overshoot[gripper] = rig.gate.gripper_overshoot
+        self._overshoot[GRIPPER_INDICES] = rig.gate.gripper_overshoot
         self._step = rig.max_velocity * rig.gate.velocity_scale * rig.rates.dt
-        self._ramp_in = round(rig.gate.ramp_in / rig.rates.dt)  # rows
-        self._ramp_in_jump = rig.gate.ramp_in_jump
-        self._state_age = rig.observation.state_timeout
-        self._result_age = rig.gate.result_age
-        self._ahead = rig.observation.stamp_ahead
-        self._max_velocity = rig.max_velocity
         self._acceleration = rig.max_acceleration
         self._shake = rig.max_acceleration * (rig.gate.shake or np.inf)
+        self._ramp_in = round(rig.gate.ramp_in / rig.rates.dt)  # rows
         self._collisions = None if rig.geometry is None else CollisionModel(rig.geometry)
 
     def judge(
         self, positions: Array, dt: float, now: GateContext, rows: int | None = None
     ) -> GateResult:
-        """Judge one chunk.
+        """Judge a chunk that begins at rest.
 
         Args:
             positions: (K, 14) targets, policy units.
             dt: seconds between rows.
             now: where the arms are.
             rows: how many there should be; None for a policy's chunk on this rig.
-
-        Returns:
-            The first rule broken, or acceptance with the clamped positions.
         """
         if unusable := self._check_usable(positions, dt, now, rows or self._steps):
             return unusable
         clipped = np.clip(positions, self._lower, self._upper)
-        chunk, message = self._led_over(clipped, now.commanded)
+        chunk, message = self._lead_in(clipped, now.commanded)
+        for reference, what in ((now.commanded, "commanded"), (now.measured, "measured")):
+            jump = np.abs(chunk[:1] - reference)
+            advice = f"from the {what} pose: move the arms to the start pose (or fix the policy)"
+            if refused := self._worst("start_jump", jump, self._start_jump, advice):
+                return refused
         clamped = int(np.count_nonzero(clipped != positions))
-        return (
-            self._check_start(chunk, now)
-            or self._check_speed(now.commanded, chunk, from_rest=True)
-            or self._check_acceleration(now.commanded, chunk, from_rest=True)
-            or self._check_collision(now.commanded, chunk, now.measured)
-            or GateResult(True, chunk, clamped, message=message, jump=clipped[0] - now.commanded)
+        return self._check_path(chunk, now.commanded, None, now.measured) or GateResult(
+            True, chunk, clamped, message=message, jump=clipped[0] - now.commanded
         )
 
     def judge_splice(self, blend: Blend, blender: Blender, now: GateContext) -> GateResult:
@@ -163,10 +149,7 @@ class SafetyGate:
 
         The rules are :meth:`judge`'s. The start jump is that between the two paths where the new
         one takes over, and the measured pose may be any of those commanded of late; the speeds are
-        those of the blended path.
-
-        Returns:
-            The first rule broken, or acceptance with the (n, 14) rows of the blended path.
+        those of the blended path, whose rows (n, 14) are the result's positions.
         """
         positions = blend.decided.positions
         if unusable := self._check_usable(positions, blend.decided.dt, now, self._steps):
@@ -174,47 +157,51 @@ class SafetyGate:
         clipped = np.clip(positions, self._lower, self._upper)
         blend = replace(blend, decided=replace(blend.decided, positions=clipped))
         rows = np.clip(blender(blend), self._lower, self._upper)
+        limit = self._start_jump
+        if self._ramp_in:  # a rig that leads chunks in from further off does so here, too
+            limit = np.maximum(limit, self._gate.ramp_in_jump)
+        gap = np.abs(blend.gap)[None]
+        advice = "from the path under way: fix the policy, or set execution: synchronous"
+        if refused := self._worst("start_jump", gap, limit, advice, blend.takeover):
+            return refused
+        trail = now.commanded[None] if now.trail is None else now.trail
+        off = deviation(now.measured, trail)[None]
+        advice = "from where it was commanded to be: is the arm held, or its servo overloaded?"
+        if refused := self._worst("start_jump", off, self._start_jump, advice):
+            return refused
         before, velocity = blend.path.state(blend.path.due_ns(blend.first - 1))
         clamped = int(np.count_nonzero(clipped != positions))
-        return (
-            self._check_takeover(blend, now)
-            or self._check_speed(before, rows, blend.first)
-            or self._check_acceleration(before, rows, blend.first)
-            or self._check_collision(before, rows, now.measured, velocity, blend.first)
-            or GateResult(True, rows, clamped, jump=blend.gap)
+        return self._check_path(rows, before, velocity, now.measured, blend.first) or GateResult(
+            True, rows, clamped, jump=blend.gap
         )
 
     def closest(self, positions: Array, now: GateContext) -> dict[tuple[str, str], float]:
-        """Return how close each two links, or link and table, come at a chunk's rows [m].
-
-        Args:
-            positions: (K, 14) targets, policy units.
-            now: where the arms are.
-        """
+        """Return how close each two links, or link and table, come at (K, 14) rows [m]."""
         if self._collisions is None or not np.isfinite(positions).all():
             return {}
         rows = np.clip(np.vstack([now.commanded, positions]), self._lower, self._upper)
         return self._collisions.distances(rows, now.measured[GRIPPER_INDICES])
 
-    def _led_over(self, chunk: Array, commanded: Array) -> tuple[Array, str]:
+    def _lead_in(self, chunk: Array, commanded: Array) -> tuple[Array, str]:
         """Begin a chunk where the arms are held, if the rig asks for it and it is near enough.
 
         One that may begin where it does is left as it was decided.
         """
         off = commanded - chunk[0]
-        jump = np.delete(np.abs(off), GRIPPER_INDICES)
-        furthest = float(jump.max())
+        furthest = float(np.delete(np.abs(off), GRIPPER_INDICES).max())
         # A held pose outside the limits leads nowhere that the limits allow.
         inside = bool(((commanded >= self._lower) & (commanded <= self._upper)).all())
-        # From rest, the arms reach row 0 in one step.
-        step = np.minimum(self._step, self._acceleration * self._dt**2)
+        # From rest, the arms reach row 0 in one step, and there they may have to turn round.
+        change = self._acceleration * self._dt**2
+        step = np.minimum(self._step, change)
         step[GRIPPER_INDICES] = np.inf
-        acceptable = bool((np.abs(off) <= np.minimum(self._start_jump, step)).all())
-        # There they may have to turn round.
         turn = np.abs(np.diff(np.vstack([commanded, chunk[:2]]), n=2, axis=0))
         turn[:, GRIPPER_INDICES] = 0.0
-        acceptable &= bool((turn <= self._acceleration * self._dt**2).all())
-        if not self._ramp_in or acceptable or furthest > self._ramp_in_jump or not inside:
+        acceptable = bool(
+            (np.abs(off) <= np.minimum(self._start_jump, step)).all() and (turn <= change).all()
+        )
+        near = furthest <= self._gate.ramp_in_jump
+        if not self._ramp_in or acceptable or not near or not inside:
             return chunk, ""
         share = (1 + np.cos(np.pi * np.arange(self._ramp_in) / self._ramp_in)) / 2
         led = chunk.copy()
@@ -226,131 +213,101 @@ class SafetyGate:
     def _check_usable(
         self, positions: Array, dt: float, now: GateContext, rows: int
     ) -> GateResult | None:
-        return (
-            self._check_shape(positions, dt, rows)
-            or self._check_finite(positions)
-            or self._check_ages(now)
-            or self._check_limits(positions)
-        )
-
-    def _check_shape(self, positions: Array, dt: float, rows: int) -> GateResult | None:
-        if positions.shape == (rows, STATE_DIM) and abs(dt - self._dt) < 1e-9:
-            return None
-        return GateResult(
-            False,
-            rule="shape",
-            message=f"chunk of shape {positions.shape} at dt {dt:g} s, the rig takes "
-            f"({rows}, {STATE_DIM}) at {self._dt:g} s: the checkpoint is for another rig",
-        )
-
-    def _check_finite(self, positions: Array) -> GateResult | None:
+        """Check shape, numbers, ages and position limits."""
+        if not (positions.shape == (rows, STATE_DIM) and abs(dt - self._dt) < 1e-9):
+            return GateResult(
+                False,
+                rule="shape",
+                message=f"chunk of shape {positions.shape} at dt {dt:g} s, the rig takes "
+                f"({rows}, {STATE_DIM}) at {self._dt:g} s: the checkpoint is for another rig",
+            )
         bad = np.argwhere(~np.isfinite(positions))
-        if not len(bad):
-            return None
-        step, joint = map(int, bad[0])
-        return GateResult(
-            False,
-            rule="finite",
-            joint=joint,
-            step=step,
-            value=float(positions[step, joint]),
-            message=f"{self._names[joint]} at step {step} is {positions[step, joint]} "
-            f"({len(bad)} values are not finite): check the checkpoint and its statistics",
-        )
-
-    def _check_ages(self, now: GateContext) -> GateResult | None:
-        for rule, what, age in (
-            ("stale_state", "the arms' last report", now.state_age),
-            ("result_age", "what the chunk was decided on", now.result_age),
-        ):
-            if age < -self._ahead:
-                return _too_old(
-                    rule,
-                    -age,
-                    self._ahead,
-                    f"{what} is stamped {{age}} s ahead of the clock here: set the machines' "
-                    "clocks by each other (chrony or ptp)",
-                )
-        if not now.state_age <= self._state_age:
-            return _too_old(
+        if len(bad):
+            step, joint = map(int, bad[0])
+            return GateResult(
+                False,
+                rule="finite",
+                joint=joint,
+                step=step,
+                value=float(positions[step, joint]),
+                message=f"{self._names[joint]} at step {step} is {positions[step, joint]} "
+                f"({len(bad)} values are not finite): check the checkpoint and its statistics",
+            )
+        ahead = self._observation.stamp_ahead
+        clocks = "ahead of the clock here: set the machines' clocks by each other (chrony or ptp)"
+        for rule, age, limit, message in (
+            (
                 "stale_state",
                 now.state_age,
-                self._state_age,
-                "the arms were last heard of {age} s ago: are their drivers running?",
-            )
-        if not now.result_age <= self._result_age:
-            return _too_old(
+                self._observation.state_timeout,
+                "the arms were last heard of {} s ago: are their drivers running?",
+            ),
+            (
                 "result_age",
                 now.result_age,
-                self._result_age,
-                "decided on what was seen {age} s ago: give the search a deadline, or look at what "
+                self._gate.result_age,
+                "decided on what was seen {} s ago: give the search a deadline, or look at what "
                 "keeps the policy",
-            )
-        return None
-
-    def _check_limits(self, positions: Array) -> GateResult | None:
-        excess = np.maximum(self._lower - positions, positions - self._upper)
+            ),
+            (
+                "stale_state",
+                -now.state_age,
+                ahead,
+                f"the arms' last report is stamped {{}} s {clocks}",
+            ),
+            (
+                "result_age",
+                -now.result_age,
+                ahead,
+                f"what the chunk was decided on is stamped {{}} s {clocks}",
+            ),
+        ):
+            if not age <= limit:
+                told = f"{message.format(f'{age:.2f}')}; allowed is {limit:g} s"
+                return GateResult(False, rule=rule, value=age, limit=limit, message=told)
         return self._worst(
             "joint_limits",
-            excess,
+            np.maximum(self._lower - positions, positions - self._upper),
             self._overshoot,
             "past its position limit: compare the checkpoint's statistics with the rig file",
         )
 
-    def _check_start(self, positions: Array, now: GateContext) -> GateResult | None:
-        for reference, what in ((now.commanded, "commanded"), (now.measured, "measured")):
-            jump = np.abs(positions[:1] - reference)
-            advice = f"from the {what} pose: move the arms to the start pose (or fix the policy)"
-            if verdict := self._worst("start_jump", jump, self._start_jump, advice):
-                return verdict
-        return None
-
-    def _check_takeover(self, blend: Blend, now: GateContext) -> GateResult | None:
-        limit = self._start_jump
-        if self._ramp_in:  # a rig that leads chunks over from further off does so here, too
-            limit = np.maximum(limit, self._ramp_in_jump)
-        advice = "from the path under way: fix the policy, or set execution: synchronous"
-        gap = np.abs(blend.gap)[None]
-        if verdict := self._worst("start_jump", gap, limit, advice, first=blend.takeover):
-            return verdict
-        trail = now.commanded[None] if now.trail is None else now.trail
-        off = np.maximum(trail.min(axis=0) - now.measured, now.measured - trail.max(axis=0))
-        advice = "from where it was commanded to be: is the arm held, or its servo overloaded?"
-        return self._worst("start_jump", np.maximum(off, 0.0)[None], self._start_jump, advice)
-
-    def _check_speed(
-        self, before: Array, rows: Array, first: int = 0, *, from_rest: bool = False
+    def _check_path(
+        self,
+        rows: Array,
+        before: Array,
+        velocity: Array | None,
+        measured: Array,
+        first: int = 0,
     ) -> GateResult | None:
+        """Check speeds, accelerations and collisions of the path from ``before`` through ``rows``.
+
+        Arms with a ``velocity`` pass through ``before``, those without leave it from rest; they
+        rest at the last row. ``first`` is the number of the first row.
+        """
         steps = np.abs(np.diff(rows, axis=0, prepend=before[None]))
-        if from_rest:
+        path = np.vstack([before, before, rows, rows[-1]])
+        accelerations = np.abs(np.diff(path, n=2, axis=0)) / self._dt**2
+        if velocity is None:
             # The start jump's alone: a gripper at an object stands far from its target.
             steps[0, GRIPPER_INDICES] = 0.0
-        return self._worst("step_speed", steps, self._step, "in one control step: too fast", first)
-
-    def _check_acceleration(
-        self, before: Array, rows: Array, first: int = 0, *, from_rest: bool = False
-    ) -> GateResult | None:
-        """Look at the change of speed at every row; the arms rest at the last one."""
-        path = np.vstack([before, before, rows, rows[-1]])
-        found = np.abs(np.diff(path, n=2, axis=0)) / self._dt**2
-        # Arms at rest leave the held pose for row 0; moving ones are on their way to it.
-        found[1] = np.maximum(found[0], found[1]) if from_rest else found[1]
-        found = found[1:]
-        advice = "^2 of acceleration: the policy jerks; compare its rate with the rig's"
-        if verdict := self._worst("acceleration", found, self._acceleration, advice, first):
-            return verdict
-        sums = np.cumsum(np.vstack([np.zeros((SHAKE_ROWS, STATE_DIM)), found**2]), axis=0)
+            accelerations[1] = np.maximum(accelerations[0], accelerations[1])
+        accelerations = accelerations[1:]
+        squares = np.vstack([np.zeros((SHAKE_ROWS, STATE_DIM)), accelerations**2])
+        sums = np.cumsum(squares, axis=0)
         shaking = np.sqrt((sums[SHAKE_ROWS:] - sums[:-SHAKE_ROWS]) / SHAKE_ROWS)
-        advice = f"^2 of acceleration, root mean square over {SHAKE_ROWS} rows: the policy shakes"
-        return self._worst("shaking", shaking, self._shake, advice, first)
+        advice = "of acceleration: the policy jerks; compare its rate with the rig's"
+        mean = f"of acceleration, root mean square over {SHAKE_ROWS} rows: the policy shakes"
+        unit = "rad/s^2"
+        return (
+            self._worst("step_speed", steps, self._step, "in one control step: too fast", first)
+            or self._worst("acceleration", accelerations, self._acceleration, advice, first, unit)
+            or self._worst("shaking", shaking, self._shake, mean, first, unit)
+            or self._check_collision(rows, before, velocity, measured, first)
+        )
 
     def _check_collision(
-        self,
-        before: Array,
-        rows: Array,
-        measured: Array,
-        velocity: Array | None = None,
-        first: int = 0,
+        self, rows: Array, before: Array, velocity: Array | None, measured: Array, first: int
     ) -> GateResult | None:
         if self._collisions is None:
             return None
@@ -379,16 +336,17 @@ class SafetyGate:
         )
 
     def _worst(
-        self, rule: str, found: Array, limit: Array, advice: str, first: int = 0
+        self,
+        rule: str,
+        found: Array,
+        limit: Array,
+        advice: str,
+        first: int = 0,
+        unit: str = "rad",
     ) -> GateResult | None:
-        """Refuse with the entry that is furthest over its limit, if any is over.
+        """Refuse with the entry of (n, 14) that is furthest over its (14,) limit, if any is over.
 
-        Args:
-            rule: its name.
-            found: (n, 14) values.
-            limit: (14,).
-            advice: ends the message.
-            first: number of the row that ``found`` begins with.
+        ``advice`` ends the message, ``first`` is the number of the row that ``found`` begins with.
         """
         # A hair of tolerance: a chunk exactly at a limit must not fail by rounding.
         over = found - limit * (1 + 1e-9) - 1e-12
@@ -396,9 +354,7 @@ class SafetyGate:
         if over[step, joint] <= 0:
             return None
         value, allowed = float(found[step, joint]), float(limit[joint])
-        unit = "of its stroke" if joint in GRIPPER_INDICES else "rad"
-        if advice.startswith("^2"):
-            unit, advice = "rad/s^2", advice[3:]
+        unit = "of its stroke" if joint in GRIPPER_INDICES else unit
         return GateResult(
             False,
             rule=rule,
@@ -411,14 +367,6 @@ class SafetyGate:
         )
 
 
-def _too_old(rule: str, age: float, limit: float, message: str) -> GateResult:
-    told = f"{message.format(age=f'{age:.2f}')}; allowed is {limit:g} s"
-    return GateResult(False, rule=rule, value=age, limit=limit, message=told)
-
-
-# A motion of our own, not the policy's: both arms to their start pose, gently and straight.
-
-
 CHUNK_ID = "go_to_start"
 MINIMUM_JERK_PEAK = 1.875  # its highest speed, of the average
 
@@ -426,33 +374,25 @@ MINIMUM_JERK_PEAK = 1.875  # its highest speed, of the average
 def start_motion(
     rig: RigSpec, gate: SafetyGate, now: GateContext, now_ns: int, speed: float
 ) -> TimedChunk:
-    """Return the way from where the arms are held to their start pose.
+    """Return the way of both arms from where they are held at ``now_ns`` to their start pose.
 
-    Minimum jerk; every joint sets out and arrives together, and the grippers stay as they are, so
-    that nothing is dropped. The safety gate judges it like any other chunk.
-
-    Args:
-        rig: start poses and rates.
-        gate: judges.
-        now: where the arms are.
-        now_ns: when they leave.
-        speed: of the fastest joint, at most [rad/s].
+    Minimum jerk, at most ``speed`` [rad/s]; every joint sets out and arrives together, and the
+    grippers stay as they are, so that nothing is dropped. The gate judges it like any other chunk.
 
     Raises:
         RigError: the gate refused.
     """
     goal = np.concatenate([[*arm.start, 0.0] for arm in rig.arms.values()])
-    grippers = GRIPPER_INDICES
-    goal[grippers] = np.clip(now.commanded[grippers], 0.0, 1.0)
-    furthest = float(np.delete(np.abs(goal - now.commanded), grippers).max())
+    goal[GRIPPER_INDICES] = np.clip(now.commanded[GRIPPER_INDICES], 0.0, 1.0)
+    furthest = float(np.delete(np.abs(goal - now.commanded), GRIPPER_INDICES).max())
     seconds = MINIMUM_JERK_PEAK * furthest / speed
     rows = max(1, math.ceil(seconds / rig.rates.dt))
     share = np.arange(1, rows + 1)[:, None] / rows
     way = share**3 * (10 - 15 * share + 6 * share**2)
     positions = now.commanded + way * (goal - now.commanded)
-    verdict = gate.judge(positions, rig.rates.dt, now, rows=rows)
-    if verdict.positions is None:
-        raise RigError(f"the way to the start pose is refused: {verdict.message}")
+    result = gate.judge(positions, rig.rates.dt, now, rows=rows)
+    if result.positions is None:
+        raise RigError(f"the way to the start pose is refused: {result.message}")
     return TimedChunk(
-        CHUNK_ID, now_ns, rig.rates.dt, now.commanded, verdict.positions, rig.max_velocity
+        CHUNK_ID, now_ns, rig.rates.dt, now.commanded, result.positions, rig.max_velocity
     )

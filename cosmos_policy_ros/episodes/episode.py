@@ -115,13 +115,17 @@ def id_number(name: str) -> int:
     return int(match["number"]) if match else 0
 
 
-def read_episode(path: Path) -> Episode:
+def read_episode(path: Path, information: Mapping[str, Any] | None = None) -> Episode:
     """Read the summary of a finished or discarded episode.
+
+    Args:
+        path: the bag's folder.
+        information: its metadata, by ``read_metadata``, where the caller has them already.
 
     Raises:
         RolloutError: the bag is unfinished, unreadable, or not an episode of this package.
     """
-    with _open(path) as (files, information):
+    with _open(path, information) as (files, information):
         metadata = [
             decode_metadata(types, cdr)
             for _, types, _, cdr in _messages(files, {EPISODE_TOPIC.name})
@@ -130,7 +134,12 @@ def read_episode(path: Path) -> Episode:
             raise RolloutError(
                 f"{path}: has no message on '{EPISODE_TOPIC.name}'; it is a bag, but no episode"
             )
-        labels = _labels(path, files)
+        in_bag = [
+            decode_label(types, cdr) for _, types, _, cdr in _messages(files, {LABEL_TOPIC.name})
+        ]
+        in_log, _ = read_log(path)
+    # Either may miss one, after a kill between the two writes; both say the same of the others.
+    labels = {label.revision: label for label in (*in_bag, *in_log)}
     topics: dict[str, TopicSummary] = {}
     for listed in information["topics_with_message_count"]:
         name, msgtype = listed["topic_metadata"]["name"], listed["topic_metadata"]["type"]
@@ -149,7 +158,7 @@ def read_episode(path: Path) -> Episode:
         files=tuple(path / name for name in information["relative_file_paths"]),
         metadata=metadata[0],
         topics=dict(sorted(topics.items())),
-        labels=labels,
+        labels=tuple(labels[revision] for revision in sorted(labels)),
         outcome=notes.get(OUTCOME, ""),
         discarded=path.name.endswith(DISCARDED),
         discard_reason=notes.get(DISCARD_REASON, ""),
@@ -158,16 +167,6 @@ def read_episode(path: Path) -> Episode:
         start_ns=information["starting_time"]["nanoseconds_since_epoch"],
         duration_ns=information["duration"]["nanoseconds"],
     )
-
-
-def read_labels(path: Path) -> tuple[Label, ...]:
-    """Return every label of a finished episode by ascending revision, from bag and label log.
-
-    Raises:
-        RolloutError: the bag is unfinished or unreadable, or holds an impossible label.
-    """
-    with _open(path) as (files, _):
-        return _labels(path, files)
 
 
 def read_messages(path: Path, topics: Iterable[str]) -> Iterator[tuple[str, int, Any]]:
@@ -182,7 +181,9 @@ def read_messages(path: Path, topics: Iterable[str]) -> Iterator[tuple[str, int,
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[tuple[list[Reader], dict[str, Any]]]:
+def _open(
+    path: Path, information: Mapping[str, Any] | None = None
+) -> Iterator[tuple[list[Reader], Mapping[str, Any]]]:
     """Open the files of a finished bag, metadata and indexes within bounds; yields both.
 
     The files, not the folder, for which ``Reader`` would parse the metadata once more.
@@ -193,7 +194,7 @@ def _open(path: Path) -> Iterator[tuple[list[Reader], dict[str, Any]]]:
             f"as an episode"
         )
     with reading(path, "a bag", RolloutError, VERIFY), ExitStack() as opened:
-        information = read_metadata(path)
+        information = information or read_metadata(path)
         files = [path / name for name in information["relative_file_paths"]]
         for file in files:
             where = f"{file}: cannot be read as a bag"
@@ -205,14 +206,6 @@ def _open(path: Path) -> Iterator[tuple[list[Reader], dict[str, Any]]]:
             if str(path) in str(error):
                 raise
             raise RolloutError(f"{path}: {error}") from error
-
-
-def _labels(path: Path, files: Iterable[Reader]) -> tuple[Label, ...]:
-    in_bag = [decode_label(types, cdr) for _, types, _, cdr in _messages(files, {LABEL_TOPIC.name})]
-    in_log, _ = read_log(path)
-    # Either may miss one, after a kill between the two writes; both say the same of the others.
-    merged = {label.revision: label for label in (*in_bag, *in_log)}
-    return tuple(merged[revision] for revision in sorted(merged))
 
 
 def _messages(

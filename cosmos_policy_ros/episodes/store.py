@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import datetime
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rosbags.typesys.store import Typestore
 
@@ -47,11 +47,11 @@ from cosmos_policy_ros.episodes.episode import (
     DISCARD_REASON,
     OUTCOME,
     RECOVERED,
+    Episode,
     bare_id,
     episode_id,
     id_number,
     read_episode,
-    read_labels,
 )
 from cosmos_policy_ros.episodes.labels import OperatorScore, labels_of, logged, number
 from cosmos_policy_ros.episodes.quality import QualityMonitor, load_limits
@@ -179,9 +179,11 @@ class EpisodeStore:
             if (recording := self._recorded_now(episode)) is not None:
                 return recording.label(labels_of(recording.metadata, operator_score, self._clock()))
             folder = self.find(episode)
-            _refuse_unfinished(folder)
-            metadata = replace(read_episode(folder).metadata, episode_id=bare_id(folder.name))
-            labels = labels_of(metadata, operator_score, self._clock())
+
+            def labels(found: Episode) -> Sequence[Label]:
+                metadata = replace(found.metadata, episode_id=found.id)
+                return labels_of(metadata, operator_score, self._clock())
+
             return add_labels(folder, labels, self._types)
 
     def discard(self, reason: str, *, operator_name: str = "", episode: str = "") -> Path:
@@ -206,7 +208,7 @@ class EpisodeStore:
             if folder.name.endswith(DISCARDED):
                 before = (read_metadata(folder).get("custom_data") or {}).get(DISCARD_REASON, "")
                 raise RolloutError(f"episode '{name}' was discarded before: '{before}'")
-            add_labels(folder, [label], self._types)
+            add_labels(folder, lambda _: [label], self._types)
             final = folder.with_name(folder.name + DISCARDED)
             try:
                 with locked(folder):
@@ -243,18 +245,28 @@ class EpisodeStore:
         return recording if mine else None
 
 
-def add_labels(folder: Path, labels: Sequence[Label], types: Typestore) -> tuple[Label, ...]:
-    """Give a finished episode further labels; return them with their revisions.
+def add_labels(
+    folder: Path, labels: Callable[[Episode], Sequence[Label]], types: Typestore
+) -> tuple[Label, ...]:
+    """Give a finished episode further labels, which may depend on what it is.
+
+    Returns:
+        The labels with their revisions.
 
     Raises:
         RolloutError: the episode is unfinished, or the disk refused; nothing has changed then.
     """
-    _refuse_unfinished(folder)
+    if folder.name.endswith(RECORDING):
+        raise RolloutError(
+            f"{folder}: is unfinished: its recorder died, or another one has it; recover it first"
+        )
     try:
         with locked(folder):
-            numbered = number(labels, read_labels(folder))
+            information = read_metadata(folder)
+            episode = read_episode(folder, information)
+            numbered = number(labels(episode), episode.labels)
             with logged(folder, numbered):
-                _append_file(folder, numbered, types)
+                _append_file(folder, information, numbered, types)
     except OSError as error:
         raise RolloutError(
             f"{folder}: cannot be labelled: {error}; the bag is as before, label it again"
@@ -262,7 +274,9 @@ def add_labels(folder: Path, labels: Sequence[Label], types: Typestore) -> tuple
     return numbered
 
 
-def _append_file(folder: Path, labels: Sequence[Label], types: Typestore) -> None:
+def _append_file(
+    folder: Path, information: dict[str, Any], labels: Sequence[Label], types: Typestore
+) -> None:
     """Add labels to a finished bag as one more MCAP file, ``<episode_id>_<n>.mcap``.
 
     Nothing that is there is rewritten but ``metadata.yaml``, and that one atomically. The labels'
@@ -272,7 +286,6 @@ def _append_file(folder: Path, labels: Sequence[Label], types: Typestore) -> Non
     Raises:
         OSError: the disk refused; the bag is as before.
     """
-    information = read_metadata(folder)
     stem = Path(information["relative_file_paths"][0]).stem.rpartition("_")[0]
     names = (folder / f"{stem}_{i}.mcap" for i in count(1))
     target = next(path for path in names if not path.exists())
@@ -295,13 +308,6 @@ def _append_file(folder: Path, labels: Sequence[Label], types: Typestore) -> Non
         raise
     finally:
         draft.unlink(missing_ok=True)
-
-
-def _refuse_unfinished(folder: Path) -> None:
-    if folder.name.endswith(RECORDING):
-        raise RolloutError(
-            f"{folder}: is unfinished: its recorder died, or another one has it; recover it first"
-        )
 
 
 class RecordingInProgressError(RolloutError):

@@ -34,7 +34,7 @@ from cosmos_policy_ros.bags.writer import BagWriter, read_metadata
 from cosmos_policy_ros.cli.recover import main as recover_command
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.dataset.windows import EpisodeWindows, Sent, find_steps
-from cosmos_policy_ros.episodes.episode import read_episode, read_labels, read_messages
+from cosmos_policy_ros.episodes.episode import read_episode, read_messages
 from cosmos_policy_ros.episodes.labels import LABEL_LOG, OperatorScore, read_log
 from cosmos_policy_ros.episodes.quality import QualityReport, load_limits
 from cosmos_policy_ros.episodes.store import EpisodeStore, Recovered
@@ -195,7 +195,7 @@ def test_any_note_is_one_line_of_the_journal(
         assert label.revision == number
     labels, problems = read_log(path)
     assert problems == () and [x.note for x in labels] == [f"a{text}b"] * 2
-    assert read_labels(path) == labels
+    assert read_episode(path).labels == labels
     assert not [problem for problem in verify(path, LIMITS).problems if "label" in problem]
     assert (path / LABEL_LOG).read_bytes().isascii()
 

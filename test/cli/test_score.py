@@ -21,7 +21,7 @@ from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.cli import score as score_command
 from cosmos_policy_ros.cli.score import HELD
-from cosmos_policy_ros.episodes.episode import read_episode, read_labels
+from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.store import EpisodeStore
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +73,7 @@ def test_answers_become_labels(
 ) -> None:
     path = record(episodes, types, 0.1, task_yaml=FAULTY_TASK)
     assert score(monkeypatch, episodes, lines, "--operator", "ann") == 0
-    found = read_labels(path)
+    found = read_episode(path).labels
     assert [(label.kind, label.points) for label in found] == labels
     assert {label.operator_name for label in found} == {"ann"}
     shown = capsys.readouterr().out
@@ -89,7 +89,7 @@ def test_a_note_can_be_added_and_an_old_score_is_kept(
     record(episodes, types, 0.1)
     for lines in ("y\ny\nn\nn\nn\nt\nslipped twice\ny\n", "n\nn\nn\nn\nn\ny\n"):
         assert score(monkeypatch, episodes, lines, "1") == 0
-    scores = [label for label in read_labels(path) if label.kind == "score"]
+    scores = [label for label in read_episode(path).labels if label.kind == "score"]
     assert [(x.revision, x.points, x.note) for x in scores] == [
         (3, 50, "slipped twice"),
         (4, 0, ""),
@@ -110,7 +110,7 @@ def test_what_is_not_agreed_to_is_not_written(
 ) -> None:
     path = record(episodes, types, 0.1)
     assert score(monkeypatch, episodes, lines) == code
-    assert read_labels(path) == ()
+    assert read_episode(path).labels == ()
     told = capsys.readouterr()
     assert "nothing was written" in told.out + told.err
 
@@ -153,7 +153,7 @@ def test_unscored_ones_come_in_turn_and_blind_ones_shuffled(
     assert told.out.index(paths[2].name) < told.out.index(paths[0].name)
     assert paths[1].name not in told.out
     assert f"left out: {paths[3].name} is unreadable" in told.err
-    assert [len(read_labels(path)) for path in paths[:3]] == [0, 5, 5]
+    assert [len(read_episode(path).labels) for path in paths[:3]] == [0, 5, 5]
     assert score(monkeypatch, episodes, "y\n" * 6, "--unscored") == 0
     assert score(monkeypatch, episodes, "", "--unscored") == 0
     assert "every episode has its score" in capsys.readouterr().out
@@ -168,7 +168,7 @@ def test_an_episode_without_a_rubric_does_not_stop_the_others(
     bare, whole = record(episodes, types, 0.1, task_yaml=""), record(episodes, types, 0.1)
     assert score(monkeypatch, episodes, "y\n" * 6, "--unscored") == 1
     assert f"episodes relabel {bare.name} TOTAL" in capsys.readouterr().err
-    assert read_labels(bare) == () and len(read_labels(whole)) == 5
+    assert read_episode(bare).labels == () and len(read_episode(whole).labels) == 5
 
 
 def test_an_unknown_pedal_is_named(
@@ -255,7 +255,7 @@ def test_one_key_is_one_answer(
         terminal.press(key)
     terminal.until("written: 75 of 100 (revision 4)")
     assert terminal.end() == 0
-    label = read_labels(path)[-1]
+    label = read_episode(path).labels[-1]
     assert (label.points, label.note, label.success) == (75, "slipped", False)
 
 
@@ -288,4 +288,4 @@ def test_ctrl_c_writes_nothing(
     os.killpg(terminal.process.pid, signal.SIGINT)
     assert terminal.end() == 130
     assert "interrupted" in terminal.shown and "Traceback" not in terminal.shown
-    assert read_labels(path) == ()
+    assert read_episode(path).labels == ()

@@ -25,7 +25,7 @@ from cosmos_policy_ros.bags.writer import BagWriter, read_metadata, write_metada
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.task import Deduction, Rubric, Stage
-from cosmos_policy_ros.episodes.episode import read_episode, read_labels
+from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.labels import LABEL_LOG, OperatorScore, logged, read_log, tally
 from cosmos_policy_ros.episodes.store import EpisodeStore, add_labels
 
@@ -113,7 +113,7 @@ def test_a_score_is_labels_in_bag_and_log(
     assert {x.operator_name for x in labels} == {"ann"}
     assert (labels[-1].success, labels[-1].note) == (True, "second try")
     (path / LABEL_LOG).unlink()
-    assert read_labels(path) == labels, "the bag alone is enough"
+    assert read_episode(path).labels == labels, "the bag alone is enough"
     assert read_episode(path).score == labels[-1]
 
 
@@ -190,12 +190,12 @@ def test_a_read_only_episode_is_told(
     monkeypatch.setattr("cosmos_policy_ros.episodes.store.logged", refuse)
     with pytest.raises(RolloutError, match=r"cannot be labelled: .*Permission denied"):
         store.score(OperatorScore(20.0))
-    assert read_labels(path) == ()
+    assert read_episode(path).labels == ()
 
 
 def test_discarding_is_a_label_too(store: EpisodeStore, path: Path) -> None:
     path = store.discard("cable unplugged", operator_name="bob")
-    (label,) = read_labels(path)
+    (label,) = read_episode(path).labels
     assert (label.kind, label.note, label.operator_name) == ("discard", "cable unplugged", "bob")
     assert read_log(path)[0] == (label,)
     assert read_episode(path).score is None
@@ -212,7 +212,7 @@ LATE = Label("bag", 0, "score", START_NS + DAY_NS, points=40.0, operator_name="a
 
 
 def test_both_readers_see_every_late_label(bag: Path, types: Typestore) -> None:
-    sent = [encode_label(types, add_labels(bag, [LATE], types)[0]) for _ in range(2)]
+    sent = [encode_label(types, add_labels(bag, lambda _: [LATE], types)[0]) for _ in range(2)]
     with Reader(bag) as reader:
         assert reader.message_count == 4
         found = [bytes(d) for c, _, d in reader.messages() if c.topic == "/episode/label"]
@@ -228,7 +228,7 @@ def test_both_readers_see_every_late_label(bag: Path, types: Typestore) -> None:
 def test_the_recorded_file_is_untouched_and_metadata_adds_up(bag: Path, types: Typestore) -> None:
     """And the bag still spans its trial, not the days until the label."""
     before = digests(bag)
-    add_labels(bag, [LATE], types)
+    add_labels(bag, lambda _: [LATE], types)
     after = digests(bag)
     assert after["bag_0.mcap"] == before["bag_0.mcap"]
     assert set(after) == {"bag_0.mcap", "bag_1.mcap", "metadata.yaml", LABEL_LOG}
@@ -249,7 +249,7 @@ def test_a_label_topic_that_the_bag_lacks_is_listed(bag: Path, types: Typestore)
     topics = info["topics_with_message_count"]
     topics[:] = [t for t in topics if t["topic_metadata"]["name"] != "/episode/label"]
     write_metadata(bag, info)
-    add_labels(bag, [LATE], types)
+    add_labels(bag, lambda _: [LATE], types)
     with Reader(bag) as reader:
         assert reader.topics["/episode/label"].msgcount == 1
         assert [c.topic for c, _, _ in reader.messages()][-1] == "/episode/label"
@@ -257,7 +257,7 @@ def test_a_label_topic_that_the_bag_lacks_is_listed(bag: Path, types: Typestore)
 
 def test_a_file_left_by_a_crash_is_not_overwritten(bag: Path, types: Typestore) -> None:
     (bag / "bag_1.mcap").write_bytes(b"left behind")
-    add_labels(bag, [LATE], types)
+    add_labels(bag, lambda _: [LATE], types)
     assert (bag / "bag_2.mcap").exists()
     assert (bag / "bag_1.mcap").read_bytes() == b"left behind"
 
@@ -271,6 +271,6 @@ def test_a_bag_without_good_metadata_is_named(
     if content is not None:
         file.write_text(content)
     with pytest.raises(RolloutError, match="is this a finished bag") as refused:
-        add_labels(bag, [LATE], types)
+        add_labels(bag, lambda _: [LATE], types)
     assert f"{file}: " in str(refused.value)
     assert content is None or file.read_text() == content

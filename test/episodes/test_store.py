@@ -17,7 +17,7 @@ from rosbags.typesys.store import Typestore
 from cosmos_policy_ros.bags.mcap_file import Topic
 from cosmos_policy_ros.bags.messages import EpisodeMetadata, Label
 from cosmos_policy_ros.core.errors import RolloutError
-from cosmos_policy_ros.episodes.episode import episode_id, read_episode, read_labels
+from cosmos_policy_ros.episodes.episode import episode_id, read_episode
 from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.store import EpisodeStore
 
@@ -85,7 +85,7 @@ def test_score_while_recording_is_in_the_bag_at_once(
     (file,) = recording.path.glob("*.mcap")
     assert b"slipped" in file.read_bytes()
     path = recording.finish("stopped")
-    assert read_labels(path) == (label,)
+    assert read_episode(path).labels == (label,)
     assert [f.name for f in path.glob("*.mcap")] == [f"{path.name}_0.mcap"]
 
 
@@ -120,7 +120,7 @@ def test_impossible_score_changes_nothing(
         score(store, points, success=True)
     if not finished:
         recording.finish("stopped")
-    assert read_labels(store.find()) == ()
+    assert read_episode(store.find()).labels == ()
     assert score(store, 100, success=True).revision == 1
 
 
@@ -135,7 +135,7 @@ def test_text_that_ros_cannot_carry_is_refused(
         store.discard(note)
     with pytest.raises(RolloutError, match="prompt: "):
         replace(metadata, prompt=note)
-    assert read_labels(path) == ()
+    assert read_episode(path).labels == ()
 
 
 def test_scores_reach_the_episode_that_was_named(
@@ -146,7 +146,7 @@ def test_scores_reach_the_episode_that_was_named(
     score(store, 10, success=False, episode=first.name)
     score(store, 30, success=False, episode=open_one.id)
     third = open_one.finish("stopped")
-    assert [[s.points for s in read_labels(path)] for path in (first, second, third)] == [
+    assert [[s.points for s in read_episode(path).labels] for path in (first, second, third)] == [
         [10],
         [],
         [30],
@@ -230,7 +230,7 @@ def test_discarded_episode_can_still_be_scored(
     path = _record(store, metadata, topics)
     store.discard("wrong object", episode=path.name)
     assert score(store, 0, success=False, episode=path.name).revision == 2
-    assert len(read_labels(path.with_name(f"{path.name}.discarded"))) == 2
+    assert len(read_episode(path.with_name(f"{path.name}.discarded")).labels) == 2
 
 
 def test_text_that_looks_like_something_else_survives_a_late_label(
@@ -258,7 +258,7 @@ def test_unfinished_episode_is_refused_until_salvaged(
         with pytest.raises(RolloutError, match="is unfinished"):
             deed()
     assert other.begin(metadata, topics).id.endswith("_0002")
-    assert read_labels(recording.finish("stopped")) == ()
+    assert read_episode(recording.finish("stopped")).labels == ()
 
 
 def test_full_disk_frees_the_store_for_the_next_episode(
@@ -288,7 +288,7 @@ def test_two_labellers_at_once_get_two_revisions(
         thread.start()
     for thread in threads:
         thread.join()
-    assert [label.revision for label in read_labels(path)] == list(range(1, 13))
+    assert [label.revision for label in read_episode(path).labels] == list(range(1, 13))
 
 
 def test_root_that_is_a_file_is_named(tmp_path: Path, types: Typestore) -> None:

@@ -22,7 +22,7 @@ from helpers.sim_loop import episode  # noqa: E402
 from cosmos_policy_ros.sim.demonstrator import Demonstrator  # noqa: E402
 from cosmos_policy_ros.sim.render import Renderer  # noqa: E402
 from cosmos_policy_ros.sim.rig import SimRig  # noqa: E402
-from cosmos_policy_ros.sim.scene import TASKS  # noqa: E402
+from cosmos_policy_ros.sim.tasks import TASKS  # noqa: E402
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:

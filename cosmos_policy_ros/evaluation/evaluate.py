@@ -43,7 +43,7 @@ class EvaluationConfig:
     Attributes:
         task: a name in ``config/tasks`` that the simulated rig knows.
         contenders: who takes part; the others are compared with the first.
-        conditions: of the scenes, see :mod:`sim.conditions`.
+        conditions: of the scenes, see :mod:`~cosmos_policy_ros.sim.tasks`.
         trials: scenes per condition.
         first_seed: of the scenes; demonstrations are made of low ones, which are not held out.
         noise_seed: of the policies. The noise of a scene is the same for all.

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from cosmos_policy_ros.core.errors import ObservationError, RolloutError
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.model.sampler import SampleSpec
-from cosmos_policy_ros.rig.arms import ARM_DIM, ARM_JOINTS
+from cosmos_policy_ros.rig.arms import ARM_DIM, ARM_JOINTS, ARMS
 from cosmos_policy_ros.sim.kinematics import ArmKinematics
-from cosmos_policy_ros.sim.scene import ARMS
 from cosmos_policy_ros.training.config import DataConfig
 from cosmos_policy_ros.training.dataset_index import DatasetIndex, EpisodeEntry
 from cosmos_policy_ros.training.start import dataset_index_for

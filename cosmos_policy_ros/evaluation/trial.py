@@ -212,7 +212,7 @@ class SimEnv:
             scene_seed: places the objects.
             policy: decides.
             witnesses: are told.
-            condition: of the scene, see :mod:`sim.conditions`.
+            condition: of the scene, see :mod:`~cosmos_policy_ros.sim.tasks`.
             timing: by default at rest, in no time.
         """
         timing, latency = timing or Timing(), LatencyTracker()

@@ -146,17 +146,9 @@ def load_engine(spec: EngineSpec, admit: Admit = lambda footprint: None) -> Engi
         CosmosPolicyError: the checkpoint or the assets are missing or wrong, or do not fit.
     """
     if spec.engine == "demonstrator":
-        from cosmos_policy_ros.sim.demonstrator import Demonstrator, GripperConstants
+        from cosmos_policy_ros.sim.demonstrator import Demonstrator
 
-        g = spec.gripper
-        assert g is not None
-        return DirectEngine(
-            Demonstrator(
-                grippers=GripperConstants(
-                    g.state_closed, g.state_open, g.command_closed, g.command_open
-                )
-            )
-        )
+        return DirectEngine(Demonstrator(gripper=spec.gripper))
     pass
 
     return load_cosmos(spec, admit)

@@ -17,17 +17,16 @@ from numpy.typing import NDArray
 
 from cosmos_policy_ros.core.config import did_you_mean
 from cosmos_policy_ros.core.errors import ObservationError
-from cosmos_policy_ros.rig.arms import angle_from_finger
+from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.rig.arms import GRIPPER_INDICES, STATE_DIM, Gripper, angle_from_finger
 from cosmos_policy_ros.rig.decision import Candidate, Decision, EngineInfo, Query
-from cosmos_policy_ros.rig.observation import Observation
-from cosmos_policy_ros.sim.kinematics import MotionPlanner, Move, Phase, Pose, gripper_pose
+from cosmos_policy_ros.rig.spec import load_rig
+from cosmos_policy_ros.sim.kinematics import Move, Phase, Pose, gripper_pose, plan_motion
 from cosmos_policy_ros.sim.rig import CRANK_RADIUS, ROD_LENGTH
 from cosmos_policy_ros.sim.scene import CAMERAS, camera_matrix, load_physics_model
 
 # Finding the coloured objects on the table in the primary camera's image.
 
-
-_CHANNELS = {"red": 0, "green": 1, "blue": 2}
 _BRIGHT = 70
 """Least grey level of the object's colour; its darkest side has 146, and 82 in a shadow."""
 _DOMINANCE = 2.0
@@ -42,13 +41,7 @@ _CORNERS = np.array([(x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1)],
 
 @dataclass(frozen=True)
 class ColouredBox:
-    """What to look for.
-
-    Attributes:
-        name: for messages.
-        colour: red, green or blue.
-        size: (3,) extent [m] along the world's axes when it lies on the table.
-    """
+    """What to look for: red, green or blue, with its extent [m] along the world's axes."""
 
     name: str
     colour: str
@@ -69,16 +62,17 @@ class PrimarySight:
     def locate(self, image: NDArray[np.uint8], thing: ColouredBox) -> tuple[float, float]:
         """Return the x and y [m] of the middle of ``thing`` lying on the table.
 
-        Args:
-            image: (H, W, 3) uint8 RGB, any size, square pixels.
-            thing: what to look for.
+        ``image`` is (H, W, 3) RGB of any size, with square pixels.
 
         Raises:
             ObservationError: it is not in the image, or mostly hidden.
         """
         height, width = image.shape[:2]
+        levels = image.astype(np.float32)
+        channel = ("red", "green", "blue").index(thing.colour)
+        own, others = levels[..., channel], np.delete(levels, channel, axis=2).max(axis=2)
+        rows, columns = np.nonzero((own > _BRIGHT) & (own > _DOMINANCE * others))
         lens = camera_matrix(self._model, "primary", height, width)
-        rows, columns = np.nonzero(_mask(image, thing.colour))
         depth = self._position[2] - thing.size[2]
         expected = thing.size[0] * thing.size[1] * (lens[0, 0] / depth) ** 2
         if len(rows) < _VISIBLE * expected:
@@ -88,20 +82,15 @@ class PrimarySight:
                 "what hides it"
             )
         seen = np.array([columns.mean() + 0.5, rows.mean() + 0.5])
-        x, y = self._on_plane(seen, lens, thing.size[2] / 2.0)
+        # Where the ray through that pixel meets the height of the object's middle.
+        middle = thing.size[2] / 2.0
+        column, row = (seen - lens[:2, 2]) / lens[0, 0]
+        ray = self._rotation @ np.array([column, -row, -1.0])
+        x, y, _ = self._position + (middle - self._position[2]) / ray[2] * ray
+        scale = (self._position[2] - middle) / lens[0, 0]
         for _ in range(_REFINEMENTS):
             error = seen - self._outline_middle(x, y, thing, lens)
-            scale = (self._position[2] - thing.size[2] / 2.0) / lens[0, 0]
             x, y = x + scale * error[0], y - scale * error[1]
-        return x, y
-
-    def _on_plane(
-        self, pixel: NDArray[np.float64], lens: NDArray[np.float64], plane: float
-    ) -> tuple[float, float]:
-        """Return where the ray through ``pixel`` (column, row) meets the height ``plane`` [m]."""
-        column, row = (pixel - lens[:2, 2]) / lens[0, 0]
-        ray = self._rotation @ np.array([column, -row, -1.0])
-        x, y, _ = self._position + (plane - self._position[2]) / ray[2] * ray
         return float(x), float(y)
 
     def _outline_middle(
@@ -116,15 +105,7 @@ class PrimarySight:
         return np.array([moments["m10"], moments["m01"]]) / moments["m00"]
 
 
-def _mask(image: NDArray[np.uint8], colour: str) -> NDArray[np.bool_]:
-    levels = image.astype(np.float32)
-    own = levels[..., _CHANNELS[colour]]
-    others = np.delete(levels, _CHANNELS[colour], axis=2).max(axis=2)
-    return np.asarray((own > _BRIGHT) & (own > _DOMINANCE * others))
-
-
 # What the demonstrator does in each task, phase by phase, given where it saw the objects.
-
 
 Places = Mapping[str, tuple[float, float]]
 
@@ -176,12 +157,7 @@ class Variation:
         return Variation(grasp, meet_y, meet_z, choice=random.random())
 
 
-@dataclass(frozen=True)
-class Script:
-    """What a task's demonstration looks for, and what it then does."""
-
-    things: tuple[ColouredBox, ...]
-    phases: Callable[[Places, Variation], Iterator[Phase]]
+Script = Callable[[Places, Variation], Iterator[Phase]]
 
 
 def _transfer_cube(seen: Places, variation: Variation, approach: float = 0.4) -> Iterator[Phase]:
@@ -253,12 +229,12 @@ def _insertion(seen: Places, variation: Variation) -> Iterator[Phase]:
     )
 
 
-SCRIPTS = {
-    "transfer_cube": Script((CUBE,), _transfer_cube),
-    "insertion": Script((PEG, SOCKET), _insertion),
-    "either_cube": Script((CUBE, BLUE_CUBE), _either_cube),
+SCRIPTS: dict[str, tuple[tuple[ColouredBox, ...], Script]] = {
+    "transfer_cube": ((CUBE,), _transfer_cube),
+    "insertion": ((PEG, SOCKET), _insertion),
+    "either_cube": ((CUBE, BLUE_CUBE), _either_cube),
 }
-"""Task -> its script."""
+"""Task -> what its demonstration looks for, and what it then does."""
 
 
 CHUNK_ROWS = 50
@@ -267,25 +243,6 @@ DT = 0.04
 
 SERVO_LAG = 0.15
 """How far [rad] the arms may stand off the last row and still count as having got there."""
-
-_GRIPPERS = [6, 13]
-
-
-@dataclass(frozen=True)
-class GripperConstants:
-    """The rig's gripper constants that ALOHA data are normalised with.
-
-    Attributes:
-        state_closed: finger position [m] that the state calls 0.
-        state_open: finger position [m] that the state calls 1.
-        command_closed: motor angle [rad] that an action calls 0.
-        command_open: motor angle [rad] that an action calls 1.
-    """
-
-    state_closed: float = 0.01844
-    state_open: float = 0.05800
-    command_closed: float = -0.6213
-    command_open: float = 1.4910
 
 
 class Demonstrator:
@@ -301,19 +258,20 @@ class Demonstrator:
     def __init__(
         self,
         *,
-        grippers: GripperConstants | None = None,
+        gripper: Gripper | None = None,
         jitter: float = 1.0,
         choice: float | None = None,
     ) -> None:
-        """Remember how to demonstrate.
+        """Choose how to demonstrate.
 
         Args:
-            grippers: the rig's constants.
+            gripper: whose state is a finger's [m] and whose command an angle [rad]; by default
+                that of the rig "sim".
             jitter: how much demonstrations differ by ``query.seed``: 0 not at all, 1 a few
                 millimetres at the grasp and a few centimetres in the air. More makes failures.
             choice: 0 to 1, which of a task's several ways is taken; drawn anew for each where None.
         """
-        self._grippers = grippers or GripperConstants()
+        self._gripper = gripper or load_rig("sim", config_folder("rigs")).arms.left.gripper
         self._jitter, self._choice = jitter, choice
         self._sight: dict[str, PrimarySight] = {}  # by task: each has its lens
         self._plan: NDArray[np.float64] | None = None
@@ -337,16 +295,22 @@ class Demonstrator:
             began = time.perf_counter()
             self._plan = self._make_plan(query)
             phases["plan"] = time.perf_counter() - began
-        if self._plan is None:
+        plan = self._plan
+        if plan is None:
             raise ObservationError(
                 f"the demonstrator has no plan for query {query.index}; start the run anew, it "
                 "plans at query 0"
             )
-        first = self._resume(self._plan, query)
+        first = self._resume(plan, query)
         self._next = first + CHUNK_ROWS
-        rows = f"rows {first + 1:g} to {self._next:g} of {len(self._plan)}"
+        # The rows may lie between two of the plan; after its end the last one is held.
+        at = np.minimum(np.arange(CHUNK_ROWS) + first, len(plan) - 1)
+        before = np.floor(at).astype(int)
+        after = np.minimum(before + 1, len(plan) - 1)
+        rest = (at - before)[:, None]
+        rows = f"rows {first + 1:g} to {self._next:g} of {len(plan)}"
         return Decision(
-            positions=_rows(self._plan, first),
+            positions=(1 - rest) * plan[before] + rest * plan[after],
             dt=DT,
             candidates=(Candidate(query.seed),),
             chosen=0,
@@ -363,63 +327,43 @@ class Demonstrator:
             return max(self._next - query.committed.seconds / DT, 0.0)
         last = min(round(self._next), len(plan)) - 1
         begin = max(0, last + 1 - CHUNK_ROWS)
-        off = np.delete(plan[begin : last + 1] - query.observation.state, _GRIPPERS, axis=1)
+        off = np.delete(plan[begin : last + 1] - query.observation.state, GRIPPER_INDICES, axis=1)
         distances = np.abs(off).max(axis=1)
         if distances[-1] <= SERVO_LAG:
             return round(self._next)
         return begin + int(np.argmin(distances)) + 1
 
     def _make_plan(self, query: Query) -> NDArray[np.float64]:
-        if query.task not in SCRIPTS:
+        """Return rows (N, 14) in policy units for what the first query sees."""
+        task, observation = query.task, query.observation
+        if task not in SCRIPTS:
             raise ObservationError(
-                f"the demonstrator has no script for task '{query.task}'"
-                f"{did_you_mean(query.task, SCRIPTS)}"
+                f"the demonstrator has no script for task '{task}'{did_you_mean(task, SCRIPTS)}"
             )
-        script = SCRIPTS[query.task]
-        image = query.observation.images.get("primary")
+        image = observation.images.get("primary")
         if image is None:
             raise ObservationError(
                 "the demonstrator needs the primary image; the observation has "
-                f"{', '.join(query.observation.images) or 'none'}"
+                f"{', '.join(observation.images) or 'none'}"
             )
-        if query.task not in self._sight:
-            self._sight[query.task] = PrimarySight(query.task)
-        sight = self._sight[query.task]
-        seen = {thing.name: sight.locate(image, thing) for thing in script.things}
-        planner = MotionPlanner(self._motor_state(query.observation), DT)
-        variation = Variation.draw(query.seed, self._jitter)
-        if self._choice is not None:
-            variation = replace(variation, choice=self._choice)
-        for phase in script.phases(seen, variation):
-            planner.add(phase)
-        places = ", ".join(f"{name} at ({x:.3f}, {y:.3f}) m" for name, (x, y) in seen.items())
-        self._reason = f"scripted {query.task}: saw {places}"
-        return self._policy_units(planner.rows())
-
-    def _motor_state(self, observation: Observation) -> NDArray[np.float64]:
-        """Return the state with the grippers as motor angles [rad]."""
+        if task not in self._sight:
+            self._sight[task] = PrimarySight(task)
+        things, script = SCRIPTS[task]
+        seen = {thing.name: self._sight[task].locate(image, thing) for thing in things}
         state = np.array(observation.state, dtype=np.float64)
-        if state.shape != (14,) or not np.isfinite(state).all():
+        if state.shape != (STATE_DIM,) or not np.isfinite(state).all():
             raise ObservationError(
                 f"the demonstrator needs 14 finite state values, found {state.tolist()}"
             )
-        limits = self._grippers
-        for index in _GRIPPERS:
-            finger = limits.state_closed + state[index] * (limits.state_open - limits.state_closed)
+        gripper = self._gripper
+        for index in GRIPPER_INDICES:
+            finger = gripper.state_closed + state[index] * gripper.state_stroke
             state[index] = angle_from_finger(finger, CRANK_RADIUS, ROD_LENGTH)
-        return state
-
-    def _policy_units(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        limits = self._grippers
-        span = limits.command_open - limits.command_closed
-        rows[:, _GRIPPERS] = (rows[:, _GRIPPERS] - limits.command_closed) / span
+        variation = Variation.draw(query.seed, self._jitter)
+        if self._choice is not None:
+            variation = replace(variation, choice=self._choice)
+        rows = plan_motion(state, script(seen, variation), DT)
+        places = ", ".join(f"{name} at ({x:.3f}, {y:.3f}) m" for name, (x, y) in seen.items())
+        self._reason = f"scripted {task}: saw {places}"
+        rows[:, GRIPPER_INDICES] = gripper.commanded(rows[:, GRIPPER_INDICES])
         return rows
-
-
-def _rows(plan: NDArray[np.float64], first: float) -> NDArray[np.float64]:
-    """Return a chunk of a plan from a row on, which may be between two; the last row for ever."""
-    at = np.minimum(np.arange(CHUNK_ROWS) + first, len(plan) - 1)
-    before = np.floor(at).astype(int)
-    after = np.minimum(before + 1, len(plan) - 1)
-    share = (at - before)[:, None]
-    return np.asarray((1 - share) * plan[before] + share * plan[after])

@@ -7,45 +7,46 @@ Written as ``kind:target@from-until`` with seconds of rig time since the reset, 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from cosmos_policy_ros.core.config import did_you_mean
 from cosmos_policy_ros.core.errors import ConfigError
 from cosmos_policy_ros.core.units import NS_PER_S
-from cosmos_policy_ros.rig.arms import finger_from_angle
+from cosmos_policy_ros.rig.arms import ARMS, finger_from_angle
 from cosmos_policy_ros.sim.render import Image
 from cosmos_policy_ros.sim.rig import CRANK_RADIUS, ROD_LENGTH, JointSample
-from cosmos_policy_ros.sim.scene import ARM_JOINTS, ARMS, CAMERAS
+from cosmos_policy_ros.sim.scene import ARM_JOINTS, CAMERAS
 
-CAMERA_KINDS = {
-    "camera_silent": "no frames, as when a USB camera drops off the bus",
-    "camera_frozen": "the same frame over and over, with fresh stamps",
-    "camera_delay": "frames arrive this many seconds after their stamp",
+_ROLES = tuple(CAMERAS)
+TARGETS: dict[str, tuple[str, ...]] = {
+    # No frames, as when a USB camera drops off the bus.
+    "camera_silent": _ROLES,
+    # The same frame over and over, with fresh stamps.
+    "camera_frozen": _ROLES,
+    # Frames arrive this many seconds after their stamp.
+    "camera_delay": _ROLES,
+    # No joint states, as when an arm's driver has died.
+    "joints_silent": ARMS,
+    # NaN in every field, a failed bus read in newer drivers.
+    "joints_nan": ARMS,
+    # -pi on every motor, a failed bus read in older drivers.
+    "joints_minus_pi": ARMS,
+    # Names with the arm's prefix, as from a foreign driver.
+    "joints_renamed": ARMS,
+    # Stamps that many seconds ahead, as from a machine whose clock is wrong.
+    "stamps_off": (*ARMS, *_ROLES),
+    # The joint stays where it is, as with an overloaded servo.
+    "joint_stuck": tuple(f"{arm}/{joint}" for arm in ARMS for joint in ARM_JOINTS),
 }
-JOINT_KINDS = {
-    "joints_silent": "no joint states, as when an arm's driver has died",
-    "joints_nan": "NaN in every field, a failed bus read in newer drivers",
-    "joints_minus_pi": "-pi on every motor, a failed bus read in older drivers",
-    "joints_renamed": "names with the arm's prefix, as from a foreign driver",
-}
-CLOCK_KINDS = {
-    "stamps_off": "stamps that many seconds ahead, as from a machine whose clock is wrong",
-}
-SERVO_KINDS = {
-    "joint_stuck": "the joint stays where it is, as with an overloaded servo",
-}
-KINDS = {**CAMERA_KINDS, **JOINT_KINDS, **CLOCK_KINDS, **SERVO_KINDS}
-"""Kind of fault -> what happens while it is active."""
+"""Kind of fault -> what it can act on."""
 
-VALUED = {"camera_delay": "0.3@2-5", "stamps_off": "-30"}
+_VALUED = {"camera_delay": "camera_delay:left_wrist=0.3@2-5", "stamps_off": "stamps_off:left=-30"}
 """Kinds with a value in seconds -> an example."""
 
-_FORM = "kind:target@from-until, e.g. camera_silent:left_wrist@2.0-5.0"
 _PATTERN = re.compile(
     r"(?P<kind>[^:@=]*):(?P<target>[^:@=]*)(=(?P<value>[^@]*))?(@(?P<start>[^-]*)-(?P<end>.*))?"
 )
@@ -56,7 +57,7 @@ class Fault:
     """One fault.
 
     Attributes:
-        kind: a key of :data:`KINDS`.
+        kind: a key of :data:`TARGETS`.
         target: a camera role, an arm, or an arm's joint such as "left/waist".
         start: first moment [s since the reset] it is active.
         end: first moment [s since the reset] it is over.
@@ -72,7 +73,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Faults:
-    """All faults of a run."""
+    """All faults of a run; ``now`` is in seconds since the reset."""
 
     entries: tuple[Fault, ...] = ()
 
@@ -86,31 +87,23 @@ class Faults:
         return Faults(tuple(parse_fault(text) for text in texts if text.strip()))
 
     def camera_fault(self, role: str, now: float) -> Fault | None:
-        """Return the first fault that acts on a camera role ``now`` [s since the reset]."""
-        return self._active(CAMERA_KINDS, role, now)
+        """Return the first fault that acts on a camera."""
+        return next((f for f in self._active("camera_", now) if f.target == role), None)
 
     def joint_fault(self, arm: str, now: float) -> Fault | None:
-        """Return the first fault that acts on an arm's joint states ``now`` [s since the reset]."""
-        return self._active(JOINT_KINDS, arm, now)
+        """Return the first fault that acts on an arm's joint states."""
+        return next((f for f in self._active("joints_", now) if f.target == arm), None)
 
     def stamp_offset(self, source: str, now: float) -> float:
-        """Return how far [s] the stamps of a camera role or an arm are ahead ``now``."""
-        fault = self._active(CLOCK_KINDS, source, now)
-        return 0.0 if fault is None else fault.value
+        """Return how far [s] the stamps of a camera role or an arm are ahead."""
+        return next((f.value for f in self._active("stamps_", now) if f.target == source), 0.0)
 
     def stuck_joints(self, now: float) -> tuple[str, ...]:
-        """Return the joints, such as "left/waist", that are stuck ``now`` [s since the reset]."""
-        return tuple(
-            fault.target
-            for fault in self.entries
-            if fault.kind in SERVO_KINDS and fault.start <= now < fault.end
-        )
+        """Return the joints, such as "left/waist", that are stuck."""
+        return tuple(fault.target for fault in self._active("joint_stuck", now))
 
-    def _active(self, kinds: Iterable[str], target: str, now: float) -> Fault | None:
-        for fault in self.entries:
-            if fault.kind in kinds and fault.target == target and fault.start <= now < fault.end:
-                return fault
-        return None
+    def _active(self, prefix: str, now: float) -> Iterator[Fault]:
+        return (f for f in self.entries if f.kind.startswith(prefix) and f.start <= now < f.end)
 
 
 def parse_fault(text: str) -> Fault:
@@ -121,94 +114,69 @@ def parse_fault(text: str) -> Fault:
     """
     match = _PATTERN.fullmatch(text.strip())
     if match is None:
-        raise ConfigError(f"fault '{text}': expected {_FORM}")
+        raise ConfigError(
+            f"fault '{text}': expected kind:target@from-until, e.g. "
+            "camera_silent:left_wrist@2.0-5.0"
+        )
     kind, target = match["kind"].strip(), match["target"].strip()
-    if kind not in KINDS:
-        raise ConfigError(f"fault '{text}': unknown kind '{kind}'{did_you_mean(kind, KINDS)}")
-    targets = _targets(kind)
+    if kind not in TARGETS:
+        raise ConfigError(f"fault '{text}': unknown kind '{kind}'{did_you_mean(kind, TARGETS)}")
+    targets = TARGETS[kind]
     if target not in targets:
         raise ConfigError(
             f"fault '{text}': {kind} acts on one of {', '.join(targets)}, not on '{target}'"
             f"{did_you_mean(target, targets)}"
         )
-    if (match["value"] is not None) != (kind in VALUED):
-        examples = ", ".join(f"{each}:{_targets(each)[0]}={VALUED[each]}" for each in VALUED)
+    if (match["value"] is not None) != (kind in _VALUED):
         raise ConfigError(
-            f"fault '{text}': only {', '.join(VALUED)} have, and need, a value in seconds, "
-            f"e.g. {examples}"
+            f"fault '{text}': only {', '.join(_VALUED)} have, and need, a value in seconds, "
+            f"e.g. {', '.join(_VALUED.values())}"
         )
-    start, end = (
-        default if match[group] is None else _seconds(text, match[group])
-        for group, default in (("start", 0.0), ("end", math.inf))
-    )
+
+    def seconds(number: str) -> float:
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not 0.0 <= value < math.inf:
+            raise ConfigError(f"fault '{text}': '{number}' is not a number of seconds, 0 or more")
+        return value
+
+    start = 0.0 if match["start"] is None else seconds(match["start"])
+    end = math.inf if match["end"] is None else seconds(match["end"])
     given = (match["value"] or "0").strip()
-    sign = -1.0 if kind in CLOCK_KINDS and given.startswith("-") else 1.0
-    value = sign * _seconds(text, given.removeprefix("-") if sign < 0 else given)
+    backwards = kind == "stamps_off" and given.startswith("-")
+    value = -seconds(given.removeprefix("-")) if backwards else seconds(given)
     if end <= start:
         raise ConfigError(f"fault '{text}': ends at {end} s, not after its start at {start} s")
     return Fault(kind, target, start, end, value)
 
 
 def faulty_joints(sample: JointSample, arm: str, fault: Fault | None) -> JointSample | None:
-    """Return ``sample`` as the driver would publish it under ``fault``; None when it would not.
-
-    ``fault`` is a joint fault, or None.
-    """
+    """Return ``sample`` as the driver would publish it under a joint fault; None: not at all."""
     if fault is None:
         return sample
+    size = len(sample.names)
     if fault.kind == "joints_silent":
         return None
-    size = len(sample.names)
     if fault.kind == "joints_renamed":
-        return dataclasses.replace(sample, names=tuple(f"{arm}_{name}" for name in sample.names))
+        return replace(sample, names=tuple(f"{arm}_{name}" for name in sample.names))
     if fault.kind == "joints_nan":
-        return dataclasses.replace(
-            sample, positions=(math.nan,) * size, velocities=(math.nan,) * size
-        )
+        return replace(sample, positions=(math.nan,) * size, velocities=(math.nan,) * size)
     finger = finger_from_angle(-math.pi, CRANK_RADIUS, ROD_LENGTH)
-    return dataclasses.replace(
-        sample, positions=(*(-math.pi,) * (size - 2), finger, -finger), velocities=(0.0,) * size
-    )
-
-
-def _targets(kind: str) -> tuple[str, ...]:
-    if kind in CAMERA_KINDS:
-        return tuple(CAMERAS)
-    if kind in CLOCK_KINDS:
-        return (*ARMS, *CAMERAS)
-    if kind in SERVO_KINDS:
-        return tuple(f"{arm}/{joint}" for arm in ARMS for joint in ARM_JOINTS)
-    return ARMS
-
-
-def _seconds(text: str, number: str) -> float:
-    try:
-        value = float(number)
-    except ValueError:
-        value = math.nan
-    if not 0.0 <= value < math.inf:
-        raise ConfigError(f"fault '{text}': '{number}' is not a number of seconds, 0 or more")
-    return value
-
-
-# One simulated camera's output, faults included.
+    positions = (*(-math.pi,) * (size - 2), finger, -finger)
+    return replace(sample, positions=positions, velocities=(0.0,) * size)
 
 
 class CameraFeed:
-    """Turns every drawn frame into the frames that leave the camera now: usually that one."""
+    """Turns every frame drawn for a camera into those that leave it now: usually that one."""
 
     def __init__(self) -> None:
         self._frozen: Image | None = None
         self._late: deque[tuple[Image, int]] = deque()
 
     def frames(self, image: Image, stamp_ns: int, fault: Fault | None) -> list[tuple[Image, int]]:
-        """Return (image, stamp) to publish now.
-
-        Args:
-            image: the image just drawn.
-            stamp_ns: when its state was copied.
-            fault: the camera fault in force, if any.
-        """
+        """Return (image, stamp) to publish now, under the camera fault in force."""
         kind = fault.kind if fault is not None else ""
         if kind != "camera_frozen":
             self._frozen = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import mujoco  # type: ignore[import-untyped]
@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.core.errors import ObservationError
-from cosmos_policy_ros.sim.scene import ARM_JOINTS, ARMS, load_physics_model
+from cosmos_policy_ros.rig.arms import ARMS
+from cosmos_policy_ros.sim.scene import ARM_JOINTS, load_physics_model
 
 PINCH = np.array([0.14, 0.0, 0.0])
 """The point between the fingertips in the gripper's frame [m]; the tips end at 0.154."""
@@ -121,12 +122,19 @@ class ArmKinematics:
             ObservationError: the arm cannot get there.
         """
         joints = np.clip(seed, self._low, self._high)
+        local, turn = np.empty(3), np.empty(3)
+        linear, angular = np.empty((3, self._model.nv)), np.empty((3, self._model.nv))
         for _ in range(_ITERATIONS):
-            error = self._error(joints, target)
+            now = self.forward(joints)
+            mujoco.mju_subQuat(local, target.quaternion, now.quaternion)
+            mujoco.mju_rotVecQuat(turn, local, now.quaternion)
+            error = np.concatenate([target.position - now.position, turn])
             distance, angle = float(np.linalg.norm(error[:3])), float(np.linalg.norm(error[3:]))
             if distance < _POSITION_TOLERANCE and angle < _ROTATION_TOLERANCE:
                 return joints
-            jacobian = self._jacobian()
+            mujoco.mj_comPos(self._model, self._data)
+            mujoco.mj_jac(self._model, self._data, linear, angular, now.position, self._gripper)
+            jacobian = np.vstack([linear[:, self._dofs], angular[:, self._dofs]])
             damped = jacobian @ jacobian.T + _DAMPING**2 * np.eye(6)
             step = jacobian.T @ np.linalg.solve(damped, error)
             step *= min(1.0, _MAX_STEP / max(float(np.abs(step).max()), 1e-12))
@@ -137,26 +145,8 @@ class ArmKinematics:
             f"and {angle:.2f} rad are left; start from the start pose, or reset with another seed"
         )
 
-    def _error(self, joints: NDArray[np.float64], target: Pose) -> NDArray[np.float64]:
-        """Return (6,) position [m] and rotation [rad] still to go, in the world's axes."""
-        now = self.forward(joints)
-        local, turn = np.empty(3), np.empty(3)
-        mujoco.mju_subQuat(local, target.quaternion, now.quaternion)
-        mujoco.mju_rotVecQuat(turn, local, now.quaternion)
-        return np.concatenate([target.position - now.position, turn])
 
-    def _jacobian(self) -> NDArray[np.float64]:
-        """Return the (6, 6) Jacobian of the pinch point at the joints of the last forward()."""
-        mujoco.mj_comPos(self._model, self._data)
-        rotation = self._data.xmat[self._gripper].reshape(3, 3)
-        point = self._data.xpos[self._gripper] + rotation @ PINCH
-        linear, angular = np.empty((3, self._model.nv)), np.empty((3, self._model.nv))
-        mujoco.mj_jac(self._model, self._data, linear, angular, point, self._gripper)
-        return np.vstack([linear[:, self._dofs], angular[:, self._dofs]])
-
-
-# From a list of moves to one row of joint targets per control period, smooth and within speed.
-
+# From phases to one row of joint targets per control period, smooth and within speed.
 
 _SPEED = 2.0
 """Planned peak joint speed [rad/s]; the motors' limit is 3.14, the rest is margin for the velocity
@@ -166,8 +156,8 @@ _LINE_PIECES = 16
 _STRETCH = 1.05
 """Factor by which a move that is too fast is made longer, until it is not."""
 
-_ARM_COLUMNS = {"left": slice(0, 6), "right": slice(7, 13)}
-_GRIPPER_COLUMNS = {"left": 6, "right": 13}
+_COLUMNS = {"left": (slice(0, 6), 6), "right": (slice(7, 13), 13)}
+"""Arm -> columns of its joints and of its gripper."""
 
 
 @dataclass(frozen=True)
@@ -187,78 +177,61 @@ class Move:
 
 @dataclass(frozen=True)
 class Phase:
-    """Moves of one or both arms that start and end at rest together.
-
-    Attributes:
-        moves: by arm.
-        seconds: least duration.
-    """
+    """Moves of one or both arms that start and end at rest together, in at least ``seconds``."""
 
     moves: Mapping[str, Move]
     seconds: float = 0.4
 
 
-class MotionPlanner:
-    """Strings phases together.
+def plan_motion(
+    start: NDArray[np.float64], phases: Iterable[Phase], dt: float
+) -> NDArray[np.float64]:
+    """Return rows (N, 14) that go through all phases, the first one ``dt`` after the start.
 
-    Rows are (14,): left arm then right arm, six joints and the gripper's motor angle each [rad].
+    A row is, as ``start``, the left arm then the right arm: six joints and the gripper's motor
+    angle each [rad].
+
+    Raises:
+        ObservationError: an arm cannot reach a pose.
     """
-
-    def __init__(self, start: NDArray[np.float64], dt: float) -> None:
-        self._now = np.array(start, dtype=np.float64)
-        self._dt = dt
-        self._arms = {arm: ArmKinematics(arm) for arm in ARMS}
-        self._rows: list[NDArray[np.float64]] = []
-
-    def add(self, phase: Phase) -> None:
-        """Append one phase.
-
-        Raises:
-            ObservationError: an arm cannot reach its pose.
-        """
-        path = self._path(phase)
+    arms = {arm: ArmKinematics(arm) for arm in ARMS}
+    rows: list[NDArray[np.float64]] = []
+    now = start
+    for phase in phases:
+        path = _path(arms, now, phase)
+        now = path[-1]
         seconds = phase.seconds
         while True:
-            rows = _timed(path, max(1, round(seconds / self._dt)))
-            if np.abs(np.diff(np.vstack([path[:1], rows]), axis=0)).max() <= _SPEED * self._dt:
+            count = max(1, round(seconds / dt))
+            t = np.arange(1, count + 1) / count
+            # Minimum jerk from the start of the path to its end.
+            progress = t**3 * (10.0 - 15.0 * t + 6.0 * t**2) * _LINE_PIECES
+            piece = np.minimum(progress.astype(np.int64), _LINE_PIECES - 1)
+            rest = (progress - piece)[:, None]
+            timed = (1.0 - rest) * path[piece] + rest * path[piece + 1]
+            if np.abs(np.diff(np.vstack([path[:1], timed]), axis=0)).max() <= _SPEED * dt:
                 break
             seconds *= _STRETCH
-        self._rows.extend(rows)
-        self._now = path[-1]
-
-    def rows(self) -> NDArray[np.float64]:
-        """Return all rows so far, (N, 14), the first one ``dt`` after the start."""
-        return np.array(self._rows)
-
-    def _path(self, phase: Phase) -> NDArray[np.float64]:
-        """Return (pieces + 1, 14) points equally spaced in the phase's progress."""
-        fractions = np.linspace(0.0, 1.0, _LINE_PIECES + 1)
-        path = np.repeat(self._now[None], len(fractions), axis=0)
-        for arm, move in phase.moves.items():
-            columns, gripper = _ARM_COLUMNS[arm], _GRIPPER_COLUMNS[arm]
-            if move.to is not None:
-                path[:, columns] = self._joints(arm, move.to, move.straight, fractions)
-            if move.gripper is not None:
-                path[:, gripper] += fractions * (move.gripper - self._now[gripper])
-        return path
-
-    def _joints(
-        self, arm: str, to: Pose, straight: bool, fractions: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        kinematics, joints = self._arms[arm], self._now[_ARM_COLUMNS[arm]]
-        if not straight:
-            return joints + fractions[:, None] * (kinematics.reach(to) - joints)
-        start = kinematics.forward(joints)
-        way = [joints]
-        for fraction in fractions[1:]:
-            way.append(kinematics.inverse(between(start, to, float(fraction)), way[-1]))
-        return np.array(way)
+        rows.extend(timed)
+    return np.array(rows)
 
 
-def _timed(path: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """Return ``count`` rows that follow the start of ``path`` to its end with minimum jerk."""
-    t = np.arange(1, count + 1) / count
-    progress = t**3 * (10.0 - 15.0 * t + 6.0 * t**2) * (len(path) - 1)
-    piece = np.minimum(progress.astype(np.int64), len(path) - 2)
-    rest = (progress - piece)[:, None]
-    return np.asarray((1.0 - rest) * path[piece] + rest * path[piece + 1])
+def _path(
+    arms: Mapping[str, ArmKinematics], start: NDArray[np.float64], phase: Phase
+) -> NDArray[np.float64]:
+    """Return (pieces + 1, 14) points equally spaced in the phase's progress."""
+    fractions = np.linspace(0.0, 1.0, _LINE_PIECES + 1)
+    path = np.repeat(start[None], len(fractions), axis=0)
+    for side, move in phase.moves.items():
+        columns, gripper = _COLUMNS[side]
+        arm, joints = arms[side], start[columns]
+        if move.to is not None and move.straight:
+            begin = arm.forward(joints)
+            for index in range(1, len(fractions)):
+                target = between(begin, move.to, float(fractions[index]))
+                path[index, columns] = arm.inverse(target, path[index - 1, columns])
+        elif move.to is not None:
+            path[:, columns] = joints + fractions[:, None] * (arm.reach(move.to) - joints)
+        if move.gripper is not None:
+            path[:, gripper] += fractions * (move.gripper - start[gripper])
+    return path

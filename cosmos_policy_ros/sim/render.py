@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any
 
 import cv2
@@ -13,8 +12,7 @@ from numpy.typing import NDArray
 from cosmos_policy_ros.core.errors import RigError
 from cosmos_policy_ros.sim.rig import Snapshot
 from cosmos_policy_ros.sim.scene import CAMERAS, Quality, camera_matrix, load_image_model
-from cosmos_policy_ros.sim.tasks import USUAL
-from cosmos_policy_ros.sim.tasks import condition as find_condition
+from cosmos_policy_ros.sim.tasks import USUAL, condition
 
 Image = NDArray[np.uint8]
 
@@ -58,23 +56,58 @@ class Renderer:
             raise RigError(f"image size {width}x{height} px; both sides must be at least 1")
         if quality not in ("fast", "full"):
             raise RigError(f"render quality '{quality}' is not a choice; known: fast, full")
-        self.height, self.width = height, width
-        self._quality: Quality = quality
-        self._noise = _Noise(height, width, noise_sigma)
+        if not 0.0 <= noise_sigma <= 50.0:
+            raise RigError(f"sensor noise of {noise_sigma} grey levels; give 0 to 50")
+        self._height, self._width, self._quality = height, width, quality
+        shape = (height + _TILE_MARGIN, width + _TILE_MARGIN, 3)
+        noise = np.random.default_rng(0).normal(0.0, noise_sigma, shape).round()
+        self._brighter = np.clip(noise, 0, 255).astype(np.uint8)
+        self._darker = np.clip(-noise, 0, 255).astype(np.uint8)
         self._rect = mujoco.MjrRect(0, 0, width, height)
-        self._gl = _gl_context(width, height)
-        self._load(task)
+        try:  # EGL, whatever MUJOCO_GL says: a rig has no display
+            from mujoco.egl import GLContext  # type: ignore[import-untyped]
+
+            self._gl: Any = GLContext(width, height)
+            self._gl.make_current()
+        except Exception as error:  # PyOpenGL reports a missing library in five different ways
+            raise RigError(
+                f"cannot draw without a display: EGL failed with {type(error).__name__}: {error}; "
+                "install it (apt-get install libegl1 libgl1-mesa-dri), and leave MUJOCO_GL and "
+                "PYOPENGL_PLATFORM unset or 'egl'"
+            ) from error
+        self._load(task, USUAL)
 
     def __enter__(self) -> Renderer:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
+
+    def close(self) -> None:
+        """Free the GL context; harmless when done twice."""
+        if self._gl is not None:
+            self._gl.make_current()
+            self._context.free()
+            self._gl.free()
+            self._gl = None
+
+    def _load(self, task: str, condition_name: str) -> None:
+        self._model = load_image_model(
+            task, self._quality, self._height, self._width, condition_name
+        )
+        self._data = mujoco.MjData(self._model)
+        self._shown = (task, condition_name)
+        self._covered = condition(task, condition_name).covered
+        self._scene = mujoco.MjvScene(self._model, _MAX_GEOMS)
+        if self._quality == "fast":
+            for effect in _COSTLY_EFFECTS:
+                self._scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{effect}")] = 0
+        self._context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+
+    def camera_matrix(self, role: str) -> NDArray[np.float64]:
+        """Return the (3, 3) pinhole matrix [px] of one camera role."""
+        return camera_matrix(self._model, role, self._height, self._width)
 
     def render(self, snapshot: Snapshot) -> dict[str, Image]:
         """Return one (H, W, 3) uint8 RGB image per camera role.
@@ -94,30 +127,6 @@ class Renderer:
         mujoco.mj_camlight(self._model, self._data)
         return {role: self._draw(role, snapshot.stamp_ns) for role in CAMERAS}
 
-    def camera_matrix(self, role: str) -> NDArray[np.float64]:
-        """Return the (3, 3) pinhole matrix [px] of one camera role."""
-        return camera_matrix(self._model, role, self.height, self.width)
-
-    def close(self) -> None:
-        """Free the GL context; harmless when done twice."""
-        if self._gl is not None:
-            self._gl.make_current()
-            self._context.free()
-            self._gl.free()
-            self._gl = None
-
-    def _load(self, task: str, condition: str = USUAL) -> None:
-        self._model = load_image_model(task, self._quality, self.height, self.width, condition)
-        self._data = mujoco.MjData(self._model)
-        self._shown = (task, condition)
-        self._covered = find_condition(task, condition).covered
-        self._scene = mujoco.MjvScene(self._model, _MAX_GEOMS)
-        if self._quality == "fast":
-            for effect in _COSTLY_EFFECTS:
-                self._scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{effect}")] = 0
-        self._context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_100)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
-
     def _draw(self, role: str, stamp_ns: int) -> Image:
         camera = mujoco.MjvCamera()
         camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
@@ -126,50 +135,14 @@ class Renderer:
         mujoco.mjv_updateScene(
             self._model, self._data, mujoco.MjvOption(), None, camera, everything, self._scene
         )
-        upside_down = np.empty((self.height, self.width, 3), np.uint8)
+        upside_down = np.empty((self._height, self._width, 3), np.uint8)
         mujoco.mjr_render(self._rect, self._scene, self._context)
         mujoco.mjr_readPixels(upside_down, None, self._rect, self._context)
         if self._covered:
             upside_down[:] = 0
-        return self._noise.add(cv2.flip(upside_down, 0), role, stamp_ns)
-
-
-class _Noise:
-    """Gaussian sensor noise from one precomputed tile, shifted by role and rig time."""
-
-    def __init__(self, height: int, width: int, sigma: float) -> None:
-        if not 0.0 <= sigma <= 50.0:
-            raise RigError(f"sensor noise of {sigma} grey levels; give 0 to 50")
-        self._size = (height, width)
-        self._tile: tuple[Image, Image] | None = None
-        if sigma > 0.0:
-            shape = (height + _TILE_MARGIN, width + _TILE_MARGIN, 3)
-            noise = np.random.default_rng(0).normal(0.0, sigma, shape).round()
-            bright = np.clip(noise, 0, 255).astype(np.uint8)
-            dark = np.clip(-noise, 0, 255).astype(np.uint8)
-            self._tile = (bright, dark)
-
-    def add(self, image: Any, role: str, stamp_ns: int) -> Image:
-        if self._tile is None:
-            return np.asarray(image, dtype=np.uint8)
+        # The noise is one tile, shifted by role and rig time.
         step = stamp_ns // 1_000_000 + 1000 * list(CAMERAS).index(role)
         row, column = (step * 29) % _TILE_MARGIN, (step // _TILE_MARGIN * 13) % _TILE_MARGIN
-        height, width = self._size
-        bright, dark = (t[row : row + height, column : column + width] for t in self._tile)
-        return np.asarray(cv2.subtract(cv2.add(image, bright), dark), dtype=np.uint8)
-
-
-def _gl_context(width: int, height: int) -> Any:
-    """Make a MuJoCo EGL context, whatever MUJOCO_GL says: a rig has no display."""
-    try:
-        from mujoco.egl import GLContext  # type: ignore[import-untyped]
-
-        context = GLContext(width, height)
-        context.make_current()
-    except Exception as error:  # PyOpenGL reports a missing library in five different ways
-        raise RigError(
-            f"cannot draw without a display: EGL failed with {type(error).__name__}: {error}; "
-            "install it (apt-get install libegl1 libgl1-mesa-dri), and leave MUJOCO_GL and "
-            "PYOPENGL_PLATFORM unset or 'egl'"
-        ) from error
-    return context
+        tile = slice(row, row + self._height), slice(column, column + self._width)
+        brighter = cv2.add(cv2.flip(upside_down, 0), self._brighter[tile])
+        return np.asarray(cv2.subtract(brighter, self._darker[tile]), np.uint8)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import mujoco  # type: ignore[import-untyped]
 import numpy as np
@@ -12,23 +11,19 @@ from numpy.typing import NDArray
 
 from cosmos_policy_ros.core.config import did_you_mean
 from cosmos_policy_ros.core.errors import RigError
-from cosmos_policy_ros.rig.arms import ARM_DIM, STATE_DIM, Arm, angle_from_finger, finger_from_angle
-from cosmos_policy_ros.rig.spec import Output, RigSpec
-from cosmos_policy_ros.rig.trajectory_controller import TrajectoryController, TrajectoryPoint
-from cosmos_policy_ros.sim.scene import ARM_JOINTS, ARMS, PHYSICS_STEP_NS, load_physics_model
-from cosmos_policy_ros.sim.tasks import USUAL, Judge, place_objects
-
-CONTROLLER_JOINTS = (*ARM_JOINTS, "gripper")
-"""A trajectory's joints: six arm joints and the gripper's motor, all [rad]."""
-
-STATE_NAMES = (*CONTROLLER_JOINTS, "left_finger", "right_finger")
-"""``joint_states`` of one arm, as Interbotix's driver names them: no arm prefix."""
-
-CONTROLLERS = (
-    Output("left", "", CONTROLLER_JOINTS, tuple(range(ARM_DIM))),
-    Output("right", "", CONTROLLER_JOINTS, tuple(range(ARM_DIM, STATE_DIM))),
+from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.core.units import NS_PER_S
+from cosmos_policy_ros.rig.arms import (
+    ARM_DIM,
+    ARMS,
+    STATE_DIM,
+    angle_from_finger,
+    finger_from_angle,
 )
-"""A controller per arm."""
+from cosmos_policy_ros.rig.spec import RigSpec, load_rig
+from cosmos_policy_ros.rig.trajectory_controller import TrajectoryController, TrajectoryPoint
+from cosmos_policy_ros.sim.scene import ARM_JOINTS, PHYSICS_STEP_NS, load_physics_model
+from cosmos_policy_ros.sim.tasks import USUAL, Judge, place_objects
 
 CRANK_RADIUS = 0.022
 ROD_LENGTH = 0.036
@@ -52,7 +47,7 @@ class JointSample:
 
     Attributes:
         stamp_ns: rig time.
-        names: in the order of :data:`STATE_NAMES`, which they are where no rig file says otherwise.
+        names: six joints, the gripper's motor, the left and the right finger.
         positions: [rad]; the fingers in [m], right = -left.
         velocities: [rad/s]; 0 for the fingers, as the real driver does.
     """
@@ -65,14 +60,7 @@ class JointSample:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that an image of the rig depends on; cheap to copy while the physics waits.
-
-    Attributes:
-        stamp_ns: rig time.
-        task: which scene.
-        qpos: MuJoCo's generalised positions.
-        condition: how the scene differs from the task's own.
-    """
+    """All that an image of the rig depends on; cheap to copy while the physics waits."""
 
     stamp_ns: int
     task: str
@@ -80,13 +68,22 @@ class Snapshot:
     condition: str = USUAL
 
 
+@dataclass(frozen=True)
+class _Addresses:
+    """Where one arm's six joints and two fingers are in MuJoCo's arrays."""
+
+    qpos: slice
+    dofs: slice
+    actuators: slice
+
+
 class SimRig:
     """Steps the physics under trajectory controllers.
 
-    Rig time starts at ``start_ns`` (1 s, because to ROS a stamp of 0 means "no time") and only ever
-    grows, also across resets.
-
     Attributes:
+        time_ns: rig time. It starts at 1 s, because to ROS a stamp of 0 means "no time", and only
+            ever grows, also across resets.
+        task: whose scene is loaded.
         seed: what placed its objects.
         accepted: trajectories accepted since the reset, by controller.
         refused: trajectories refused since the reset, by controller.
@@ -97,33 +94,28 @@ class SimRig:
         self,
         task: str = "transfer_cube",
         seed: int = 0,
-        start_ns: int = 1_000_000_000,
+        start_ns: int = NS_PER_S,
         *,
         spec: RigSpec | None = None,
     ) -> None:
-        """Load the scene and place its objects.
+        """Load the scene and place its objects; raises as :meth:`reset`.
 
         Args:
             task: which scene.
             seed: places the objects.
             start_ns: rig time of the start.
-            spec: whose controllers and joint names it has; by default those of the stock ALOHA.
-
-        Raises:
-            RigError: as for :meth:`reset`.
+            spec: whose controllers and joint names it has; by default those of the rig "sim".
         """
-        self._time_ns = start_ns
-        self._outputs = CONTROLLERS if spec is None else spec.outputs
-        self._names: dict[str, tuple[str, ...]] = dict.fromkeys(ARMS, STATE_NAMES)
-        if spec is not None:
-            self._names = {arm: _state_names(each) for arm, each in spec.arms.items()}
-        self._task = self._condition = ""
+        spec = spec or load_rig("sim", config_folder("rigs"))
+        self.time_ns = start_ns
+        self._outputs = spec.outputs
+        self._names: dict[str, tuple[str, ...]] = {}
+        for side, arm in spec.arms.items():
+            finger = arm.gripper.finger_joint
+            other = f"{finger.removesuffix('left_finger')}right_finger"
+            self._names[side] = (*arm.names, finger, other)
+        self.task = self._condition = ""
         self.reset(task, seed)
-
-    @property
-    def time_ns(self) -> int:
-        """Rig time in nanoseconds."""
-        return self._time_ns
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -135,11 +127,6 @@ class SimRig:
         """How many of the stages have been reached since the reset."""
         return self._judge.best
 
-    @property
-    def task(self) -> str:
-        """Name of the task whose scene is loaded."""
-        return self._task
-
     def reset(self, task: str, seed: int, condition: str = USUAL) -> None:
         """Put both arms at the start pose and place the objects by ``seed``.
 
@@ -148,11 +135,16 @@ class SimRig:
         """
         if seed < 0:
             raise RigError(f"seed {seed} is negative; give 0 or more")
-        if (task, condition) != (self._task, self._condition):
+        if (task, condition) != (self.task, self._condition):
             self._model = load_physics_model(task, condition)
             self._data = mujoco.MjData(self._model)
-            self._addresses = {arm: _Addresses.find(self._model, arm) for arm in ARMS}
-            self._task, self._condition = task, condition
+            self._addresses: dict[str, _Addresses] = {}
+            for arm in ARMS:
+                first = self._model.joint(f"vx300s_{arm}/{ARM_JOINTS[0]}")
+                actuator = np.flatnonzero(self._model.actuator_trnid[:, 0] == first.id)[0]
+                starts = (int(first.qposadr[0]), int(first.dofadr[0]), int(actuator))
+                self._addresses[arm] = _Addresses(*(slice(i, i + 8) for i in starts))
+            self.task, self._condition = task, condition
         self.seed = seed
         self._stuck: dict[int, float] = {}
         mujoco.mj_resetData(self._model, self._data)
@@ -186,7 +178,7 @@ class SimRig:
         """
         known = self._controller(controller)
         try:
-            known.accept(joint_names, points, stamp_ns, self._time_ns)
+            known.accept(joint_names, points, stamp_ns, self.time_ns)
         except RigError as error:
             self.refused[controller] += 1
             self.refusal = f"{controller}: {error}"
@@ -194,22 +186,27 @@ class SimRig:
         self.accepted[controller] += 1
 
     def goal(self, controller: str, positions: NDArray[np.float64]) -> None:
-        """Write goals [rad] to a controller's servos, as a driver without trajectories does.
-
-        Raises:
-            RigError: unknown controller.
-        """
+        """Write goals [rad] to a controller's servos, as a driver without trajectories does."""
         self._controller(controller).hold(positions)
+
+    def _controller(self, name: str) -> TrajectoryController:
+        if name not in self._controllers:
+            raise RigError(
+                f"the simulated rig has no controller '{name}'"
+                f"{did_you_mean(name, self._controllers)}"
+            )
+        return self._controllers[name]
 
     def stick(self, joints: Sequence[str]) -> None:
         """Let joints, such as "left/waist", stay where they are, and all others follow."""
-        columns = {
-            ARMS.index(arm) * ARM_DIM + ARM_JOINTS.index(joint)
-            for arm, joint in (name.split("/") for name in joints)
-        }
-        self._stuck = {
-            column: self._stuck.get(column, self._position(column)) for column in columns
-        }
+        stuck = {}
+        for name in joints:
+            arm, joint = name.split("/")
+            index = ARM_JOINTS.index(joint)
+            column = ARMS.index(arm) * ARM_DIM + index
+            position = float(self._data.qpos[self._addresses[arm].qpos][index])
+            stuck[column] = self._stuck.get(column, position)
+        self._stuck = stuck
 
     def advance(self, seconds: float) -> None:
         """Step the physics by ``seconds``, a multiple of the 2 ms physics step.
@@ -222,21 +219,29 @@ class SimRig:
             raise RigError(
                 f"cannot advance by {seconds} s; give a multiple of {PHYSICS_STEP_NS / 1e9} s"
             )
+        targets = np.empty(STATE_DIM)
         for _ in range(steps):
-            self._step()
+            self.time_ns += PHYSICS_STEP_NS
+            for columns, controller in zip(self._columns, self._controllers.values(), strict=True):
+                targets[columns] = controller.sample(self.time_ns)
+            for column, position in self._stuck.items():
+                targets[column] = position
+            for arm, target in zip(ARMS, targets.reshape(len(ARMS), ARM_DIM).tolist(), strict=True):
+                finger = finger_from_angle(target[6], CRANK_RADIUS, ROD_LENGTH)
+                self._data.ctrl[self._addresses[arm].actuators] = [*target[:6], finger, -finger]
+            mujoco.mj_step(self._model, self._data)
+            self._judge.reached(self._data)
         if any(self._data.warning[kind].number for kind in _INSTABILITIES):
             raise RigError(
-                f"the physics of '{self._task}' became unstable after {self._time_ns / 1e9:.2f} s "
+                f"the physics of '{self.task}' became unstable after {self.time_ns / 1e9:.2f} s "
                 "of rig time; reset the rig"
             )
 
     def joint_states(self, arm: str) -> JointSample:
-        """Return what the arm's driver would publish now.
-
-        Raises:
-            RigError: unknown arm.
-        """
-        addresses = self._addresses[_known_arm(arm)]
+        """Return what the driver of the "left" or "right" arm would publish now."""
+        if arm not in ARMS:
+            raise RigError(f"the simulated rig has no arm '{arm}'{did_you_mean(arm, ARMS)}")
+        addresses = self._addresses[arm]
         position = self._data.qpos[addresses.qpos].tolist()
         velocity = self._data.qvel[addresses.dofs].tolist()
         finger, finger_speed = position[6], velocity[6]
@@ -244,7 +249,7 @@ class SimRig:
         dt = PHYSICS_STEP_NS / 1e9
         gripper_speed = (angle - _angle(finger - finger_speed * dt)) / dt
         return JointSample(
-            self._time_ns,
+            self.time_ns,
             self._names[arm],
             (*position[:6], angle, finger, -finger),
             (*velocity[:6], gripper_speed, 0.0, 0.0),
@@ -252,63 +257,8 @@ class SimRig:
 
     def snapshot(self) -> Snapshot:
         """Return what :class:`~cosmos_policy_ros.sim.render.Renderer` draws."""
-        return Snapshot(self._time_ns, self._task, self._data.qpos.copy(), self._condition)
-
-    def _controller(self, name: str) -> TrajectoryController:
-        if name not in self._controllers:
-            raise RigError(
-                f"the simulated rig has no controller '{name}'"
-                f"{did_you_mean(name, self._controllers)}"
-            )
-        return self._controllers[name]
-
-    def _position(self, column: int) -> float:
-        arm, joint = divmod(column, ARM_DIM)
-        return float(self._data.qpos[self._addresses[ARMS[arm]].qpos][joint])
-
-    def _step(self) -> None:
-        self._time_ns += PHYSICS_STEP_NS
-        targets = np.empty(STATE_DIM)
-        for columns, controller in zip(self._columns, self._controllers.values(), strict=True):
-            targets[columns] = controller.sample(self._time_ns)
-        for column, position in self._stuck.items():
-            targets[column] = position
-        for arm, target in zip(ARMS, targets.reshape(len(ARMS), ARM_DIM).tolist(), strict=True):
-            finger = finger_from_angle(target[6], CRANK_RADIUS, ROD_LENGTH)
-            self._data.ctrl[self._addresses[arm].actuators] = [*target[:6], finger, -finger]
-        mujoco.mj_step(self._model, self._data)
-        self._judge.reached(self._model, self._data)
-
-
-@dataclass(frozen=True)
-class _Addresses:
-    """Where one arm's six joints and two fingers are in MuJoCo's arrays."""
-
-    qpos: slice
-    dofs: slice
-    actuators: slice
-
-    @staticmethod
-    def find(model: Any, arm: str) -> _Addresses:
-        first = model.joint(f"vx300s_{arm}/{ARM_JOINTS[0]}")
-        actuator = int(np.flatnonzero(model.actuator_trnid[:, 0] == first.id)[0])
-        return _Addresses(
-            *(slice(i, i + 8) for i in (int(first.qposadr[0]), int(first.dofadr[0]), actuator))
-        )
+        return Snapshot(self.time_ns, self.task, self._data.qpos.copy(), self._condition)
 
 
 def _angle(finger: float) -> float:
     return angle_from_finger(finger, CRANK_RADIUS, ROD_LENGTH)
-
-
-def _state_names(arm: Arm) -> tuple[str, ...]:
-    """Return the names of :data:`STATE_NAMES` as a rig file has them."""
-    finger = arm.gripper.finger_joint
-    prefix = finger.removesuffix("left_finger")
-    return (*arm.names, finger, f"{prefix}right_finger")
-
-
-def _known_arm(arm: str) -> str:
-    if arm not in ARMS:
-        raise RigError(f"the simulated rig has no arm '{arm}'{did_you_mean(arm, ARMS)}")
-    return arm

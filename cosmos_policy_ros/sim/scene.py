@@ -16,42 +16,12 @@ import mujoco  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos_policy_ros.core.config import did_you_mean
 from cosmos_policy_ros.core.errors import RigError
+from cosmos_policy_ros.rig.arms import ARMS
 from cosmos_policy_ros.sim.tasks import USUAL, condition
-
-# Fewer triangles for the same shape, for images drawn without a GPU.
-
-
-def read_stl(path: Path) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the (3T, 3) corners and (T, 3) corner indices of a binary STL file's T triangles."""
-    facet = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
-    facets = np.frombuffer(path.read_bytes(), dtype=facet, offset=84)
-    corners = facets["corners"].reshape(-1, 3).astype(np.float64)
-    return corners, np.arange(len(corners)).reshape(-1, 3)
-
-
-def merge_vertices(
-    vertices: NDArray[np.float64], faces: NDArray[np.int64], cell: float
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Merge the (V, 3) vertices within a grid cell into their mean; drop triangles that vanish."""
-    cells = np.floor(vertices / cell).astype(np.int64)
-    _, index, counts = np.unique(cells, axis=0, return_inverse=True, return_counts=True)
-    index = index.reshape(-1)
-    sums = np.stack([np.bincount(index, vertices[:, axis]) for axis in range(3)], axis=1)
-    merged = index[faces]
-    alive = (
-        (merged[:, 0] != merged[:, 1])
-        & (merged[:, 1] != merged[:, 2])
-        & (merged[:, 2] != merged[:, 0])
-    )
-    return sums / counts[:, None], merged[alive]
-
 
 Quality = Literal["fast", "full"]
 
-TASKS = ("transfer_cube", "insertion", "either_cube")
-ARMS = ("left", "right")
 ARM_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
 
 CAMERAS = {"left_wrist": "left_wrist", "right_wrist": "right_wrist", "primary": "top"}
@@ -70,9 +40,6 @@ _WRIST_PITCH_DEG = 38.0
 """The wrist camera sits above the gripper and looks forward and down, fingertips in the image's
 lower half, as on an ALOHA; in the gripper's frame (x along the fingers, z up) [m]."""
 
-_SECOND_CUBE = ("blue_box", (0.0, 0.0, 1.0, 1.0))
-"""Name and colour of what ``either_cube`` adds to the scene of ``transfer_cube``."""
-
 _BLOCK_COLOUR = (0.1, 0.7, 0.1, 1.0)
 
 _NEAR_PLANE = 0.01
@@ -83,13 +50,11 @@ _FINGER_MERGE_CELL = 2.0
 """Side [mm] of the cells within which vertices merge in fast images. The arms' screw heads and
 fillets are most of their 30 000 triangles, and without a GPU triangles are what an image costs."""
 
+_STL_FACET = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
+
 
 def load_physics_model(task: str, condition_name: str = USUAL) -> Any:
-    """Return the ``mujoco.MjModel`` the rig is stepped with.
-
-    Raises:
-        RigError: unknown task or condition, or gym-aloha is not installed.
-    """
+    """Return the ``mujoco.MjModel`` the rig is stepped with."""
     return _load_spec(task, condition_name).compile()
 
 
@@ -100,9 +65,6 @@ def load_image_model(
 
     ``full`` keeps the models' meshes, shadows and anti-aliasing; ``fast`` drops what costs most
     and shows least when a CPU draws the image.
-
-    Raises:
-        RigError: unknown task or condition, or gym-aloha is not installed.
     """
     spec = _load_spec(task, condition_name)
     spec.visual.global_.offheight = height
@@ -115,32 +77,21 @@ def load_image_model(
             light.castshadow = False
         for mesh in spec.meshes:
             if mesh.name.startswith("vx300s_"):
-                _simplify(mesh, _FINGER_MERGE_CELL if "_finger_" in mesh.name else _MERGE_CELL)
+                facets = np.frombuffer((_assets() / mesh.file).read_bytes(), _STL_FACET, offset=84)
+                corners = facets["corners"].reshape(-1, 3).astype(np.float64)
+                cell = _FINGER_MERGE_CELL if "_finger_" in mesh.name else _MERGE_CELL
+                vertices, faces = merge_vertices(corners, cell)
+                mesh.file = ""
+                mesh.uservert, mesh.userface = vertices.ravel(), faces.ravel()
     return spec.compile()
 
 
-def camera_matrix(model: Any, role: str, height: int, width: int) -> NDArray[np.float64]:
-    """Return the (3, 3) pinhole matrix [px] of the camera with ``role`` at this image size.
-
-    The models give a vertical field of view; pixels are square.
-    """
-    focal = height / 2.0 / math.tan(math.radians(float(model.camera(CAMERAS[role]).fovy[0])) / 2.0)
-    return np.array([[focal, 0.0, width / 2.0], [0.0, focal, height / 2.0], [0.0, 0.0, 1.0]])
-
-
-def _assets() -> Path:
-    found = importlib.util.find_spec("gym_aloha")
-    if found is None or not found.submodule_search_locations:
-        raise RigError(
-            "gym-aloha, whose model files the simulated rig uses, is not installed; "
-            "run: pip install --no-deps gym-aloha==0.1.5"
-        )
-    return Path(found.submodule_search_locations[0]) / "assets"
-
-
 def _load_spec(task: str, condition_name: str) -> Any:
-    if task not in TASKS:
-        raise RigError(f"no simulated task '{task}'{did_you_mean(task, TASKS)}")
+    """Return the ``mujoco.MjSpec`` of a scene.
+
+    Raises:
+        RigError: unknown task or condition, or gym-aloha is not installed or does not fit MuJoCo.
+    """
     shown = condition(task, condition_name)
     scene = "transfer_cube" if task == "either_cube" else task
     path = _assets() / f"bimanual_viperx_{scene}.xml"
@@ -152,8 +103,14 @@ def _load_spec(task: str, condition_name: str) -> Any:
             "reinstall gym-aloha==0.1.5 and mujoco>=3.3.7,<3.8"
         ) from error
     spec.option.timestep = PHYSICS_STEP_NS / 1e9
+    pitch = math.radians(_WRIST_PITCH_DEG)
+    right, up = np.array([0.0, -1.0, 0.0]), np.array([math.sin(pitch), 0.0, math.cos(pitch)])
+    quaternion = np.empty(4)
+    mujoco.mju_mat2Quat(quaternion, np.stack([right, up, np.cross(right, up)], axis=1).ravel())
     for arm in ARMS:
-        _place_wrist_camera(spec.camera(f"{arm}_wrist"))
+        camera = spec.camera(f"{arm}_wrist")
+        camera.mode = mujoco.mjtCamLight.mjCAMLIGHT_FIXED
+        camera.pos, camera.quat, camera.fovy = _WRIST_POSITION, quaternion, _WRIST_FOVY_DEG
     if task == "either_cube":
         _add_second_cube(spec)
         spec.camera(CAMERAS["primary"]).fovy = _NARROW_TOP_FOVY_DEG
@@ -167,36 +124,55 @@ def _load_spec(task: str, condition_name: str) -> Any:
 
 
 def _add_second_cube(spec: Any) -> None:
+    """Add a blue cube like the red one, with the physics of ``transfer_cube``'s."""
     for key in spec.keys:  # has no place for another object's pose
         spec.delete(key)
-    first, (name, colour) = spec.geom("red_box"), _SECOND_CUBE
-    body = spec.worldbody.add_body(name=name)
+    first = spec.geom("red_box")
+    body = spec.worldbody.add_body(name="blue_box")
     body.mass, body.inertia = first.parent.mass, first.parent.inertia
     body.explicitinertial = True
     body.add_joint(
-        name=f"{name}_joint",
+        name="blue_box_joint",
         type=mujoco.mjtJoint.mjJNT_FREE,
         frictionloss=spec.joint("red_box_joint").frictionloss,
     )
-    geom = body.add_geom(name=name, type=first.type, size=first.size, rgba=colour)
+    blue = (0.0, 0.0, 1.0, 1.0)
+    geom = body.add_geom(name="blue_box", type=first.type, size=first.size, rgba=blue)
     for same in ("condim", "friction", "solimp", "solref"):
         setattr(geom, same, getattr(first, same))
 
 
-def _simplify(mesh: Any, cell: float) -> None:
-    vertices, faces = merge_vertices(*read_stl(_assets() / mesh.file), cell)
-    mesh.file = ""
-    mesh.uservert = vertices.ravel()
-    mesh.userface = faces.ravel()
+def _assets() -> Path:
+    found = importlib.util.find_spec("gym_aloha")
+    if found is None or not found.submodule_search_locations:
+        raise RigError(
+            "gym-aloha, whose model files the simulated rig uses, is not installed; "
+            "run: pip install --no-deps gym-aloha==0.1.5"
+        )
+    return Path(found.submodule_search_locations[0]) / "assets"
 
 
-def _place_wrist_camera(camera: Any) -> None:
-    pitch = math.radians(_WRIST_PITCH_DEG)
-    camera.mode = mujoco.mjtCamLight.mjCAMLIGHT_FIXED
-    camera.pos = _WRIST_POSITION
-    right, up = np.array([0.0, -1.0, 0.0]), np.array([math.sin(pitch), 0.0, math.cos(pitch)])
-    axes = np.stack([right, up, np.cross(right, up)], axis=1)
-    quaternion = np.empty(4)
-    mujoco.mju_mat2Quat(quaternion, axes.ravel())
-    camera.quat = quaternion
-    camera.fovy = _WRIST_FOVY_DEG
+def merge_vertices(
+    corners: NDArray[np.float64], cell: float
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Merge the (3T, 3) corners of triangles within a grid cell into their mean.
+
+    Returns:
+        The (V, 3) vertices, and the vertices' indices of each triangle that did not vanish.
+    """
+    cells = np.floor(corners / cell).astype(np.int64)
+    _, index, counts = np.unique(cells, axis=0, return_inverse=True, return_counts=True)
+    index = index.reshape(-1)
+    sums = np.stack([np.bincount(index, corners[:, axis]) for axis in range(3)], axis=1)
+    faces = index.reshape(-1, 3)
+    alive = (faces != np.roll(faces, 1, axis=1)).all(axis=1)
+    return sums / counts[:, None], faces[alive]
+
+
+def camera_matrix(model: Any, role: str, height: int, width: int) -> NDArray[np.float64]:
+    """Return the (3, 3) pinhole matrix [px] of the camera with ``role`` at this image size.
+
+    The models give a vertical field of view; pixels are square.
+    """
+    focal = height / 2.0 / math.tan(math.radians(float(model.camera(CAMERAS[role]).fovy[0])) / 2.0)
+    return np.array([[focal, 0.0, width / 2.0], [0.0, focal, height / 2.0], [0.0, 0.0, 1.0]])

@@ -103,10 +103,10 @@ def test_every_harder_condition_can_be_done(env: SimEnv, name: str) -> None:
 
 def test_conditions_look_different_and_covered_cameras_show_nothing(env: SimEnv) -> None:
     images = {}
-    for condition in conditions(TASK):
+    for name in conditions(TASK):
         notes = Notes()
-        env.run(goal(), 1, Fails(), [notes], condition=condition.name)
-        images[condition.name] = next(iter(notes.seen.values()))["primary"].astype(int)
+        env.run(goal(), 1, Fails(), [notes], condition=name)
+        images[name] = next(iter(notes.seen.values()))["primary"].astype(int)
     usual = images.pop("usual")
     assert images.pop("covered").max() < 10
     for name, image in images.items():

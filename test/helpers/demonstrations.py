@@ -10,12 +10,12 @@ from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.store import EpisodeStore
+from cosmos_policy_ros.rig.arms import ARMS
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Query
 from cosmos_policy_ros.sim.demonstrator import Demonstrator
 from cosmos_policy_ros.sim.render import Renderer
 from cosmos_policy_ros.sim.rig import SimRig
-from cosmos_policy_ros.sim.scene import ARMS
 
 TASK = "transfer_cube"
 CAMERA_EVERY = 4  # joint states

@@ -17,7 +17,8 @@ from cosmos_policy_ros.rig.observation import read_arm
 from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.rig.streamer import ArmStream
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
-from cosmos_policy_ros.sim.rig import STATE_NAMES, JointSample
+from cosmos_policy_ros.sim.rig import JointSample
+from cosmos_policy_ros.sim.scene import ARM_JOINTS
 
 NOW = 1_000 * NS_PER_S
 RIG = load_rig("interbotix_2", config_folder("rigs"))
@@ -48,7 +49,12 @@ def chunk(rows: np.ndarray) -> list[TrajectoryPoint]:
 
 
 def sample() -> JointSample:
-    return JointSample(NOW, STATE_NAMES, (*START, 0.03, -0.03), (0.0,) * 9)
+    return JointSample(
+        NOW,
+        (*ARM_JOINTS, "gripper", "left_finger", "right_finger"),
+        (*START, 0.03, -0.03),
+        (0.0,) * 9,
+    )
 
 
 def _stream() -> ArmStream:

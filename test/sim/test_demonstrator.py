@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cosmos_policy_ros.core.errors import ObservationError
 from cosmos_policy_ros.rig.decision import Query
-from cosmos_policy_ros.sim.demonstrator import SCRIPTS, Demonstrator, GripperConstants, PrimarySight
+from cosmos_policy_ros.sim.demonstrator import SCRIPTS, Demonstrator, PrimarySight, Variation
 from cosmos_policy_ros.sim.render import Renderer
 from cosmos_policy_ros.sim.rig import SimRig
 
@@ -36,16 +36,18 @@ def query() -> Query:
 
 
 @pytest.mark.parametrize(
-    ("task", "seeds"), [("transfer_cube", 8), ("insertion", 4), ("either_cube", 4)]
+    ("task", "seeds"), [("transfer_cube", 4), ("insertion", 3), ("either_cube", 2)]
 )
 def test_succeeds_on_seeds_chosen_beforehand(task: str, seeds: int) -> None:
+    """Also with images that are not square, and with a rest between chunks."""
     rig = SimRig(task)
     reached = []
-    with Renderer(task, 128, 128) as renderer:
+    with Renderer(task, 96, 128) as renderer:
         for seed in range(seeds):
             rig.reset(task, seed)
             rig.advance(0.2)
-            reached.append(episode(rig, renderer, Demonstrator()))
+            pause = 0.7 if seed == 1 else 0.0
+            reached.append(episode(rig, renderer, Demonstrator(), pause=pause))
     assert reached == [4] * seeds
 
 
@@ -53,25 +55,18 @@ def test_either_cube_is_taken_about_as_often() -> None:
     rig = settled("either_cube", 2)
     with Renderer("either_cube", 128, 128) as renderer:
         seen = observe(rig, renderer)
-    first = [
-        Demonstrator(jitter=0.0).decide(Query("either_cube", "", seed, 0, seen)).positions
-        for seed in range(20)
-    ]
-    ways = np.unique(np.stack(first).round(6), axis=0)
-    assert len(ways) == 2  # the cubes lie 12 cm apart or more, and the arm goes to one of them
-    taken = [np.array_equal(np.round(chunk, 6), ways[0]) for chunk in first]
-    assert 5 <= sum(taken) <= 15
-    for choice in (0.0, 1.0):
-        told = Demonstrator(jitter=0.0, choice=choice)
-        chunks = [told.decide(Query("either_cube", "", seed, 0, seen)).positions for seed in (1, 2)]
-        np.testing.assert_array_equal(*chunks)
-        assert any(np.array_equal(np.round(chunks[0], 6), way) for way in ways)
 
+    def way(seed: int, choice: float | None = None) -> NDArray[np.float64]:
+        policy = Demonstrator(jitter=0.0, choice=choice)
+        return policy.decide(Query("either_cube", "", seed, 0, seen)).positions
 
-def test_a_rest_between_chunks_does_no_harm() -> None:
-    rig = settled("transfer_cube", 1)
-    with Renderer("transfer_cube", 96, 128) as renderer:
-        assert episode(rig, renderer, Demonstrator(), pause=0.7) == 4
+    drawn = [Variation.draw(seed, 0.0).choice < 0.5 for seed in range(100)]
+    assert 35 <= sum(drawn) <= 65
+    red, blue = way(0, choice=0.0), way(0, choice=1.0)
+    assert not np.allclose(red, blue, atol=1e-3)  # the cubes lie 12 cm apart or more
+    np.testing.assert_array_equal(way(drawn.index(True)), red)
+    np.testing.assert_array_equal(way(drawn.index(False)), blue)
+    np.testing.assert_array_equal(way(drawn.index(False), choice=0.0), red)
 
 
 def test_chunks_start_at_the_state_keep_the_speed_and_end_in_a_hold(query: Query) -> None:
@@ -121,8 +116,8 @@ def test_the_seed_varies_the_demonstration_and_repeats_it(query: Query) -> None:
 
 
 def test_gripper_constants_are_the_rig_s(query: Query) -> None:
-    other = GripperConstants(command_closed=0.0, command_open=1.0)
-    angles = Demonstrator(grippers=other).decide(query).positions[:, 13]
+    other = replace(SPEC.arms.left.gripper, command_closed=0.0, command_open=1.0)
+    angles = Demonstrator(gripper=other).decide(query).positions[:, 13]
     default = Demonstrator().decide(query).positions[:, 13]
     np.testing.assert_allclose(angles, -0.6213 + default * (1.4910 + 0.6213), atol=1e-12)
 
@@ -135,7 +130,7 @@ def test_finds_objects_in_images_of_any_size(task: str, size: tuple[int, int]) -
     with Renderer(task, *size) as renderer:
         image = renderer.render(rig.snapshot())["primary"]
     objects = rig.snapshot().qpos[16:].reshape(-1, 7)
-    for thing, place in zip(SCRIPTS[task].things, objects, strict=True):
+    for thing, place in zip(SCRIPTS[task][0], objects, strict=True):
         assert PrimarySight().locate(image, thing) == pytest.approx(place[:2], abs=0.6 * pixel)
 
 

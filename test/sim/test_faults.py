@@ -8,9 +8,12 @@ import pytest
 
 from cosmos_policy_ros.core.errors import ConfigError
 from cosmos_policy_ros.sim.faults import Fault, Faults, faulty_joints, parse_fault
-from cosmos_policy_ros.sim.rig import STATE_NAMES, JointSample
+from cosmos_policy_ros.sim.rig import JointSample
+from cosmos_policy_ros.sim.scene import ARM_JOINTS
 
-SAMPLE = JointSample(1, STATE_NAMES, (0.1,) * 9, (0.2,) * 9)
+SAMPLE = JointSample(
+    1, (*ARM_JOINTS, "gripper", "left_finger", "right_finger"), (0.1,) * 9, (0.2,) * 9
+)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from cosmos_policy_ros.core.errors import ObservationError
 from cosmos_policy_ros.sim.demonstrator import DT, SCRIPTS, Variation
-from cosmos_policy_ros.sim.kinematics import ArmKinematics, MotionPlanner, between, gripper_pose
+from cosmos_policy_ros.sim.kinematics import ArmKinematics, between, gripper_pose, plan_motion
 from cosmos_policy_ros.sim.rig import START_POSE
 
 START = np.array([*START_POSE, -0.32] * 2)
@@ -52,10 +52,9 @@ def test_out_of_reach_says_where_and_how_far() -> None:
 def test_every_corner_of_the_object_range_can_be_planned(task: str, corner: int) -> None:
     x, y = CORNERS[corner]
     seen = {"cube": (x, y), "peg": (0.1 + x / 2, y), "socket": (-0.1 - x / 2, 1.0 - y)}
-    planner = MotionPlanner(START, DT)
-    for phase in SCRIPTS[task].phases(seen, Variation(0.004, 0.02, 0.03)):
-        planner.add(phase)
-    rows = np.vstack([START, planner.rows()])
+    _, script = SCRIPTS[task]
+    planned = plan_motion(START, script(seen, Variation(0.004, 0.02, 0.03)), DT)
+    rows = np.vstack([START, planned])
     assert np.abs(np.diff(rows, axis=0)).max() <= np.pi * DT
     assert len(rows) * DT < 16.0
     steps = np.abs(np.diff(rows, axis=0)).max(axis=1)

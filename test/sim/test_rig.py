@@ -11,17 +11,11 @@ from cosmos_policy_ros.core.errors import RigError
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.rig.arms import finger_from_angle
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
-from cosmos_policy_ros.sim.rig import (
-    CONTROLLER_JOINTS,
-    CRANK_RADIUS,
-    ROD_LENGTH,
-    START_FINGER,
-    START_POSE,
-    STATE_NAMES,
-    SimRig,
-)
-from cosmos_policy_ros.sim.tasks import OBJECT_RANGES
+from cosmos_policy_ros.sim.rig import CRANK_RADIUS, ROD_LENGTH, START_FINGER, START_POSE, SimRig
+from cosmos_policy_ros.sim.scene import ARM_JOINTS
+from cosmos_policy_ros.sim.tasks import TASKS
 
+CONTROLLER_JOINTS = (*ARM_JOINTS, "gripper")
 OPEN_ANGLE = 1.2
 
 
@@ -34,7 +28,7 @@ def test_starts_at_the_start_pose_with_the_driver_s_names(rig: SimRig) -> None:
     rig.reset("transfer_cube", 0)
     for arm in ("left", "right"):
         sample = rig.joint_states(arm)
-        assert sample.names == STATE_NAMES
+        assert sample.names == (*CONTROLLER_JOINTS, "left_finger", "right_finger")
         assert sample.positions[:6] == START_POSE
         assert sample.positions[7] == START_FINGER == -sample.positions[8]
         assert finger_from_angle(sample.positions[6], CRANK_RADIUS, ROD_LENGTH) == pytest.approx(
@@ -99,7 +93,7 @@ def test_the_seed_alone_places_the_objects_and_within_range(rig: SimRig, task: s
         rig.reset(task, seed)
         objects = rig.snapshot().qpos[16:].reshape(-1, 7)
         places.append(objects[:, :2])
-        for place, (x_range, y_range) in zip(objects, OBJECT_RANGES[task].values(), strict=True):
+        for place, (x_range, y_range) in zip(objects, TASKS[task].ranges.values(), strict=True):
             assert x_range[0] <= place[0] <= x_range[1]
             assert y_range[0] <= place[1] <= y_range[1]
     np.testing.assert_array_equal(places[0], places[4])

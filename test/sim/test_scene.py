@@ -32,10 +32,11 @@ def test_coarser_parts_stay_where_they_are() -> None:
 
 
 def test_merging_drops_only_what_vanishes() -> None:
-    vertices = np.array([[0.1, 0, 0], [0.2, 0, 0], [5, 0, 0], [5, 5, 0]], dtype=float)
-    faces = np.array([[0, 1, 2], [0, 2, 3]])
-    merged, kept = merge_vertices(vertices, faces, 1.0)
-    assert merged[kept].tolist() == [[[pytest.approx(0.15), 0, 0], [5, 0, 0], [5, 5, 0]]]
+    near, beside, far, corner = [0.1, 0, 0], [0.2, 0, 0], [5, 0, 0], [5, 5, 0]
+    triangles = np.array([near, beside, far, beside, far, corner], dtype=float)
+    merged, kept = merge_vertices(triangles, 1.0)
+    mean = [pytest.approx((0.1 + 0.2 + 0.2) / 3), 0, 0]
+    assert merged[kept].tolist() == [[mean, far, corner]]
 
 
 def test_unknown_task_is_named() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cosmos_policy_ros.sim.scene import load_physics_model
-from cosmos_policy_ros.sim.tasks import STAGES, Judge
+from cosmos_policy_ros.sim.tasks import TASKS, Judge
 
 CUBE, TABLE, PEG, PIN, WALL = "red_box", "table", "red_peg", "pin", "socket-3"
 LEFT = ("vx300s_left/10_left_gripper_finger", "vx300s_left/10_right_gripper_finger")
@@ -63,20 +63,16 @@ INSERTION = [
 )
 def test_stage_of_contacts(task: str, stage: int, pairs: list[tuple[str, str]]) -> None:
     model = load_physics_model(task)
-    assert Judge(task, model).reached(model, contacts(model, *pairs)) == stage
+    assert Judge(task, model).reached(contacts(model, *pairs)) == stage
 
 
 def test_a_stage_once_reached_stays() -> None:
     model = load_physics_model("transfer_cube")
     judge = Judge("transfer_cube", model)
-    assert judge.reached(model, contacts(model, (CUBE, RIGHT[0]))) == 2
-    assert judge.reached(model, contacts(model, (CUBE, TABLE))) == 2
+    assert judge.reached(contacts(model, (CUBE, RIGHT[0]))) == 2
+    assert judge.reached(contacts(model, (CUBE, TABLE))) == 2
     assert judge.best == 2
 
 
 def test_every_task_has_four_named_stages() -> None:
-    assert {task: len(stages) for task, stages in STAGES.items()} == {
-        "transfer_cube": 4,
-        "insertion": 4,
-        "either_cube": 4,
-    }
+    assert {len(task.stages) for task in TASKS.values()} == {4}

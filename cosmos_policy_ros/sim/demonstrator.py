@@ -365,5 +365,6 @@ class Demonstrator:
         rows = plan_motion(state, script(seen, variation), DT)
         places = ", ".join(f"{name} at ({x:.3f}, {y:.3f}) m" for name, (x, y) in seen.items())
         self._reason = f"scripted {task}: saw {places}"
-        rows[:, GRIPPER_INDICES] = gripper.commanded(rows[:, GRIPPER_INDICES])
+        angles = rows[:, GRIPPER_INDICES]
+        rows[:, GRIPPER_INDICES] = (angles - gripper.command_closed) / gripper.command_stroke
         return rows

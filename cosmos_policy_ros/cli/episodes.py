@@ -25,11 +25,11 @@ from cosmos_policy_ros.cli.shared import (
 )
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.units import NS_PER_S
-from cosmos_policy_ros.dataset.playback import DECISION_TYPE
 from cosmos_policy_ros.episodes.episode import Episode, bare_id, read_episode
 from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.quality import load_limits
 from cosmos_policy_ros.episodes.store import EpisodeStore, delete, discarded
+from cosmos_policy_ros.episodes.topics import DECISION_TYPE
 from cosmos_policy_ros.episodes.verify import Verification, store_quality, verify
 
 # Everything that is known of one episode, as text for a terminal.

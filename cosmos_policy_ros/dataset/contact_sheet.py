@@ -1,4 +1,4 @@
-"""Images of an episode, time from left to right: what was seen, and what had been imagined."""
+"""Images of an episode in a table, time from left to right: what was seen and predicted."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from cosmos_policy_ros.bags.mcap_file import VERIFY
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.core.untrusted import reading
+from cosmos_policy_ros.dataset.playback import stamp_ns
 from cosmos_policy_ros.episodes.episode import read_messages
-from cosmos_policy_ros.episodes.topics import future_topic
+from cosmos_policy_ros.episodes.topics import absolute, future_topic
 from cosmos_policy_ros.rig.images import decode_image
 from cosmos_policy_ros.rig.spec import RigSpec
 
 TILE = (120, 160)  # px, rows and columns
-MARGIN = 22  # px, for the times above and the names at the left
-BACKGROUND, INK = 255, (40, 40, 40)
+MARGIN = 22  # px, for the times above
+BACKGROUND, INK, INK_ON_IMAGE = 255, (40, 40, 40), (255, 255, 255)
 ImageArray = NDArray[np.uint8]
 Shots = list[tuple[int, ImageArray]]  # stamps and tiles
 
 
-def contact_sheet(bag: Path, rig: RigSpec, namespace: str = "/", columns: int = 8) -> ImageArray:
+def contact_sheet(bag: Path, rig: RigSpec, columns: int = 8) -> ImageArray:
     """Return an RGB image (rows, columns, 3) of the cameras at even times of an episode.
 
     Raises:
         RolloutError: the bag is unreadable or holds no image.
     """
-    frames = _read(bag, {_topic(namespace, c.topic): c.role for c in rig.cameras})
+    frames = _read(bag, {absolute(c.topic): c.role for c in rig.cameras})
     stamps = [stamp for row in frames.values() for stamp, _ in row]
     if not stamps:
         raise RolloutError(f"{bag}: holds no image of rig '{rig.name}'")
@@ -43,18 +44,18 @@ def contact_sheet(bag: Path, rig: RigSpec, namespace: str = "/", columns: int = 
     return tabulate(heads, rows)
 
 
-def future_sheet(bag: Path, rig: RigSpec, namespace: str = "/") -> ImageArray | None:
-    """Return what was imagined of each chunk's end, above what the cameras then saw.
+def future_sheet(bag: Path, rig: RigSpec) -> ImageArray | None:
+    """Return the predicted images of each chunk's end, above what the cameras then saw.
 
-    None for an episode in which nothing was imagined.
+    None for an episode without predictions.
 
     Raises:
         RolloutError: the bag is unreadable.
     """
-    cameras = {_topic(namespace, c.topic): c.role for c in rig.cameras}
-    futures = {_topic(namespace, future_topic(role)): role for role in cameras.values()}
-    seen, imagined = _read(bag, cameras), _read(bag, futures)
-    stamps = sorted({stamp for shots in imagined.values() for stamp, _ in shots})
+    cameras = {absolute(c.topic): c.role for c in rig.cameras}
+    futures = {absolute(future_topic(role)): role for role in cameras.values()}
+    seen, predicted = _read(bag, cameras), _read(bag, futures)
+    stamps = sorted({stamp for shots in predicted.values() for stamp, _ in shots})
     if not stamps:
         return None
     # The next query came when the chunk had been executed, however long the first one was thought
@@ -63,7 +64,7 @@ def future_sheet(bag: Path, rig: RigSpec, namespace: str = "/") -> ImageArray | 
     ends = [*stamps[1:], stamps[-1] + chunk_ns]
     rows: dict[str, list[ImageArray | None]] = {}
     for role in cameras.values():
-        by_stamp = dict(imagined[role])
+        by_stamp = dict(predicted[role])
         rows[f"{role}, imagined"] = [by_stamp.get(stamp) for stamp in stamps]
         rows[f"{role}, came"] = [_nearest(seen[role], end) for end in ends]
     return tabulate([f"chunk {number}" for number in range(1, len(stamps) + 1)], rows)
@@ -79,13 +80,13 @@ def tabulate(heads: Sequence[str], rows: Mapping[str, Sequence[ImageArray | None
     height, width = TILE
     sheet = np.full((MARGIN + len(rows) * height, len(heads) * width, 3), BACKGROUND, np.uint8)
     for column, head in enumerate(heads):
-        _write(sheet, head, column * width + 4, MARGIN - 7)
+        _write(sheet, head, column * width + 4, MARGIN - 7, INK)
     for row, (name, images) in enumerate(rows.items()):
         top = MARGIN + row * height
-        for column, picture in enumerate(images):
-            if picture is not None:
-                sheet[top : top + height, column * width : (column + 1) * width] = _tile(picture)
-        _write(sheet, name, 4, top + 14, (255, 255, 255))
+        for column, image in enumerate(images):
+            if image is not None:
+                sheet[top : top + height, column * width : (column + 1) * width] = _tile(image)
+        _write(sheet, name, 4, top + 14, INK_ON_IMAGE)
     return sheet
 
 
@@ -97,30 +98,23 @@ def save_sheet(sheet: ImageArray, file: Path) -> Path:
     return file
 
 
-def _topic(namespace: str, topic: str) -> str:
-    return namespace.rstrip("/") + "/" + topic
-
-
 def _read(bag: Path, topics: Mapping[str, str]) -> dict[str, Shots]:
     """Return the images of some topics by role, by the stamps in their headers."""
     frames: dict[str, Shots] = {role: [] for role in topics.values()}
     with reading(bag, "a bag of images", RolloutError, VERIFY):
         for topic, _, message in read_messages(bag, topics):
             image = decode_image(message, topic, grey=True)  # a sheet shows whatever was recorded
-            stamp = message.header.stamp
-            stamp_ns = stamp.sec * NS_PER_S + stamp.nanosec
-            frames[topics[topic]].append((stamp_ns, _tile(image)))
+            frames[topics[topic]].append((stamp_ns(message), _tile(image)))
     return frames
 
 
-def _tile(picture: ImageArray) -> ImageArray:
-    resized = cv2.resize(picture, TILE[::-1], interpolation=cv2.INTER_AREA)
-    return np.asarray(resized, np.uint8)
+def _tile(image: ImageArray) -> ImageArray:
+    return np.asarray(cv2.resize(image, TILE[::-1], interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _nearest(shots: Shots, time_ns: int) -> ImageArray | None:
     return min(shots, key=lambda shot: abs(shot[0] - time_ns))[1] if shots else None
 
 
-def _write(sheet: ImageArray, text: str, x: int, y: int, ink: tuple[int, int, int] = INK) -> None:
+def _write(sheet: ImageArray, text: str, x: int, y: int, ink: tuple[int, int, int]) -> None:
     cv2.putText(sheet, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.42, ink, 1, cv2.LINE_AA)

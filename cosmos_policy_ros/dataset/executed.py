@@ -1,7 +1,4 @@
-"""A bag's episode as rows: at each executed control step what was seen and what was done.
-
-What other formats hold. The pauses in which a policy thinks and the arms hold are not in it.
-"""
+"""An episode as the rows that other formats hold: what was seen and done at each executed step."""
 
 from __future__ import annotations
 
@@ -12,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos_policy_ros.bags.index import IndexedTopic
 from cosmos_policy_ros.bags.jpeg import COMPRESSED, is_jpeg
 from cosmos_policy_ros.bags.mcap_file import VERIFY
 from cosmos_policy_ros.core.errors import ObservationError, RolloutError
@@ -20,7 +16,7 @@ from cosmos_policy_ros.core.units import Array
 from cosmos_policy_ros.core.untrusted import reading
 from cosmos_policy_ros.dataset.windows import EpisodeWindows
 from cosmos_policy_ros.episodes.episode import Episode
-from cosmos_policy_ros.rig.arms import ARM_DIM, STATE_DIM, Arm, Gripper, finger_from_angle
+from cosmos_policy_ros.rig.arms import ARM_DIM, STATE_DIM, Gripper, finger_from_angle
 
 _ANGLE = 1e-6  # rad; half the step of a central difference
 
@@ -31,8 +27,8 @@ class ExecutedStep:
 
     Attributes:
         state, action: (14,) policy units.
-        velocity: (14,) policy units per second; zeros where no driver told.
-        effort: (14,) in the drivers' units; zeros where no driver told.
+        velocity: (14,) policy units per second; zeros where no driver reported it.
+        effort: (14,) in the drivers' units; zeros where no driver reported it.
         images: (H, W, 3) uint8 RGB by role.
         jpegs: by role the very files of the images that were recorded as JPEG.
     """
@@ -51,24 +47,21 @@ class ExecutedEpisode:
     Attributes:
         episode: its summary.
         rig: as the bag shows it.
-        left_out: why each step that could not be looked at is missing; grows while they are read.
+        left_out: why each step without an observation is missing; grows while they are read.
     """
 
     def __init__(self, episode: Episode) -> None:
         """Index a finished episode.
 
         Raises:
-            RolloutError: it is damaged, or no policy, demonstrator or import moved anything in it.
+            RolloutError: it is damaged, or nothing was executed in it.
         """
         self.episode = episode
         self.left_out: list[str] = []
-        self._windows = windows = EpisodeWindows(episode)
-        self.rig = windows.rig.rig
+        self._windows = EpisodeWindows(episode)
+        self.rig = self._windows.rig.rig
         if not len(self._windows):
             raise RolloutError(f"{episode.path}: holds no executed step: nothing to export")
-        topics = windows.topics
-        self._cameras = {role: topics[topic] for topic, role in windows.rig.cameras.items()}
-        self._arms = {side: topics[topic] for side, topic in windows.rig.arms.items()}
 
     def __len__(self) -> int:
         return len(self._windows)
@@ -89,38 +82,32 @@ class ExecutedEpisode:
                 self.left_out.append(str(error))
                 continue
             with reading(self.episode.path, "an episode", RolloutError, VERIFY):
+                jpegs = {}
+                for name, role in self._windows.rig.cameras.items():
+                    topic = self._windows.topics[name]
+                    if topic.msgtype == COMPRESSED:
+                        data = bytes(topic.read(topic.newest(stamp_ns)).data)
+                        if is_jpeg(data):
+                            jpegs[role] = data
                 velocity, effort = self._measured(stamp_ns)
-                jpegs = self._jpegs(stamp_ns)
             yield ExecutedStep(seen.state, action, velocity, effort, seen.images, jpegs)
 
-    def _jpegs(self, stamp_ns: int) -> dict[str, bytes]:
-        found = {}
-        for role, topic in self._cameras.items():
-            if topic.msgtype == COMPRESSED:
-                data = bytes(topic.read(topic.newest(stamp_ns)).data)
-                if is_jpeg(data):
-                    found[role] = data
-        return found
-
     def _measured(self, stamp_ns: int) -> tuple[Array, Array]:
+        """Return the (14,) velocity and effort of the arms' newest joint states."""
         velocity, effort = np.zeros(STATE_DIM), np.zeros(STATE_DIM)
         for index, (side, arm) in enumerate(self.rig.arms.items()):
+            names, topic = arm.state_names, self._windows.topics[self._windows.rig.arms[side]]
+            # Where both arms report on one topic, the newest message may be the other's.
+            read = (topic.read(at) for at in range(topic.newest(stamp_ns), -1, -1))
+            state = next(each for each in read if names[-1] in each.name)
             part = slice(index * ARM_DIM, (index + 1) * ARM_DIM)
-            velocity[part], effort[part] = _of_arm(arm, self._arms[side], stamp_ns)
+            velocity[part] = _by_name(state, "velocity", names)
+            effort[part] = _by_name(state, "effort", names)
+            gripper = part.stop - 1
+            if velocity[gripper]:
+                position = state.position[state.name.index(names[-1])]
+                velocity[gripper] *= opening_per_reading(arm.gripper, position)
         return velocity, effort
-
-
-def _of_arm(arm: Arm, topic: IndexedTopic, stamp_ns: int) -> tuple[Array, Array]:
-    """Return the (7,) velocity and effort of one arm's newest joint state."""
-    names, newest = arm.state_names, topic.newest(stamp_ns)
-    # Where both arms report on one topic, the newest message may be the other's.
-    read = (topic.read(index) for index in range(newest, -1, -1))
-    state = next(each for each in read if names[-1] in each.name)
-    velocity, effort = _by_name(state, "velocity", names), _by_name(state, "effort", names)
-    if velocity[-1]:
-        reading = state.position[state.name.index(names[-1])]
-        velocity[-1] *= opening_per_reading(arm.gripper, reading)
-    return velocity, effort
 
 
 def _by_name(state: Any, field: str, names: tuple[str, ...]) -> Array:

@@ -1,50 +1,31 @@
-"""A finished episode as the policy saw it: its decisions, and the observations behind them.
+"""What the policy saw in a finished episode: its observations at any time, and its decisions.
 
-The observations are made by the code that made them live, ``rig.observation``.
+Nothing is converted, and of the bag nothing is read but what a moment needs. Observations are made
+by the code that made them live, ``rig.observation``.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import pairwise, product
+from collections.abc import Iterable, Iterator
+from functools import cache
+from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
+
+from cosmos_policy_ros.bags.index import IndexedTopic, index_topics
 from cosmos_policy_ros.bags.mcap_file import VERIFY
 from cosmos_policy_ros.core.errors import ObservationError, RolloutError
-from cosmos_policy_ros.core.units import NS_PER_S
+from cosmos_policy_ros.core.units import NS_PER_S, Array
 from cosmos_policy_ros.core.untrusted import reading
-from cosmos_policy_ros.episodes.episode import read_episode, read_messages
-from cosmos_policy_ros.episodes.topics import RigInBag, find_rig
-from cosmos_policy_ros.rig.observation import Observation, SensorBuffer
+from cosmos_policy_ros.episodes.episode import Episode, read_episode, read_messages
+from cosmos_policy_ros.episodes.topics import DECISION_TYPE, POLICY_NODE, find_rig
+from cosmos_policy_ros.rig.observation import Observation, SensorBuffer, fingerprint
 
-DECISION_TYPE = "cosmos_policy_ros/msg/Decision"
-# The recorder may take a topic's messages later than another's; a sensor silent for longer than
-# this is not waited for, so that memory stays bounded.
-PATIENCE_NS = 2 * NS_PER_S
 # What was under way while the policy looked is stamped before the look and recorded after it. The
 # likeliest of the messages that the rig's limits allow are tried: some milliseconds each.
 MOST_TRIES = 2000
-
-
-class _Message(NamedTuple):
-    topic: str
-    stamp_ns: int
-    received_ns: int
-    content: Any
-
-
-class ObservationTime(NamedTuple):
-    """A time to look at, ns of the rig's clock, and what is known of what was seen then.
-
-    Attributes:
-        stamp_ns: nanoseconds of the clock that stamps the sensors' messages.
-        digest: of the observation (``Observation.digest``); "" when it is not known.
-    """
-
-    stamp_ns: int
-    digest: str = ""
 
 
 def decisions(path: Path) -> Iterator[Any]:
@@ -62,179 +43,178 @@ def decisions(path: Path) -> Iterator[Any]:
 def observations(
     path: Path, moments: Iterable[int] | None = None
 ) -> Iterator[Observation | ObservationError]:
-    """Yield the observation of each moment, in one pass over the bag's sensor messages.
+    """Yield the observation of each moment, or the error that says why there was none.
 
-    A moment at which the rig gave no usable observation yields the error that says why, so that
-    one bad moment does not end the pass. Of a message's arrival at the policy a bag knows nothing:
-    at a moment of your own you get the newest stamped by then. At a decision you get what the
-    decision was made of, byte for byte, found by its digest; were it not in the bag, you would get
-    an error and not something like it. Images recorded as JPEG have lost the bytes that the
-    digest is of: there it is the newest stamped by then, too.
+    Of a message's arrival at the policy a bag knows nothing: at a moment of your own you get the
+    newest stamped by then. At a decision you get what the decision was made of, byte for byte,
+    found by its digest; were it not in the bag, you would get an error and not something like it.
+    Images recorded as JPEG have lost the bytes that the digest is of: there it is the newest
+    stamped by then, too.
 
     Args:
         path: a finished episode.
-        moments: nanoseconds of the clock that stamps the sensors' messages, ascending; by default
-            the episode's decisions, in their order.
+        moments: nanoseconds of the clock that stamps the sensors' messages; by default the
+            episode's decisions, in their order.
 
     Raises:
-        RolloutError: the bag is unfinished, unreadable, or no episode, lacks its rig's topics, or
-            the moments do not ascend.
+        RolloutError: the bag is unfinished, unreadable, no episode, or lacks its rig's topics.
     """
-    if moments is None:
-        with reading(path, "an episode", RolloutError, VERIFY):
-            wanted = [ObservationTime(stamp_ns(d), d.observation_digest) for d in decisions(path)]
-    else:
-        wanted = [ObservationTime(int(stamp_ns)) for stamp_ns in moments]
-    for before, after in pairwise(wanted):
-        if after.stamp_ns < before.stamp_ns:
-            raise RolloutError(
-                f"{path}: moment {after.stamp_ns} ns comes after {before.stamp_ns} ns; sort them"
-            )
-    return _observations(path, find_rig(read_episode(path)), wanted)
-
-
-def _observations(
-    path: Path, rig: RigInBag, moments: list[ObservationTime]
-) -> Iterator[Observation | ObservationError]:
-    topics = rig.sensors
-    history = _History(rig)
-    left = deque(moments)
+    sensors = RecordedSensors(read_episode(path))
+    if moments is not None:
+        return (sensors.seen(int(moment)) for moment in moments)
     with reading(path, "an episode", RolloutError, VERIFY):
-        for message in _by_stamp(_received(path, topics), topics):
-            while left and left[0].stamp_ns < message.stamp_ns:
-                yield history.at(left.popleft())
-            if not left:
-                return
-            history.add(message)
-        for moment in left:
-            yield history.at(moment)
+        decided = [(stamp_ns(d), d.observation_digest) for d in decisions(path)]
+    return (sensors.seen(moment, digest) for moment, digest in decided)
 
 
-def _received(path: Path, topics: Iterable[str]) -> Iterator[_Message]:
-    for topic, received_ns, content in read_messages(path, topics):
-        yield _Message(topic, stamp_ns(content), received_ns, content)
+def stamp_ns(message: Any) -> int:
+    """Return a message's header stamp in nanoseconds."""
+    stamp = message.header.stamp
+    return int(stamp.sec) * NS_PER_S + int(stamp.nanosec)
 
 
-def _by_stamp(messages: Iterable[_Message], topics: Iterable[str]) -> Iterator[_Message]:
-    """Put the topics' messages, each topic's in its own order, into the order of their stamps."""
-    waiting: dict[str, deque[_Message]] = {topic: deque() for topic in topics}
-    for message in messages:
-        waiting[message.topic].append(message)
-        overdue_ns = message.received_ns - PATIENCE_NS
-        while heads := _heads(waiting):
-            if len(heads) < len(waiting) and all(m.received_ns >= overdue_ns for m in heads):
-                break
-            yield waiting[_earliest(heads)].popleft()
-    while heads := _heads(waiting):
-        yield waiting[_earliest(heads)].popleft()
+class RecordedSensors:
+    """The cameras and arms of one finished episode, at any time.
 
+    Attributes:
+        episode: its summary.
+        rig: as the bag shows it.
+        topics: the cameras' and arms' messages, by the bag's names.
+    """
 
-def _heads(waiting: Mapping[str, deque[_Message]]) -> list[_Message]:
-    return [queue[0] for queue in waiting.values() if queue]
+    def __init__(self, episode: Episode) -> None:
+        """Index the bag.
 
+        Raises:
+            RolloutError: it has no index, is damaged, or lacks its rig's topics.
+        """
+        self.episode = episode
+        self.rig = rig = find_rig(episode)
+        self._verdicts = rig.topic(f"{POLICY_NODE}/verdict")
+        self._indexed = index_topics(episode.files, [*rig.sensors, *rig.outputs, self._verdicts])
+        self.topics = {topic: self._indexed[topic] for topic in rig.sensors}
 
-def _earliest(heads: Iterable[_Message]) -> str:
-    return min(heads, key=lambda message: message.stamp_ns).topic
+    def observe(self, stamp_ns: int) -> Observation:
+        """Return what the newest messages stamped by then show.
 
+        Raises:
+            ObservationError: the rig gave no usable observation then.
+            RolloutError: the bag is damaged there.
+        """
+        buffer = SensorBuffer(self.rig.rig)
+        with reading(self.episode.path, "an episode", RolloutError, VERIFY):
+            for topic, role in self.rig.cameras.items():
+                for message, at in self._images(self.topics[topic], stamp_ns):
+                    buffer.add_image(role, message, at)
+            self._add_states(buffer, stamp_ns)
+            return buffer.observe(stamp_ns)
 
-class _History:
-    """The rig's sources at the newest message given, and what the policy may have had instead."""
+    def measured(self, stamp_ns: int) -> tuple[Array, float]:
+        """Return the (14,) state that was known at a time, and its age [s].
 
-    def __init__(self, rig: RigInBag) -> None:
-        self._rig = rig
-        self._sources = SensorBuffer(rig.rig)
-        limits = rig.rig.observation
-        # No older than this may a source be when the policy looks.
-        self._oldest_ns = dict.fromkeys(rig.cameras, round(limits.image_age * NS_PER_S))
-        self._oldest_ns |= dict.fromkeys(rig.arms.values(), round(limits.state_age * NS_PER_S))
-        self._recent: dict[str, deque[_Message]] = {topic: deque() for topic in self._oldest_ns}
+        Raises:
+            ObservationError: an arm had not reported.
+            RolloutError: the bag is damaged there.
+        """
+        buffer = SensorBuffer(self.rig.rig)
+        with reading(self.episode.path, "an episode", RolloutError, VERIFY):
+            self._add_states(buffer, stamp_ns)
+        state = buffer.measured()
+        if state is None:
+            raise ObservationError(f"{self.episode.path}: no joint state by {stamp_ns} ns")
+        return state, buffer.state_age(stamp_ns)
 
-    def add(self, message: _Message) -> None:
-        """Take a message, as the policy node does."""
-        self._feed(self._sources, message)
-        recent = self._recent[message.topic]
-        recent.append(message)
-        while recent[0].stamp_ns < message.stamp_ns - self._oldest_ns[message.topic]:
-            recent.popleft()
+    def _images(self, topic: IndexedTopic, stamp_ns: int) -> list[tuple[Any, int]]:
+        """Return the messages that tell a camera's newest image, and whether it is frozen.
 
-    def at(self, moment: ObservationTime) -> Observation | ObservationError:
-        """Return what was seen at a moment that is not before any message given."""
-        newest = _observe(self._sources, moment)
-        if not moment.digest or not self._rig.as_received or _is(newest, moment.digest):
+        An image that differs from the one before the rig's limit for frozen cameras is not; only
+        if it does not are those in between worth reading.
+        """
+        newest = topic.newest(stamp_ns)
+        if newest < 0:
+            return []
+        limit_ns = round(self.rig.rig.observation.frozen_after * NS_PER_S)
+        before = topic.newest(int(topic.stamps_ns[newest]) - limit_ns - 1) if limit_ns else -1
+        wanted = [before, newest] if before >= 0 else [newest]
+        read = {index: topic.read(index) for index in wanted}
+        if len(wanted) > 1 and len({fingerprint(message) for message in read.values()}) == 1:
+            wanted = list(range(wanted[0], newest + 1))
+            read |= {index: topic.read(index) for index in wanted if index not in read}
+        return [(read[index], int(topic.stamps_ns[index])) for index in wanted]
+
+    def _add_states(self, buffer: SensorBuffer, stamp_ns: int) -> None:
+        """Give each arm's newest good joint state, and what was rejected behind it."""
+        oldest_ns = self.rig.rig.observation.state_age * NS_PER_S
+        for side, name in self.rig.arms.items():
+            topic = self.topics[name]
+            newest = topic.newest(stamp_ns)
+            for index in range(newest, -1, -1):
+                at = int(topic.stamps_ns[index])
+                if topic.stamps_ns[newest] - at > oldest_ns:
+                    break
+                state = topic.read(index)
+                if buffer.add_joint_state(side, state.name, state.position, at):
+                    break
+
+    def seen(self, stamp_ns: int, digest: str = "") -> Observation | ObservationError:
+        """Return the observation of that digest, or without one the newest stamped by then."""
+        try:
+            newest: Observation | ObservationError = self.observe(stamp_ns)
+        except ObservationError as error:
+            newest = error
+        if not digest or not self.rig.as_received or _is(newest, digest):
             return newest
-        for messages in self._likeliest(moment.stamp_ns)[:MOST_TRIES]:
-            sources = SensorBuffer(self._rig.rig)
-            for message in messages:
-                self._feed(sources, message)
-            if _is(earlier := _observe(sources, moment), moment.digest):
+        read = cache(lambda topic, index: self.topics[topic].read(index))
+        for messages in self._likeliest(stamp_ns)[:MOST_TRIES]:
+            buffer = SensorBuffer(self.rig.rig)
+            for at, topic, index in messages:
+                message = read(topic, index)
+                if topic in self.rig.cameras:
+                    buffer.add_image(self.rig.cameras[topic], message, at)
+                for side, name in self.rig.arms.items():
+                    if name == topic:
+                        buffer.add_joint_state(side, message.name, message.position, at)
+            try:
+                earlier = buffer.observe(stamp_ns)
+            except ObservationError:
+                continue
+            if _is(earlier, digest):
                 return earlier
         return ObservationError(
-            f"what was decided on at {moment.stamp_ns} ns is not in the bag: nothing in it has the "
-            f"digest {moment.digest[:12]}…; a message came before the recording began or was lost "
+            f"what was decided on at {stamp_ns} ns is not in the bag: nothing in it has the "
+            f"digest {digest[:12]}…; a message came before the recording began or was lost "
             f"on its way to the recorder, or the bag was changed: leave this decision out"
         )
 
-    def _likeliest(self, stamp_ns: int) -> list[tuple[_Message, ...]]:
-        """Return what the policy may have had, one message per topic, the likeliest first.
+    def _likeliest(self, stamp_ns: int) -> list[tuple[tuple[int, str, int], ...]]:
+        """Return what the policy may have had, likeliest first: per topic (stamp, topic, index).
 
         An observation bears its newest source's stamp, so one of them is at ``stamp_ns``. Cameras
         are late together, and so are arms: the less the latest of either lags, the likelier.
         """
-        skew_ns = round(self._rig.rig.observation.camera_skew * NS_PER_S)
-        cameras = [c for c in self._choices(self._rig.cameras, stamp_ns) if _skew(c) <= skew_ns]
-        arms = self._choices(dict.fromkeys(self._rig.arms.values()), stamp_ns)
-        possible = [
-            (*images, *states)
-            for images, states in product(cameras, arms)
-            if _newest(images + states) == stamp_ns
+        limits, cameras = self.rig.rig.observation, self.rig.cameras
+        skew_ns = round(limits.camera_skew * NS_PER_S)
+
+        def choices(topics: Iterable[str], age: float) -> list[tuple[tuple[int, str, int], ...]]:
+            found = []
+            for name in topics:
+                topic = self.topics[name]
+                first = int(np.searchsorted(topic.stamps_ns, stamp_ns - round(age * NS_PER_S)))
+                indices = range(first, topic.newest(stamp_ns) + 1)
+                found.append([(int(topic.stamps_ns[i]), name, i) for i in indices])
+            return list(product(*found))
+
+        images = [
+            each
+            for each in choices(cameras, limits.image_age)
+            if max(each)[0] - min(each)[0] <= skew_ns
         ]
-        count = len(self._rig.cameras)
-        return sorted(possible, key=lambda m: -_oldest(m[:count]) - _oldest(m[count:]))
-
-    def _choices(self, topics: Iterable[str], stamp_ns: int) -> list[tuple[_Message, ...]]:
-        return list(
-            product(
-                *(
-                    [m for m in self._recent[t] if m.stamp_ns >= stamp_ns - self._oldest_ns[t]]
-                    for t in topics
-                )
-            )
-        )
-
-    def _feed(self, sources: SensorBuffer, message: _Message) -> None:
-        if (role := self._rig.cameras.get(message.topic)) is not None:
-            sources.add_image(role, message.content, message.stamp_ns)
-            return
-        state = message.content
-        for side, topic in self._rig.arms.items():
-            if topic == message.topic:
-                sources.add_joint_state(side, state.name, state.position, message.stamp_ns)
-
-
-def _observe(sources: SensorBuffer, moment: ObservationTime) -> Observation | ObservationError:
-    try:
-        return sources.observe(moment.stamp_ns)
-    except ObservationError as error:
-        return error
-
-
-def _newest(messages: Iterable[_Message]) -> int:
-    return max(message.stamp_ns for message in messages)
-
-
-def _oldest(messages: Iterable[_Message]) -> int:
-    return min(message.stamp_ns for message in messages)
-
-
-def _skew(messages: tuple[_Message, ...]) -> int:
-    return _newest(messages) - _oldest(messages)
+        states = choices(dict.fromkeys(self.rig.arms.values()), limits.state_age)
+        together = [(*image, *state) for image, state in product(images, states)]
+        possible = [each for each in together if max(each)[0] == stamp_ns]
+        count = len(cameras)
+        return sorted(possible, key=lambda m: -min(m[:count])[0] - min(m[count:])[0])
 
 
 def _is(seen: Observation | ObservationError, digest: str) -> bool:
     return isinstance(seen, Observation) and seen.digest() == digest
-
-
-def stamp_ns(message: Any) -> int:
-    """Return a message's stamp in nanoseconds."""
-    stamp = message.header.stamp
-    return int(stamp.sec) * NS_PER_S + int(stamp.nanosec)

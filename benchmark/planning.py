@@ -29,21 +29,24 @@ sys.path[:0] = [str(ROOT), str(ROOT / "test")]
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from _checkpoints import describe_machine  # noqa: E402
-from helpers.search import TINY, query_of  # noqa: E402
+from helpers.search import TINY, evaluations, query_of  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from cosmos_policy_ros.core.paths import config_folder  # noqa: E402
-from cosmos_policy_ros.inference.search_engine import SearchEngine, evaluations  # noqa: E402
-from cosmos_policy_ros.inference.spec import EngineSpec, SearchConfig  # noqa: E402
-from cosmos_policy_ros.inference.tasks import Decide  # noqa: E402
+from cosmos_policy_ros.inference.cosmos_engine import SearchEngine  # noqa: E402
+from cosmos_policy_ros.inference.spec import (  # noqa: E402
+    Decide,
+    EngineSpec,
+    SearchConfig,
+)
 from cosmos_policy_ros.inference.worker import WorkerLimits  # noqa: E402
 from cosmos_policy_ros.model.checkpoint import read_config  # noqa: E402
 from cosmos_policy_ros.model.layout import layout_named  # noqa: E402
 from cosmos_policy_ros.model.policy import CosmosPolicy  # noqa: E402
 from cosmos_policy_ros.model.sampler import SampleSpec, count_evaluations, ensemble  # noqa: E402
 from cosmos_policy_ros.model.transformer import Transformer  # noqa: E402
+from cosmos_policy_ros.planning.scheduler import Inference, start_inference  # noqa: E402
 from cosmos_policy_ros.planning.search import run_search  # noqa: E402
-from cosmos_policy_ros.planning.workers import Inference, start_inference  # noqa: E402
 from cosmos_policy_ros.rig.decision import Decision, Query  # noqa: E402
 
 LAPS = 3

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cosmos_policy_ros.cli.shared import parse, run
-from cosmos_policy_ros.inference.engines import load_cosmos
-from cosmos_policy_ros.inference.spec import EngineSpec, MemoryBudget, parse_search
+from cosmos_policy_ros.inference.cosmos_engine import load_cosmos
+from cosmos_policy_ros.inference.spec import EngineSpec, parse_search
+from cosmos_policy_ros.inference.worker import MemoryBudget
 from cosmos_policy_ros.planning import replay
 
 SAME, ANOTHER = 0, 3  # exit codes; 1 is an error, 2 a wrong command line

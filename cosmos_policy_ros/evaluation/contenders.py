@@ -14,8 +14,7 @@ from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.dataset.windows import EpisodeWindows
 from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.inference.engines import load_engine
-from cosmos_policy_ros.inference.spec import EngineSpec, SearchConfig
-from cosmos_policy_ros.inference.tasks import Decide, Engine
+from cosmos_policy_ros.inference.spec import Decide, Engine, EngineSpec, SearchConfig
 from cosmos_policy_ros.planning.search import run_search
 from cosmos_policy_ros.rig.decision import Candidate, Decision, EngineInfo, Policy, Query
 from cosmos_policy_ros.sim.demonstrator import Demonstrator

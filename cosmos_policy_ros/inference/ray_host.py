@@ -8,17 +8,13 @@ from __future__ import annotations
 import os
 import platform
 import socket
-import threading
-import time
 from typing import Any
 
 from cosmos_policy_ros.core.errors import ConfigError, CosmosPolicyError, WorkerError
-from cosmos_policy_ros.inference.spec import EngineLoader, EngineSpec, MemoryBudget
-from cosmos_policy_ros.inference.tasks import Task
-from cosmos_policy_ros.inference.worker import as_answer
+from cosmos_policy_ros.inference.spec import EngineLoader, EngineSpec, Task
+from cosmos_policy_ros.inference.worker import Host, MemoryBudget, as_answer
 from cosmos_policy_ros.rig.decision import EngineInfo
 
-LOCAL = "local"
 REACH = 5.0  # s for the head of a cluster to be reached
 
 
@@ -40,7 +36,7 @@ def connect(address: str) -> Any:
     if ray.is_initialized():
         return ray
     try:
-        if address == LOCAL:
+        if address == "local":
             ray.init(include_dashboard=False)
         else:
             host, colon, port = address.rpartition(":")
@@ -56,14 +52,12 @@ def connect(address: str) -> Any:
     return ray
 
 
-class RayHost:
-    """Starts the actor, asks it, ends it. Used by one thread.
+class RayHost(Host):
+    """An actor, which Ray places.
 
-    A device "cuda" stands for one GPU that Ray chooses and nobody else gets; "cpu" for as many
+    A device "cuda" stands for one GPU that Ray chooses and gives to no other; "cpu" for as many
     cores as the engine has threads.
     """
-
-    pid = None
 
     def __init__(self, ray: Any, spec: EngineSpec, load: EngineLoader) -> None:
         """Start nothing yet; ``ray`` is what :func:`connect` returned.
@@ -71,39 +65,28 @@ class RayHost:
         Raises:
             ConfigError: a device that is not Ray's to choose.
         """
+        super().__init__()
         if spec.device not in ("cuda", "cpu"):
             raise ConfigError(
                 f"device '{spec.device}': which GPU it will be is Ray's to choose; give cuda or "
                 "cpu once per worker"
             )
-        self.title = f"engine {spec.engine} on Ray ({spec.device})"
-        self.name = "actor"
+        self.title, self.name = f"engine {spec.engine} on Ray ({spec.device})", "actor"
         self._ray, self._spec, self._load = ray, spec, load
         self._actor: Any = None
 
-    def start(self, seconds: float, closing: threading.Event) -> EngineInfo:
-        """Have an actor placed and its engine loaded.
-
-        Raises:
-            WorkerError: it died, hung, found no place or is being closed.
-            CosmosPolicyError: the engine refused to load, or there is no room for it.
-        """
+    def start(self, seconds: float) -> EngineInfo:
+        """Have an actor placed and its engine loaded; a cluster without a free place hangs."""
         gpus = 1 if self._spec.device == "cuda" else 0
         kind = self._ray.remote(num_cpus=self._spec.threads, num_gpus=gpus, max_restarts=0)(_Actor)
         self._actor = kind.remote(self._spec, self._load)
-        name, info = self._receive(self._actor.load.remote(), seconds, "start-up", closing)
-        self.name = name
+        self.name, info = self._receive(self._actor.load.remote(), seconds, "start-up")
         assert isinstance(info, EngineInfo)
         return info
 
-    def ask(self, task: Task, seconds: float, closing: threading.Event) -> object:
-        """Ask and wait for the answer.
-
-        Raises:
-            WorkerError: it died, hung or is being closed.
-            CosmosPolicyError: the engine refused the task.
-        """
-        return self._receive(self._actor.answer.remote(task), seconds, task.what, closing)
+    def ask(self, task: Task, seconds: float) -> object:
+        """Have a task done and wait for the answer."""
+        return self._receive(self._actor.answer.remote(task), seconds, task.what)
 
     def stop(self) -> None:
         """End the actor, whatever it does."""
@@ -111,44 +94,35 @@ class RayHost:
             self._ray.kill(self._actor, no_restart=True)
         self._actor = None
 
-    def _receive(self, asked: Any, seconds: float, during: str, closing: threading.Event) -> Any:
-        deadline = time.monotonic() + seconds
-        while not closing.is_set():
-            left = min(0.2, deadline - time.monotonic())
-            if left <= 0:
-                raise WorkerError(
-                    f"{self.name} gave no answer for {seconds:g} s during {during} and was ended"
-                )
-            if not self._ray.wait([asked], timeout=left)[0]:
-                continue
-            try:
-                answer = self._ray.get(asked)
-            except self._ray.exceptions.RayError as error:
-                reason = str(error).strip().splitlines()[0]
-                raise WorkerError(f"{self.name} was lost during {during}: {reason}") from error
-            if isinstance(answer, CosmosPolicyError):
-                raise answer
-            return answer
-        raise WorkerError("the actor is being closed")
+    def _receive(self, asked: Any, seconds: float, during: str) -> Any:
+        self.wait_until(lambda left: self._ray.wait([asked], timeout=left)[0], seconds, during)
+        try:
+            answer = self._ray.get(asked)
+        except self._ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise WorkerError(f"{self.name} was lost during {during}: {reason}") from error
+        if isinstance(answer, CosmosPolicyError):
+            raise answer
+        return answer
 
 
 class _Actor:
-    """The engine, over there."""
+    """The engine, over there. Errors are returned, since raised they would lose their class."""
 
     def __init__(self, spec: EngineSpec, load: EngineLoader) -> None:
         self._spec, self._load = spec, load
 
     def load(self) -> tuple[str, EngineInfo] | CosmosPolicyError:
-        """Load the engine; return how to call this actor, and what the engine says of itself."""
+        """Load the engine; return this actor's name, and the engine's info."""
         try:
-            # Its device is its own: Ray gives it to nobody else.
+            # Its device is its own: Ray gives it to no other actor.
             self._engine = self._load(self._spec, lambda f: MemoryBudget().admit(self, f))
         except Exception as error:
             return as_answer(error)
         return f"actor {os.getpid()} on {platform.node()}", self._engine.info
 
     def answer(self, task: Task) -> object:
-        """Do a task; an error is returned, since raised it would lose its class."""
+        """Do a task."""
         try:
             return self._engine.answer(task)
         except Exception as error:

@@ -1,37 +1,39 @@
-"""Which engine, with what: plain data, so that it can be sent to the process that builds it."""
+"""What an engine is built from, asked and answers: plain data that can be sent to its process.
+
+Latents travel as float32 arrays (B, 16, T, h, w), so that only the engine needs torch.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Protocol, TypeAlias
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from cosmos_policy_ros.core.config import parse_config
-from cosmos_policy_ros.core.errors import CheckpointError
-from cosmos_policy_ros.inference.tasks import Engine
 from cosmos_policy_ros.model.config import Numerics
 from cosmos_policy_ros.model.layout import ValueMode
 from cosmos_policy_ros.rig.arms import Gripper
+from cosmos_policy_ros.rig.decision import EngineInfo, Query
 
-Combination = Literal["last", "average"]
-
-
-Shown = Literal["last", "average"]
+Aggregation = Literal["majority_mean", "average", "lcb", "success_vote"]
 Stage = Literal["sample_actions", "predict_future", "predict_value"]
-
-
 STAGES: tuple[Stage, ...] = ("sample_actions", "predict_future", "predict_value")
+EngineName = Literal["cosmos", "demonstrator"]
+ENGINES: tuple[EngineName, ...] = ("cosmos", "demonstrator")
+Latents = NDArray[np.float32]
+Images = Mapping[str, NDArray[np.uint8]]  # (S, S, 3) RGB per camera role
 
 
 @dataclass(frozen=True)
 class SearchConfig:
     """How many candidates there are and how they are appraised.
 
-    As in the released planning commands, but for ``shown`` and for ``candidate_batch``, which they
+    As in the released planning commands, but for ``shown`` and ``candidate_batch``, which they
     lack.
 
     Attributes:
@@ -59,23 +61,14 @@ class SearchConfig:
     value: ValueMode = "value_s"
     aggregation: Aggregation = "majority_mean"
     depth: int = 1
-    combination: Combination = "last"
-    shown: Shown = "last"
+    combination: Literal["last", "average"] = "last"
+    shown: Literal["last", "average"] = "last"
     candidate_batch: int = 1
 
     def __post_init__(self) -> None:
-        counts = (
-            "candidates",
-            "futures",
-            "future_steps",
-            "values",
-            "value_steps",
-            "depth",
-            "candidate_batch",
-        )
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{name}: {value} must be at least 1")
         if self.value == "value_q" and self.depth > 1:
             raise ValueError("depth: Q(s, a) imagines no future to go on from; take value_s")
         if self.aggregation == "lcb" and self.members * self.values < 2:
@@ -95,7 +88,7 @@ class SearchConfig:
         }[stage]
 
     def text(self) -> str:
-        """Return it in one line of YAML, as it stands in a decision."""
+        """Return one line of YAML, which :func:`parse_search` reads."""
         flow = yaml.safe_dump(
             dataclasses.asdict(self), default_flow_style=True, sort_keys=False, width=10_000
         )
@@ -107,88 +100,14 @@ def parse_search(text: str, where: str) -> SearchConfig:
     return parse_config(SearchConfig, text, where)
 
 
-Aggregation = Literal["majority_mean", "average", "lcb", "success_vote"]
-
-
-# Whether the engines fit, before anything is loaded.
-
-
-GB = 1e9
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """What one engine needs of its device.
-
-    Attributes:
-        device: torch's name, with the machine's where there are several.
-        needs: bytes by what they are for.
-        free: bytes that the device has left now.
-    """
-
-    device: str
-    needs: dict[str, int]
-    free: int
-
-    @property
-    def total(self) -> int:
-        """Bytes in all."""
-        return sum(self.needs.values())
-
-
-class MemoryBudget:
-    """Grants memory to engines that load at the same time, and see it free until they have."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._first_seen: dict[str, int] = {}
-        self._granted: dict[object, Footprint] = {}
-
-    def admit(self, who: object, footprint: Footprint) -> None:
-        """Grant it.
-
-        Raises:
-            CheckpointError: there is no room; with the sums.
-        """
-        with self._lock:
-            device = footprint.device
-            others = [f for f in self._granted.values() if f.device == device]
-            if not others:
-                self._first_seen[device] = footprint.free
-            free, taken = self._first_seen[device], sum(f.total for f in others)
-            if taken + footprint.total > free:
-                raise CheckpointError(_refusal(footprint, len(others), taken, free))
-            self._granted[who] = footprint
-
-    def release(self, who: object) -> None:
-        """Take back what an engine had, if it had any."""
-        with self._lock:
-            self._granted.pop(who, None)
-
-
-def _refusal(footprint: Footprint, others: int, taken: int, free: int) -> str:
-    parts = ", ".join(f"{what} {size / GB:.1f}" for what, size in footprint.needs.items())
-    before = f" beside {taken / GB:.1f} GB for {others} more" if others else ""
-    return (
-        f"{footprint.device}: an inference process needs {footprint.total / GB:.1f} GB ({parts})"
-        f"{before}, but {free / GB:.1f} GB are free; name fewer or other devices, use one "
-        "checkpoint for both roles, or end what else uses the device"
-    )
-
-
-EngineName = Literal["cosmos", "demonstrator"]
-ENGINES: tuple[EngineName, ...] = ("cosmos", "demonstrator")
-Admit = Callable[[Footprint], None]  # returns once the memory is granted
-
-
 @dataclass(frozen=True)
 class EngineSpec:
-    """What a worker process needs to build its engine; plain data, so that it can be sent there.
+    """What an engine is built from.
 
     Attributes:
         engine: which one.
-        checkpoint: folder of the cosmos engine's checkpoint. This and what follows down to the
-            search is for the cosmos engine alone; see ``CosmosPolicy.load``.
+        checkpoint: folder of the cosmos engine's checkpoint. This and what follows, up to
+            ``world_model``, is for the cosmos engine alone; see ``CosmosPolicy.load``.
         device: torch device; "auto" is a GPU where there is one.
         threads: torch threads. One by default on a CPU: a second thread is several times slower
             as soon as anything else uses the cores, and delays the node's own timers.
@@ -212,5 +131,120 @@ class EngineSpec:
     gripper: Gripper | None = None
 
 
+@dataclass(frozen=True)
+class Footprint:
+    """The memory that one engine needs of its device, in bytes."""
+
+    device: str  # torch's name, with the machine's where there are several
+    needs: dict[str, int]  # by what they are for
+    free: int  # left on the device now
+
+    @property
+    def total(self) -> int:
+        """All that is needed."""
+        return sum(self.needs.values())
+
+
+@dataclass(frozen=True)
+class Decide:
+    """Answer a query; the answer is a ``Decision``."""
+
+    what: ClassVar[str] = "a query"
+    query: Query
+
+
+@dataclass(frozen=True)
+class SampleActions:
+    """Propose one chunk per seed; the answer is :class:`SampledActions`."""
+
+    what: ClassVar[str] = "proposals"
+    query: Query
+    seeds: tuple[int, ...]
+    after: Latents | None = None  # imagined futures to go on from instead of what is seen
+
+
+@dataclass(frozen=True)
+class SampledActions:
+    """Proposals of B candidates."""
+
+    latents: Latents
+    chunks: NDArray[np.float64]  # (B, K, 14), policy units
+
+
+@dataclass(frozen=True)
+class PredictFuture:
+    """Imagine F futures of B candidates; the answer is latents (B, F, 16, T, h, w)."""
+
+    what: ClassVar[str] = "futures"
+    prompt: str
+    latents: Latents  # with the candidates' actions
+    seeds: tuple[int, ...]
+    futures: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class PredictValue:
+    """Appraise B candidates; the answer is B tuples of V values in [0, 1]."""
+
+    what: ClassVar[str] = "values"
+    prompt: str
+    latents: Latents  # with what ``mode`` is conditioned on
+    seeds: tuple[int, ...]
+    values: int
+    steps: int
+    mode: ValueMode
+
+
+@dataclass(frozen=True)
+class DecodeImages:
+    """Decode an imagined future; the answer is :data:`Images`."""
+
+    what: ClassVar[str] = "images"
+    query: Query  # what was seen before it
+    latents: Latents  # of several futures the average of their images is returned
+
+
+SearchTask: TypeAlias = SampleActions | PredictFuture | PredictValue
+Task: TypeAlias = Decide | DecodeImages | SearchTask  # ``what`` names it in messages
+
+
+@dataclass(frozen=True)
+class SearchInfo(EngineInfo):
+    """What is known of a searching engine once it is loaded.
+
+    Attributes:
+        planner_digest: sha256 over the world model's files.
+        dt: seconds between the rows of a chunk.
+        numerics: of both checkpoints.
+        denoising_steps: asked for, of one proposal.
+        evaluations: of the network for one proposal.
+        note: what every decision's reason begins with; "" for nothing.
+        pace: wall seconds per denoising step of one batch's task, by stage, as rehearsed.
+    """
+
+    planner_digest: str = ""
+    dt: float = 0.0
+    numerics: Numerics = "released"
+    denoising_steps: int = 0
+    evaluations: int = 0
+    note: str = ""
+    pace: Mapping[str, float] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """What runs in an inference process."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """Its checkpoint's digest and warnings."""
+        ...
+
+    def answer(self, task: Task) -> object:
+        """Do one task. Raises CosmosPolicyError when it cannot."""
+        ...
+
+
+Admit = Callable[[Footprint], None]  # returns once the memory is granted
 # Builds an engine in the process that calls it; a module's function, so that it can be sent there.
 EngineLoader = Callable[[EngineSpec, Admit], Engine]

@@ -16,47 +16,63 @@ import struct
 import threading
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Protocol
+from typing import Any
 
-from cosmos_policy_ros.core.errors import CosmosPolicyError, WorkerError
-from cosmos_policy_ros.inference.spec import EngineLoader, EngineSpec, Footprint, MemoryBudget
-from cosmos_policy_ros.inference.tasks import Task
+from cosmos_policy_ros.core.errors import CheckpointError, CosmosPolicyError, WorkerError
+from cosmos_policy_ros.inference.spec import EngineLoader, EngineSpec, Footprint, Task
 from cosmos_policy_ros.rig.decision import EngineInfo
 
 LONGEST_PAUSE = 30.0  # s before a restart, however many there have been
+GB = 1e9
 
 
-class Host(Protocol):
+class Host(ABC):
     """Where an engine lives: a process here, or an actor of a Ray cluster. Used by one thread."""
 
-    title: str
+    title: str  # the engine and its place, for people
+    name: str  # what runs there now, for people
+    pid: int | None = None  # of a process on this machine
 
-    @property
-    def pid(self) -> int | None:
-        """Process id, None while there is none."""
-        ...
+    def __init__(self) -> None:
+        self.closing = threading.Event()  # set by another thread: ends every wait
 
-    @property
-    def name(self) -> str:
-        """How messages call what runs now."""
-        ...
-
-    def start(self, seconds: float, closing: threading.Event) -> EngineInfo:
+    @abstractmethod
+    def start(self, seconds: float) -> EngineInfo:
         """Load the engine. Raises WorkerError: it died, hung; CosmosPolicyError: it refused."""
-        ...
 
-    def ask(self, task: Task, seconds: float, closing: threading.Event) -> object:
+    @abstractmethod
+    def ask(self, task: Task, seconds: float) -> object:
         """Have a task done. Raises as :meth:`start`."""
-        ...
 
+    @abstractmethod
     def stop(self) -> None:
         """End it, whatever it does."""
-        ...
+
+    def wait_until(self, happened: Callable[[float], object], seconds: float, during: str) -> None:
+        """Return when ``happened``, which waits for the seconds it is given, says so.
+
+        Raises:
+            WorkerError: it did not within ``seconds``, or the worker is being closed.
+        """
+        deadline = time.monotonic() + seconds
+        while not self.closing.is_set():
+            # Short waits, so that closing is noticed.
+            left = min(0.2, deadline - time.monotonic())
+            if left <= 0:
+                raise WorkerError(self.overdue(seconds, during))
+            if happened(left):
+                return
+        raise WorkerError(f"{self.name} is being closed")
+
+    def overdue(self, seconds: float, during: str) -> str:
+        """Say that there was no answer in time."""
+        return f"{self.name} gave no answer for {seconds:g} s during {during} and was ended"
 
 
 @dataclass(frozen=True)
@@ -84,31 +100,26 @@ class Worker:
     Attributes:
         status: "starting", "ready", "restarting", "failed" or "closed".
         message: the last thing that happened, for people.
-        info: what the engine says of itself; empty before it is loaded.
+        info: the engine's; empty before it is loaded.
         restarts: how often it was started again, in all.
+        title: the engine and its place, for people.
+        workers: itself; one worker is the smallest pool.
     """
 
     def __init__(
         self, host: Host, limits: WorkerLimits, on_change: Callable[[], None] = lambda: None
     ) -> None:
         """Start loading in the background; ``on_change`` is called from the thread."""
-        self.status = "starting"
-        self.message = f"loading {host.title}"
-        self.restarts = 0
-        self._restarted: list[float] = []  # monotonic seconds of those not forgotten
+        self.status, self.message = "starting", f"loading {host.title}"
         self.info = EngineInfo()
-        self.title = host.title
+        self.restarts = 0
+        self.title, self.workers = host.title, (self,)
         self._host, self._limits, self._on_change = host, limits, on_change
+        self._restarted: list[float] = []  # monotonic seconds of those not forgotten
         self._tasks: queue.SimpleQueue[tuple[Task, float, Future[Any]] | None]
         self._tasks = queue.SimpleQueue()
-        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="inference", daemon=True)
         self._thread.start()
-
-    @property
-    def workers(self) -> tuple[Worker, ...]:
-        """Itself: one worker is the smallest pool."""
-        return (self,)
 
     @property
     def pid(self) -> int | None:
@@ -137,16 +148,16 @@ class Worker:
 
     def close(self) -> None:
         """End the process and the thread; a task under way fails."""
-        self._closing.set()
+        self._host.closing.set()
         self._tasks.put(None)
         self._thread.join(timeout=10.0)
         self._set("closed", "inference process ended")
 
     def _serve(self) -> None:
         """Start the engine, answer until it dies, start it again while the budget lasts."""
-        while not self._closing.is_set():
+        while not self._host.closing.is_set():
             try:
-                self.info = self._host.start(self._limits.start_timeout, self._closing)
+                self.info = self._host.start(self._limits.start_timeout)
                 text = f"{self._host.title} is ready ({self._host.name})"
                 self._set("ready", f"{text}; {self.info.warning}" if self.info.warning else text)
                 self._answer()
@@ -161,6 +172,26 @@ class Worker:
         self._host.stop()
         self._fail_waiting()
 
+    def _answer(self) -> None:
+        while (item := self._tasks.get()) is not None:
+            task, seconds, future = item
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(self._host.ask(task, seconds))
+            except WorkerError as error:
+                # Before the failure is told: who then asks must not find it "ready".
+                self.status = "restarting"
+                future.set_exception(error)
+                raise
+            except CosmosPolicyError as error:
+                future.set_exception(error)
+            except Exception as error:  # no future may wait for a thread that is gone
+                traceback.print_exc()
+                text = f"a bug in the worker, see the log: {type(error).__name__}: {error}"
+                future.set_exception(WorkerError(text))
+                raise WorkerError(text) from error
+
     def _may_restart(self, error: WorkerError) -> bool:
         limits, now = self._limits, time.monotonic()
         self._restarted = [at for at in self._restarted if now - at < limits.memory]
@@ -171,31 +202,9 @@ class Worker:
         pause = min(limits.backoff * 2**recent, LONGEST_PAUSE)
         self._restarted.append(now)
         self.restarts += 1
-        self._set(
-            "restarting",
-            f"{error}; restarting in {pause:g} s ({recent + 1} of {limits.restarts})",
-        )
-        return not self._closing.wait(pause)
-
-    def _answer(self) -> None:
-        while (item := self._tasks.get()) is not None:
-            task, seconds, future = item
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(self._host.ask(task, seconds, self._closing))
-            except WorkerError as error:
-                # Before anybody hears of the failure: who then asks must not find it "ready".
-                self.status = "restarting"
-                future.set_exception(error)
-                raise
-            except CosmosPolicyError as error:
-                future.set_exception(error)
-            except Exception as error:  # nobody may be left waiting for a thread that is gone
-                traceback.print_exc()
-                text = f"a bug in the worker, see the log: {type(error).__name__}: {error}"
-                future.set_exception(WorkerError(text))
-                raise WorkerError(text) from error
+        count = f"{recent + 1} of {limits.restarts}"
+        self._set("restarting", f"{error}; restarting in {pause:g} s ({count})")
+        return not self._host.closing.wait(pause)
 
     def _fail_waiting(self) -> None:
         while not self._tasks.empty():
@@ -207,14 +216,44 @@ class Worker:
         self._on_change()
 
 
-# An engine in a process of its own, seen from the thread that talks to it.
-#
-# Its Python never holds the node's interpreter lock, and a crash or a kill costs one task instead
-# of the node.
+class MemoryBudget:
+    """Grants memory to engines that load at the same time, and see it free until they have."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._first_seen: dict[str, int] = {}
+        self._granted: dict[object, Footprint] = {}
+
+    def admit(self, who: object, footprint: Footprint) -> None:
+        """Grant it. Raises CheckpointError, with the sums, when there is no room."""
+        with self._lock:
+            device = footprint.device
+            others = [f for f in self._granted.values() if f.device == device]
+            if not others:
+                self._first_seen[device] = footprint.free
+            free, taken = self._first_seen[device], sum(f.total for f in others)
+            if taken + footprint.total > free:
+                parts = ", ".join(f"{what} {n / GB:.1f}" for what, n in footprint.needs.items())
+                beside = f" beside {taken / GB:.1f} GB for {len(others)} more" if others else ""
+                raise CheckpointError(
+                    f"{device}: an inference process needs {footprint.total / GB:.1f} GB ({parts})"
+                    f"{beside}, but {free / GB:.1f} GB are free; name fewer or other devices, use "
+                    "one checkpoint for both roles, or end what else uses the device"
+                )
+            self._granted[who] = footprint
+
+    def release(self, who: object) -> None:
+        """Take back what an engine had, if it had any."""
+        with self._lock:
+            self._granted.pop(who, None)
 
 
-class ProcessHost:
-    """Starts the process, asks it, ends it. Used by one thread."""
+class ProcessHost(Host):
+    """A process of the engine's own.
+
+    Its Python never holds the node's interpreter lock, and a crash or a kill costs one task instead
+    of the node.
+    """
 
     def __init__(
         self, spec: EngineSpec, load: EngineLoader, budget: MemoryBudget | None = None
@@ -226,29 +265,16 @@ class ProcessHost:
             load: builds it, over there.
             budget: grants the memory; without one it is granted if the device has it.
         """
-        self.title = f"engine {spec.engine} on {spec.device}"
-        self._spec, self._load, self._ledger = spec, load, budget or MemoryBudget()
+        super().__init__()
+        self.title, self.name = f"engine {spec.engine} on {spec.device}", "inference process"
+        self._spec, self._load, self._budget = spec, load, budget or MemoryBudget()
         self._context = mp.get_context("spawn")
         self._process: BaseProcess | None = None
         self._connection: Connection | None = None
 
-    @property
-    def pid(self) -> int | None:
-        """Process id, None while there is none."""
-        return self._process.pid if self._process is not None else None
-
-    @property
-    def name(self) -> str:
-        """How messages call it."""
-        return f"process {self.pid}"
-
-    def start(self, seconds: float, closing: threading.Event) -> EngineInfo:
-        """Start the process and wait until its engine is loaded.
-
-        Raises:
-            WorkerError: it died, hung or is being closed.
-            CosmosPolicyError: the engine refused to load, or there is no room for it.
-        """
+    def start(self, seconds: float) -> EngineInfo:
+        """Start the process and wait until its engine is loaded."""
+        deadline = time.monotonic() + seconds
         self._connection, theirs = self._context.Pipe()
         self._process = self._context.Process(
             target=_process_main,
@@ -258,24 +284,19 @@ class ProcessHost:
         )
         self._process.start()
         theirs.close()
-        deadline = time.monotonic() + seconds
-        answer = self._receive(seconds, "start-up", closing)
+        self.pid, self.name = self._process.pid, f"inference process {self._process.pid}"
+        answer = self._receive(seconds, "start-up")
         while isinstance(answer, Footprint):
-            self._ledger.admit(self, answer)
+            self._budget.admit(self, answer)
             self._send(True, seconds, "start-up")
-            answer = self._receive(deadline - time.monotonic(), "start-up", closing)
+            answer = self._receive(deadline - time.monotonic(), "start-up")
         assert isinstance(answer, EngineInfo)
         return answer
 
-    def ask(self, task: Task, seconds: float, closing: threading.Event) -> object:
-        """Ask and wait for the answer.
-
-        Raises:
-            WorkerError: it died, hung or is being closed.
-            CosmosPolicyError: the engine refused the task.
-        """
+    def ask(self, task: Task, seconds: float) -> object:
+        """Send a task and wait for the answer."""
         self._send(task, seconds, task.what)
-        return self._receive(seconds, task.what, closing)
+        return self._receive(seconds, task.what)
 
     def stop(self) -> None:
         """End the process, whatever it does."""
@@ -284,70 +305,54 @@ class ProcessHost:
         if self._process is not None:
             self._process.kill()
             self._process.join()
-        self._ledger.release(self)
+        self._budget.release(self)
 
     def _send(self, message: object, seconds: float, during: str) -> None:
         assert self._connection is not None
-        _limit_sending(self._connection, seconds)
+        # A query is larger than what a pipe holds: a process that has stopped reading would block
+        # this thread for ever.
+        timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+        with socket.socket(fileno=os.dup(self._connection.fileno())) as end:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
         try:
             self._connection.send(message)
         except BlockingIOError as error:
-            raise WorkerError(self._overdue(seconds, during)) from error
+            raise WorkerError(self.overdue(seconds, during)) from error
         except OSError as error:
-            raise WorkerError(f"inference {self._obituary()} during {during}") from error
+            raise WorkerError(self._obituary(during)) from error
 
-    def _receive(self, seconds: float, during: str, closing: threading.Event) -> object:
+    def _receive(self, seconds: float, during: str) -> object:
         """Wait for an answer, the process's death, the deadline, or our own closing."""
         assert self._process is not None
         assert self._connection is not None
-        deadline = time.monotonic() + seconds
-        while not closing.is_set():
-            # Short waits, so that closing is noticed; death and answers wake it at once.
-            left = min(0.2, deadline - time.monotonic())
-            if left <= 0:
-                raise WorkerError(self._overdue(seconds, during))
-            ready = wait([self._connection, self._process.sentinel], timeout=left)
-            if self._connection in ready:
-                try:
-                    answer: object = self._connection.recv()
-                except (EOFError, OSError) as error:
-                    raise WorkerError(f"inference {self._obituary()} during {during}") from error
-                if isinstance(answer, CosmosPolicyError):
-                    raise answer
-                return answer
-            if ready:
-                raise WorkerError(f"inference {self._obituary()} during {during}")
-        raise WorkerError("inference process is being closed")
+        ends = self._connection, self._process.sentinel
+        self.wait_until(lambda left: wait(ends, timeout=left), seconds, during)
+        if not self._connection.poll():
+            raise WorkerError(self._obituary(during))
+        try:
+            answer: object = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise WorkerError(self._obituary(during)) from error
+        if isinstance(answer, CosmosPolicyError):
+            raise answer
+        return answer
 
-    def _overdue(self, seconds: float, during: str) -> str:
-        return (
-            f"inference {self.name} gave no answer for {seconds:g} s during {during} and was ended"
-        )
-
-    def _obituary(self) -> str:
+    def _obituary(self, during: str) -> str:
         assert self._process is not None
         self._process.join(timeout=1.0)
         code = self._process.exitcode
         if code is not None and code < 0:
-            return f"{self.name} was killed by {signal.Signals(-code).name}"
-        return f"{self.name} died with exit code {code}"
-
-
-def _limit_sending(connection: Connection, seconds: float) -> None:
-    """Have a send fail after ``seconds``: a query is larger than what a pipe holds.
-
-    Without it a process that has stopped reading would block its thread for ever.
-    """
-    timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
-    with socket.socket(fileno=os.dup(connection.fileno())) as end:
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+            return f"{self.name} was killed by {signal.Signals(-code).name} during {during}"
+        return f"{self.name} died with exit code {code} during {during}"
 
 
 def _process_main(spec: EngineSpec, load: EngineLoader, connection: Connection) -> None:
     """Load the engine, then answer until the pipe closes (which it does when the node ends)."""
     # Ctrl-C goes to the whole process group; the node decides when its worker ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with_parent()
+    # The kernel kills this process when the node dies, even in the middle of a task.
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
     def admit(footprint: Footprint) -> None:
         connection.send(footprint)
@@ -373,7 +378,7 @@ def _process_main(spec: EngineSpec, load: EngineLoader, connection: Connection) 
 def as_answer(error: Exception) -> CosmosPolicyError:
     """Return an engine's refusal as it is, and what broke it as a WorkerError with its words.
 
-    A new process is started after a WorkerError: nobody knows what state this one is in.
+    After a WorkerError a new process is started: the state of the old one is unknown.
     """
     if isinstance(error, CosmosPolicyError):
         return error
@@ -382,9 +387,3 @@ def as_answer(error: Exception) -> CosmosPolicyError:
         f"inference process {os.getpid()} broke off with {type(error).__name__}: {error} (the "
         "traceback is in the log)"
     )
-
-
-def _end_with_parent() -> None:
-    """Have the kernel kill this process when the node dies, even in the middle of a task."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from cosmos_policy_ros.core.config import did_you_mean
 from cosmos_policy_ros.core.errors import CheckpointError
+
+if TYPE_CHECKING:  # a node reads layouts without torch
+    from torch import Tensor
 
 ValueMode = Literal["value_sas", "value_s", "value_q"]
 Mode = Literal["policy", "world_model"] | ValueMode

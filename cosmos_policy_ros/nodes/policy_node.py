@@ -2,7 +2,7 @@
 
 A thin shell of parts: ``policy_inputs`` keeps what comes in, ``policy_runs`` drives ``rig.run``,
 ``policy_output`` speaks to the arms, ``policy_checks`` stands before arming, ``policy_reports``
-tells how things stand. The model lives in worker processes (``planning.workers``).
+tells how things stand. The model lives in worker processes (``planning.scheduler``).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from cosmos_policy_ros.nodes.policy_reports import PolicyChecks, PolicyReports
 from cosmos_policy_ros.nodes.policy_runs import PolicyRuns
 from cosmos_policy_ros.nodes.policy_topics import PolicyInputs, PolicyOutput, PollScheduler
 from cosmos_policy_ros.nodes.policy_watchdog import WatchdogMonitor
-from cosmos_policy_ros.planning.workers import Inference, start_inference
+from cosmos_policy_ros.planning.scheduler import Inference, start_inference
 from cosmos_policy_ros.rig.self_check import Check, failures, table
 
 STRANGER_PERIOD = 0.25  # wall s between two looks at who can command the arms

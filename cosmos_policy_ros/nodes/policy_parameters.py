@@ -19,7 +19,7 @@ from cosmos_policy_ros.model.config import CheckpointConfig, Numerics
 from cosmos_policy_ros.model.files import CONFIG, STATISTICS, describe_missing, has_weights
 from cosmos_policy_ros.model.statistics import compare_with_rig, describe_unused, load_statistics
 from cosmos_policy_ros.nodes.shell import Parameter
-from cosmos_policy_ros.planning.workers import parse_devices
+from cosmos_policy_ros.planning.scheduler import parse_devices
 from cosmos_policy_ros.rig.arms import STATE_DIM
 from cosmos_policy_ros.rig.execution import Execution, Mode, TransitionMode
 from cosmos_policy_ros.rig.run import RunLimits

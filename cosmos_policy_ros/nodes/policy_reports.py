@@ -21,8 +21,7 @@ from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.graph import exposure
 from cosmos_policy_ros.nodes.policy_topics import PolicyInputs
 from cosmos_policy_ros.nodes.policy_watchdog import WatchdogMonitor
-from cosmos_policy_ros.planning.scheduler import SearchScheduler
-from cosmos_policy_ros.planning.workers import Inference
+from cosmos_policy_ros.planning.scheduler import Inference, SearchScheduler
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.clock import MotionClock
 from cosmos_policy_ros.rig.execution import LatencyTracker

@@ -21,11 +21,11 @@ from cosmos_policy_ros.action import RunTask
 from cosmos_policy_ros.core.errors import ConfigError, CosmosPolicyError, RigError, WorkerError
 from cosmos_policy_ros.core.task import choose_prompt, load_named_task
 from cosmos_policy_ros.core.units import NS_PER_S
-from cosmos_policy_ros.inference.tasks import Decide
+from cosmos_policy_ros.inference.spec import Decide
 from cosmos_policy_ros.nodes.policy_parameters import SEEDS, PolicySettings
 from cosmos_policy_ros.nodes.policy_topics import PolicyFutures, PolicyOutput
 from cosmos_policy_ros.nodes.policy_watchdog import WatchdogMonitor
-from cosmos_policy_ros.planning.workers import Inference
+from cosmos_policy_ros.planning.scheduler import Inference
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.clock import MotionClock
 from cosmos_policy_ros.rig.decision import Decision, Query

@@ -21,7 +21,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from cosmos_policy_ros.core.errors import WorkerError
 from cosmos_policy_ros.core.units import NS_PER_S
-from cosmos_policy_ros.inference.tasks import DecodeImages, Images
+from cosmos_policy_ros.inference.spec import DecodeImages, Images
 from cosmos_policy_ros.msg import Decision as DecisionMsg
 from cosmos_policy_ros.msg import Verdict as VerdictMsg
 from cosmos_policy_ros.nodes import shell
@@ -32,7 +32,7 @@ from cosmos_policy_ros.nodes.convert import (
     verdict_to_message,
 )
 from cosmos_policy_ros.nodes.policy_watchdog import WatchdogMonitor
-from cosmos_policy_ros.planning.workers import Inference
+from cosmos_policy_ros.planning.scheduler import Inference
 from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
 from cosmos_policy_ros.rig.chunk import BRAKE, ChunkTransition, TimedChunk
 from cosmos_policy_ros.rig.clock import MotionClock

@@ -19,8 +19,7 @@ from cosmos_policy_ros.core.errors import CheckpointError, ObservationError, Rol
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.dataset.playback import decisions, observations
 from cosmos_policy_ros.episodes.episode import read_episode
-from cosmos_policy_ros.inference.spec import parse_search
-from cosmos_policy_ros.inference.tasks import Decide, Engine
+from cosmos_policy_ros.inference.spec import Decide, Engine, parse_search
 from cosmos_policy_ros.model.files import digest
 from cosmos_policy_ros.planning.search import run_search
 from cosmos_policy_ros.rig.decision import ActionPrefix, Candidate, Decision, Query

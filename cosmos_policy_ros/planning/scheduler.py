@@ -1,166 +1,68 @@
 """Best-of-N over a pool of workers, by a deadline.
 
-One thread deals the tasks of a search out to whichever worker is idle. A task whose worker died is
-dealt again at once; one that takes much longer than its like is given to an idle worker as well,
-and the first answer counts, since both say the same. At the deadline the best of the candidates
-that have finished is the answer; if none has, there is none, and the arms hold.
+One thread dispatches the tasks of a search to whichever worker is idle. A task whose worker died is
+dispatched again at once; one that takes much longer than its like is given to an idle worker as
+well, and the first answer counts, since both say the same. At the deadline the best of the
+candidates that have finished is the answer; if none has, there is none, and the arms hold.
 """
 
 from __future__ import annotations
 
 import math
 import queue
+import subprocess
+import sys
 import threading
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
-from cosmos_policy_ros.core.errors import CosmosPolicyError, WorkerError
-from cosmos_policy_ros.inference.spec import STAGES, SearchConfig
-from cosmos_policy_ros.inference.tasks import Decide, DecodeImages, SearchInfo, Task
-from cosmos_policy_ros.inference.worker import Worker, WorkerLimits
+from cosmos_policy_ros.core.errors import ConfigError, CosmosPolicyError, WorkerError
+from cosmos_policy_ros.inference.engines import load_engine
+from cosmos_policy_ros.inference.ray_host import RayHost, connect
+from cosmos_policy_ros.inference.spec import (
+    STAGES,
+    Decide,
+    DecodeImages,
+    EngineLoader,
+    EngineSpec,
+    SearchConfig,
+    SearchInfo,
+    Task,
+)
+from cosmos_policy_ros.inference.worker import (
+    Host,
+    MemoryBudget,
+    ProcessHost,
+    Worker,
+    WorkerLimits,
+)
 from cosmos_policy_ros.planning.search import DEPICT, SURE, Durations, Search, TaskKey, fit
 from cosmos_policy_ros.rig.decision import Decision, EngineInfo, Query
 
-# One search under way: which task nobody is at, and which has been somebody's for too long.
-
-
-# A task is overdue, and dealt a second time, after so many times what 95 % of its like have taken,
-# and not before a busy machine's hiccup.
+# A task is overdue, and dispatched a second time, after so many times what 95 % of its like have
+# taken, and not before a busy machine's hiccup.
 OVERDUE_FACTOR, OVERDUE_LEAST = 2.0, 0.25
 # Its worker counts as hung, and is ended, after so many times that, and not before these seconds.
 HUNG_FACTOR, HUNG_LEAST = 10.0, 3.0
 
 
-class SearchRun:
-    """Deals the tasks of one search. Times are monotonic seconds."""
-
-    def __init__(
-        self,
-        query: Query,
-        config: SearchConfig,
-        info: SearchInfo,
-        durations: Durations,
-        workers: int,
-    ) -> None:
-        """Begin with as much of a search as fits into the query's deadline.
-
-        Args:
-            query: what is seen.
-            config: the search that was asked for.
-            info: of the engines.
-            durations: of tasks so far; those of this search are added.
-            workers: how many there are.
-        """
-        fitting = fit(query, config, info, durations, workers)
-        self._search = Search(query, fitting, info, config.candidates)
-        self._info, self._durations, self._workers = info, durations, workers
-        self._within = f"the deadline of {query.deadline:g} s"
-        self._dealt: dict[TaskKey, list[float]] = {}  # when, once per worker that is at it
-        self._spent = dict.fromkeys(map(str, STAGES), 0.0)
-        self._lost: list[str] = []
-
-    @property
-    def complete(self) -> bool:
-        """Whether nothing is left to do."""
-        return self._search.complete
-
-    def next_unit(self, now: float) -> TaskKey | None:
-        """Return what nobody is at, or else what somebody should have done by now."""
-        overdue = None
-        for unit in self._search.units:
-            dealt = self._dealt.get(unit)
-            if not dealt:
-                return unit
-            if overdue is None and now >= max(dealt) + self._overdue(unit):
-                overdue = unit
-        return overdue
-
-    def dispatch(self, unit: TaskKey, now: float) -> tuple[Task, float]:
-        """Return a task that somebody begins, and the seconds after which he counts as hung."""
-        self._dealt.setdefault(unit, []).append(now)
-        return self._search.task(unit), hung_after(self._expected(unit))
-
-    def answered(self, unit: TaskKey, since: float, answer: Future[Any], *, late: bool) -> None:
-        """Take what became of a task dealt at ``since``; ``late`` if its search is over.
-
-        Raises:
-            CosmosPolicyError: the engine refused it, as it always would.
-        """
-        error = answer.exception()
-        self._dealt[unit].remove(since)
-        if isinstance(error, WorkerError):
-            self._lost.append(str(error))
-        elif error is not None:
-            if not late:
-                raise error
-        else:
-            seconds = time.monotonic() - since
-            self._durations.add(unit.stage, self._steps(unit), seconds)
-            self._spent[unit.stage] += seconds / self._workers
-            if not late:
-                self._search.take(unit, answer.result())
-
-    def next_overdue(self, now: float) -> float:
-        """Return when the next task will be overdue; at the latest in a second."""
-        due = (max(dealt) + self._overdue(unit) for unit, dealt in self._dealt.items() if dealt)
-        return min((at for at in due if at > now), default=now + 1.0)
-
-    def decide(self) -> Decision:
-        """Return the best of what has finished.
-
-        Raises:
-            WorkerError: nothing has.
-        """
-        within = "; ".join([self._within, *self._lost])
-        if not self._search.finished:
-            raise nothing_finished(within)
-        return self._search.decide(self._spent, within)
-
-    def _steps(self, unit: TaskKey) -> int:
-        return self._search.config.steps(unit.stage, self._info.denoising_steps)
-
-    def _expected(self, unit: TaskKey) -> float:
-        """Return the seconds that such a task takes at most, but for one in twenty."""
-        return self._durations.seconds(unit.stage, self._steps(unit), SURE, self._info.pace)
-
-    def _overdue(self, unit: TaskKey) -> float:
-        return max(OVERDUE_FACTOR * self._expected(unit), OVERDUE_LEAST)
-
-
-def hung_after(expected: float) -> float:
-    """Return the seconds after which whoever is at a task counts as hung."""
-    return max(HUNG_FACTOR * expected, HUNG_LEAST)
-
-
-def nothing_finished(within: str) -> WorkerError:
-    """Return the error of a search without an answer."""
-    return WorkerError(
-        f"no candidate finished within {within}; give a longer deadline, a smaller search or more "
-        "devices"
-    )
-
-
-MakeWorkers = Callable[[Callable[[], None]], Sequence[Worker]]  # given what to call on a change
-
-
-class _Asked(NamedTuple):
-    """The query under way; monotonic seconds."""
+@dataclass(eq=False)
+class _Run:
+    """A query under way; times are monotonic seconds."""
 
     query: Query
     future: Future[Decision]
     deadline: float
-
-
-class _Job(NamedTuple):
-    """What a worker is at since when: a task of a search, or an image."""
-
-    worker: int
-    since: float
-    work: tuple[SearchRun, TaskKey] | Future[Any]
+    search: Search | None = None  # once the workers are ready
+    workers: int = 0  # that were ready then
+    dispatched: dict[TaskKey, list[float]] = field(default_factory=dict)  # when, once per worker
+    spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(map(str, STAGES), 0.0))
+    lost: list[str] = field(default_factory=list)  # what became of workers
 
 
 class SearchScheduler:
@@ -174,26 +76,29 @@ class SearchScheduler:
 
     def __init__(
         self,
-        make_workers: MakeWorkers,
+        hosts: Sequence[Host],
         config: SearchConfig,
         limits: WorkerLimits,
-        on_change: Callable[[], None] = lambda: None,
+        on_change: Callable[[], None],
     ) -> None:
-        """Start the workers and the thread that deals; ``on_change`` is called from threads."""
+        """Start a worker per host, and the thread; ``on_change`` is called from threads."""
         self.durations = Durations()
+        self.last = ""
         self._config, self._limits, self._on_change = config, limits, on_change
         self._events: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
-        self._asked: _Asked | None = None
-        self._run: SearchRun | None = None  # of what was asked, once the workers are ready
-        self._busy: dict[int, _Job] = {}
+        self._run: _Run | None = None
         self._images: deque[tuple[DecodeImages, Future[Any]]] = deque()
+        self._busy: set[int] = set()  # workers, by index
         self._closed = self._was_ready = False
-        self._refusal = self.last = ""
-        self.workers = tuple(make_workers(self._changed))
+        self._refusal = ""
+
+        def changed() -> None:
+            self._events.put(("changed",))
+            on_change()
+
+        self.workers = tuple(Worker(host, limits, changed) for host in hosts)
         self._thread = threading.Thread(target=self._serve, name="planner", daemon=True)
         self._thread.start()
-
-    # ---------------------------------------------------------------- what is said of it
 
     @property
     def status(self) -> str:
@@ -228,17 +133,14 @@ class SearchScheduler:
 
     @property
     def info(self) -> EngineInfo:
-        """What the engines say of themselves; all the same."""
+        """The engines'; all the same."""
         return next((w.info for w in self.workers if w.info.digest), EngineInfo())
 
-    # ---------------------------------------------------------------- what is asked of it
-
-    def submit(self, task: Task, seconds: float | None = None) -> Future[Any]:
+    def submit(self, task: Task) -> Future[Any]:
         """Ask; a new query takes the place of one under way.
 
         The future raises WorkerError when no candidate finished by the query's deadline or no
-        worker is left, or the engines' own CosmosPolicyError when they refused. A search has its
-        query's deadline and no use for ``seconds``.
+        worker is left, or the engines' own CosmosPolicyError when they refused.
         """
         future: Future[Any] = Future()
         self._events.put(("asked", task, future))
@@ -249,7 +151,7 @@ class SearchScheduler:
     def close(self) -> None:
         """End the workers and the thread; a search under way fails."""
         self._closed = True
-        self._events.put(("close",))
+        self._events.put(("closed",))
         self._thread.join(timeout=10.0)
         # All at once: each may take a moment.
         threads = [threading.Thread(target=worker.close) for worker in self.workers]
@@ -258,133 +160,164 @@ class SearchScheduler:
         for thread in threads:
             thread.join()
 
-    # ---------------------------------------------------------------- the thread
-
     def _serve(self) -> None:
+        """Take what happens, finish what is complete or due, dispatch to who is idle."""
         try:
-            self._deal_until_closed()
+            while not self._closed:
+                try:
+                    event = self._events.get(timeout=self._patience())
+                except queue.Empty:
+                    event = ("due",)
+                match event:
+                    case ("asked", Decide(query), future):
+                        self._fail(WorkerError("a newer query took its place"))
+                        deadline = time.monotonic() + (query.deadline or math.inf)
+                        self._run = _Run(query, future, deadline)
+                    case ("asked", task, future):
+                        self._images.append((task, future))
+                    case ("computed", index, since, run, key, answer):
+                        self._busy.remove(index)
+                        self._take(run, key, since, answer)
+                    case ("decoded", index, since, future, answer):
+                        self._busy.remove(index)
+                        try:
+                            images = answer.result()
+                        except CosmosPolicyError as error:
+                            future.set_exception(error)
+                        else:
+                            self.durations.add(DEPICT, 1, time.monotonic() - since)
+                            future.set_result(images)
+                self._compare_workers()
+                self._finish()
+                self._dispatch()
             self._fail(WorkerError("the workers are being closed"))
-        except Exception as error:  # nobody may be left waiting for a thread that is gone
+        except Exception as error:  # no future may wait for a thread that is gone
             traceback.print_exc()
             self._refusal = f"a bug in the planner, see the log: {type(error).__name__}: {error}"
             self._fail(WorkerError(self._refusal))
             self._on_change()
         self._fail_waiting()
 
-    def _deal_until_closed(self) -> None:
-        while True:
-            try:
-                event = self._events.get(timeout=self._patience())
-            except queue.Empty:
-                event = ("nothing",)
-            if event[0] == "close":
-                return
-            if event[0] == "asked":
-                self._take(event[1], event[2])
-            elif event[0] == "answered":
-                self._take_answer(event[1], event[2])
-            self._look()
-            self._finish()
-            self._deal()
-
     def _patience(self) -> float:
         """Return the seconds until something is due without anything happening."""
-        if self._asked is None:
+        run, now = self._run, time.monotonic()
+        if run is None:
             return 3600.0
-        now = time.monotonic()
-        due = self._run.next_overdue(now) if self._run is not None else now + 1.0
-        return max(min(due, self._asked.deadline) - now, 0.0)
+        under_way = [key for key, since in run.dispatched.items() if since]
+        overdue = [at for key in under_way if (at := self._overdue(run, key)) > now]
+        return max(min(*overdue, run.deadline, now + 1.0) - now, 0.0)
 
-    def _take(self, task: Task, future: Future[Any]) -> None:
-        if isinstance(task, DecodeImages):
-            self._images.append((task, future))
-            return
-        assert isinstance(task, Decide)
-        self._fail(WorkerError("a newer query took its place"))
-        patience = task.query.deadline or math.inf
-        self._asked = _Asked(task.query, future, time.monotonic() + patience)
-
-    def _take_answer(self, job: _Job, answer: Future[Any]) -> None:
-        del self._busy[job.worker]
-        if isinstance(job.work, Future):
-            if answer.exception() is None:
-                self.durations.add(DEPICT, 1, time.monotonic() - job.since)
-            _hand_over(answer, job.work)
-            return
-        of, unit = job.work
+    def _take(self, run: _Run, key: TaskKey, since: float, answer: Future[Any]) -> None:
+        """Take what became of a task; that of an earlier run counts for its duration only."""
+        assert run.search is not None
+        run.dispatched[key].remove(since)
         try:
-            of.answered(unit, job.since, answer, late=of is not self._run)
+            found = answer.result()
+        except WorkerError as error:
+            run.lost.append(str(error))
         except CosmosPolicyError as error:
-            self._fail(error)
+            if run is self._run:
+                self._fail(error)
+        else:
+            seconds = time.monotonic() - since
+            self.durations.add(key.stage, run.search.steps(key), seconds)
+            run.spent[key.stage] += seconds / run.workers
+            if run is self._run:
+                run.search.take(key, found)
 
-    def _look(self) -> None:
-        """See how the workers are; before the first decision all must have loaded the same."""
+    def _compare_workers(self) -> None:
+        """Before the first decision all must have loaded, and the same files on every machine."""
         if self._was_ready or self._refusal:
             return
+        infos = [worker.info for worker in self.workers]
         for worker in self.workers:
             if worker.status == "failed":
                 self._refusal = worker.message
-        if not self._refusal and all(worker.info.digest for worker in self.workers):
-            self._refusal = _difference([worker.info for worker in self.workers])
+        if not self._refusal and all(info.digest for info in infos):
+            self._refusal = _difference(infos)
             self._was_ready = not self._refusal
         if self._was_ready or self._refusal:
             self._on_change()
 
     def _finish(self) -> None:
         """Answer when everything is done or the deadline has come, or say why not."""
-        if self._asked is None:
+        run = self._run
+        if run is None:
             return
-        complete = self._run is not None and self._run.complete
-        if not complete and time.monotonic() < self._asked.deadline:
+        complete = run.search is not None and run.search.complete
+        if not complete and time.monotonic() < run.deadline:
             if self.status == "failed":
                 self._fail(WorkerError(self.message))
             return
-        if self._run is None:
-            self._fail(nothing_finished(f"the deadline of {self._asked.query.deadline:g} s"))
+        within = "; ".join([f"the deadline of {run.query.deadline:g} s", *run.lost])
+        if run.search is None or not run.search.finished:
+            text = f"no candidate finished within {within}; give a longer deadline, a smaller "
+            self._fail(WorkerError(f"{text}search or more devices"))
             return
-        try:
-            decision = self._run.decide()
-        except WorkerError as error:
-            self._fail(error)
-            return
+        decision = run.search.decide(run.spent, within)
         finished = sum(candidate.finished for candidate in decision.candidates)
         self.last = f"{finished} of {len(decision.candidates)} candidates finished"
-        asked, self._asked, self._run = self._asked, None, None
-        asked.future.set_result(decision)
+        self._run = None
+        run.future.set_result(decision)
 
-    def _deal(self) -> None:
+    def _dispatch(self) -> None:
+        """Give idle workers something to do: tasks first, then overdue ones again, then images."""
         ready = [i for i, worker in enumerate(self.workers) if worker.status == "ready"]
         if not self._was_ready or not ready:
             return
-        if self._asked is not None and self._run is None:
+        run = self._run
+        if run is not None and run.search is None:
             assert isinstance(self.info, SearchInfo)
-            self._run = SearchRun(
-                self._asked.query, self._config, self.info, self.durations, len(ready)
-            )
+            fitting = fit(run.query, self._config, self.info, self.durations, len(ready))
+            run.search = Search(run.query, fitting, self.info, self._config.candidates)
+            run.workers = len(ready)
         for index in ready:
-            if index not in self._busy:
-                self._deal_to(index, time.monotonic())
+            if index in self._busy:
+                continue
+            now = time.monotonic()
+            key = self._next_key(run, now) if run is not None else None
+            task: Task
+            event: tuple[Any, ...]
+            if run is not None and run.search is not None and key is not None:
+                task, expected = run.search.task(key), self._expected(run.search, key)
+                run.dispatched.setdefault(key, []).append(now)
+                event = "computed", index, now, run, key
+            elif self._images:
+                task, future = self._images.popleft()
+                expected = self.durations.seconds(DEPICT, 1, SURE, {})
+                event = "decoded", index, now, future
+            else:
+                return
+            self._busy.add(index)
+            patience = min(max(HUNG_FACTOR * expected, HUNG_LEAST), self._limits.query_timeout)
 
-    def _deal_to(self, index: int, now: float) -> None:
-        """Give an idle worker something to do, if there is anything."""
-        unit = self._run.next_unit(now) if self._run is not None else None
-        if self._run is not None and unit is not None:
-            task, seconds = self._run.dispatch(unit, now)
-            job = _Job(index, now, (self._run, unit))
-        elif self._images:
-            task, future = self._images.popleft()
-            seconds = hung_after(self.durations.seconds(DEPICT, 1, SURE, {}))
-            job = _Job(index, now, future)
-        else:
-            return
-        self._busy[index] = job
-        answer = self.workers[index].submit(task, min(seconds, self._limits.query_timeout))
-        answer.add_done_callback(lambda answer: self._events.put(("answered", job, answer)))
+            def done(answer: Future[Any], event: tuple[Any, ...] = event) -> None:
+                self._events.put((*event, answer))
 
-    def _fail(self, error: BaseException) -> None:
-        if self._asked is not None:
-            asked, self._asked, self._run = self._asked, None, None
-            asked.future.set_exception(error)
+            self.workers[index].submit(task, patience).add_done_callback(done)
+
+    def _next_key(self, run: _Run, now: float) -> TaskKey | None:
+        """Return the first task that no worker is at, or else the first overdue one."""
+        keys = run.search.open if run.search is not None else []
+        for key in keys:
+            if not run.dispatched.get(key):
+                return key
+        return next((key for key in keys if now >= self._overdue(run, key)), None)
+
+    def _expected(self, search: Search, key: TaskKey) -> float:
+        """Return the seconds that such a task takes at most, but for one in twenty."""
+        return self.durations.seconds(key.stage, search.steps(key), SURE, search.info.pace)
+
+    def _overdue(self, run: _Run, key: TaskKey) -> float:
+        """Return when a task that was dispatched is to be dispatched once more."""
+        assert run.search is not None
+        expected = self._expected(run.search, key)
+        return max(run.dispatched[key]) + max(OVERDUE_FACTOR * expected, OVERDUE_LEAST)
+
+    def _fail(self, error: Exception) -> None:
+        if self._run is not None:
+            run, self._run = self._run, None
+            run.future.set_exception(error)
 
     def _fail_waiting(self) -> None:
         while not self._events.empty():
@@ -394,13 +327,9 @@ class SearchScheduler:
         while self._images:
             self._images.popleft()[1].set_exception(WorkerError(self.message))
 
-    def _changed(self) -> None:
-        self._events.put(("changed",))
-        self._on_change()
-
 
 def _difference(infos: Sequence[EngineInfo]) -> str:
-    """Say whether workers have loaded different files, as those of other machines may."""
+    """Name the first worker that has loaded other files than worker 0, or return ""."""
     for index, info in enumerate(infos):
         for name in ("digest", "planner_digest"):
             mine, first = getattr(info, name, ""), getattr(infos[0], name, "")
@@ -412,11 +341,59 @@ def _difference(infos: Sequence[EngineInfo]) -> str:
     return ""
 
 
-def _hand_over(answer: Future[Any], to: Future[Any]) -> None:
-    error = answer.exception()
-    if isinstance(error, CosmosPolicyError):
-        to.set_exception(error)
-    elif error is not None:
-        raise error
-    else:
-        to.set_result(answer.result())
+# What the policy node talks to; both are asked, closed and described alike.
+Inference: TypeAlias = Worker | SearchScheduler
+
+
+def start_inference(
+    spec: EngineSpec,
+    devices: Sequence[str],
+    limits: WorkerLimits,
+    on_change: Callable[[], None] = lambda: None,
+    load: EngineLoader = load_engine,
+    ray: str = "",
+) -> Inference:
+    """Start loading in the background.
+
+    Args:
+        spec: the engine; with a search it runs on every device.
+        devices: torch devices, a worker each; "auto" alone means every GPU, or one CPU worker.
+        limits: patience with each of them.
+        on_change: called from threads when something is to be told.
+        load: builds the engine.
+        ray: address of a Ray cluster to search on, "local" to start one; "" for processes here.
+
+    Raises:
+        ConfigError: no such Ray cluster, or devices that it does not know.
+    """
+    if spec.search is None:
+        return Worker(ProcessHost(replace(spec, device=devices[0]), load), limits, on_change)
+    cluster, budget = connect(ray) if ray else None, MemoryBudget()
+    if list(devices) == ["auto"]:
+        if cluster is not None:
+            gpus = ["cuda"] * int(cluster.cluster_resources().get("GPU", 0))
+        else:
+            # Counted in a process of its own: this one does without torch.
+            code = "import torch; print(torch.cuda.device_count())"
+            found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+            gpus = [f"cuda:{i}" for i in range(int(found.stdout) if not found.returncode else 0)]
+        devices = gpus or ["cpu"]
+    hosts: list[Host] = []
+    for device in devices:
+        own = replace(spec, device=device)
+        hosts.append(RayHost(cluster, own, load) if ray else ProcessHost(own, load, budget))
+    return SearchScheduler(hosts, spec.search, limits, on_change)
+
+
+def parse_devices(text: str) -> tuple[str, ...]:
+    """Return the devices of a list like "cuda:0,cuda:1" or "cpu,cpu": one worker each.
+
+    Raises:
+        ConfigError: an empty entry.
+    """
+    devices = tuple(part.strip() for part in text.split(","))
+    if not all(devices):
+        raise ConfigError(
+            f"devices '{text}' has an empty entry; give auto, or a list like cuda:0,cuda:1"
+        )
+    return devices

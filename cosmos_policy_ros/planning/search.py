@@ -10,40 +10,40 @@ from __future__ import annotations
 
 import heapq
 import math
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cosmos_policy_ros.inference.spec import STAGES, Aggregation, SearchConfig, Stage
-from cosmos_policy_ros.inference.tasks import (
+from cosmos_policy_ros.inference.spec import (
+    STAGES,
+    Aggregation,
     Engine,
     PredictFuture,
     PredictValue,
     SampleActions,
     SampledActions,
+    SearchConfig,
     SearchInfo,
+    SearchTask,
+    Stage,
 )
 from cosmos_policy_ros.model.config import Numerics
 from cosmos_policy_ros.rig.decision import Candidate, Decision, Query
-
-# From many predicted values to one choice: the rules of best-of-N search.
-#
-# All values are success estimates in [0, 1]. Facts: Cosmos Policy paper, planning; the released
-# code does otherwise where a failing majority is concerned.
-
 
 SUCCESS = 0.05  # a value above it counts as a prediction of success
 
 
 def aggregate(values: Sequence[float], scheme: Aggregation, numerics: Numerics) -> float:
-    """Reduce the values that an ensemble gave one candidate to one.
+    """Reduce the values that an ensemble gave one candidate to one (Cosmos Policy paper, planning).
 
-    - majority_mean: see :func:`majority_mean`.
+    - majority_mean: the mean of the larger of two groups, those that predict success and those that
+      don't; half of them count as the majority. "paper": whichever group it is. "released": a
+      majority that predicts failure gives 0, however sure or unsure it is of it.
     - average: their mean.
     - lcb: their mean less one (unbiased) standard deviation, a lower confidence bound.
     - success_vote: the fraction of them that predicts success.
@@ -56,31 +56,23 @@ def aggregate(values: Sequence[float], scheme: Aggregation, numerics: Numerics) 
     """
     # In float32, as released: 0.05 lies on the other side of itself in float64.
     array = np.asarray(values, dtype=np.float32)
+    success = array > np.float32(SUCCESS)
     if len(array) < (2 if scheme == "lcb" else 1):
         raise ValueError(f"{len(array)} values are too few for '{scheme}'")
     if scheme == "majority_mean":
-        result = majority_mean(array, numerics)
+        if success.mean() >= 0.5:
+            result = float(array[success].mean())
+        else:
+            result = 0.0 if numerics == "released" else float(array[~success].mean())
     elif scheme == "average":
         result = float(array.mean())
     elif scheme == "lcb":
         result = float(array.mean() - array.std(ddof=1))
     elif scheme == "success_vote":
-        result = float(_succeeds(array).mean())
+        result = float(success.mean())
     else:
         raise ValueError(f"'{scheme}' is not one of {', '.join(get_args(Aggregation))}")
     return min(max(result, 0.0), 1.0)
-
-
-def majority_mean(values: NDArray[np.float32], numerics: Numerics) -> float:
-    """Return the mean of the larger of two groups: those that predict success and those that don't.
-
-    Half of them count as the majority. "paper": whichever group it is. "released": a majority that
-    predicts failure gives 0, however sure or unsure it is of it.
-    """
-    success = _succeeds(values)
-    if success.mean() >= 0.5:
-        return float(values[success].mean())
-    return 0.0 if numerics == "released" else float(values[~success].mean())
 
 
 def choose(values: Sequence[float]) -> int:
@@ -94,32 +86,22 @@ def choose(values: Sequence[float]) -> int:
     return int(np.argmax(values))
 
 
-def _succeeds(values: NDArray[np.float32]) -> NDArray[np.bool_]:
-    above: NDArray[np.bool_] = values > np.float32(SUCCESS)
-    return above
-
-
 class TaskKey(NamedTuple):
-    """One task of a search: what a worker is given at a time.
+    """One task of a search: what a worker is given at a time."""
 
-    Attributes:
-        batch: which candidates.
-        depth: how far ahead.
-        stage: what is done.
-        part: which of their futures, for appraisal.
-    """
-
-    batch: int
-    depth: int
+    batch: int  # of candidates
+    depth: int  # how far ahead
     stage: Stage
-    part: int = 0
+    part: int = 0  # which of the candidates' futures, for appraisal
 
 
 class Search:
     """The tasks of one decision, and the decision itself once enough of them are done."""
 
-    def __init__(self, query: Query, config: SearchConfig, info: SearchInfo, requested: int = 0):
-        """Begin.
+    def __init__(
+        self, query: Query, config: SearchConfig, info: SearchInfo, requested: int = 0
+    ) -> None:
+        """Begin with the proposals.
 
         Args:
             query: what is seen.
@@ -127,23 +109,20 @@ class Search:
             info: of the engine.
             requested: candidates that were asked for, if there was no time for all.
         """
-        self.config = config
-        self._query, self._info = query, info
-        self._requested = max(requested, config.candidates)
-        seeds = tuple(query.seed + i for i in range(config.candidates))
-        self._batches = [
-            seeds[i : i + config.candidate_batch]
-            for i in range(0, len(seeds), config.candidate_batch)
-        ]
+        self.config, self.info = config, info
+        self._query, self._requested = query, max(requested, config.candidates)
         self._answers: dict[TaskKey, Any] = {}
-        self._open: dict[TaskKey, SampleActions | PredictFuture | PredictValue] = {}
-        for batch, members in enumerate(self._batches):
+        self._open: dict[TaskKey, SearchTask] = {}
+        seeds = tuple(query.seed + i for i in range(config.candidates))
+        for batch in range(math.ceil(len(seeds) / config.candidate_batch)):
+            first = batch * config.candidate_batch
+            members = seeds[first : first + config.candidate_batch]
             self._open[TaskKey(batch, 0, "sample_actions")] = SampleActions(query, members)
 
     @property
-    def units(self) -> list[TaskKey]:
+    def open(self) -> list[TaskKey]:
         """What can be computed now, the most advanced first: a candidate begun is soon finished."""
-        return sorted(self._open, key=lambda u: (-u.depth, -STAGES.index(u.stage), u.batch, u.part))
+        return sorted(self._open, key=lambda k: (-k.depth, -STAGES.index(k.stage), k.batch, k.part))
 
     @property
     def complete(self) -> bool:
@@ -154,36 +133,49 @@ class Search:
     def finished(self) -> list[int]:
         """The candidates, by index, that have all their values."""
         return [
-            i
-            for i in range(self.config.candidates)
-            if self._is_finished(i // self.config.candidate_batch)
+            index
+            for index in range(self.config.candidates)
+            if all(
+                TaskKey(index // self.config.candidate_batch, depth, "predict_value", part)
+                in self._answers
+                for depth in range(self.config.depth)
+                for part in range(self.config.members)
+            )
         ]
 
-    def task(self, unit: TaskKey) -> SampleActions | PredictFuture | PredictValue:
+    def task(self, key: TaskKey) -> SearchTask:
         """Return what is to be computed."""
-        return self._open[unit]
+        return self._open[key]
 
-    def take(self, unit: TaskKey, answer: Any) -> None:
-        """Take an answer; a second one to the same unit says the same and is dropped."""
-        if self._open.pop(unit, None) is None:
+    def steps(self, key: TaskKey) -> int:
+        """Return a task's denoising steps."""
+        return self.config.steps(key.stage, self.info.denoising_steps)
+
+    def take(self, key: TaskKey, answer: Any) -> None:
+        """Take an answer; a second one to the same task says the same and is dropped."""
+        task = self._open.pop(key, None)
+        if task is None:
             return
-        self._answers[unit] = answer
-        config, batch, depth = self.config, unit.batch, unit.depth
-        prompt, seeds = self._query.prompt, self._batches[batch]
-        if unit.stage == "sample_actions":
+        self._answers[key] = answer
+        config, prompt = self.config, self._query.prompt
+        appraised = []
+        if key.stage == "sample_actions":
             if config.value == "value_q":
-                self._predict_value(batch, depth, 0, answer.latents)
+                appraised = [answer.latents]
             else:
-                self._open[TaskKey(batch, depth, "predict_future")] = PredictFuture(
-                    prompt, answer.latents, seeds, config.futures, config.future_steps
+                self._open[key._replace(stage="predict_future")] = PredictFuture(
+                    prompt, answer.latents, task.seeds, config.futures, config.future_steps
                 )
-        elif unit.stage == "predict_future":
-            for part in range(config.futures):
-                self._predict_value(batch, depth, part, answer[:, part])
-            if depth + 1 < config.depth:
+        elif key.stage == "predict_future":
+            appraised = [answer[:, part] for part in range(config.futures)]
+            if key.depth + 1 < config.depth:
                 # From the last member of the ensemble: it took all the steps.
-                ahead = SampleActions(self._query, seeds, answer[:, -1])
-                self._open[TaskKey(batch, depth + 1, "sample_actions")] = ahead
+                ahead = SampleActions(self._query, task.seeds, answer[:, -1])
+                self._open[TaskKey(key.batch, key.depth + 1, "sample_actions")] = ahead
+        for part, latents in enumerate(appraised):
+            self._open[key._replace(stage="predict_value", part=part)] = PredictValue(
+                prompt, latents, task.seeds, config.values, config.value_steps, config.value
+            )
 
     def decide(
         self, phases: dict[str, float], late: str = "", among: Sequence[int] | None = None
@@ -192,99 +184,75 @@ class Search:
 
         Args:
             phases: wall seconds by stage.
-            among: those of them that may be chosen; None for all.
             late: the time that not all have finished within.
+            among: those of them that may be chosen; None for all.
 
         Raises:
             ValueError: none has.
         """
+        config, info = self.config, self.info
         finished = self.finished if among is None else list(among)
-        candidates = [self._candidate(i, i in finished) for i in range(self._requested)]
+        candidates = [
+            self._candidate(i) if i in finished else Candidate(self._query.seed + i, finished=False)
+            for i in range(self._requested)
+        ]
         best = finished[choose([candidates[i].value for i in finished])]
+        batch, row = divmod(best, config.candidate_batch)
+        imagined = None
+        if config.value != "value_q":
+            futures = self._answers[TaskKey(batch, 0, "predict_future")][row]
+            imagined = futures if config.shown == "average" else futures[-1:]
         return Decision(
-            positions=self._proposed(best).chunks[best % self.config.candidate_batch],
-            dt=self._info.dt,
+            positions=self._answers[TaskKey(batch, 0, "sample_actions")].chunks[row],
+            dt=info.dt,
             candidates=tuple(candidates),
             chosen=best,
-            reason=self._reason(candidates, best, late),
+            reason=info.note + _reason(candidates, best, late),
             engine="cosmos",
-            checkpoint_digest=self._info.digest,
-            planner_digest=self._info.planner_digest,
-            denoising_steps=self._info.evaluations,
-            numerics=self._info.numerics,
-            search=self.config.text(),
+            checkpoint_digest=info.digest,
+            planner_digest=info.planner_digest,
+            denoising_steps=info.evaluations,
+            numerics=info.numerics,
+            search=config.text(),
             phases=phases,
-            imagined=self._imagined(best),
+            imagined=imagined,
         )
 
-    def _predict_value(self, batch: int, depth: int, part: int, latents: Any) -> None:
+    def _candidate(self, index: int) -> Candidate:
         config = self.config
-        self._open[TaskKey(batch, depth, "predict_value", part)] = PredictValue(
-            self._query.prompt,
-            latents,
-            self._batches[batch],
-            config.values,
-            config.value_steps,
-            config.value,
-        )
-
-    def _is_finished(self, batch: int) -> bool:
-        return all(
-            TaskKey(batch, depth, "predict_value", part) in self._answers
-            for depth in range(self.config.depth)
-            for part in range(self.config.members)
-        )
-
-    def _proposed(self, index: int) -> Any:
-        return self._answers[TaskKey(index // self.config.candidate_batch, 0, "sample_actions")]
-
-    def _imagined(self, index: int) -> Any:
-        if self.config.value == "value_q":
-            return None
-        batch, row = divmod(index, self.config.candidate_batch)
-        futures = self._answers[TaskKey(batch, 0, "predict_future")][row]
-        return futures if self.config.shown == "average" else futures[-1:]
-
-    def _candidate(self, index: int, finished: bool) -> Candidate:
-        seed = self._query.seed + index
-        if not finished:
-            return Candidate(seed, finished=False)
-        by_depth = [self._values(index, depth) for depth in range(self.config.depth)]
-        found = [
-            aggregate(values, self.config.aggregation, self._info.numerics) for values in by_depth
-        ]
-        last = self.config.combination == "last"
-        return Candidate(
-            seed=seed,
-            values=by_depth[0],
-            value=found[-1] if last else math.fsum(found) / len(found),
-            spread=float(np.std(by_depth[0])) if len(by_depth[0]) > 1 else math.nan,
-        )
-
-    def _values(self, index: int, depth: int) -> tuple[float, ...]:
-        """Return all values of a candidate, future by future."""
-        batch, row = divmod(index, self.config.candidate_batch)
-        parts = range(self.config.members)
-        return tuple(
-            value
-            for part in parts
-            for value in self._answers[TaskKey(batch, depth, "predict_value", part)][row]
-        )
-
-    def _reason(self, candidates: Sequence[Candidate], best: int, late: str) -> str:
-        chosen, base = candidates[best], candidates[0]
-        count = sum(c.finished for c in candidates)
-        if best == 0:
-            why = f"the base seed {base.seed} is kept: none is valued above its {base.value:.3f}"
-        else:
-            over = f"has {base.value:.3f}" if base.finished else "did not finish"
-            why = (
-                f"candidate {best}, seed {chosen.seed}, is valued highest: {chosen.value:.3f}; "
-                f"the base seed {over}"
+        batch, row = divmod(index, config.candidate_batch)
+        by_depth = [
+            tuple(
+                value
+                for part in range(config.members)
+                for value in self._answers[TaskKey(batch, depth, "predict_value", part)][row]
             )
-        if count < len(candidates):
-            why += f"; {count} of {len(candidates)} candidates finished within {late}"
-        return self._info.note + why
+            for depth in range(config.depth)
+        ]
+        found = [aggregate(values, config.aggregation, self.info.numerics) for values in by_depth]
+        last, values = config.combination == "last", by_depth[0]
+        return Candidate(
+            seed=self._query.seed + index,
+            values=values,
+            value=found[-1] if last else math.fsum(found) / len(found),
+            spread=float(np.std(values)) if len(values) > 1 else math.nan,
+        )
+
+
+def _reason(candidates: Sequence[Candidate], best: int, late: str) -> str:
+    chosen, base = candidates[best], candidates[0]
+    if best == 0:
+        why = f"the base seed {base.seed} is kept: none is valued above its {base.value:.3f}"
+    else:
+        over = f"has {base.value:.3f}" if base.finished else "did not finish"
+        why = (
+            f"candidate {best}, seed {chosen.seed}, is valued highest: {chosen.value:.3f}; "
+            f"the base seed {over}"
+        )
+    finished = sum(c.finished for c in candidates)
+    if finished < len(candidates):
+        why += f"; {finished} of {len(candidates)} candidates finished within {late}"
+    return why
 
 
 def run_search(
@@ -305,23 +273,20 @@ def run_search(
     assert isinstance(info, SearchInfo)
     search = Search(query, config, info)
     while not search.complete:
-        unit = search.units[0]
-        search.take(unit, engine.answer(search.task(unit)))
+        key = search.open[0]
+        search.take(key, engine.answer(search.task(key)))
     return search.decide({}, among=among)
 
 
 # How much of a search fits into a deadline, by what its tasks have taken so far.
 
-
 DEPICT = "decode_images"  # beside the stages of a search
 REMEMBERED = 100  # tasks per stage
 SURE = 0.95  # fraction of the tasks that are expected to keep to the time planned for them
-# Answers of no size, for a search that is only gone through to see how long it takes.
-_NOTHING = SampledActions(np.empty((0,), np.float32), np.empty((0,), np.float64))
 
 
 class Durations:
-    """Wall seconds per denoising step that tasks have taken lately, from being dealt to the answer.
+    """Wall seconds per denoising step that tasks have taken lately, from dispatch to answer.
 
     Until something was measured it goes by the engine's rehearsal.
     """
@@ -337,7 +302,7 @@ class Durations:
     def seconds(
         self, stage: str, steps: int, fraction: float, rehearsed: Mapping[str, float]
     ) -> float:
-        """Return the seconds within which ``share`` of such tasks were done; inf if none was."""
+        """Return the seconds within which ``fraction`` of such tasks were done; inf if none was."""
         if not self._measured[stage]:
             return rehearsed.get(stage, math.inf) * steps
         return float(np.quantile(self._measured[stage], fraction)) * steps
@@ -362,61 +327,54 @@ def fit(
     """
     if not query.deadline:
         return config
-    fewest = min(2, config.candidates)
-    for cheaper in _ladder(config):
-        most = _most_candidates(query, cheaper, info, durations, workers)
-        if most >= fewest:
-            return replace(cheaper, candidates=most)
-    return replace(cheaper, candidates=1)
-
-
-def _ladder(config: SearchConfig) -> Iterator[SearchConfig]:
-    yield config
-    for steps in range(max(config.future_steps, config.value_steps) - 1, 0, -1):
-        yield replace(
+    for steps in range(max(config.future_steps, config.value_steps), 0, -1):
+        cheaper = replace(
             config,
             future_steps=min(config.future_steps, steps),
             value_steps=min(config.value_steps, steps),
         )
+        most = _most_candidates(query, cheaper, info, durations, workers)
+        if most >= min(2, config.candidates):
+            return replace(cheaper, candidates=most)
+    return replace(cheaper, candidates=1)
 
 
 def _most_candidates(
     query: Query, config: SearchConfig, info: SearchInfo, durations: Durations, workers: int
 ) -> int:
     """Return how many candidates fit, 0 for none; more of them never take less time."""
-    usual, slow = (
-        {
+
+    def seconds(fraction: float) -> dict[Stage, float]:
+        return {
             stage: durations.seconds(
                 stage, config.steps(stage, info.denoising_steps), fraction, info.pace
             )
             for stage in STAGES
         }
-        for fraction in (0.5, SURE)
-    )
+
+    usual, slow = seconds(0.5), seconds(SURE)
     # Of many tasks some are slow and some are fast, but the last candidate's may all be slow.
     slack = config.depth * sum(slow[stage] - usual[stage] for stage in STAGES)
-    fitting, beyond = 0, config.candidates + 1
-    while beyond - fitting > 1:
-        # All of them first: usually there is time.
-        middle = beyond - 1 if beyond > config.candidates else (fitting + beyond) // 2
-        search = Search(query, replace(config, candidates=middle), info)
-        if makespan(search, usual, workers) + slack <= query.deadline:
-            fitting = middle
-        else:
-            beyond = middle
-    return fitting
+
+    def too_many(candidates: int) -> bool:
+        search = Search(query, replace(config, candidates=candidates), info)
+        return not makespan(search, usual, workers) + slack <= query.deadline
+
+    return bisect_left(range(1, config.candidates + 1), True, key=too_many)
 
 
 def makespan(search: Search, seconds: Mapping[Stage, float], workers: int) -> float:
     """Return how long a fresh search would take; it is gone through and cannot be used any more."""
+    # Answers of no size.
+    proposed = SampledActions(np.empty((0,), np.float32), np.empty((0,), np.float64))
+    imagined = np.empty((1, search.config.futures, 0), np.float32)
     now, order = 0.0, count()
     running: list[tuple[float, int, TaskKey]] = []
     while not search.complete:
-        under_way = {unit for *_, unit in running}
-        waiting = [unit for unit in search.units if unit not in under_way]
-        for unit in waiting[: workers - len(running)]:
-            heapq.heappush(running, (now + seconds[unit.stage], next(order), unit))
+        under_way = {key for *_, key in running}
+        waiting = [key for key in search.open if key not in under_way]
+        for key in waiting[: workers - len(running)]:
+            heapq.heappush(running, (now + seconds[key.stage], next(order), key))
         now, _, done = heapq.heappop(running)
-        imagined = np.empty((1, search.config.futures, 0), np.float32)
-        search.take(done, imagined if done.stage == "predict_future" else _NOTHING)
+        search.take(done, imagined if done.stage == "predict_future" else proposed)
     return now

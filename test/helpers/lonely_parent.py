@@ -10,8 +10,7 @@ if __name__ == "__main__":
     from helpers.stub_engine import Seed, load
     from helpers.waiting import wait_for
 
-    from cosmos_policy_ros.inference.spec import EngineSpec
-    from cosmos_policy_ros.inference.tasks import Decide
+    from cosmos_policy_ros.inference.spec import Decide, EngineSpec
     from cosmos_policy_ros.inference.worker import ProcessHost, Worker, WorkerLimits
     from cosmos_policy_ros.rig.decision import Query
     from cosmos_policy_ros.rig.observation import Observation

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from cosmos_policy_ros.core.errors import ObservationError
-from cosmos_policy_ros.inference.spec import Admit, EngineSpec, Footprint
-from cosmos_policy_ros.inference.tasks import (
+from cosmos_policy_ros.inference.spec import (
+    Admit,
+    EngineSpec,
+    Footprint,
     PredictFuture,
     PredictValue,
     SampleActions,

@@ -8,8 +8,9 @@ import pytest
 
 from cosmos_policy_ros.core.errors import CheckpointError, ConfigError
 from cosmos_policy_ros.core.paths import config_folder
-from cosmos_policy_ros.inference.engines import footprint
-from cosmos_policy_ros.inference.spec import EngineSpec, Footprint, MemoryBudget, SearchConfig
+from cosmos_policy_ros.inference.cosmos_engine import footprint
+from cosmos_policy_ros.inference.spec import EngineSpec, Footprint, SearchConfig
+from cosmos_policy_ros.inference.worker import MemoryBudget
 
 GB = int(1e9)
 FULL = str(config_folder("models") / "aloha_2b")

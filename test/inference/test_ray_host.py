@@ -16,13 +16,13 @@ from helpers.search import TINY, query_of
 from helpers.waiting import wait_for
 
 from cosmos_policy_ros.core.errors import CheckpointError, ConfigError, WorkerError
-from cosmos_policy_ros.inference.engines import load_cosmos, load_engine
+from cosmos_policy_ros.inference.cosmos_engine import load_cosmos
+from cosmos_policy_ros.inference.engines import load_engine
 from cosmos_policy_ros.inference.ray_host import RayHost, connect
-from cosmos_policy_ros.inference.spec import EngineSpec, SearchConfig
-from cosmos_policy_ros.inference.tasks import Decide
+from cosmos_policy_ros.inference.spec import Decide, EngineSpec, SearchConfig
 from cosmos_policy_ros.inference.worker import Worker, WorkerLimits
+from cosmos_policy_ros.planning.scheduler import start_inference
 from cosmos_policy_ros.planning.search import run_search
-from cosmos_policy_ros.planning.workers import start_inference
 
 SMALL = SearchConfig(candidates=4, futures=2, future_steps=2, values=2, value_steps=2)
 SPEC = EngineSpec("cosmos", str(TINY), device="cpu", denoising_steps=2, search=SMALL)

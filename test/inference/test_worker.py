@@ -19,8 +19,7 @@ from helpers.stub_engine import Seed
 from helpers.waiting import is_running, wait_for
 
 from cosmos_policy_ros.core.errors import ObservationError, WorkerError
-from cosmos_policy_ros.inference.spec import EngineSpec
-from cosmos_policy_ros.inference.tasks import Decide
+from cosmos_policy_ros.inference.spec import Decide, EngineSpec
 from cosmos_policy_ros.inference.worker import ProcessHost, Worker, WorkerLimits
 from cosmos_policy_ros.rig.decision import Decision, Query
 from cosmos_policy_ros.rig.observation import Observation
@@ -228,3 +227,10 @@ def test_it_ends_with_its_parent_even_in_mid_query(seed: Seed) -> None:
         assert is_running(orphan)
         parent.kill()
     wait_for(lambda: not is_running(orphan), "the worker to follow its parent")
+
+
+def test_neither_the_node_nor_the_demonstrators_process_imports_torch() -> None:
+    """It takes seconds and 300 MB in each, and only the cosmos engine needs it."""
+    modules = "cosmos_policy_ros.nodes.policy_node, cosmos_policy_ros.sim.demonstrator"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,8 +9,7 @@ from helpers.search import query_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cosmos_policy_ros.inference.spec import STAGES, SearchConfig, Stage
-from cosmos_policy_ros.inference.tasks import SearchInfo
+from cosmos_policy_ros.inference.spec import STAGES, SearchConfig, SearchInfo, Stage
 from cosmos_policy_ros.planning.search import REMEMBERED, Durations, Search, fit, makespan
 
 # A step of each stage; a candidate is 10, 5 and three times 5 of them: 4 s.

@@ -17,7 +17,7 @@ from cosmos_policy_ros.cli.replay_decision import main
 from cosmos_policy_ros.core.errors import CheckpointError, RolloutError
 from cosmos_policy_ros.core.paths import package_share
 from cosmos_policy_ros.episodes.store import EpisodeStore
-from cosmos_policy_ros.inference.search_engine import SearchEngine
+from cosmos_policy_ros.inference.cosmos_engine import SearchEngine
 from cosmos_policy_ros.inference.spec import SearchConfig, parse_search
 from cosmos_policy_ros.model.files import digest
 from cosmos_policy_ros.model.policy import CosmosPolicy

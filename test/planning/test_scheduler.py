@@ -21,14 +21,24 @@ from helpers.waiting import is_running, wait_for
 
 from cosmos_policy_ros.core.errors import ConfigError, ObservationError, WorkerError
 from cosmos_policy_ros.inference import worker
-from cosmos_policy_ros.inference.engines import load_cosmos, load_engine
-from cosmos_policy_ros.inference.spec import EngineLoader, EngineSpec, SearchConfig
-from cosmos_policy_ros.inference.tasks import Decide, DecodeImages
+from cosmos_policy_ros.inference.cosmos_engine import load_cosmos
+from cosmos_policy_ros.inference.engines import load_engine
+from cosmos_policy_ros.inference.spec import (
+    Decide,
+    DecodeImages,
+    EngineLoader,
+    EngineSpec,
+    SearchConfig,
+)
 from cosmos_policy_ros.inference.worker import WorkerLimits
 from cosmos_policy_ros.model.files import digest
-from cosmos_policy_ros.planning.scheduler import HUNG_LEAST, SearchScheduler
+from cosmos_policy_ros.planning.scheduler import (
+    HUNG_LEAST,
+    SearchScheduler,
+    parse_devices,
+    start_inference,
+)
 from cosmos_policy_ros.planning.search import run_search
-from cosmos_policy_ros.planning.workers import parse_devices, start_inference
 from cosmos_policy_ros.rig.decision import Decision
 
 SMALL = SearchConfig(candidates=4, futures=2, future_steps=2, values=2, value_steps=2)

@@ -1,0 +1,298 @@
+"""The cosmos engine: counts its memory, loads its networks, does a search's tasks in batches.
+
+A candidate's seed is its own: the same chunk and values come out on any worker.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cosmos_policy_ros.core.errors import CheckpointError, CosmosPolicyError
+from cosmos_policy_ros.inference.spec import (
+    Admit,
+    Decide,
+    DecodeImages,
+    Engine,
+    EngineSpec,
+    Footprint,
+    Images,
+    Latents,
+    PredictFuture,
+    PredictValue,
+    SampleActions,
+    SampledActions,
+    SearchConfig,
+    SearchInfo,
+    Task,
+)
+from cosmos_policy_ros.model.checkpoint import choose_device, read_config
+from cosmos_policy_ros.model.config import CheckpointConfig
+from cosmos_policy_ros.model.policy import RANDOM_WEIGHTS, TOKENS_AT_ONCE, CosmosPolicy
+from cosmos_policy_ros.model.sampler import SampleSpec, count_evaluations, ensemble
+from cosmos_policy_ros.model.sequence import Conditioning, step_ahead
+from cosmos_policy_ros.model.tokenizer import Tokenizer
+from cosmos_policy_ros.model.transformer import Transformer
+from cosmos_policy_ros.rig.decision import EngineInfo
+
+# Numbers per token and unit of width that a block holds at once: residual stream, queries, keys and
+# values, the MLP's four and their activations. An estimate.
+NUMBERS_PER_TOKEN = 16
+RUNTIME = int(0.6e9)  # bytes: what torch takes on a device before any model
+
+
+def load_cosmos(spec: EngineSpec, admit: Admit) -> Engine:
+    """Load the policy, and the world model where there is one of its own.
+
+    Raises:
+        CheckpointError: a folder is not a checkpoint, the two do not fit together, or do not fit
+            into memory.
+        ConfigError: no such device, or wrong numbers.
+    """
+    torch.set_num_threads(spec.threads)
+    admit(footprint(spec))
+
+    def load(folder: str) -> CosmosPolicy:
+        return CosmosPolicy.load(
+            folder,
+            device=spec.device,
+            threads=spec.threads,
+            compiled=spec.compiled,
+            denoising_steps=spec.denoising_steps,
+            numerics=spec.numerics,
+        )
+
+    policy = load(spec.checkpoint)
+    if spec.search is None:
+        return CosmosEngine(policy)
+    world_model = load(spec.world_model) if spec.world_model else policy
+    return SearchEngine(policy, world_model, spec.search.candidate_batch)
+
+
+def footprint(spec: EngineSpec) -> Footprint:
+    """Return the memory that an engine needs, from its checkpoints' configs alone.
+
+    Raises:
+        CheckpointError, ConfigError: no such checkpoint, no such device.
+    """
+    device = choose_device(spec.device)
+    folders = {"policy": spec.checkpoint}
+    if spec.search is not None and spec.world_model:
+        folders["world_model"] = spec.world_model
+    needs, working_space = {}, 0
+    for role, folder in folders.items():
+        weights, activations = _memory(read_config(Path(folder)), spec.search)
+        needs[role], working_space = weights, max(working_space, activations)
+    needs |= {"working space": working_space, "runtime": RUNTIME}
+    if device.type == "cuda":
+        free = int(torch.cuda.mem_get_info(device)[0])
+    else:  # what can be had without swapping, the page cache included
+        meminfo = Path("/proc/meminfo").read_text().splitlines()
+        available = [line.split()[1] for line in meminfo if line.startswith("MemAvailable:")]
+        pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = int(available[0]) * 1024 if available else pages
+    return Footprint(str(device), needs, free)
+
+
+def _memory(config: CheckpointConfig, search: SearchConfig | None) -> tuple[int, int]:
+    """Return the bytes of a checkpoint's weights, and of its activations at the largest batch."""
+    with torch.device("meta"):
+        networks = Transformer(config.transformer), Tokenizer(config.vae)
+    weights = sum(p.numel() for network in networks for p in network.parameters())
+    width = config.transformer.heads * config.transformer.head_dim
+    tokens = config.tokens
+    if search is not None:
+        most = search.candidate_batch * max(search.futures, search.values)
+        tokens = min(most * tokens, max(TOKENS_AT_ONCE, tokens))
+    size = 2 if config.precision == "bfloat16" else 4
+    return weights * size, tokens * width * NUMBERS_PER_TOKEN * size
+
+
+class CosmosEngine:
+    """A checkpoint that is asked for its one answer."""
+
+    def __init__(self, policy: CosmosPolicy) -> None:
+        self._policy = policy
+
+    @property
+    def info(self) -> EngineInfo:
+        """The policy's own."""
+        return self._policy.info
+
+    def answer(self, task: Task) -> object:
+        """Answer a query, or decode an imagined future. Raises CosmosPolicyError."""
+        if isinstance(task, Decide):
+            return self._policy.decide(task.query)
+        if isinstance(task, DecodeImages):
+            return decode_images(self._policy, task)
+        raise TypeError(f"a policy has no task {type(task).__name__}")
+
+
+class SearchEngine:
+    """A policy that proposes and a world model that imagines and appraises; one may be both."""
+
+    def __init__(self, policy: CosmosPolicy, world_model: CosmosPolicy, batch: int = 1) -> None:
+        """Rehearse, so that the first decision neither waits nor guesses.
+
+        Args:
+            policy: proposes.
+            world_model: imagines and appraises.
+            batch: candidates per task, for the rehearsal.
+
+        Raises:
+            CheckpointError: the two do not fit together.
+        """
+        check_pair(policy, world_model)
+        self._policy, self._world_model = policy, world_model
+        self._seen: tuple[tuple[str, str], Conditioning] | None = None  # prompt, digest, latents
+        self._pace = self._rehearse(batch)
+
+    @property
+    def info(self) -> SearchInfo:
+        """Both digests and warnings, and how long a step takes."""
+        mine, theirs = self._policy.checkpoint, self._world_model.checkpoint
+        warnings = [self._policy.info.warning, self._world_model.info.warning]
+        if not mine.statistics.equals(theirs.statistics):
+            warnings.append(
+                f"{theirs.path} scales actions or states otherwise than {mine.path} "
+                "(dataset_statistics.json): what it imagines is for slightly other actions"
+            )
+        return SearchInfo(
+            digest=mine.digest,
+            warning="; ".join(dict.fromkeys(filter(None, warnings))),
+            planner_digest=theirs.digest,
+            dt=mine.config.dt,
+            numerics=mine.config.numerics,
+            denoising_steps=mine.config.denoising_steps,
+            evaluations=count_evaluations(mine.config.denoising_steps, mine.config.numerics),
+            note=RANDOM_WEIGHTS if mine.random_weights or theirs.random_weights else "",
+            pace=self._pace,
+        )
+
+    def answer(self, task: Task) -> object:
+        """Do one task.
+
+        Raises:
+            CheckpointError: a checkpoint does not know the prompt.
+            ObservationError: an image or the state is missing or unusable.
+        """
+        if isinstance(task, SampleActions):
+            return self._sample_actions(task)
+        if isinstance(task, PredictFuture):
+            return self._predict_future(task)
+        if isinstance(task, PredictValue):
+            return self._predict_value(task)
+        if isinstance(task, DecodeImages):
+            return decode_images(self._world_model, task)
+        raise TypeError(f"a search has no task {type(task).__name__}")
+
+    def _sample_actions(self, task: SampleActions) -> SampledActions:
+        query, checkpoint = task.query, self._policy.checkpoint
+        config, committed = checkpoint.config, None
+        if task.after is not None:
+            after = step_ahead(checkpoint.layout, self._tensor(task.after), config.numerics)
+            scene = Conditioning(query.prompt, {}, after)
+        else:
+            committed, key = query.committed, (query.prompt, query.observation.digest())
+            if self._seen is None or self._seen[0] != key:  # once for all proposals about it
+                encoded = self._policy.encode_observation(query.prompt, query.observation)
+                self._seen = key, encoded
+            scene = self._seen[1]
+        draws = [SampleSpec(seed, config.denoising_steps) for seed in task.seeds]
+        latents = self._policy.sample_actions(scene, draws, committed=committed)
+        return SampledActions(_array(latents), self._policy.chunks(latents, committed))
+
+    def _predict_future(self, task: PredictFuture) -> Latents:
+        draws = self._members(task.seeds, task.futures, task.steps)
+        repeated = self._tensor(task.latents).repeat_interleave(task.futures, dim=0)
+        found = self._world_model.predict_future(task.prompt, repeated, draws)
+        futures: Latents = _array(found).reshape(len(task.seeds), task.futures, *found.shape[1:])
+        return futures
+
+    def _predict_value(self, task: PredictValue) -> tuple[tuple[float, ...], ...]:
+        # The noise is the candidate's, whichever future is appraised.
+        draws = self._members(task.seeds, task.values, task.steps)
+        repeated = self._tensor(task.latents).repeat_interleave(task.values, dim=0)
+        found = self._world_model.predict_value(task.prompt, repeated, draws, task.mode)
+        return tuple(found[i : i + task.values] for i in range(0, len(found), task.values))
+
+    def _members(self, seeds: Sequence[int], count: int, steps: int) -> list[SampleSpec]:
+        """Return the ensembles' draws, candidate by candidate; member i's seed is its seed + i."""
+        numerics = self._world_model.checkpoint.config.numerics
+        return [draw for seed in seeds for draw in ensemble(seed, count, steps, numerics)]
+
+    def _tensor(self, latents: Latents) -> Tensor:
+        return torch.tensor(latents, device=self._policy.device)
+
+    def _rehearse(self, batch: int) -> dict[str, float]:
+        """Do every stage with one step on an empty scene, twice; return the second's seconds."""
+        checkpoint, search, seeds = self._policy.checkpoint, SearchConfig(), tuple(range(batch))
+        channels, *size = checkpoint.config.frame_shape
+        empty = np.zeros((batch, channels, checkpoint.layout.count, *size), np.float32)
+        own = next(iter(checkpoint.text.embeddings))
+        prompt = next(iter(self._world_model.checkpoint.text.embeddings))
+        scene, draws = (
+            Conditioning(own, {}, self._tensor(empty[:1])),
+            [SampleSpec(s, 1) for s in seeds],
+        )
+        future = PredictFuture(prompt, empty, seeds, search.futures, 1)
+        value = PredictValue(prompt, empty, seeds, search.values, 1, "value_s")
+        stages: dict[str, Callable[[], object]] = {
+            "sample_actions": lambda: self._policy.sample_actions(scene, draws),
+            "predict_future": lambda: self._predict_future(future),
+            "predict_value": lambda: self._predict_value(value),
+        }
+        pace = {}
+        for name, work in stages.items():
+            work()  # the first time pays for memory and kernels
+            start = time.perf_counter()
+            work()
+            if self._policy.device.type == "cuda":
+                torch.cuda.synchronize(self._policy.device)
+            pace[name] = time.perf_counter() - start
+        return pace
+
+
+def check_pair(policy: CosmosPolicy, world_model: CosmosPolicy) -> None:
+    """Refuse two checkpoints whose latents mean different things; raises CheckpointError."""
+    mine, theirs = policy.checkpoint, world_model.checkpoint
+    for name in ("layout", "image_size", "chunk_steps", "action_dims", "proprio_dims", "numerics"):
+        one, other = getattr(mine.config, name), getattr(theirs.config, name)
+        if one != other:
+            raise CheckpointError(
+                f"{mine.path} proposes with {name} {one}, {theirs.path} would imagine with "
+                f"{other}; a world model must be made from the policy"
+            )
+
+
+def decode_images(world_model: CosmosPolicy, task: DecodeImages) -> Images:
+    """Decode an imagined future into its images, by camera role.
+
+    Raises:
+        CosmosPolicyError: there is no memory for it; decoding takes more than anything else, and
+            what is for people's eyes must not cost the process.
+    """
+    try:
+        scene = world_model.encode_observation(task.query.prompt, task.query.observation)
+        latents = torch.tensor(task.latents, device=world_model.device)
+        futures = world_model.decode_images(scene, latents)
+        return {
+            role: np.stack([each[role] for each in futures]).mean(axis=0).round().astype(np.uint8)
+            for role in futures[0]
+        }
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise CosmosPolicyError(
+            "there is no memory to decode an imagined future; set futures: false, or leave the "
+            f"device to this process alone ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _array(latents: Tensor) -> Any:
+    return latents.cpu().numpy()

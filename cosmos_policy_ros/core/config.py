@@ -1,7 +1,7 @@
 """YAML into frozen dataclasses, validated once.
 
-A wrong key is named by its full path with the nearest right one, so that nobody debugs a default
-that silently stayed in force.
+A wrong key is refused by its full path with the nearest right one: a default that silently stays in
+force costs hours.
 """
 
 from __future__ import annotations
@@ -34,15 +34,6 @@ def did_you_mean(wrong: str, known: typing.Iterable[str]) -> str:
     return f"; known: {', '.join(names)}" if names else ""
 
 
-def load_yaml(path: Path) -> dict[str, Any]:
-    """Read one YAML mapping.
-
-    Raises:
-        ConfigError: the file is missing, is not YAML, or does not hold a mapping.
-    """
-    return parse_text(read_config(path), str(path))
-
-
 def read_config(path: Path) -> str:
     """Return the text of a config file, from a single read of bounded size.
 
@@ -67,6 +58,23 @@ def named_file(name_or_path: str, folder: Path) -> Path:
     return folder / f"{name_or_path}.yaml"
 
 
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read one YAML mapping.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or does not hold a mapping.
+    """
+    return _parse_mapping(read_config(path), str(path))
+
+
+def _parse_mapping(text: str, where: str) -> dict[str, Any]:
+    with reading(where, "YAML", ConfigError):
+        content = parse_yaml(text)
+    if not isinstance(content, dict):
+        raise ConfigError(f"{where}: holds {type(content).__name__}, expected a mapping of keys")
+    return content
+
+
 def load_config(cls: type[T], path: Path) -> T:
     """Read ``path`` into the frozen dataclass ``cls``.
 
@@ -74,7 +82,16 @@ def load_config(cls: type[T], path: Path) -> T:
         ConfigError: unreadable file, unknown or missing key, wrong type, or a value that the
             dataclass itself refuses (``ValueError`` in ``__post_init__``).
     """
-    return from_mapping(cls, load_yaml(path), str(path))
+    return parse_config(cls, read_config(path), str(path))
+
+
+def parse_config(cls: type[T], text: str, where: str) -> T:
+    """Read the text of a config file into ``cls``; ``where`` begins every message.
+
+    Raises:
+        ConfigError: as for :func:`load_config`.
+    """
+    return from_mapping(cls, _parse_mapping(text, where), where)
 
 
 def load_changed(cls: type[T], path: Path, changes: Sequence[str]) -> T:
@@ -102,15 +119,6 @@ def load_changed(cls: type[T], path: Path, changes: Sequence[str]) -> T:
     return from_mapping(cls, content, str(path))
 
 
-def parse_config(cls: type[T], text: str, where: str) -> T:
-    """Read the text of a config file into ``cls``; ``where`` prefixes every message.
-
-    Raises:
-        ConfigError: as for :func:`load_config`.
-    """
-    return from_mapping(cls, parse_text(text, where), where)
-
-
 def to_plain(value: Any) -> Any:
     """Return a config, or a part of one, as YAML has it: mappings and lists."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -121,7 +129,7 @@ def to_plain(value: Any) -> Any:
 
 
 def from_mapping(cls: type[T], content: Mapping[str, Any], where: str) -> T:
-    """Build the dataclass ``cls`` from ``content``; ``where`` prefixes every message."""
+    """Build the dataclass ``cls`` from ``content``; ``where`` begins every message."""
     assert dataclasses.is_dataclass(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
@@ -170,10 +178,6 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: expected a mapping, found {_describe(value)}")
         return from_mapping(typing.cast(type, hint), value, where)
-    return _scalar(hint, value, where)
-
-
-def _scalar(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         try:
             return float(value)
@@ -188,19 +192,6 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
     raise ConfigError(f"{where}: expected {hint.__name__}, found {_describe(value)}")
 
 
-def _describe(value: Any) -> str:
+def _describe(value: object) -> str:
     spelt = f"'{shown(value)}'" if isinstance(value, str) else shown(value)
     return f"{type(value).__name__} ({spelt})"
-
-
-def parse_text(text: str, where: str) -> dict[str, Any]:
-    """Read the text of one YAML mapping; ``where`` prefixes every message.
-
-    Raises:
-        ConfigError: it is no YAML, or no mapping.
-    """
-    with reading(where, "YAML", ConfigError):
-        content = parse_yaml(text)
-    if not isinstance(content, dict):
-        raise ConfigError(f"{where}: holds {type(content).__name__}, expected a mapping of keys")
-    return content

@@ -45,12 +45,8 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def rename(old: Path, new: Path) -> None:
-    """Rename within one file system.
-
-    Raises:
-        FileExistsError: ``new`` is there; ``rename(2)`` alone would replace an empty folder.
-    """
-    if new.exists():
+    """Rename within one file system, replacing nothing: FileExistsError when ``new`` is there."""
+    if new.exists():  # rename(2) alone would replace an empty folder
         raise FileExistsError(f"{new} exists already")
     old.rename(new)
     sync(new.parent)
@@ -65,7 +61,7 @@ def stands_at(descriptor: int, path: Path) -> bool:
 
 
 def place_of(descriptor: int) -> Path | None:
-    """Return where an open file or folder is now, under whatever name; None if it was deleted."""
+    """Return the path of an open file or folder now, also where it was moved; None: deleted."""
     try:
         path = Path(f"/proc/self/fd/{descriptor}").readlink()
     except OSError:  # not Linux
@@ -75,7 +71,7 @@ def place_of(descriptor: int) -> Path | None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` against every other thread and process that locks it too."""
+    """Wait for the lock of ``folder`` and hold it against other threads and processes."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -85,10 +81,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 class FolderLock:
-    """Keeps a folder for as long as this process lives, even should it be killed."""
+    """The lock of a folder, held until it is released or this process ends, however it ends."""
 
     def __init__(self, folder: Path) -> None:
-        """Take it. Raises BlockingIOError when somebody else has it."""
+        """Take it. Raises BlockingIOError when another one has it."""
         self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -98,11 +94,11 @@ class FolderLock:
 
     @property
     def descriptor(self) -> int:
-        """Of the open folder; -1 once it was let go."""
+        """File descriptor of the folder; -1 once the lock is released."""
         return self._descriptor
 
     def release(self) -> None:
-        """Let go; may be called again."""
+        """Release the lock; may be called again."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

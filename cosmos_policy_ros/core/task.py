@@ -35,9 +35,6 @@ class Stage:
     name: str
     points: int
 
-    def __post_init__(self) -> None:
-        _check_points("stage", self.name, self.points)
-
 
 @dataclass(frozen=True)
 class Deduction:
@@ -45,9 +42,6 @@ class Deduction:
 
     name: str
     points: int
-
-    def __post_init__(self) -> None:
-        _check_points("deduction", self.name, self.points)
 
 
 @dataclass(frozen=True)
@@ -58,8 +52,15 @@ class Rubric:
     deductions: tuple[Deduction, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_unique("stage", [stage.name for stage in self.stages])
-        _check_unique("deduction", [deduction.name for deduction in self.deductions])
+        for kind, items in (("stage", self.stages), ("deduction", self.deductions)):
+            for item in items:
+                if not item.name.strip():
+                    raise ValueError(f"rubric: a {kind} has an empty name")
+                if item.points <= 0:
+                    raise ValueError(
+                        f"rubric: {kind} '{item.name}': {item.points} points must be above 0"
+                    )
+            _check_unique(kind, [item.name for item in items])
         total = sum(stage.points for stage in self.stages)
         if total != FULL_SCORE:
             raise ValueError(
@@ -92,7 +93,7 @@ class Task:
     deadline: float = 0.0
 
     def __post_init__(self) -> None:
-        if not is_name(self.name):
+        if not _is_name(self.name):
             raise ValueError(
                 f"name: '{shown(self.name)}' must be lower-case letters and digits joined by "
                 f"underscores, {MAX_NAME} characters at most"
@@ -109,12 +110,18 @@ class Task:
         _check_unique("rig", self.rigs)
 
 
+class TaskFile(NamedTuple):
+    """A task and the text it was read from, of one and the same read."""
+
+    task: Task
+    text: str
+
+
 def choose_prompt(task: Task, prompt: str) -> str:
-    """Return the prompt asked for, the task's first when none is.
+    """Return the prompt asked for, or the task's first where it is empty.
 
     Raises:
-        ConfigError: not one of the task's: a checkpoint knows its prompts by heart, letter by
-            letter.
+        ConfigError: it is none of the task's, and a checkpoint knows its prompts letter by letter.
     """
     if prompt and prompt not in task.prompts:
         raise ConfigError(
@@ -123,35 +130,15 @@ def choose_prompt(task: Task, prompt: str) -> str:
     return prompt or task.prompts[0]
 
 
-class TaskFile(NamedTuple):
-    """A task and the text it was read from, of one and the same read."""
-
-    task: Task
-    text: str
-
-
-def is_name(name: str) -> bool:
-    """Return whether a task may be called so; no path is a name."""
-    return len(name) <= MAX_NAME and NAME.fullmatch(name) is not None
-
-
-def own_tasks() -> Path:
-    """Return the folder of the lab's own task files; it need not be there."""
-    return Path(os.environ.get(TASKS_VARIABLE) or OWN_TASKS).expanduser()
-
-
 def load_named_task(name: str) -> TaskFile:
     """Load a task for a service or an action: by its name alone, so that no stranger picks a file.
 
-    The lab's own folder (:func:`own_tasks`) comes before the shipped one.
-
     Raises:
-        ConfigError: the name is a path, or no name at all; no such task (with the nearest name);
-            or its file is wrong, see :func:`read_task`.
+        ConfigError: the name is a path, or no name at all; or as for :func:`read_task`.
     """
-    if not is_name(name):
+    if not _is_name(name):
         raise ConfigError(
-            f"task '{shown(name)}' is no task's name: give the name of a file in {own_tasks()} or "
+            f"task '{shown(name)}' is no task's name: give the name of a file in {_own_tasks()} or "
             f"{config_folder('tasks')}, without folder and ending; a path is taken from the launch "
             f"argument or the parameter 'task' alone"
         )
@@ -167,7 +154,7 @@ def read_task(name_or_path: str, folder: Path) -> TaskFile:
     """Read a task for the operator's own shell: by its name, or by the path of its file.
 
     Args:
-        name_or_path: a name is looked for in :func:`own_tasks` first.
+        name_or_path: a name is looked for in the lab's own folder first.
         folder: of the shipped tasks.
 
     Raises:
@@ -175,7 +162,17 @@ def read_task(name_or_path: str, folder: Path) -> TaskFile:
             wrong key or value, or a ``name`` that is not the file's own, which would file episodes
             under another task.
     """
-    path = _find(name_or_path, folder)
+    path = named_file(name_or_path, folder)
+    if path.parent == folder and _is_name(name_or_path):
+        # Asked of the folder, since a file that cannot be looked at is there all the same.
+        own, shipped = _names(_own_tasks()), _names(folder)
+        if name_or_path in own:
+            path = named_file(name_or_path, _own_tasks())
+        elif name_or_path not in shipped:
+            raise ConfigError(
+                f"there is no task '{name_or_path}' in {_own_tasks()} or {folder}"
+                f"{did_you_mean(name_or_path, own | shipped)}"
+            )
     text = read_config(path)
     task = parse_config(Task, text, str(path))
     if task.name != path.stem:
@@ -185,23 +182,17 @@ def read_task(name_or_path: str, folder: Path) -> TaskFile:
 
 def task_names(folder: Path) -> list[str]:
     """Return the names of the lab's own and of the shipped tasks in ``folder``, in order."""
-    return sorted(_names(own_tasks()) | _names(folder))
+    return sorted(_names(_own_tasks()) | _names(folder))
 
 
-def _find(name_or_path: str, folder: Path) -> Path:
-    shipped = named_file(name_or_path, folder)
-    if shipped.parent != folder or not is_name(name_or_path):
-        return shipped
-    own = named_file(name_or_path, own_tasks())
-    # Asked of the folder, since a file that cannot be looked at is there all the same.
-    if name_or_path in (mine := _names(own.parent)):
-        return own
-    if name_or_path in (known := _names(folder)):
-        return shipped
-    raise ConfigError(
-        f"there is no task '{name_or_path}' in {own.parent} or {folder}"
-        f"{did_you_mean(name_or_path, mine | known)}"
-    )
+def _is_name(name: str) -> bool:
+    """Return whether a task may be called so; no path is a name."""
+    return len(name) <= MAX_NAME and NAME.fullmatch(name) is not None
+
+
+def _own_tasks() -> Path:
+    """Return the folder of the lab's own task files; it need not be there."""
+    return Path(os.environ.get(TASKS_VARIABLE) or OWN_TASKS).expanduser()
 
 
 def _names(folder: Path) -> set[str]:
@@ -209,13 +200,6 @@ def _names(folder: Path) -> set[str]:
         return {path.stem for path in folder.iterdir() if path.suffix == ".yaml"}
     except OSError:
         return set()
-
-
-def _check_points(kind: str, name: str, points: int) -> None:
-    if not name.strip():
-        raise ValueError(f"a {kind} has an empty name")
-    if points <= 0:
-        raise ValueError(f"{kind} '{name}': {points} points must be above 0")
 
 
 def _check_unique(kind: str, names: Iterable[str]) -> None:

@@ -1,9 +1,7 @@
 """Files that others made: opened without waiting, read up to a size, their faults one clear error.
 
-A name that an operator gives, or a folder of episodes, may lead to anything: a pipe, a device, ten
-gigabytes of holes, bytes that make a parser loop or fail in a way that it does not document. Every
-reader of such bytes goes through here, so that work is bounded and nothing but a
-:class:`~cosmos_policy_ros.core.errors.CosmosPolicyError` comes out.
+A name that an operator gives may lead to anything: a pipe, a device, ten gigabytes of holes, bytes
+that make a parser loop or fail in an undocumented way.
 """
 
 from __future__ import annotations
@@ -51,12 +49,9 @@ def reading(
 
     Args:
         where: the file, for the message.
-        what: it was read as, such as "a bag".
-        kind: of the error.
+        what: what it is read as, such as "a bag".
+        kind: class of the error; a CosmosPolicyError raised within passes through.
         advice: what to do next.
-
-    Raises:
-        CosmosPolicyError: of ``kind``; one that is raised within passes through.
     """
     after = f"; {advice}" if advice else ""
     try:
@@ -73,11 +68,11 @@ def reading(
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Open a regular file; whatever else bears the name is neither opened nor waited for.
+    """Open a regular file; what else bears the name is neither opened nor waited for.
 
     Raises:
         UnreadableError: it is a folder, a pipe, a device or a socket.
-        OSError: it is not there, or not ours to read.
+        OSError: the system refuses.
     """
     _check_regular(path.stat().st_mode)  # to open a device may already set it off
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
@@ -90,26 +85,13 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def check_file(path: Path) -> int:
-    """Return the size [bytes] of a regular file that a library is going to open by itself.
-
-    Raises:
-        UnreadableError, OSError: as for :func:`open_file`.
-    """
+    """Return the size [bytes] of a regular file that a library is going to open by itself."""
     with open_file(path) as file:
         return os.fstat(file.fileno()).st_size
 
 
 def read_file(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
-    """Read a regular file whole.
-
-    Args:
-        path: of the file.
-        limit: bytes that it may have.
-
-    Raises:
-        UnreadableError: it has more, or is no regular file.
-        OSError: it is not there, or not ours to read.
-    """
+    """Read a regular file of at most ``limit`` bytes whole; raises as :func:`open_file` does."""
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size == 0:
@@ -121,7 +103,7 @@ def read_file(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
 
 
 def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
-    """Read a regular file whole as UTF-8; raises as :func:`read_file` does, and UnreadableError."""
+    """Read a regular file of at most ``limit`` bytes whole as UTF-8."""
     try:
         return read_file(path, limit).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -129,11 +111,7 @@ def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Read JSON.
-
-    Raises:
-        UnreadableError: it is none, or nested too deeply.
-    """
+    """Read JSON. Raises UnreadableError when it is none, or nested too deeply."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -145,12 +123,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """Read YAML 1.1 of a bounded size.
-
-    Raises:
-        UnreadableError: it has more than :data:`MAX_TEXT_BYTES` characters, or as for
-            :func:`check_yaml`.
-    """
+    """Read YAML 1.1 of at most :data:`MAX_TEXT_BYTES` characters; raises as :func:`check_yaml`."""
     if len(text) > MAX_TEXT_BYTES:
         raise UnreadableError(f"has {len(text)} characters, at most {MAX_TEXT_BYTES} are read")
     check_yaml(text)
@@ -168,8 +141,41 @@ def check_yaml(text: str) -> None:
             taken for what they stand for, nests more than :data:`MAX_DEPTH` deep, or has an alias
             within itself, a number of absurd length or a tag.
     """
+    nodes = 0
+    inside: list[tuple[str | None, int]] = []  # anchor of what is open, and the nodes before it
+    sizes: dict[str, int] = {}
     try:
-        _check_events(yaml.parse(text, Loader=_LOADER))
+        for event in yaml.parse(text, Loader=_LOADER):
+            if getattr(event, "tag", None) not in (None, "!"):
+                raise UnreadableError(f"has a tag, which no file here needs, {_place(event)}")
+            if isinstance(event, yaml.AliasEvent):
+                if event.anchor not in sizes:
+                    raise UnreadableError(f"has an alias of nothing whole, {_place(event)}")
+                nodes += sizes[event.anchor]
+            elif isinstance(event, yaml.ScalarEvent):
+                nodes += 1
+                value = event.value
+                long = not event.style and len(value) > MAX_NUMBER_CHARACTERS
+                # Text may begin with a digit as well; a number has no blanks in it.
+                if long and value[0] in "+-.0123456789" and not any(map(str.isspace, value)):
+                    raise UnreadableError(
+                        f"has a number of {len(value)} characters, {_place(event)}"
+                    )
+                if event.anchor:
+                    sizes[event.anchor] = 1
+            elif isinstance(event, yaml.CollectionStartEvent):
+                inside.append((event.anchor, nodes))
+                nodes += 1
+                if len(inside) > MAX_DEPTH:
+                    raise UnreadableError(
+                        f"nests more than {MAX_DEPTH} levels deep, {_place(event)}"
+                    )
+            elif isinstance(event, yaml.CollectionEndEvent):
+                anchor, before = inside.pop()
+                if anchor:
+                    sizes[anchor] = nodes - before
+            if nodes > MAX_YAML_NODES:
+                raise UnreadableError(f"has more than {MAX_YAML_NODES} entries, {_place(event)}")
     except yaml.YAMLError as error:
         raise _no_yaml(error) from None
 
@@ -192,48 +198,6 @@ def _check_regular(mode: int) -> None:
         stat.S_IFBLK: "a device",
     }
     raise UnreadableError(f"is {kinds.get(stat.S_IFMT(mode), 'no file')}, expected a regular file")
-
-
-def _check_events(events: Any) -> None:
-    nodes = 0
-    inside: list[tuple[str | None, int]] = []  # anchor of what is open, and the nodes before it
-    sizes: dict[str, int] = {}
-    for event in events:
-        if isinstance(event, yaml.AliasEvent):
-            if event.anchor not in sizes:
-                raise UnreadableError(f"has an alias of nothing whole, {_place(event)}")
-            nodes += sizes[event.anchor]
-        elif isinstance(event, yaml.ScalarEvent):
-            nodes += 1
-            _check_scalar(event)
-            if event.anchor:
-                sizes[event.anchor] = 1
-        elif isinstance(event, yaml.CollectionStartEvent):
-            inside.append((event.anchor, nodes))
-            nodes += 1
-            _check_tag(event)
-            if len(inside) > MAX_DEPTH:
-                raise UnreadableError(f"nests more than {MAX_DEPTH} levels deep, {_place(event)}")
-        elif isinstance(event, yaml.CollectionEndEvent):
-            anchor, before = inside.pop()
-            if anchor:
-                sizes[anchor] = nodes - before
-        if nodes > MAX_YAML_NODES:
-            raise UnreadableError(f"has more than {MAX_YAML_NODES} entries, {_place(event)}")
-
-
-def _check_scalar(event: Any) -> None:
-    _check_tag(event)
-    text = event.value
-    long = not event.style and len(text) > MAX_NUMBER_CHARACTERS
-    # Text may begin with a digit as well; a number has no blanks in it.
-    if long and text[0] in "+-.0123456789" and not any(c.isspace() for c in text):
-        raise UnreadableError(f"has a number of {len(text)} characters, {_place(event)}")
-
-
-def _check_tag(event: Any) -> None:
-    if event.tag not in (None, "!"):
-        raise UnreadableError(f"has a tag, which no file here needs, {_place(event)}")
 
 
 def _place(event: Any) -> str:

@@ -13,20 +13,11 @@ from rosbags.typesys.store import Typestore
 from cosmos_policy_ros.bags.mcap_file import Topic
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.rig.images import decode_image
-from cosmos_policy_ros.rig.spec import GREY, Camera, RigSpec
+from cosmos_policy_ros.rig.spec import GREY, RigSpec
 
 ImageArray = NDArray[np.uint8] | bytes
 """(H, W, 3) RGB, or a whole JPEG file."""
-
-
 JPEG_BEGIN, JPEG_END = b"\xff\xd8", b"\xff\xd9"
-
-
-def is_jpeg(data: bytes) -> bool:
-    """Return whether this is a JPEG file from its first to its last marker."""
-    return data.startswith(JPEG_BEGIN) and data.rstrip(b"\0").endswith(JPEG_END)
-
-
 SUFFIX = "/compressed"  # image_transport's
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 JPEG_QUALITY = 95
@@ -34,8 +25,13 @@ JPEG_QUALITY = 95
 FORMAT, GREY_FORMAT = "rgb8; jpeg compressed bgr8", f"{GREY}; jpeg compressed "
 
 
+def is_jpeg(data: bytes) -> bool:
+    """Return whether this is a JPEG file from its first to its last marker."""
+    return data.startswith(JPEG_BEGIN) and data.rstrip(b"\0").endswith(JPEG_END)
+
+
 def jpeg_topic(topic: Topic) -> Topic:
-    """Return the topic that a camera's JPEGs are recorded under; any other topic is itself."""
+    """Return the topic under which the JPEGs of an ``Image`` topic are recorded, or the topic."""
     if topic.msgtype != IMAGE:
         return topic
     return replace(topic, name=topic.name + SUFFIX, msgtype=COMPRESSED)
@@ -45,41 +41,31 @@ def rig_of_bag(rig: RigSpec, jpeg: bool) -> RigSpec:
     """Return the rig as a bag shows it: with compressed cameras where images became JPEG."""
     if not jpeg:
         return rig
-    return replace(rig, cameras=tuple(_compressed(camera) for camera in rig.cameras))
-
-
-def _compressed(camera: Camera) -> Camera:
-    if camera.transport == "compressed":
-        return camera
-    return replace(camera, topic=camera.topic + SUFFIX, transport="compressed")
+    cameras = tuple(
+        replace(camera, topic=camera.topic + SUFFIX, transport="compressed")
+        if camera.transport == "raw"
+        else camera
+        for camera in rig.cameras
+    )
+    return replace(rig, cameras=cameras)
 
 
 def to_jpeg(rgb: NDArray[np.uint8], quality: int = JPEG_QUALITY, *, grey: bool = False) -> bytes:
     """Return (H, W, 3) RGB as a JPEG file, of one channel if ``grey``; ``quality`` is 1 to 100."""
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality]
     pixels = rgb[..., 0] if grey else cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
-    _, jpeg = cv2.imencode(".jpg", pixels, options)
+    _, jpeg = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
     return jpeg.tobytes()
 
 
 @dataclass(frozen=True)
 class JpegEncoder:
-    """Turns a serialised ``Image`` into a serialised ``CompressedImage`` with the same header.
-
-    Attributes:
-        types: knows both.
-        quality: 1 to 100.
-    """
+    """Turns a serialised ``Image`` into a serialised ``CompressedImage`` with the same header."""
 
     types: Typestore
-    quality: int = JPEG_QUALITY
+    quality: int = JPEG_QUALITY  # 1 to 100
 
     def __call__(self, cdr: bytes) -> bytes:
-        """Encode one image.
-
-        Raises:
-            RolloutError: an encoding that is not known, or sizes that do not fit.
-        """
+        """Encode one image. Raises RolloutError at an unknown encoding or sizes that do not fit."""
         try:
             message: Any = self.types.deserialize_cdr(cdr, IMAGE)
             grey = message.encoding == GREY  # and stays so, or it would be read as a colour image

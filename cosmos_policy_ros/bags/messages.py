@@ -1,4 +1,4 @@
-"""The two messages that a recorder adds to a bag, an episode's metadata and its labels, as CDR."""
+"""Messages as CDR, without ROS: an episode's metadata, its labels, a rig's sensors and targets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,19 @@ from cosmos_policy_ros.core.untrusted import UnreadableError, reading, shown
 from cosmos_policy_ros.rig.arms import ARM_JOINTS, Arm
 from cosmos_policy_ros.rig.spec import RigSpec
 
+EPISODE_TYPE = f"{PACKAGE}/msg/Episode"
+LABEL_TYPE = f"{PACKAGE}/msg/Label"
+JOINT_STATE = "sensor_msgs/msg/JointState"
+TRAJECTORY = "trajectory_msgs/msg/JointTrajectory"
+LabelKind = Literal["score", "stage", "deduction", "discard"]
+
 HEADER_BYTES = 12  # of a message's kind of encoding, and the stamp of its header
+MAX_TEXT = 10_000
+"""Characters of each text of a label; a page has two thousand."""
+MAX_REVISION = 1_000_000
+"""Of a label; an operator gives some ten per episode."""
+MAX_STAMP_NS = 2**31 * NS_PER_S - 1
+"""Newest stamp that builtin_interfaces/Time can hold: its seconds are an int32."""
 
 
 def header_stamp(cdr: bytes) -> int:
@@ -32,148 +44,6 @@ def header_stamp(cdr: bytes) -> int:
     little = cdr[1] & 1
     sec, nanosec = struct.unpack_from("<iI" if little else ">iI", cdr, 4)
     return int(sec) * NS_PER_S + int(nanosec)
-
-
-EPISODE_TYPE = f"{PACKAGE}/msg/Episode"
-LABEL_TYPE = f"{PACKAGE}/msg/Label"
-LabelKind = Literal["score", "stage", "deduction", "discard"]
-
-_HEADER_TYPE = "std_msgs/msg/Header"
-_TIME_TYPE = "builtin_interfaces/msg/Time"
-
-MAX_TEXT = 10_000
-"""Characters of each text of a label; a page has two thousand."""
-MAX_REVISION = 1_000_000
-"""Of a label; an operator gives some ten per episode."""
-MAX_STAMP_NS = 2**31 * NS_PER_S - 1
-"""Newest stamp that builtin_interfaces/Time can hold: its seconds are an int32."""
-
-
-@dataclass(frozen=True)
-class EpisodeMetadata:
-    """What an episode was, known when it begins; the fields of ``Episode.msg`` less its header.
-
-    Raises:
-        RolloutError: a text that ROS cannot carry, or a seed outside uint64.
-    """
-
-    task: str
-    prompt: str
-    rig: str
-    engine: str = ""
-    checkpoint: str = ""
-    checkpoint_digest: str = ""
-    operator_name: str = ""
-    package_version: str = ""
-    seed: int = 0
-    rig_yaml: str = ""
-    task_yaml: str = ""
-    episode_id: str = ""
-
-    def __post_init__(self) -> None:
-        _check_texts(self)
-        if not 0 <= self.seed < 2**64:
-            raise RolloutError(f"seed: {self.seed} must be from 0 to {2**64 - 1}")
-
-    def custom_data(self) -> dict[str, str]:
-        """Return the metadata for ``metadata.yaml``, all but the two whole YAML texts.
-
-        ``ros2 bag info`` prints every entry, and two files of a hundred lines would bury the rest.
-        """
-        values = dataclasses.asdict(self)
-        return {k: str(v) for k, v in values.items() if k not in ("rig_yaml", "task_yaml")}
-
-
-@dataclass(frozen=True)
-class Label:
-    """One thing an operator said of an episode; the fields of ``Label.msg``.
-
-    Attributes:
-        episode_id: the episode it is about.
-        revision: 1, 2, ... per episode, over all its labels; 0 until it is given one.
-        kind: "score", "stage", "deduction" or "discard".
-        stamp_ns: when it was said, nanoseconds of the recorder's clock.
-        item: name of the stage or deduction.
-        points: of a score 0 to 100, of a stage or deduction its own; rounded to the float32 that
-            the message holds.
-        success: of a score, whether the task was done.
-        operator_name: who says so.
-        note: free text; of a discard, the reason.
-
-    Raises:
-        RolloutError: an unknown kind, points that are not a number from 0 to 100, or a text ROS
-            cannot carry.
-    """
-
-    episode_id: str
-    revision: int
-    kind: LabelKind
-    stamp_ns: int
-    item: str = ""
-    points: float = 0.0
-    success: bool = False
-    operator_name: str = ""
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(LabelKind):
-            known = ", ".join(get_args(LabelKind))
-            raise RolloutError(f"a label of kind '{self.kind}' is none of {known}")
-        if not (math.isfinite(self.points) and 0 <= self.points <= FULL_SCORE):
-            raise RolloutError(
-                f"{self.kind}: {self.points} must be a number from 0 to {FULL_SCORE}; nothing was "
-                f"written, score episode '{self.episode_id}' again"
-            )
-        if not 0 <= self.revision <= MAX_REVISION:
-            raise RolloutError(
-                f"{self.kind}: revision {self.revision} must be from 0 to {MAX_REVISION}"
-            )
-        _check_texts(self)
-        for text in (self.episode_id, self.item, self.operator_name, self.note):
-            if len(text) > MAX_TEXT:
-                raise RolloutError(
-                    f"{self.kind}: a text of {len(text)} characters, at most {MAX_TEXT} are taken; "
-                    f"nothing was written, shorten it"
-                )
-        rounded = struct.unpack("<f", struct.pack("<f", self.points))[0]
-        object.__setattr__(self, "points", rounded)
-
-
-def encode_metadata(types: Typestore, metadata: EpisodeMetadata, stamp_ns: int) -> bytes:
-    """Serialise the metadata as ``Episode.msg``, stamped with the episode's begin."""
-    fields = {"header": _header(types, stamp_ns), **dataclasses.asdict(metadata)}
-    return bytes(types.serialize_cdr(types.types[EPISODE_TYPE](**fields), EPISODE_TYPE))
-
-
-def decode_metadata(types: Typestore, cdr: bytes) -> EpisodeMetadata:
-    """Read an ``Episode.msg`` back. Raises RolloutError when it is none."""
-    message = _decode(types, cdr, EPISODE_TYPE)
-    names = [f.name for f in dataclasses.fields(EpisodeMetadata)]
-    # The bag defines the type, and may do so in its own way.
-    with reading("the metadata of an episode", EPISODE_TYPE, RolloutError):
-        values = {name: getattr(message, name) for name in names}
-        for name, value in values.items():
-            if type(value) is not (int if name == "seed" else str):
-                raise UnreadableError(f"{name} is {type(value).__name__}")
-        return EpisodeMetadata(**values)
-
-
-def encode_label(types: Typestore, label: Label) -> bytes:
-    """Serialise a label as ``Label.msg``."""
-    fields = dataclasses.asdict(label)
-    header = _header(types, fields.pop("stamp_ns"))
-    return bytes(types.serialize_cdr(types.types[LABEL_TYPE](header=header, **fields), LABEL_TYPE))
-
-
-def decode_label(types: Typestore, cdr: bytes) -> Label:
-    """Read a ``Label.msg`` back. Raises RolloutError when it is none, or holds no valid label."""
-    message = _decode(types, cdr, LABEL_TYPE)
-    names = [f.name for f in dataclasses.fields(Label) if f.name != "stamp_ns"]
-    with reading("a label", LABEL_TYPE, RolloutError):
-        stamp = message.header.stamp
-        values = {name: getattr(message, name) for name in names}
-        values["stamp_ns"] = stamp.sec * NS_PER_S + stamp.nanosec
-        return from_mapping(Label, values, "a label")
 
 
 def check_stamp(stamp_ns: int, what: str) -> None:
@@ -204,40 +74,151 @@ def check_text(name: str, value: str) -> None:
         raise RolloutError(f"{name}: {shown(value)} holds a NUL character; remove it")
 
 
-def _header(types: Typestore, stamp_ns: int) -> Any:
+@dataclass(frozen=True)
+class EpisodeMetadata:
+    """What is known of an episode when it begins; the fields of ``Episode.msg`` less its header.
+
+    Raises:
+        RolloutError: a text that ROS cannot carry, or a seed outside uint64.
+    """
+
+    task: str
+    prompt: str
+    rig: str
+    engine: str = ""
+    checkpoint: str = ""
+    checkpoint_digest: str = ""
+    operator_name: str = ""
+    package_version: str = ""
+    seed: int = 0
+    rig_yaml: str = ""
+    task_yaml: str = ""
+    episode_id: str = ""
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if name != "seed":
+                check_text(name, value)
+        if not 0 <= self.seed < 2**64:
+            raise RolloutError(f"seed: {self.seed} must be from 0 to {2**64 - 1}")
+
+    def custom_data(self) -> dict[str, str]:
+        """Return the metadata for ``metadata.yaml``, all but the two whole YAML texts.
+
+        ``ros2 bag info`` prints every entry, and two files of a hundred lines would bury the rest.
+        """
+        values = dataclasses.asdict(self)
+        return {k: str(v) for k, v in values.items() if k not in ("rig_yaml", "task_yaml")}
+
+
+@dataclass(frozen=True)
+class Label:
+    """An operator's judgement of an episode, or a part of it; the fields of ``Label.msg``.
+
+    Attributes:
+        episode_id: the episode it is about.
+        revision: 1, 2, ... per episode, over all its labels; 0 until it is given one.
+        kind: "score", "stage", "deduction" or "discard".
+        stamp_ns: when it was given, nanoseconds of the recorder's clock.
+        item: name of the stage or deduction.
+        points: of a score 0 to 100, of a stage or deduction its own; rounded to the float32 that
+            the message holds.
+        success: of a score, whether the task was done.
+        operator_name: who gave it.
+        note: free text; of a discard, the reason.
+
+    Raises:
+        RolloutError: an unknown kind, points that are not a number from 0 to 100, or a text ROS
+            cannot carry.
+    """
+
+    episode_id: str
+    revision: int
+    kind: LabelKind
+    stamp_ns: int
+    item: str = ""
+    points: float = 0.0
+    success: bool = False
+    operator_name: str = ""
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(LabelKind):
+            known = ", ".join(get_args(LabelKind))
+            raise RolloutError(f"a label of kind '{self.kind}' is none of {known}")
+        if not (math.isfinite(self.points) and 0 <= self.points <= FULL_SCORE):
+            raise RolloutError(
+                f"{self.kind}: {self.points} must be a number from 0 to {FULL_SCORE}; nothing was "
+                f"written, score episode '{self.episode_id}' again"
+            )
+        if not 0 <= self.revision <= MAX_REVISION:
+            raise RolloutError(
+                f"{self.kind}: revision {self.revision} must be from 0 to {MAX_REVISION}"
+            )
+        for name in ("episode_id", "item", "operator_name", "note"):
+            text = getattr(self, name)
+            check_text(name, text)
+            if len(text) > MAX_TEXT:
+                raise RolloutError(
+                    f"{self.kind}: a text of {len(text)} characters, at most {MAX_TEXT} are taken; "
+                    f"nothing was written, shorten it"
+                )
+        rounded = struct.unpack("<f", struct.pack("<f", self.points))[0]
+        object.__setattr__(self, "points", rounded)
+
+
+def encode_metadata(types: Typestore, metadata: EpisodeMetadata, stamp_ns: int) -> bytes:
+    """Serialise the metadata as ``Episode.msg``, stamped with the episode's begin."""
+    fields = dataclasses.asdict(metadata)
+    return _serialise(types, EPISODE_TYPE, header=_header(types, stamp_ns), **fields)
+
+
+def decode_metadata(types: Typestore, cdr: bytes) -> EpisodeMetadata:
+    """Read an ``Episode.msg`` back. Raises RolloutError when it is none."""
+    # Generated code fed damaged bytes, or the bag's own definition of the type, may raise anything.
+    with reading("the metadata of an episode", EPISODE_TYPE, RolloutError):
+        message: Any = types.deserialize_cdr(cdr, EPISODE_TYPE)
+        values = {f.name: getattr(message, f.name) for f in dataclasses.fields(EpisodeMetadata)}
+        for name, value in values.items():
+            if type(value) is not (int if name == "seed" else str):
+                raise UnreadableError(f"{name} is {type(value).__name__}")
+        return EpisodeMetadata(**values)
+
+
+def encode_label(types: Typestore, label: Label) -> bytes:
+    """Serialise a label as ``Label.msg``."""
+    fields = dataclasses.asdict(label)
+    header = _header(types, fields.pop("stamp_ns"))
+    return _serialise(types, LABEL_TYPE, header=header, **fields)
+
+
+def decode_label(types: Typestore, cdr: bytes) -> Label:
+    """Read a ``Label.msg`` back. Raises RolloutError when it is none, or holds no valid label."""
+    names = [f.name for f in dataclasses.fields(Label) if f.name != "stamp_ns"]
+    with reading("a label", LABEL_TYPE, RolloutError):  # as above
+        message: Any = types.deserialize_cdr(cdr, LABEL_TYPE)
+        values = {name: getattr(message, name) for name in names}
+        stamp = message.header.stamp
+        values["stamp_ns"] = stamp.sec * NS_PER_S + stamp.nanosec
+        return from_mapping(Label, values, "a label")
+
+
+def _header(types: Typestore, stamp_ns: int, frame_id: str = "") -> Any:
     check_stamp(stamp_ns, "header")
     sec, nanosec = divmod(stamp_ns, NS_PER_S)
-    return types.types[_HEADER_TYPE](
-        stamp=types.types[_TIME_TYPE](sec=sec, nanosec=nanosec), frame_id=""
-    )
+    stamp = types.types["builtin_interfaces/msg/Time"](sec=sec, nanosec=nanosec)
+    return types.types["std_msgs/msg/Header"](stamp=stamp, frame_id=frame_id)
 
 
-def _decode(types: Typestore, cdr: bytes, msgtype: str) -> Any:
-    # Generated code fed damaged bytes, or a definition that is another's, may raise anything.
-    with reading("a message", msgtype, RolloutError):
-        return types.deserialize_cdr(cdr, msgtype)
+def _serialise(types: Typestore, msgtype: str, **fields: Any) -> bytes:
+    return bytes(types.serialize_cdr(types.types[msgtype](**fields), msgtype))
 
 
-def _check_texts(record: Any) -> None:
-    for field in dataclasses.fields(record):
-        value = getattr(record, field.name)
-        if isinstance(value, str):
-            check_text(field.name, value)
-
-
-# A rig's messages made from numbers and images, serialised, without ROS.
-
-
-JOINT_STATE = "sensor_msgs/msg/JointState"
-TRAJECTORY = "trajectory_msgs/msg/JointTrajectory"
-_POINT, _HEADER = "trajectory_msgs/msg/JointTrajectoryPoint", "std_msgs/msg/Header"
-_TIME, _DURATION = "builtin_interfaces/msg/Time", "builtin_interfaces/msg/Duration"
-
-_NONE = np.zeros(0)
+NO_NUMBERS = np.zeros(0)
 
 
 class RigMessages:
-    """Makes CDR bytes of what a rig's drivers, and whoever drives it, would have published."""
+    """Makes CDR bytes of what a rig's drivers and its policy would have published."""
 
     def __init__(self, types: Typestore) -> None:
         """Make messages of the types in ``types``."""
@@ -245,12 +226,13 @@ class RigMessages:
 
     def image(self, image: ImageArray, stamp_ns: int) -> bytes:
         """Return a CompressedImage with the very bytes of a JPEG, or an Image of RGB pixels."""
-        header = self._header(stamp_ns)
+        header = _header(self._types, stamp_ns)
         if isinstance(image, bytes):
             data = np.frombuffer(image, np.uint8)
-            return self._serialise(COMPRESSED, header=header, format=FORMAT, data=data)
+            return _serialise(self._types, COMPRESSED, header=header, format=FORMAT, data=data)
         height, width, channels = image.shape
-        return self._serialise(
+        return _serialise(
+            self._types,
             IMAGE,
             header=header,
             height=height,
@@ -292,13 +274,14 @@ class RigMessages:
         effort: Array | None = None,
     ) -> bytes:
         """Return a JointState of these joints, in a driver's units."""
-        return self._serialise(
+        return _serialise(
+            self._types,
             JOINT_STATE,
-            header=self._header(stamp_ns),
+            header=_header(self._types, stamp_ns),
             name=list(names),
             position=position,
-            velocity=_NONE if velocity is None else velocity,
-            effort=_NONE if effort is None else effort.copy(),
+            velocity=NO_NUMBERS if velocity is None else velocity,
+            effort=NO_NUMBERS if effort is None else effort.copy(),
         )
 
     def trajectories(
@@ -318,39 +301,27 @@ class RigMessages:
         """
         rows = rig.command(rows)
         speeds = None if velocities is None else rig.command_speed(velocities)
+        point = self._types.types["trajectory_msgs/msg/JointTrajectoryPoint"]
+        duration = self._types.types["builtin_interfaces/msg/Duration"]
         for output in rig.outputs:
             columns = list(output.columns)
-            points = [
-                self._point(
-                    row[columns],
-                    _NONE if speeds is None else speeds[i, columns],
-                    (i + 1) * step_ns - sent_after_ns,
+            points = []
+            for i, row in enumerate(rows):
+                sec, nanosec = divmod((i + 1) * step_ns - sent_after_ns, NS_PER_S)
+                points.append(
+                    point(
+                        positions=row[columns],
+                        velocities=NO_NUMBERS if speeds is None else speeds[i, columns],
+                        accelerations=NO_NUMBERS,
+                        effort=NO_NUMBERS,
+                        time_from_start=duration(sec=sec, nanosec=nanosec),
+                    )
                 )
-                for i, row in enumerate(rows)
-            ]
-            cdr = self._serialise(
+            cdr = _serialise(
+                self._types,
                 TRAJECTORY,
-                header=self._header(start_ns, chunk_id),
+                header=_header(self._types, start_ns, chunk_id),
                 joint_names=list(output.joints),
                 points=points,
             )
             yield output.topic, cdr
-
-    def _point(self, row: Array, speed: Array, offset_ns: int) -> Any:
-        sec, nanosec = divmod(offset_ns, NS_PER_S)
-        make = self._types.types
-        return make[_POINT](
-            positions=row,
-            velocities=speed,
-            accelerations=_NONE,
-            effort=_NONE,
-            time_from_start=make[_DURATION](sec=sec, nanosec=nanosec),
-        )
-
-    def _header(self, stamp_ns: int, frame_id: str = "") -> Any:
-        sec, nanosec = divmod(stamp_ns, NS_PER_S)
-        make = self._types.types
-        return make[_HEADER](stamp=make[_TIME](sec=sec, nanosec=nanosec), frame_id=frame_id)
-
-    def _serialise(self, msgtype: str, **fields: Any) -> bytes:
-        return bytes(self._types.serialize_cdr(self._types.types[msgtype](**fields), msgtype))

@@ -10,7 +10,8 @@ import copy
 import os
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
@@ -39,16 +40,13 @@ from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.files import FolderLock, place_of, rename, replace_text, stands_at, sync
 from cosmos_policy_ros.core.untrusted import UnreadableError, check_yaml, read_text, reading, shown
 
-# ``metadata.yaml`` of a finished bag: read, extended, written back whole.
-
-
 METADATA = "metadata.yaml"
 METADATA_VERSION = 8
 """rosbag2's newest layout that Humble reads too: QoS profiles as text with numbered policies."""
 NEWEST_READ = 9
 MAX_METADATA_BYTES = 4 << 20  # a hundred topics make 40 kB
 MAX_TOPICS = 2048  # readers compare each with each
-MAX_STAMP_NS = 2**63 - 1  # what rosbag2's own fields hold
+MAX_NUMBER = 2**63 - 1  # what rosbag2's own fields hold
 _ROOT = "rosbag2_bagfile_information"
 
 
@@ -68,11 +66,11 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         if not isinstance(content, dict) or not isinstance(content.get(_ROOT), dict):
             raise UnreadableError(f"has no mapping '{_ROOT}'")
         information = cast("dict[str, Any]", content[_ROOT])
-        _check(information)
+        _check_metadata(information)
     return information
 
 
-def _check(information: Mapping[str, Any]) -> None:
+def _check_metadata(information: Mapping[str, Any]) -> None:
     """Refuse what would lead a reader out of the folder, or keep it busy for too long."""
     storage, mode = information["storage_identifier"], information.get("compression_mode") or "none"
     if storage != "mcap" or str(mode).lower() != "none":
@@ -111,12 +109,12 @@ def _check(information: Mapping[str, Any]) -> None:
 
 def _check_number(where: Mapping[str, Any], key: str) -> None:
     value = where[key]
-    if type(value) is not int or not 0 <= value <= MAX_STAMP_NS:
+    if type(value) is not int or not 0 <= value <= MAX_NUMBER:
         raise UnreadableError(f"its {key} {shown(value)} is no whole number of 64 bits")
 
 
 def write_metadata(folder: Path, information: Mapping[str, Any]) -> None:
-    """Replace a bag's metadata atomically. Raises OSError when the disk refuses."""
+    """Replace a bag's metadata atomically; raises OSError."""
     replace_text(folder / METADATA, to_yaml({_ROOT: information}))
 
 
@@ -156,10 +154,9 @@ def with_file(information: dict[str, Any], addition: Mapping[str, Any]) -> dict[
     merged["relative_file_paths"] += addition["relative_file_paths"]
     merged["files"] += addition["files"]
     merged["message_count"] += addition["message_count"]
-    start = min(_start(information), _start(addition))
-    end = max(end_ns(information), end_ns(addition))
-    merged["starting_time"] = {"nanoseconds_since_epoch": start}
-    merged["duration"] = {"nanoseconds": end - start}
+    start_ns = min(i["starting_time"]["nanoseconds_since_epoch"] for i in (information, addition))
+    merged["starting_time"] = {"nanoseconds_since_epoch": start_ns}
+    merged["duration"] = {"nanoseconds": max(end_ns(information), end_ns(addition)) - start_ns}
     topics = merged["topics_with_message_count"]
     known = {_identity(topic): topic for topic in topics}
     for topic in addition["topics_with_message_count"]:
@@ -172,11 +169,8 @@ def with_file(information: dict[str, Any], addition: Mapping[str, Any]) -> dict[
 
 def end_ns(information: Mapping[str, Any]) -> int:
     """Return the receive stamp of the newest message, nanoseconds."""
-    return _start(information) + int(information["duration"]["nanoseconds"])
-
-
-def _start(information: Mapping[str, Any]) -> int:
-    return int(information["starting_time"]["nanoseconds_since_epoch"])
+    start_ns: int = information["starting_time"]["nanoseconds_since_epoch"]
+    return start_ns + int(information["duration"]["nanoseconds"])
 
 
 def _identity(topic: dict[str, Any]) -> tuple[str, str, str]:
@@ -229,11 +223,15 @@ OWN_TOPICS = (EPISODE_TOPIC, LABEL_TOPIC)
 class BagWriter:
     """Writes one episode; safe to share between threads.
 
-    ``sizes`` holds the messages' bytes per topic, so far. The folder is held against recovery and
-    other recorders until the bag is closed, or this process ends, however it ends.
+    The folder is held against recovery and other recorders until the bag is closed, or this process
+    ends, however it ends. After a failed write it takes nothing more: what stands on the disk stays
+    in the ``.recording`` folder, and every further call says why.
 
-    After a failed write it takes nothing more: what stands on the disk stays in the ``.recording``
-    folder, and every further call says why.
+    Attributes:
+        folder: where the finished bag will be; its name is the episode's id.
+        path: where the bag is while it grows.
+        sizes: bytes of messages per topic, so far.
+        ended: why it takes nothing more; empty while it does.
     """
 
     def __init__(
@@ -249,7 +247,7 @@ class BagWriter:
         """Open ``<folder>.recording`` and write the metadata as the first message.
 
         Args:
-            folder: where the finished bag will be; its name is the episode's id.
+            folder: as above.
             topics: what may be written, besides :data:`OWN_TOPICS`.
             metadata: go into the first message and, as text, into ``metadata.yaml``.
             types: knows the type of every topic.
@@ -263,10 +261,13 @@ class BagWriter:
         self.folder = folder
         self.path = folder.with_name(folder.name + RECORDING)
         self.sizes: dict[str, int] = {topic.name: 0 for topic in (*OWN_TOPICS, *topics)}
+        self.ended = ""
         self._notes = metadata.custom_data()
         self._lock = threading.Lock()
-        self._ended = ""
-        self._refuse_existing()
+        for suffix in ("", RECORDING, DISCARDED):
+            taken = folder.with_name(folder.name + suffix)
+            if taken.exists():
+                raise RolloutError(f"{taken}: exists already; take another episode id")
         _check_topics(topics, types)
         first = encode_metadata(types, metadata, start_ns)
         try:
@@ -288,11 +289,6 @@ class BagWriter:
         """Messages per topic so far."""
         return self._file.contents.counts
 
-    @property
-    def ended(self) -> str:
-        """Why it takes nothing more; empty while it does."""
-        return self._ended
-
     def write(self, topic: str, stamp_ns: int, cdr: bytes) -> None:
         """Append one serialised message, byte for byte.
 
@@ -304,18 +300,14 @@ class BagWriter:
         Raises:
             RolloutError: unknown topic, impossible stamp, the bag is closed, or the disk refused.
         """
-        with self._lock:
-            self._check_open()
+        with self._writing("write"):
             if topic not in self.sizes:
                 raise RolloutError(
                     f"topic '{topic}' is not part of episode '{self.folder.name}'"
                     f"{did_you_mean(topic, self.sizes)}"
                 )
             check_stamp(stamp_ns, f"topic '{topic}'")
-            try:
-                self._file.write(topic, stamp_ns, cdr)
-            except OSError as error:
-                raise self._failed("write", error) from error
+            self._file.write(topic, stamp_ns, cdr)
             self.sizes[topic] += len(cdr)
 
     def flush(self) -> None:
@@ -326,12 +318,8 @@ class BagWriter:
         Raises:
             RolloutError: the bag is closed, or the disk refused.
         """
-        with self._lock:
-            self._check_open()
-            try:
-                self._file.flush()
-            except OSError as error:
-                raise self._failed("write", error) from error
+        with self._writing("write"):
+            self._file.flush()
 
     def free_bytes(self) -> int:
         """Return what is left on the disk that the bag is on; raises OSError."""
@@ -348,7 +336,7 @@ class BagWriter:
             OSError: the disk does not say.
         """
         with self._lock:
-            if self._ended:
+            if self.ended:
                 return ""
             for path, descriptor in (
                 (self.path, self._hold.descriptor),
@@ -371,20 +359,17 @@ class BagWriter:
             notes: as for :meth:`close`.
         """
         with self._lock:
-            if self._ended:
+            if self.ended:
                 return
             try:
                 saved = self._finish_elsewhere({**self._notes, **notes})
             except OSError as error:
                 saved = f"it cannot be finished: {error}"
-                self._file.abort()
-            self._ended = f"{reason}; {saved}"
-            self._hold.release()
+            self._end(f"{reason}; {saved}")
 
     def _finish_elsewhere(self, notes: Mapping[str, str]) -> str:
         file, folder = place_of(self._file.descriptor), place_of(self._hold.descriptor)
         if file is None or self._file.cut:
-            self._file.abort()
             return "what was recorded is lost"
         information = describe_bag(self._file.contents, notes)
         self._file.close(information)
@@ -410,29 +395,22 @@ class BagWriter:
             RolloutError: already closed, or the disk refused; the ``.recording`` folder stays.
         """
         final = self.folder.with_name(self.folder.name + DISCARDED) if discarded else self.folder
-        with self._lock:
-            self._check_open()
-            try:
-                information = describe_bag(self._file.contents, {**self._notes, **(notes or {})})
-                self._file.close(information)
-                write_metadata(self.path, information)
-                for file in self.path.iterdir():
-                    if file.is_file():  # and no pipe, which would be waited for
-                        sync(file)
-                sync(self.path)
-                rename(self.path, final)
-            except OSError as error:
-                raise self._failed("finish", error) from error
-            self._ended = f"it is closed as {final}"
-            self._hold.release()
+        with self._writing("finish"):
+            information = describe_bag(self._file.contents, {**self._notes, **(notes or {})})
+            self._file.close(information)
+            write_metadata(self.path, information)
+            for file in self.path.iterdir():
+                if file.is_file():  # and no pipe, which would be waited for
+                    sync(file)
+            sync(self.path)
+            rename(self.path, final)
+            self._end(f"it is closed as {final}")
         return final
 
     def abort(self, reason: str = "it was broken off") -> None:
-        """Stop without index or metadata; the ``.recording`` folder stays for a later salvage."""
+        """Stop without index or metadata; the ``.recording`` folder stays to be recovered later."""
         with self._lock:
-            self._ended = self._ended or f"{reason}; what was written is in {self.path}"
-            self._file.abort()
-            self._hold.release()
+            self._end(self.ended or f"{reason}; what was written is in {self.path}")
 
     def __enter__(self) -> BagWriter:
         return self
@@ -446,28 +424,34 @@ class BagWriter:
         """Close a bag that is still open; leave it unfinished when an error is under way."""
         if error is not None:
             self.abort()
-        elif not self._ended:
+        elif not self.ended:
             self.close()
 
-    def _refuse_existing(self) -> None:
-        for suffix in ("", RECORDING, DISCARDED):
-            taken = self.folder.with_name(self.folder.name + suffix)
-            if taken.exists():
-                raise RolloutError(f"{taken}: exists already; take another episode id")
-
     def _check_open(self) -> None:
-        if self._ended:
-            raise RolloutError(f"episode '{self.folder.name}' takes nothing more: {self._ended}")
+        if self.ended:
+            raise RolloutError(f"episode '{self.folder.name}' takes nothing more: {self.ended}")
 
-    def _failed(self, deed: str, error: OSError) -> RolloutError:
-        """End the bag: after a torn write a further one would only bury the tear."""
-        self._ended = f"its bag failed ({error}); what was written is in {self.path}"
+    @contextmanager
+    def _writing(self, deed: str) -> Iterator[None]:
+        """Hold the lock of an open bag; a refusal of the disk ends the bag.
+
+        After a torn write a further one would only bury the tear.
+        """
+        with self._lock:
+            self._check_open()
+            try:
+                yield
+            except OSError as error:
+                self._end(f"its bag failed ({error}); what was written is in {self.path}")
+                raise RolloutError(
+                    f"{self.path}: cannot {deed} the bag: {error}; what was written before stays "
+                    f"there; free disk space and start the next episode"
+                ) from error
+
+    def _end(self, reason: str) -> None:
+        self.ended = reason
         self._file.abort()
         self._hold.release()
-        return RolloutError(
-            f"{self.path}: cannot {deed} the bag: {error}; what was written before stays there; "
-            f"free disk space and start the next episode"
-        )
 
 
 def _check_topics(topics: Sequence[Topic], types: Typestore) -> None:
@@ -478,14 +462,11 @@ def _check_topics(topics: Sequence[Topic], types: Typestore) -> None:
         if topic.name in seen:
             raise RolloutError(f"topic '{topic.name}': is listed twice or reserved; remove one")
         if topic.msgtype not in types.fielddefs:
+            # Suggested are types of the same last name, not any of the hundreds there are.
+            last = topic.msgtype.rpartition("/")[2]
+            near = [name for name in types.fielddefs if name.rpartition("/")[2] == last]
             raise RolloutError(
                 f"topic '{topic.name}': type '{topic.msgtype}' is unknown; add its package's msg "
-                f"folder{_near(topic.msgtype, types)}"
+                f"folder{did_you_mean(topic.msgtype, near)}"
             )
         seen.add(topic.name)
-
-
-def _near(msgtype: str, types: Typestore) -> str:
-    """Suggest among the types of the same last name, not among the hundreds there are."""
-    last = msgtype.rsplit("/", 1)[-1]
-    return did_you_mean(msgtype, [t for t in types.fielddefs if t.rsplit("/", 1)[-1] == last])

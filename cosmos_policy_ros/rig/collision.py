@@ -8,6 +8,7 @@ wherever the links' largest possible motion does not rule out a closer approach.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,19 +85,25 @@ class CollisionModel:
 
     def __init__(self, geometry: Geometry) -> None:
         """Lay out the pairs that can meet."""
-        bases = (geometry.bases.left, geometry.bases.right)
-        # arm, place and axes, xyz
-        self._bases = np.array([(base.position, *_axes(base.yaw)) for base in bases])
+        self._bases = np.array(  # (arm, place and axes, xyz)
+            [
+                (
+                    base.position,
+                    (np.cos(base.yaw), np.sin(base.yaw), 0.0),
+                    (-np.sin(base.yaw), np.cos(base.yaw), 0.0),
+                    (0.0, 0.0, 1.0),
+                )
+                for base in (geometry.bases.left, geometry.bases.right)
+            ]
+        )
         self._table = geometry.table
-        capsules = vx300s.CAPSULES * len(ARMS)
-        self._names = [f"{side} {c.link}" for side in ARMS for c in vx300s.CAPSULES]
-        self._radii = np.array([c.radius for c in capsules])
-        self._slides = _STROKE * np.array([[float(c.slides)] for c in vx300s.CAPSULES])
-        ends = np.array([(c.start, c.end) for c in vx300s.CAPSULES])
+        capsules = vx300s.CAPSULES
+        self._slides = _STROKE * np.array([[float(c.slides)] for c in capsules])
+        ends = np.array([(c.start, c.end) for c in capsules])
         ends[..., 1] += vx300s.FINGER_CLOSED * self._slides / _STROKE
         # Per frame, which its capsules follow each other in: (2 capsules, 4), 1 and x, y, z.
         local = np.concatenate([np.ones((*ends.shape[:2], 1)), ends], axis=2)
-        frame_of = np.array([c.frame for c in vx300s.CAPSULES])
+        frame_of = np.array([c.frame for c in capsules])
         self._ends = [local[frame_of == f].reshape(-1, 4) for f in range(vx300s.HAND + 1)]
         # Per joint, from a frame's place and axes to the next one's, but for the joint's angle.
         axes = np.array(vx300s.AXES)
@@ -105,25 +112,45 @@ class CollisionModel:
         self._turning = (1 + (axes + 1) % 3, 1 + (axes + 2) % 3)
         lengths = np.linalg.norm(ends[:, 1] - ends[:, 0], axis=1)
         self._half = np.tile(lengths / 2, len(ARMS))
+        self._radii = np.array([c.radius for c in capsules] * len(ARMS))
 
-        pairs = [(i, j) for i in range(len(capsules)) for j in range(i) if _can_meet(i, j)]
+        # A pair is of two links, or after those of a link and the table.
+        links = [_Link(arm, capsule) for arm in range(len(ARMS)) for capsule in capsules]
+        pairs = [
+            (i, j) for i, one in enumerate(links) for j in range(i) if _can_meet(one, links[j])
+        ]
+        above = [i for i, link in enumerate(links) if link.capsule.frame > vx300s.SHOULDER]
         self._first, self._second = (np.array(each) for each in zip(*pairs, strict=True))
-        self._above = np.array([i for i, c in enumerate(capsules) if c.frame > vx300s.SHOULDER])
-        self._count = len(pairs)
-        touching = [_may_touch(i, j) for i, j in pairs]
-        touching += [bool(capsules[i].slides) for i in self._above]
+        self._above, self._count = np.array(above), len(pairs)
+        names = [f"{ARMS[link.arm]} {link.capsule.link}" for link in links]
+        self._names = [(names[j], names[i]) for i, j in pairs] + [(names[i], TABLE) for i in above]
+        self._links = np.array([self._names.index(name) for name in self._names])
+        fingers = [bool(link.capsule.slides) for link in links]
         self._with_fingers = np.array(
-            [bool(capsules[i].slides or capsules[j].slides) for i, j in pairs]
-            + [bool(capsules[i].slides) for i in self._above]
+            [fingers[i] or fingers[j] for i, j in pairs] + [fingers[i] for i in above]
         )
-        self._margins = np.where(touching, geometry.finger_margin, geometry.margin)
-        names = [self._pair_names(pair) for pair in range(len(touching))]
-        self._links = np.array([names.index(name) for name in names])
-        self._reach = np.concatenate(
+        # One arm's fingers may touch the table and the other arm's fingers or hand.
+        self._margins = np.where(
+            self._with_fingers
+            & np.array(
+                [
+                    links[i].arm != links[j].arm
+                    and links[i].capsule.frame == links[j].capsule.frame == vx300s.HAND
+                    for i, j in pairs
+                ]
+                + [True] * len(above)
+            ),
+            geometry.finger_margin,
+            geometry.margin,
+        )
+        self._reach = np.array(
             [
-                [_relative_reach(i, j) for i, j in pairs],
-                [_reach(i, above=True) for i in self._above],
+                links[i].reach() + links[j].reach()
+                if links[i].arm != links[j].arm
+                else links[i].reach(since=links[j].capsule.frame)
+                for i, j in pairs
             ]
+            + [links[i].reach(above=True) for i in above]
         ).T
         # Bounding spheres rule out most pairs.
         both = self._half + self._radii
@@ -159,13 +186,13 @@ class CollisionModel:
         allowed = np.minimum(self._margins, held[self._links] - _ROUNDING)
         over = allowed - distances
         if (over > 0).any():
-            row, pair = np.unravel_index(int(np.argmax(over)), over.shape)
-            return self._tell(int(pair), int(row), distances[row, pair], allowed[pair])
+            row, pair = map(int, np.unravel_index(int(np.argmax(over)), over.shape))
+            return self._approach(pair, row, distances[row, pair], allowed)
         before, after = distances[:-1], distances[1:]
         at, pairs = np.nonzero((before + after - moved) / 2 < allowed)
         if not len(at):
             return None
-        path = _Path(rows, velocities * dt, widest)
+        path = (rows, velocities * dt, widest)
         return self._between(path, at, pairs, (before[at, pairs], after[at, pairs]), allowed)
 
     def distances(self, rows: Array, openings: Array | None = None) -> dict[tuple[str, str], float]:
@@ -176,55 +203,68 @@ class CollisionModel:
             openings: as :meth:`approach` has them; None for fingers where they are commanded.
         """
         rows, widest = _openings(rows, np.zeros(len(ARMS)) if openings is None else openings)
-        widest = rows[:, _GRIPPERS] if openings is None else widest
+        widest = rows[:, GRIPPER_INDICES] if openings is None else widest
         everything = np.full((len(rows), len(self._margins)), np.inf)
         found: dict[tuple[str, str], float] = {}
         closest = self._distances(rows, widest, everything).min(axis=0)
         for pair, distance in enumerate(closest.tolist()):
-            names = self._pair_names(pair)
+            names = self._names[pair]
             found[names] = min(distance, found.get(names, np.inf))
         return found
 
     def _between(
-        self, path: _Path, at: Indices, pairs: Indices, ends: tuple[Array, Array], allowed: Array
+        self,
+        path: tuple[Array, Array, Array],
+        at: Indices,
+        pairs: Indices,
+        distances: tuple[Array, Array],
+        allowed: Array,
     ) -> Approach | None:
         """Halve the stretches ``at`` which ``pairs`` may come too close, until none is left.
 
         Args:
-            path: of the arms.
+            path: rows, velocities per row and widest openings.
             at: (m,) rows that the stretches begin with.
             pairs: (m,) whose distance it is about.
-            ends: (m,) distances at each stretch's beginning and end.
+            distances: (m,) at each stretch's beginning and end.
             allowed: per pair.
         """
+        rows, per_row, widest = path
+
+        def sample(row: Indices, u: Array) -> Array:
+            u = u[:, None]
+            return np.asarray(
+                (1 + 2 * u) * (1 - u) ** 2 * rows[row]
+                + u * (1 - u) ** 2 * per_row[row]
+                + u**2 * (3 - 2 * u) * rows[row + 1]
+                + u**2 * (u - 1) * per_row[row + 1]
+            )
+
+        low, high = distances
         begin, end = np.zeros(len(at)), np.ones(len(at))
-        low, high = ends
         while len(at):
             middle = (begin + end) / 2
-            poses, widest, where = path.poses(at, middle)
-            now = self._some_distances(poses, widest, where, pairs)
+            unique, which = np.unique(at + middle, return_inverse=True)
+            row = np.floor(unique).astype(np.intp)
+            poses = sample(row, unique - row)
+            opened = np.maximum(widest[row], poses[:, GRIPPER_INDICES])
+            now = self._exact(self._place(poses, opened), which.reshape(-1), pairs)
             over = allowed[pairs] - now
             if (over > 0).any():
                 worst = int(np.argmax(over))
-                pair = int(pairs[worst])
-                return self._tell(pair, int(at[worst]) + 1, now[worst], allowed[pair])
+                return self._approach(pairs[worst], at[worst] + 1, now[worst], allowed)
             at, pairs = np.tile(at, 2), np.tile(pairs, 2)
             low, high = np.concatenate([low, now]), np.concatenate([now, high])
             begin, end = np.concatenate([begin, middle]), np.concatenate([middle, end])
-            moved = path.moved(at, begin, end)
+            moved = np.abs(sample(at, end) - sample(at, begin))
             moved = np.einsum("ij,ji->i", moved, self._reach[:, pairs])
             open_ = ((low + high - moved) / 2 < allowed[pairs]) & (moved > RESOLUTION)
             at, pairs, begin, end = at[open_], pairs[open_], begin[open_], end[open_]
             low, high = low[open_], high[open_]
         return None
 
-    def _tell(self, pair: int, row: int, distance: float, limit: float) -> Approach:
-        return Approach(self._pair_names(pair), row, float(distance), float(limit))
-
-    def _pair_names(self, pair: int) -> tuple[str, str]:
-        if pair >= self._count:
-            return self._names[int(self._above[pair - self._count])], TABLE
-        return self._names[int(self._second[pair])], self._names[int(self._first[pair])]
+    def _approach(self, pair: int, row: int, distance: float, allowed: Array) -> Approach:
+        return Approach(self._names[pair], int(row), float(distance), float(allowed[pair]))
 
     def _distances(self, rows: Array, widest: Array, near: Array) -> Array:
         """Return (n, pairs) distances; those beyond ``near`` (n, pairs) are a lower bound of them.
@@ -234,48 +274,38 @@ class CollisionModel:
             widest: (n, 2) openings that an object may have kept the fingers at.
             near: of interest.
         """
-        ends, slide = self._place(rows)
-        middles = (ends[:, :, 0] + ends[:, :, 1]).transpose(2, 0, 1) / 2
+        placed = self._place(rows, widest)
+        middles = (placed.ends[:, :, 0] + placed.ends[:, :, 1]).transpose(2, 0, 1) / 2
         apart = np.zeros((len(rows), self._count))
         for axis in np.ascontiguousarray(middles):
             apart += (axis[:, self._first] - axis[:, self._second]) ** 2
-        found = np.hstack([np.sqrt(apart) - self._bound, self._heights(ends)[:, self._above]])
+        heights = self._heights(placed.ends)[:, self._above]
+        found = np.hstack([np.sqrt(apart) - self._bound, heights])
         which, pairs = np.nonzero(found < near)
-        found[which, pairs] = self._exact(ends, which, pairs)
-        by = widest - rows[:, _GRIPPERS]
-        fingers = self._with_fingers[pairs] & (by.max(axis=1) > 0)[which]
-        which, pairs = which[fingers], pairs[fingers]
-        opened = self._exact(_opened(ends, slide, by), which, pairs)
-        found[which, pairs] = np.maximum(found[which, pairs], opened)
+        found[which, pairs] = self._exact(placed, which, pairs)
         return found
 
-    def _some_distances(self, rows: Array, widest: Array, which: Indices, pairs: Indices) -> Array:
-        """Return (m,) distances of ``pairs`` (m,) in the rows ``which`` (m,)."""
-        ends, slide = self._place(rows)
-        found, by = self._exact(ends, which, pairs), widest - rows[:, _GRIPPERS]
-        if (by > 0).any():
-            found = np.maximum(found, self._exact(_opened(ends, slide, by), which, pairs))
+    def _exact(self, placed: _Placed, which: Indices, pairs: Indices) -> Array:
+        """Return (m,) distances of ``pairs`` (m,) in the poses ``which`` (m,).
+
+        Of fingers that an object may have kept open, the larger of both ways to stand.
+        """
+        found = self._apart(placed.ends, which, pairs)
+        fingers = np.flatnonzero(self._with_fingers[pairs] & placed.kept_open[which])
+        opened = self._apart(placed.opened, which[fingers], pairs[fingers])
+        found[fingers] = np.maximum(found[fingers], opened)
         return found
 
-    def _exact(self, ends: Array, which: Indices, pairs: Indices) -> Array:
-        """Return (m,) distances of ``pairs`` (m,) in the poses ``which`` (m,)."""
-        found = np.empty(len(pairs))
-        tables = pairs >= self._count
-        links = ~tables
-        found[tables] = self._heights(ends)[which[tables], self._above[pairs[tables] - self._count]]
-        found[links] = self._segments(ends, which[links], pairs[links])
-        return found
-
-    def _heights(self, ends: Array) -> Array:
-        """Return (n, capsules) heights above the table."""
-        return np.asarray(ends[..., 2].min(axis=2) - self._radii - self._table)
-
-    def _segments(self, ends: Array, which: Indices, pairs: Indices) -> Array:
-        """Return (m,) distances between the capsules of ``pairs`` in the poses ``which``.
+    def _apart(self, ends: Array, which: Indices, pairs: Indices) -> Array:
+        """Return (m,) distances of ``pairs`` (m,) in the poses ``which`` (m,) of ``ends``.
 
         The closest points of two lines of finite length: clamp the one of the endless lines, then
         the other's, then the first again.
         """
+        found = np.empty(len(pairs))
+        tables = pairs >= self._count
+        found[tables] = self._heights(ends)[which[tables], self._above[pairs[tables] - self._count]]
+        which, pairs = which[~tables], pairs[~tables]
         first, second = self._first[pairs], self._second[pairs]
         one, other = ends[which, first], ends[which, second]  # (m, 2, 3)
         along, across = one[:, 1] - one[:, 0], other[:, 1] - other[:, 0]
@@ -287,14 +317,15 @@ class CollisionModel:
         t = np.clip((b * s + f) / e, 0.0, 1.0)
         s = np.clip((b * t - c) / a, 0.0, 1.0)
         gap = off + s[:, None] * along - t[:, None] * across
-        return np.asarray(np.sqrt(_dot(gap, gap)) - self._radii[first] - self._radii[second])
+        found[~tables] = np.sqrt(_dot(gap, gap)) - self._radii[first] - self._radii[second]
+        return found
 
-    def _place(self, rows: Array) -> tuple[Array, Array]:
-        """Return both ends of every capsule's line in (n, 14) poses, and where openings move them.
+    def _heights(self, ends: Array) -> Array:
+        """Return (n, capsules) heights above the table."""
+        return np.asarray(ends[..., 2].min(axis=2) - self._radii - self._table)
 
-        Returns:
-            (n, capsules, 2, 3) [m]; (n, capsules, 3) [m] per opening, 0 but for fingers.
-        """
+    def _place(self, rows: Array, widest: Array) -> _Placed:
+        """Place the capsules in (n, 14) poses, and with fingers ``widest`` (n, 2) open."""
         each = rows.reshape(-1, ARM_DIM)  # both arms of a row, then those of the next
         turns = np.empty((len(vx300s.JOINTS), len(each), 4, 4))
         turns[:] = self._turns[:, None]
@@ -308,125 +339,80 @@ class CollisionModel:
         ends = np.concatenate(
             [local @ frame for local, frame in zip(self._ends, frames, strict=True)], axis=1
         ).reshape(len(each), -1, 2, 3)
-        slide = self._slides * frames[-1][:, None, 2]
+        slide = self._slides * frames[-1][:, None, 2]  # [m] per opening, 0 but for fingers
         ends += (each[:, ARM_JOINTS, None, None] * slide)[:, :, None]
-        return ends.reshape(len(rows), -1, 2, 3), slide.reshape(len(rows), -1, 3)
+        ends, slide = ends.reshape(len(rows), -1, 2, 3), slide.reshape(len(rows), -1, 3)
+        by = widest - rows[:, GRIPPER_INDICES]
+        further = np.repeat(by, len(vx300s.CAPSULES), axis=1)[..., None]
+        return _Placed(ends, ends + (further * slide)[:, :, None], by.max(axis=1) > 0)
 
 
-_GRIPPERS = GRIPPER_INDICES
 _STROKE = vx300s.FINGER_OPEN - vx300s.FINGER_CLOSED
 
 
-class _Path:
-    """The cubic between rows."""
+class _Placed(NamedTuple):
+    """Both ends of every capsule's line in n poses."""
 
-    def __init__(self, rows: Array, per_row: Array, widest: Array) -> None:
-        self._rows, self._per_row, self._widest = rows, per_row, widest
-
-    def poses(self, at: Indices, u: Array) -> tuple[Array, Array, Indices]:
-        """Return the poses and widest openings at each different place, and which is which."""
-        unique, which = np.unique(at + u, return_inverse=True)
-        row = np.floor(unique).astype(np.intp)
-        poses = self._sample(row, unique - row)
-        widest = np.maximum(self._widest[row], poses[:, _GRIPPERS])
-        return poses, widest, which.reshape(-1)
-
-    def moved(self, at: Indices, begin: Array, end: Array) -> Array:
-        """Return (m, 14) how far each joint goes on each stretch."""
-        return np.abs(self._sample(at, end) - self._sample(at, begin))
-
-    def _sample(self, row: Indices, u: Array) -> Array:
-        u = u[:, None]
-        return np.asarray(
-            (1 + 2 * u) * (1 - u) ** 2 * self._rows[row]
-            + u * (1 - u) ** 2 * self._per_row[row]
-            + u**2 * (3 - 2 * u) * self._rows[row + 1]
-            + u**2 * (u - 1) * self._per_row[row + 1]
-        )
+    ends: Array  # (n, capsules, 2, 3) [m]
+    opened: Array  # the same with the fingers as far open as an object may keep them
+    kept_open: NDArray[np.bool_]  # (n,) whether that differs
 
 
 def _openings(rows: Array, measured: Array) -> tuple[Array, Array]:
     """Return (n, 14) rows with openings from 0 to 1, and the widest (n, 2) up to each of them."""
     rows = rows.copy()
-    rows[:, _GRIPPERS] = np.clip(rows[:, _GRIPPERS], 0.0, 1.0)
-    widest: Array = rows[:, _GRIPPERS].copy()
+    rows[:, GRIPPER_INDICES] = np.clip(rows[:, GRIPPER_INDICES], 0.0, 1.0)
+    widest: Array = rows[:, GRIPPER_INDICES].copy()
     widest[0] = np.maximum(widest[0], np.clip(measured, 0.0, 1.0))
     return rows, np.maximum.accumulate(widest, axis=0)
-
-
-def _axes(yaw: float) -> Array:
-    """Return the (3, 3) axes, one per row, of a frame that is turned about z by ``yaw`` [rad]."""
-    cos, sin = np.cos(yaw), np.sin(yaw)
-    return np.array([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]])
-
-
-def _opened(ends: Array, slide: Array, by: Array) -> Array:
-    """Return (n, capsules, 2, 3) ends with the grippers opened further by (n, 2)."""
-    further = np.repeat(by, len(vx300s.CAPSULES), axis=1)[..., None]
-    return np.asarray(ends + (further * slide)[:, :, None])
 
 
 def _dot(one: Array, other: Array) -> Array:
     return np.asarray(np.einsum("ij,ij->i", one, other))
 
 
-def _can_meet(i: int, j: int) -> bool:
-    """Whether two capsules can come near each other, j before i.
+class _Link(NamedTuple):
+    """A capsule of one arm."""
+
+    arm: int
+    capsule: vx300s.Capsule
+
+    def reach(self, *, above: bool = False, since: int = -1) -> Array:
+        """Return the (14,) most that each joint's turn moves any point of it [m/rad].
+
+        Args:
+            above: only up and down, which the waist does not move.
+            since: frame of the same arm against which the motion is; its own joint and those before
+                it move both.
+        """
+        capsule, first = self.capsule, self.arm * ARM_DIM
+        ends = np.array([capsule.start, capsule.end])
+        if capsule.slides:
+            ends = np.abs(ends) + np.array([0.0, vx300s.FINGER_OPEN, 0.0])
+        reach = np.zeros(STATE_DIM)
+        for joint in range(max(since, 1 if above else 0), capsule.frame):
+            if joint == capsule.frame - 1:  # about an axis of its own frame
+                lever = np.delete(ends, vx300s.AXES[joint], axis=1)
+                furthest = float(np.linalg.norm(lever, axis=1).max())
+            else:
+                between = vx300s.ORIGINS[joint + 1 : capsule.frame]
+                furthest = float(np.linalg.norm(ends, axis=1).max())
+                furthest += float(np.linalg.norm(between, axis=1).sum())
+            reach[first + joint] = furthest + capsule.radius
+        if capsule.slides:
+            reach[first + ARM_JOINTS] = _STROKE
+        return reach
+
+
+def _can_meet(one: _Link, other: _Link) -> bool:
+    """Whether two links can come near each other.
 
     Of one arm, what the elbow carries behind the forearm's roll can reach what lies before the
     elbow. Joint limits keep all other links apart, or they hang together.
     """
-    count = len(vx300s.CAPSULES)
-    near, far = sorted((vx300s.CAPSULES[i % count].frame, vx300s.CAPSULES[j % count].frame))
-    if i // count != j // count:  # no upper arm comes down to a base
+    near, far = sorted((one.capsule.frame, other.capsule.frame))
+    if one.arm != other.arm:  # no upper arm comes down to a base
         return far > (vx300s.UPPER_ARM if near == vx300s.BASE else vx300s.SHOULDER)
     if far == vx300s.LOWER_FOREARM:
         return near in (vx300s.SHOULDER, vx300s.UPPER_ARM)
     return far > vx300s.LOWER_FOREARM and near <= vx300s.UPPER_ARM
-
-
-def _may_touch(i: int, j: int) -> bool:
-    """Whether two capsules are one arm's fingers and the other arm's fingers or hand."""
-    count = len(vx300s.CAPSULES)
-    one, other = vx300s.CAPSULES[i % count], vx300s.CAPSULES[j % count]
-    hands = one.frame == other.frame == vx300s.HAND
-    return i // count != j // count and hands and bool(one.slides or other.slides)
-
-
-def _reach(i: int, *, above: bool = False, since: int = -1) -> Array:
-    """Return the (14,) most that each joint's turn moves any point of a capsule [m/rad].
-
-    Args:
-        i: the capsule.
-        above: only up and down, which the waist does not move.
-        since: frame of the same arm against which the motion is; its own joint and those before it
-            move both.
-    """
-    arm, number = divmod(i, len(vx300s.CAPSULES))
-    capsule = vx300s.CAPSULES[number]
-    ends = np.array([capsule.start, capsule.end])
-    if capsule.slides:
-        ends = np.abs(ends) + np.array([0.0, vx300s.FINGER_OPEN, 0.0])
-    reach = np.zeros(STATE_DIM)
-    for joint in range(capsule.frame):
-        if joint < since or (above and joint == 0):
-            continue
-        if joint == capsule.frame - 1:  # about an axis of its own frame
-            lever = np.delete(ends, vx300s.AXES[joint], axis=1)
-            furthest = float(np.linalg.norm(lever, axis=1).max())
-        else:
-            between = vx300s.ORIGINS[joint + 1 : capsule.frame]
-            furthest = float(np.linalg.norm(ends, axis=1).max())
-            furthest += float(np.linalg.norm(between, axis=1).sum())
-        reach[arm * ARM_DIM + joint] = furthest + capsule.radius
-    if capsule.slides:
-        reach[arm * ARM_DIM + ARM_JOINTS] = _STROKE
-    return reach
-
-
-def _relative_reach(i: int, j: int) -> Array:
-    """Return the (14,) most that each joint's turn brings two capsules closer [m/rad]."""
-    count = len(vx300s.CAPSULES)
-    if i // count != j // count:
-        return _reach(i) + _reach(j)
-    return _reach(i, since=vx300s.CAPSULES[j % count].frame)

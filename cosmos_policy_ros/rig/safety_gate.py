@@ -233,38 +233,44 @@ class SafetyGate:
                 message=f"{self._names[joint]} at step {step} is {positions[step, joint]} "
                 f"({len(bad)} values are not finite): check the checkpoint and its statistics",
             )
+        state_age, result_age = now.state_age, now.result_age
+        oldest_state, oldest_result = self._observation.state_timeout, self._gate.result_age
         ahead = self._observation.stamp_ahead
         clocks = "ahead of the clock here: set the machines' clocks by each other (chrony or ptp)"
-        for rule, age, limit, message in (
+        for rule, broken, value, limit, message in (
             (
                 "stale_state",
-                now.state_age,
-                self._observation.state_timeout,
-                "the arms were last heard of {} s ago: are their drivers running?",
+                state_age < -ahead,
+                -state_age,
+                ahead,
+                f"the arms' last report is stamped {-state_age:.2f} s {clocks}",
             ),
             (
                 "result_age",
-                now.result_age,
-                self._gate.result_age,
-                "decided on what was seen {} s ago: give the search a deadline, or look at what "
-                "keeps the policy",
+                result_age < -ahead,
+                -result_age,
+                ahead,
+                f"what the chunk was decided on is stamped {-result_age:.2f} s {clocks}",
             ),
             (
                 "stale_state",
-                -now.state_age,
-                ahead,
-                f"the arms' last report is stamped {{}} s {clocks}",
+                not state_age <= oldest_state,
+                state_age,
+                oldest_state,
+                f"the arms were last heard of {state_age:.2f} s ago: are their drivers running?",
             ),
             (
                 "result_age",
-                -now.result_age,
-                ahead,
-                f"what the chunk was decided on is stamped {{}} s {clocks}",
+                not result_age <= oldest_result,
+                result_age,
+                oldest_result,
+                f"decided on what was seen {result_age:.2f} s ago: give the search a deadline, or "
+                "look at what keeps the policy",
             ),
         ):
-            if not age <= limit:
-                told = f"{message.format(f'{age:.2f}')}; allowed is {limit:g} s"
-                return GateResult(False, rule=rule, value=age, limit=limit, message=told)
+            if broken:
+                message = f"{message}; allowed is {limit:g} s"
+                return GateResult(False, rule=rule, value=value, limit=limit, message=message)
         return self._worst(
             "joint_limits",
             np.maximum(self._lower - positions, positions - self._upper),

@@ -130,16 +130,10 @@ class CollisionModel:
             [fingers[i] or fingers[j] for i, j in pairs] + [fingers[i] for i in above]
         )
         # One arm's fingers may touch the table and the other arm's fingers or hand.
+        hands = [link.capsule.frame == vx300s.HAND for link in links]
+        may_touch = [hands[i] and hands[j] and links[i].arm != links[j].arm for i, j in pairs]
         self._margins = np.where(
-            self._with_fingers
-            & np.array(
-                [
-                    links[i].arm != links[j].arm
-                    and links[i].capsule.frame == links[j].capsule.frame == vx300s.HAND
-                    for i, j in pairs
-                ]
-                + [True] * len(above)
-            ),
+            self._with_fingers & np.array(may_touch + [True] * len(above)),
             geometry.finger_margin,
             geometry.margin,
         )

@@ -14,8 +14,7 @@ import re
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -35,11 +34,10 @@ _TO_RGB = {
 
 # Encodings of one channel: grey, depth, infrared. Also how image_transport begins a format.
 _ONE_CHANNEL = re.compile(r"mono(8|16)|(8|16|32|64)[USF]C1", re.IGNORECASE)
-_DEPTH_FORMAT = "compresseddepth"  # 12 bytes of its own stand before the image
-_NAMED_TYPES: tuple[tuple[re.Pattern[str], Literal["JPEG", "PNG"]], ...] = (
-    (re.compile(r"\bm?jpe?g\b", re.IGNORECASE), "JPEG"),
-    (re.compile(r"\bpng\b", re.IGNORECASE), "PNG"),
-)
+_NAMED_TYPES = {
+    "JPEG": re.compile(r"\bm?jpe?g\b", re.IGNORECASE),
+    "PNG": re.compile(r"\bpng\b", re.IGNORECASE),
+}
 # A whole file has some ten of each; a million empty ones would keep a reader busy for seconds.
 _MOST_SEGMENTS = 1000
 _MOST_SCANS = 32  # of a progressive JPEG; usually 10, and each costs a pass over the whole image
@@ -56,15 +54,14 @@ _MOST_PIXELS_PER_BYTE = 64 * 8
 _SCAN_END = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _PNG_BEGIN = b"\x89PNG\r\n\x1a\n"
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 1, 6: 3}  # by colour type, without the opacity
+_PALETTE = 3  # the colour type whose colours have 8 bits, whatever its indices have
 # Compressed notes and further frames: they cost a decoder what the header says nothing of.
 _PNG_REFUSED = frozenset({b"zTXt", b"iTXt", b"iCCP", b"acTL", b"fcTL", b"fdAT"})
 
 
-@dataclass(frozen=True)
-class _Header:
+class _Header(NamedTuple):
     """What a JPEG's or PNG's own header says."""
 
-    kind: Literal["JPEG", "PNG"]
     height: int
     width: int
     channels: int
@@ -99,10 +96,27 @@ def decode_image(
             f"{source}: the image has {height}x{width} pixels (rows x columns), the rig file "
             f"says {size[0]}x{size[1]}; set the camera's profile, or size in the rig file"
         )
+    image: Any
     if hasattr(message, "format"):
-        image = _decompress(message, source)
+        data = np.frombuffer(message.data, np.uint8)
+        # An image is where the camera is: a note in it on how it was held turns nothing.
+        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        try:
+            bgr = cv2.imdecode(data, flags)
+        except cv2.error as error:
+            raise ObservationError(
+                f"{source}: OpenCV cannot decode {data.size} bytes of '{shown(message.format)}' "
+                f"({' '.join(str(error).split())[:200]}); restart the camera driver"
+            ) from error
+        if bgr is None:
+            raise _unreadable(message, source, "it does not decode")
+        image = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
     elif message.encoding in CHANNELS:
-        image = _rows(message)
+        channels = CHANNELS[message.encoding]
+        rows = np.frombuffer(message.data, np.uint8).reshape(height, int(message.step))
+        image = rows[:, : width * channels].reshape(height, width, channels)
+        if message.encoding in _TO_RGB:
+            image = cv2.cvtColor(image, _TO_RGB[message.encoding])
     else:
         image = _through_cv_bridge(message, source)
     if image.shape != (height, width, 3) or image.dtype != np.uint8:
@@ -110,7 +124,7 @@ def decode_image(
             f"{source}: decoded to {image.dtype} {image.shape}, its header says "
             f"{height}x{width} pixels; restart the camera driver"
         )
-    return image
+    return np.asarray(image)
 
 
 def image_size(message: Any, source: str, *, grey: bool = False) -> tuple[int, int]:
@@ -122,8 +136,7 @@ def image_size(message: Any, source: str, *, grey: bool = False) -> tuple[int, i
         ObservationError: as for :func:`decode_image`, as far as the header tells.
     """
     if hasattr(message, "format"):
-        header = _read_header(message, source, grey=grey)
-        return header.height, header.width
+        return _compressed_size(message, source, grey=grey)
     encoding, height, width = message.encoding, int(message.height), int(message.width)
     _refuse_size(source, f"a '{shown(encoding)}'", height, width)
     if _ONE_CHANNEL.fullmatch(encoding) and not (grey and encoding == GREY):
@@ -140,87 +153,28 @@ def image_size(message: Any, source: str, *, grey: bool = False) -> tuple[int, i
     return height, width
 
 
-def _refuse_size(source: str, what: str, height: int, width: int) -> None:
-    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
-        raise ObservationError(
-            f"{source}: {what} image of {height}x{width} pixels (rows x columns); 1 to "
-            f"{MAX_SIDE} each way are taken; set the camera to a smaller profile, or end whatever "
-            f"else publishes there"
-        )
-
-
-def _no_colour(source: str, found: str) -> ObservationError:
-    return ObservationError(
-        f"{source}: {found} is no colour image of 8 bits a channel, as this camera must send; "
-        f"take its colour stream, or list {GREY} in the camera's encodings in the rig file for a "
-        f"grey one"
-    )
-
-
-def _rows(message: Any) -> NDArray[np.uint8]:
-    channels = CHANNELS[message.encoding]
-    height, width, step = int(message.height), int(message.width), int(message.step)
-    rows = np.frombuffer(message.data, np.uint8).reshape(height, step)[:, : width * channels]
-    image: NDArray[np.uint8] = rows.reshape(height, width, channels)
-    if message.encoding == "rgb8":
-        return image
-    return cv2.cvtColor(image, _TO_RGB[message.encoding])  # type: ignore[return-value]
-
-
-def _decompress(message: Any, source: str) -> NDArray[np.uint8]:
-    data = np.frombuffer(message.data, np.uint8)
-    # An image is where the camera is: a note in it on how it was held turns nothing.
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    try:
-        bgr = cv2.imdecode(data, flags)
-    except cv2.error as error:
-        raise ObservationError(
-            f"{source}: OpenCV cannot decode {data.size} bytes of '{shown(message.format)}' "
-            f"({' '.join(str(error).split())[:200]}); restart the camera driver"
-        ) from error
-    if bgr is None:
-        raise _unreadable(message, source, "it does not decode")
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
-
-
-def _unreadable(message: Any, source: str, why: str) -> ObservationError:
-    return ObservationError(
-        f"{source}: {len(message.data)} bytes of '{shown(message.format)}' are no readable "
-        f"image: {why}; use JPEG or PNG transport, and look at the camera's cable"
-    )
-
-
-# ---------------------------------------------------------------- JPEG and PNG headers
-
-
-def _read_header(message: Any, source: str, *, grey: bool) -> _Header:
-    """Return the header of a compressed image that is whole and may be decoded."""
+def _compressed_size(message: Any, source: str, *, grey: bool) -> tuple[int, int]:
     declared = message.format.split(";")[0].strip()
-    if _DEPTH_FORMAT in message.format.lower():
-        raise _no_colour(source, f"format '{shown(message.format)}'")
-    if _ONE_CHANNEL.fullmatch(declared) and not (grey and declared == GREY):
+    one_channel = _ONE_CHANNEL.fullmatch(declared) and not (grey and declared == GREY)
+    if one_channel or "compresseddepth" in message.format.lower():
         raise _no_colour(source, f"format '{shown(message.format)}'")
     data = np.frombuffer(message.data, np.uint8).tobytes()
     try:
         if data.startswith(_JPEG_BEGIN):
-            header = _read_jpeg(data, source)
+            kind, header = "JPEG", _read_jpeg(data, source)
         elif data.startswith(_PNG_BEGIN):
-            header = _read_png(data, source)
+            kind, header = "PNG", _read_png(data, source)
         else:
             raise _DamagedError("it begins as neither JPEG nor PNG")
-        _refuse_other_type(message.format, header)
+        named = [name for name, pattern in _NAMED_TYPES.items() if pattern.search(message.format)]
+        if named and kind not in named:
+            raise _DamagedError(f"it is a {kind}")
     except _DamagedError as error:
         raise _unreadable(message, source, str(error)) from None
     if header.bits != 8 or (header.channels == 1 and not grey):
-        found = f"a {header.kind} of {header.channels} x {header.bits} bits a pixel"
+        found = f"a {kind} of {header.channels} x {header.bits} bits a pixel"
         raise _no_colour(source, found)
-    return header
-
-
-def _refuse_other_type(declared: str, header: _Header) -> None:
-    named = [kind for pattern, kind in _NAMED_TYPES if pattern.search(declared)]
-    if named and header.kind not in named:
-        raise _DamagedError(f"it is a {header.kind}")
+    return header.height, header.width
 
 
 def _read_jpeg(data: bytes, source: str) -> _Header:
@@ -249,8 +203,17 @@ def _read_jpeg(data: bytes, source: str) -> _Header:
         if marker in _FRAMES:
             if header is not None:
                 raise _DamagedError("it has two frames")
-            header = _read_frame(marker, segment)
-            _refuse_size(source, "a JPEG", header.height, header.width)
+            if marker not in _DECODABLE:
+                raise _DamagedError(
+                    f"its coding (marker ff{marker:02x}) is not baseline or progressive"
+                )
+            if len(segment) < 6 or len(segment) != 6 + 3 * segment[5]:
+                raise _DamagedError("its frame header is damaged")
+            bits, height, width, channels = struct.unpack(">BHHB", segment[:6])
+            if channels not in (1, 3):
+                raise _DamagedError(f"it has {channels} channels, where 3 are a colour image")
+            header = _Header(height, width, channels, bits)
+            _refuse_size(source, "a JPEG", height, width)
         elif marker == _SOS:
             scans += 1
             if header is None or scans > _MOST_SCANS:
@@ -258,17 +221,6 @@ def _read_jpeg(data: bytes, source: str) -> _Header:
             end = _SCAN_END.search(data, at)
             at = len(data) if end is None else end.start()
     raise _DamagedError(f"it has more than {_MOST_SEGMENTS} segments")
-
-
-def _read_frame(marker: int, segment: bytes) -> _Header:
-    if marker not in _DECODABLE:
-        raise _DamagedError(f"its coding (marker ff{marker:02x}) is not baseline or progressive")
-    if len(segment) < 6 or len(segment) != 6 + 3 * segment[5]:
-        raise _DamagedError("its frame header is damaged")
-    bits, height, width, channels = struct.unpack(">BHHB", segment[:6])
-    if channels not in (1, 3):
-        raise _DamagedError(f"it has {channels} channels, where 3 are a colour image")
-    return _Header("JPEG", height, width, channels, bits)
 
 
 def _read_png(data: bytes, source: str) -> _Header:
@@ -283,8 +235,14 @@ def _read_png(data: bytes, source: str) -> _Header:
         if zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
             raise _DamagedError(f"the chunk at byte {at} does not fit its checksum")
         if header is None:
-            header = _read_png_header(kind, data[at + 8 : end])
-            _refuse_size(source, "a PNG", header.height, header.width)
+            if kind != b"IHDR" or length != 13:
+                raise _DamagedError("its first chunk is no header")
+            width, height, bits, colour = struct.unpack_from(">IIBB", data, at + 8)
+            if colour not in _PNG_CHANNELS:
+                raise _DamagedError(f"its colour type is {colour}")
+            bits = 8 if colour == _PALETTE else bits
+            header = _Header(height, width, _PNG_CHANNELS[colour], bits)
+            _refuse_size(source, "a PNG", height, width)
         elif kind in _PNG_REFUSED:
             raise _DamagedError(f"it has a chunk '{kind.decode()}', which no camera sends")
         elif kind == b"IEND":
@@ -296,41 +254,49 @@ def _read_png(data: bytes, source: str) -> _Header:
     raise _DamagedError(f"it has more than {_MOST_CHUNKS} chunks")
 
 
-def _read_png_header(kind: bytes, content: bytes) -> _Header:
-    if kind != b"IHDR" or len(content) != 13:
-        raise _DamagedError("its first chunk is no header")
-    width, height, bits, colour, *_ = struct.unpack(">IIBBBBB", content)
-    if colour not in _PNG_CHANNELS:
-        raise _DamagedError(f"its colour type is {colour}")
-    palette = 3
-    return _Header("PNG", height, width, _PNG_CHANNELS[colour], 8 if colour == palette else bits)
-
-
-# ---------------------------------------------------------------- rare encodings
-
-
-def _through_cv_bridge(message: Any, source: str) -> NDArray[np.uint8]:
-    encoding = shown(message.encoding)
+def _through_cv_bridge(message: Any, source: str) -> Any:
+    needed = f"{source}: encoding '{shown(message.encoding)}' needs cv_bridge, which"
     try:
         from cv_bridge import CvBridge  # type: ignore[import-not-found]
     except ImportError:
         raise ObservationError(
-            f"{source}: encoding '{encoding}' needs cv_bridge, which is not installed; "
+            f"{needed} is not installed; "
             f"set the camera to one of {', '.join(CHANNELS)} or install ros-<distro>-cv-bridge"
         ) from None
     except Exception as error:  # one built for another NumPy raises AttributeError
-        raise _bridge_fails(source, encoding, "cannot be loaded", error) from error
+        raise _bridge_fails(f"{needed} cannot be loaded", error) from error
     try:
         return np.asarray(CvBridge().imgmsg_to_cv2(message, "rgb8"))
     # Its encodings raise KeyError, RuntimeError, cv2.error and classes of its own.
     except Exception as error:
-        raise _bridge_fails(source, encoding, "cannot convert it", error) from error
+        raise _bridge_fails(f"{needed} cannot convert it", error) from error
 
 
-def _bridge_fails(source: str, encoding: str, what: str, error: Exception) -> ObservationError:
+def _bridge_fails(what: str, error: Exception) -> ObservationError:
     told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     colours = ", ".join(name for name in CHANNELS if name != GREY)
+    return ObservationError(f"{what} ({told}); set the camera to one of {colours}")
+
+
+def _refuse_size(source: str, what: str, height: int, width: int) -> None:
+    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+        raise ObservationError(
+            f"{source}: {what} image of {height}x{width} pixels (rows x columns); 1 to "
+            f"{MAX_SIDE} each way are taken; set the camera to a smaller profile, or end whatever "
+            f"else publishes there"
+        )
+
+
+def _no_colour(source: str, found: str) -> ObservationError:
     return ObservationError(
-        f"{source}: encoding '{encoding}' needs cv_bridge, which {what} ({told}); set the camera "
-        f"to one of {colours}"
+        f"{source}: {found} is no colour image of 8 bits a channel, as this camera must send; "
+        f"take its colour stream, or list {GREY} in the camera's encodings in the rig file for a "
+        f"grey one"
+    )
+
+
+def _unreadable(message: Any, source: str, why: str) -> ObservationError:
+    return ObservationError(
+        f"{source}: {len(message.data)} bytes of '{shown(message.format)}' are no readable "
+        f"image: {why}; use JPEG or PNG transport, and look at the camera's cable"
     )

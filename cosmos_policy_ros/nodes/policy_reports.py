@@ -30,7 +30,6 @@ from cosmos_policy_ros.rig.run import Run
 from cosmos_policy_ros.rig.self_check import (
     LEAST_WINDOW,
     Check,
-    Heard,
     check_alone,
     check_grippers,
     check_listeners,
@@ -290,7 +289,7 @@ class PolicyChecks:
         sources = self._inputs.sources
         checks = [check_sources(sources.problems(self._clock.now_ns())), check_sides(self._rig)]
         if self._rig.kind == "real":  # a simulated one drops frames on a busy machine, by design
-            checks.append(check_rates(self._rig, self._heard()))
+            checks.append(self._rates())
         checks.append(self._images())
         measured = sources.measured()
         checks += [check_pose(self._rig, measured), check_grippers(self._rig, measured)]
@@ -330,10 +329,10 @@ class PolicyChecks:
             return Check("images", False, str(error), "restart the camera's driver")
         return check_images(sizes, self._trained_on, self._rig)
 
-    def _heard(self) -> Heard:
+    def _rates(self) -> Check:
         (began, before), counts = self._counted[0], self._inputs.sources.counts()
         new = {name: counts[name] - before[name] for name in counts}
-        return Heard(time.monotonic() - began, new)
+        return check_rates(self._rig, new, time.monotonic() - began)
 
     def _foreign(self) -> dict[str, list[str]]:
         """Return who else publishes on the topics that move the arms."""

@@ -1,6 +1,6 @@
-"""What must be true before arms are armed, as a table with what to do about each line that is not.
+"""What must be true before arms are armed: a table of checks and what to do about each that fails.
 
-Without ROS: who asks brings what was seen on the wire.
+Without ROS: the caller brings what was seen on the wire.
 """
 
 from __future__ import annotations
@@ -39,53 +39,35 @@ class Check:
     advice: str = ""
 
 
-@dataclass(frozen=True)
-class Heard:
-    """What came in over a while.
-
-    Attributes:
-        seconds: how long was listened.
-        counts: messages by source: camera roles, and "left/joint_states", "right/joint_states".
-    """
-
-    seconds: float
-    counts: Mapping[str, int]
+def _check(what: str, fine: str, wrong: Sequence[str], advice: str) -> Check:
+    return Check(what, False, "; ".join(wrong), advice) if wrong else Check(what, True, fine)
 
 
 def check_sources(problems: Sequence[str]) -> Check:
-    """Look at whether an observation could be made now (see :meth:`SensorBuffer.problems`)."""
-    if not problems:
-        return Check("sources", True, "cameras and arms are fresh")
-    return Check("sources", False, "; ".join(problems), "start or restart what is named")
+    """Check whether an observation could be made now (see :meth:`SensorBuffer.problems`)."""
+    advice = "start or restart what is named"
+    return _check("sources", "cameras and arms are fresh", problems, advice)
 
 
-def check_rates(rig: RigSpec, heard: Heard) -> Check:
-    """Look at how often every source speaks."""
-    if heard.seconds < LEAST_WINDOW:
-        return Check(
-            "rates",
-            False,
-            f"heard for {heard.seconds:.1f} s, {LEAST_WINDOW:g} are needed",
-            "try again in a second",
-        )
+def check_rates(rig: RigSpec, counts: Mapping[str, int], seconds: float) -> Check:
+    """Check how often every source of the rig, by its name in ``counts``, came in ``seconds``."""
+    if seconds < LEAST_WINDOW:
+        found = f"heard for {seconds:.1f} s, {LEAST_WINDOW:g} are needed"
+        return Check("rates", False, found, "try again in a second")
     wanted = dict.fromkeys(CAMERA_ROLES, rig.rates.cameras)
     wanted |= {f"{side}/joint_states": rig.rates.joint_states for side, _ in rig.arms.items()}
-    rates = {name: heard.counts[name] / heard.seconds for name in wanted}
+    rates = {name: counts[name] / seconds for name in wanted}
     slow = [name for name, rate in rates.items() if rate < LEAST_SHARE * wanted[name]]
-    told = [f"{name} {rates[name]:.0f} Hz" for name in slow or rates]
-    if slow:
-        expected = ", ".join(f"{wanted[name]:g}" for name in slow)
-        return Check(
-            "rates",
-            False,
-            f"{', '.join(told)}; the rig file says {expected}",
-            "look at the driver's rate and at the USB bus, or fix rates in the rig file",
-        )
-    return Check("rates", True, ", ".join(told))
+    found = ", ".join(f"{name} {rates[name]:.0f} Hz" for name in slow or rates)
+    if not slow:
+        return Check("rates", True, found)
+    expected = ", ".join(f"{wanted[name]:g}" for name in slow)
+    advice = "look at the driver's rate and at the USB bus, or fix rates in the rig file"
+    return Check("rates", False, f"{found}; the rig file says {expected}", advice)
 
 
 def check_sides(rig: RigSpec) -> Check:
-    """Look at whether a topic of one side bears the other side's name."""
+    """Check whether a topic of one side bears the other side's name."""
     named = {f"{side} arm": (side, arm.joint_states) for side, arm in rig.arms.items()}
     named |= {
         f"output {output.name}": (output.name.split("_")[0], output.topic)
@@ -102,15 +84,12 @@ def check_sides(rig: RigSpec) -> Check:
         words = re.split(r"[/_]", topic)
         if _OTHER_SIDE[side] in words and side not in words:
             swapped.append(f"{what} is on {topic}")
-    if swapped:
-        return Check(
-            "sides", False, "; ".join(swapped), "swap the topics in the rig file; left comes first"
-        )
-    return Check("sides", True, "no topic bears the other side's name")
+    advice = "swap the topics in the rig file; left comes first"
+    return _check("sides", "no topic bears the other side's name", swapped, advice)
 
 
 def check_pose(rig: RigSpec, measured: NDArray[np.float64] | None) -> Check:
-    """Look at whether the joints of (14,) stand where such an arm can stand."""
+    """Check whether the joints of (14,) stand where such an arm can stand."""
     if measured is None:
         return Check("pose", False, "no joint states", "start the arms' drivers")
     over = np.maximum(rig.lower - measured, measured - rig.upper)
@@ -118,61 +97,49 @@ def check_pose(rig: RigSpec, measured: NDArray[np.float64] | None) -> Check:
     outside = np.flatnonzero(over > rig.gate.joint_overshoot)
     if not len(outside):
         return Check("pose", True, "all joints within their limits")
-    told = ", ".join(f"{rig.joint_names[i]} {measured[i]:.2f} rad" for i in outside)
-    advice = "is this the arm of the rig file?"
-    return Check("pose", False, f"outside the limits: {told}", advice)
+    found = ", ".join(f"{rig.joint_names[i]} {measured[i]:.2f} rad" for i in outside)
+    return Check("pose", False, f"outside the limits: {found}", "is this the arm of the rig file?")
 
 
 def check_grippers(rig: RigSpec, measured: NDArray[np.float64] | None) -> Check:
-    """Look at whether the grippers of (14,) read between closed and open."""
+    """Check whether the grippers of (14,) read between closed and open."""
     if measured is None:
         return Check("grippers", False, "no joint states", "start the arms' drivers")
-    openings = [float(measured[i]) for i in GRIPPER_INDICES]
-    told = ", ".join(f"{side} {x:.2f}" for side, x in zip(rig.arms.keys(), openings, strict=True))
+    openings = measured[GRIPPER_INDICES].tolist()
+    sides = zip(rig.arms.keys(), openings, strict=True)
+    found = "opened by " + ", ".join(f"{side} {opening:.2f}" for side, opening in sides)
     low, high = GRIPPER_RANGE
     if all(low <= opening <= high for opening in openings):
-        return Check("grippers", True, f"opened by {told}")
-    return Check(
-        "grippers",
-        False,
-        f"opened by {told}; closed is 0 and open is 1",
-        "the gripper block is another gripper's: run calibrate_grippers",
-    )
+        return Check("grippers", True, found)
+    advice = "the gripper block is another gripper's: run calibrate_grippers"
+    return Check("grippers", False, f"{found}; closed is 0 and open is 1", advice)
 
 
 def check_watchdog(name: str, silence: str) -> Check:
-    """Look at whether the node that would hold the arms is heard of: no run goes without it."""
-    if silence:
-        return Check("watchdog", False, silence, "the launch file starts it; look at its log")
-    return Check("watchdog", True, f"{name} is heard of")
+    """Check whether the node that would hold the arms is heard of: no run goes without it."""
+    advice = "the launch file starts it; look at its log"
+    return _check("watchdog", f"{name} is heard of", [silence] if silence else [], advice)
 
 
 def check_alone(foreign: Mapping[str, Sequence[str]]) -> Check:
-    """Look at whether somebody else commands the arms: foreign publishers by command topic."""
+    """Check that no other node commands the arms: foreign publishers by command topic."""
     others = [f"{', '.join(names)} on {topic}" for topic, names in foreign.items() if names]
-    if others:
-        return Check("alone", False, "; ".join(others), "end whoever else commands the arms")
-    return Check("alone", True, "nobody else commands the arms")
+    return _check(
+        "alone", "nobody else commands the arms", others, "end whoever else commands the arms"
+    )
 
 
 def check_listeners(unheard: Sequence[str]) -> Check:
-    """Look at whether somebody takes what is sent to the arms: topics on which nobody does."""
-    if unheard:
-        advice = "start the controller or driver; a controller must be active, too"
-        return Check("listeners", False, f"nobody listens on {', '.join(unheard)}", advice)
-    return Check("listeners", True, "what is sent is taken")
+    """Check that what is sent to the arms is taken: ``unheard`` are the topics where it is not."""
+    wrong = [f"nobody listens on {', '.join(unheard)}"] if unheard else []
+    advice = "start the controller or driver; a controller must be active, too"
+    return _check("listeners", "what is sent is taken", wrong, advice)
 
 
 def check_qos(mismatches: Sequence[str]) -> Check:
-    """Look at whether publishers offer what is asked for."""
-    if mismatches:
-        return Check(
-            "QoS",
-            False,
-            "; ".join(mismatches),
-            "set qos_overrides in config/params/policy_node.yaml",
-        )
-    return Check("QoS", True, "all publishers offer what is asked for")
+    """Check that publishers offer what is asked for."""
+    advice = "set qos_overrides in config/params/policy_node.yaml"
+    return _check("QoS", "all publishers offer what is asked for", mismatches, advice)
 
 
 def table(checks: Sequence[Check]) -> str:

@@ -10,7 +10,6 @@ import pytest
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.rig.self_check import (
     Check,
-    Heard,
     check_alone,
     check_grippers,
     check_listeners,
@@ -30,11 +29,11 @@ RIG = load_rig("interbotix_1", config_folder("rigs"))
 START = np.concatenate([[*arm.start, 0.5] for arm in RIG.arms.values()])
 
 
-def heard(seconds: float = 2.0, **slow: float) -> Heard:
-    rates = {"left_wrist": 30.0, "right_wrist": 30.0, "primary": 30.0}
-    rates |= {"left/joint_states": 97.0, "right/joint_states": 97.0}
-    counts = {name: round(seconds * rate) for name, rate in (rates | slow).items()}
-    return Heard(seconds, counts)
+def rates(seconds: float = 2.0, **slow: float) -> Check:
+    usual = {"left_wrist": 30.0, "right_wrist": 30.0, "primary": 30.0}
+    usual |= {"left/joint_states": 97.0, "right/joint_states": 97.0}
+    counts = {name: round(seconds * rate) for name, rate in (usual | slow).items()}
+    return check_rates(RIG, counts, seconds)
 
 
 def test_a_keeper_that_is_not_heard_of_stands_against_arming() -> None:
@@ -45,11 +44,11 @@ def test_a_keeper_that_is_not_heard_of_stands_against_arming() -> None:
 
 
 def test_rates() -> None:
-    assert check_rates(RIG, heard()).passed
-    slow = check_rates(RIG, heard(primary=15.0))
+    assert rates().passed
+    slow = rates(primary=15.0)
     assert not slow.passed
     assert slow.found == "primary 15 Hz; the rig file says 25"
-    soon = check_rates(RIG, heard(seconds=0.4))
+    soon = rates(seconds=0.4)
     assert not soon.passed
     assert soon.found == "heard for 0.4 s, 1 are needed"
 

@@ -17,8 +17,10 @@ from cosmos_policy_ros.core.units import Array
 from cosmos_policy_ros.rig.arms import GRIPPER_INDICES, STATE_DIM
 from cosmos_policy_ros.rig.chunk import Blend, Blender, TimedChunk
 from cosmos_policy_ros.rig.collision import CollisionModel
-from cosmos_policy_ros.rig.spec import SHAKE_ROWS, RigSpec
+from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rig.tracking import deviation
+
+SHAKE_ROWS = 10  # over which an arm joint's mean acceleration is limited
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,28 +20,9 @@ from cosmos_policy_ros.rig.arms import (
     ARMS,
     GRIPPER_INDICES,
     STATE_DIM,
-    Arm,
     Arms,
 )
 from cosmos_policy_ros.rig.collision import Base, Geometry
-
-# A rig's rates, and the limits of what is done with it; parts of ``config/rigs/*.yaml``.
-
-
-OFF_AT_0 = (
-    "frozen_after",
-    "image_timeout",
-    "joint_overshoot",
-    "gripper_overshoot",
-    "ramp_in",
-    "ramp_in_jump",
-    "brake_seconds",
-    "shake",
-    "drift",
-)
-
-
-SHAKE_ROWS = 10
 
 # Of every number in these blocks of a rig that is to move: least, most. A rig file may be stricter
 # or more patient than those that ship, but not so that a limit stands for nothing.
@@ -100,11 +80,22 @@ GRIPPER_RANGES: dict[str, tuple[float, float]] = {
     "command_closed": (-7.0, 7.0),
     "command_open": (-7.0, 7.0),
 }
+# Of an arm joint [rad/s^2]: MoveIt plans the arm with 5; 157 turns a joint round at full speed from
+# one row of 40 ms to the next.
 MAX_ACCELERATION = (5.0, 100.0)
-"""Of an arm joint [rad/s^2]: MoveIt plans the arm with 5; 157 turns a joint round at full speed
-from one row of 40 ms to the next."""
-BASE_DISTANCE = 3.0
-"""How far a base may stand from the origin along each axis [m]."""
+BASE_DISTANCE = 3.0  # m; how far a base may stand from the origin along each axis
+# Other numbers of a rig must be above 0.
+OFF_AT_0 = (
+    "frozen_after",
+    "image_timeout",
+    "joint_overshoot",
+    "gripper_overshoot",
+    "ramp_in",
+    "ramp_in_jump",
+    "brake_seconds",
+    "shake",
+    "drift",
+)
 
 
 @dataclass(frozen=True)
@@ -180,8 +171,8 @@ class GateLimits:
             ``ramp_in_jump``, is led over from there; 0 leaves chunks as they are, and
             ``start_jump`` refuses.
         ramp_in_jump: of any arm joint [rad].
-        shake: root mean square of an arm joint's acceleration over SHAKE_ROWS rows, as a part of
-            its max_acceleration; 0 for no limit.
+        shake: root mean square of an arm joint's acceleration over ten rows, as a part of its
+            max_acceleration; 0 for no limit.
         drift: a run is told from which sum on its chunks' first rows have led an arm joint away
             from the commanded pose in one direction [rad]; 0 for never.
     """
@@ -239,9 +230,6 @@ class StreamLimits:
     brake_seconds: float = 0.08
 
 
-# Which topics trajectories go to: one per arm, one for all 14 joints, grippers beside or apart.
-
-
 @dataclass(frozen=True)
 class Output:
     """One controller: its topic, and what of the 14-vector it moves.
@@ -260,46 +248,11 @@ class Output:
     columns: tuple[int, ...]
 
 
-def find_outputs(
-    topics: Sequence[str], joints: Sequence[str], grippers: Sequence[int]
-) -> tuple[Output, ...]:
-    """Return the controllers behind the entries of the 14-vector, in its order.
-
-    Args:
-        topics: (14,) where each entry is sent.
-        joints: (14,) what it is called there.
-        grippers: the entries of the left and of the right gripper.
-
-    Raises:
-        ValueError: two joints of one topic have the same name.
-    """
-    found = []
-    for topic in dict.fromkeys(topics):
-        columns = tuple(i for i, each in enumerate(topics) if each == topic)
-        names = tuple(joints[i] for i in columns)
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(
-                f"two joints on '{topic}' are called '{twice[0]}'; give each a name of its own, "
-                f"such as 'left_{twice[0]}', or each arm a topic"
-            )
-        found.append(Output(_name(columns, len(topics) // 2, grippers), topic, names, columns))
-    return tuple(found)
-
-
-def _name(columns: Sequence[int], per_arm: int, grippers: Sequence[int]) -> str:
-    joints = [i for i in columns if i not in grippers]
-    sides = {("left", "right")[i // per_arm] for i in joints or columns}
-    if joints:
-        return sides.pop() if len(sides) == 1 else "arms"
-    return f"{sides.pop()}_gripper" if len(sides) == 1 else "grippers"
-
-
 CAMERA_ROLES = ("left_wrist", "right_wrist", "primary")
-GREY = "mono8"
-"""Encoding of a grey image of 8 bits."""
+GREY = "mono8"  # encoding of a grey image of 8 bits
+# Rows and columns [px] of an image. Cameras of a rig have 480 to 2160 rows; one of this size takes
+# 50 MB and 0.1 to 0.6 s to decode, and ten times as many pixels would hold up the arms.
 MAX_SIDE = 4096
-"""Rows and columns [px] of an image. Cameras of a rig have 480 to 2160 rows; one of this size
-takes 50 MB and 0.1 to 0.6 s to decode, and ten times as many pixels would hold up the arms."""
 
 
 @dataclass(frozen=True)
@@ -393,19 +346,12 @@ class RigSpec:
     geometry: Geometry | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a missing or doubled camera role, a shared topic and limits that say nothing."""
+        """Refuse camera roles, topics and limits that no rig can have."""
         roles = [camera.role for camera in self.cameras]
         if sorted(roles) != sorted(CAMERA_ROLES):
             raise ValueError(
                 f"cameras: need each of {', '.join(CAMERA_ROLES)} once, found {', '.join(roles)}"
             )
-        self._check_topics()
-        for block in (self.rates, self.observation, self.gate, self.tracking, self.stream):
-            for key, value in vars(block).items():
-                if not math.isfinite(value) or value < 0 or (value == 0 and key not in OFF_AT_0):
-                    raise ValueError(f"{key}: {value} must be above 0")
-
-    def _check_topics(self) -> None:
         arms = self.arms.values()
         drivers = [arm.driver for arm in arms if arm.driver is not None]
         topics = [camera.topic for camera in self.cameras]
@@ -430,16 +376,35 @@ class RigSpec:
                     "command_interface: interbotix takes one trajectory per arm, its gripper among "
                     "the joints"
                 )
+        for block in (self.rates, self.observation, self.gate, self.tracking, self.stream):
+            for key, value in vars(block).items():
+                if not math.isfinite(value) or value < 0 or (value == 0 and key not in OFF_AT_0):
+                    raise ValueError(f"{key}: {value} must be above 0")
 
     @cached_property
     def outputs(self) -> tuple[Output, ...]:
         """The controllers that trajectories go to, in the order of the 14-vector."""
         arms = self.arms.values()
-        return find_outputs(
-            [topic for arm in arms for topic in arm.trajectories],
-            [name for arm in arms for name in arm.names],
-            GRIPPER_INDICES,
-        )
+        topics = [topic for arm in arms for topic in arm.trajectories]
+        joints = [name for arm in arms for name in arm.names]
+        found = []
+        for topic in dict.fromkeys(topics):
+            columns = tuple(i for i, each in enumerate(topics) if each == topic)
+            names = tuple(joints[i] for i in columns)
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(
+                    f"two joints on '{topic}' are called '{twice[0]}'; give each a name of its "
+                    f"own, such as 'left_{twice[0]}', or each arm a topic"
+                )
+            only_grippers = all(i in GRIPPER_INDICES for i in columns)
+            moved = [i for i in columns if only_grippers or i not in GRIPPER_INDICES]
+            sides = {ARMS[i // ARM_DIM] for i in moved}
+            side = sides.pop() if len(sides) == 1 else ""
+            name = side or "arms"
+            if only_grippers:
+                name = f"{side}_gripper" if side else "grippers"
+            found.append(Output(name, topic, names, columns))
+        return tuple(found)
 
     def command(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return (K, 14) targets in policy units as the drivers take them."""
@@ -504,63 +469,59 @@ def load_rig(name_or_path: str, folder: Path) -> RigSpec:
     """
     path = named_file(name_or_path, folder)
     rig = load_config(RigSpec, path)
-    wrong = next(_excesses(rig), None)
-    if wrong is not None:
-        raise ConfigError(f"{path}: {wrong}; correct the rig file")
+    try:
+        _check_ranges(rig)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}; correct the rig file") from None
     return rig
 
 
-def _excesses(rig: RigSpec) -> Iterator[str]:
-    """Yield what in a rig file lies outside what its arms can do, or a limit may be."""
+def _check_ranges(rig: RigSpec) -> None:
+    """Raise ValueError for what lies outside what the arms can do, or a limit may be."""
+
+    def check(where: str, value: float, allowed: tuple[float, float], whose: str = "") -> None:
+        low, high = allowed
+        if not low <= value <= high:
+            raise ValueError(f"{where}: {value:g} is outside {low:g} to {high:g}{whose}")
+
     for name, ranges in RANGES.items():
         block = getattr(rig, name)
         if block is None:
-            yield f"key '{name}' is missing: copy it from config/rigs and measure what it asks for"
-            return
+            raise ValueError(
+                f"key '{name}' is missing: copy it from config/rigs and measure what it asks for"
+            )
         for key, allowed in ranges.items():
-            yield from _outside(f"{name}: {key}", getattr(block, key), allowed)
+            check(f"{name}: {key}", getattr(block, key), allowed)
     if rig.gate.ramp_in and round(rig.gate.ramp_in * rig.rates.control) < 1:
-        yield f"gate: ramp_in: {rig.gate.ramp_in} s is less than a row"
+        raise ValueError(f"gate: ramp_in: {rig.gate.ramp_in} s is less than a row")
     for side, arm in rig.arms.items():
-        yield from _arm_excesses(f"arms: {side}", arm)
+        where = f"arms: {side}"
+        if arm.max_acceleration is None:
+            raise ValueError(
+                f"{where}: key 'max_acceleration' is missing: copy it from config/rigs"
+            )
+        for index, joint in enumerate(vx300s.JOINTS):
+            reach = (vx300s.LOWER[index], vx300s.UPPER[index])
+            model = ", the vx300s's; yours may be narrower"
+            for key, values, allowed, whose in (
+                ("lower", arm.lower, reach, model),
+                ("upper", arm.upper, reach, model),
+                ("max_velocity", arm.max_velocity, (0.05, vx300s.MAX_VELOCITY), ""),
+                ("max_acceleration", arm.max_acceleration, MAX_ACCELERATION, ""),
+            ):
+                check(f"{where}: {key}[{index}] ({joint})", values[index], allowed, whose)
+        for key, allowed in GRIPPER_RANGES.items():
+            check(f"{where}: gripper: {key}", getattr(arm.gripper, key), allowed)
+        if arm.gripper.crank is not None:
+            for key, value in vars(arm.gripper.crank).items():
+                check(f"{where}: gripper: crank: {key}", value, (0.005, 0.1))
+        if arm.driver is not None:
+            for index, value in enumerate(arm.driver.parked):
+                check(f"{where}: driver: parked[{index}]", value, (-math.pi, math.pi))
     assert rig.geometry is not None
     for side in ARMS:
         base: Base = getattr(rig.geometry.bases, side)
+        where = f"geometry: bases: {side}"
         for axis, value in zip("xyz", base.position, strict=True):
-            where = f"geometry: bases: {side}: position ({axis})"
-            yield from _outside(where, value, (-BASE_DISTANCE, BASE_DISTANCE))
-        yield from _outside(f"geometry: bases: {side}: yaw", base.yaw, (-math.tau, math.tau))
-
-
-def _arm_excesses(where: str, arm: Arm) -> Iterator[str]:
-    if arm.max_acceleration is None:
-        yield f"{where}: key 'max_acceleration' is missing: copy it from config/rigs"
-        return
-    for index, joint in enumerate(vx300s.JOINTS):
-        of = (vx300s.LOWER[index], vx300s.UPPER[index])
-        for key, value, allowed in (
-            ("lower", arm.lower[index], of),
-            ("upper", arm.upper[index], of),
-            ("max_velocity", arm.max_velocity[index], (0.05, vx300s.MAX_VELOCITY)),
-            ("max_acceleration", arm.max_acceleration[index], MAX_ACCELERATION),
-        ):
-            model = ", the vx300s's; yours may be narrower" if key in ("lower", "upper") else ""
-            yield from _outside(f"{where}: {key}[{index}] ({joint})", value, allowed, model)
-    for key, allowed in GRIPPER_RANGES.items():
-        yield from _outside(f"{where}: gripper: {key}", getattr(arm.gripper, key), allowed)
-    if arm.gripper.crank is not None:
-        for key in ("radius", "rod"):
-            yield from _outside(
-                f"{where}: gripper: crank: {key}", getattr(arm.gripper.crank, key), (0.005, 0.1)
-            )
-    if arm.driver is not None:
-        for index, value in enumerate(arm.driver.parked):
-            yield from _outside(f"{where}: driver: parked[{index}]", value, (-math.pi, math.pi))
-
-
-def _outside(
-    where: str, value: float, allowed: tuple[float, float], whose: str = ""
-) -> Iterator[str]:
-    low, high = allowed
-    if not low <= value <= high:
-        yield f"{where}: {value:g} is outside {low:g} to {high:g}{whose}"
+            check(f"{where}: position ({axis})", value, (-BASE_DISTANCE, BASE_DISTANCE))
+        check(f"{where}: yaw", base.yaw, (-math.tau, math.tau))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers.outputs import OUTPUTS, grippers_apart, one_for_all, rig_with
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cosmos_policy_ros.core.errors import ConfigError
-from cosmos_policy_ros.rig.spec import RigSpec, find_outputs
+from cosmos_policy_ros.rig.arms import Arms
+from cosmos_policy_ros.rig.spec import RigSpec
 
 LEFT, RIGHT = tuple(range(7)), tuple(range(7, 14))
 EXPECTED = {
@@ -42,13 +43,22 @@ def test_other_controllers(kind: str) -> None:
         assert output.joints == tuple(names[i] for i in output.columns)
 
 
-@given(st.lists(st.sampled_from("abcd"), min_size=4, max_size=4))
-def test_every_entry_is_sent_once_and_names_differ(topics: list[str]) -> None:
-    left, left_gripper, right, right_gripper = topics
-    per_entry = [left] * 6 + [left_gripper] + [right] * 6 + [right_gripper]
-    outputs = find_outputs(per_entry, [str(i) for i in range(14)], (6, 13))
-    assert sorted(i for each in outputs for i in each.columns) == list(range(14))
-    assert len({each.name for each in outputs}) == len(outputs) == len(set(topics))
+def test_every_entry_is_sent_once_and_names_differ(rig: RigSpec) -> None:
+    for topics in product("abcd", repeat=4):
+        arms = [
+            replace(
+                arm,
+                joints=tuple(f"{side}_{name}" for name in arm.joints),
+                trajectory=topic,
+                gripper=replace(arm.gripper, joint=f"{side}_gripper", trajectory=gripper_topic),
+            )
+            for (side, arm), topic, gripper_topic in zip(
+                rig.arms.items(), topics[::2], topics[1::2], strict=True
+            )
+        ]
+        outputs = replace(rig, arms=Arms(*arms)).outputs
+        assert sorted(i for each in outputs for i in each.columns) == list(range(14))
+        assert len({each.name for each in outputs}) == len(outputs) == len(set(topics))
 
 
 def test_units_go_there_and_back(rig: RigSpec) -> None:

@@ -20,7 +20,7 @@ from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
-BEST_EFFORT = offered_qos(reliability="best_effort", durability="volatile", depth=5)
+BEST_EFFORT = offered_qos(reliable=False, depth=5)
 START_NS = 1_700_000_000_000_000_000
 
 # A busy machine is no reason to fail: no test of this package judges wall time.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -18,18 +17,15 @@ from rosbags.typesys.store import Typestore
 from ruamel.yaml import YAML
 
 REBUILD = "'cosmos recover' rebuilds the index of one whose recorder died"
-
-
 VERIFY = "'cosmos episodes verify' tells what else is damaged"
-
 
 Compression = Literal["none", "zstd"]
 
 CHUNK_BYTES = 1 << 20  # read whole for every message in it; one raw image has about as much
-PROFILE, LIBRARY = "ros2", "cosmos_policy_ros"
-# Metadata of a channel, and of the file, in rosbag2's own words.
+METADATA_VERSION = 8
+"""rosbag2's newest layout that Humble reads too: QoS profiles as text with numbered policies."""
+# Metadata of a channel, in rosbag2's own words.
 QOS_KEY, HASH_KEY = "offered_qos_profiles", "topic_type_hash"
-FILE_KEY, FILE_METADATA = "rosbag2", "serialized_metadata"
 
 
 @dataclass(frozen=True)
@@ -41,26 +37,13 @@ class Topic:
     qos: tuple[Qos, ...] = ()
 
 
-@dataclass(frozen=True)
-class FileContents:
-    """What a file holds.
+class McapFile:
+    """Takes serialised messages. Every method raises OSError when the disk refuses.
 
     Attributes:
-        name: of the file, without its folder.
-        topics: rosbag2's description of every topic, as ``metadata.yaml`` lists it.
-        counts: messages per topic name.
-        start_ns, end_ns: receive stamps of the first and the last message; 0 when there is none.
+        path: of the file.
+        counts: messages per topic so far.
     """
-
-    name: str
-    topics: tuple[Mapping[str, Any], ...]
-    counts: Mapping[str, int]
-    start_ns: int
-    end_ns: int
-
-
-class McapFile:
-    """Takes serialised messages. Every method raises OSError when the disk refuses."""
 
     def __init__(
         self,
@@ -71,22 +54,32 @@ class McapFile:
     ) -> None:
         """Create ``path``, which must not exist, for ``topics`` whose types are known."""
         self.path = path
-        self._topics = tuple(describe_topic(topic, types) for topic in topics)
-        self._counts = {topic.name: 0 for topic in topics}
-        self._start_ns, self._end_ns = math.inf, 0
+        self.counts = {topic.name: 0 for topic in topics}
+        self._stamps: tuple[int, int] | None = None
+        self._topics: list[dict[str, Any]] = []
+        self._channels: dict[str, int] = {}
         self._stream = path.open("xb")
         kind = CompressionType.ZSTD if compression == "zstd" else CompressionType.NONE
         self._writer = Writer(self._stream, chunk_size=CHUNK_BYTES, compression=kind)
-        self._writer.start(PROFILE, LIBRARY)
-        self._channels = self._register(topics, types)
+        self._writer.start("ros2", "cosmos_policy_ros")
+        schemas: dict[str, int] = {}
+        for topic in topics:
+            if topic.msgtype not in schemas:
+                definition, _ = types.generate_msgdef(topic.msgtype, ros_version=2)
+                schemas[topic.msgtype] = self._writer.register_schema(
+                    topic.msgtype, "ros2msg", definition.encode()
+                )
+            qos = dump_qos_v8(list(topic.qos)) if topic.qos else ""
+            digest = types.hash_rihs01(topic.msgtype)
+            self._channels[topic.name] = self._writer.register_channel(
+                topic.name, "cdr", schemas[topic.msgtype], {QOS_KEY: qos, HASH_KEY: digest}
+            )
+            self._topics.append(describe_topic(topic.name, topic.msgtype, "cdr", qos, digest))
 
-    @property
-    def contents(self) -> FileContents:
-        """What was written so far."""
-        start_ns = 0 if self._start_ns is math.inf else int(self._start_ns)
-        return FileContents(
-            self.path.name, self._topics, dict(self._counts), start_ns, self._end_ns
-        )
+    def describe(self, notes: Mapping[str, str], name: str = "") -> dict[str, Any]:
+        """Return the metadata of a bag of this file alone, under its own or another name."""
+        stamps = self._stamps or (0, 0)
+        return describe_bag(name or self.path.name, self._topics, self.counts, stamps, notes)
 
     @property
     def descriptor(self) -> int:
@@ -101,9 +94,9 @@ class McapFile:
     def write(self, topic: str, stamp_ns: int, cdr: bytes) -> None:
         """Append one message; it may wait in memory until its chunk of a megabyte is full."""
         self._writer.add_message(self._channels[topic], stamp_ns, cdr, stamp_ns)
-        self._counts[topic] += 1
-        self._start_ns = min(self._start_ns, stamp_ns)
-        self._end_ns = max(self._end_ns, stamp_ns)
+        self.counts[topic] += 1
+        first_ns, last_ns = self._stamps or (stamp_ns, stamp_ns)
+        self._stamps = min(first_ns, stamp_ns), max(last_ns, stamp_ns)
 
     def flush(self) -> None:
         """Hand everything to the operating system: it survives the end of this process."""
@@ -111,7 +104,7 @@ class McapFile:
 
     def close(self, information: Mapping[str, Any]) -> None:
         """Write the index; ``information`` is the bag's metadata, kept in the file as well."""
-        self._writer.add_metadata(FILE_KEY, {FILE_METADATA: to_yaml(information)})
+        self._writer.add_metadata("rosbag2", {"serialized_metadata": to_yaml(information)})
         self._writer.finish()  # type: ignore[no-untyped-call]
         self._stream.close()
 
@@ -120,33 +113,55 @@ class McapFile:
         with suppress(OSError):
             self._stream.close()
 
-    def _register(self, topics: Sequence[Topic], types: Typestore) -> dict[str, int]:
-        schemas: dict[str, int] = {}
-        channels = {}
-        for topic, described in zip(topics, self._topics, strict=True):
-            if topic.msgtype not in schemas:
-                definition, _ = types.generate_msgdef(topic.msgtype, ros_version=2)
-                schemas[topic.msgtype] = self._writer.register_schema(
-                    topic.msgtype, "ros2msg", definition.encode()
-                )
-            metadata = {
-                QOS_KEY: described["offered_qos_profiles"],
-                HASH_KEY: described["type_description_hash"],
-            }
-            channels[topic.name] = self._writer.register_channel(
-                topic.name, described["serialization_format"], schemas[topic.msgtype], metadata
-            )
-        return channels
 
-
-def describe_topic(topic: Topic, types: Typestore) -> dict[str, Any]:
+def describe_topic(name: str, msgtype: str, encoding: str, qos: str, digest: str) -> dict[str, Any]:
     """Return rosbag2's ``topic_metadata`` of a topic."""
     return {
-        "name": topic.name,
-        "type": topic.msgtype,
-        "serialization_format": "cdr",
-        "offered_qos_profiles": dump_qos_v8(list(topic.qos)) if topic.qos else "",
-        "type_description_hash": types.hash_rihs01(topic.msgtype),
+        "name": name,
+        "type": msgtype,
+        "serialization_format": encoding,
+        "offered_qos_profiles": qos,
+        "type_description_hash": digest,
+    }
+
+
+def describe_bag(
+    name: str,
+    topics: Sequence[Mapping[str, Any]],
+    counts: Mapping[str, int],
+    stamps_ns: tuple[int, int],
+    notes: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return the content of ``metadata.yaml`` for a bag of one file.
+
+    Args:
+        name: of the file.
+        topics: every topic, by :func:`describe_topic`.
+        counts: messages per topic.
+        stamps_ns: receive stamps of the first and the last message; zeros when there is none.
+        notes: the bag's ``custom_data``.
+    """
+    first_ns, last_ns = stamps_ns
+    span = {
+        "starting_time": {"nanoseconds_since_epoch": first_ns},
+        "duration": {"nanoseconds": last_ns - first_ns},
+        "message_count": sum(counts.values()),
+    }
+    return {
+        "version": METADATA_VERSION,
+        "storage_identifier": "mcap",
+        **span,
+        "topics_with_message_count": [
+            {"topic_metadata": dict(topic), "message_count": counts[topic["name"]]}
+            for topic in topics
+        ],
+        # Whole files or messages; chunks inside an MCAP file are its own business.
+        "compression_format": "",
+        "compression_mode": "",
+        "relative_file_paths": [name],
+        "files": [{"path": name, **span}],
+        "custom_data": dict(notes),
+        "ros_distro": os.environ.get("ROS_DISTRO", "unknown"),
     }
 
 

@@ -10,9 +10,10 @@ import os
 import struct
 import zlib
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mcap.data_stream import RecordBuilder
 from mcap.opcode import Opcode
@@ -36,7 +37,7 @@ from cosmos_policy_ros.bags.bounds import (
     read_content,
     read_record,
 )
-from cosmos_policy_ros.bags.mcap_file import HASH_KEY, QOS_KEY, FileContents
+from cosmos_policy_ros.bags.mcap_file import HASH_KEY, QOS_KEY, describe_bag, describe_topic
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.untrusted import UnreadableError, open_file, reading
 
@@ -82,6 +83,12 @@ class ScanResult:
     def total(self) -> Counter[int]:
         """Messages per channel id."""
         return sum(self.counts, Counter[int]())
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Receive stamps [ns] of the first and the last message."""
+        first = min(chunk.message_start_time for chunk in self.chunks)
+        return first, max(chunk.message_end_time for chunk in self.chunks)
 
 
 def survey(path: Path) -> ScanResult:
@@ -228,14 +235,15 @@ def _tail(whole: ScanResult) -> bytes:
         last.message_index_length = builder.count
     DataEnd(data_section_crc=0).write(builder)
     begin = builder.count  # of the summary, which the footer's checksum covers
+    first_ns, last_ns = whole.span
     statistics = Statistics(
         attachment_count=0,
         channel_count=len(whole.channels),
         channel_message_counts=dict(whole.total),
         chunk_count=len(whole.chunks),
         message_count=whole.total.total(),
-        message_end_time=max(chunk.message_end_time for chunk in whole.chunks),
-        message_start_time=min(chunk.message_start_time for chunk in whole.chunks),
+        message_end_time=last_ns,
+        message_start_time=first_ns,
         metadata_count=0,
         schema_count=len(whole.schemas),
     )
@@ -260,27 +268,23 @@ def _tail(whole: ScanResult) -> bytes:
     return tail + head + struct.pack("<I", checksum) + MCAP0_MAGIC
 
 
-def contents_of(name: str, whole: ScanResult) -> FileContents:
-    """Return what a file of that name holds.
+def describe_scan(name: str, whole: ScanResult, notes: Mapping[str, str]) -> dict[str, Any]:
+    """Return the metadata of a bag whose one file has that name and these contents.
 
     Raises:
         KeyError: a topic's type is not there.
     """
+    channels = {channel.topic: channel for channel in whole.channels.values()}
+    topics = [
+        describe_topic(
+            topic,
+            whole.schemas[channel.schema_id].name,
+            channel.message_encoding,
+            channel.metadata.get(QOS_KEY, ""),
+            channel.metadata.get(HASH_KEY, ""),
+        )
+        for topic, channel in channels.items()
+    ]
     total = whole.total
-    topics = {channel.topic: channel for channel in whole.channels.values()}
-    return FileContents(
-        name=name,
-        topics=tuple(
-            {
-                "name": channel.topic,
-                "type": whole.schemas[channel.schema_id].name,
-                "serialization_format": channel.message_encoding,
-                "offered_qos_profiles": channel.metadata.get(QOS_KEY, ""),
-                "type_description_hash": channel.metadata.get(HASH_KEY, ""),
-            }
-            for channel in topics.values()
-        ),
-        counts={topic: total[channel.id] for topic, channel in topics.items()},
-        start_ns=min(chunk.message_start_time for chunk in whole.chunks),
-        end_ns=max(chunk.message_end_time for chunk in whole.chunks),
-    )
+    counts = {topic: total[channel.id] for topic, channel in channels.items()}
+    return describe_bag(name, topics, counts, whole.span, notes)

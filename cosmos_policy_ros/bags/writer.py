@@ -7,7 +7,6 @@ is whole and on the disk, so a bag that looks finished is finished.
 from __future__ import annotations
 
 import copy
-import os
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from rosbags.interfaces import (
 from rosbags.typesys.store import Typestore
 from ruamel.yaml import YAML
 
-from cosmos_policy_ros.bags.mcap_file import Compression, FileContents, McapFile, Topic, to_yaml
+from cosmos_policy_ros.bags.mcap_file import Compression, McapFile, Topic, to_yaml
 from cosmos_policy_ros.bags.messages import (
     EPISODE_TYPE,
     LABEL_TYPE,
@@ -41,8 +40,6 @@ from cosmos_policy_ros.core.files import FolderLock, place_of, rename, replace_t
 from cosmos_policy_ros.core.untrusted import UnreadableError, check_yaml, read_text, reading, shown
 
 METADATA = "metadata.yaml"
-METADATA_VERSION = 8
-"""rosbag2's newest layout that Humble reads too: QoS profiles as text with numbered policies."""
 NEWEST_READ = 9
 MAX_METADATA_BYTES = 4 << 20  # a hundred topics make 40 kB
 MAX_TOPICS = 2048  # readers compare each with each
@@ -118,31 +115,6 @@ def write_metadata(folder: Path, information: Mapping[str, Any]) -> None:
     replace_text(folder / METADATA, to_yaml({_ROOT: information}))
 
 
-def describe_bag(contents: FileContents, notes: Mapping[str, str]) -> dict[str, Any]:
-    """Return the metadata of a bag of one file, with ``notes`` as its ``custom_data``."""
-    span = {
-        "starting_time": {"nanoseconds_since_epoch": contents.start_ns},
-        "duration": {"nanoseconds": contents.end_ns - contents.start_ns},
-        "message_count": sum(contents.counts.values()),
-    }
-    return {
-        "version": METADATA_VERSION,
-        "storage_identifier": "mcap",
-        **span,
-        "topics_with_message_count": [
-            {"topic_metadata": dict(topic), "message_count": contents.counts[topic["name"]]}
-            for topic in contents.topics
-        ],
-        # Whole files or messages; chunks inside an MCAP file are its own business.
-        "compression_format": "",
-        "compression_mode": "",
-        "relative_file_paths": [contents.name],
-        "files": [{"path": contents.name, **span}],
-        "custom_data": dict(notes),
-        "ros_distro": os.environ.get("ROS_DISTRO", "unknown"),
-    }
-
-
 def with_notes(information: dict[str, Any], notes: Mapping[str, str]) -> dict[str, Any]:
     """Return the metadata with further ``custom_data`` entries."""
     return {**information, "custom_data": {**(information.get("custom_data") or {}), **notes}}
@@ -183,40 +155,28 @@ RECORDING = ".recording"
 DISCARDED = ".discarded"
 """Suffix of the folder of a bag that the operator does not want used."""
 
-# ROS writes "for ever" as the largest int64 of nanoseconds.
-_FOR_EVER = QosTime(9223372036, 854775807)
+
+def offered_qos(*, reliable: bool = True, latched: bool = False, depth: int = 10) -> Qos:
+    """Return a QoS profile; what is latched reaches also those that subscribe later."""
+    for_ever = QosTime(9223372036, 854775807)  # the largest int64 of nanoseconds
+    return Qos(
+        history=QosHistory.KEEP_LAST,
+        depth=depth,
+        reliability=QosReliability.RELIABLE if reliable else QosReliability.BEST_EFFORT,
+        durability=QosDurability.TRANSIENT_LOCAL if latched else QosDurability.VOLATILE,
+        deadline=for_ever,
+        lifespan=for_ever,
+        liveliness=QosLiveliness.AUTOMATIC,
+        liveliness_lease_duration=for_ever,
+        avoid_ros_namespace_conventions=False,
+    )
 
 
-def offered_qos(
-    *, reliability: str, durability: str, history: str = "keep_last", depth: int = 10
-) -> Qos:
-    """Build a QoS profile from the policies' names as rclpy and rosbag2 spell them.
-
-    Raises:
-        RolloutError: an unknown policy name.
-    """
-    try:
-        return Qos(
-            history=QosHistory[history.upper()],
-            depth=depth,
-            reliability=QosReliability[reliability.upper()],
-            durability=QosDurability[durability.upper()],
-            deadline=_FOR_EVER,
-            lifespan=_FOR_EVER,
-            liveliness=QosLiveliness.AUTOMATIC,
-            liveliness_lease_duration=_FOR_EVER,
-            avoid_ros_namespace_conventions=False,
-        )
-    except KeyError as error:
-        raise RolloutError(
-            f"QoS policy {error} is unknown; use rosbag2's lower-case names"
-        ) from None
-
-
-# Latched, so that a player or a late panel learns them whenever it joins.
-_LATCHED = (offered_qos(reliability="reliable", durability="transient_local", depth=1),)
-EPISODE_TOPIC = Topic("/episode", EPISODE_TYPE, _LATCHED)
-LABEL_TOPIC = Topic("/episode/label", LABEL_TYPE, _LATCHED)
+RELIABLE = (offered_qos(),)
+# So that a player or a late panel learns them whenever it joins.
+LATCHED = (offered_qos(latched=True, depth=1),)
+EPISODE_TOPIC = Topic("/episode", EPISODE_TYPE, LATCHED)
+LABEL_TOPIC = Topic("/episode/label", LABEL_TYPE, LATCHED)
 OWN_TOPICS = (EPISODE_TOPIC, LABEL_TOPIC)
 
 
@@ -287,7 +247,7 @@ class BagWriter:
     @property
     def counts(self) -> Mapping[str, int]:
         """Messages per topic so far."""
-        return self._file.contents.counts
+        return self._file.counts
 
     def write(self, topic: str, stamp_ns: int, cdr: bytes) -> None:
         """Append one serialised message, byte for byte.
@@ -371,7 +331,7 @@ class BagWriter:
         file, folder = place_of(self._file.descriptor), place_of(self._hold.descriptor)
         if file is None or self._file.cut:
             return "what was recorded is lost"
-        information = describe_bag(self._file.contents, notes)
+        information = self._file.describe(notes)
         self._file.close(information)
         sync(file)
         if folder is None or file != folder / self._file.path.name:
@@ -396,7 +356,7 @@ class BagWriter:
         """
         final = self.folder.with_name(self.folder.name + DISCARDED) if discarded else self.folder
         with self._writing("finish"):
-            information = describe_bag(self._file.contents, {**self._notes, **(notes or {})})
+            information = self._file.describe({**self._notes, **(notes or {})})
             self._file.close(information)
             write_metadata(self.path, information)
             for file in self.path.iterdir():

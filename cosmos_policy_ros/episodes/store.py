@@ -24,7 +24,7 @@ from cosmos_policy_ros.bags.messages import (
     decode_metadata,
     encode_label,
 )
-from cosmos_policy_ros.bags.repair import ScanResult, contents_of, repair_file, survey
+from cosmos_policy_ros.bags.repair import ScanResult, describe_scan, repair_file, survey
 from cosmos_policy_ros.bags.types import types_of_definition
 from cosmos_policy_ros.bags.writer import (
     DISCARDED,
@@ -33,7 +33,6 @@ from cosmos_policy_ros.bags.writer import (
     METADATA,
     RECORDING,
     BagWriter,
-    describe_bag,
     end_ns,
     read_metadata,
     with_file,
@@ -296,7 +295,7 @@ def _append_file(
         try:
             for label in labels:
                 file.write(LABEL_TOPIC.name, end_ns(information), encode_label(types, label))
-            addition = describe_bag(replace(file.contents, name=target.name), {})
+            addition = file.describe({}, name=target.name)
             file.close(addition)
         finally:
             file.abort()
@@ -371,11 +370,11 @@ def _recover(folder: Path) -> Recovered:
         loss = f"up to {FLUSH_PERIOD:g} s before its recorder died were not yet written"
         if scan.cut_bytes:
             loss += f"; {scan.cut_bytes} bytes of a torn chunk were cut off"
-    contents = contents_of(file.name, scan)
     information = None
     if not (folder / METADATA).exists():
-        notes = {**_metadata(file, scan).custom_data(), OUTCOME: "its recorder died"}
-        information = describe_bag(contents, {**notes, RECOVERED: loss})
+        notes = {OUTCOME: "its recorder died", RECOVERED: loss}
+        notes = {**_metadata(file, scan).custom_data(), **notes}
+        information = describe_scan(file.name, scan, notes)
         to_yaml(information)  # what cannot be written shows here
     else:  # it died between the last write and the folder's real name
         read_metadata(folder)
@@ -390,7 +389,7 @@ def _recover(folder: Path) -> Recovered:
             f"{folder}: cannot be recovered now: {error}; free disk space, or make the folder "
             f"writable, and recover it again"
         ) from error
-    return Recovered(final, sum(contents.counts.values()), loss)
+    return Recovered(final, scan.total.total(), loss)
 
 
 def _metadata(file: Path, scan: ScanResult) -> EpisodeMetadata:

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from cosmos_policy_ros.bags.jpeg import rig_of_bag
 from cosmos_policy_ros.bags.mcap_file import Topic
-from cosmos_policy_ros.bags.writer import offered_qos
+from cosmos_policy_ros.bags.writer import LATCHED, RELIABLE
 from cosmos_policy_ros.core.config import parse_config
 from cosmos_policy_ros.core.errors import ConfigError, RolloutError
 from cosmos_policy_ros.episodes.episode import Episode
@@ -17,9 +17,6 @@ POLICY_NODE = "policy_node"
 RECORDER_NODE = "recorder_node"
 SIM_RIG_NODE = "sim_rig_node"
 DECISION_TYPE = "cosmos_policy_ros/msg/Decision"
-
-_RELIABLE = (offered_qos(reliability="reliable", durability="volatile", depth=10),)
-_LATCHED = (offered_qos(reliability="reliable", durability="transient_local", depth=1),)
 
 
 def future_topic(role: str) -> str:
@@ -47,26 +44,26 @@ def episode_topics(rig: RigSpec) -> tuple[Topic, ...]:
     topics = []
     for camera in rig.cameras:
         kind = "Image" if camera.transport == "raw" else "CompressedImage"
-        topics.append(Topic(camera.topic, f"sensor_msgs/msg/{kind}", _RELIABLE))
-        topics.append(Topic(camera.info_topic, "sensor_msgs/msg/CameraInfo", _RELIABLE))
+        topics.append(Topic(camera.topic, f"sensor_msgs/msg/{kind}", RELIABLE))
+        topics.append(Topic(camera.info_topic, "sensor_msgs/msg/CameraInfo", RELIABLE))
     # Once each: both arms' joint states may be on one topic.
     states = dict.fromkeys(arm.joint_states for arm in rig.arms.values())
-    topics += [Topic(name, "sensor_msgs/msg/JointState", _RELIABLE) for name in states]
+    topics += [Topic(name, "sensor_msgs/msg/JointState", RELIABLE) for name in states]
     topics += [
-        Topic(output.topic, "trajectory_msgs/msg/JointTrajectory", _RELIABLE)
+        Topic(output.topic, "trajectory_msgs/msg/JointTrajectory", RELIABLE)
         for output in rig.outputs
     ]
     topics += [
-        Topic(future_topic(camera.role), "sensor_msgs/msg/Image", _RELIABLE)
+        Topic(future_topic(camera.role), "sensor_msgs/msg/Image", RELIABLE)
         for camera in rig.cameras
     ]
     topics += [
-        Topic(f"{POLICY_NODE}/decision", DECISION_TYPE, _RELIABLE),
-        Topic(f"{POLICY_NODE}/verdict", "cosmos_policy_ros/msg/Verdict", _RELIABLE),
-        Topic(f"{POLICY_NODE}/state", "cosmos_policy_ros/msg/PolicyState", _LATCHED),
+        Topic(f"{POLICY_NODE}/decision", DECISION_TYPE, RELIABLE),
+        Topic(f"{POLICY_NODE}/verdict", "cosmos_policy_ros/msg/Verdict", RELIABLE),
+        Topic(f"{POLICY_NODE}/state", "cosmos_policy_ros/msg/PolicyState", LATCHED),
     ]
     if rig.kind == "sim":
-        topics.append(Topic(f"{SIM_RIG_NODE}/state", "cosmos_policy_ros/msg/RigState", _LATCHED))
+        topics.append(Topic(f"{SIM_RIG_NODE}/state", "cosmos_policy_ros/msg/RigState", LATCHED))
     return tuple(topics)
 
 

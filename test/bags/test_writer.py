@@ -23,7 +23,7 @@ from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.bags.mcap_file import Topic
 from cosmos_policy_ros.bags.messages import EpisodeMetadata
-from cosmos_policy_ros.bags.writer import BagWriter, offered_qos
+from cosmos_policy_ros.bags.writer import BagWriter
 from cosmos_policy_ros.core.errors import RolloutError
 
 START_NS = 1_700_000_000_000_000_000
@@ -234,11 +234,6 @@ def test_wrong_topic_is_named_before_anything_is_made(
         open_bag(topics=topics)
     assert message in str(refused.value)
     assert not list(tmp_path.iterdir())
-
-
-def test_unknown_qos_policy_is_named() -> None:
-    with pytest.raises(RolloutError, match="'BEST' is unknown"):
-        offered_qos(reliability="best", durability="volatile")
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -52,8 +51,7 @@ def load_cosmos(spec: EngineSpec, admit: Admit) -> Engine:
     """Load the policy, and the world model where there is one of its own.
 
     Raises:
-        CheckpointError: a folder is not a checkpoint, the two do not fit together, or do not fit
-            into memory.
+        CheckpointError: no checkpoint, two that do not fit together, or too little memory.
         ConfigError: no such device, or wrong numbers.
     """
     torch.set_num_threads(spec.threads)
@@ -77,11 +75,7 @@ def load_cosmos(spec: EngineSpec, admit: Admit) -> Engine:
 
 
 def footprint(spec: EngineSpec) -> Footprint:
-    """Return the memory that an engine needs, from its checkpoints' configs alone.
-
-    Raises:
-        CheckpointError, ConfigError: no such checkpoint, no such device.
-    """
+    """Return the memory that an engine needs, from its checkpoints' configs alone."""
     device = choose_device(spec.device)
     folders = {"policy": spec.checkpoint}
     if spec.search is not None and spec.world_model:
@@ -139,15 +133,9 @@ class SearchEngine:
     """A policy that proposes and a world model that imagines and appraises; one may be both."""
 
     def __init__(self, policy: CosmosPolicy, world_model: CosmosPolicy, batch: int = 1) -> None:
-        """Rehearse, so that the first decision neither waits nor guesses.
+        """Rehearse with ``batch`` candidates, so that the first decision neither waits nor guesses.
 
-        Args:
-            policy: proposes.
-            world_model: imagines and appraises.
-            batch: candidates per task, for the rehearsal.
-
-        Raises:
-            CheckpointError: the two do not fit together.
+        Raises CheckpointError when the two do not fit together.
         """
         check_pair(policy, world_model)
         self._policy, self._world_model = policy, world_model
@@ -177,21 +165,22 @@ class SearchEngine:
         )
 
     def answer(self, task: Task) -> object:
-        """Do one task.
-
-        Raises:
-            CheckpointError: a checkpoint does not know the prompt.
-            ObservationError: an image or the state is missing or unusable.
-        """
+        """Do one task. Raises CheckpointError: unknown prompt; ObservationError: unusable query."""
         if isinstance(task, SampleActions):
             return self._sample_actions(task)
-        if isinstance(task, PredictFuture):
-            return self._predict_future(task)
-        if isinstance(task, PredictValue):
-            return self._predict_value(task)
         if isinstance(task, DecodeImages):
             return decode_images(self._world_model, task)
-        raise TypeError(f"a search has no task {type(task).__name__}")
+        if isinstance(task, Decide):
+            raise TypeError("a search has no task Decide")
+        numerics, members = self._world_model.checkpoint.config.numerics, task.members
+        # The draws are the candidate's, whichever future is appraised.
+        draws = [d for s in task.seeds for d in ensemble(s, members, task.steps, numerics)]
+        repeated = self._tensor(task.latents).repeat_interleave(members, dim=0)
+        if isinstance(task, PredictFuture):
+            futures = self._world_model.predict_future(task.prompt, repeated, draws)
+            return futures.reshape(len(task.seeds), members, *futures.shape[1:]).cpu().numpy()
+        values = self._world_model.predict_value(task.prompt, repeated, draws, task.mode)
+        return tuple(values[i : i + members] for i in range(0, len(values), members))
 
     def _sample_actions(self, task: SampleActions) -> SampledActions:
         query, checkpoint = task.query, self._policy.checkpoint
@@ -207,26 +196,7 @@ class SearchEngine:
             scene = self._seen[1]
         draws = [SampleSpec(seed, config.denoising_steps) for seed in task.seeds]
         latents = self._policy.sample_actions(scene, draws, committed=committed)
-        return SampledActions(_array(latents), self._policy.chunks(latents, committed))
-
-    def _predict_future(self, task: PredictFuture) -> Latents:
-        draws = self._members(task.seeds, task.futures, task.steps)
-        repeated = self._tensor(task.latents).repeat_interleave(task.futures, dim=0)
-        found = self._world_model.predict_future(task.prompt, repeated, draws)
-        futures: Latents = _array(found).reshape(len(task.seeds), task.futures, *found.shape[1:])
-        return futures
-
-    def _predict_value(self, task: PredictValue) -> tuple[tuple[float, ...], ...]:
-        # The noise is the candidate's, whichever future is appraised.
-        draws = self._members(task.seeds, task.values, task.steps)
-        repeated = self._tensor(task.latents).repeat_interleave(task.values, dim=0)
-        found = self._world_model.predict_value(task.prompt, repeated, draws, task.mode)
-        return tuple(found[i : i + task.values] for i in range(0, len(found), task.values))
-
-    def _members(self, seeds: Sequence[int], count: int, steps: int) -> list[SampleSpec]:
-        """Return the ensembles' draws, candidate by candidate; member i's seed is its seed + i."""
-        numerics = self._world_model.checkpoint.config.numerics
-        return [draw for seed in seeds for draw in ensemble(seed, count, steps, numerics)]
+        return SampledActions(latents.cpu().numpy(), self._policy.chunks(latents, committed))
 
     def _tensor(self, latents: Latents) -> Tensor:
         return torch.tensor(latents, device=self._policy.device)
@@ -246,8 +216,8 @@ class SearchEngine:
         value = PredictValue(prompt, empty, seeds, search.values, 1, "value_s")
         stages: dict[str, Callable[[], object]] = {
             "sample_actions": lambda: self._policy.sample_actions(scene, draws),
-            "predict_future": lambda: self._predict_future(future),
-            "predict_value": lambda: self._predict_value(value),
+            "predict_future": lambda: self.answer(future),
+            "predict_value": lambda: self.answer(value),
         }
         pace = {}
         for name, work in stages.items():
@@ -275,9 +245,8 @@ def check_pair(policy: CosmosPolicy, world_model: CosmosPolicy) -> None:
 def decode_images(world_model: CosmosPolicy, task: DecodeImages) -> Images:
     """Decode an imagined future into its images, by camera role.
 
-    Raises:
-        CosmosPolicyError: there is no memory for it; decoding takes more than anything else, and
-            what is for people's eyes must not cost the process.
+    Raises CosmosPolicyError when there is no memory for it: decoding takes more than anything else,
+    and what is for people's eyes must not cost the process.
     """
     try:
         scene = world_model.encode_observation(task.query.prompt, task.query.observation)
@@ -292,7 +261,3 @@ def decode_images(world_model: CosmosPolicy, task: DecodeImages) -> Images:
             "there is no memory to decode an imagined future; set futures: false, or leave the "
             f"device to this process alone ({str(error).splitlines()[0]})"
         ) from error
-
-
-def _array(latents: Tensor) -> Any:
-    return latents.cpu().numpy()

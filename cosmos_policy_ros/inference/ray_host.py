@@ -19,15 +19,11 @@ REACH = 5.0  # s for the head of a cluster to be reached
 
 
 def connect(address: str) -> Any:
-    """Return the module ``ray``, connected.
+    """Return the module ``ray``, connected to a running cluster or to one started here.
 
-    Args:
-        address: of a running cluster ("auto" for the one this machine is part of), or "local" to
-            start one on this machine alone. Ray's processes listen on the machine's network, not on
-            loopback only, and admit whoever has the cluster's token.
-
-    Raises:
-        ConfigError: Ray is not installed, or there is no such cluster.
+    The address "auto" means the cluster that this machine is part of, "local" starts one on this
+    machine alone. Ray's processes listen on the machine's network, not on loopback only, and admit
+    all that have the cluster's token. Raises ConfigError: no Ray, or no such cluster.
     """
     try:
         import ray
@@ -60,11 +56,7 @@ class RayHost(Host):
     """
 
     def __init__(self, ray: Any, spec: EngineSpec, load: EngineLoader) -> None:
-        """Start nothing yet; ``ray`` is what :func:`connect` returned.
-
-        Raises:
-            ConfigError: a device that is not Ray's to choose.
-        """
+        """Start nothing yet; ``ray`` is what :func:`connect` returned."""
         super().__init__()
         if spec.device not in ("cuda", "cpu"):
             raise ConfigError(

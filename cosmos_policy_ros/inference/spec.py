@@ -102,33 +102,20 @@ def parse_search(text: str, where: str) -> SearchConfig:
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """What an engine is built from.
-
-    Attributes:
-        engine: which one.
-        checkpoint: folder of the cosmos engine's checkpoint. This and what follows, up to
-            ``world_model``, is for the cosmos engine alone; see ``CosmosPolicy.load``.
-        device: torch device; "auto" is a GPU where there is one.
-        threads: torch threads. One by default on a CPU: a second thread is several times slower
-            as soon as anything else uses the cores, and delays the node's own timers.
-        compiled: whether to compile the transformer.
-        numerics: "released" or "paper"; None leaves it to the checkpoint.
-        denoising_steps: None leaves them to the checkpoint.
-        search: best-of-N instead of the policy's one proposal; None for direct.
-        world_model: folder of the checkpoint that imagines and appraises; "" for the policy's own.
-        gripper: the rig's gripper constants, for the demonstrator, whose kinematics are in metres.
-    """
+    """What an engine is built from; all but ``engine`` and ``gripper`` is for the cosmos engine."""
 
     engine: EngineName
-    checkpoint: str = ""
-    device: str = "auto"
+    checkpoint: str = ""  # folder
+    device: str = "auto"  # torch device; "auto" is a GPU where there is one
+    # Of torch. A second one makes a CPU several times slower as soon as anything else uses its
+    # cores, and delays the node's own timers.
     threads: int = 1
-    compiled: bool = False
-    numerics: Numerics | None = None
-    denoising_steps: int | None = None
-    search: SearchConfig | None = None
-    world_model: str = ""
-    gripper: Gripper | None = None
+    compiled: bool = False  # the transformer
+    numerics: Numerics | None = None  # None: as the checkpoint says
+    denoising_steps: int | None = None  # None: as the checkpoint says
+    search: SearchConfig | None = None  # None: the policy's one proposal
+    world_model: str = ""  # folder of the checkpoint that imagines and appraises; "": the policy's
+    gripper: Gripper | None = None  # the rig's, for the demonstrator, who works in metres
 
 
 @dataclass(frozen=True)
@@ -173,25 +160,25 @@ class SampledActions:
 
 @dataclass(frozen=True)
 class PredictFuture:
-    """Imagine F futures of B candidates; the answer is latents (B, F, 16, T, h, w)."""
+    """Imagine ``members`` futures of B candidates; the answer is latents (B, F, 16, T, h, w)."""
 
     what: ClassVar[str] = "futures"
     prompt: str
     latents: Latents  # with the candidates' actions
     seeds: tuple[int, ...]
-    futures: int
+    members: int
     steps: int
 
 
 @dataclass(frozen=True)
 class PredictValue:
-    """Appraise B candidates; the answer is B tuples of V values in [0, 1]."""
+    """Appraise B candidates; the answer is B tuples of ``members`` values in [0, 1]."""
 
     what: ClassVar[str] = "values"
     prompt: str
     latents: Latents  # with what ``mode`` is conditioned on
     seeds: tuple[int, ...]
-    values: int
+    members: int
     steps: int
     mode: ValueMode
 
@@ -211,24 +198,15 @@ Task: TypeAlias = Decide | DecodeImages | SearchTask  # ``what`` names it in mes
 
 @dataclass(frozen=True)
 class SearchInfo(EngineInfo):
-    """What is known of a searching engine once it is loaded.
+    """What is known of a searching engine once it is loaded."""
 
-    Attributes:
-        planner_digest: sha256 over the world model's files.
-        dt: seconds between the rows of a chunk.
-        numerics: of both checkpoints.
-        denoising_steps: asked for, of one proposal.
-        evaluations: of the network for one proposal.
-        note: what every decision's reason begins with; "" for nothing.
-        pace: wall seconds per denoising step of one batch's task, by stage, as rehearsed.
-    """
-
-    planner_digest: str = ""
-    dt: float = 0.0
-    numerics: Numerics = "released"
-    denoising_steps: int = 0
-    evaluations: int = 0
-    note: str = ""
+    planner_digest: str = ""  # sha256 over the world model's files
+    dt: float = 0.0  # s between the rows of a chunk
+    numerics: Numerics = "released"  # of both checkpoints
+    denoising_steps: int = 0  # asked for, of one proposal
+    evaluations: int = 0  # of the network for one proposal
+    note: str = ""  # what every decision's reason begins with
+    # Wall seconds per denoising step of one batch's task, by stage, as rehearsed.
     pace: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -57,8 +57,7 @@ class Host(ABC):
     def wait_until(self, happened: Callable[[float], object], seconds: float, during: str) -> None:
         """Return when ``happened``, which waits for the seconds it is given, says so.
 
-        Raises:
-            WorkerError: it did not within ``seconds``, or the worker is being closed.
+        Raises WorkerError when that takes longer than ``seconds``, or the worker is being closed.
         """
         deadline = time.monotonic() + seconds
         while not self.closing.is_set():
@@ -77,21 +76,13 @@ class Host(ABC):
 
 @dataclass(frozen=True)
 class WorkerLimits:
-    """Patience with an inference process.
+    """Patience with an inference process; times in seconds."""
 
-    Attributes:
-        start_timeout: seconds from spawn to a loaded model.
-        query_timeout: seconds for one task, after which the process counts as hung.
-        restarts: how often a dead process is started again before giving up, within ``memory``.
-        backoff: seconds before the first restart; doubles with each within ``memory``.
-        memory: seconds after which a restart is forgotten: three in a day are no crash loop.
-    """
-
-    start_timeout: float = 600.0
-    query_timeout: float = 60.0
-    restarts: int = 3
-    backoff: float = 0.5
-    memory: float = 900.0
+    start_timeout: float = 600.0  # from spawn to a loaded model
+    query_timeout: float = 60.0  # for one task, after which the process counts as hung
+    restarts: int = 3  # of a dead process before giving up, within ``memory``
+    backoff: float = 0.5  # before the first restart; doubles with each within ``memory``
+    memory: float = 900.0  # after which a restart is forgotten: three in a day are no crash loop
 
 
 class Worker:
@@ -129,12 +120,8 @@ class Worker:
     def submit(self, task: Task, seconds: float | None = None) -> Future[Any]:
         """Ask; the future's callbacks run in the worker thread.
 
-        The future raises WorkerError when the process died or hung, or the engine's own
-        CosmosPolicyError when it refused.
-
-        Args:
-            task: what to do.
-            seconds: instead of the limits' own, after which the process counts as hung.
+        The future raises WorkerError when the process died or hung (after ``seconds``, by default
+        the limits' own), or the engine's own CosmosPolicyError when it refused.
         """
         future: Future[Any] = Future()
         if self.status in ("failed", "closed"):
@@ -258,13 +245,7 @@ class ProcessHost(Host):
     def __init__(
         self, spec: EngineSpec, load: EngineLoader, budget: MemoryBudget | None = None
     ) -> None:
-        """Start nothing yet.
-
-        Args:
-            spec: the engine.
-            load: builds it, over there.
-            budget: grants the memory; without one it is granted if the device has it.
-        """
+        """Start nothing yet; without a budget memory is granted if the device has it."""
         super().__init__()
         self.title, self.name = f"engine {spec.engine} on {spec.device}", "inference process"
         self._spec, self._load, self._budget = spec, load, budget or MemoryBudget()

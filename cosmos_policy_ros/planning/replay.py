@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cosmos_policy_ros.core.errors import CheckpointError, ObservationError, RolloutError
 from cosmos_policy_ros.core.paths import config_folder
@@ -22,7 +21,7 @@ from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.inference.spec import Decide, Engine, parse_search
 from cosmos_policy_ros.model.files import digest
 from cosmos_policy_ros.planning.search import run_search
-from cosmos_policy_ros.rig.decision import ActionPrefix, Candidate, Decision, Query
+from cosmos_policy_ros.rig.decision import ActionPrefix, Decision, Query
 from cosmos_policy_ros.rig.observation import Observation
 
 
@@ -51,7 +50,7 @@ class Difference:
     @property
     def exact(self) -> bool:
         """Whether everything is equal to the last bit."""
-        return self.same_choice and self.chunk == 0 and not any(self.values)
+        return self.chunk == 0 and not any(self.values)
 
 
 def recorded_decision(path: Path, index: int) -> tuple[Any, Observation]:
@@ -83,19 +82,15 @@ def recorded_decision(path: Path, index: int) -> tuple[Any, Observation]:
 
 
 def replay(recorded: Any, seen: Observation, engine: Engine) -> Difference:
-    """Make a decision again with the engine that made it.
-
-    Raises:
-        CosmosPolicyError: the engine refuses.
-    """
-    query = Query(
-        str(recorded.task),
-        str(recorded.prompt),
-        int(recorded.candidates[0].seed),
-        0,
-        seen,
-        committed=_committed(recorded),
-    )
+    """Make a decision again with the engine that made it; raises CosmosPolicyError."""
+    # What the arms were doing anyway: nothing at rest, and in bags older than that.
+    weights = np.asarray(getattr(recorded, "committed_weights", ()), np.float64)
+    committed = None
+    if len(weights):
+        positions = np.reshape(recorded.committed, (len(weights), -1))
+        committed = ActionPrefix(positions, weights, float(recorded.committed_seconds))
+    seed = int(recorded.candidates[0].seed)
+    query = Query(str(recorded.task), str(recorded.prompt), seed, 0, seen, committed=committed)
     finished = [i for i, c in enumerate(recorded.candidates) if c.finished]
     if recorded.search:
         config = parse_search(str(recorded.search), "the recorded search")
@@ -104,35 +99,23 @@ def replay(recorded: Any, seen: Observation, engine: Engine) -> Difference:
         answer = engine.answer(Decide(query))
         assert isinstance(answer, Decision)
         again = answer
-    chunk = np.reshape(recorded.positions, again.positions.shape)
-    return Difference(
-        recorded=recorded,
-        again=again,
-        values=tuple(_apart(recorded.candidates[i], again.candidates[i]) for i in finished),
-        chunk=_largest(chunk - again.positions) if again.chosen == recorded.chosen else np.inf,
-    )
-
-
-def _committed(recorded: Any) -> ActionPrefix | None:
-    """Return what the arms were doing anyway; None at rest, and in bags older than that."""
-    weights = np.asarray(getattr(recorded, "committed_weights", ()), np.float64)
-    if not len(weights):
-        return None
-    positions = np.reshape(recorded.committed, (len(weights), -1))
-    return ActionPrefix(positions, weights, float(recorded.committed_seconds))
+    values = []
+    for index in finished:
+        now = np.asarray(again.candidates[index].values, dtype=np.float32)  # as it is recorded
+        apart = np.abs(np.asarray(recorded.candidates[index].values) - now)
+        values.append(float(apart.max(initial=0.0)))
+    chunk = np.inf
+    if again.chosen == recorded.chosen:
+        then = np.reshape(recorded.positions, again.positions.shape)
+        chunk = float(np.abs(then - again.positions).max(initial=0.0))
+    return Difference(recorded, again, tuple(values), chunk)
 
 
 def find_checkpoint(path: Path, wanted: str, given: str, role: str) -> str:
     """Return the folder of the checkpoint with digest ``wanted``.
 
-    Args:
-        path: the episode, which tells what the policy node was started with.
-        wanted: the digest.
-        given: where to look; "" for what the episode tells and what the package ships.
-        role: for the error, e.g. "--checkpoint".
-
-    Raises:
-        CheckpointError: none of the folders has it.
+    Looks in ``given``, or where the episode and the package have one; ``role`` is the option that
+    gives it. Raises CheckpointError when it is in none of them.
     """
     shipped = sorted(p for p in config_folder("models").iterdir() if p.is_dir())
     told = read_episode(path).metadata.checkpoint
@@ -175,12 +158,3 @@ def lines(difference: Difference) -> Iterator[str]:
         yield f"the same choice; its chunk differs by at most {difference.chunk:.1e}"
     else:
         yield f"ANOTHER CHOICE: candidate {recorded.chosen} then, {again.chosen} now"
-
-
-def _apart(was: Any, now: Candidate) -> float:
-    # As it is recorded.
-    return _largest(np.asarray(was.values) - np.asarray(now.values, dtype=np.float32))
-
-
-def _largest(difference: NDArray[Any]) -> float:
-    return float(np.abs(difference).max(initial=0.0))

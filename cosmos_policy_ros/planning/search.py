@@ -23,6 +23,7 @@ from cosmos_policy_ros.inference.spec import (
     STAGES,
     Aggregation,
     Engine,
+    Latents,
     PredictFuture,
     PredictValue,
     SampleActions,
@@ -48,11 +49,7 @@ def aggregate(values: Sequence[float], scheme: Aggregation, numerics: Numerics) 
     - lcb: their mean less one (unbiased) standard deviation, a lower confidence bound.
     - success_vote: the fraction of them that predicts success.
 
-    Returns:
-        A value in [0, 1].
-
-    Raises:
-        ValueError: no values, or a scheme that there is not; one value has no standard deviation.
+    Returns a value in [0, 1]; raises ValueError for too few values or an unknown scheme.
     """
     # In float32, as released: 0.05 lies on the other side of itself in float64.
     array = np.asarray(values, dtype=np.float32)
@@ -76,11 +73,7 @@ def aggregate(values: Sequence[float], scheme: Aggregation, numerics: Numerics) 
 
 
 def choose(values: Sequence[float]) -> int:
-    """Return the index of the best candidate; the first of several, so a tie keeps the base seed.
-
-    Raises:
-        ValueError: no candidates, or a value that is not a number.
-    """
+    """Return the index of the best candidate; of several the first, so ties keep the base seed."""
     if not values or np.isnan(values).any():
         raise ValueError(f"there is nothing to choose from in {list(values)}")
     return int(np.argmax(values))
@@ -101,23 +94,20 @@ class Search:
     def __init__(
         self, query: Query, config: SearchConfig, info: SearchInfo, requested: int = 0
     ) -> None:
-        """Begin with the proposals.
-
-        Args:
-            query: what is seen.
-            config: how to search; ``candidates`` of it are tried.
-            info: of the engine.
-            requested: candidates that were asked for, if there was no time for all.
-        """
+        """Begin with the proposals; ``requested`` candidates were asked for, if not all fit."""
         self.config, self.info = config, info
         self._query, self._requested = query, max(requested, config.candidates)
-        self._answers: dict[TaskKey, Any] = {}
+        self._proposed: dict[int, SampledActions] = {}  # by batch
+        self._imagined: dict[int, Latents] = {}  # by batch, of depth 0
+        # Of each candidate by depth and future.
+        self._values: list[dict[tuple[int, int], tuple[float, ...]]]
+        self._values = [{} for _ in range(config.candidates)]
         self._open: dict[TaskKey, SearchTask] = {}
-        seeds = tuple(query.seed + i for i in range(config.candidates))
-        for batch in range(math.ceil(len(seeds) / config.candidate_batch)):
-            first = batch * config.candidate_batch
-            members = seeds[first : first + config.candidate_batch]
-            self._open[TaskKey(batch, 0, "sample_actions")] = SampleActions(query, members)
+        for first in range(0, config.candidates, config.candidate_batch):
+            last = min(first + config.candidate_batch, config.candidates)
+            seeds = tuple(query.seed + i for i in range(first, last))
+            key = TaskKey(first // config.candidate_batch, 0, "sample_actions")
+            self._open[key] = SampleActions(query, seeds)
 
     @property
     def open(self) -> list[TaskKey]:
@@ -132,16 +122,8 @@ class Search:
     @property
     def finished(self) -> list[int]:
         """The candidates, by index, that have all their values."""
-        return [
-            index
-            for index in range(self.config.candidates)
-            if all(
-                TaskKey(index // self.config.candidate_batch, depth, "predict_value", part)
-                in self._answers
-                for depth in range(self.config.depth)
-                for part in range(self.config.members)
-            )
-        ]
+        needed = self.config.depth * self.config.members
+        return [i for i, values in enumerate(self._values) if len(values) == needed]
 
     def task(self, key: TaskKey) -> SearchTask:
         """Return what is to be computed."""
@@ -156,22 +138,27 @@ class Search:
         task = self._open.pop(key, None)
         if task is None:
             return
-        self._answers[key] = answer
-        config, prompt = self.config, self._query.prompt
-        appraised = []
-        if key.stage == "sample_actions":
+        config, prompt, appraised = self.config, self._query.prompt, []
+        if key.stage == "predict_value":
+            for index, values in enumerate(answer, start=key.batch * config.candidate_batch):
+                self._values[index][key.depth, key.part] = values
+        elif key.stage == "predict_future":
+            if key.depth == 0:
+                self._imagined[key.batch] = answer
+            appraised = [answer[:, part] for part in range(config.futures)]
+            if key.depth + 1 < config.depth:
+                # From the last member of the ensemble: it took all the steps.
+                ahead = SampleActions(self._query, task.seeds, answer[:, -1])
+                self._open[TaskKey(key.batch, key.depth + 1, "sample_actions")] = ahead
+        else:
+            if key.depth == 0:
+                self._proposed[key.batch] = answer
             if config.value == "value_q":
                 appraised = [answer.latents]
             else:
                 self._open[key._replace(stage="predict_future")] = PredictFuture(
                     prompt, answer.latents, task.seeds, config.futures, config.future_steps
                 )
-        elif key.stage == "predict_future":
-            appraised = [answer[:, part] for part in range(config.futures)]
-            if key.depth + 1 < config.depth:
-                # From the last member of the ensemble: it took all the steps.
-                ahead = SampleActions(self._query, task.seeds, answer[:, -1])
-                self._open[TaskKey(key.batch, key.depth + 1, "sample_actions")] = ahead
         for part, latents in enumerate(appraised):
             self._open[key._replace(stage="predict_value", part=part)] = PredictValue(
                 prompt, latents, task.seeds, config.values, config.value_steps, config.value
@@ -180,15 +167,10 @@ class Search:
     def decide(
         self, phases: dict[str, float], late: str = "", among: Sequence[int] | None = None
     ) -> Decision:
-        """Choose among the finished candidates.
+        """Choose among the finished candidates, or those of them that are given by index.
 
-        Args:
-            phases: wall seconds by stage.
-            late: the time that not all have finished within.
-            among: those of them that may be chosen; None for all.
-
-        Raises:
-            ValueError: none has.
+        ``phases`` are wall seconds by stage, ``late`` names the time that some did not finish in.
+        Raises ValueError when none has finished.
         """
         config, info = self.config, self.info
         finished = self.finished if among is None else list(among)
@@ -200,10 +182,10 @@ class Search:
         batch, row = divmod(best, config.candidate_batch)
         imagined = None
         if config.value != "value_q":
-            futures = self._answers[TaskKey(batch, 0, "predict_future")][row]
+            futures = self._imagined[batch][row]
             imagined = futures if config.shown == "average" else futures[-1:]
         return Decision(
-            positions=self._answers[TaskKey(batch, 0, "sample_actions")].chunks[row],
+            positions=self._proposed[batch].chunks[row],
             dt=info.dt,
             candidates=tuple(candidates),
             chosen=best,
@@ -219,23 +201,18 @@ class Search:
         )
 
     def _candidate(self, index: int) -> Candidate:
-        config = self.config
-        batch, row = divmod(index, config.candidate_batch)
+        config, values = self.config, self._values[index]
         by_depth = [
-            tuple(
-                value
-                for part in range(config.members)
-                for value in self._answers[TaskKey(batch, depth, "predict_value", part)][row]
-            )
+            tuple(value for part in range(config.members) for value in values[depth, part])
             for depth in range(config.depth)
         ]
         found = [aggregate(values, config.aggregation, self.info.numerics) for values in by_depth]
-        last, values = config.combination == "last", by_depth[0]
+        last = config.combination == "last"
         return Candidate(
             seed=self._query.seed + index,
-            values=values,
+            values=by_depth[0],
             value=found[-1] if last else math.fsum(found) / len(found),
-            spread=float(np.std(values)) if len(values) > 1 else math.nan,
+            spread=float(np.std(by_depth[0])) if len(by_depth[0]) > 1 else math.nan,
         )
 
 
@@ -260,14 +237,8 @@ def run_search(
 ) -> Decision:
     """Do a whole search in this process, one task after the other.
 
-    Args:
-        engine: does the tasks.
-        query: what is seen.
-        config: how to search.
-        among: the candidates, by index, that may be chosen; None for all.
-
-    Raises:
-        CosmosPolicyError: the engine refused a task.
+    ``among`` are the candidates, by index, that may be chosen; None for all. Raises
+    CosmosPolicyError when the engine refuses a task.
     """
     info = engine.info
     assert isinstance(info, SearchInfo)
@@ -365,9 +336,11 @@ def _most_candidates(
 
 def makespan(search: Search, seconds: Mapping[Stage, float], workers: int) -> float:
     """Return how long a fresh search would take; it is gone through and cannot be used any more."""
-    # Answers of no size.
-    proposed = SampledActions(np.empty((0,), np.float32), np.empty((0,), np.float64))
-    imagined = np.empty((1, search.config.futures, 0), np.float32)
+    answers = {  # of no size
+        "sample_actions": SampledActions(np.empty(0, np.float32), np.empty(0, np.float64)),
+        "predict_future": np.empty((1, search.config.futures, 0), np.float32),
+        "predict_value": (),
+    }
     now, order = 0.0, count()
     running: list[tuple[float, int, TaskKey]] = []
     while not search.complete:
@@ -376,5 +349,5 @@ def makespan(search: Search, seconds: Mapping[Stage, float], workers: int) -> fl
         for key in waiting[: workers - len(running)]:
             heapq.heappush(running, (now + seconds[key.stage], next(order), key))
         now, _, done = heapq.heappop(running)
-        search.take(done, imagined if done.stage == "predict_future" else proposed)
+        search.take(done, answers[done.stage])
     return now

@@ -52,10 +52,10 @@ class StubSearchEngine:
             chunks = np.array([np.full((50, 14), seed / 1e4) for seed in task.seeds])
             return SampledActions(latents, chunks)
         if isinstance(task, PredictFuture):
-            return np.zeros((len(task.seeds), task.futures, *NO_LATENT), np.float32)
+            return np.zeros((len(task.seeds), task.members, *NO_LATENT), np.float32)
         assert isinstance(task, PredictValue)
         # Not the first nor the last is the best.
-        return tuple((0.9 - 0.01 * abs(seed % 8 - 5),) * task.values for seed in task.seeds)
+        return tuple((0.9 - 0.01 * abs(seed % 8 - 5),) * task.members for seed in task.seeds)
 
 
 def proposals(query: Query) -> SampleActions:

@@ -87,7 +87,7 @@ def _say(done: Imported) -> str:
     score = "" if done.score is None else f", {done.score:g} of 100"
     return (
         f"{done.path.name}, {done.steps} steps, {say_seconds(done.seconds)}{score}, "
-        f"{done.verdict.text}"
+        f"{done.quality.text}"
     )
 
 

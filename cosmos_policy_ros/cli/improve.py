@@ -120,8 +120,11 @@ class Improvement:
 
     def _measure(self) -> None:
         # Networks are needed here alone.
-        from cosmos_policy_ros.evaluation.imagination import imagination_sheet
-        from cosmos_policy_ros.evaluation.preconditions import measure_preconditions, scored
+        from cosmos_policy_ros.evaluation.report import (
+            imagination_sheet,
+            measure_preconditions,
+            scored,
+        )
         from cosmos_policy_ros.model.policy import CosmosPolicy
 
         policy = CosmosPolicy.load(self.checkpoint)
@@ -129,7 +132,7 @@ class Improvement:
         data, dataset_index = scored(self.output / HELD_OUT / ROLLOUTS / DIRECT, policy)
         steps = policy.checkpoint.config.denoising_steps
         both = {"imagined before": policy, "imagined after": world_model}
-        sheet = imagination_sheet(both, data, dataset_index, steps=steps)
+        sheet = imagination_sheet(both, data, dataset_index, steps)
         save_sheet(sheet, self.output / IMAGINATION)
         found = measure_preconditions(policy, world_model, data, dataset_index)
         text = json.dumps(found, indent=2, default=np.ndarray.tolist)

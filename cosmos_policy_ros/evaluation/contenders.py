@@ -27,13 +27,12 @@ class Contender:
     """One row of the table.
 
     Attributes:
-        name: of the row.
+        name: names the row.
         engine: cosmos; demonstrator, the ceiling; or replay, the floor: a demonstration of another
             scene, drawn anew in every trial.
-        checkpoint: of cosmos, a folder or a name in ``config/models``; of replay, a folder of
-            demonstrations.
+        checkpoint: a folder or a name in ``config/models``; for replay a folder of demonstrations.
         planning: direct, or a search: a name in ``config/planning`` or a file.
-        world_model: checkpoint that imagines and appraises in a search; empty for ``checkpoint``.
+        world_model: checkpoint that predicts and values in a search; empty for ``checkpoint``.
         denoising_steps: 0 as the checkpoint says.
         jitter: how much the demonstrator's ways differ; above 3 or so it fails.
         choice: 0 to 1, which of a task's several ways the demonstrator takes; drawn where None.
@@ -71,9 +70,8 @@ def load_policy(contender: Contender, threads: int) -> Policy:
         return Demonstrator(jitter=contender.jitter, choice=contender.choice)
     search = None
     if contender.planning != DIRECT:
-        search = load_config(
-            SearchConfig, named_file(contender.planning, config_folder("planning"))
-        )
+        file = named_file(contender.planning, config_folder("planning"))
+        search = load_config(SearchConfig, file)
     spec = EngineSpec(
         engine=contender.engine,
         checkpoint=str(checkpoint_folder(contender.checkpoint)),
@@ -99,7 +97,7 @@ class EnginePolicy:
 
     @property
     def info(self) -> EngineInfo:
-        """The engine's own."""
+        """The engine's."""
         info = self._engine.info
         assert isinstance(info, EngineInfo)
         return info
@@ -114,29 +112,21 @@ class EnginePolicy:
 
 
 class DemonstrationReplay:
-    """Does what was once right, without looking: what a policy must beat."""
+    """Replays demonstrations of other scenes without looking: what a policy must beat."""
 
     def __init__(self, root: Path) -> None:
-        """Take the finished episodes in a folder, or in the folders in it.
-
-        Raises:
-            ConfigError: there are none.
-        """
+        """Take the finished episodes below a folder. Raises ConfigError: there are none."""
         self._episodes = sorted(path.parent for path in root.glob("**/metadata.yaml"))
         if not self._episodes:
             raise ConfigError(f"{root}: holds no demonstration to replay")
 
     @property
     def info(self) -> EngineInfo:
-        """Nothing to say."""
+        """No checkpoint."""
         return EngineInfo()
 
     def decide(self, query: Query) -> Decision:
-        """Return the next 50 rows of the demonstration that the query's seed draws.
-
-        Raises:
-            RolloutError: its bag cannot be read.
-        """
+        """Return the next 50 rows of the demonstration that the query's seed draws."""
         drawn = int(np.random.default_rng(query.seed).integers(len(self._episodes)))
         windows = EpisodeWindows(read_episode(self._episodes[drawn]))
         steps = windows.rig.rig.rates.chunk_steps

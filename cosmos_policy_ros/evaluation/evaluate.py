@@ -1,16 +1,14 @@
 """An evaluation: every contender on the same scenes with the same noise, in shuffled order.
 
-A line is written per trial as it ends; what was killed goes on where it was.
+A line is written per trial as it ends; an evaluation that was killed goes on where it was.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -26,7 +24,7 @@ from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.evaluation.contenders import Contender, load_policy
 from cosmos_policy_ros.evaluation.results import Result, read_results, to_line
 from cosmos_policy_ros.evaluation.trial import SimEnv, TrialBag
-from cosmos_policy_ros.rig.decision import Decision, EngineInfo, Policy, Query
+from cosmos_policy_ros.rig.decision import Policy
 from cosmos_policy_ros.rig.run import Goal
 from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.sim.tasks import USUAL, condition
@@ -42,7 +40,7 @@ class EvaluationConfig:
 
     Attributes:
         task: a name in ``config/tasks`` that the simulated rig knows.
-        contenders: who takes part; the others are compared with the first.
+        contenders: all are compared with the first.
         conditions: of the scenes, see :mod:`~cosmos_policy_ros.sim.tasks`.
         trials: scenes per condition.
         first_seed: of the scenes; demonstrations are made of low ones, which are not held out.
@@ -81,7 +79,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class Job:
-    """One trial to be made."""
+    """One trial to be made; :attr:`key` as in its :class:`Result`."""
 
     contender: Contender
     condition: str
@@ -90,16 +88,12 @@ class Job:
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """As of its :class:`Result`."""
+        """Contender, condition and scene."""
         return self.contender.name, self.condition, self.seed
 
 
 def plan(config: EvaluationConfig) -> list[Job]:
-    """Return all trials, shuffled: contenders alternate, and drift of the machine hits all alike.
-
-    Raises:
-        RigError: a condition is not known.
-    """
+    """Return all trials, shuffled, so that drift of the machine hits all contenders alike."""
     for name in config.conditions:
         condition(config.task, name)
     jobs = [
@@ -127,73 +121,49 @@ def evaluate(config: EvaluationConfig, output: Path) -> list[Result]:
     # A line that a kill has cut short would spoil the next one.
     path.write_text("".join(map(to_line, done)), encoding="utf-8")
     left = [job for job in jobs if job.key not in {result.key for result in done}]
-    made = _in_processes(config, output, left) if config.processes else _here(config, output, left)
+    bar = tqdm(
+        _results(config, output, left),
+        "trials",
+        total=len(jobs),
+        initial=len(done),
+        disable=None,
+        smoothing=0.0,
+    )
     with path.open("a", encoding="utf-8") as lines:
-        for result in tqdm(
-            made, "trials", total=len(jobs), initial=len(done), disable=None, smoothing=0.0
-        ):
+        for result in bar:
             done.append(result)
             lines.write(to_line(result))
             lines.flush()
     return done
 
 
-def _here(config: EvaluationConfig, output: Path, jobs: Sequence[Job]) -> Iterator[Result]:
-    worker = Worker(config, output, nullcontext())
-    try:
-        yield from map(worker.make, jobs)
-    finally:
-        worker.close()
-
-
-def _in_processes(config: EvaluationConfig, output: Path, jobs: Sequence[Job]) -> Iterator[Result]:
+def _results(config: EvaluationConfig, output: Path, jobs: Sequence[Job]) -> Iterator[Result]:
+    """Make trials, here or in processes; yield their results as they end."""
+    if not config.processes:
+        worker = Worker(config, output, nullcontext())
+        try:
+            yield from map(worker.make, jobs)
+        finally:
+            worker.close()
+        return
     context = get_context("spawn")
     setting_up = (config, output, context.Lock())
     with ProcessPoolExecutor(config.processes, context, _prepare, setting_up) as pool:
-        waiting = iter(jobs)
-        running: set[Future[Result]] = set()
-        while True:
-            # No more than keep all busy: what has not begun when somebody interrupts never does.
-            for job in islice(waiting, 2 * config.processes - len(running)):
-                running.add(pool.submit(_make, job))
-            if not running:
-                return
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in finished)
-
-
-@dataclass
-class _Stopwatch:
-    """A policy whose thinking is timed."""
-
-    policy: Policy
-    seconds: list[float] = field(default_factory=list)
-
-    @property
-    def info(self) -> EngineInfo:
-        return self.policy.info
-
-    def decide(self, query: Query) -> Decision:
-        began = time.perf_counter()
+        futures = [pool.submit(_make, job) for job in jobs]
         try:
-            return self.policy.decide(query)
+            for future in as_completed(futures):
+                yield future.result()
         finally:
-            self.seconds.append(time.perf_counter() - began)
+            pool.shutdown(cancel_futures=True)  # after an interrupt nothing more begins
 
 
 class Worker:
-    """What one process keeps from trial to trial."""
+    """What one process keeps from trial to trial: the rig, and contenders once loaded."""
 
     def __init__(
         self, config: EvaluationConfig, output: Path, lock: AbstractContextManager[object]
     ) -> None:
-        """Load the rig; contenders are loaded when their first trial comes.
-
-        Args:
-            config: of the evaluation.
-            output: its folder.
-            lock: held while an episode gets its number.
-        """
+        """Load the rig; ``lock`` is held while an episode gets its number."""
         self._config, self._output, self._lock = config, output, lock
         self._rig = load_rig("sim", config_folder("rigs"))
         self._task = load_task(config.task, config_folder("tasks"))
@@ -207,17 +177,16 @@ class Worker:
 
     def make(self, job: Job) -> Result:
         """Make one trial."""
-        contender = job.contender
+        contender, keep = job.contender, self._config.keep
         if contender.name not in self._policies:
             self._policies[contender.name] = load_policy(contender, self._config.threads)
-        policy = _Stopwatch(self._policies[contender.name])
+        policy = self._policies[contender.name]
         run_id = f"{contender.name}/{job.condition}/{job.seed}".replace(" ", "_")
         prompt, limit = self._task.prompts[0], self._task.time_limit
         goal = Goal(run_id, self._task.name, prompt, limit, 0, job.noise_seed)
-        keep = self._config.keep
-        bag = None if keep == "none" else self._begin(job, policy.info)
-        watching = () if bag is None else (bag,)
-        trial = self._env.run(goal, job.seed, policy, watching, condition=job.condition)
+        bag = None if keep == "none" else self._begin_bag(job, policy.info.digest)
+        observers = () if bag is None else (bag,)
+        trial = self._env.run(goal, job.seed, policy, observers, condition=job.condition)
         episode = ""
         if bag is not None and trial.crashed:
             bag.discard(trial.outcome.message)
@@ -238,30 +207,27 @@ class Worker:
             chunks=trial.chunks,
             refused=trial.refused,
             seconds=trial.seconds,
-            thinking=median(policy.seconds) if policy.seconds else 0.0,
+            thinking=median(trial.thinking) if trial.thinking else 0.0,
             episode=episode,
         )
 
-    def _begin(self, job: Job, info: EngineInfo) -> TrialBag:
+    def _begin_bag(self, job: Job, digest: str) -> TrialBag:
         folder = self._output / ROLLOUTS / job.contender.name.replace(" ", "_")
         store = EpisodeStore(folder, self._types, clock=lambda: self._env.time_ns)
         with self._lock:  # two stores of one folder must not number their episodes at once
-            return self._bag(store, job, info)
-
-    def _bag(self, store: EpisodeStore, job: Job, info: EngineInfo) -> TrialBag:
-        return TrialBag(
-            store,
-            self._types,
-            self._rig,
-            self._task,
-            seed=job.noise_seed,
-            engine=job.contender.engine,
-            checkpoint=job.contender.checkpoint,
-            checkpoint_digest=info.digest,
-        )
+            return TrialBag(
+                store,
+                self._types,
+                self._rig,
+                self._task,
+                seed=job.noise_seed,
+                engine=job.contender.engine,
+                checkpoint=job.contender.checkpoint,
+                checkpoint_digest=digest,
+            )
 
 
-_worker: Worker | None = None
+_worker: Worker | None = None  # of a process of the pool
 
 
 def _prepare(config: EvaluationConfig, output: Path, lock: AbstractContextManager[object]) -> None:

@@ -1,4 +1,9 @@
-"""The report of a turn of the loop: Markdown, and the same as a page with plots."""
+"""What a turn of the loop of ``cosmos improve`` measures, shows and reports.
+
+Three things must be true before a search can help. Proposals must differ, or there is nothing to
+choose from; values must tell good from bad, or the choice is blind; and futures must be right where
+it matters, or values are of something else.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ import base64
 import html
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +19,31 @@ import markdown  # type: ignore[import-untyped]
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
+from cosmos_policy_ros.core.errors import ObservationError, RolloutError
+from cosmos_policy_ros.dataset.contact_sheet import tabulate
 from cosmos_policy_ros.evaluation.contenders import DIRECT
 from cosmos_policy_ros.evaluation.results import Result, cell, comparison, read_results, table
+from cosmos_policy_ros.model.images import ImageArray
+from cosmos_policy_ros.model.policy import CosmosPolicy
+from cosmos_policy_ros.model.sampler import SampleSpec
+from cosmos_policy_ros.model.sequence import Conditioning
+from cosmos_policy_ros.rig.arms import ARM_DIM, ARM_JOINTS, ARMS
+from cosmos_policy_ros.sim.kinematics import ArmKinematics
 from cosmos_policy_ros.sim.tasks import USUAL
+from cosmos_policy_ros.training.config import DataConfig
+from cosmos_policy_ros.training.dataset_index import DatasetIndex, EpisodeEntry
+from cosmos_policy_ros.training.start import dataset_index_for
+from cosmos_policy_ros.training.value_evaluation import (
+    WindowBatch,
+    evaluate_values,
+    read_lots,
+    windows_of,
+)
 
+PROPOSALS = 8  # as in "best of 8"
+COLUMNS = 6  # most windows in an image
 STYLE = (
     "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"
     "table{border-collapse:collapse}td,th{border:1px solid #bbb;padding:.3em .6em}"
@@ -26,14 +51,139 @@ STYLE = (
 )
 
 
+def scored(rollouts: Path, policy: CosmosPolicy) -> tuple[DataConfig, DatasetIndex]:
+    """Return the scored rollouts in a folder, all of them to measure on.
+
+    Raises:
+        CosmosPolicyError: it holds none.
+    """
+    data = DataConfig(
+        demonstrations=(),
+        rollouts=(str(rollouts),),
+        held_out=0.0,
+        augmentation="none",
+        workers=0,
+    )
+    return data, dataset_index_for(data, policy.checkpoint.config, policy.checkpoint.text)
+
+
+def measure_preconditions(
+    policy: CosmosPolicy, world_model: CosmosPolicy, data: DataConfig, dataset_index: DatasetIndex
+) -> dict[str, Any]:
+    """Measure a policy and a world model trained for V(s') on rollouts that neither learned from.
+
+    Returns:
+        What goes into ``preconditions.json``: numbers, and per window the values behind them.
+    """
+    steps = policy.checkpoint.config.denoising_steps
+    spread = proposal_spread(policy, dataset_index.sources, steps)
+    before = evaluate_values(policy, data, dataset_index, "value_sas", steps=steps)
+    after = evaluate_values(world_model, data, dataset_index, "value_s", steps=steps)
+    return {
+        "episodes": len(dataset_index.sources),
+        "successes": len(dataset_index.pool("success")),
+        "windows": len(after.succeeded),
+        "spread_mm": [round(1000 * float(x), 1) for x in np.median(spread, axis=0)],
+        "policy": {"auc_true": before.auc_true, "world_l1": before.world_l1},
+        "world_model": {
+            "auc_true": after.auc_true,
+            "auc_imagined": after.auc_imagined,
+            "world_l1": after.world_l1,
+        },
+        "succeeded": after.succeeded,
+        "value_true": after.true,
+        "value_imagined": after.imagined,
+    }
+
+
+def proposal_spread(
+    policy: CosmosPolicy, sources: Sequence[EpisodeEntry], steps: int
+) -> NDArray[np.float64]:
+    """Return how far apart proposals put the grippers, per episode's beginning and arm [m].
+
+    The root mean square distance of the pinch points from their mean, in the middle of the chunk;
+    (episodes, 2) left and right. Episodes whose beginning is damaged are left out.
+    """
+    arms = [ArmKinematics(arm) for arm in ARMS]
+    found = []
+    for source in sources:
+        step = int(source.starts[0])
+        try:
+            seen = source.windows.observe(int(source.windows.steps.times_ns[step]))
+        except (ObservationError, RolloutError):
+            continue
+        observation = policy.encode_observation(source.prompt, seen)
+        draws = [SampleSpec(seed, steps) for seed in range(PROPOSALS)]
+        chunks = policy.chunks(policy.sample_actions(observation, draws))
+        poses = chunks[:, chunks.shape[1] // 2]
+        spread = []
+        for index, arm in enumerate(arms):
+            joints = poses[:, index * ARM_DIM : index * ARM_DIM + ARM_JOINTS]
+            points = np.stack([arm.forward(each).position for each in joints])
+            off = points - points.mean(axis=0)
+            spread.append(float(np.sqrt((off**2).sum(axis=1).mean())))
+        found.append(spread)
+    return np.array(found).reshape(-1, len(arms))
+
+
+def imagination_sheet(
+    policies: Mapping[str, CosmosPolicy], data: DataConfig, dataset_index: DatasetIndex, steps: int
+) -> ImageArray:
+    """Draw windows of rollouts: seen, came, and imagined by each policy (paper, Figure 6).
+
+    Args:
+        policies: by the name of their row; at least one, all with the same cameras.
+        data: names the rollouts.
+        dataset_index: of them; the windows are spread evenly over all.
+        steps: of denoising.
+
+    Returns:
+        An RGB image with a column per window.
+    """
+    first = next(iter(policies.values()))
+    cameras = first.checkpoint.layout.cameras
+
+    def images(batch: WindowBatch, part: slice) -> dict[str, ImageArray]:
+        return dict(zip(cameras, batch.batch.images[0].numpy()[part], strict=True))
+
+    seen, came = slice(None, len(cameras)), slice(len(cameras), None)
+    every = windows_of(dataset_index, first)
+    spread = np.linspace(0, len(every) - 1, min(COLUMNS, len(every))).astype(int)
+    chosen = [every[index] for index in spread]
+    rows: dict[str, list[Mapping[str, ImageArray]]] = {}
+    heads = []
+    for name, policy in policies.items():
+        windows = list(read_lots(policy, data, dataset_index, chosen, 1))
+        if not rows:
+            rows["seen"] = [images(batch, seen) for batch in windows]
+            rows["came"] = [images(batch, came) for batch in windows]
+            for batch in windows:
+                start = batch.batch.picks[0].start * policy.checkpoint.config.dt
+                heads.append(f"{batch.source.pool}, {start:.0f} s")
+        rows[name] = []
+        for batch in windows:
+            prompt = batch.source.prompt
+            conditioning = Conditioning(prompt, images(batch, seen), batch.clean)
+            future = policy.predict_future(prompt, batch.clean, [SampleSpec(0, steps)])
+            rows[name] += policy.decode_images(conditioning, future)
+    return tabulate(
+        heads,
+        {
+            f"{camera}, {name}": [window[camera] for window in row]
+            for camera in cameras
+            for name, row in rows.items()
+        },
+    )
+
+
 def write_report(report: Path, trials: Path, preconditions: Path, imagination: Path) -> None:
-    """Write the report of what a turn's stages found.
+    """Write the report of what a turn's stages found, as Markdown and as a page with plots.
 
     Args:
         report: where to, without the suffixes ``.md`` and ``.html``.
         trials: of the comparison.
-        preconditions: what was measured, JSON.
-        imagination: the image of what was imagined beside what came, in the report's folder.
+        preconditions: what :func:`measure_preconditions` found, JSON.
+        imagination: the image of :func:`imagination_sheet`, in the report's folder.
 
     Raises:
         ConfigError: the comparison's trials cannot be read.
@@ -43,15 +193,23 @@ def write_report(report: Path, trials: Path, preconditions: Path, imagination: P
     lines = report_lines(results, found, imagination.name)
     report.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     plots = {
-        "Scores with 95 % intervals": _plot(lambda axes: _plot_scores(axes, results)),
+        "Scores with 95 % intervals": _plot(lambda axes: _draw_scores(axes, results)),
         "Value of what came and of what was imagined, by how the episode ended": _plot(
-            lambda axes: _plot_values(axes, found)
+            lambda axes: _draw_values(axes, found)
         ),
     }
+    images = "".join(
+        f"<h2>{html.escape(title)}</h2><img src='{source}' alt='{html.escape(title)}'>"
+        for title, source in plots.items()
+    )
     # The page is one file.
-    imagined = _source(imagination.read_bytes())
-    lines = [line.replace(f"({imagination.name})", f"({imagined})") for line in lines]
-    report.with_suffix(".html").write_text(_page(lines, plots), encoding="utf-8")
+    imagined = f"({_image_source(imagination.read_bytes())})"
+    text = "\n".join(lines).replace(f"({imagination.name})", imagined)
+    report.with_suffix(".html").write_text(
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Does planning help?</title>"
+        f"<style>{STYLE}</style>{markdown.markdown(text, extensions=['tables'])}{images}</html>\n",
+        encoding="utf-8",
+    )
 
 
 def report_lines(results: Sequence[Result], found: dict[str, Any], image: str) -> list[str]:
@@ -59,8 +217,10 @@ def report_lines(results: Sequence[Result], found: dict[str, Any], image: str) -
     contenders, conditions = _names(results)
     policy, world_model = found["policy"], found["world_model"]
     left, right = found["spread_mm"]
-    came, imagined = _area(world_model["auc_true"]), _area(world_model["auc_imagined"])
-    before = _area(policy["auc_true"])
+    came, imagined, before = (
+        "none (all ended alike)" if area is None else f"{area:.3f}"
+        for area in (world_model["auc_true"], world_model["auc_imagined"], policy["auc_true"])
+    )
     return [
         "# Does planning help?",
         "",
@@ -90,15 +250,15 @@ def report_lines(results: Sequence[Result], found: dict[str, Any], image: str) -
     ]
 
 
-def _area(area: float | None) -> str:
-    return "none (all ended alike)" if area is None else f"{area:.3f}"
-
-
 def _names(results: Sequence[Result]) -> tuple[list[str], list[str]]:
     """Return contenders and conditions, what the others are compared with first."""
     contenders = sorted({r.contender for r in results}, key=lambda name: (name != DIRECT, name))
     conditions = sorted({r.condition for r in results}, key=lambda name: (name != USUAL, name))
     return contenders, conditions
+
+
+def _image_source(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _plot(draw: Callable[[Axes], None]) -> str:
@@ -107,14 +267,10 @@ def _plot(draw: Callable[[Axes], None]) -> str:
     draw(figure.subplots())
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=110)
-    return _source(drawn.getvalue())
+    return _image_source(drawn.getvalue())
 
 
-def _source(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-def _plot_scores(axes: Axes, results: Sequence[Result]) -> None:
+def _draw_scores(axes: Axes, results: Sequence[Result]) -> None:
     contenders, conditions = _names(results)
     for offset, name in enumerate(contenders):
         cells = [
@@ -134,7 +290,7 @@ def _plot_scores(axes: Axes, results: Sequence[Result]) -> None:
     axes.legend()
 
 
-def _plot_values(axes: Axes, found: dict[str, Any]) -> None:
+def _draw_values(axes: Axes, found: dict[str, Any]) -> None:
     true, imagined = np.array(found["value_true"]), np.array(found["value_imagined"])
     succeeded = np.array(found["succeeded"], dtype=bool)
     for ended, colour, name in ((True, "tab:green", "success"), (False, "tab:red", "failure")):
@@ -144,15 +300,3 @@ def _plot_values(axes: Axes, found: dict[str, Any]) -> None:
     axes.set_xlabel("value of what came")
     axes.set_ylabel("value of what was imagined")
     axes.legend()
-
-
-def _page(lines: Sequence[str], plots: dict[str, str]) -> str:
-    text = markdown.markdown("\n".join(lines), extensions=["tables"])
-    images = "".join(
-        f"<h2>{html.escape(title)}</h2><img src='{source}' alt='{html.escape(title)}'>"
-        for title, source in plots.items()
-    )
-    return (
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Does planning help?</title>"
-        f"<style>{STYLE}</style>{text}{images}</html>\n"
-    )

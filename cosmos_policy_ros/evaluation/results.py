@@ -23,16 +23,14 @@ class Result:
     """One line of ``trials.jsonl``.
 
     Attributes:
-        contender, condition: of the evaluation.
-        seed: of the scene.
-        noise_seed: of the policy.
-        outcome: of the run.
+        seed: placed the scene's objects.
+        noise_seed: the policy's.
         message: why, where it crashed.
         crashed: it ended by a fault, not by the policy's skill, and does not count.
         score: 0 to 100.
         success: whether every stage was reached.
         chunks, refused: executed and refused.
-        seconds: of the rig.
+        seconds: of the rig's time.
         thinking: wall seconds per decision, the median.
         episode: the bag's folder; empty where none was kept.
     """
@@ -54,16 +52,12 @@ class Result:
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """Which trial of the evaluation it is."""
+        """Contender, condition and scene."""
         return self.contender, self.condition, self.seed
 
 
 def read_results(path: Path) -> list[Result]:
-    """Read ``trials.jsonl``; a last line that was cut short is left out.
-
-    Raises:
-        ConfigError: a line is of another kind.
-    """
+    """Read ``trials.jsonl`` but for a last line that was cut short; raises ConfigError."""
     if not path.is_file():
         return []
     found = []
@@ -104,26 +98,13 @@ def bootstrap(numbers: Sequence[float], seed: int = 0) -> Interval:
 
 @dataclass(frozen=True)
 class Cell:
-    """A contender under a condition.
-
-    Attributes:
-        trials: that count.
-        crashed: that do not.
-        successes: of those that count.
-        score: their mean.
-        score_interval: its 95 % interval.
-    """
+    """A contender under a condition: trials that count, trials that crashed, successes, scores."""
 
     trials: int
     crashed: int
     successes: int
     score: float
     score_interval: Interval
-
-    @property
-    def rate(self) -> float:
-        """Share of successes."""
-        return self.successes / self.trials if self.trials else math.nan
 
 
 def cell(results: Iterable[Result]) -> Cell:
@@ -142,13 +123,7 @@ def cell(results: Iterable[Result]) -> Cell:
 
 @dataclass(frozen=True)
 class Paired:
-    """One contender less another on the scenes that count for both.
-
-    Attributes:
-        scenes: how many.
-        success, score: mean differences, of the rate and in points.
-        success_interval, score_interval: their 95 % intervals.
-    """
+    """One contender less another on the scenes that count for both: means of the differences."""
 
     scenes: int
     success: float
@@ -184,16 +159,28 @@ def table(
     In a cell: the mean score with its 95 % bootstrap interval, and the success rate with its 95 %
     Wilson interval, as the paper's Table 3 and its text give them.
     """
-    head = ["", *(c.replace("_", " ") for c in conditions)]
-    if len(conditions) > 1:
-        head.append("all")
-    lines = [_row(head), _row(["---"] * len(head))]
+
+    def text(found: Cell) -> str:
+        if not found.trials:
+            return "no trial"
+        low, high = wilson(found.successes, found.trials)
+        score_low, score_high = found.score_interval
+        return (
+            f"**{found.score:.1f}** ({score_low:.1f} to {score_high:.1f}); "
+            f"{100 * (found.successes / found.trials):.0f} % of {found.trials} "
+            f"({100 * low:.0f} to {100 * high:.0f})"
+        )
+
+    several = len(conditions) > 1
+    head = ["", *(c.replace("_", " ") for c in conditions), *(["all"] if several else [])]
+    rows = [head, ["---"] * len(head)]
     for name in contenders:
         mine = [r for r in results if r.contender == name]
         cells = [cell(r for r in mine if r.condition == each) for each in conditions]
-        if len(conditions) > 1:
+        if several:
             cells.append(cell(mine))
-        lines.append(_row([name, *(_say(each) for each in cells)]))
+        rows.append([name, *map(text, cells)])
+    lines = [f"| {' | '.join(row)} |" for row in rows]
     crashed = [r for r in results if r.crashed]
     if crashed:
         lines += ["", f"{len(crashed)} trials crashed and do not count: {crashed[0].message}"]
@@ -206,7 +193,10 @@ def comparison(results: Sequence[Result], contenders: Sequence[str]) -> list[str
     conditions = list(dict.fromkeys(result.condition for result in results))
     groups: dict[str, Sequence[Result]] = {"": results}
     if len(conditions) > 1:
-        groups = {f" ({name.replace('_', ' ')})": _of(results, name) for name in conditions}
+        groups = {
+            f" ({name.replace('_', ' ')})": [r for r in results if r.condition == name]
+            for name in conditions
+        }
         groups[" (all)"] = results
     lines = []
     for name in others:
@@ -214,33 +204,11 @@ def comparison(results: Sequence[Result], contenders: Sequence[str]) -> list[str
             found = paired(group, name, first)
             if not found.scenes:
                 continue
+            low, high = (100 * end for end in found.success_interval)
+            score_low, score_high = found.score_interval
             lines.append(
                 f"- {name} less {first}, {found.scenes} scenes{where}: success "
-                f"{100 * found.success:+.1f} points ({_points(found.success_interval)}), score "
-                f"{found.score:+.1f} ({found.score_interval[0]:+.1f} to "
-                f"{found.score_interval[1]:+.1f})"
+                f"{100 * found.success:+.1f} points ({low:+.1f} to {high:+.1f}), score "
+                f"{found.score:+.1f} ({score_low:+.1f} to {score_high:+.1f})"
             )
     return lines
-
-
-def _of(results: Sequence[Result], condition: str) -> list[Result]:
-    return [result for result in results if result.condition == condition]
-
-
-def _say(found: Cell) -> str:
-    if not found.trials:
-        return "no trial"
-    low, high = wilson(found.successes, found.trials)
-    score_low, score_high = found.score_interval
-    return (
-        f"**{found.score:.1f}** ({score_low:.1f} to {score_high:.1f}); "
-        f"{100 * found.rate:.0f} % of {found.trials} ({100 * low:.0f} to {100 * high:.0f})"
-    )
-
-
-def _points(interval: Interval) -> str:
-    return f"{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

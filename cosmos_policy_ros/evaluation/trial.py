@@ -1,20 +1,21 @@
 """One trial on the simulated rig in one process: what the nodes do together, without a wall clock.
 
 Rig, observation gates, run, safety gate and chunks are the nodes' own; only the messages between
-them are left out. The rig waits while the policy thinks, as in stepped mode; or the answer comes as
-late on the rig's clock as one says, whatever the policy really took.
+them are left out. The rig waits while the policy thinks, as in stepped mode; or an answer comes
+after a given latency on the rig's clock, whatever the policy really took.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros import __version__
@@ -50,7 +51,7 @@ LIMITS = RunLimits(observation_timeout=10.0, brake_seconds=0.4)  # the policy no
 
 
 class RolloutObserver(Protocol):
-    """Who is told what happens in a trial, in order of the rig's time."""
+    """Receives what happens in a trial, in order of the rig's time."""
 
     def joints(self, side: str, sample: JointSample) -> None:
         """Take a joint state."""
@@ -59,7 +60,7 @@ class RolloutObserver(Protocol):
         """Take what the cameras see, at the model's size."""
 
     def sent(self, chunk: TimedChunk) -> None:
-        """Take a chunk that the arms were told."""
+        """Take a chunk that was sent to the arms."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Trial:
         chunks, refused, late: executed, refused by the gate, and dropped as too late.
         seconds: of the rig's time.
         idle: seconds of them that the arms stood still between their first motion and their last.
+        thinking: wall seconds of each decision.
         transitions: one per chunk that was judged.
     """
 
@@ -85,6 +87,7 @@ class Trial:
     late: int
     seconds: float
     idle: float
+    thinking: tuple[float, ...]
     transitions: tuple[ChunkTransition, ...]
 
     @property
@@ -112,9 +115,9 @@ class Timing:
 
     Attributes:
         execution: synchronous, or in motion.
-        latency: seconds on the rig's clock until an answer comes, asked anew for each; None for
-            none at all, the rig waiting.
-        make_scheduler: of the run.
+        latency: returns the seconds on the rig's clock until an answer comes; None for none at
+            all, the rig waiting.
+        make_scheduler: makes the run's.
     """
 
     execution: Execution = SYNCHRONOUS
@@ -124,23 +127,12 @@ class Timing:
     )
 
 
-class _Thinking(NamedTuple):
-    """An answer, what it is about, and when it comes on the rig's clock."""
+class _Answer(NamedTuple):
+    """A decision, when it was asked for, and when it comes on the rig's clock."""
 
     decision: Decision
     stamp_ns: int
     due_ns: int
-
-
-class _RawImage(NamedTuple):
-    """What is read of a sensor_msgs/Image."""
-
-    height: int
-    width: int
-    encoding: str
-    is_bigendian: int
-    step: int
-    data: NDArray[np.uint8]
 
 
 def trajectories(
@@ -168,8 +160,8 @@ class SimEnv:
 
         Args:
             rig: description of the simulated rig.
-            task: of the scene.
-            size: the model's images' [px]. Witnesses are shown what the model makes of what the
+            task: whose scene.
+            size: of the model's images [px]. Observers get what the model makes of what the
                 cameras see, so that bags are small and a training from them misses nothing.
 
         Raises:
@@ -178,7 +170,7 @@ class SimEnv:
         self._size = size
         self._spec, self._gate, self._sides = rig, SafetyGate(rig), rig.arms.keys()
         # While a chunk is executed nothing is drawn, and no camera is lost.
-        self._seldom_seen = replace(rig, observation=replace(rig.observation, image_timeout=0.0))
+        self._rarely_seen = replace(rig, observation=replace(rig.observation, image_timeout=0.0))
         self._renderer = Renderer(task, *CAMERA_SIZE)
         self._rig = SimRig(task, spec=rig)
         self._tick_ns = round(1e9 / rig.rates.joint_states)
@@ -198,37 +190,38 @@ class SimEnv:
         goal: Goal,
         scene_seed: int,
         policy: Policy,
-        witnesses: Sequence[RolloutObserver] = (),
+        observers: Sequence[RolloutObserver] = (),
         *,
         condition: str = USUAL,
         timing: Timing | None = None,
     ) -> Trial:
         """Place the objects and let a policy try.
 
-        Images are drawn when a query needs them, and at the cameras' rate if anybody watches.
+        Images are drawn when a query needs them, and at the cameras' rate if there are observers.
 
         Args:
             goal: what is asked of the policy.
             scene_seed: places the objects.
             policy: decides.
-            witnesses: are told.
+            observers: hear of all that happens.
             condition: of the scene, see :mod:`~cosmos_policy_ros.sim.tasks`.
-            timing: by default at rest, in no time.
+            timing: by default at rest, with answers in no time.
         """
-        timing, latency = timing or Timing(), LatencyTracker()
-        scheduler = timing.make_scheduler(timing.execution, self._spec.rates, latency)
+        timing, self._latencies = timing or Timing(), LatencyTracker()
+        scheduler = timing.make_scheduler(timing.execution, self._spec.rates, self._latencies)
         rig, began_ns = self._rig, self._rig.time_ns
         rig.reset(goal.task, scene_seed, condition)
         rig.advance(SETTLE)
-        sources = SensorBuffer(self._seldom_seen)
-        run = Run(goal, self._spec, sources, self._gate, LIMITS, None, scheduler=scheduler)
-        self._seen_ns = -1
+        sensors = SensorBuffer(self._rarely_seen)
+        run = Run(goal, self._spec, sensors, self._gate, LIMITS, None, scheduler=scheduler)
+        self._observers, self._latency = observers, timing.latency
+        self._in_motion = scheduler.asks_in_motion
+        self._seen_ns, self._first_wait_ns = -1, 0
         self._transitions: list[ChunkTransition] = []
-        self._thinking: _Thinking | None = None
-        self._think, self._latencies, self._first_wait_ns = timing.latency, latency, 0
-        self._hurried = scheduler.asks_in_motion  # it may never come to rest
+        self._thinking: list[float] = []
+        self._pending: _Answer | None = None
         try:
-            self._play(run, sources, policy, witnesses)
+            self._play(run, sensors, policy)
         except RigError as error:  # the physics became unstable
             run.stop(rig.time_ns, "fault", str(error))
         assert run.outcome is not None
@@ -242,74 +235,76 @@ class SimEnv:
             late=run.late,
             seconds=(rig.time_ns - began_ns) / 1e9,
             idle=(run.idle_ns - self._first_wait_ns) / 1e9,
+            thinking=tuple(self._thinking),
             transitions=tuple(self._transitions),
         )
 
-    def _play(
-        self, run: Run, sources: SensorBuffer, policy: Policy, witnesses: Sequence[RolloutObserver]
-    ) -> None:
+    def _play(self, run: Run, sensors: SensorBuffer, policy: Policy) -> None:
         rig, began_ns = self._rig, self._rig.time_ns
-        self._feel(sources, witnesses)
+        self._read_joints(sensors)
         while True:
             moving = run.chunk is not None and rig.time_ns < run.chunk.end_ns
-            watched = witnesses and (rig.time_ns - began_ns) % self._image_ns == 0
+            watched = self._observers and (rig.time_ns - began_ns) % self._image_ns == 0
             if watched or run.needs_observation(rig.time_ns):
-                self._look(sources, witnesses)
-            if (not moving or self._hurried) and rig.reached == len(rig.stages):
+                self._read_cameras(sensors)
+            # A run in motion may never come to rest.
+            if (not moving or self._in_motion) and rig.reached == len(rig.stages):
                 run.stop(rig.time_ns, "done", "reached the last stage")
             phase = run.phase
             effect = run.poll(rig.time_ns, rig.time_ns / 1e9)
             if isinstance(effect, TimedChunk):
-                self._send(effect, witnesses)
+                self._send(effect)
             elif effect is not None:
                 self._ask(run, effect, policy)
             elif run.outcome is not None:
                 return
-            elif run.phase is phase and not self._answer(run, witnesses):
+            elif run.phase is not phase:
+                continue
+            elif self._pending is not None and rig.time_ns >= self._pending.due_ns:
+                self._take(run, self._pending)
+            else:
                 rig.advance(self._tick_ns / 1e9)
-                self._feel(sources, witnesses)
+                self._read_joints(sensors)
 
     def _ask(self, run: Run, query: Query, policy: Policy) -> None:
+        began = time.perf_counter()
         try:
             decision = policy.decide(query)
         except CosmosPolicyError as error:
             run.query_failed(error, recoverable=False)
             return
-        latency_ns = 0 if self._think is None else round(self._think() * 1e9)
-        stamp_ns = query.observation.stamp_ns
-        self._thinking = _Thinking(decision, stamp_ns, self._rig.time_ns + latency_ns)
+        finally:
+            self._thinking.append(time.perf_counter() - began)
+        latency_ns = 0 if self._latency is None else round(self._latency() * 1e9)
+        due_ns = self._rig.time_ns + latency_ns
+        self._pending = _Answer(decision, query.observation.stamp_ns, due_ns)
 
-    def _answer(self, run: Run, witnesses: Sequence[RolloutObserver]) -> bool:
-        """Act on the answer, if it is due; return whether it was."""
-        thinking, now_ns = self._thinking, self._rig.time_ns
-        if thinking is None or now_ns < thinking.due_ns:
-            return False
-        self._thinking = None
-        _, chunk = run.answer(thinking.decision, now_ns)
-        self._latencies.add((now_ns - thinking.stamp_ns) / 1e9, {})
+    def _take(self, run: Run, answer: _Answer) -> None:
+        self._pending, now_ns = None, self._rig.time_ns
+        _, chunk = run.answer(answer.decision, now_ns)
+        self._latencies.add((now_ns - answer.stamp_ns) / 1e9, {})
         if run.transition is not None:
             self._transitions.append(run.transition)
         if chunk is not None:
             if run.chunks == 1:
                 self._first_wait_ns = run.idle_ns
-            self._send(chunk, witnesses)
-        return True
+            self._send(chunk)
 
-    def _send(self, chunk: TimedChunk, witnesses: Sequence[RolloutObserver]) -> None:
+    def _send(self, chunk: TimedChunk) -> None:
         for output, points in trajectories(self._spec, chunk):
             with suppress(RigError):  # the arm stays where it is, as on a real rig
                 self._rig.command(output.name, output.joints, points, 0)
-        for observer in witnesses:
+        for observer in self._observers:
             observer.sent(chunk)
 
-    def _feel(self, sources: SensorBuffer, witnesses: Sequence[RolloutObserver]) -> None:
+    def _read_joints(self, sensors: SensorBuffer) -> None:
         for side in self._sides:
             sample = self._rig.joint_states(side)
-            sources.add_joint_state(side, sample.names, sample.positions, sample.stamp_ns)
-            for observer in witnesses:
+            sensors.add_joint_state(side, sample.names, sample.positions, sample.stamp_ns)
+            for observer in self._observers:
                 observer.joints(side, sample)
 
-    def _look(self, sources: SensorBuffer, witnesses: Sequence[RolloutObserver]) -> None:
+    def _read_cameras(self, sensors: SensorBuffer) -> None:
         now_ns = self._rig.time_ns
         if now_ns == self._seen_ns:
             return
@@ -317,22 +312,26 @@ class SimEnv:
         images = self._renderer.render(self._rig.snapshot())
         for role, pixels in images.items():
             height, width, _ = pixels.shape
-            image = _RawImage(height, width, "rgb8", 0, 3 * width, pixels.ravel())
-            sources.add_image(role, image, now_ns)
-        if witnesses:
+            message = SimpleNamespace(
+                height=height,
+                width=width,
+                encoding="rgb8",
+                is_bigendian=0,
+                step=3 * width,
+                data=pixels.ravel(),
+            )
+            sensors.add_image(role, message, now_ns)
+        if self._observers:
             images = {role: reduce(seen, self._size, role) for role, seen in images.items()}
-        for observer in witnesses:
+        for observer in self._observers:
             observer.images(now_ns, images)
-
-
-# A trial as a bag like any other: what the recorder node would have written of it.
 
 
 JUDGE = "the simulated rig's judge"
 
 
 class TrialBag:
-    """Records one trial; a :class:`~cosmos_policy_ros.evaluation.trial.RolloutObserver`."""
+    """A :class:`RolloutObserver` that writes the bag that the recorder node would have written."""
 
     def __init__(
         self,
@@ -346,21 +345,7 @@ class TrialBag:
         checkpoint: str = "",
         checkpoint_digest: str = "",
     ) -> None:
-        """Begin an episode.
-
-        Args:
-            store: takes it.
-            types: the store's.
-            rig: description of the simulated rig.
-            task: whose file goes along.
-            seed: the policy's.
-            engine: "cosmos" or "demonstrator".
-            checkpoint: the policy's folder.
-            checkpoint_digest: the sha256 over its files.
-
-        Raises:
-            RolloutError: the store cannot take it.
-        """
+        """Begin an episode of the policy that ``seed`` and the following describe."""
         self._store, self._rig, self._messages = store, rig, RigMessages(types)
         monitor = QualityMonitor(
             sensors_of(rig, absolute), rig.observation.camera_skew, load_limits()
@@ -394,7 +379,7 @@ class TrialBag:
             self._recording.write(absolute(camera.topic), stamp_ns, cdr)
 
     def sent(self, chunk: TimedChunk) -> None:
-        """Record what the arms are told, unstamped as the policy node sends it."""
+        """Record what the arms are sent, unstamped as the policy node sends it."""
         sent = self._messages.trajectories(
             self._rig,
             chunk.chunk_id,
@@ -408,19 +393,11 @@ class TrialBag:
             self._recording.write(absolute(topic), chunk.sent_ns, cdr)
 
     def finish(self, outcome: str, points: float) -> Path:
-        """Score the episode and close its bag; return its folder.
-
-        Raises:
-            RolloutError: the disk refused.
-        """
+        """Score the episode and close its bag; return its folder."""
         operator_score = OperatorScore(points, success=points == 100.0, operator_name=JUDGE)
         self._store.score(operator_score)
         return self._recording.finish(outcome)
 
     def discard(self, reason: str) -> None:
-        """Close the bag of a trial that must not be counted.
-
-        Raises:
-            RolloutError: the disk refused.
-        """
+        """Close the bag of a trial that must not be counted."""
         self._store.discard(reason, operator_name=JUDGE)

@@ -1,9 +1,9 @@
 """What an HDF5 file may not do: lead its reader to other files, or to more work than it holds.
 
 The format can name other files as the place of a data set, of a part of one, or of a whole branch,
-and its library follows without a word: an import would copy whatever they hold into a bag. A few
-bytes can claim terabytes, and a deflated chunk may grow a thousandfold past its claim. So every
-object is looked at by its links and its description first, and only then read.
+and its library follows: an import would copy whatever they hold into a bag. A few bytes can claim
+terabytes, and a deflated chunk may grow a thousandfold past its claim. So every object is checked
+by its links and its description before it is read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 
 from cosmos_policy_ros.core.untrusted import UnreadableError, shown
 
@@ -65,9 +64,11 @@ def find(group: h5py.Group, key: str) -> h5py.Dataset | h5py.Group | None:
         if not isinstance(found, h5py.Group) or not found.id.links.exists(name.encode()):
             return None
         if found.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
+            target = found.id.links.get_val(name.encode())
+            parts = reversed(target) if isinstance(target, tuple) else (target,)
             raise UnreadableError(
-                f"/{key}: is a link to {_target(found, name)}, which is not followed: an episode's "
-                f"file holds its own data"
+                f"/{key}: is a link to {' in '.join(map(_shown, parts))}, which is not followed: "
+                f"an episode's file holds its own data"
             )
         found = found[name]
     if isinstance(found, h5py.Dataset):
@@ -78,13 +79,13 @@ def find(group: h5py.Group, key: str) -> h5py.Dataset | h5py.Group | None:
 def try_apart(path: Path, size: int, keys: Iterable[str], attributes: Iterable[str]) -> None:
     """Read a file once in a process of its own, since HDF5's library may loop or crash on it.
 
-    What the library does with damaged bytes nothing in this process can end.
+    What the library does with damaged bytes cannot be ended from within this process.
 
     Args:
         path: of the file.
-        size: its bytes.
-        keys: of the objects that will be read.
-        attributes: of the root that will be read.
+        size: of the file [bytes].
+        keys: the objects that will be read.
+        attributes: those of the root that will be read.
 
     Raises:
         UnreadableError: that process crashed, or took more time than such a file can need.
@@ -108,35 +109,30 @@ def try_apart(path: Path, size: int, keys: Iterable[str], attributes: Iterable[s
 
 
 def trial() -> None:
-    """Read everything that an import reads; what can be told is told by the import itself."""
+    """Read everything that an import reads; the import itself reports what is wrong with it."""
     seconds, path, keys, attributes = sys.argv[1:]
     resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 1))
     resource.setrlimit(resource.RLIMIT_AS, (TRIAL_MEMORY, TRIAL_MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(Exception), h5py.File(path, "r") as file:
-        held(file)
+        names_in(file)
         for name in attributes.split(","):
             with suppress(Exception):
                 attribute(file, name)
         for key in keys.split(","):
             with suppress(Exception):
                 found = find(file, key)
-                held(found)
-                if isinstance(found, h5py.Dataset):
-                    _read_through(found)
+                names_in(found)
+                if isinstance(found, h5py.Dataset) and found.shape:
+                    rows = found.chunks[0] if found.chunks and found.dtype.kind != "O" else 1
+                    for first in range(0, found.shape[0], rows):
+                        with suppress(Exception):
+                            found[first : first + rows]
+                elif isinstance(found, h5py.Dataset):
+                    found[()]
 
 
-def _read_through(dataset: h5py.Dataset) -> None:
-    if not dataset.shape:
-        dataset[()]
-        return
-    together = dataset.chunks[0] if dataset.chunks and dataset.dtype.kind != "O" else 1
-    for first in range(0, dataset.shape[0], together):
-        with suppress(Exception):
-            dataset[first : first + together]
-
-
-def held(group: Any) -> str:
+def names_in(group: Any) -> str:
     """Return what a group holds, for a message."""
     names = list(islice(group, MOST_NAMED + 1)) if isinstance(group, h5py.Group) else []
     told = [f"/{shown(name)}" for name in names[:MOST_NAMED]]
@@ -155,17 +151,11 @@ def attribute(file: h5py.File, key: str) -> Any:
     return file.attrs[key]
 
 
-def _target(group: h5py.Group, name: str) -> str:
-    target = group.id.links.get_val(name.encode())
-    parts = target if isinstance(target, tuple) else (target,)
-    return " in ".join(shown(_decoded(part)) for part in reversed(parts))
-
-
 def _check(dataset: h5py.Dataset, key: str) -> None:
     plist = dataset.id.get_create_plist()
     if plist.get_external_count():
         raise UnreadableError(
-            f"/{key}: keeps its data in another file, {shown(_decoded(plist.get_external(0)[0]))}, "
+            f"/{key}: keeps its data in another file, {_shown(plist.get_external(0)[0])}, "
             f"which is not read: an episode's file holds its own data"
         )
     if dataset.is_virtual:
@@ -177,7 +167,7 @@ def _check(dataset: h5py.Dataset, key: str) -> None:
     for number, _, _, name in filters:
         if number not in _FILTERS:
             raise UnreadableError(
-                f"/{key}: is packed by filter {number} ({shown(_decoded(name))}), which needs a "
+                f"/{key}: is packed by filter {number} ({_shown(name)}), which needs a "
                 f"plugin; write it without, or with gzip"
             )
     if len(dataset.shape or ()) and dataset.shape[0] > MAX_ROWS:
@@ -216,13 +206,5 @@ def _check_chunks(dataset: h5py.Dataset, key: str, filters: list[int]) -> None:
             raise UnreadableError(f"/{key}: a chunk is larger unpacked than the {bytes_each} bytes")
 
 
-def _decoded(name: Any) -> str:
-    return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
-
-
-def is_text(dataset: h5py.Dataset) -> bool:
-    """Return whether a data set is a single text."""
-    scalar = dataset.shape == ()
-    return scalar and (
-        h5py.check_string_dtype(dataset.dtype) is not None or np.dtype(dataset.dtype).kind == "S"
-    )
+def _shown(name: Any) -> str:
+    return shown(name.decode(errors="replace") if isinstance(name, bytes) else str(name))

@@ -10,9 +10,9 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any
 
 import cv2
 import h5py
@@ -22,17 +22,49 @@ from numpy.typing import NDArray
 from cosmos_policy_ros.bags.jpeg import JPEG_BEGIN, ImageArray, is_jpeg
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.untrusted import UnreadableError, check_file, open_file, reading, shown
-from cosmos_policy_ros.interop.hdf5_checks import attribute, find, held, is_text, try_apart
+from cosmos_policy_ros.interop.hdf5_checks import attribute, find, names_in, try_apart
 from cosmos_policy_ros.rig.arms import STATE_DIM
 
-# The images of one camera in an HDF5 file or beside it, one at a time.
-#
-# An episode of 44 s holds three gigabytes of raw images, so none of the classes here keeps more
-# than the one it was asked for.
+SUFFIXES = (".hdf5", ".h5", ".he5")
+CAMERAS = {
+    "left_wrist": "cam_left_wrist",
+    "right_wrist": "cam_right_wrist",
+    "primary": "cam_high",
+}
+"""ALOHA's name of a camera by its role."""
+JPEG_SETS = {
+    "left_wrist": "wrist_left_images_jpeg",
+    "right_wrist": "wrist_right_images_jpeg",
+    "primary": "primary_images_jpeg",
+}
+"""The released trainer's top-level data set by a camera's role."""
+QPOS, QVEL, EFFORT = "observations/qpos", "observations/qvel", "observations/effort"
+ACTION = "action"
+IMAGES, VIDEO_PATHS = "observations/images", "observations/video_paths"
+_KEYS = (
+    *(ACTION, QPOS, QVEL, EFFORT, IMAGES, VIDEO_PATHS, *JPEG_SETS.values()),
+    *(f"{group}/{name}" for group in (IMAGES, VIDEO_PATHS) for name in CAMERAS.values()),
+)
+SIM, TASK_DESCRIPTION = "sim", "task_description"
+SUCCESS, SUCCESS_SCORE = "success", "success_score"
+USER_DESCRIPTION, USER_NAME = "user_description", "user_name"
+POLICY_NAME, DATE_TIME = "policy_name", "date_time"
+ATTRIBUTES = (
+    SIM,
+    TASK_DESCRIPTION,
+    SUCCESS,
+    SUCCESS_SCORE,
+    USER_DESCRIPTION,
+    USER_NAME,
+    POLICY_NAME,
+    DATE_TIME,
+)
+"""Of the file's root; whatever else is there is not read."""
+DATE_FORMAT = "%Y_%m_%d--%H_%M_%S"
+"""As the released ALOHA client writes :data:`DATE_TIME`."""
 
-
-Kind = Literal["raw", "jpeg", "video"]
-
+RELEASED_RATE = 25.0  # Hz; what the released client runs at
+LEAST_STEPS = 2
 MAX_PIXELS = 1 << 24
 """Of an image; twice those of a 4K camera."""
 MAX_SCANS = 64
@@ -40,27 +72,10 @@ MAX_SCANS = 64
 
 _JPEG_SCAN = b"\xff\xda"
 _FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # heads of an image, which hold sizes
-_SIZES = (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
 _MP4_BEGIN = b"ftyp"  # bytes 4 to 8 of the file
 
-
-class Frames(Protocol):
-    """One camera's images."""
-
-    @property
-    def kind(self) -> Kind:
-        """How the source holds them."""
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-
-    def every(self, stride: int) -> Iterator[ImageArray]:
-        """Yield images 0, stride, 2 * stride, ...
-
-        Raises:
-            RolloutError: one cannot be read or decoded; names file, key and number.
-        """
+# The images of one camera in an HDF5 file or beside it. An episode of 44 s holds three gigabytes of
+# raw images, so none of the classes here keeps more than the one it was asked for.
 
 
 @dataclass(frozen=True)
@@ -89,8 +104,6 @@ class _DataSet:
 class RawFrames(_DataSet):
     """A data set (T, H, W, 3) uint8."""
 
-    kind: ClassVar[Kind] = "raw"
-
     def __post_init__(self) -> None:
         shape, dtype = self.dataset.shape, self.dataset.dtype
         if len(shape) == 2:
@@ -104,7 +117,7 @@ class RawFrames(_DataSet):
             )
 
     def every(self, stride: int) -> Iterator[ImageArray]:
-        """Yield (H, W, 3) arrays; see :class:`Frames`."""
+        """Yield every ``stride``-th image as (H, W, 3). Raises RolloutError: one is damaged."""
         # A chunk is unpacked whole for each of its rows that is read alone.
         for _, entry in self._entries(stride, self.dataset.chunks[0] if self.dataset.chunks else 1):
             yield np.asarray(entry)
@@ -119,7 +132,6 @@ class JpegFrames(_DataSet):
     """
 
     most: int
-    kind: ClassVar[Kind] = "jpeg"
 
     def __post_init__(self) -> None:
         dtype = self.dataset.dtype
@@ -130,7 +142,7 @@ class JpegFrames(_DataSet):
             )
 
     def every(self, stride: int) -> Iterator[ImageArray]:
-        """Yield JPEG files that were decoded once to be sure; see :class:`Frames`."""
+        """Yield every ``stride``-th file, decoded once to be sure. Raises RolloutError: damaged."""
         left = self.most
         for index, entry in self._entries(stride, 1):
             data = np.asarray(entry, np.uint8)
@@ -140,23 +152,13 @@ class JpegFrames(_DataSet):
                     f"{self.where}: its images come to more than the {self.most} bytes of the "
                     f"file; the file is damaged"
                 )
-            _check_jpeg(data, f"{self.where}: image {index}")
-            yield data.tobytes()
+            jpeg = data.tobytes()
+            _check_jpeg(jpeg, f"{self.where}: image {index}")
+            yield jpeg
 
 
-def _check_jpeg(data: NDArray[np.uint8], where: str) -> None:
-    # OpenCV fills what is missing with grey and says nothing.
-    content = data.tobytes()
-    whole = is_jpeg(content)
-    if whole:
-        _check_work(content, where)
-    if not whole or cv2.imdecode(data, cv2.IMREAD_COLOR) is None:
-        fault = "is no whole JPEG" if not whole else "does not decode"
-        raise RolloutError(f"{where}, {data.size} bytes, {fault}; the file is damaged there")
-
-
-def _check_work(jpeg: bytes, where: str) -> None:
-    """Refuse a JPEG that claims more pixels, or passes over them, than a camera's has."""
+def _check_jpeg(jpeg: bytes, where: str) -> None:
+    """Refuse what is no whole JPEG, or has more pixels or passes over them than a camera's."""
     at, height, width = len(JPEG_BEGIN), 0, 0
     while at + 9 <= len(jpeg) and jpeg[at] == 0xFF:
         marker, length = jpeg[at + 1], int.from_bytes(jpeg[at + 2 : at + 4], "big")
@@ -164,20 +166,31 @@ def _check_work(jpeg: bytes, where: str) -> None:
             height, width = (int.from_bytes(jpeg[at + i : at + i + 2], "big") for i in (5, 7))
             break
         at += 2 + length if marker != 0xFF else 1
-    if height * width > MAX_PIXELS or jpeg.count(_JPEG_SCAN) > MAX_SCANS:
+    whole = is_jpeg(jpeg)
+    if whole and (height * width > MAX_PIXELS or jpeg.count(_JPEG_SCAN) > MAX_SCANS):
         raise RolloutError(
             f"{where}: a JPEG of {width}x{height} pixels in {jpeg.count(_JPEG_SCAN)} scans; at "
             f"most {MAX_PIXELS} pixels in {MAX_SCANS} are decoded"
         )
+    # OpenCV fills what is missing with grey and says nothing.
+    if not whole or cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR) is None:
+        fault = "is no whole JPEG" if not whole else "does not decode"
+        raise RolloutError(f"{where}, {len(jpeg)} bytes, {fault}; the file is damaged there")
 
 
-@dataclass(frozen=True)
+@dataclass
 class VideoFrames:
-    """An MP4 file; ``where`` names the key that points to it."""
+    """An MP4 file; ``where`` names the key that points to it.
+
+    Attributes:
+        count: frames, by the file's own header.
+        rate: frames per second, by the file's own header.
+    """
 
     path: Path
     where: str
-    kind: ClassVar[Kind] = "video"
+    count: int = field(init=False)
+    rate: float = field(init=False)
 
     def __post_init__(self) -> None:
         if not self.path.exists():
@@ -188,29 +201,19 @@ class VideoFrames:
             # What looks like a list of other files would be followed.
             if begin[4:] != _MP4_BEGIN:
                 raise UnreadableError("it does not begin like an MP4")
-            width, height = (_of_video(self.path, of) for of in _SIZES)
+            self.count, self.rate, width, height = video_header(self.path)
             if self.count < 1 or self.rate <= 0 or not 0 < width * height <= MAX_PIXELS:
                 raise UnreadableError(
                     f"it says {self.count} frames of {width:g}x"
                     f"{height:g} pixels, at most {MAX_PIXELS} of them are decoded"
                 )
 
-    @property
-    def count(self) -> int:
-        """Frames, by the file's own header."""
-        return video_length(self.path)
-
-    @property
-    def rate(self) -> float:
-        """Frames per second, by the file's own header."""
-        return _of_video(self.path, cv2.CAP_PROP_FPS)
-
     def every(self, stride: int) -> Iterator[ImageArray]:
-        """Yield (H, W, 3) arrays; see :class:`Frames`."""
-        video, count, index = cv2.VideoCapture(str(self.path)), self.count, 0
+        """Yield every ``stride``-th frame as (H, W, 3). Raises RolloutError: some are missing."""
+        video, index = cv2.VideoCapture(str(self.path)), 0
         try:
-            while index <= count and video.grab():
-                if index % stride == 0 and index < count:
+            while index <= self.count and video.grab():
+                if index % stride == 0 and index < self.count:
                     found, bgr = video.retrieve()
                     if not found:
                         break
@@ -218,70 +221,28 @@ class VideoFrames:
                 index += 1
         finally:
             video.release()
-        if index != count:
-            readable = f"{index}" if index < count else "more"
+        if index != self.count:
+            readable = f"{index}" if index < self.count else "more"
             raise RolloutError(
-                f"{self.where}: {self.path} says it has {count} frames, {readable} can be read; "
-                f"the video is damaged"
+                f"{self.where}: {self.path} says it has {self.count} frames, {readable} can be "
+                f"read; the video is damaged"
             )
 
 
-def video_length(path: Path) -> int:
-    """Return the frames of a video by its own header, 0 when it has none that can be read."""
-    return round(_of_video(path, cv2.CAP_PROP_FRAME_COUNT))
-
-
-def _of_video(path: Path, which: int) -> float:
+def video_header(path: Path) -> tuple[int, float, float, float]:
+    """Return a video's frames, rate [Hz], width and height [px]; zeros where it cannot be read."""
     video = cv2.VideoCapture(str(path))
     try:
-        return float(video.get(which)) if video.isOpened() else 0.0
+        if not video.isOpened():
+            return 0, 0.0, 0.0, 0.0
+        return (
+            round(video.get(cv2.CAP_PROP_FRAME_COUNT)),
+            video.get(cv2.CAP_PROP_FPS),
+            video.get(cv2.CAP_PROP_FRAME_WIDTH),
+            video.get(cv2.CAP_PROP_FRAME_HEIGHT),
+        )
     finally:
         video.release()
-
-
-SUFFIXES = (".hdf5", ".h5", ".he5")
-CAMERAS = {
-    "left_wrist": "cam_left_wrist",
-    "right_wrist": "cam_right_wrist",
-    "primary": "cam_high",
-}
-"""ALOHA's name of a camera by its role."""
-JPEG_SETS = {
-    "left_wrist": "wrist_left_images_jpeg",
-    "right_wrist": "wrist_right_images_jpeg",
-    "primary": "primary_images_jpeg",
-}
-"""The released trainer's top-level data set by a camera's role."""
-QPOS, QVEL, EFFORT, ACTION = (
-    "observations/qpos",
-    "observations/qvel",
-    "observations/effort",
-    "action",
-)
-IMAGES, VIDEO_PATHS = "observations/images", "observations/video_paths"
-SIM, TASK_DESCRIPTION = "sim", "task_description"
-SUCCESS, SUCCESS_SCORE = "success", "success_score"
-USER_DESCRIPTION, USER_NAME = "user_description", "user_name"
-POLICY_NAME, DATE_TIME = "policy_name", "date_time"
-ATTRIBUTES = (
-    SIM,
-    TASK_DESCRIPTION,
-    SUCCESS,
-    SUCCESS_SCORE,
-    USER_DESCRIPTION,
-    USER_NAME,
-    POLICY_NAME,
-    DATE_TIME,
-)
-"""Of the file's root; whatever else is there is not read."""
-_KEYS = (
-    *(ACTION, QPOS, QVEL, EFFORT, IMAGES, VIDEO_PATHS, *JPEG_SETS.values()),
-    *(f"{group}/{name}" for group in (IMAGES, VIDEO_PATHS) for name in CAMERAS.values()),
-)
-RELEASED_RATE = 25.0  # Hz; what the released client runs at
-LEAST_STEPS = 2
-
-_BLOCK = 1 << 20  # bytes read at a time for the digest
 
 
 @dataclass(frozen=True)
@@ -303,21 +264,17 @@ class SourceEpisode:
     action: NDArray[np.float64]
     qvel: NDArray[np.float64] | None
     effort: NDArray[np.float64] | None
-    frames: Mapping[str, Frames]
+    frames: Mapping[str, RawFrames | JpegFrames | VideoFrames]
     rate: float
     attributes: Mapping[str, Any]
-
-    @property
-    def videos(self) -> tuple[Path, ...]:
-        """The files beside this one that hold its images."""
-        return tuple(f.path for f in self.frames.values() if isinstance(f, VideoFrames))
 
     def digest(self) -> str:
         """Return the sha256 (hex) over the file and its videos."""
         sha = hashlib.sha256()
-        for path in (self.path, *self.videos):
+        videos = [f.path for f in self.frames.values() if isinstance(f, VideoFrames)]
+        for path in (self.path, *videos):
             with path.open("rb") as file:
-                while block := file.read(_BLOCK):
+                while block := file.read(1 << 20):
                     sha.update(block)
         return sha.hexdigest()
 
@@ -381,6 +338,11 @@ def _read(path: Path, file: h5py.File, size: int) -> SourceEpisode:
                 f"{path}: {each.count} images of {CAMERAS[role]} and {len(action)} rows in "
                 f"/{ACTION}; the released trainer skips such an episode, too"
             )
+    rates = {f.rate for f in frames.values() if isinstance(f, VideoFrames)}
+    if len(rates) > 1:
+        told = ", ".join(f"{rate:g}" for rate in sorted(rates))
+        raise RolloutError(f"{path}: its videos have {told} frames per second; they differ")
+    released = TASK_DESCRIPTION in file.attrs or find(file, JPEG_SETS["primary"]) is not None
     return SourceEpisode(
         path=path,
         qpos=qpos,
@@ -388,7 +350,7 @@ def _read(path: Path, file: h5py.File, size: int) -> SourceEpisode:
         qvel=_measured(file, QVEL, len(action)),
         effort=_measured(file, EFFORT, len(action)),
         frames=frames,
-        rate=_rate(file, frames),
+        rate=rates.pop() if rates else RELEASED_RATE if released else 0.0,
         attributes={key: attribute(file, key) for key in ATTRIBUTES if key in file.attrs},
     )
 
@@ -399,7 +361,7 @@ def _vectors(file: h5py.File, key: str) -> NDArray[np.float64]:
     dataset = find(file, key)
     if not isinstance(dataset, h5py.Dataset):
         raise RolloutError(
-            f"{where}: is not there, so this is no ALOHA file; it holds {held(file)}"
+            f"{where}: is not there, so this is no ALOHA file; it holds {names_in(file)}"
         )
     if dataset.dtype.kind not in "fiu" or dataset.ndim != 2 or dataset.shape[1] != STATE_DIM:
         raise RolloutError(
@@ -427,44 +389,41 @@ def _measured(file: h5py.File, key: str, rows: int) -> NDArray[np.float64] | Non
     return values if values.any() else None
 
 
-def _frames(file: h5py.File, size: int) -> dict[str, Frames]:
+def _frames(file: h5py.File, size: int) -> dict[str, RawFrames | JpegFrames | VideoFrames]:
     """Find the images where the released trainer looks for them, in its order."""
+    group, names = "", CAMERAS
     if any(find(file, key) is not None for key in JPEG_SETS.values()):
-        return {
-            role: JpegFrames(dataset, where, size)
-            for role, dataset, where in _datasets(file, JPEG_SETS, prefix="")
-        }
-    if find(file, IMAGES) is not None:
-        found = _datasets(file, CAMERAS, prefix=f"{IMAGES}/")
-        return {role: RawFrames(dataset, where) for role, dataset, where in found}
-    if find(file, VIDEO_PATHS) is not None:
-        found = _datasets(file, CAMERAS, prefix=f"{VIDEO_PATHS}/")
-        return {
-            role: VideoFrames(_beside(file, dataset, where), where)
-            for role, dataset, where in found
-        }
-    raise RolloutError(
-        f"{file.filename}: has no images: none of /{JPEG_SETS['primary']}, /{IMAGES} and "
-        f"/{VIDEO_PATHS} is there"
-    )
-
-
-def _datasets(
-    file: h5py.File, names: Mapping[str, str], prefix: str
-) -> Iterator[tuple[str, h5py.Dataset, str]]:
-    """Yield (role, data set, its name for messages) of each camera."""
+        names = JPEG_SETS
+    elif find(file, IMAGES) is not None:
+        group = IMAGES
+    elif find(file, VIDEO_PATHS) is not None:
+        group = VIDEO_PATHS
+    else:
+        raise RolloutError(
+            f"{file.filename}: has no images: none of /{JPEG_SETS['primary']}, /{IMAGES} and "
+            f"/{VIDEO_PATHS} is there"
+        )
+    frames: dict[str, RawFrames | JpegFrames | VideoFrames] = {}
     for role, name in names.items():
-        where = f"{file.filename}: /{prefix}{name}"
-        dataset = find(file, prefix + name)
+        key = f"{group}/{name}" if group else name
+        where = f"{file.filename}: /{key}"
+        dataset = find(file, key)
         if not isinstance(dataset, h5py.Dataset):
-            group = find(file, prefix.strip("/")) if prefix else file
-            raise RolloutError(f"{where}: is not there; in its place there is {held(group)}")
-        yield role, dataset, where
+            inside = find(file, group) if group else file
+            raise RolloutError(f"{where}: is not there; in its place there is {names_in(inside)}")
+        if names is JPEG_SETS:
+            frames[role] = JpegFrames(dataset, where, size)
+        elif group == IMAGES:
+            frames[role] = RawFrames(dataset, where)
+        else:
+            frames[role] = VideoFrames(_video_path(file, dataset, where), where)
+    return frames
 
 
-def _beside(file: h5py.File, dataset: h5py.Dataset, where: str) -> Path:
+def _video_path(file: h5py.File, dataset: h5py.Dataset, where: str) -> Path:
     """Return the path of a video, which the data set names relative to the file."""
-    value = dataset[()] if is_text(dataset) else None
+    text = h5py.check_string_dtype(dataset.dtype) is not None or dataset.dtype.kind == "S"
+    value = dataset[()] if dataset.shape == () and text else None
     name = value.decode(errors="replace") if isinstance(value, bytes) else value
     if not isinstance(name, str) or not name or "\0" in name:
         raise RolloutError(f"{where}: holds {shown(value)}, expected the name of a video")
@@ -475,17 +434,3 @@ def _beside(file: h5py.File, dataset: h5py.Dataset, where: str) -> Path:
             f"beside it and name it so"
         )
     return Path(file.filename).parent / name
-
-
-def _rate(file: h5py.File, frames: Mapping[str, Frames]) -> float:
-    """Return the steps per second [Hz] that the file tells, else 0."""
-    rates = {f.rate for f in frames.values() if isinstance(f, VideoFrames)}
-    if len(rates) > 1:
-        told = ", ".join(f"{rate:g}" for rate in sorted(rates))
-        raise RolloutError(
-            f"{file.filename}: its videos have {told} frames per second; they differ"
-        )
-    if rates:
-        return rates.pop()
-    released = TASK_DESCRIPTION in file.attrs or find(file, JPEG_SETS["primary"]) is not None
-    return RELEASED_RATE if released else 0.0

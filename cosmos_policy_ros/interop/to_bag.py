@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -22,13 +22,13 @@ import yaml
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros import __version__
-from cosmos_policy_ros.bags.jpeg import SUFFIX, ImageArray, to_jpeg
+from cosmos_policy_ros.bags.jpeg import SUFFIX, to_jpeg
 from cosmos_policy_ros.bags.messages import EpisodeMetadata, RigMessages
 from cosmos_policy_ros.bags.writer import RECORDING, BagWriter, read_metadata
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.files import FolderLock
 from cosmos_policy_ros.core.paths import config_folder
-from cosmos_policy_ros.core.task import FULL_SCORE, Task, load_task, read_task, task_names
+from cosmos_policy_ros.core.task import FULL_SCORE, load_task, read_task, task_names
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.core.untrusted import shown
 from cosmos_policy_ros.episodes.episode import OUTCOME, QUALITY, bare_id, episode_id
@@ -41,46 +41,38 @@ from cosmos_policy_ros.episodes.quality import (
 )
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.episodes.topics import absolute, rig_topics
-from cosmos_policy_ros.interop.hdf5_layout import (
-    DATE_TIME,
-    POLICY_NAME,
-    SIM,
-    SUCCESS,
-    SUCCESS_SCORE,
-    TASK_DESCRIPTION,
-    USER_DESCRIPTION,
-    USER_NAME,
-    SourceEpisode,
-    open_hdf5,
-)
-from cosmos_policy_ros.rig.arms import ARM_DIM, Arm, Arms
-from cosmos_policy_ros.rig.spec import Camera, Rates, RigSpec, load_rig
-
-# The rig of an imported episode: the lab's own file, changed where the source differs from it.
+from cosmos_policy_ros.interop import hdf5_layout as layout
+from cosmos_policy_ros.interop.hdf5_layout import JpegFrames, SourceEpisode, VideoFrames
+from cosmos_policy_ros.rig.arms import ARM_DIM, Arms
+from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
 
 def rig_as_imported(rig: RigSpec, *, jpeg: bool) -> RigSpec:
-    """Return the rig as the bag of an imported episode shows it.
+    """Return the lab's rig as the bag of an imported episode shows it.
 
-    One joint state per control step, images of one kind, trajectories that bear their start. A
-    gripper is read from its finger: past its ends, where recorded states go by some per cent, a
-    crank has no angle. Two equal images in a row are no sign of a frozen camera here: videos and
-    simulators have them whenever nothing moves.
-
-    Args:
-        rig: of the lab.
-        jpeg: the images are JPEG files, else raw RGB.
+    One joint state per control step, images of one kind (JPEG files, or raw RGB), trajectories that
+    bear their start. A gripper is read from its finger: past its ends, where recorded states go by
+    some per cent, a crank has no angle. Two equal images in a row are no sign of a frozen camera
+    here: videos and simulators have them whenever nothing moves.
     """
+    arms = []
+    for arm in rig.arms.values():
+        if arm.gripper.state_source == "crank":
+            arm = replace(arm, gripper=replace(arm.gripper, state_source="finger"))
+        arms.append(arm)
+    cameras = []
+    for camera in rig.cameras:
+        topic = camera.topic.removesuffix(SUFFIX)
+        if jpeg:
+            camera = replace(camera, topic=topic + SUFFIX, transport="compressed")
+        else:
+            camera = replace(camera, topic=topic, transport="raw", encodings=("rgb8",))
+        cameras.append(camera)
     return replace(
         rig,
-        arms=Arms(_finger_read(rig.arms.left), _finger_read(rig.arms.right)),
-        cameras=tuple(_camera(camera, jpeg) for camera in rig.cameras),
-        rates=Rates(
-            control=rig.rates.control,
-            chunk_steps=rig.rates.chunk_steps,
-            joint_states=rig.rates.control,
-            cameras=rig.rates.control,
-        ),
+        arms=Arms(*arms),
+        cameras=tuple(cameras),
+        rates=replace(rig.rates, joint_states=rig.rates.control, cameras=rig.rates.control),
         observation=replace(rig.observation, frozen_after=0.0),
         trajectory_stamp="start",
     )
@@ -92,45 +84,28 @@ def rig_text(rig: RigSpec) -> str:
     return f"# As imported: made from the rig file '{rig.name}' and what the source holds.\n{text}"
 
 
-def _finger_read(arm: Arm) -> Arm:
-    if arm.gripper.state_source != "crank":
-        return arm
-    return replace(arm, gripper=replace(arm.gripper, state_source="finger"))
-
-
-def _camera(camera: Camera, jpeg: bool) -> Camera:
-    topic = camera.topic.removesuffix(SUFFIX)
-    if jpeg:
-        return replace(camera, topic=topic + SUFFIX, transport="compressed")
-    return replace(camera, topic=topic, transport="raw", encodings=("rgb8",))
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(each) for key, each in value.items() if each is not None}
     return [_plain(each) for each in value] if isinstance(value, tuple | list) else value
 
 
-# What an HDF5 file says of its episode: prompt, score, who, when.
-
-
-DATE_FORMAT = "%Y_%m_%d--%H_%M_%S"
-"""As the released ALOHA client writes it."""
-
-UNNAMED_POLICY = "unknown policy"
-_DATE_FORMATS = (DATE_FORMAT, "%Y_%m_%d-%H_%M_%S", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S")
-_SPLITS = ("train", "val")
-_STEPS_SUFFIX = re.compile(r"_\d+_steps$")
+_DATE_FORMATS = (
+    layout.DATE_FORMAT,
+    "%Y_%m_%d-%H_%M_%S",
+    "%Y-%m-%dT%H:%M:%S",
+    "%Y-%m-%d %H:%M:%S",
+)
 
 
 @dataclass(frozen=True)
 class SourceMetadata:
-    """What is known of an episode from its file.
+    """What a file tells of its episode.
 
     Attributes:
         prompt: the task's text.
-        policy: who drove the arms; "" for a demonstration.
-        operator_name: who watched.
+        policy: what drove the arms; "" for a demonstration.
+        operator_name: of the person who watched.
         start_ns: when it was recorded, as well as the file tells, nanoseconds since the epoch.
         operator_score: of a rollout; None where the file has none.
     """
@@ -143,7 +118,7 @@ class SourceMetadata:
 
 
 def facts_of(source: SourceEpisode, prompts: Iterable[str], prompt: str = "") -> SourceMetadata:
-    """Return what the file says.
+    """Return what the file tells.
 
     Args:
         source: an open file.
@@ -153,49 +128,49 @@ def facts_of(source: SourceEpisode, prompts: Iterable[str], prompt: str = "") ->
     Raises:
         RolloutError: an attribute is of a wrong type or outside its range.
     """
+    given = source.attributes
+    operator_score = None
+    if layout.SUCCESS in given or layout.SUCCESS_SCORE in given:
+        success = _number(source, layout.SUCCESS) if layout.SUCCESS in given else None
+        key = layout.SUCCESS_SCORE
+        score = _number(source, key) if key in given else float(bool(success))
+        if not 0 <= score <= 1:
+            raise RolloutError(f"{source.path}: {key}: {score:g} must be from 0 to 1")
+        operator_score = OperatorScore(
+            score=score * FULL_SCORE,
+            success=score == 1 if success is None else bool(success),
+            operator_name=_text(source, layout.USER_NAME),
+            note=_text(source, layout.USER_DESCRIPTION),
+        )
     # Released rollouts have all three, demonstrations none.
-    rollout = any(key in source.attributes for key in (SUCCESS, SUCCESS_SCORE, POLICY_NAME))
-    operator_score = _judgement(source)
+    rollout = operator_score is not None or layout.POLICY_NAME in given
+    prompt = prompt or _text(source, layout.TASK_DESCRIPTION)
     return SourceMetadata(
-        prompt=prompt or _text(source, TASK_DESCRIPTION) or _prompt_of_folder(source, prompts),
-        policy=(_text(source, POLICY_NAME) or UNNAMED_POLICY) if rollout else "",
-        operator_name=_text(source, USER_NAME),
+        prompt=prompt or _prompt_of_folder(source, prompts),
+        policy=(_text(source, layout.POLICY_NAME) or "unknown policy") if rollout else "",
+        operator_name=_text(source, layout.USER_NAME),
         start_ns=_start_ns(source),
         operator_score=operator_score,
-    )
-
-
-def _judgement(source: SourceEpisode) -> OperatorScore | None:
-    given = source.attributes
-    if SUCCESS not in given and SUCCESS_SCORE not in given:
-        return None
-    success = _number(source, SUCCESS) if SUCCESS in given else None
-    score = _number(source, SUCCESS_SCORE) if SUCCESS_SCORE in given else float(bool(success))
-    if not 0 <= score <= 1:
-        raise RolloutError(f"{source.path}: {SUCCESS_SCORE}: {score:g} must be from 0 to 1")
-    return OperatorScore(
-        score=score * FULL_SCORE,
-        success=score == 1 if success is None else bool(success),
-        operator_name=_text(source, USER_NAME),
-        note=_text(source, USER_DESCRIPTION),
     )
 
 
 def _prompt_of_folder(source: SourceEpisode, prompts: Iterable[str]) -> str:
     """Return the prompt that the folder ``<task>``, or ``<task>/{train,val}``, is named after."""
     parents = source.path.resolve().parents
-    name = next((p.name for p in parents if p.name not in _SPLITS), "")
+    name = next((p.name for p in parents if p.name not in ("train", "val")), "")
     for prompt in sorted(prompts, key=len, reverse=True):
         if prompt.replace(" ", "_") in name:
             return prompt
-    prompt = _STEPS_SUFFIX.sub("", name).replace("_", " ").strip()
+    prompt = re.sub(r"_\d+_steps$", "", name).replace("_", " ").strip()
     if not prompt:
-        raise RolloutError(f"{source.path}: has no attribute {TASK_DESCRIPTION}; give --prompt")
+        raise RolloutError(
+            f"{source.path}: has no attribute {layout.TASK_DESCRIPTION}; give --prompt"
+        )
     return prompt
 
 
 def _start_ns(source: SourceEpisode) -> int:
-    text = _text(source, DATE_TIME)
+    text = _text(source, layout.DATE_TIME)
     for form in _DATE_FORMATS:
         try:
             seconds = datetime.strptime(text, form).timestamp()
@@ -236,8 +211,6 @@ SOURCE, SOURCE_DIGEST = "source", "source_sha256"
 IMPORTED = "imported"
 """The outcome of every imported episode."""
 
-DEFAULT_RIG, DEFAULT_SIM_RIG = "interbotix_1", "sim"
-
 
 class KnownSourceError(RolloutError):
     """The store has an episode made of this very file."""
@@ -267,53 +240,50 @@ class ImportOptions:
 
 @dataclass(frozen=True)
 class Imported:
-    """What became of a file: the bag's folder, its steps, seconds, verdict and score."""
+    """What became of a file: the bag's folder, its steps, seconds, quality and score."""
 
     path: Path
     steps: int
     seconds: float
-    verdict: QualityReport
+    quality: QualityReport
     score: float | None
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """All that is decided before the first byte is written."""
-
-    source: SourceEpisode
-    rig: RigSpec
-    said: SourceMetadata
-    metadata: EpisodeMetadata
-    stride: int
-    digest: str
-
-
-@dataclass
 class Importer:
-    """Puts episodes of HDF5 files into a store.
+    """Puts episodes of HDF5 files into a store."""
 
-    Attributes:
-        store: where they go.
-        types: knows ROS's and this package's messages.
-        options: the same for every file.
+    def __init__(
+        self, store: EpisodeStore, types: Typestore, options: ImportOptions | None = None
+    ) -> None:
+        """Find what the store has.
 
-    Raises:
-        ConfigError: no such rig or task.
-    """
+        Args:
+            store: where episodes go.
+            types: knows ROS's and this package's messages.
+            options: the same for every file.
 
-    store: EpisodeStore
-    types: Typestore
-    options: ImportOptions = field(default_factory=ImportOptions)
-
-    def __post_init__(self) -> None:
-        self._messages = RigMessages(self.types)
-        self._limits = load_limits()
-        self._known = _known_sources(self.store)
-        self._tasks = _tasks()
-        if self.options.rig:
-            load_rig(self.options.rig, config_folder("rigs"))
-        if self.options.task:
-            load_task(self.options.task, config_folder("tasks"))
+        Raises:
+            ConfigError: no such rig or task.
+        """
+        self._store, self._types = store, types
+        self._options = options or ImportOptions()
+        self._messages, self._limits = RigMessages(types), load_limits()
+        folder = config_folder("tasks")
+        self._tasks = [load_task(name, folder) for name in task_names(folder)]
+        if self._options.rig:
+            load_rig(self._options.rig, config_folder("rigs"))
+        if self._options.task:
+            load_task(self._options.task, folder)
+        self._known: dict[str, str] = {}  # ids of imported episodes by their sources' digests
+        for path in store.episodes().values():
+            if path.name.endswith(RECORDING):
+                continue
+            try:
+                custom: Mapping[str, str] = read_metadata(path).get("custom_data") or {}
+            except RolloutError:
+                continue  # whatever it is, it is no import that was finished
+            if SOURCE_DIGEST in custom:
+                self._known[custom[SOURCE_DIGEST]] = bare_id(path.name)
 
     def take(self, path: Path) -> Imported:
         """Import one file; nothing stays of an import that failed.
@@ -323,155 +293,122 @@ class Importer:
             RolloutError: something is wrong with the file, see :func:`open_hdf5`, or the disk
                 refused.
         """
-        with open_hdf5(path) as source:
-            plan = self._plan(source)
-            begun = datetime.fromtimestamp(plan.said.start_ns / NS_PER_S)
-            name = episode_id(plan.metadata.task, begun, self.store.episodes())
-            folder = self.store.root / (name + RECORDING)
+        with layout.open_hdf5(path) as source:
+            digest = source.digest()
+            if digest in self._known and not self._options.again:
+                raise KnownSourceError(
+                    f"{source.path}: is in {self._store.root} as {self._known[digest]}; --again "
+                    f"imports it once more"
+                )
+            rig = self._rig_of(source)
+            prompts = [prompt for task in self._tasks for prompt in task.prompts]
+            told = facts_of(source, prompts, self._options.prompt)
+            metadata = self._metadata(rig, told)
+            stride = source.stride(self._options.rate, rig.rates.control)
+            folder = self._store.root / (metadata.episode_id + RECORDING)
             new = not folder.exists()
             try:
-                imported = self._write(plan, name)
+                imported = self._write(source, rig, told, metadata, stride, digest)
             except BaseException:
                 if new:
-                    _remove(folder)
+                    with suppress(OSError):  # unless another recorder has it
+                        lock = FolderLock(folder)
+                        shutil.rmtree(folder, ignore_errors=True)
+                        lock.release()
                 raise
-        self._known[plan.digest] = name
+        self._known[digest] = metadata.episode_id
         return imported
 
-    def _plan(self, source: SourceEpisode) -> _Plan:
-        digest = source.digest()
-        if digest in self._known and not self.options.again:
-            raise KnownSourceError(
-                f"{source.path}: is in {self.store.root} as {self._known[digest]}; --again imports "
-                f"it once more"
-            )
-        simulated = bool(source.attributes.get(SIM, False))
-        name = self.options.rig or (DEFAULT_SIM_RIG if simulated else DEFAULT_RIG)
-        rig = load_rig(name, config_folder("rigs"))
-        kinds = {frames.kind for frames in source.frames.values()}
-        jpeg = kinds == {"jpeg"} or (kinds == {"video"} and self.options.videos_as == "jpeg")
-        rig = rig_as_imported(rig, jpeg=jpeg)
-        prompts = [prompt for task in self._tasks for prompt in task.prompts]
-        said = facts_of(source, prompts, self.options.prompt)
-        metadata = self._metadata(rig, said)
-        stride = source.stride(self.options.rate, rig.rates.control)
-        return _Plan(source, rig, said, metadata, stride, digest)
+    def _rig_of(self, source: SourceEpisode) -> RigSpec:
+        simulated = bool(source.attributes.get(layout.SIM, False))
+        name = self._options.rig or ("sim" if simulated else "interbotix_1")
+        kinds = {type(frames) for frames in source.frames.values()}
+        videos_as_jpeg = kinds == {VideoFrames} and self._options.videos_as == "jpeg"
+        jpeg = kinds == {JpegFrames} or videos_as_jpeg
+        return rig_as_imported(load_rig(name, config_folder("rigs")), jpeg=jpeg)
 
-    def _metadata(self, rig: RigSpec, said: SourceMetadata) -> EpisodeMetadata:
-        task, text = said.prompt.lower().replace(" ", "_"), ""
-        fitting = [task.name for task in self._tasks if said.prompt in task.prompts]
-        if wanted := self.options.task or next(iter(fitting), ""):
+    def _metadata(self, rig: RigSpec, told: SourceMetadata) -> EpisodeMetadata:
+        task, text = told.prompt.lower().replace(" ", "_"), ""
+        fitting = (task.name for task in self._tasks if told.prompt in task.prompts)
+        if wanted := self._options.task or next(fitting, ""):
             found = read_task(wanted, config_folder("tasks"))
             task, text = found.task.name, found.text
+        begun = datetime.fromtimestamp(told.start_ns / NS_PER_S)
         return EpisodeMetadata(
+            episode_id=episode_id(task, begun, self._store.episodes()),
             task=task,
-            prompt=said.prompt,
+            prompt=told.prompt,
             rig=rig.name,
-            engine=said.policy,
-            operator_name=said.operator_name,
+            engine=told.policy,
+            operator_name=told.operator_name,
             package_version=__version__,
             rig_yaml=rig_text(rig),
             task_yaml=text,
         )
 
-    def _write(self, plan: _Plan, name: str) -> Imported:
-        rig, start_ns = plan.rig, plan.said.start_ns
-        metadata = replace(plan.metadata, episode_id=name)
+    def _write(
+        self,
+        source: SourceEpisode,
+        rig: RigSpec,
+        told: SourceMetadata,
+        metadata: EpisodeMetadata,
+        stride: int,
+        digest: str,
+    ) -> Imported:
         quality = QualityMonitor(
             sensors_of(rig, absolute), rig.observation.camera_skew, self._limits
         )
-        folder, topics = self.store.root / name, rig_topics(rig)
-        newest_ns, steps = 0, len(plan.source.action[:: plan.stride])
-        with BagWriter(folder, topics, metadata, types=self.types, start_ns=start_ns) as writer:
-            for topic, stamp_ns, cdr in self._episode(plan):
+        steps, score = len(source.action[::stride]), None
+        folder, start_ns = self._store.root / metadata.episode_id, told.start_ns
+        newest_ns = 0
+        with BagWriter(
+            folder, rig_topics(rig), metadata, types=self._types, start_ns=start_ns
+        ) as writer:
+            for topic, stamp_ns, cdr in self._episode(source, rig, start_ns, stride):
                 writer.write(topic, stamp_ns, cdr)
                 quality.add(topic, stamp_ns, cdr)
                 newest_ns = stamp_ns
-            score = self._label(plan, metadata, writer, newest_ns)
-            verdict = quality.report(newest_ns, shutil.disk_usage(self.store.root).free)
-            notes = {
-                OUTCOME: IMPORTED,
-                QUALITY: verdict.to_json(),
-                SOURCE: plan.source.path.name,
-                SOURCE_DIGEST: plan.digest,
-            }
-            path = writer.close(notes)
-        return Imported(path, steps, steps * rig.rates.dt, verdict, score)
+            if told.operator_score is not None:
+                labels = number(labels_of(metadata, told.operator_score, newest_ns))
+                write_labels(writer, labels, self._types)
+                score = labels[-1].points
+            report = quality.report(newest_ns, shutil.disk_usage(self._store.root).free)
+            path = writer.close(
+                {
+                    OUTCOME: IMPORTED,
+                    QUALITY: report.to_json(),
+                    SOURCE: source.path.name,
+                    SOURCE_DIGEST: digest,
+                }
+            )
+        return Imported(path, steps, steps * rig.rates.dt, report, score)
 
-    def _label(
-        self, plan: _Plan, metadata: EpisodeMetadata, writer: BagWriter, stamp_ns: int
-    ) -> float | None:
-        if plan.said.operator_score is None:
-            return None
-        labels = number(labels_of(metadata, plan.said.operator_score, stamp_ns))
-        write_labels(writer, labels, self.types)
-        return labels[-1].points
-
-    def _episode(self, plan: _Plan) -> Iterator[tuple[str, int, bytes]]:
+    def _episode(
+        self, source: SourceEpisode, rig: RigSpec, start_ns: int, stride: int
+    ) -> Iterator[tuple[str, int, bytes]]:
         """Yield (topic, stamp in ns, message) of a whole episode in order of time."""
-        rig, source, stride = plan.rig, plan.source, plan.stride
-        step_ns, start_ns = round(rig.rates.dt * NS_PER_S), plan.said.start_ns
+        messages, step_ns = self._messages, round(rig.rates.dt * NS_PER_S)
         images = {role: frames.every(stride) for role, frames in source.frames.items()}
         per_chunk = rig.rates.chunk_steps
         actions = source.action[::stride]
         for step in range(len(actions)):
-            now_ns = start_ns + step * step_ns
+            row, now_ns = step * stride, start_ns + step * step_ns
             if step % per_chunk == 0:
                 rows = actions[step : step + per_chunk]
                 chunk_id = f"import/{step // per_chunk}"
-                sent = self._messages.trajectories(rig, chunk_id, now_ns, step_ns, rows)
-                for topic, cdr in sent:
+                for topic, cdr in messages.trajectories(rig, chunk_id, now_ns, step_ns, rows):
                     yield absolute(topic), now_ns, cdr
-            yield from self._states(plan, step * stride, now_ns)
+            for index, arm in enumerate(rig.arms.values()):
+                part = slice(index * ARM_DIM, (index + 1) * ARM_DIM)
+                velocity = None if source.qvel is None else source.qvel[row, part]
+                effort = None if source.effort is None else source.effort[row, part]
+                position = source.qpos[row, part]
+                cdr = messages.joint_state(arm, now_ns, position, velocity, effort)
+                yield absolute(arm.joint_states), now_ns, cdr
             for camera in rig.cameras:
-                image = _as_wanted(next(images[camera.role]), camera.transport)
-                yield absolute(camera.topic), now_ns, self._messages.image(image, now_ns)
+                image = next(images[camera.role])
+                if camera.transport == "compressed" and not isinstance(image, bytes):
+                    image = to_jpeg(image)
+                yield absolute(camera.topic), now_ns, messages.image(image, now_ns)
         for rest in images.values():
             next(rest, None)  # a video tells only at its end whether it held what it promised
-
-    def _states(self, plan: _Plan, row: int, now_ns: int) -> Iterator[tuple[str, int, bytes]]:
-        source = plan.source
-        for index, arm in enumerate(plan.rig.arms.values()):
-            part = _of_arm(index)
-            velocity = None if source.qvel is None else source.qvel[row, part]
-            effort = None if source.effort is None else source.effort[row, part]
-            cdr = self._messages.joint_state(arm, now_ns, source.qpos[row, part], velocity, effort)
-            yield absolute(arm.joint_states), now_ns, cdr
-
-
-def _remove(folder: Path) -> None:
-    """Delete what an import that failed has written a moment ago, unless somebody else has it."""
-    with suppress(OSError):
-        hold = FolderLock(folder)
-        shutil.rmtree(folder, ignore_errors=True)
-        hold.release()
-
-
-def _known_sources(store: EpisodeStore) -> dict[str, str]:
-    """Return the ids of the store's imported episodes by their sources' digests."""
-    known = {}
-    for folder in store.episodes().values():
-        if folder.name.endswith(RECORDING):
-            continue
-        try:
-            notes: Mapping[str, str] = read_metadata(folder).get("custom_data") or {}
-        except RolloutError:
-            continue  # whatever it is, it is no import that was finished
-        if SOURCE_DIGEST in notes:
-            known[notes[SOURCE_DIGEST]] = bare_id(folder.name)
-    return known
-
-
-def _tasks() -> tuple[Task, ...]:
-    folder = config_folder("tasks")
-    return tuple(load_task(name, folder) for name in task_names(folder))
-
-
-def _of_arm(index: int) -> slice:
-    return slice(index * ARM_DIM, (index + 1) * ARM_DIM)
-
-
-def _as_wanted(image: ImageArray, transport: str) -> ImageArray:
-    if transport == "raw" or isinstance(image, bytes):
-        return image
-    return to_jpeg(image)

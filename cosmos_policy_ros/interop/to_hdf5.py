@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from io import FileIO
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import cv2
 import h5py
@@ -21,100 +20,11 @@ from cosmos_policy_ros.bags.jpeg import to_jpeg
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.task import FULL_SCORE
 from cosmos_policy_ros.core.units import NS_PER_S
-from cosmos_policy_ros.dataset.executed import ExecutedEpisode, ExecutedStep
+from cosmos_policy_ros.dataset.executed import ExecutedEpisode
 from cosmos_policy_ros.episodes.episode import Episode
-from cosmos_policy_ros.interop.hdf5_layout import (
-    ACTION,
-    CAMERAS,
-    DATE_TIME,
-    EFFORT,
-    IMAGES,
-    JPEG_SETS,
-    POLICY_NAME,
-    QPOS,
-    QVEL,
-    SIM,
-    SUCCESS,
-    SUCCESS_SCORE,
-    TASK_DESCRIPTION,
-    USER_DESCRIPTION,
-    USER_NAME,
-    VIDEO_PATHS,
-    video_length,
-)
-from cosmos_policy_ros.interop.to_bag import DATE_FORMAT
-
-# An HDF5 file to be written on a disk that may be full.
-
-
-@contextmanager
-def new_hdf5(path: Path) -> Iterator[h5py.File]:
-    """Create a file and close it at the end.
-
-    Raises:
-        OSError: it is there already, or the disk refused; it is not whole then.
-    """
-    with path.open("xb+", buffering=0) as raw:
-        disk = _PatientDisk(raw)
-        with h5py.File(disk, "w") as file:
-            yield file
-        disk.check()
-
-
-class _PatientDisk:
-    """A file that tells HDF5 of no failed write, but :meth:`check` of the first one.
-
-    A write that fails leaves HDF5's library with objects that it can neither write nor forget, and
-    the process ends in a segmentation fault some files later.
-    """
-
-    def __init__(self, raw: FileIO) -> None:
-        self._raw = raw
-        self._error: OSError | None = None
-
-    def check(self) -> None:
-        """Raise the OSError of the first write that failed, if one did."""
-        if self._error is not None:
-            raise self._error
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._raw.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._raw.tell()
-
-    def read(self, size: int = -1) -> bytes:
-        """Never called; by it h5py tells a file from a path."""
-        return self._raw.read(size) or b""
-
-    def readinto(self, buffer: memoryview) -> int:
-        # What was never written reads as zeros, so that a file given up can still be closed.
-        count = self._raw.readinto(buffer) or 0
-        buffer[count:] = bytes(len(buffer) - count)
-        return len(buffer)
-
-    def write(self, data: memoryview) -> int:
-        left = memoryview(data)
-        try:
-            while left and self._error is None:
-                left = left[self._raw.write(left) or 0 :]
-        except OSError as error:
-            self._error = error
-        return len(data)
-
-    def truncate(self, size: int | None = None) -> int:
-        try:
-            return self._raw.truncate(size)
-        except OSError as error:
-            self._error = self._error or error
-        return size or 0
-
-    def flush(self) -> None:
-        """Nothing is kept back here."""
-
+from cosmos_policy_ros.interop import hdf5_layout as layout
 
 Images = Literal["jpeg", "raw", "video"]
-RELATIVE_ACTION, ARGS_JSON = "relative_action", "args_json"
 _CODEC = "mp4v"  # the released client's
 
 
@@ -125,94 +35,6 @@ class Exported:
     path: Path
     steps: int
     left_out: tuple[str, ...]
-
-
-class _ImageWriter(Protocol):
-    """Takes one camera's images."""
-
-    def add(self, rgb: NDArray[np.uint8], jpeg: bytes | None) -> None: ...
-
-    def close(self) -> None: ...
-
-
-@dataclass
-class _JpegWriter:
-    """A top-level data set of JPEG files, those of the bag as they are."""
-
-    file: h5py.File
-    key: str
-    steps: int
-    count: int = 0
-
-    def __post_init__(self) -> None:
-        kind = h5py.vlen_dtype(np.uint8)
-        self._dataset = self.file.create_dataset(self.key, (self.steps,), kind, maxshape=(None,))
-
-    def add(self, rgb: NDArray[np.uint8], jpeg: bytes | None) -> None:
-        data = jpeg if jpeg is not None else to_jpeg(rgb)
-        self._dataset[self.count] = np.frombuffer(data, np.uint8)
-        self.count += 1
-
-    def close(self) -> None:
-        self._dataset.resize(self.count, axis=0)
-
-
-@dataclass
-class _RawWriter:
-    """A data set (T, H, W, 3), written image by image: all of them do not fit into memory."""
-
-    file: h5py.File
-    key: str
-    steps: int
-    dataset: Any = None
-    count: int = 0
-
-    def add(self, rgb: NDArray[np.uint8], jpeg: bytes | None) -> None:
-        if self.dataset is None:
-            self.dataset = self.file.create_dataset(
-                self.key,
-                (self.steps, *rgb.shape),
-                np.uint8,
-                maxshape=(None, *rgb.shape),
-                chunks=(1, *rgb.shape),
-            )
-        self.dataset[self.count] = rgb
-        self.count += 1
-
-    def close(self) -> None:
-        self.dataset.resize(self.count, axis=0)
-
-
-@dataclass
-class _VideoWriter:
-    """An MP4 file beside the HDF5 file, which names it."""
-
-    file: h5py.File
-    key: str
-    path: Path
-    rate: float
-    writer: Any = None
-    count: int = 0
-
-    def add(self, rgb: NDArray[np.uint8], jpeg: bytes | None) -> None:
-        if self.writer is None:
-            size = (rgb.shape[1], rgb.shape[0])
-            fourcc = cv2.VideoWriter.fourcc(*_CODEC)
-            self.writer = cv2.VideoWriter(str(self.path), fourcc, self.rate, size)
-            if not self.writer.isOpened():
-                raise RolloutError(
-                    f"{self.path}: OpenCV here cannot write {_CODEC} videos; take --images jpeg"
-                )
-        self.writer.write(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
-        self.count += 1
-
-    def close(self) -> None:
-        self.writer.release()
-        # OpenCV does not tell of a disk that refuses.
-        held = video_length(self.path)
-        if held != self.count:
-            raise RolloutError(f"{self.path}: holds {held} of {self.count} frames; free disk space")
-        self.file[self.key] = self.path.name.encode()
 
 
 def export_hdf5(episode: Episode, folder: Path, index: int, images: Images = "jpeg") -> Exported:
@@ -235,8 +57,12 @@ def export_hdf5(episode: Episode, folder: Path, index: int, images: Images = "jp
     source = ExecutedEpisode(episode)
     try:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as draft:
-            count = _write(source, Path(draft) / path.name, images)
-            # The file itself comes last: whoever finds it finds its videos.
+            with _PatientFile(Path(draft) / path.name, "xb+") as disk:
+                with h5py.File(disk, "w") as file:
+                    count = _write(source, file, Path(draft) / path.stem, images)
+                if disk.error is not None:
+                    raise disk.error
+            # The file itself comes last: once it is there, so are its videos.
             for made in sorted(Path(draft).iterdir(), key=lambda p: p.suffix == path.suffix):
                 made.rename(folder / made.name)
     except OSError as error:
@@ -244,81 +70,166 @@ def export_hdf5(episode: Episode, folder: Path, index: int, images: Images = "jp
     return Exported(path, count, tuple(source.left_out))
 
 
-def _write(source: ExecutedEpisode, path: Path, images: Images) -> int:
-    rows: dict[str, list[NDArray[np.float64]]] = {QPOS: [], QVEL: [], EFFORT: [], ACTION: []}
-    with new_hdf5(path) as file:
-        for key, value in attributes_of(source.episode, source.rig.kind == "sim").items():
-            file.attrs[key] = value
-        writers = {role: _sink(source, file, path, role, images) for role in CAMERAS}
-        shapes: dict[str, tuple[int, ...]] = {}
-        for step in source:
-            _check_shapes(source, shapes, step)
-            for role, writer in writers.items():
-                writer.add(step.images[role], step.jpegs.get(role))
-            values = (step.state, step.velocity, step.effort, step.action)
-            for key, value in zip(rows, values, strict=True):
-                rows[key].append(value)
-        count = len(rows[ACTION])
-        if not count:
+class _PatientFile(FileIO):
+    """A file that tells HDF5 of no failed write, but keeps the first error.
+
+    A write that fails leaves HDF5's library with objects that it can neither write nor forget, and
+    the process ends in a segmentation fault some files later.
+    """
+
+    error: OSError | None = None
+
+    def readinto(self, buffer: Any) -> int:
+        # What was never written reads as zeros, so that a file given up can still be closed.
+        count = super().readinto(buffer) or 0
+        buffer[count:] = bytes(len(buffer) - count)
+        return len(buffer)
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data)
+        try:
+            while left and self.error is None:
+                left = left[super().write(left) or 0 :]
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+        return size or 0
+
+
+@dataclass
+class _DataSetWriter:
+    """A camera's images in a data set, one by one: all of them do not fit into memory."""
+
+    dataset: Any
+    count: int = 0
+
+    def add(self, rgb: NDArray[np.uint8], jpeg: bytes | None) -> None:
+        if self.dataset.ndim == 1:
+            self.dataset[self.count] = np.frombuffer(jpeg or to_jpeg(rgb), np.uint8)
+        else:
+            self.dataset[self.count] = rgb
+        self.count += 1
+
+    def close(self) -> None:
+        self.dataset.resize(self.count, axis=0)
+
+
+class _VideoWriter:
+    """A camera's images in an MP4 file."""
+
+    def __init__(self, path: Path, rate: float, height: int, width: int) -> None:
+        self._path, self._count = path, 0
+        fourcc = cv2.VideoWriter.fourcc(*_CODEC)
+        self._writer = cv2.VideoWriter(str(path), fourcc, rate, (width, height))
+        if not self._writer.isOpened():
             raise RolloutError(
-                f"{source.episode.path}: none of its {len(source)} steps can be looked at: "
-                f"{source.left_out[0]}"
+                f"{path}: OpenCV here cannot write {_CODEC} videos; take --images jpeg"
             )
-        for writer in writers.values():
-            writer.close()
-        for key, values_ in rows.items():
-            file[key] = np.asarray(values_, np.float32)
-        file[RELATIVE_ACTION] = _relative(np.asarray(rows[ACTION], np.float32))
-        file[ARGS_JSON] = json.dumps(source.episode.metadata.custom_data(), ensure_ascii=False)
-    return count
+
+    def add(self, rgb: NDArray[np.uint8], _: bytes | None) -> None:
+        self._writer.write(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
+        self._count += 1
+
+    def close(self) -> None:
+        self._writer.release()
+        # OpenCV does not tell of a disk that refuses.
+        found, *_ = layout.video_header(self._path)
+        if found != self._count:
+            raise RolloutError(
+                f"{self._path}: holds {found} of {self._count} frames; free disk space"
+            )
 
 
-def attributes_of(episode: Episode, simulated: bool) -> Mapping[str, Any]:
+def _write(source: ExecutedEpisode, file: h5py.File, stem: Path, images: Images) -> int:
+    """Write all steps and return their number; ``stem`` is what the videos' names begin with."""
+    file.attrs.update(_attributes(source.episode, source.rig.kind == "sim"))
+    shapes: dict[str, tuple[int, ...]] = {}
+    writers: dict[str, _DataSetWriter | _VideoWriter] = {}
+    rows: list[tuple[NDArray[np.float64], ...]] = []
+    for step in source:
+        for role, image in step.images.items():
+            if role not in writers:
+                shapes[role] = image.shape
+                writers[role] = _image_writer(source, file, stem, role, image.shape, images)
+            height, width, _ = shapes[role]
+            if image.shape != shapes[role]:
+                raise RolloutError(
+                    f"{source.episode.path}: camera {role} changes from {width}x{height} to "
+                    f"{image.shape[1]}x{image.shape[0]} pixels; one file holds one size"
+                )
+            writers[role].add(image, step.jpegs.get(role))
+        rows.append((step.state, step.velocity, step.effort, step.action))
+    if not rows:
+        raise RolloutError(
+            f"{source.episode.path}: none of its {len(source)} steps can be looked at: "
+            f"{source.left_out[0]}"
+        )
+    for writer in writers.values():
+        writer.close()
+    keys = (layout.QPOS, layout.QVEL, layout.EFFORT, layout.ACTION)
+    columns = [np.asarray(values, np.float32) for values in zip(*rows, strict=True)]
+    for key, values in zip(keys, columns, strict=True):
+        file[key] = values
+    # From action to action, the last one repeated, as released files have them.
+    relative = np.diff(columns[-1], axis=0)
+    relative = (
+        np.concatenate([relative, relative[-1:]]) if len(rows) > 1 else np.zeros_like(columns[-1])
+    )
+    file["relative_action"] = relative
+    file["args_json"] = json.dumps(source.episode.metadata.custom_data(), ensure_ascii=False)
+    return len(rows)
+
+
+def _image_writer(
+    source: ExecutedEpisode,
+    file: h5py.File,
+    stem: Path,
+    role: str,
+    shape: tuple[int, ...],
+    images: Images,
+) -> _DataSetWriter | _VideoWriter:
+    steps, camera = len(source), layout.CAMERAS[role]
+    if images == "jpeg":
+        kind = h5py.vlen_dtype(np.uint8)
+        key = layout.JPEG_SETS[role]
+        return _DataSetWriter(file.create_dataset(key, (steps,), kind, maxshape=(None,)))
+    if images == "raw":
+        dataset = file.create_dataset(
+            f"{layout.IMAGES}/{camera}",
+            (steps, *shape),
+            np.uint8,
+            maxshape=(None, *shape),
+            chunks=(1, *shape),
+        )
+        return _DataSetWriter(dataset)
+    video = stem.with_name(f"{stem.name}_{camera}.mp4")
+    file[f"{layout.VIDEO_PATHS}/{camera}"] = video.name.encode()
+    return _VideoWriter(video, source.rig.rates.control, *shape[:2])
+
+
+def _attributes(episode: Episode, simulated: bool) -> Mapping[str, Any]:
     """Return the attributes of the released rollouts; without a score none that would state one."""
     metadata, score = episode.metadata, episode.score
     begun = datetime.fromtimestamp(episode.start_ns / NS_PER_S)
     policy = "--".join(part for part in (metadata.engine, metadata.checkpoint) if part)
     operator = metadata.operator_name or (score.operator_name if score else "")
     found: dict[str, Any] = {
-        SIM: simulated,
-        TASK_DESCRIPTION: metadata.prompt,
-        DATE_TIME: begun.strftime(DATE_FORMAT),
+        layout.SIM: simulated,
+        layout.TASK_DESCRIPTION: metadata.prompt,
+        layout.DATE_TIME: begun.strftime(layout.DATE_FORMAT),
     }
     if score is not None:
-        found[SUCCESS] = score.success
-        found[SUCCESS_SCORE] = score.points / FULL_SCORE
-        found[USER_DESCRIPTION] = score.note
+        found[layout.SUCCESS] = score.success
+        found[layout.SUCCESS_SCORE] = score.points / FULL_SCORE
+        found[layout.USER_DESCRIPTION] = score.note
     if policy:
-        found[POLICY_NAME] = policy
+        found[layout.POLICY_NAME] = policy
     if operator:
-        found[USER_NAME] = operator
+        found[layout.USER_NAME] = operator
     return found
-
-
-def _sink(
-    source: ExecutedEpisode, file: h5py.File, path: Path, role: str, images: Images
-) -> _ImageWriter:
-    if images == "jpeg":
-        return _JpegWriter(file, JPEG_SETS[role], len(source))
-    if images == "raw":
-        return _RawWriter(file, f"{IMAGES}/{CAMERAS[role]}", len(source))
-    video = path.with_name(f"{path.stem}_{CAMERAS[role]}.mp4")
-    return _VideoWriter(file, f"{VIDEO_PATHS}/{CAMERAS[role]}", video, source.rig.rates.control)
-
-
-def _check_shapes(
-    source: ExecutedEpisode, shapes: dict[str, tuple[int, ...]], step: ExecutedStep
-) -> None:
-    for role, image in step.images.items():
-        before = shapes.setdefault(role, image.shape)
-        if image.shape != before:
-            raise RolloutError(
-                f"{source.episode.path}: camera {role} changes from {before[1]}x{before[0]} to "
-                f"{image.shape[1]}x{image.shape[0]} pixels; one file holds one size"
-            )
-
-
-def _relative(actions: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return (T, 14) steps from action to action, the last one repeated, as released files have."""
-    steps = np.diff(actions, axis=0)
-    return np.concatenate([steps, steps[-1:]]) if len(steps) else np.zeros_like(actions)

@@ -12,18 +12,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
 
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.task import FULL_SCORE
-from cosmos_policy_ros.dataset.executed import ExecutedEpisode, ExecutedStep
+from cosmos_policy_ros.dataset.executed import ExecutedEpisode
 from cosmos_policy_ros.episodes.episode import Episode
 from cosmos_policy_ros.interop.hdf5_layout import CAMERAS
 from cosmos_policy_ros.rig.arms import STATE_DIM
-from cosmos_policy_ros.rig.spec import RigSpec
 
 Images = Literal["video", "image"]
 STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
@@ -91,17 +89,31 @@ class LeRobotExport:
         step = next(iter(source), None)
         if step is None:
             raise RolloutError(f"{first.path}: no step can be looked at: {source.left_out[0]}")
-        self._folder, self._rig, self._scored = folder, source.rig, scored
-        self._features = features_of(source.rig, step, images, scored)
-        self._count = 0
+        self._folder, self._scored, self._count = folder, scored, 0
+        self._rate = source.rig.rates.control
+        self._shapes = {role: step.images[role].shape for role in CAMERAS}
+        names = list(source.rig.joint_names)
+        features: dict[str, dict[str, Any]] = {
+            key: {"dtype": "float32", "shape": (STATE_DIM,), "names": names}
+            for key in (STATE, ACTION)
+        }
+        for role, camera in CAMERAS.items():
+            features[IMAGES + camera] = {
+                "dtype": images,
+                "shape": self._shapes[role],
+                "names": ["height", "width", "channels"],
+            }
+        if scored:
+            features[SCORE] = {"dtype": "float32", "shape": (1,), "names": None}
+            features[SUCCESS] = {"dtype": "bool", "shape": (1,), "names": None}
         if folder.exists():
             raise RolloutError(f"{folder}: exists already; give a new folder")
         with self._library():
             folder.parent.mkdir(parents=True, exist_ok=True)
             self._data: Any = library.create(
                 repo_id=repo_id or f"local/{folder.name}",
-                fps=round(source.rig.rates.control),
-                features=self._features,
+                fps=round(self._rate),
+                features=features,
                 root=folder,
                 robot_type="aloha",
                 use_videos=images == "video",
@@ -111,12 +123,7 @@ class LeRobotExport:
     def __enter__(self) -> LeRobotExport:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, LibraryError):
             return
         with self._library():
@@ -148,9 +155,14 @@ class LeRobotExport:
         return Exported(self._count - 1, frames, tuple(source.left_out))
 
     def _add_frames(self, source: ExecutedEpisode) -> int:
-        bag = source.episode.path
-        labels = self._labels(source.episode)
-        rate, wanted = source.rig.rates.control, self._rig.rates.control
+        bag, score = source.episode.path, source.episode.score
+        labels: dict[str, Any] = {"task": source.episode.metadata.prompt}
+        if self._scored:
+            if score is None:
+                raise RolloutError(f"{bag}: has no score, and the data set has one per frame")
+            labels[SCORE] = np.array([score.points / FULL_SCORE], np.float32)
+            labels[SUCCESS] = np.array([score.success])
+        rate, wanted = source.rig.rates.control, self._rate
         if rate != wanted:
             raise RolloutError(
                 f"{bag}: has {rate:g} steps per second, the data set {wanted:g}; export it into "
@@ -158,33 +170,21 @@ class LeRobotExport:
             )
         frames = 0
         for step in source:
-            self._check(bag, step)
+            for role, shape in self._shapes.items():
+                height, width, _ = step.images[role].shape
+                if step.images[role].shape != shape:
+                    raise RolloutError(
+                        f"{bag}: camera {role} has {width}x{height} pixels, the data set "
+                        f"{shape[1]}x{shape[0]}; export it into another"
+                    )
+            images = {IMAGES + camera: step.images[role] for role, camera in CAMERAS.items()}
+            state, action = step.state.astype(np.float32), step.action.astype(np.float32)
             with self._library():
-                self._data.add_frame(_frame(step, source.episode.metadata.prompt, labels))
+                self._data.add_frame({STATE: state, ACTION: action, **images, **labels})
             frames += 1
         if not frames:
             raise RolloutError(f"{bag}: no step can be looked at: {source.left_out[0]}")
         return frames
-
-    def _labels(self, episode: Episode) -> dict[str, Any]:
-        if not self._scored:
-            return {}
-        if episode.score is None:
-            raise RolloutError(f"{episode.path}: has no score, and the data set has one per frame")
-        return {
-            SCORE: np.array([episode.score.points / FULL_SCORE], np.float32),
-            SUCCESS: np.array([episode.score.success]),
-        }
-
-    def _check(self, bag: Path, step: ExecutedStep) -> None:
-        for role, camera in CAMERAS.items():
-            wanted = self._features[IMAGES + camera]["shape"]
-            if step.images[role].shape != wanted:
-                height, width = step.images[role].shape[:2]
-                raise RolloutError(
-                    f"{bag}: camera {role} has {width}x{height} pixels, the data set "
-                    f"{wanted[1]}x{wanted[0]}; export it into another"
-                )
 
     @contextmanager
     def _library(self) -> Iterator[None]:
@@ -195,33 +195,3 @@ class LeRobotExport:
                 f"{self._folder}: LeRobot's library refused: {type(error).__name__}: {error}; the "
                 f"data set is not whole: delete it and export again"
             ) from error
-
-
-def features_of(
-    rig: RigSpec, step: ExecutedStep, images: Images, scored: bool
-) -> dict[str, dict[str, Any]]:
-    """Return the features of a data set as the library wants them described."""
-    names = list(rig.joint_names)
-    vector = {"dtype": "float32", "shape": (STATE_DIM,), "names": names}
-    features: dict[str, dict[str, Any]] = {STATE: dict(vector), ACTION: dict(vector)}
-    for role, camera in CAMERAS.items():
-        features[IMAGES + camera] = {
-            "dtype": images,
-            "shape": step.images[role].shape,
-            "names": ["height", "width", "channels"],
-        }
-    if scored:
-        features[SCORE] = {"dtype": "float32", "shape": (1,), "names": None}
-        features[SUCCESS] = {"dtype": "bool", "shape": (1,), "names": None}
-    return features
-
-
-def _frame(step: ExecutedStep, prompt: str, labels: dict[str, Any]) -> dict[str, Any]:
-    pictures = {IMAGES + camera: step.images[role] for role, camera in CAMERAS.items()}
-    return {
-        STATE: step.state.astype(np.float32),
-        ACTION: step.action.astype(np.float32),
-        **pictures,
-        **labels,
-        "task": prompt,
-    }

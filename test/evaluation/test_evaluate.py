@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 from unittest.mock import patch
@@ -54,24 +55,32 @@ def test_contenders_meet_the_same_scenes_with_the_same_noise_in_shuffled_order()
     assert plan(config) == jobs
 
 
-def test_a_killed_evaluation_goes_on_and_its_bags_are_scored(tmp_path: Path) -> None:
-    output, path = tmp_path / "out", str(write(tmp_path, keep="all"))
-    # In two processes that number their episodes in one folder, and then in this one.
-    first = ["--set", "processes=2"]
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two trials, made in two processes that number their episodes in one folder."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    arguments = [str(write(folder, keep="all")), "--output", str(folder), "--set", "processes=2"]
     with patch("cosmos_policy_ros.evaluation.evaluate.get_context", lambda _: CONTEXT):
-        assert main([path, "--output", str(output), *first]) == 0
-    results = read_results(output / TRIALS)
+        assert main(arguments) == 0
+    return folder
+
+
+def test_a_killed_evaluation_goes_on_and_its_bags_are_scored(
+    evaluated: Path, tmp_path: Path
+) -> None:
+    results = read_results(evaluated / TRIALS)
     assert sorted(r.seed for r in results) == [100_000, 100_001]
     for each in results:
         episode = read_episode(Path(each.episode))
         assert episode.score is not None
         assert episode.score.points == each.score
-    assert len(list((output / ROLLOUTS / "demonstrator").iterdir())) == 2
-    text = (output / "table.md").read_text()
-    assert "| demonstrator | **100.0**" in text
-    # As if it had been killed while it wrote its second line.
+    assert len(list((evaluated / ROLLOUTS / "demonstrator").iterdir())) == 2
+    assert "| demonstrator | **100.0**" in (evaluated / "table.md").read_text()
+    # As if it had been killed while it wrote its second line; it goes on in this process.
+    output = tmp_path / "out"
+    shutil.copytree(evaluated, output)
     (output / TRIALS).write_text(to_line(results[0]) + to_line(results[1])[:30])
-    assert main([path, "--output", str(output)]) == 0
+    assert main([str(write(tmp_path, keep="all")), "--output", str(output)]) == 0
     again = read_results(output / TRIALS)
     assert again[0] == results[0]
     assert [(r.key, r.score, r.seconds) for r in again] == [
@@ -79,14 +88,11 @@ def test_a_killed_evaluation_goes_on_and_its_bags_are_scored(tmp_path: Path) -> 
     ]
 
 
-def test_the_floor_replays_other_scenes(tmp_path: Path) -> None:
-    path = write(tmp_path, keep="all", trials=1)
-    assert main([str(path), "--output", str(tmp_path / "out")]) == 0
-    demonstrations = tmp_path / "out" / ROLLOUTS
-    floor = Contender("floor", engine="replay", checkpoint=str(demonstrations))
-    config = EvaluationConfig(TASK, (floor,), trials=2, first_seed=7, processes=0)
-    (tmp_path / "floor").mkdir()
-    found = evaluate(config, tmp_path / "floor")
+def test_the_floor_replays_other_scenes(evaluated: Path, tmp_path: Path) -> None:
+    floor = Contender("floor", engine="replay", checkpoint=str(evaluated / ROLLOUTS))
+    found = evaluate(
+        EvaluationConfig(TASK, (floor,), trials=2, first_seed=7, processes=0), tmp_path
+    )
     assert [r.crashed for r in found] == [False, False]
     assert not any(r.success for r in found)
 
@@ -128,10 +134,8 @@ def test_what_cannot_be_evaluated_is_named(
 
 
 def test_another_evaluation_in_the_same_folder_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "out"
-    arguments = [str(write(tmp_path, noise_seed=5)), "--output", str(output)]
-    assert main([*arguments, "--set", "trials=1"]) == 0
-    assert main([str(write(tmp_path)), "--output", str(output)]) == 1
-    assert "holds an evaluation with noise_seed 5, this one has 1" in capsys.readouterr().err
+    path = write(tmp_path, keep="all", noise_seed=5)
+    assert main([str(path), "--output", str(evaluated)]) == 1
+    assert "holds an evaluation with noise_seed 1, this one has 5" in capsys.readouterr().err

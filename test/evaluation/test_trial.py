@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from cosmos_policy_ros.core.task import load_task
 from cosmos_policy_ros.dataset.windows import EpisodeWindows
 from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.store import EpisodeStore
-from cosmos_policy_ros.evaluation.trial import JUDGE, SimEnv, TrialBag
+from cosmos_policy_ros.evaluation.trial import JUDGE, SimEnv, Trial, TrialBag
 from cosmos_policy_ros.model.images import reduce
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Decision, EngineInfo, Query
@@ -64,21 +65,42 @@ class Notes:
         self.chunks.append(chunk)
 
 
-def test_the_demonstrator_succeeds_and_a_witness_sees_all_of_it(env: SimEnv) -> None:
-    notes, policy = Notes(), Asked()
-    trial = env.run(goal(), 3, policy, [notes])
+class Recorded(NamedTuple):
+    """A demonstrator's trial, what it was asked, what an observer saw, and its bag."""
+
+    trial: Trial
+    queries: list[Query]
+    notes: Notes
+    bag: Path
+
+
+@pytest.fixture(scope="module")
+def recorded(
+    env: SimEnv, rig: RigSpec, types: Typestore, tmp_path_factory: pytest.TempPathFactory
+) -> Recorded:
+    notes, policy, task = Notes(), Asked(), load_task(TASK, config_folder("tasks"))
+    store = EpisodeStore(tmp_path_factory.mktemp("bags"), types, clock=lambda: env.time_ns)
+    bag = TrialBag(store, types, rig, task, seed=3, engine="demonstrator")
+    trial = env.run(goal(), 3, policy, [bag, notes])
+    path = bag.finish(trial.outcome.outcome, trial.score)
+    return Recorded(trial, policy.queries, notes, path)
+
+
+def test_the_demonstrator_succeeds_and_an_observer_sees_all_of_it(recorded: Recorded) -> None:
+    trial, queries, notes, _ = recorded
     assert (trial.outcome.outcome, trial.score, trial.success) == ("done", 100.0, True)
-    assert trial.chunks == len(notes.chunks) == len(policy.queries) in (5, 6)
+    assert trial.chunks == len(notes.chunks) == len(queries) in (5, 6)
+    assert len(trial.thinking) == trial.chunks
     assert trial.seconds == pytest.approx(0.2 + 2.0 * trial.chunks)
     assert set(np.diff(notes.joint_stamps)) == {10_000_000}
     assert set(np.diff(list(notes.seen))) == {40_000_000}
     # Each chunk begins at its query, and the next query when it has been executed.
-    for query, chunk in zip(policy.queries, notes.chunks, strict=True):
+    for query, chunk in zip(queries, notes.chunks, strict=True):
         assert query.observation.stamp_ns == chunk.start_ns
-    for chunk, query in zip(notes.chunks, policy.queries[1:], strict=False):
+    for chunk, query in zip(notes.chunks, queries[1:], strict=False):
         assert query.observation.stamp_ns == chunk.end_ns
-    # The policy sees what the cameras saw; witnesses what the model makes of it.
-    first = policy.queries[0].observation
+    # The policy sees what the cameras saw; observers what the model makes of it.
+    first = queries[0].observation
     assert first.images["primary"].shape == (240, 320, 3)
     np.testing.assert_array_equal(
         notes.seen[first.stamp_ns]["primary"], reduce(first.images["primary"], 64, "primary")
@@ -86,9 +108,9 @@ def test_the_demonstrator_succeeds_and_a_witness_sees_all_of_it(env: SimEnv) -> 
 
 
 def test_who_watches_changes_nothing(env: SimEnv) -> None:
-    def chunks(*witnesses: Notes) -> list[np.ndarray]:
+    def chunks(*observers: Notes) -> list[np.ndarray]:
         notes = Notes()
-        env.run(goal(chunk_limit=1), 5, Demonstrator(), [notes, *witnesses])
+        env.run(goal(chunk_limit=1), 5, Demonstrator(), [notes, *observers])
         return [chunk.positions for chunk in notes.chunks]
 
     alone, watched = chunks(), chunks(Notes())
@@ -159,14 +181,9 @@ def test_faults_are_no_failures_of_skill_but_refused_chunks_are(
     assert (trial.chunks, trial.refused) == (0, refused)
 
 
-def test_a_trials_bag_holds_what_was_seen_and_told(
-    env: SimEnv, rig: RigSpec, types: Typestore, tmp_path: Path
-) -> None:
-    notes, policy, task = Notes(), Asked(), load_task(TASK, config_folder("tasks"))
-    store = EpisodeStore(tmp_path, types, clock=lambda: env.time_ns)
-    bag = TrialBag(store, types, rig, task, seed=3, engine="demonstrator")
-    trial = env.run(goal(), 3, policy, [bag, notes])
-    episode = read_episode(bag.finish(trial.outcome.outcome, trial.score))
+def test_a_trials_bag_holds_what_was_seen_and_told(recorded: Recorded) -> None:
+    trial, queries, notes, bag = recorded
+    episode = read_episode(bag)
     assert episode.score is not None
     assert (episode.score.points, episode.score.success) == (100.0, True)
     assert episode.score.operator_name == JUDGE
@@ -176,7 +193,7 @@ def test_a_trials_bag_holds_what_was_seen_and_told(
         windows.steps.actions[:50], notes.chunks[0].positions, rtol=0, atol=1e-9
     )
     assert len(windows) == 50 * trial.chunks
-    for query in policy.queries:
+    for query in queries:
         seen = windows.observe(query.observation.stamp_ns)
         np.testing.assert_allclose(seen.state, query.observation.state, atol=1e-12)
         for role, image in seen.images.items():

@@ -10,7 +10,14 @@ from helpers.hdf5 import ROLLOUT, write_hdf5
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.episodes.store import EpisodeStore
+from cosmos_policy_ros.interop import hdf5_layout
 from cosmos_policy_ros.interop.to_bag import Importer, ImportOptions
+
+
+@pytest.fixture(autouse=True)
+def read_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare a test's files the process that tries them first; ``shared`` is made with it."""
+    monkeypatch.setattr(hdf5_layout, "try_apart", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

@@ -188,10 +188,10 @@ def converter(role: str) -> Callable[[Any], Any] | None:
     if role == "prepare":
         import torch
 
-        from cosmos_policy_ros.model.images import prepare
+        from cosmos_policy_ros.model.images import centre_crop, reduce
 
         torch.set_num_threads(1)
-        return lambda image: prepare(image, SIZE, "any")
+        return lambda image: centre_crop(reduce(image, SIZE, "any"))
     return None
 
 

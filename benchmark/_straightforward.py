@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.transformers.transformer_cosmos import CosmosRotaryPosEmbed
-from helpers.cosmos_oracle import Oracle
+from helpers.cosmos_oracle import Oracle, diffusers_names
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,7 +24,6 @@ from cosmos_policy_ros.model import images
 from cosmos_policy_ros.model.checkpoint import Checkpoint
 from cosmos_policy_ros.model.images import ImageArray
 from cosmos_policy_ros.model.sequence import image_sequence, inject_proprio, prepare_images
-from cosmos_policy_ros.model.transformer_keys import diffusers_names
 from cosmos_policy_ros.rig.decision import Query
 
 SIGMA_MAX, SIGMA_MIN, RHO = 80.0, 4.0, 7.0
@@ -40,8 +39,7 @@ class Straightforward:
             self._network = Oracle(checkpoint.config.transformer)
             vae = AutoencoderKLWan.from_config(checkpoint.tokenizer.vae.config)
         network = checkpoint.transformer
-        weights = diffusers_names(network.state_dict())
-        self._network.core.load_state_dict(weights, strict=True, assign=True)
+        self._network.core.load_state_dict(diffusers_names(network), strict=True, assign=True)
         self._network.core.rope = _RoundedRope(checkpoint)
         vae.load_state_dict(checkpoint.tokenizer.vae.state_dict(), strict=True, assign=True)
         self._vae = vae.eval().requires_grad_(False)

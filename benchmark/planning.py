@@ -40,8 +40,8 @@ from cosmos_policy_ros.inference.spec import (  # noqa: E402
     SearchConfig,
 )
 from cosmos_policy_ros.inference.worker import WorkerLimits  # noqa: E402
-from cosmos_policy_ros.model.checkpoint import read_config  # noqa: E402
-from cosmos_policy_ros.model.layout import layout_named  # noqa: E402
+from cosmos_policy_ros.model.config import read_config  # noqa: E402
+from cosmos_policy_ros.model.layout import LAYOUTS  # noqa: E402
 from cosmos_policy_ros.model.policy import CosmosPolicy  # noqa: E402
 from cosmos_policy_ros.model.sampler import SampleSpec, count_evaluations, ensemble  # noqa: E402
 from cosmos_policy_ros.model.transformer import Transformer  # noqa: E402
@@ -147,8 +147,11 @@ def print_ratios(seconds: dict[str, list[float]]) -> None:
 
 def full_size() -> None:
     """Count a search of the released 2B model, and what it means for eight H100."""
-    settings, config = read_config(config_folder("models") / "aloha_2b"), SearchConfig()
-    layout = layout_named(settings.layout)
+    settings, config = (
+        read_config(config_folder("models") / "aloha_2b" / "config.yaml"),
+        SearchConfig(),
+    )
+    layout = LAYOUTS[settings.layout]
     with torch.device("meta"):
         network = Transformer(settings.transformer).requires_grad_(False)
         channels, height, width = settings.frame_shape

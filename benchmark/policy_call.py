@@ -40,6 +40,7 @@ from torch import Tensor  # noqa: E402
 
 from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
 from cosmos_policy_ros.model.denoiser import Denoiser  # noqa: E402
+from cosmos_policy_ros.model.layout import first_image  # noqa: E402
 from cosmos_policy_ros.model.policy import CosmosPolicy  # noqa: E402
 from cosmos_policy_ros.model.sampler import SampleSpec, initial_noise  # noqa: E402
 from cosmos_policy_ros.model.sequence import Conditioning  # noqa: E402
@@ -219,7 +220,7 @@ class Contest:
             images = self.theirs.time(
                 "decode", lambda: self.way.decode(answer.latent, answer.encoded)
             )
-            assert images.shape[2] == self.policy.checkpoint.layout.image_count
+            assert images.shape[2] == first_image(self.policy.checkpoint.layout.count)
         self._evaluate(answer.clean, query)
 
     def _evaluate(self, clean: Tensor, query: Query) -> None:

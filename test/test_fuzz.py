@@ -54,7 +54,7 @@ from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.episodes.verify import verify
 from cosmos_policy_ros.interop.hdf5_layout import open_hdf5
 from cosmos_policy_ros.interop.to_bag import facts_of
-from cosmos_policy_ros.model.checkpoint import read_config
+from cosmos_policy_ros.model.config import read_config
 from cosmos_policy_ros.model.statistics import KEYS, load_statistics
 from cosmos_policy_ros.model.text import load_text
 from cosmos_policy_ros.model.weights import load_index, load_prompts, read_weights
@@ -237,7 +237,7 @@ class Readers:
         load_task(str(self._file("ziploc.yaml", content)), self.folder)
 
     def config(self, content: bytes) -> None:
-        read_config(self._file("config.yaml", content).parent)
+        read_config(self._file("config.yaml", content))
 
     def statistics(self, content: bytes) -> None:
         load_statistics(self._file("s.json", content), 14, 14)

@@ -10,8 +10,14 @@ from pathlib import Path
 from cosmos_policy_ros.cli.shared import parse
 from cosmos_policy_ros.core.errors import CheckpointError, CosmosPolicyError
 from cosmos_policy_ros.model import files
-from cosmos_policy_ros.model.convert import Parts, convert, find_parts, hub_download, shipped_config
-from cosmos_policy_ros.model.weights import EMA_PREFIX
+from cosmos_policy_ros.model.convert import (
+    EMA_PREFIX,
+    Parts,
+    convert,
+    find_parts,
+    hub_download,
+    shipped_config,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -26,7 +26,7 @@ from cosmos_policy_ros.cli.stages import (
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.task import load_task
 from cosmos_policy_ros.model import files
-from cosmos_policy_ros.model.checkpoint import read_config
+from cosmos_policy_ros.model.config import read_config
 from cosmos_policy_ros.model.text import load_text, save_text
 from cosmos_policy_ros.training.export import CARD, write_rounded
 from cosmos_policy_ros.training.start import copy_file
@@ -89,7 +89,7 @@ class Reproduction:
         target.mkdir(exist_ok=True)
         for name in (files.CONFIG, files.STATISTICS):
             copy_file(source / name, target / name)
-        config = read_config(source)
+        config = read_config(source / files.CONFIG)
         text = load_text(source / files.TEXT, config.text_tokens, config.transformer.text_width)
         prompts = load_task(TASK, config_folder("tasks")).prompts
         save_text(target / files.TEXT, {prompt: text.embeddings[prompt] for prompt in prompts})

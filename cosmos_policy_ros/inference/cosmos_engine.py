@@ -32,8 +32,9 @@ from cosmos_policy_ros.inference.spec import (
     SearchInfo,
     Task,
 )
-from cosmos_policy_ros.model.checkpoint import choose_device, read_config
-from cosmos_policy_ros.model.config import CheckpointConfig
+from cosmos_policy_ros.model.checkpoint import choose_device
+from cosmos_policy_ros.model.config import CheckpointConfig, read_config
+from cosmos_policy_ros.model.files import CONFIG
 from cosmos_policy_ros.model.policy import RANDOM_WEIGHTS, TOKENS_AT_ONCE, CosmosPolicy
 from cosmos_policy_ros.model.sampler import SampleSpec, count_evaluations, ensemble
 from cosmos_policy_ros.model.sequence import Conditioning, step_ahead
@@ -82,7 +83,7 @@ def footprint(spec: EngineSpec) -> Footprint:
         folders["world_model"] = spec.world_model
     needs, working_space = {}, 0
     for role, folder in folders.items():
-        weights, activations = _memory(read_config(Path(folder)), spec.search)
+        weights, activations = _memory(read_config(Path(folder) / CONFIG), spec.search)
         needs[role], working_space = weights, max(working_space, activations)
     needs |= {"working space": working_space, "runtime": RUNTIME}
     if device.type == "cuda":

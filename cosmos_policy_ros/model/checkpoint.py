@@ -1,9 +1,8 @@
 """A checkpoint folder into memory, or one error that says what is wrong with it.
 
 A folder is ``config.yaml`` + ``dataset_statistics.json`` + ``text.safetensors``, and the weights
-``transformer.safetensors`` + ``vae.safetensors``, as ``cosmos convert`` makes it.
-Without the weights both networks are filled from a fixed seed: everything runs as with a trained
-checkpoint, and the arms go nowhere useful.
+``transformer.safetensors`` + ``vae.safetensors``, as ``cosmos convert`` makes it. Without weights
+both networks are random: everything runs, and the arms go nowhere useful.
 """
 
 from __future__ import annotations
@@ -16,19 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cosmos_policy_ros.core.config import load_config
 from cosmos_policy_ros.core.errors import CheckpointError, ConfigError
 from cosmos_policy_ros.core.untrusted import reading
-from cosmos_policy_ros.model import files, transformer_keys, vae_keys
-from cosmos_policy_ros.model.config import CheckpointConfig
-from cosmos_policy_ros.model.layout import Layout, layout_named
+from cosmos_policy_ros.model import files
+from cosmos_policy_ros.model.config import CheckpointConfig, read_config
+from cosmos_policy_ros.model.layout import LAYOUTS, Layout
 from cosmos_policy_ros.model.statistics import Statistics, load_statistics
 from cosmos_policy_ros.model.text import TextTable, load_text
 from cosmos_policy_ros.model.tokenizer import Tokenizer
 from cosmos_policy_ros.model.transformer import Transformer
+from cosmos_policy_ros.model.weight_names import load_autoencoder, load_transformer
 from cosmos_policy_ros.model.weights import read_weights
 
-RANDOM_WEIGHTS_SEED = 0
+AUTO = "auto"
+Backend = str | Callable[..., Any]  # of torch.compile
+# Of one function: policy, world model and value function, each cut short at the end or not, with
+# one sample or several. torch gives up compiling beyond it.
+VARIANTS = 64
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ class Checkpoint:
         text: the prompts it knows.
         transformer: the diffusion transformer.
         tokenizer: the video autoencoder.
-        random_weights: True when the folder has no weights, or those of the autoencoder alone:
-            nothing that it does was learned.
+        random_weights: the folder has no weights, or those of the autoencoder alone: the
+            transformer was not trained.
     """
 
     path: Path
@@ -67,7 +70,7 @@ def load_checkpoint(
     Args:
         path: the folder.
         device: where the networks go, in torch's names.
-        unfinished: whether the autoencoder may be there alone, for a training to begin with; the
+        unfinished: accept the autoencoder's weights alone, as a training begins with; the
             transformer is random then.
 
     Raises:
@@ -76,22 +79,29 @@ def load_checkpoint(
     """
     folder = Path(path)
     digest = files.digest(folder, unfinished=unfinished)
-    config = read_config(folder)
+    config = read_config(folder / files.CONFIG)
     trained = files.has_weights(folder)
     precision = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
     with reading(folder / files.CONFIG, "networks of these sizes", CheckpointError):
-        transformer, tokenizer = (
-            _read_networks(config, folder) if trained else _random_networks(config, precision)
-        )
-    if not trained and (folder / files.VAE).is_file():
-        tokenizer = _read_tokenizer(config, folder)  # all that was trained so far
+        if trained:
+            # On the meta device no random weights are made only to be thrown away: 8 GB and half a
+            # minute for the 2B network.
+            with torch.device("meta"):
+                transformer, tokenizer = Transformer(config.transformer), Tokenizer(config.vae)
+            file = folder / files.TRANSFORMER
+            load_transformer(transformer, read_weights(file), str(file))
+        else:
+            transformer, tokenizer = _random_networks(config, precision)
+        file = folder / files.VAE
+        if file.is_file():
+            load_autoencoder(tokenizer, read_weights(file), str(file))
     for network in (transformer, tokenizer):
         network.to(device=device, dtype=precision).eval().requires_grad_(False)
     return Checkpoint(
         path=folder,
         digest=digest,
         config=config,
-        layout=layout_named(config.layout),
+        layout=LAYOUTS[config.layout],
         statistics=load_statistics(
             folder / files.STATISTICS, config.action_dims, config.proprio_dims
         ),
@@ -102,55 +112,19 @@ def load_checkpoint(
     )
 
 
-def read_config(folder: Path) -> CheckpointConfig:
-    """Read a checkpoint's ``config.yaml`` alone; raises CheckpointError."""
-    try:
-        return load_config(CheckpointConfig, folder / files.CONFIG)
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from error
-
-
 def _random_networks(
     config: CheckpointConfig, precision: torch.dtype
 ) -> tuple[Transformer, Tokenizer]:
-    """Make both networks with reproducible random weights; leaves torch's own seed as it was."""
+    """Make both networks with reproducible weights; torch's own random state does not change."""
     before = torch.get_default_dtype()
     # In the format they will have: in float32 first, the 2B network would take twice the memory.
     torch.set_default_dtype(precision)
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(RANDOM_WEIGHTS_SEED)
+            torch.manual_seed(0)
             return Transformer(config.transformer), Tokenizer(config.vae)
     finally:
         torch.set_default_dtype(before)
-
-
-def _read_networks(config: CheckpointConfig, folder: Path) -> tuple[Transformer, Tokenizer]:
-    # On the meta device no random weights are made only to be thrown away: 8 GB and half a minute
-    # for the 2B network.
-    with torch.device("meta"):
-        transformer = Transformer(config.transformer)
-    file = folder / files.TRANSFORMER
-    transformer_keys.load_weights(transformer, read_weights(file), str(file))
-    return transformer, _read_tokenizer(config, folder)
-
-
-def _read_tokenizer(config: CheckpointConfig, folder: Path) -> Tokenizer:
-    with torch.device("meta"):
-        tokenizer = Tokenizer(config.vae)
-    file = folder / files.VAE
-    vae_keys.load_weights(tokenizer.vae, read_weights(file), config.vae.blocks, str(file))
-    return tokenizer
-
-
-# Where the networks run, and how fast: the device, and the compiled transformer.
-
-
-AUTO = "auto"
-Backend = str | Callable[..., Any]  # of torch.compile
-# Of one function: policy, world model and value function, each cut short at the end or not, with
-# one sample or several. torch gives up compiling beyond it.
-VARIANTS = 64
 
 
 def choose_device(name: str) -> torch.device:
@@ -170,7 +144,7 @@ def choose_device(name: str) -> torch.device:
         ) from error
 
 
-def compile_forward(network: Transformer, backend: Backend = "inductor") -> Callable[..., Tensor]:
+def compile_forward(network: Transformer, backend: Backend) -> Callable[..., Tensor]:
     """Return the network's forward pass compiled by torch; on a GPU also recorded as CUDA graphs.
 
     The compiler fuses operations, so results differ by rounding. It works at the first call of each

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from cosmos_policy_ros.core.config import did_you_mean
+from cosmos_policy_ros.core.config import did_you_mean, load_config
+from cosmos_policy_ros.core.errors import CheckpointError, ConfigError
 from cosmos_policy_ros.model.layout import LAYOUTS
 
 LATENT_CHANNELS = 16
@@ -31,7 +33,7 @@ class TransformerConfig:
     Attributes:
         layers: blocks.
         heads: attention heads.
-        head_dim: numbers per head; width is heads * head_dim.
+        head_dim: numbers per head; the width is heads * head_dim.
         mlp_ratio: width of the hidden layer over the width of the block.
         adaln_rank: rank of the adaptive layer norm's low-rank path.
         text_width: numbers per text token.
@@ -139,14 +141,12 @@ class CheckpointConfig:
             There a frame holds 17 copies of each action number, and the noise of their mean is 1; a
             small frame with one copy needs a level as low for proposals to differ as much.
         smoothing: rows of the window in which a parabola is fitted to each chunk, odd; 0 for the
-            chunk as it was generated, as released.
-        flip_images: whether the cameras show the image upside down, as the simulators' renderings
-            do, and are to be turned before use.
+            chunk as generated, as released.
+        flip_images: turn the cameras' images, which are upside down as simulators render them.
         jpeg_quality: 1 to 95, of the JPEG that the training images were stored as, to be repeated
             on every camera's image; None for images that never were JPEG.
-        camera_size: rows and columns [px] of the images that it was trained on, before they were
-            squeezed to a square; other sizes of the same aspect ratio look alike to it. Empty for
-            those of the layout, see :data:`CAMERA_SIZES`.
+        camera_size: rows and columns [px] of the training images before they were squeezed to a
+            square; only their ratio matters. Empty for :data:`CAMERA_SIZES` of the layout.
     """
 
     layout: str
@@ -195,9 +195,6 @@ class CheckpointConfig:
                 f"camera_size is {list(self.camera_size)}, must be rows and columns of at least 1 "
                 f"px, or left out for {list(CAMERA_SIZES[self.layout])}"
             )
-        self._check_grid()
-
-    def _check_grid(self) -> None:
         for axis, patch in zip(("height", "width"), self.transformer.patch[1:], strict=True):
             if not 0 < self.image_size <= MOST or self.image_size % (SPACE * patch):
                 raise ValueError(
@@ -246,3 +243,11 @@ def _size(name: str, value: int, most: int = MOST) -> None:
 def _positive(name: str, value: float) -> None:
     if not 0 < value < math.inf:
         raise ValueError(f"{name} is {value}, must be positive")
+
+
+def read_config(path: Path) -> CheckpointConfig:
+    """Read a ``config.yaml``; raises CheckpointError, naming the key."""
+    try:
+        return load_config(CheckpointConfig, path)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error

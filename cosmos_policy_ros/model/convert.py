@@ -1,11 +1,13 @@
 """Published weights into a checkpoint folder: what ``cosmos convert`` does.
 
-Everything is checked before it is written, and the folder appears whole or not at all.
+The parts are found in a folder or on Hugging Face; everything is checked before it is written, and
+the folder appears whole or not at all.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import json
 import os
@@ -21,30 +23,30 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cosmos_policy_ros import __version__
-from cosmos_policy_ros.core.config import did_you_mean, load_config
+from cosmos_policy_ros.core.config import did_you_mean
 from cosmos_policy_ros.core.errors import CheckpointError, ConfigError
 from cosmos_policy_ros.core.paths import config_folder
-from cosmos_policy_ros.model import files, transformer_keys, vae_keys
-from cosmos_policy_ros.model.config import CheckpointConfig
-from cosmos_policy_ros.model.files import Release
+from cosmos_policy_ros.model import files
+from cosmos_policy_ros.model.config import CheckpointConfig, read_config
 from cosmos_policy_ros.model.statistics import describe_unused, load_statistics
-from cosmos_policy_ros.model.strict import summarise
 from cosmos_policy_ros.model.text import check_embeddings, load_text, save_text
 from cosmos_policy_ros.model.tokenizer import Tokenizer
 from cosmos_policy_ros.model.transformer import Transformer
+from cosmos_policy_ros.model.weight_names import (
+    RELEASED_PREFIX,
+    load_autoencoder,
+    load_transformer,
+    summarise,
+)
 from cosmos_policy_ros.model.weights import (
-    EMA_PREFIX,
     SHARDS,
     is_distributed,
     load_prompts,
+    read_shard_index,
     read_weights,
-    sha256_of,
-    split_released,
 )
 
-# Where the parts of a published or fine-tuned checkpoint are: in a folder or on Hugging Face.
-
-
+EMA_PREFIX = "net_ema."  # the moving average of the network's weights, in training checkpoints
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 STATISTICS_PATTERN = "*dataset_statistics.json"
 PROMPTS_PATTERN = "*t5_embeddings.pkl"
@@ -89,11 +91,6 @@ class Parts:
         """Return the names of the parts that are None."""
         return tuple(f.name for f in fields(self) if getattr(self, f.name) is None)
 
-    def filled(self, other: Parts) -> Parts:
-        """Return these parts, with those of ``other`` where one is None."""
-        merged = {f.name: getattr(self, f.name) or getattr(other, f.name) for f in fields(self)}
-        return Parts(**merged)
-
 
 def find_parts(source: str, given: Parts, download: Download) -> Parts:
     """Find every part of a checkpoint.
@@ -109,24 +106,48 @@ def find_parts(source: str, given: Parts, download: Download) -> Parts:
     """
     folder = Path(source).expanduser()
     release = files.release_at(folder)
+    found = given
     if given.weights is not None and given.weights.is_dir():
-        given = dataclasses.replace(given, weights=_weights_in(given.weights) or given.weights)
+        found = dataclasses.replace(given, weights=_weights_in(given.weights) or given.weights)
     if folder.is_dir():
-        found = given.filled(_in_folder(folder, given))
+        found = _with_those_in(folder, found)
     elif folder.exists():
         raise CheckpointError(
             f"'{source}' is a file; give the folder it lies in, or an empty one with --weights"
         )
     elif REPOSITORY.fullmatch(source):
-        found = _on_hub(source, release, given, download)
+        if release is not None and release.files:
+            found = _with_those_in(download(source, release.files), found)
+        for repository in (source, release.companion if release is not None else ""):
+            wanted = tuple(q for name in found.missing() for q in PATTERNS.get(name, ()))
+            if repository and wanted:
+                found = _with_those_in(download(repository, wanted), found)
+        if found.vae is None:
+            vae = download(files.VAE_REPOSITORY, (files.VAE_FILE,)) / files.VAE_FILE
+            found = dataclasses.replace(found, vae=vae)
     else:
         raise CheckpointError(
             f"'{source}' is neither a folder nor a repository like {files.RELEASES[0].repository}"
         )
-    if release is not None:
-        found = found.filled(Parts(config=shipped_config(release.config)))
+    if release is not None and found.config is None:
+        found = dataclasses.replace(found, config=shipped_config(release.config))
     if found.missing():
-        raise CheckpointError(_describe_missing(source, found))
+        published = files.RELEASES[0]
+        help_of = {
+            "weights": f"a .pt file, a .safetensors file or an index of several (*{SHARDS}), or a "
+            f"folder with a distributed checkpoint",
+            "vae": f"{Path(files.VAE_FILE).name}, published as {files.VAE_FILE} in "
+            f"{files.VAE_REPOSITORY}",
+            "statistics": f"{STATISTICS_PATTERN}, published as {published.files[1]} in "
+            f"{published.repository}",
+            "prompts": f"{PROMPTS_PATTERN} or {files.TEXT}, published as {published.files[2]} in "
+            f"{published.repository}",
+            "config": f"the kind of model, like {published.config}",
+        }
+        listed = "; ".join(f"--{name}: {help_of[name]}" for name in found.missing())
+        raise CheckpointError(
+            f"'{source}' lacks parts of a checkpoint. Put them there or name them: {listed}"
+        )
     return found
 
 
@@ -165,22 +186,23 @@ def hub_download(repository: str, patterns: Sequence[str]) -> Path:
         ) from error
 
 
-def _in_folder(folder: Path, given: Parts) -> Parts:
-    """Look where published folders and fine-tunings have their parts; parts given are skipped."""
+def _with_those_in(folder: Path, found: Parts) -> Parts:
+    """Add the parts that are missing, from where published folders and fine-tunings have them."""
     beside = [folder, folder.parent] if is_distributed(folder) else [folder]
-
-    def look(name: str, *patterns: str) -> Path | None:
-        if getattr(given, name) is not None:
-            return None
-        return _only(name, [p for place in beside for q in patterns for p in place.glob(q)])
-
-    return Parts(
-        weights=None if given.weights else _weights_in(folder),
-        vae=look("vae", Path(files.VAE_FILE).name, files.VAE_FILE),
-        statistics=look("statistics", STATISTICS_PATTERN),
-        prompts=look("prompts", PROMPTS_PATTERN, files.TEXT),
-        config=look("config", files.CONFIG),
-    )
+    patterns = {
+        "vae": (Path(files.VAE_FILE).name, files.VAE_FILE),
+        "statistics": (STATISTICS_PATTERN,),
+        "prompts": (PROMPTS_PATTERN, files.TEXT),
+        "config": (files.CONFIG,),
+    }
+    new = {
+        name: _only(name, [p for place in beside for q in patterns[name] for p in place.glob(q)])
+        for name in found.missing()
+        if name != "weights"
+    }
+    if found.weights is None:
+        new["weights"] = _weights_in(folder)
+    return dataclasses.replace(found, **new)
 
 
 def _weights_in(folder: Path) -> Path | None:
@@ -202,56 +224,22 @@ def _only(name: str, found: Sequence[Path]) -> Path | None:
     return found[0] if found else None
 
 
-def _on_hub(repository: str, release: Release | None, given: Parts, download: Download) -> Parts:
-    found = given
-    if release is not None and release.files:
-        found = found.filled(_in_folder(download(repository, release.files), found))
-    if wanted := _patterns(found):
-        found = found.filled(_in_folder(download(repository, wanted), found))
-    if release is not None and release.companion and (wanted := _patterns(found)):
-        found = found.filled(_in_folder(download(release.companion, wanted), found))
-    if found.vae is None:
-        folder = download(files.VAE_REPOSITORY, (files.VAE_FILE,))
-        found = found.filled(Parts(vae=folder / files.VAE_FILE))
-    return found
-
-
-def _patterns(found: Parts) -> tuple[str, ...]:
-    """Return what to ask of Hugging Face for the parts that are not found yet."""
-    return tuple(q for name in found.missing() for q in PATTERNS.get(name, ()))
-
-
-def _describe_missing(source: str, found: Parts) -> str:
-    published = files.RELEASES[0]
-    help_of = {
-        "weights": f"a .pt file, a .safetensors file or an index of several (*{SHARDS}), or a "
-        f"folder with a distributed checkpoint",
-        "vae": f"{Path(files.VAE_FILE).name}, published as {files.VAE_FILE} in "
-        f"{files.VAE_REPOSITORY}",
-        "statistics": f"{STATISTICS_PATTERN}, published as {published.files[1]} in "
-        f"{published.repository}",
-        "prompts": f"{PROMPTS_PATTERN} or {files.TEXT}, published as {published.files[2]} in "
-        f"{published.repository}",
-        "config": f"the kind of model, like {published.config}",
-    }
-    told = "; ".join(f"--{name}: {help_of[name]}" for name in found.missing())
-    return f"'{source}' lacks parts of a checkpoint. Put them there or name them: {told}"
-
-
-Report = Callable[[str], None]
-
-
 def convert(
-    parts: Parts, target: Path, source: str, force: bool, report: Report, averaged: bool = False
+    parts: Parts,
+    target: Path,
+    source: str,
+    force: bool,
+    report: Callable[[str], None],
+    averaged: bool = False,
 ) -> str:
     """Write a checkpoint folder.
 
     Args:
         parts: what it is made of; all of them.
         target: the folder to make.
-        source: how ``provenance.json`` calls where the parts come from.
+        source: what ``provenance.json`` says the parts come from.
         force: replace an existing target.
-        report: is told one line per step.
+        report: takes one line per step.
         averaged: take the moving average of the transformer's weights.
 
     Returns:
@@ -266,8 +254,21 @@ def convert(
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
-        digest = _fill(parts, partial, source, report, averaged)
-        _publish(partial, target)
+        digest = _write_parts(parts, partial, source, report, averaged)
+        if not target.exists():
+            partial.rename(target)
+            return digest
+        old = target.with_name(f".{target.name}.{os.getpid()}.old")
+        target.rename(old)
+        try:
+            partial.rename(target)
+        except OSError:
+            old.rename(target)
+            raise
+        if old.is_dir():
+            shutil.rmtree(old)
+        else:
+            old.unlink()
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"'{target}' cannot be written: {error}") from error
     finally:
@@ -275,100 +276,79 @@ def convert(
     return digest
 
 
-def _fill(parts: Parts, folder: Path, source: str, report: Report, averaged: bool) -> str:
+def _write_parts(
+    parts: Parts, folder: Path, source: str, report: Callable[[str], None], averaged: bool
+) -> str:
     """Write every file, the cheap checks first; returns the digest."""
-    weights, vae, statistics = parts.weights, parts.vae, parts.statistics
-    prompts, described = parts.prompts, parts.config
-    assert weights and vae and statistics and prompts and described
-    report(f"[1/6] config {described}")
-    config = _load_config(described)
-    shutil.copyfile(described, folder / files.CONFIG)
+    weights, vae, statistics, prompts = parts.weights, parts.vae, parts.statistics, parts.prompts
+    assert weights and vae and statistics and prompts and parts.config
+    report(f"[1/6] config {parts.config}")
+    config = read_config(parts.config)
+    shutil.copyfile(parts.config, folder / files.CONFIG)
+
     report(f"[2/6] statistics {statistics}")
     ranges = load_statistics(statistics, config.action_dims, config.proprio_dims)
     if unused := describe_unused(ranges):
         report(f"      {unused}")
     shutil.copyfile(statistics, folder / files.STATISTICS)
+
     report(f"[3/6] prompts {prompts}")
-    _write_prompts(prompts, config, folder / files.TEXT)
+    tokens, width = config.text_tokens, config.transformer.text_width
+    if prompts.suffix == ".safetensors":
+        embeddings = load_text(prompts, tokens, width).embeddings
+    else:
+        embeddings = load_prompts(prompts)
+        check_embeddings(embeddings, tokens, width, str(prompts))
+    save_text(folder / files.TEXT, embeddings)
+
     report(f"[4/6] video autoencoder {vae}")
-    _write_vae(vae, config, folder / files.VAE)
+    with torch.device("meta"):
+        tokenizer, transformer = Tokenizer(config.vae), Transformer(config.transformer)
+    load_autoencoder(tokenizer, read_weights(vae), str(vae))
+    _save(tokenizer.vae.state_dict(), config, folder / files.VAE)
+
     report(f"[5/6] transformer {weights}")
-    ignored = _write_transformer(weights, config, folder / files.TRANSFORMER, averaged)
-    if ignored:
-        names = ", ".join(summarise(ignored))
-        report(f"      left out {len(ignored)} tensors outside the network: {names}")
-    if not averaged and any(name.startswith(EMA_PREFIX) for name in ignored):
+    tensors = read_weights(weights)
+    # A training checkpoint holds more than the policy's network, which is below this prefix.
+    prefix = EMA_PREFIX if averaged else RELEASED_PREFIX
+    inside = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    if averaged and not inside:
+        raise CheckpointError(
+            f"{weights}: holds no moving average, none of its tensors' names begins with "
+            f"{EMA_PREFIX}; leave --ema out"
+        )
+    left_out = sorted(tensors.keys() - inside.keys()) if inside else []
+    named = {name.removeprefix(prefix): tensor for name, tensor in inside.items()}
+    load_transformer(transformer, named or tensors, str(weights))
+    _save(transformer.state_dict(), config, folder / files.TRANSFORMER)
+    if left_out:
+        names = ", ".join(summarise(left_out))
+        report(f"      left out {len(left_out)} tensors outside the network: {names}")
+    if not averaged and any(name.startswith(EMA_PREFIX) for name in left_out):
         report("      --ema takes the weights' moving average instead")
+
     report("[6/6] checksums")
     digest = files.digest(folder)
-    history = _history(parts, source, config, ignored)
-    history |= {"averaged": averaged, "digest_when_converted": digest}
-    (folder / files.PROVENANCE).write_text(json.dumps(history, indent=2) + "\n", encoding="utf-8")
-    return digest
-
-
-def _history(
-    parts: Parts, source: str, config: CheckpointConfig, ignored: Sequence[str]
-) -> dict[str, object]:
     origins = {
         files.CONFIG: parts.config,
-        files.STATISTICS: parts.statistics,
-        files.TEXT: parts.prompts,
-        files.VAE: parts.vae,
-        files.TRANSFORMER: parts.weights,
+        files.STATISTICS: statistics,
+        files.TEXT: prompts,
+        files.VAE: vae,
+        files.TRANSFORMER: weights,
     }
-    return {
+    history = {
         "source": source,
         "converter": f"cosmos_policy_ros {__version__}",
         "precision": config.precision,
         "files": {
-            name: {"from": path.name, "sha256": sha256_of(path)}
-            for name, path in origins.items()
-            if path is not None
+            name: {"from": path.name, "sha256": sha256_of(path)} for name, path in origins.items()
         },
-        "left_out": list(ignored),
+        "left_out": left_out,
+        "averaged": averaged,
+        "digest_when_converted": digest,
     }
-
-
-def _load_config(path: Path) -> CheckpointConfig:
-    try:
-        return load_config(CheckpointConfig, path)
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from error
-
-
-def _write_prompts(path: Path, config: CheckpointConfig, target: Path) -> None:
-    tokens, width = config.text_tokens, config.transformer.text_width
-    if path.suffix == ".safetensors":
-        embeddings = dict(load_text(path, tokens, width).embeddings)
-    else:
-        embeddings = load_prompts(path)
-        check_embeddings(embeddings, tokens, width, str(path))
-    save_text(target, embeddings)
-
-
-def _write_vae(path: Path, config: CheckpointConfig, target: Path) -> None:
-    with torch.device("meta"):
-        network = Tokenizer(config.vae).vae
-    vae_keys.load_weights(network, read_weights(path), config.vae.blocks, str(path))
-    _save(network.state_dict(), config, target)
-
-
-def _write_transformer(
-    path: Path, config: CheckpointConfig, target: Path, averaged: bool
-) -> tuple[str, ...]:
-    """Return the names of what the file holds besides the network."""
-    with torch.device("meta"):
-        network = Transformer(config.transformer)
-    tensors, ignored = split_released(read_weights(path), averaged)
-    if not tensors and averaged:
-        raise CheckpointError(
-            f"{path}: holds no moving average, none of its tensors' names begins with "
-            f"{EMA_PREFIX}; leave --ema out"
-        )
-    transformer_keys.load_weights(network, tensors, str(path))
-    _save(network.state_dict(), config, target)
-    return ignored
+    (folder / files.PROVENANCE).write_text(json.dumps(history, indent=2) + "\n", encoding="utf-8")
+    return digest
 
 
 def _save(tensors: dict[str, Tensor], config: CheckpointConfig, target: Path) -> None:
@@ -378,23 +358,22 @@ def _save(tensors: dict[str, Tensor], config: CheckpointConfig, target: Path) ->
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"tensor '{name}' holds numbers that are not finite")
     save_file(kept, target)
-    # The library makes files that nobody else on the robot may read.
+    # The library makes files that no other user of the robot may read.
     target.chmod((target.parent / files.CONFIG).stat().st_mode)
 
 
-def _publish(partial: Path, target: Path) -> None:
-    """Put the new folder in the old one's place; the old one returns if that fails."""
-    if not target.exists():
-        partial.rename(target)
-        return
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    target.rename(old)
-    try:
-        partial.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    if old.is_dir():
-        shutil.rmtree(old)
+def sha256_of(path: Path) -> str:
+    """Return the sha256 (hex) of a file, or over the names and bytes of several.
+
+    Several are a folder's files, or an index of safetensors and what it lists.
+    """
+    sha = hashlib.sha256()
+    if path.is_dir():
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            files.add_to_digest(sha, file, file.relative_to(path).as_posix())
+    elif path.name.endswith(SHARDS):
+        for name in (path.name, *sorted(set(read_shard_index(path).values()))):
+            files.add_to_digest(sha, path.with_name(name), name)
     else:
-        old.unlink()
+        files.add_to_digest(sha, path)
+    return sha.hexdigest()

@@ -1,10 +1,10 @@
 """One question to the network: what is the clean latent behind this noisy one?
 
-Holds the preconditioning (what the network is fed and what its output means) and the conditioning
-(what a query knows already). Known frames are given clean and unscaled with timestep 0 and a mark
-in the mask channel, and come back exactly as they were. A frame of which only a part is known stays
-a noisy one for the network, which was trained on nothing else; the known part of its estimate is
-put right after every evaluation, so that the solver leads the noise there to what is known.
+Holds the preconditioning (what the network is fed and what its output means) and the conditioning.
+Known frames are given clean and unscaled with timestep 0 and a mark in the mask channel, and come
+back unchanged. A frame that is known in part stays a noisy one for the network, which was trained
+on nothing else; the known part of its estimate is put right after every evaluation, so that the
+solver leads the noise there to what is known.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +21,7 @@ from cosmos_policy_ros.model.config import Preconditioning
 from cosmos_policy_ros.model.transformer import CachedTransformer, TextKV, Transformer
 
 
-@dataclass(frozen=True)
-class Scales:
+class Scales(NamedTuple):
     """Factors at one noise level; the clean latent is skip * noisy + out * prediction."""
 
     into: Tensor
@@ -64,33 +63,29 @@ def estimate_clean(
         sigma: (B,) float32 noise levels.
         clean: (B, 16, T, H, W) float32; only its known frames are given to the network.
         known: (B, T) bool.
-        rest: what the network takes behind these: the text, and the frames that are wanted.
+        rest: the network's further arguments: the text, and the frames that are wanted.
 
     Returns:
         (B, 16, T, H, W) float32; known frames equal ``clean``.
     """
-    factors = scales(preconditioning, sigma)
+    *factors, timestep = scales(preconditioning, sigma)
+    into, skip, out = (factor.to(noisy.device).view(-1, 1, 1, 1, 1) for factor in factors)
     mask = known.to(noisy.device)[:, None, :, None, None]
-    into, skip, out = (
-        factor.to(noisy.device).view(-1, 1, 1, 1, 1)
-        for factor in (factors.into, factors.skip, factors.out)
-    )
     prediction = network(
         torch.where(mask, clean, into * noisy),
-        torch.where(known, 0.0, factors.timestep[:, None]),
+        torch.where(known, 0.0, timestep[:, None]),
         known,
         *rest,
     )
     return torch.where(mask, clean, skip * noisy + out * prediction)
 
 
-@dataclass(frozen=True)
-class InpaintMask:
-    """A generated frame of which a part is known.
+class InpaintMask(NamedTuple):
+    """A generated frame of which a part is known, the same in every sample.
 
     Attributes:
-        frame: which.
-        values: (16, H, W) float32, what it is there.
+        frame: its index.
+        values: (16, H, W) float32.
         weights: (16, H, W) float32: 1 holds a number exactly, 0 leaves it to the network.
     """
 
@@ -109,7 +104,7 @@ class Denoiser:
         clean: (B, 16, T, H, W) float32; only its known frames are ever read.
         known: per frame, whether it is known: the mask of the mode.
         text: (B, L, D) prompt embedding, or what the network's ``read`` made of it.
-        held: a generated frame that is known in part, the same in every sample; None for none.
+        held: a generated frame that is known in part.
     """
 
     network: Transformer | CachedTransformer
@@ -139,24 +134,20 @@ class Denoiser:
                 network's cache looks up, whatever the device: reading back would wait for it.
             samples: which of the query's B samples these are.
             wanted: the generated frames that will be read, all by default. The last evaluation of
-                a query can leave out futures that nobody looks at.
+                a query can leave out futures that are not shown.
 
         Returns:
             (B', 16, T, H, W) float32; known frames equal ``clean``, unwanted ones are NaN.
         """
         known = torch.tensor(self.known).expand(len(samples), -1)
         frames = self.generated if wanted is None else wanted
-        clean = self._clean_of(samples)
+        clean = self.clean
+        if len(clean) != len(samples):
+            clean = torch.stack([clean[i] for i in samples])
         estimate = estimate_clean(
             self.network, self.preconditioning, noisy, sigma, clean, known, self.text, frames
         )
-        if self.held is None:
-            return estimate
-        frame = estimate[:, :, self.held.frame]
-        estimate[:, :, self.held.frame] = torch.lerp(frame, self.held.values, self.held.weights)
+        if self.held is not None:
+            frame, values, weights = self.held
+            estimate[:, :, frame] = torch.lerp(estimate[:, :, frame], values, weights)
         return estimate
-
-    def _clean_of(self, samples: Sequence[int]) -> Tensor:
-        if len(self.clean) == len(samples):
-            return self.clean
-        return torch.stack([self.clean[i] for i in samples])

@@ -29,8 +29,7 @@ class Release:
     Attributes:
         repository: owner and name.
         config: the folder in ``config/models`` that describes it.
-        files: those a policy is made of, where their names are known; the weights are any ``.pt``
-            of the repository. The video autoencoder lives in another one.
+        files: those whose names are known; the weights are any ``.pt`` of the repository.
         companion: repository of the statistics and prompts where this one has none.
     """
 
@@ -38,6 +37,11 @@ class Release:
     config: str
     files: tuple[str, ...]
     companion: str = ""
+
+    def command(self, source: str) -> str:
+        """Return the command that converts it."""
+        target = f"~/checkpoints/{self.repository.split('/')[1]}"
+        return f"cosmos convert {source} {target}, then give checkpoint:={target}"
 
 
 ALOHA = "nvidia/Cosmos-Policy-ALOHA-Predict2-2B"
@@ -70,7 +74,7 @@ def describe_missing(path: str | Path, *, unfinished: bool = False) -> str | Non
 
     Args:
         path: the folder.
-        unfinished: whether the autoencoder may be there alone, for a training to begin with.
+        unfinished: accept the autoencoder's weights alone, as a training begins with.
 
     Returns:
         None when every needed file is there, else one message for the operator: what is missing,
@@ -78,38 +82,60 @@ def describe_missing(path: str | Path, *, unfinished: bool = False) -> str | Non
         Whether the files' content is right shows only on loading.
     """
     folder = Path(path)
-    release = release_at(folder)
-    if release is not None:
-        return f"checkpoint '{path}' is {_describe_release(release, folder)}"
+    if release := release_at(folder):
+        named = any(name.endswith(".pt") for name in release.files)
+        weights = () if named else ("one .pt file",)
+        parts = [", ".join((*weights, *release.files))]
+        if release.companion:
+            parts.append(f"statistics and prompts from {release.companion}")
+        parts.append(f"{VAE_FILE} from {VAE_REPOSITORY}")
+        source = str(folder) if folder.is_dir() else release.repository
+        return (
+            f"checkpoint '{path}' is NVIDIA's {release.repository} ({'; '.join(parts)}) as it is "
+            f"published. Convert it once: {release.command(source)}"
+        )
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         return f"checkpoint '{path}' {what}; expected a folder with {', '.join(REQUIRED)}"
     absent = [name for name in REQUIRED if not (folder / name).is_file()]
     if absent:
-        return (
-            f"checkpoint '{path}' lacks {', '.join(absent)}; it needs {', '.join(REQUIRED)}"
-            f"{_describe_config_only(folder)}"
-        )
+        message = f"checkpoint '{path}' lacks {', '.join(absent)}; it needs {', '.join(REQUIRED)}"
+        # A folder of config/models that only describes a release is easily taken for one.
+        for release in RELEASES:
+            if folder.name == release.config:
+                message += (
+                    f". It only describes a published checkpoint; convert that once: "
+                    f"{release.command(release.repository)}"
+                )
+                break
+        return message
     if unfinished and not (folder / TRANSFORMER).is_file():
         return None
-    return _describe_half(folder)
+    # Weights come in pairs: latents of one autoencoder mean nothing to another's transformer.
+    present = [name for name in WEIGHTS if (folder / name).is_file()]
+    if len(present) == 1:
+        (missing,) = set(WEIGHTS) - set(present)
+        return (
+            f"checkpoint '{folder}' has {present[0]} but not {missing}; add it, or remove both to "
+            f"run with random weights"
+        )
+    return None
 
 
-def release_at(path: str | Path) -> Release | None:
+def release_at(path: Path) -> Release | None:
     """Return the published checkpoint that a path or a repository's name stands for, if any."""
-    folder = Path(path)
-    if (folder / CONFIG).is_file():
+    if (path / CONFIG).is_file():
         return None
     for release in RELEASES:
-        named = folder.name == release.repository.split("/")[1]
-        if named or any((folder / name).is_file() for name in release.files):
+        named = path.name == release.repository.split("/")[1]
+        if named or any((path / name).is_file() for name in release.files):
             return release
     return None
 
 
-def has_weights(path: str | Path) -> bool:
+def has_weights(folder: Path) -> bool:
     """Return whether the folder holds both weight files; without them a model is random."""
-    return all((Path(path) / name).is_file() for name in WEIGHTS)
+    return all((folder / name).is_file() for name in WEIGHTS)
 
 
 def digest(path: str | Path, *, unfinished: bool = False) -> str:
@@ -127,55 +153,18 @@ def digest(path: str | Path, *, unfinished: bool = False) -> str:
     sha = hashlib.sha256()
     for name in (*REQUIRED, *WEIGHTS):
         file = Path(path) / name
-        if not file.is_file():
-            continue
-        try:
-            size = file.stat().st_size
-            sha.update(f"{name} {size}\n".encode())
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    sha.update(block)
-        except OSError as error:
-            raise CheckpointError(f"{file}: cannot be read: {error}") from error
+        if file.is_file():
+            try:
+                add_to_digest(sha, file, name)
+            except OSError as error:
+                raise CheckpointError(f"{file}: cannot be read: {error}") from error
     return sha.hexdigest()
 
 
-def _describe_half(folder: Path) -> str | None:
-    """Weights come in pairs: latents of one autoencoder mean nothing to another's transformer."""
-    absent = [name for name in WEIGHTS if not (folder / name).is_file()]
-    if len(absent) == 1:
-        (present,) = set(WEIGHTS) - set(absent)
-        return (
-            f"checkpoint '{folder}' has {present} but not {absent[0]}; add it, or remove both to "
-            f"run with random weights"
-        )
-    return None
-
-
-def _describe_release(release: Release, folder: Path) -> str:
-    named = any(name.endswith(".pt") for name in release.files)
-    parts = [", ".join(release.files if named else ("one .pt file", *release.files))]
-    if release.companion:
-        parts.append(f"statistics and prompts from {release.companion}")
-    parts.append(f"{VAE_FILE} from {VAE_REPOSITORY}")
-    source = str(folder) if folder.is_dir() else release.repository
-    return (
-        f"NVIDIA's {release.repository} ({'; '.join(parts)}) as it is published. Convert it once: "
-        f"{_command(source, release)}"
-    )
-
-
-def _describe_config_only(folder: Path) -> str:
-    """A folder of ``config/models`` that only describes a release is easily taken for one."""
-    for release in RELEASES:
-        if folder.name == release.config:
-            return (
-                f". It only describes a published checkpoint; convert that once: "
-                f"{_command(release.repository, release)}"
-            )
-    return ""
-
-
-def _command(source: str, release: Release) -> str:
-    target = f"~/checkpoints/{release.repository.split('/')[1]}"
-    return f"cosmos convert {source} {target}, then give checkpoint:={target}"
+def add_to_digest(sha: hashlib._Hash, file: Path, name: str = "") -> None:
+    """Add a file's bytes to a digest, behind its name and size if it has a name there."""
+    if name:
+        sha.update(f"{name} {file.stat().st_size}\n".encode())
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            sha.update(block)

@@ -3,10 +3,8 @@
 The released checkpoints saw 480x640 frames squeezed (aspect not kept) to 256x256 for storage, then
 to the model's size, both with Pillow's bicubic filter; at test time a centre crop of 90 % of the
 area stands for the random crops of training and is enlarged back with an antialiased bilinear
-filter on whole numbers.
-
-The simulators' checkpoints were trained on square renderings turned upright and stored as JPEG. A
-checkpoint's ``config.yaml`` asks for both, since an image without them is none it has seen.
+filter on whole numbers. The simulators' checkpoints were trained on square renderings turned
+upright and stored as JPEG; their ``config.yaml`` asks for both.
 """
 
 from __future__ import annotations
@@ -27,16 +25,6 @@ ImageArray = NDArray[np.uint8]
 
 STORED_SIZE = 256  # pixels; what the demonstrations were stored at
 CROP_AREA = 0.9  # of the image; the area that training's random crops kept
-
-
-def prepare(
-    image: ImageArray, size: int, role: str, *, flip: bool = False, jpeg_quality: int | None = None
-) -> ImageArray:
-    """Bring one camera image to the model's input: :func:`reduce`, then :func:`centre_crop`.
-
-    Takes, returns and raises what these two do.
-    """
-    return centre_crop(reduce(image, size, role, flip=flip, jpeg_quality=jpeg_quality))
 
 
 def reduce(
@@ -65,21 +53,17 @@ def reduce(
     if flip:
         image = np.ascontiguousarray(image[::-1])
     if jpeg_quality is not None:
-        image = through_jpeg(image, jpeg_quality)
+        # Pillow's encoder, like training's: another one's tables, or full instead of halved colour
+        # resolution, leave other errors than those trained on.
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, format="JPEG", quality=jpeg_quality)
+        image = np.asarray(Image.open(file), dtype=np.uint8)
     if image.shape[:2] != (size, size):
-        image = _bicubic(_bicubic(image, STORED_SIZE), size)
+        for side in (STORED_SIZE, size):
+            if image.shape[:2] != (side, side):
+                resized = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
+                image = np.asarray(resized, dtype=np.uint8)
     return image
-
-
-def through_jpeg(image: ImageArray, quality: int) -> ImageArray:
-    """Compress (H, W, 3) and decompress it again, with the losses that Pillow's encoder makes.
-
-    The encoder matters: another one's tables, or full instead of halved colour resolution, leave
-    other errors than those trained on.
-    """
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, format="JPEG", quality=quality)
-    return np.asarray(Image.open(file), dtype=np.uint8)
 
 
 def centre_crop(image: ImageArray) -> ImageArray:
@@ -92,10 +76,10 @@ def centre_crop(image: ImageArray) -> ImageArray:
     return np.ascontiguousarray(enlarged.numpy())
 
 
-def enlarge(pictures: Tensor, top: int, left: int, window: int) -> Tensor:
+def enlarge(images: Tensor, top: int, left: int, window: int) -> Tensor:
     """Cut a square window out of (N, 3, S, S) uint8 and enlarge it back to S x S."""
-    crop = pictures[:, :, top : top + window, left : left + window].float()
-    enlarged = interpolate(crop, size=pictures.shape[-2:], mode="bilinear", antialias=True)
+    crop = images[:, :, top : top + window, left : left + window].float()
+    enlarged = interpolate(crop, size=images.shape[-2:], mode="bilinear", antialias=True)
     return enlarged.round().to(torch.uint8)
 
 
@@ -113,10 +97,3 @@ def from_model(video: Tensor) -> ImageArray:
     """Map (1, 3, N, H, W) in [-1, 1] to (N, H, W, 3) uint8; truncated, not rounded."""
     levels = ((video[0] + 1) * 127.5).clamp(0, 255).to(torch.uint8)
     return np.ascontiguousarray(levels.permute(1, 2, 3, 0).cpu().numpy())
-
-
-def _bicubic(image: ImageArray, size: int) -> ImageArray:
-    if image.shape[:2] == (size, size):
-        return image
-    resized = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(resized, dtype=np.uint8)

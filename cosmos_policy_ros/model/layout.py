@@ -1,4 +1,4 @@
-"""Which latent frame of the sequence is what, and which frames a query already knows.
+"""Which latent frame of the sequence is what, what a query already knows, and vectors as frames.
 
 The sequence is one short "video": a blank frame that belongs to a single image, then frames of four
 images each, because the video autoencoder compresses time by four after its first image (Cosmos
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
-from cosmos_policy_ros.core.config import did_you_mean
 from cosmos_policy_ros.core.errors import CheckpointError
 
 if TYPE_CHECKING:  # a node reads layouts without torch
@@ -26,12 +25,7 @@ FUTURE = "future_"
 
 @dataclass(frozen=True)
 class Layout:
-    """The order of the latent frames of one robot.
-
-    Attributes:
-        name: "aloha", "robocasa" or "libero".
-        cameras: camera roles in the order of their frames.
-    """
+    """The order of the latent frames of one robot; ``cameras`` are roles in that order."""
 
     name: str
     cameras: tuple[str, ...]
@@ -55,11 +49,6 @@ class Layout:
     def count(self) -> int:
         """Number of latent frames."""
         return len(self.frames)
-
-    @property
-    def image_count(self) -> int:
-        """Number of images of the whole sequence: 41 for 11 frames, 33 for 9."""
-        return images_of(self.count)
 
     def index(self, frame: str) -> int:
         """Return the index of the frame called ``frame``."""
@@ -87,46 +76,23 @@ class Layout:
         return tuple(name == "blank" or name in known[mode] for name in self.frames)
 
 
-def first_image(frame: int) -> int:
-    """Return the index of the first image behind latent frame ``frame``."""
-    return 0 if frame == 0 else 1 + IMAGES_PER_FRAME * (frame - 1)
-
-
-def images_of(frames: int) -> int:
-    """Return how many images the first ``frames`` latent frames are made of."""
-    return first_image(frames)
-
-
 LAYOUTS = {
-    layout.name: layout
-    for layout in (
-        Layout("aloha", ("left_wrist", "right_wrist", "primary")),
-        Layout("robocasa", ("wrist", "primary", "secondary")),
-        Layout("libero", ("wrist", "primary")),
-    )
+    "aloha": Layout("aloha", ("left_wrist", "right_wrist", "primary")),
+    "robocasa": Layout("robocasa", ("wrist", "primary", "secondary")),
+    "libero": Layout("libero", ("wrist", "primary")),
 }
 
 
-def layout_named(name: str) -> Layout:
-    """Look a layout up.
+def first_image(frame: int) -> int:
+    """Return the index of the first image behind latent frame ``frame``.
 
-    Raises:
-        CheckpointError: there is no layout of that name.
+    It is also how many images the frames before it are made of: 41 for all 11, 33 for 9.
     """
-    if name not in LAYOUTS:
-        raise CheckpointError(f"there is no frame layout '{name}'{did_you_mean(name, LAYOUTS)}")
-    return LAYOUTS[name]
-
-
-# Vectors as latent frames: how actions, proprioception and values enter and leave the sequence.
-#
-# A vector is written over and over until the frame's volume is full; the last copy is cut off
-# where the volume ends. Reading averages the whole copies only, as the released checkpoints do, so
-# the cut copy never weighs on an action (Cosmos Policy paper, latent injection).
+    return 0 if frame == 0 else 1 + IMAGES_PER_FRAME * (frame - 1)
 
 
 def inject(vector: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Spread ``vector`` over a latent frame.
+    """Write a vector over and over until a latent frame is full; the last copy is cut off there.
 
     Args:
         vector: (..., n) normalised numbers. A chunk (K, d) is flattened time-major beforehand.
@@ -138,31 +104,27 @@ def inject(vector: Tensor, shape: tuple[int, int, int]) -> Tensor:
     Raises:
         CheckpointError: the frame is smaller than the vector.
     """
-    length = vector.shape[-1]
-    volume = _volume_for(length, shape)
+    length, volume = vector.shape[-1], prod(shape)
+    _check_volume(volume, length, shape)
     copies = -(-volume // length)
     tiled = vector.repeat(*(1,) * (vector.ndim - 1), copies)[..., :volume]
     return tiled.reshape(*vector.shape[:-1], *shape)
 
 
 def extract(frame: Tensor, length: int) -> Tensor:
-    """Read a vector back: the float32 mean of its whole copies.
+    """Read a vector (..., length) back from (..., C, H, W): the float32 mean of its copies.
 
-    Args:
-        frame: (..., C, H, W).
-        length: n, how many numbers the vector has.
-
-    Returns:
-        (..., n) float32.
+    The cut-off copy is left out, as in the released code, so that it weighs on no action.
 
     Raises:
         CheckpointError: the frame is smaller than the vector.
     """
-    channels, height, width = frame.shape[-3:]
-    volume = _volume_for(length, (channels, height, width))
+    flat = frame.float().flatten(-3)
+    volume = flat.shape[-1]
+    _check_volume(volume, length, frame.shape[-3:])
     copies = volume // length
-    flat = frame.float().flatten(-3)[..., : copies * length]
-    return flat.reshape(*flat.shape[:-1], copies, length).mean(-2)
+    whole = flat[..., : copies * length]
+    return whole.reshape(*whole.shape[:-1], copies, length).mean(-2)
 
 
 def inject_value(value: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -175,11 +137,9 @@ def extract_value(frame: Tensor) -> Tensor:
     return ((extract(frame, 1).squeeze(-1) + 1) / 2).clamp(0, 1)
 
 
-def _volume_for(length: int, shape: tuple[int, int, int]) -> int:
-    volume = prod(shape)
+def _check_volume(volume: int, length: int, shape: tuple[int, ...]) -> None:
     if volume < length:
         raise CheckpointError(
             f"a latent frame of {'x'.join(map(str, shape))} holds {volume} numbers, too few for a "
             f"vector of {length}; use larger images or a shorter chunk"
         )
-    return volume

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -20,18 +20,12 @@ from torch import Tensor
 
 from cosmos_policy_ros.core.errors import ConfigError
 from cosmos_policy_ros.core.units import Array
-from cosmos_policy_ros.model import images
-from cosmos_policy_ros.model.checkpoint import (
-    AUTO,
-    Backend,
-    Checkpoint,
-    choose_device,
-    compile_forward,
-    load_checkpoint,
-)
+from cosmos_policy_ros.model import checkpoint as checkpoints
+from cosmos_policy_ros.model import sequence
+from cosmos_policy_ros.model.checkpoint import Checkpoint
 from cosmos_policy_ros.model.config import Numerics
 from cosmos_policy_ros.model.denoiser import Denoiser, InpaintMask
-from cosmos_policy_ros.model.images import ImageArray
+from cosmos_policy_ros.model.images import ImageArray, from_model
 from cosmos_policy_ros.model.layout import FUTURE, Mode, ValueMode, extract, extract_value, inject
 from cosmos_policy_ros.model.sampler import (
     SampleSpec,
@@ -40,55 +34,11 @@ from cosmos_policy_ros.model.sampler import (
     sample,
     schedule,
 )
-from cosmos_policy_ros.model.sequence import (
-    Conditioning,
-    encode_known,
-    inject_proprio,
-    prepare_images,
-    restore_placeholders,
-)
+from cosmos_policy_ros.model.sequence import Conditioning
 from cosmos_policy_ros.model.transformer import CachedTransformer, TextKV
 from cosmos_policy_ros.rig.decision import ActionPrefix, Candidate, Decision, EngineInfo, Query
 from cosmos_policy_ros.rig.observation import Observation
 
-# Chunks without a small network's tremble.
-#
-# Every number of a chunk is generated with an error of its own. The released network's are a
-# hundredth of a joint's range; those of a network a thousand times smaller are several times that,
-# and from row to row they would ask the arms for more speed than they have.
-
-
-DEGREE = 2  # of the polynomial: position, velocity and acceleration are kept
-
-
-def smooth(chunks: Array, window: int) -> Array:
-    """Replace each row by the value there of a parabola fitted to the rows around it.
-
-    Savitzky and Golay (1964); the rows at either end take the first and last whole window.
-
-    Args:
-        chunks: (..., K, d).
-        window: rows, odd; 0 leaves the chunks as they are.
-    """
-    if not window:
-        return chunks
-    return np.asarray(_weights(chunks.shape[-2], window) @ chunks)
-
-
-@lru_cache
-def _weights(rows: int, window: int) -> Array:
-    """Return the (K, K) matrix that smoothing is."""
-    window = min(window, rows)
-    weights = np.zeros((rows, rows))
-    for row in range(rows):
-        first = min(max(row - window // 2, 0), rows - window)
-        at = np.arange(first, first + window) - row
-        powers = at[:, None] ** np.arange(DEGREE + 1)
-        weights[row, first : first + window] = np.linalg.pinv(powers.astype(np.float64))[0]
-    return weights
-
-
-ENGINE = "cosmos"
 RANDOM_WEIGHTS = "random weights, nothing was learned; "
 RANDOM_WARNING = (
     "RANDOM WEIGHTS: the checkpoint folder holds none, so nothing was learned and the arms only "
@@ -100,14 +50,10 @@ TOKENS_AT_ONCE = 32_768
 
 
 class CosmosPolicy:
-    """Proposes chunks, imagines what follows and appraises it; answers queries in policy mode.
+    """Samples chunks, predicts futures and their values; answers queries in policy mode.
 
     Latents are (B, 16, T, h, w) float32, one sample per :class:`SampleSpec`; frames not asked for
     are NaN in them. Not re-entrant; one instance serves one thread.
-
-    Attributes:
-        checkpoint: whose networks these are.
-        device: where they run.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -121,7 +67,7 @@ class CosmosPolicy:
         cls,
         path: str | Path,
         *,
-        device: str = AUTO,
+        device: str = checkpoints.AUTO,
         threads: int = 1,
         compiled: bool = False,
         denoising_steps: int | None = None,
@@ -146,9 +92,9 @@ class CosmosPolicy:
         for name, number in (("CPU threads", threads), ("denoising steps", denoising_steps)):
             if number is not None and number < 1:
                 raise ConfigError(f"{number} {name} asked for, at least 1 is needed")
-        where = choose_device(device)
+        where = checkpoints.choose_device(device)
         torch.set_num_threads(threads)
-        checkpoint = load_checkpoint(path, where)
+        checkpoint = checkpoints.load_checkpoint(path, where)
         config = replace(
             checkpoint.config,
             denoising_steps=denoising_steps or checkpoint.config.denoising_steps,
@@ -161,10 +107,10 @@ class CosmosPolicy:
 
     @property
     def info(self) -> EngineInfo:
-        """The checkpoint's digest, and what must be known before trusting it."""
+        """The checkpoint's digest, and warnings to read before trusting it."""
         return EngineInfo(self.checkpoint.digest, "; ".join(self._warnings))
 
-    def compile(self, backend: Backend = "inductor") -> None:
+    def compile(self, backend: checkpoints.Backend = "inductor") -> None:
         """Compile the transformer and try it now, so that no query waits; keep it if it works."""
         plain = self._network
         config, prompt = self.checkpoint.config, next(iter(self.checkpoint.text.embeddings))
@@ -173,7 +119,9 @@ class CosmosPolicy:
         empty = Conditioning(prompt, {}, torch.zeros(shape, device=self.device))
         try:
             network = self.checkpoint.transformer
-            self._network = CachedTransformer(network, compile_forward(network, backend))
+            self._network = CachedTransformer(
+                network, checkpoints.compile_forward(network, backend)
+            )
             self.sample_actions(empty, [SampleSpec(0, config.denoising_steps)])
         # A compiler has many ways to fail, from a missing program to a bug, and none that matters.
         except Exception as error:
@@ -192,16 +140,26 @@ class CosmosPolicy:
             CheckpointError: the checkpoint does not know the prompt.
             ObservationError: an image or the state is missing or unusable.
         """
-        clock = _Phases(self.device)
+        seconds: dict[str, float] = {}
+
+        @contextmanager
+        def phase(name: str) -> Iterator[None]:
+            """Measure wall time; of what runs on the device, until it is done."""
+            start = time.perf_counter()
+            yield
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            seconds[name] = time.perf_counter() - start
+
         config = self.checkpoint.config
-        with clock.phase("preprocess"):
-            pictures = prepare_images(query.observation, self.checkpoint)
-        with clock.phase("encode"):
-            scene = self._encode(query.prompt, pictures, query.observation)
-        with clock.phase("denoise"):
+        with phase("preprocess"):
+            images = sequence.prepare_images(query.observation, self.checkpoint)
+        with phase("encode"):
+            scene = self._encode(query.prompt, images, query.observation)
+        with phase("denoise"):
             draw = SampleSpec(query.seed, config.denoising_steps)
             latents = self.sample_actions(scene, [draw], futures=True, committed=query.committed)
-        with clock.phase("extract"):
+        with phase("extract"):
             (positions,) = self.chunks(latents, query.committed)
             (value,) = self.values(latents)
         note = RANDOM_WEIGHTS if self.checkpoint.random_weights else ""
@@ -211,22 +169,23 @@ class CosmosPolicy:
             candidates=(Candidate(seed=query.seed, values=(value,), value=value),),
             chosen=0,
             reason=f"{note}only candidate, value {value:.3f}",
-            engine=ENGINE,
+            engine="cosmos",
             checkpoint_digest=self.checkpoint.digest,
             denoising_steps=count_evaluations(config.denoising_steps, config.numerics),
             numerics=config.numerics,
-            phases=clock.seconds,
+            phases=seconds,
             imagined=latents.cpu().numpy(),
         )
 
     def encode_observation(self, prompt: str, observation: Observation) -> Conditioning:
-        """Encode what there is to see and feel, once for all the questions about it.
+        """Encode images and proprioception, once for all the questions about them.
 
         Raises:
             CheckpointError: the checkpoint does not know the prompt.
             ObservationError: an image or the state is missing or unusable.
         """
-        return self._encode(prompt, prepare_images(observation, self.checkpoint), observation)
+        images = sequence.prepare_images(observation, self.checkpoint)
+        return self._encode(prompt, images, observation)
 
     def sample_actions(
         self,
@@ -240,18 +199,17 @@ class CosmosPolicy:
         Args:
             scene: the current state.
             draws: one per proposal.
-            futures: whether the imagined future state will be read too. Leaving it out spares a
+            futures: whether the predicted future state will be read too. Leaving it out spares a
                 part of the last evaluation and changes nothing else.
             committed: what the arms do anyway: those rows of the action, in all its copies, are
                 held at every evaluation, and the rest is generated to go with them. Needs no
                 training (inpainting, as in diffusion on images).
 
         Returns:
-            Latents with the state, the action and the value, and with the future if it was asked
-            for.
+            Latents with the state, the action and the value, and the future if asked for.
         """
         read = ("action", "value", *(self.checkpoint.layout.future if futures else ()))
-        held = self._hold(committed) if committed is not None and committed.binds else None
+        held = self._inpaint_mask(committed) if committed is not None and committed.binds else None
         return self._generate("policy", scene.prompt, scene.clean, draws, read, held)
 
     def predict_future(self, prompt: str, latents: Tensor, draws: Sequence[SampleSpec]) -> Tensor:
@@ -311,7 +269,7 @@ class CosmosPolicy:
 
     @torch.inference_mode()
     def decode_images(self, scene: Conditioning, latents: Tensor) -> list[dict[str, ImageArray]]:
-        """Decode the imagined images of each latent, by camera role; (S, S, 3) uint8 RGB.
+        """Decode the predicted images of each latent, by camera role; (S, S, 3) uint8 RGB.
 
         Raises:
             ValueError: the latents have no future.
@@ -320,22 +278,38 @@ class CosmosPolicy:
         frames = [layout.index(FUTURE + role) for role in layout.cameras]
         if latents[:, :, frames].isnan().any():
             raise ValueError("these latents have no future: propose with futures, or imagine")
-        restored = restore_placeholders(self.checkpoint, scene, latents)
+        restored = sequence.restore_placeholders(self.checkpoint, scene, latents)
         # One at a time: this is for people's eyes, and takes far more memory than the rest.
         decoded = [tokenizer.decode_first_images(one.unsqueeze(0), frames) for one in restored]
-        return [
-            dict(zip(layout.cameras, images.from_model(video), strict=True)) for video in decoded
-        ]
+        return [dict(zip(layout.cameras, from_model(video), strict=True)) for video in decoded]
 
     @torch.inference_mode()
     def _encode(
-        self, prompt: str, pictures: dict[str, ImageArray], observation: Observation
+        self, prompt: str, images: dict[str, ImageArray], observation: Observation
     ) -> Conditioning:
-        self._read(prompt)  # an unknown prompt is told before the work begins
+        self._read(prompt)  # an unknown prompt is refused before the work begins
         known = 1 + len(self.checkpoint.layout.state)
-        clean = encode_known(self.checkpoint, [pictures], known, self.device)
-        inject_proprio(self.checkpoint, clean, observation)
-        return Conditioning(prompt, pictures, clean)
+        clean = sequence.encode_known(self.checkpoint, [images], known, self.device)
+        sequence.inject_proprio(self.checkpoint, clean, observation)
+        return Conditioning(prompt, images, clean)
+
+    def _read(self, prompt: str) -> TextKV:
+        return self._network.read(prompt, self.checkpoint.text.embedding)
+
+    def _inpaint_mask(self, committed: ActionPrefix) -> InpaintMask:
+        """Return the action frame with the committed rows in all their copies."""
+        config = self.checkpoint.config
+        known = committed.first(config.chunk_steps)
+        rows = len(known.weights)
+        chunk, weights = np.zeros((2, config.chunk_steps, config.action_dims))
+        chunk[:rows] = self.checkpoint.statistics.actions.normalise(known.positions)
+        weights[:rows] = known.weights[:, None]
+        values, mask = (
+            inject(torch.from_numpy(each.astype(np.float32)).flatten(), config.frame_shape)
+            for each in (chunk, weights)
+        )
+        frame = self.checkpoint.layout.index("action")
+        return InpaintMask(frame, values.to(self.device), mask.to(self.device))
 
     @torch.inference_mode()
     def _generate(
@@ -347,7 +321,10 @@ class CosmosPolicy:
         read: Sequence[str],
         held: InpaintMask | None = None,
     ) -> Tensor:
-        """Generate what ``mode`` does not know, of which the frames called ``read`` are wanted."""
+        """Generate what ``mode`` does not know, of which the frames called ``read`` are wanted.
+
+        As many draws run at once as the network takes, long with long ones.
+        """
         if len(latents) not in (1, len(draws)):
             raise ValueError(f"{len(latents)} latents for {len(draws)} draws; one each, or one")
         layout, config = self.checkpoint.layout, self.checkpoint.config
@@ -359,44 +336,14 @@ class CosmosPolicy:
             text=self._read(prompt),
             held=held,
         )
-        frames = [layout.index(name) for name in read]
-        generated = self._in_batches(denoiser, draws, frames)
-        # A longer run in the same batch may have made them: nothing may depend on its company.
-        generated[:, :, [f for f in denoiser.generated if f not in frames]] = torch.nan
-        return generated
-
-    def _hold(self, committed: ActionPrefix) -> InpaintMask:
-        """Return the action frame with the committed rows in all their copies."""
-        config = self.checkpoint.config
-        known = committed.first(config.chunk_steps)
-        rows = len(known.weights)
-        chunk = np.zeros((config.chunk_steps, config.action_dims))
-        weights = np.zeros_like(chunk)
-        chunk[:rows] = self.checkpoint.statistics.actions.normalise(known.positions)
-        weights[:rows] = known.weights[:, None]
-
-        def frame(numbers: NDArray[np.float64]) -> Tensor:
-            flat = torch.from_numpy(numbers.astype(np.float32)).flatten()
-            return inject(flat, config.frame_shape).to(self.device)
-
-        return InpaintMask(self.checkpoint.layout.index("action"), frame(chunk), frame(weights))
-
-    def _read(self, prompt: str) -> TextKV:
-        return self._network.read(prompt, self.checkpoint.text.embedding)
-
-    def _in_batches(
-        self, denoiser: Denoiser, draws: Sequence[SampleSpec], wanted: Sequence[int]
-    ) -> Tensor:
-        """Run the sampler on as many draws at once as the network takes, long with long ones."""
-        config = self.checkpoint.config
-        levels = partial(schedule, numerics=config.numerics, sigma_min=config.sigma_min)
-        schedules = [levels(draw.steps) for draw in draws]
+        wanted = [layout.index(name) for name in read]
+        schedules = [schedule(draw.steps, config.numerics, config.sigma_min) for draw in draws]
         order = sorted(range(len(draws)), key=lambda i: len(schedules[i]))
         at_once = max(TOKENS_AT_ONCE // config.tokens, 1)
         answers: dict[int, Tensor] = {}
         for batch in (order[i : i + at_once] for i in range(0, len(order), at_once)):
             bound = replace(denoiser, clean=denoiser.clean[batch])
-            noise = initial_noise([draws[i].seed for i in batch], tuple(denoiser.clean.shape[1:]))
+            noise = initial_noise([draws[i].seed for i in batch], tuple(latents.shape[1:]))
             found = sample(
                 bound,
                 noise.to(self.device),
@@ -404,20 +351,40 @@ class CosmosPolicy:
                 last=partial(bound, wanted=wanted),
             )
             answers.update(zip(batch, found, strict=True))
-        return torch.stack([answers[i] for i in range(len(draws))])
+        generated = torch.stack([answers[i] for i in range(len(draws))])
+        # A longer run in the same batch may have made them: nothing may depend on its company.
+        generated[:, :, [f for f in denoiser.generated if f not in wanted]] = torch.nan
+        return generated
 
 
-@dataclass
-class _Phases:
-    """Wall seconds per phase, in order; of what runs on the device, until it is done."""
+DEGREE = 2  # of the polynomial: position, velocity and acceleration are kept
 
-    device: torch.device
-    seconds: dict[str, float] = field(default_factory=dict)
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.seconds[name] = time.perf_counter() - start
+def smooth(chunks: Array, window: int) -> Array:
+    """Replace each row by the value there of a parabola fitted to the rows around it.
+
+    Every number of a chunk is generated with an error of its own: a hundredth of a joint's range by
+    the released network, several times that by one a thousand times smaller, which would ask the
+    arms for more speed than they have. Savitzky and Golay (1964); the rows at either end take the
+    first and last whole window.
+
+    Args:
+        chunks: (..., K, d).
+        window: rows, odd; 0 leaves the chunks as they are.
+    """
+    if not window:
+        return chunks
+    return np.asarray(_smoothing(chunks.shape[-2], window) @ chunks)
+
+
+@lru_cache
+def _smoothing(rows: int, window: int) -> Array:
+    """Return the (K, K) matrix that smoothing is."""
+    window = min(window, rows)
+    weights = np.zeros((rows, rows))
+    for row in range(rows):
+        first = min(max(row - window // 2, 0), rows - window)
+        at = np.arange(first, first + window) - row
+        powers = at[:, None] ** np.arange(DEGREE + 1)
+        weights[row, first : first + window] = np.linalg.pinv(powers.astype(np.float64))[0]
+    return weights

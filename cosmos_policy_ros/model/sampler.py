@@ -26,23 +26,14 @@ Denoise = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
 
 
 class SampleSpec(NamedTuple):
-    """One run of the sampler: where its noise comes from, and how many steps are asked of it."""
+    """One run of the sampler: the seed of its noise, and how many steps are asked of it."""
 
     seed: int
     steps: int
 
 
 def schedule(steps: int, numerics: Numerics, sigma_min: float = SIGMA_MIN) -> tuple[float, ...]:
-    """Return the noise level of every evaluation of the network, from 80 down to ``sigma_min``.
-
-    Args:
-        steps: as requested.
-        numerics: decides how many evaluations these are.
-        sigma_min: level of the last one.
-
-    Raises:
-        ValueError: fewer than one step.
-    """
+    """Return the noise level of every evaluation of the network, from 80 down to ``sigma_min``."""
     if steps < 1:
         raise ValueError(f"{steps} denoising steps asked for, at least 1 is needed")
     evaluations = count_evaluations(steps, numerics)
@@ -52,7 +43,7 @@ def schedule(steps: int, numerics: Numerics, sigma_min: float = SIGMA_MIN) -> tu
 
 
 def count_evaluations(steps: int, numerics: Numerics) -> int:
-    """Return how often the network really runs.
+    """Return how often the network runs.
 
     The released code holds back one step for the final estimate and then takes the rest, 1, for the
     one-step special case: two steps are one. The paper's two steps are two.
@@ -69,9 +60,6 @@ def ensemble(seed: int, members: int, steps: int, numerics: Numerics) -> tuple[S
     code spreads them evenly from 1 to ``steps``, rounded down: only the last member takes all. One
     member alone takes all of them, as in the released commands, which say that it is no ensemble;
     told that it is one, the released code would give it a single step (ask for ``steps`` of 1).
-
-    Raises:
-        ValueError: fewer than one member.
     """
     if members < 1:
         raise ValueError(f"an ensemble of {members} members asked for, at least 1 is needed")
@@ -115,7 +103,7 @@ def sample(
         noise: (B, ...) float32 of level ``schedules[i][0]``.
         schedules: per sample the level of each of its evaluations, falling.
         last: used instead of ``denoise`` where an evaluation is the last for every sample in it. A
-            sample's last estimate is its answer: it may leave out what nobody reads.
+            sample's last estimate is its answer: it may leave out what is not read.
 
     Returns:
         (B, ...) float32, the last estimates.
@@ -147,12 +135,12 @@ def two_step(
     before: Tensor | None,
     weights: Sequence[tuple[float, float, float]],
 ) -> Tensor:
-    """Take one step of the 2ab solver.
+    """Take one step of the 2ab solver, (B, ...) float64.
 
     Args:
-        state: (B, ...) float64.
-        estimate: (B, ...) float64, the clean estimate there.
-        before: (B, ...) float64, the estimate of the step before, or None at the first.
+        state: the noisy latents.
+        estimate: the clean estimate there.
+        before: the estimate of the step before, or None at the first.
         weights: per sample, of the state, the estimate and its change.
     """
     shape = (-1, *(1,) * (state.ndim - 1))
@@ -168,8 +156,7 @@ def step_weights(*sigmas: float) -> tuple[float, float, float]:
     Exact for an estimate that is linear in -ln sigma; the first step for a constant one.
 
     Args:
-        sigmas: the level before, the present one and the following one; without the first in the
-            first step.
+        sigmas: the level before (not in the first step), the present one and the following one.
     """
     *earlier, sigma, following = sigmas
     h = math.log(sigma / following)

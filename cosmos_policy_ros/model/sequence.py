@@ -1,4 +1,4 @@
-"""An observation as latent frames, and what imagined frames need before anybody looks at them."""
+"""An observation as latent frames, and what predicted frames need before they are decoded."""
 
 from __future__ import annotations
 
@@ -11,18 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cosmos_policy_ros.core.errors import ObservationError
-from cosmos_policy_ros.model import images
 from cosmos_policy_ros.model.checkpoint import Checkpoint
 from cosmos_policy_ros.model.config import CheckpointConfig, Numerics
-from cosmos_policy_ros.model.images import ImageArray
-from cosmos_policy_ros.model.layout import (
-    FUTURE,
-    Layout,
-    first_image,
-    images_of,
-    inject,
-    layout_named,
-)
+from cosmos_policy_ros.model.images import ImageArray, centre_crop, reduce, to_model
+from cosmos_policy_ros.model.layout import FUTURE, LAYOUTS, Layout, first_image, inject
 from cosmos_policy_ros.rig.observation import Observation
 
 
@@ -48,18 +40,16 @@ def prepare_images(observation: Observation, checkpoint: Checkpoint) -> dict[str
         ObservationError: a camera of the layout is missing or its image is unusable.
     """
     reduced = reduce_images(observation, checkpoint.config)
-    return {role: images.centre_crop(image) for role, image in reduced.items()}
+    return {role: centre_crop(image) for role, image in reduced.items()}
 
 
 def reduce_images(observation: Observation, config: CheckpointConfig) -> dict[str, ImageArray]:
-    """Return each camera's whole image at the model's size (S, S, 3), by role.
-
-    Training cuts its own crops out of these.
+    """Return each camera's whole image (S, S, 3), of which training cuts its own crops, by role.
 
     Raises:
         ObservationError: a camera of the layout is missing or its image is unusable.
     """
-    cameras = layout_named(config.layout).cameras
+    cameras = LAYOUTS[config.layout].cameras
     absent = [role for role in cameras if role not in observation.images]
     if absent:
         raise ObservationError(
@@ -67,7 +57,7 @@ def reduce_images(observation: Observation, config: CheckpointConfig) -> dict[st
             f"{', '.join(cameras)}, the observation has {', '.join(observation.images) or 'none'}"
         )
     return {
-        role: images.reduce(
+        role: reduce(
             observation.images[role],
             config.image_size,
             role,
@@ -78,52 +68,49 @@ def reduce_images(observation: Observation, config: CheckpointConfig) -> dict[st
     }
 
 
-def image_sequence(layout: Layout, pictures: Mapping[str, ImageArray], frames: int) -> ImageArray:
-    """Lay out the images behind the first ``frames`` latent frames.
+def image_sequence(layout: Layout, images: Mapping[str, ImageArray], frames: int) -> ImageArray:
+    """Lay out the images behind the first ``frames`` latent frames: (1 + 4 (frames - 1), S, S, 3).
 
     Frames without a camera are black, to be overwritten or generated; a future camera's frame
     repeats the current image unless ``images`` has its own ("future_primary"), as training
     does. All four images of a frame are the same.
-
-    Returns:
-        (1 + 4 (frames - 1), S, S, 3) uint8.
     """
-    sample = next(iter(pictures.values()))
-    sequence = np.zeros((images_of(frames), *sample.shape), dtype=np.uint8)
+    shape = next(iter(images.values())).shape
+    sequence = np.zeros((first_image(frames), *shape), dtype=np.uint8)
     for index, name in enumerate(layout.frames[:frames]):
-        image = pictures.get(name, pictures.get(name.removeprefix(FUTURE)))
+        image = images.get(name, images.get(name.removeprefix(FUTURE)))
         if image is not None:
-            sequence[first_image(index) : images_of(index + 1)] = image
+            sequence[first_image(index) : first_image(index + 1)] = image
     return sequence
 
 
 def encode_known(
     checkpoint: Checkpoint,
-    pictures: Sequence[Mapping[str, ImageArray]],
+    images: Sequence[Mapping[str, ImageArray]],
     frames: int,
     device: torch.device | str,
 ) -> Tensor:
-    """Encode the first ``frames`` frames and leave the others zero; they are never read.
+    """Encode the first ``frames`` frames of B sequences and leave the others zero, never read.
 
-    The sequence begins with frames that are always black: the tokenizer keeps what it makes of
-    them, and only the images behind them are encoded.
+    Every sequence begins with the same black frames: the tokenizer keeps what it makes of them, and
+    only the images behind them are encoded.
 
     Args:
         checkpoint: has the tokenizer.
-        pictures: of B sequences, for :func:`image_sequence`.
+        images: of each sequence, for :func:`image_sequence`.
         frames: how many.
         device: where the tokenizer is.
 
     Returns:
         (B, 16, T, H, W) float32.
     """
-    black = images_of(checkpoint.layout.index(checkpoint.layout.cameras[0]))
-    sequences = [image_sequence(checkpoint.layout, each, frames)[black:] for each in pictures]
-    videos = [images.to_model(each, checkpoint.tokenizer.dtype) for each in sequences]
-    shape = checkpoint.config.frame_shape
-    clean = torch.zeros((len(videos), shape[0], checkpoint.layout.count, *shape[1:]), device=device)
-    encoded = checkpoint.tokenizer.encode_after_black(torch.cat(videos).to(device), black)
-    clean[:, :, :frames] = encoded
+    layout, tokenizer = checkpoint.layout, checkpoint.tokenizer
+    black = first_image(layout.index(layout.cameras[0]))
+    sequences = [image_sequence(layout, each, frames)[black:] for each in images]
+    videos = torch.cat([to_model(each, tokenizer.dtype) for each in sequences])
+    channels, height, width = checkpoint.config.frame_shape
+    clean = torch.zeros((len(videos), channels, layout.count, height, width), device=device)
+    clean[:, :, :frames] = tokenizer.encode_after_black(videos.to(device), black)
     return clean
 
 
@@ -167,13 +154,13 @@ def restore_placeholders(checkpoint: Checkpoint, scene: Conditioning, latents: T
 
 
 def step_ahead(layout: Layout, latents: Tensor, numerics: Numerics) -> Tensor:
-    """Make the imagined future of each latent its current state, to search a chunk deeper.
+    """Make the predicted future of each latent its current state, to search a chunk deeper.
 
     "paper": all of it. "released": the images only; the released code writes the measured
     proprioception over the predicted one.
 
     Returns:
-        (B, 16, T, h, w); frames behind the state are zero, nobody knows them yet.
+        (B, 16, T, h, w); frames behind the state are zero, not known yet.
     """
     ahead = torch.zeros_like(latents)
     kept = ("blank", "proprio") if numerics == "released" else ("blank",)

@@ -1,7 +1,7 @@
 """The ranges a checkpoint was trained in, and the way into and out of [-1, 1].
 
 True minimum and maximum over the demonstrations, not quantiles. Nothing is clipped: a value beyond
-the demonstrations is legal for the model, and safety is the gate's business.
+the demonstrations is legal for the model, and safety is the gate's business. Imports no torch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -33,12 +32,7 @@ CONSTANT_RANGE = 1e-8
 
 @dataclass(frozen=True)
 class Range:
-    """One quantity's range per dimension, in policy units.
-
-    Attributes:
-        low: (d,) minimum.
-        high: (d,) maximum.
-    """
+    """One quantity's minimum and maximum (d,) per dimension, in policy units."""
 
     low: Array
     high: Array
@@ -58,13 +52,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Ranges of the actions and of the proprioception, each (14,) for ALOHA.
-
-    Attributes:
-        actions: of the actions.
-        proprio: of the proprioception.
-        unused: what else the file has, by its keys.
-    """
+    """Ranges of actions and proprioception, each (14,) for ALOHA; ``unused`` are other keys."""
 
     actions: Range
     proprio: Range
@@ -72,10 +60,9 @@ class Statistics:
 
     def equals(self, other: Statistics) -> bool:
         """Return whether both scale alike, to the last bit."""
-        mine, theirs = (self.actions, self.proprio), (other.actions, other.proprio)
         return all(
             np.array_equal(one.low, two.low) and np.array_equal(one.high, two.high)
-            for one, two in zip(mine, theirs, strict=True)
+            for one, two in ((self.actions, other.actions), (self.proprio, other.proprio))
         )
 
 
@@ -83,7 +70,7 @@ def load_statistics(path: Path, action_dims: int, proprio_dims: int) -> Statisti
     """Read the flat JSON with ten keys ("actions_min", ... "proprio_median") that NVIDIA publishes.
 
     Only the minima and maxima are used; the others must be there so that a half-written or
-    foreign file is noticed. What a file has besides is not looked at.
+    foreign file is noticed.
 
     Raises:
         CheckpointError: unreadable, a missing key, wrong length, a number that is not
@@ -94,14 +81,39 @@ def load_statistics(path: Path, action_dims: int, proprio_dims: int) -> Statisti
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds {type(content).__name__}, expected ten named lists")
     unused = tuple(key for key in content if key not in KEYS)
+    columns = {}
     for key in KEYS:
         if key not in content:
-            raise CheckpointError(f"{path}: key '{key}' is missing{_nearest(key, unused)}")
-    dims = {"actions": action_dims, "proprio": proprio_dims}
-    columns = {key: _column(content, key, dims[key.split("_")[0]], path) for key in KEYS}
+            near = difflib.get_close_matches(key, [shown(other) for other in unused], n=1)
+            hint = f"; is it '{near[0]}'?" if near else ""
+            raise CheckpointError(f"{path}: key '{key}' is missing{hint}")
+        try:
+            column = np.asarray(content[key], dtype=np.float64)
+        except (TypeError, ValueError, OverflowError):
+            raise CheckpointError(f"{path}: '{key}' is not a list of numbers") from None
+        dims = action_dims if key.startswith("actions") else proprio_dims
+        if column.shape != (dims,):
+            raise CheckpointError(
+                f"{path}: '{key}' has shape {column.shape}, but the checkpoint's config asks for "
+                f"{dims} numbers"
+            )
+        if not np.isfinite(column).all():
+            where = int(np.flatnonzero(~np.isfinite(column))[0])
+            raise CheckpointError(
+                f"{path}: '{key}'[{where}] is {column[where]}, not a finite number"
+            )
+        columns[key] = column
+    for what in ("actions", "proprio"):
+        low, high = columns[f"{what}_min"], columns[f"{what}_max"]
+        if (high < low).any():
+            where = int(np.flatnonzero(high < low)[0])
+            raise CheckpointError(
+                f"{path}: '{what}_max'[{where}] = {high[where]} lies below "
+                f"'{what}_min'[{where}] = {low[where]}"
+            )
     return Statistics(
-        actions=_range(columns, "actions", path),
-        proprio=_range(columns, "proprio", path),
+        actions=Range(columns["actions_min"], columns["actions_max"]),
+        proprio=Range(columns["proprio_min"], columns["proprio_max"]),
         unused=unused,
     )
 
@@ -143,46 +155,12 @@ def describe_unused(statistics: Statistics) -> str:
     return f"the statistics have entries that nothing reads: {named}{rest}"
 
 
-def _nearest(key: str, others: Sequence[str]) -> str:
-    """Return what a missing key may have been called, for the message."""
-    near = difflib.get_close_matches(key, [shown(other) for other in others], n=1)
-    return f"; is it '{near[0]}'?" if near else ""
+# Whether a checkpoint was trained on an arm and cameras like these.
 
-
-def _column(content: Mapping[str, Any], key: str, dims: int, path: Path) -> Array:
-    try:
-        column = np.asarray(content[key], dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
-        raise CheckpointError(f"{path}: '{key}' is not a list of numbers") from None
-    if column.shape != (dims,):
-        raise CheckpointError(
-            f"{path}: '{key}' has shape {column.shape}, but the checkpoint's config asks for "
-            f"{dims} numbers"
-        )
-    if not np.isfinite(column).all():
-        where = int(np.flatnonzero(~np.isfinite(column))[0])
-        raise CheckpointError(f"{path}: '{key}'[{where}] is {column[where]}, not a finite number")
-    return column
-
-
-def _range(columns: Mapping[str, Array], what: str, path: Path) -> Range:
-    low, high = columns[f"{what}_min"], columns[f"{what}_max"]
-    if (high < low).any():
-        where = int(np.flatnonzero(high < low)[0])
-        raise CheckpointError(
-            f"{path}: '{what}_max'[{where}] = {high[where]} lies below "
-            f"'{what}_min'[{where}] = {low[where]}"
-        )
-    return Range(low, high)
-
-
-# Whether a checkpoint was trained on an arm and cameras like these. Imports no torch.
-
-
-# Share of the stroke. Whoever demonstrates with a gripper opens it wider than this; the same stroke
-# in metres (0.02 to 0.06) never gets there.
+# Fraction of the stroke. A gripper that is used opens wider than this; the same stroke in metres
+# (0.02 to 0.06) never gets there.
 LEAST_OPENING = 0.1
-# Share by which an image may be wider or narrower than those of training. Rectifying and binning
+# Fraction by which an image may be wider or narrower than those of training. Rectifying and binning
 # cost a few rows; 16:9 is 33 % wider than 4:3, and a circle becomes as much of an ellipse.
 ASPECT_TOLERANCE = 0.05
 
@@ -194,6 +172,8 @@ def compare_with_rig(statistics: Statistics, rig: RigSpec) -> tuple[str, ...]:
     beyond, the gate will refuse. A gripper that never opens points to another unit.
     """
     warnings: list[str] = []
+    tolerance = np.full(STATE_DIM, rig.gate.joint_overshoot)
+    tolerance[list(GRIPPER_INDICES)] = rig.gate.gripper_overshoot
     for what, limits in (("actions", statistics.actions), ("proprio", statistics.proprio)):
         if limits.low.shape != (STATE_DIM,):
             warnings.append(
@@ -201,15 +181,33 @@ def compare_with_rig(statistics: Statistics, rig: RigSpec) -> tuple[str, ...]:
                 f"{STATE_DIM}: it was not trained on this kind of rig"
             )
             continue
-        warnings += _beyond_limits(what, limits, rig)
-        warnings += _closed_grippers(what, limits, rig)
+        ends = (
+            ("low", "lower", limits.low, rig.lower, rig.lower - limits.low),
+            ("high", "upper", limits.high, rig.upper, limits.high - rig.upper),
+        )
+        for index, name in enumerate(rig.joint_names):
+            unit = "strokes" if index in GRIPPER_INDICES else "rad"
+            warnings += [
+                f"{name}: the checkpoint's {what} go as {end} as {reach[index]:.3f} {unit}, "
+                f"{excess[index]:.3f} past the {side} limit {limit[index]:.3f} of rig "
+                f"'{rig.name}' (tolerance {tolerance[index]:g})"
+                for end, side, reach, limit, excess in ends
+                if excess[index] > tolerance[index]
+            ]
+        warnings += [
+            f"{rig.joint_names[index]}: the checkpoint's {what} never exceed "
+            f"{limits.high[index]:.3f}, where 0 is closed and 1 is open: this gripper was not "
+            f"used, or is counted in another unit"
+            for index in GRIPPER_INDICES
+            if limits.high[index] < LEAST_OPENING
+        ]
     return tuple(warnings)
 
 
 def check_images(
     sizes: Mapping[str, tuple[int, int]], trained_on: Sequence[int], rig: RigSpec
 ) -> Check:
-    """Look at whether the cameras' images have the aspect ratio of those trained on.
+    """Check that the cameras' images have the aspect ratio of those trained on.
 
     The model takes squares: every image is squeezed into one, and a wider camera's more.
 
@@ -217,23 +215,20 @@ def check_images(
         sizes: rows and columns of the newest image by camera role.
         trained_on: rows and columns of the checkpoint's training images; empty where nothing was
             learned from images.
-        rig: whose cameras may be excepted, with ``any_aspect``.
+        rig: its cameras with ``any_aspect`` are excepted.
     """
     what, excepted = "images", {c.role for c in rig.cameras if c.any_aspect}
     if not sizes:
         return Check(what, False, "no camera has sent one", "start the cameras' drivers")
-    told = ", ".join(f"{role} {height}x{width}" for role, (height, width) in sizes.items())
-    told += " (rows x columns)"
-    if not trained_on:
-        return Check(what, True, told)
-    wanted = trained_on[1] / trained_on[0]
-    off = [
-        f"{role} {height}x{width}, {width / height / wanted - 1:+.0%} in width"
-        for role, (height, width) in sizes.items()
-        if role not in excepted and not _alike(width / height, wanted)
-    ]
+    off = []
+    for role, (height, width) in sizes.items():
+        if trained_on and role not in excepted:
+            wider = width / height / (trained_on[1] / trained_on[0])
+            if max(wider, 1 / wider) > 1 + ASPECT_TOLERANCE:
+                off.append(f"{role} {height}x{width}, {wider - 1:+.0%} in width")
     if not off:
-        return Check(what, True, told)
+        listed = ", ".join(f"{role} {height}x{width}" for role, (height, width) in sizes.items())
+        return Check(what, True, f"{listed} (rows x columns)")
     return Check(
         what,
         False,
@@ -242,36 +237,3 @@ def check_images(
         "set the cameras' profiles to that aspect ratio; or, if the checkpoint was trained on "
         "these, camera_size in its config.yaml; or any_aspect: true at the camera in the rig file",
     )
-
-
-def _alike(found: float, wanted: float) -> bool:
-    return max(found / wanted, wanted / found) <= 1 + ASPECT_TOLERANCE
-
-
-def _beyond_limits(what: str, limits: Range, rig: RigSpec) -> list[str]:
-    tolerance = np.full(STATE_DIM, rig.gate.joint_overshoot)
-    tolerance[list(GRIPPER_INDICES)] = rig.gate.gripper_overshoot
-    ends = (
-        ("low", "lower", limits.low, rig.lower, rig.lower - limits.low),
-        ("high", "upper", limits.high, rig.upper, limits.high - rig.upper),
-    )
-    found = []
-    for index, name in enumerate(rig.joint_names):
-        unit = "strokes" if index in GRIPPER_INDICES else "rad"
-        for end, side, reach, limit, excess in ends:
-            if excess[index] > tolerance[index]:
-                found.append(
-                    f"{name}: the checkpoint's {what} go as {end} as {reach[index]:.3f} {unit}, "
-                    f"{excess[index]:.3f} past the {side} limit {limit[index]:.3f} of rig "
-                    f"'{rig.name}' (tolerance {tolerance[index]:g})"
-                )
-    return found
-
-
-def _closed_grippers(what: str, limits: Range, rig: RigSpec) -> list[str]:
-    return [
-        f"{rig.joint_names[index]}: the checkpoint's {what} never exceed {limits.high[index]:.3f}, "
-        f"where 0 is closed and 1 is open: this gripper was not used, or is counted in another unit"
-        for index in GRIPPER_INDICES
-        if limits.high[index] < LEAST_OPENING
-    ]

@@ -1,7 +1,7 @@
 """Prompt embeddings: computed once per checkpoint, looked up by the exact prompt.
 
 A prompt is a handful of tokens, padded to 512 with exact zeros that take part in attention. Files
-hold the tokens only; whoever looks a prompt up gets it padded.
+hold the tokens only; :meth:`TextTable.embedding` pads them.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
+from torch.nn.functional import pad
 
 from cosmos_policy_ros import __version__
-from cosmos_policy_ros.core.config import did_you_mean, load_config
+from cosmos_policy_ros.core.config import did_you_mean
 from cosmos_policy_ros.core.errors import CheckpointError, ConfigError
 from cosmos_policy_ros.core.files import replace_text, replacing
 from cosmos_policy_ros.core.untrusted import check_file, parse_json, read_text, reading, shown
 from cosmos_policy_ros.model import files
-from cosmos_policy_ros.model.config import CheckpointConfig
+from cosmos_policy_ros.model.config import read_config
 
 
 @dataclass(frozen=True)
@@ -55,20 +56,8 @@ class TextTable:
                 f"{self.path}: no embedding for the prompt '{prompt}'"
                 f"{did_you_mean(prompt, self.embeddings)}"
             )
-        return pad(self.embeddings[prompt], self.tokens)
-
-
-def trim(embedding: Tensor) -> Tensor:
-    """Leave out the rows of zeros at the end of (L, width)."""
-    used = embedding.ne(0).any(dim=1).nonzero()
-    return embedding[: int(used.max()) + 1 if len(used) else 0]
-
-
-def pad(embedding: Tensor, tokens: int) -> Tensor:
-    """Append rows of zeros to (n, width) up to (tokens, width)."""
-    padded = embedding.new_zeros((tokens, embedding.shape[1]))
-    padded[: len(embedding)] = embedding
-    return padded
+        embedding = self.embeddings[prompt]
+        return pad(embedding, (0, 0, 0, self.tokens - len(embedding)))
 
 
 def load_text(path: Path, tokens: int, width: int) -> TextTable:
@@ -87,12 +76,15 @@ def load_text(path: Path, tokens: int, width: int) -> TextTable:
 
 
 def save_text(path: Path, embeddings: Mapping[str, Tensor]) -> None:
-    """Write (L, width) embeddings without their padding; whoever reads meanwhile sees the old file.
+    """Write (L, width) embeddings without their padding; the file is replaced in one step.
 
     Raises:
         CheckpointError: cannot be written.
     """
-    trimmed = {prompt: trim(embedding).contiguous() for prompt, embedding in embeddings.items()}
+    trimmed = {}
+    for prompt, embedding in embeddings.items():
+        used = embedding.any(dim=1).nonzero()
+        trimmed[prompt] = embedding[: int(used.max()) + 1 if len(used) else 0].contiguous()
     try:
         with replacing(path) as draft:
             draft.write_bytes(save(trimmed))  # save_file would hide it from other users
@@ -136,14 +128,10 @@ def stand_in_embeddings(prompts: Iterable[str], tokens: int, width: int) -> dict
     return table
 
 
-# New prompts for a converted checkpoint: what ``cosmos embed-prompts`` does.
-#
-# Needs the language model only here, once per prompt, and not on the robot: the folder can be
-# prepared on any machine and copied.
-
+# New prompts for a converted checkpoint: what ``cosmos embed-prompts`` does. The language model is
+# needed here only, once per prompt, and not on the robot.
 
 LANGUAGE_MODEL = "google-t5/t5-11b"
-FORMAT = torch.bfloat16  # of every released embedding
 
 # Maps a prompt to (n, width), one row per token and none for padding.
 Encoder = Callable[[str], Tensor]
@@ -152,16 +140,10 @@ Encoder = Callable[[str], Tensor]
 def add_prompts(
     folder: Path, prompts: Sequence[str], encoder: Encoder, encoder_name: str = LANGUAGE_MODEL
 ) -> tuple[str, ...]:
-    """Embed prompts and add them to a checkpoint folder's ``text.safetensors``.
+    """Embed prompts, in the exact wordings of task files, and add them to a checkpoint folder.
 
-    The table is replaced in one step, and only after every prompt has been embedded. Prompts that
-    it knows already are left as they are.
-
-    Args:
-        folder: a checkpoint folder, with or without weights.
-        prompts: exact wordings, as a task file will give them.
-        encoder: the language model.
-        encoder_name: how ``provenance.json`` calls it.
+    Its ``text.safetensors`` is replaced in one step, after every prompt has been embedded; prompts
+    that it knows already stay. ``encoder_name`` goes into ``provenance.json``.
 
     Returns:
         The prompts that were added.
@@ -172,17 +154,28 @@ def add_prompts(
     missing = files.describe_missing(folder)
     if missing:
         raise CheckpointError(missing)
-    try:
-        config = load_config(CheckpointConfig, folder / files.CONFIG)
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from error
+    config = read_config(folder / files.CONFIG)
     tokens, width = config.text_tokens, config.transformer.text_width
     known = load_text(folder / files.TEXT, tokens, width).embeddings
-    fresh = {p: encoder(p).to("cpu", FORMAT) for p in dict.fromkeys(prompts) if p not in known}
+    fresh = {
+        p: encoder(p).to("cpu", torch.bfloat16) for p in dict.fromkeys(prompts) if p not in known
+    }
     check_embeddings(fresh, tokens, width, encoder_name)
     if fresh:
         save_text(folder / files.TEXT, {**known, **fresh})
-        _note(folder / files.PROVENANCE, tuple(fresh), encoder_name)
+        provenance = folder / files.PROVENANCE
+        try:
+            if provenance.is_file():
+                history = parse_json(read_text(provenance))
+                history.setdefault("prompts_added", []).extend(
+                    {"prompt": p, "encoder": encoder_name, "version": __version__} for p in fresh
+                )
+                replace_text(provenance, json.dumps(history, indent=2) + "\n")
+        except (OSError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{provenance}: the prompts were added, but this history cannot be continued: "
+                f"{error}"
+            ) from error
     return tuple(fresh)
 
 
@@ -216,19 +209,3 @@ def t5_encoder(device: str, tokens: int) -> Encoder:
         return embedding
 
     return encode
-
-
-def _note(provenance: Path, prompts: Sequence[str], encoder: str) -> None:
-    """Append to the folder's history, if it has one."""
-    if not provenance.is_file():
-        return
-    try:
-        history = parse_json(read_text(provenance))
-        history.setdefault("prompts_added", []).extend(
-            {"prompt": p, "encoder": encoder, "version": __version__} for p in prompts
-        )
-        replace_text(provenance, json.dumps(history, indent=2) + "\n")
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"{provenance}: the prompts were added, but this history cannot be continued: {error}"
-        ) from error

@@ -1,19 +1,15 @@
 """Images to latents and back: diffusers' Wan autoencoder with the normalisation of the policy.
 
-Both directions are causal in time, and that is where the time is saved. The first n latent frames
-depend on the first 1 + 4 (n - 1) images only: a query encodes the images it conditions on and
-none behind them, bit for bit the same. Its first images are the same black ones in every query:
-what the network remembers of them is kept, and only the camera images are encoded. And the other
-way, images are decoded up to the last frame that somebody looks at.
-
-The causal memory travels as a value instead of living on diffusers' module, so any number of
-threads may encode and decode at once.
+Both directions are causal in time: the first n latent frames depend on the first 1 + 4 (n - 1)
+images only. So a query encodes the images it conditions on and none behind them, keeps what the
+network remembers of the black ones that every query begins with, and decodes up to the last frame
+that is wanted. The causal memory travels as a value instead of living on diffusers' module, so any
+number of threads may encode and decode at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -34,19 +30,6 @@ WINDOW = 16  # images encoded at once behind the first one, as NVIDIA's code doe
 CPU_WINDOW = 4  # the fewest, as diffusers does: less memory, and 3 to 20 % less time at 224 px
 BLACK = -1.0
 EPSILON = 1e-12  # least length, as torch has it
-
-
-@dataclass(frozen=True)
-class CausalState:
-    """The first images of a video, encoded.
-
-    Attributes:
-        latent: (B, 16, n, h, w) float32, their latent frames.
-        memory: the last inputs of every causal convolution; what later images see of these.
-    """
-
-    latent: Tensor
-    memory: tuple[Tensor | None, ...]
 
 
 class Tokenizer(nn.Module):
@@ -72,11 +55,12 @@ class Tokenizer(nn.Module):
             if isinstance(module, WanRMS_norm):
                 module.__class__ = _Norm
             elif isinstance(module, nn.SiLU):
-                module.inplace = True  # always behind a norm, whose result nobody else reads
+                module.inplace = True  # always behind a norm, whose result nothing else reads
         self._patch = config.patch
         self._mean = config.latent_mean
         self._std = config.latent_std
-        self._black: dict[tuple[object, ...], CausalState] = {}
+        # The latents of black images, and what the encoder remembers of them.
+        self._black: dict[tuple[object, ...], tuple[Tensor, list[Any]]] = {}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -89,32 +73,14 @@ class Tokenizer(nn.Module):
         The posterior's mean, never a sample of it. Constants are rounded to the weights' format
         like in training; only the result is float32.
         """
-        return self.begin(video).latent
-
-    def begin(self, video: Tensor) -> CausalState:
-        """Encode (B, 3, 1 + 4 n, H, W) like :meth:`encode`, to go on from there."""
-        memory: list[Any] = [None] * _count_causal(self.vae.encoder)
-        first, rest = video[:, :, :1], video[:, :, 1:]
-        moments = [self._encode_window(first, memory), *self._encode_windows(rest, memory)]
-        return CausalState(self._normalised(moments), tuple(memory))
-
-    def encode_after(self, beginning: CausalState, video: Tensor) -> Tensor:
-        """Encode the images behind a beginning, which is left as it was.
-
-        Args:
-            beginning: any number of images of the same batch, size, format and device.
-            video: (B, 3, 4 n, H, W) in [-1, 1].
-
-        Returns:
-            (B, 16, n, h, w) float32. Off the CPU the windows are cut elsewhere than in
-            :meth:`encode`: a last bit may differ where another convolution kernel is chosen.
-        """
-        return self._normalised(self._encode_windows(video, list(beginning.memory)))
+        return self._encode(video, _no_memory(self.vae.encoder))
 
     def encode_after_black(self, video: Tensor, black: int) -> Tensor:
         """Encode ``black`` black images and then ``video``; the black ones only the first time.
 
         What is kept takes 269 MiB in float32 for the released network at 224 px, half in bfloat16.
+        Off the CPU the windows are cut elsewhere than in :meth:`encode`: a last bit may differ
+        where another convolution kernel is chosen.
 
         Args:
             video: (B, 3, 4 n, H, W) in [-1, 1], the images behind the black ones.
@@ -127,12 +93,13 @@ class Tokenizer(nn.Module):
         key = (batch, black, *size, self.dtype, video.device)
         if key not in self._black:
             shape = (batch, channels, black, *size)
+            memory = _no_memory(self.vae.encoder)
             # Not as inference tensors, which would be of no use to a later call with gradients.
             with torch.inference_mode(False), torch.no_grad():
                 images = torch.full(shape, BLACK, dtype=self.dtype, device=video.device)
-                self._black[key] = self.begin(images)
-        beginning = self._black[key]
-        return torch.cat([beginning.latent, self.encode_after(beginning, video)], dim=2)
+                self._black[key] = self._encode(images, memory), memory
+        latent, memory = self._black[key]
+        return torch.cat([latent, self._encode(video, list(memory))], dim=2)
 
     def normalise(self, mean: Tensor) -> Tensor:
         """Map the posterior's mean (B, 16, n, h, w) to what the network is given, float32."""
@@ -166,28 +133,32 @@ class Tokenizer(nn.Module):
         self.forget()
         return cast(Tokenizer, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
 
-    def _encode_windows(self, video: Tensor, memory: list[Any]) -> list[Tensor]:
-        if video.shape[2] % IMAGES_PER_FRAME:
-            raise ValueError(f"{video.shape[2]} images are no whole number of latent frames")
+    def _encode(self, video: Tensor, memory: list[Any]) -> Tensor:
+        """Encode the images behind those that ``memory`` stands for.
+
+        The entries of ``memory``, the last inputs of every causal convolution, are replaced; no
+        tensor in it is written to.
+        """
+        first = 1 if memory[0] is None else 0  # a video's first image is a latent frame by itself
+        if (video.shape[2] - first) % IMAGES_PER_FRAME:
+            raise ValueError(
+                f"{video.shape[2] - first} images are no whole number of latent frames"
+            )
         window = CPU_WINDOW if video.device.type == "cpu" else WINDOW
-        starts = range(0, video.shape[2], window)
-        return [self._encode_window(video[:, :, i : i + window], memory) for i in starts]
-
-    def _encode_window(self, video: Tensor, memory: list[Any]) -> Tensor:
-        """Encode one window and replace the entries of ``memory``; no tensor is written to."""
-        folded = patchify(video.to(self.dtype), self._patch)  # type: ignore[no-untyped-call]
-        return cast(Tensor, self.vae.encoder(folded, feat_cache=memory, feat_idx=[0]))
-
-    def _normalised(self, moments: Sequence[Tensor]) -> Tensor:
-        # One by one: a CPU may take another kernel for more frames, and round otherwise.
-        means = [self.vae.quant_conv(each)[:, :LATENT_CHANNELS] for each in moments]
+        windows = [video[:, :, i : i + window] for i in range(first, video.shape[2], window)]
+        means = []
+        for images in [video[:, :, :1], *windows] if first else windows:
+            folded = patchify(images.to(self.dtype), self._patch)  # type: ignore[no-untyped-call]
+            moments = self.vae.encoder(folded, feat_cache=memory, feat_idx=[0])
+            # One by one: a CPU may take another kernel for more frames, and round otherwise.
+            means.append(self.vae.quant_conv(moments)[:, :LATENT_CHANNELS])
         return self.normalise(torch.cat(means, dim=2))
 
     def _decode(self, latent: Tensor, wanted: Sequence[int]) -> list[Tensor]:
         """Return the images (B, 3, 1 or 4, H, W) float32 of the ``wanted`` frames, ascending."""
         shift, scale = self._constants(latent.device)
         scaled = latent.to(self.dtype) / scale + shift
-        memory: list[Any] = [None] * _count_causal(self.vae.decoder)
+        memory = _no_memory(self.vae.decoder)
         images = []
         for frame in range(max(wanted) + 1):
             decoded = self.vae.decoder(
@@ -236,5 +207,6 @@ def _directions(x: Tensor) -> Tensor:
     return x / lengths.clamp_min(EPSILON).unsqueeze(1)
 
 
-def _count_causal(network: nn.Module) -> int:
-    return sum(isinstance(module, WanCausalConv3d) for module in network.modules())
+def _no_memory(network: nn.Module) -> list[Any]:
+    """Return the memory before the first image: an empty entry per causal convolution."""
+    return [None for module in network.modules() if isinstance(module, WanCausalConv3d)]

@@ -1,10 +1,14 @@
-"""Weight files of every kind into tensors, without running anything that a file may contain."""
+"""Weight files of every kind into tensors, without running anything that a file may contain.
+
+A pickle is a program. The two kinds that cannot be avoided, NVIDIA's prompt embeddings and the
+index of a distributed checkpoint, are read by an unpickler that knows a closed list of names; the
+weights that ``torch.save`` wrote by torch's own.
+"""
 
 from __future__ import annotations
 
 import collections
 import enum
-import hashlib
 import importlib
 import io
 import math
@@ -15,7 +19,7 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,15 +38,16 @@ from cosmos_policy_ros.core.untrusted import (
     reading,
     shown,
 )
-from cosmos_policy_ros.model.transformer_keys import OFFICIAL_PREFIX
 
-# Pickles without their danger: only what was expected is built, anything else is refused by name.
-#
-# A pickle is a program, and loading one may run whatever its author wrote. Two kinds cannot be
-# avoided: the prompt embeddings that NVIDIA publishes, and the index of a distributed checkpoint.
-# Both are read by an unpickler that knows a closed list of names and calls nothing that is not on
-# it.
+AGAIN = "it may have been cut short: copy or download it again"
 
+DCP_INDEX = ".metadata"
+SHARDS = ".safetensors.index.json"  # how the index of several safetensors files ends
+WRAPPERS = ("state_dict", "model")  # what trainers call the weights in a file that holds more
+EXTRA_STATE = "_extra_state"  # scratch of TransformerEngine: bytes, no weights
+MAX_INDEX_BYTES = 1 << 24  # of 574 tensors it has 60 kB
+LFS_POINTER = b"version https://git-lfs"
+TORCH_MAGIC = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)  # of torch.save, no zip
 
 # What the index of a distributed checkpoint is made of: plain records and enumerations.
 INDEX_RECORDS = {
@@ -60,313 +65,14 @@ INDEX_RECORDS = {
 }
 PATHS = ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath", "Path", "PurePath")
 
-
+# Of a pickle, which is read whole; a prompt takes a megabyte, and a hundred are many.
 MAX_BYTES = 1 << 30
-"""Of a pickle, which is read whole; a prompt takes a megabyte, and a hundred are many."""
+# Of objects within each other; the index of a distributed checkpoint has ten levels.
 MAX_DEPTH = 100
-"""Of objects within each other; the index of a distributed checkpoint has ten levels."""
+# Within one object, each counted as often as it is met; an index of 2B weights has 50 000.
 MAX_OBJECTS = 10_000_000
-"""Within one object, each counted as often as it is met; an index of 2B weights has 50 000."""
+# Bytes of all tensors together for one of the file; those of several prompts may share one.
 MAX_COPIES = 16
-"""Bytes of all tensors together for one of the file; those of several prompts may share one."""
-AGAIN = "it may have been cut short: copy or download it again"
-TORCH_MAGIC = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
-"""What files of ``torch.save`` begin with that are no zip."""
-_MARK = (0, 0)
-
-
-class ForbiddenNameError(pickle.UnpicklingError):
-    """A pickle asked for something that is not on the list."""
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, stream: BinaryIO, allowed: Mapping[str, Any]) -> None:
-        super().__init__(stream)
-        self._allowed = allowed
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return the stand-in of a name, or refuse it."""
-        full = f"{module}.{name}"
-        if full not in self._allowed:
-            raise ForbiddenNameError(full)
-        return self._allowed[full]
-
-
-def load_torch(path: Path, what: str) -> Any:
-    """Read what ``torch.save`` wrote; mapped into memory where its format allows it.
-
-    Args:
-        path: of the file.
-        what: it is read as, such as "weights".
-
-    Raises:
-        CheckpointError: it asks for something that is not on torch's own list; or cannot be read.
-        UnreadableError: parts of it are packed. Whatever else torch raises comes out, too.
-    """
-    with path.open("rb") as file:
-        check_zip(file, path.stat().st_size)
-    try:
-        with torch.serialization.safe_globals([io.BytesIO]):
-            return torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
-    except pickle.UnpicklingError as error:
-        forbidden = re.search(r"GLOBAL (\S+)", str(error))
-        if forbidden is None:
-            raise CheckpointError(f"{path}: cannot be read as {what}; {AGAIN}") from error
-        raise CheckpointError(_describe_forbidden(path, forbidden[1], what)) from error
-
-
-def load_prompts(path: Path) -> dict[str, Tensor]:
-    """Read the published ``*_t5_embeddings.pkl``: a mapping from prompts to tensors.
-
-    The published ones are plain pickles; what ``torch.save`` made of the same mapping is read, too.
-
-    Returns:
-        Per prompt (L, D) on the CPU, bit for bit as written.
-
-    Raises:
-        CheckpointError: unreadable, cut short, or holding anything else; a forbidden name is told.
-    """
-    allowed = {
-        "_codecs.encode": _encode,
-        "collections.OrderedDict": collections.OrderedDict,
-        "torch._utils._rebuild_tensor_v2": _Views(path),
-        "torch.storage._load_from_bytes": _load_storage,
-    }
-    what = "a table of prompt embeddings"
-    with reading(path, what, CheckpointError, AGAIN):
-        content = load_torch(path, what) if _is_torch(path) else _load(path, allowed, what)
-    if not isinstance(content, dict) or not content:
-        raise CheckpointError(f"{path}: holds no table of prompts but {type(content).__name__}")
-    prompts = {}
-    for prompt, embedding in content.items():
-        if not isinstance(prompt, str):
-            found = shown(prompt)
-            raise CheckpointError(f"{path}: its keys must be prompts, found {found}")
-        if not isinstance(embedding, Tensor) or embedding.ndim != 3 or len(embedding) != 1:
-            found = getattr(embedding, "shape", type(embedding).__name__)
-            raise CheckpointError(
-                f"{path}: '{shown(prompt)}' must be a tensor (1, tokens, width), found {found}"
-            )
-        prompts[prompt] = embedding[0]
-    # A view may repeat a few numbers for ever; of a plain pickle none is left.
-    numbers = sum(each.numel() * each.element_size() for each in prompts.values())
-    with reading(path, what, CheckpointError):
-        if numbers > MAX_COPIES * check_file(path):
-            raise UnreadableError(f"its tensors come to more than {MAX_COPIES} times its bytes")
-    return {prompt: embedding.contiguous() for prompt, embedding in prompts.items()}
-
-
-def load_index(path: Path) -> Any:
-    """Read the ``.metadata`` of a distributed checkpoint.
-
-    Returns:
-        ``torch.distributed.checkpoint.metadata.Metadata``.
-
-    Raises:
-        CheckpointError: unreadable or holding anything else; a forbidden name is told.
-    """
-    from torch.distributed.checkpoint.metadata import Metadata
-
-    allowed: dict[str, Any] = {
-        "builtins.getattr": _member,
-        "collections.OrderedDict": collections.OrderedDict,
-        "torch.Size": torch.Size,
-        "torch.serialization._get_layout": _layout,
-    }
-    for module, names in INDEX_RECORDS.items():
-        found = importlib.import_module(module)
-        allowed |= {
-            f"{module}.{name}": getattr(found, name) for name in names if name in vars(found)
-        }
-    for name, value in vars(torch).items():
-        if isinstance(value, torch.dtype):
-            allowed[f"torch.{name}"] = value
-    for name in PATHS:
-        for module in ("pathlib", "pathlib._local"):
-            allowed[f"{module}.{name}"] = pathlib.PurePosixPath
-    content = _load(path, allowed, "the index of a distributed checkpoint")
-    if not isinstance(content, Metadata):
-        raise CheckpointError(f"{path}: holds no index but {type(content).__name__}")
-    return content
-
-
-def _load(path: Path, allowed: Mapping[str, Any], what: str) -> Any:
-    # A pickle can fail in as many ways as a program.
-    with reading(path, what, CheckpointError, AGAIN):
-        content = read_file(path, MAX_BYTES)
-        _check_program(content)
-        try:
-            return _Unpickler(io.BytesIO(content), allowed).load()
-        except ForbiddenNameError as error:
-            raise CheckpointError(_describe_forbidden(path, str(error), what)) from error
-
-
-def _describe_forbidden(path: Path, name: str, what: str) -> str:
-    return (
-        f"{path}: refused, it asks for '{shown(name, 200)}', which {what} cannot need; it may run "
-        f"code when loaded the usual way: do not use it"
-    )
-
-
-def _is_torch(path: Path) -> bool:
-    """Return whether ``torch.save`` wrote the file, in its format of today or its older one."""
-    with open_file(path) as file:
-        if zipfile.is_zipfile(file):
-            return True
-        file.seek(0)
-        return file.read(len(TORCH_MAGIC)) == TORCH_MAGIC
-
-
-def _check_program(content: bytes) -> None:
-    """Refuse a pickle whose steps ask for more memory or time than its bytes account for.
-
-    A length is believed before the bytes behind it are read, and so is a place in the table of
-    what was read: nine bytes can cost gigabytes. Objects that hold one another twice, thirty times
-    over, are looked at a thousand million times as soon as one is the key of a mapping.
-
-    Raises:
-        UnreadableError: a length beyond the end, a place that no step before can have filled, or
-            objects nested too deeply or too often.
-        ValueError: it is no pickle.
-    """
-    stack: list[tuple[int, int]] = []  # of each object: how many it holds, how deeply
-    memo: dict[int, tuple[int, int]] = {}
-    argument: Any
-    for steps, (opcode, argument, at) in enumerate(pickletools.genops(io.BytesIO(content))):
-        name = opcode.name
-        if name == "FRAME" and argument > len(content) - (at or 0):
-            raise UnreadableError(
-                f"cannot be read: a frame of {argument} bytes at byte {at} of {len(content)}"
-            )
-        if name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            if not 0 <= argument <= steps:
-                raise UnreadableError(
-                    f"cannot be read: keeps object {argument} after {steps} steps, at byte {at}"
-                )
-            memo[argument] = stack[-1]
-        elif name == "MEMOIZE":
-            memo[len(memo)] = stack[-1]
-        elif name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(memo[argument])
-        elif name == "MARK":
-            stack.append(_MARK)
-        elif name == "DUP":
-            stack.append(stack[-1])
-        else:
-            _step(opcode, stack)
-            if stack and (stack[-1][0] > MAX_OBJECTS or stack[-1][1] > MAX_DEPTH):
-                raise UnreadableError(
-                    f"cannot be read: nests objects more than {MAX_DEPTH} deep, or more than "
-                    f"{MAX_OBJECTS} of them, at byte {at}"
-                )
-
-
-def _step(opcode: pickletools.OpcodeInfo, stack: list[tuple[int, int]]) -> None:
-    """Take from the stack what a step takes, and put there what it makes of it."""
-    taken: list[tuple[int, int]] = []
-    below = list(opcode.stack_before)
-    if pickletools.markobject in below:
-        below = below[: below.index(pickletools.markobject)]
-        while (top := stack.pop()) is not _MARK:
-            taken.append(top)
-    taken += [stack.pop() for _ in below]
-    objects = 1 + sum(each[0] for each in taken)
-    depth = 1 + max((each[1] for each in taken), default=0)
-    stack += [(objects, depth)] * len(opcode.stack_after)
-
-
-def _member(kind: Any, name: Any) -> enum.Enum:
-    """Stand in for ``getattr``, by which Python 3.11.0 to 3.11.3 spell the members of enumerations.
-
-    The kind can only be something allowed, or made of it.
-    """
-    if isinstance(kind, enum.EnumMeta) and name in kind.__members__:
-        return kind.__members__[name]
-    raise ForbiddenNameError(f"builtins.getattr({kind!r}, {name!r})")
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """Stand in for the function by which old pickles spell bytes."""
-    if encoding != "latin1":
-        raise UnreadableError(f"cannot be read: bytes spelt in {encoding}")
-    return text.encode("latin1")
-
-
-def _load_storage(content: bytes) -> Any:
-    """Stand in for torch's own function, which would load these bytes with everything allowed."""
-    check_zip(io.BytesIO(content), len(content))
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-
-
-class _Views:
-    """Stands in for torch's own function, which would enlarge a storage that is too short."""
-
-    def __init__(self, path: Path) -> None:
-        with reading(path, "a pickle", CheckpointError):
-            self._left = MAX_COPIES * check_file(path)
-
-    def __call__(
-        self, storage: Any, offset: int, size: Sequence[int], stride: Sequence[int], *_: object
-    ) -> Tensor:
-        """Return a copy of a part of a storage."""
-        part = _part(storage, offset, size, stride)
-        self._left -= part.numel() * part.element_size()
-        if self._left < 0:
-            raise UnreadableError(f"its tensors come to more than {MAX_COPIES} times its bytes")
-        return part.clone()
-
-
-def _part(storage: Any, offset: int, size: Sequence[int], stride: Sequence[int]) -> Tensor:
-    if not isinstance(storage, torch.storage.TypedStorage):
-        raise UnreadableError(f"cannot be read: a tensor made of {type(storage).__name__}")
-    numbers = [offset, *size, *stride]
-    if len(size) != len(stride) or any(type(n) is not int or n < 0 for n in numbers):
-        raise UnreadableError(f"cannot be read: a tensor of size {size} and stride {stride}")
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    numbers_stored = storage._untyped_storage.nbytes() // storage.dtype.itemsize
-    # More numbers than are stored: a view that repeats them, and a copy that writes them all out.
-    if 0 in size or last >= numbers_stored or math.prod(size) > numbers_stored:
-        raise UnreadableError(f"cannot be read: a tensor of size {size} in {numbers_stored}")
-    view = torch.empty(0, dtype=storage.dtype)
-    return view.set_(storage._untyped_storage, offset, tuple(size), tuple(stride))
-
-
-def check_zip(file: BinaryIO, size: int) -> None:
-    """Refuse a weight file that is a zip with something packed in it, before it is unpacked.
-
-    Args:
-        file: of weights; one that is no zip is left to its reader.
-        size: its bytes.
-
-    Raises:
-        UnreadableError: torch packs nothing, so what is packed is made to grow.
-    """
-    if not zipfile.is_zipfile(file):
-        return
-    with zipfile.ZipFile(file) as archive:
-        entries = archive.infolist()
-    packed = next((e.filename for e in entries if e.compress_type != zipfile.ZIP_STORED), None)
-    if packed is not None:
-        raise UnreadableError(f"'{shown(packed)}' in it is packed, which weights never are")
-    if (total := sum(entry.file_size for entry in entries)) > size:
-        raise UnreadableError(f"its parts claim {total} bytes, it has {size}")
-
-
-def _layout(name: str) -> torch.layout:
-    if name != "torch.strided":
-        raise UnreadableError(f"cannot be read: a tensor laid out as {name}")
-    return torch.strided
-
-
-DCP_INDEX = ".metadata"
-SHARDS = ".safetensors.index.json"  # how the index of several safetensors files ends
-WRAPPERS = ("state_dict", "model")  # what trainers call the weights in a file that holds more
-EMA_PREFIX = "net_ema."  # the moving average of the network's weights
-EXTRA_STATE = "_extra_state"  # scratch of TransformerEngine: bytes, no weights
-MAX_INDEX_BYTES = 1 << 24  # of 574 tensors it has 60 kB
-LFS_POINTER = b"version https://git-lfs"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -383,82 +89,40 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if path.name.endswith(SHARDS):
         return _read_shards(path)
     with reading(path, "weights", CheckpointError, AGAIN):
-        size = _refuse_pointer(path)
+        with open_file(path) as stream:
+            start = stream.read(len(LFS_POINTER))
+            size = os.fstat(stream.fileno()).st_size
+        if start == LFS_POINTER:
+            raise CheckpointError(
+                f"{path}: only points to the weights; fetch them with 'git lfs pull' in its folder"
+            )
+        content: Any
         if path.suffix == ".safetensors":
-            return _only_tensors(load_file(path), path, size)
-        return _only_tensors(_unwrapped(load_torch(path, "weights")), path, size)
+            content = load_file(path)
+        else:
+            content = _load_torch(path, "weights")
+            wrappers = WRAPPERS if isinstance(content, Mapping) else ()
+            wrapped = (content.get(name) for name in wrappers)
+            content = next((each for each in wrapped if isinstance(each, Mapping)), content)
+        if not isinstance(content, Mapping):
+            raise CheckpointError(f"{path}: holds no named tensors but {type(content).__name__}")
+        tensors = {str(k): v for k, v in content.items() if not str(k).endswith(EXTRA_STATE)}
+        for name, value in tensors.items():
+            if not isinstance(value, Tensor):
+                raise CheckpointError(
+                    f"{path}: '{shown(name)}' is no tensor but {type(value).__name__}; the "
+                    f"network's tensors are needed, alone or below one of {', '.join(WRAPPERS)}"
+                )
+            # A view may repeat a few numbers for ever, or reach beyond those that are stored.
+            if value.numel() * value.element_size() > size:
+                raise UnreadableError(
+                    f"tensor '{shown(name)}' has {value.numel()} numbers, more than the file"
+                )
+        return tensors
 
 
-def split_released(
-    tensors: Mapping[str, Tensor], averaged: bool = False
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Separate the policy's network from what else a training checkpoint may hold.
-
-    Args:
-        tensors: of the file.
-        averaged: take the moving average of the weights.
-
-    Returns:
-        The tensors below ``net.`` (those below ``net_ema.`` under the names that they are the
-        average of; of no average, nothing), and the names of the others. All of them, and no name,
-        when none is below ``net.``.
-    """
-    prefix = EMA_PREFIX if averaged else OFFICIAL_PREFIX
-    network = {name: t for name, t in tensors.items() if name.startswith(prefix)}
-    if not network and not averaged:
-        return dict(tensors), ()
-    others = tuple(sorted(tensors.keys() - network.keys()))
-    return {OFFICIAL_PREFIX + n.removeprefix(prefix): t for n, t in network.items()}, others
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 (hex) of a file, or over the names and bytes of several.
-
-    Several are a folder's files, or an index of safetensors and what it lists.
-    """
-    sha = hashlib.sha256()
-    files, root = [path], path if path.is_dir() else path.parent
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file())
-    elif path.name.endswith(SHARDS):
-        files += sorted({path.parent / name for name in _read_index(path).values()})
-    for file in files:
-        if len(files) > 1 or path.is_dir():
-            sha.update(f"{file.relative_to(root).as_posix()} {file.stat().st_size}\n".encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                sha.update(block)
-    return sha.hexdigest()
-
-
-def is_distributed(path: Path) -> bool:
-    """Return whether the folder is a distributed checkpoint (an index and ``.distcp`` files)."""
-    return (path / DCP_INDEX).is_file()
-
-
-def _unwrapped(content: Any) -> Any:
-    """Return the weights of a file in which a trainer put them beside other things."""
-    if isinstance(content, Mapping):
-        for name in WRAPPERS:
-            if isinstance(content.get(name), Mapping):
-                return content[name]
-    return content
-
-
-def _read_shards(index: Path) -> dict[str, Tensor]:
-    files = _read_index(index)
-    tensors: dict[str, Tensor] = {}
-    for name in sorted(set(files.values())):
-        tensors |= read_weights(index.parent / name)
-    listed = {name for name in files if not name.endswith(EXTRA_STATE)}
-    if absent := sorted(listed - tensors.keys()):
-        name, file = shown(absent[0]), shown(files[absent[0]])
-        raise CheckpointError(f"{index}: lists '{name}', which {file} does not hold; {AGAIN}")
-    return tensors
-
-
-def _read_index(index: Path) -> dict[str, str]:
-    """Return which file beside the index holds which tensor."""
+def read_shard_index(index: Path) -> dict[str, str]:
+    """Return which file beside an index of safetensors holds which tensor."""
     with reading(index, "an index of safetensors", CheckpointError):
         content = parse_json(read_text(index, MAX_INDEX_BYTES))
         files = content.get("weight_map") if isinstance(content, dict) else None
@@ -472,22 +136,21 @@ def _read_index(index: Path) -> dict[str, str]:
         return files
 
 
-def _only_tensors(content: Any, path: Path, size: int) -> dict[str, Tensor]:
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path}: holds no named tensors but {type(content).__name__}")
-    kept = {str(k): v for k, v in content.items() if not str(k).endswith(EXTRA_STATE)}
-    for name, value in kept.items():
-        if not isinstance(value, Tensor):
-            raise CheckpointError(
-                f"{path}: '{shown(name)}' is no tensor but {type(value).__name__}; the network's "
-                f"tensors are needed, alone or below one of {', '.join(WRAPPERS)}"
-            )
-        # A view may repeat a few numbers for ever, or reach beyond those that are stored.
-        if value.numel() * value.element_size() > size:
-            raise UnreadableError(
-                f"tensor '{shown(name)}' has {value.numel()} numbers, more than the file"
-            )
-    return kept
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    files = read_shard_index(index)
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(set(files.values())):
+        tensors |= read_weights(index.parent / name)
+    listed = {name for name in files if not name.endswith(EXTRA_STATE)}
+    if absent := sorted(listed - tensors.keys()):
+        name, file = shown(absent[0]), shown(files[absent[0]])
+        raise CheckpointError(f"{index}: lists '{name}', which {file} does not hold; {AGAIN}")
+    return tensors
+
+
+def is_distributed(path: Path) -> bool:
+    """Return whether the folder is a distributed checkpoint (an index and ``.distcp`` files)."""
+    return (path / DCP_INDEX).is_file()
 
 
 def distributed_reader(folder: Path) -> Any:
@@ -539,13 +202,248 @@ def _read_distributed(folder: Path) -> dict[str, Tensor]:
         return tensors
 
 
-def _refuse_pointer(path: Path) -> int:
-    """Return the file's size [bytes], unless it stands for another."""
-    with open_file(path) as stream:
-        start = stream.read(len(LFS_POINTER))
-        size = os.fstat(stream.fileno()).st_size
-    if start == LFS_POINTER:
-        raise CheckpointError(
-            f"{path}: only points to the weights; fetch them with 'git lfs pull' in its folder"
-        )
-    return size
+def load_index(path: Path) -> Any:
+    """Read the ``.metadata`` of a distributed checkpoint, as torch's ``Metadata``.
+
+    Raises:
+        CheckpointError: unreadable or holding anything else; a forbidden name is told.
+    """
+    from torch.distributed.checkpoint.metadata import Metadata
+
+    allowed: dict[str, Any] = {
+        "builtins.getattr": _member,
+        "collections.OrderedDict": collections.OrderedDict,
+        "torch.Size": torch.Size,
+        "torch.serialization._get_layout": _layout,
+    }
+    for module, names in INDEX_RECORDS.items():
+        found = vars(importlib.import_module(module))
+        allowed |= {f"{module}.{name}": found[name] for name in names if name in found}
+    for name, value in vars(torch).items():
+        if isinstance(value, torch.dtype):
+            allowed[f"torch.{name}"] = value
+    for name in PATHS:
+        for module in ("pathlib", "pathlib._local"):
+            allowed[f"{module}.{name}"] = pathlib.PurePosixPath
+    content = _unpickle(path, allowed, "the index of a distributed checkpoint")
+    if not isinstance(content, Metadata):
+        raise CheckpointError(f"{path}: holds no index but {type(content).__name__}")
+    return content
+
+
+def load_prompts(path: Path) -> dict[str, Tensor]:
+    """Read the published ``*_t5_embeddings.pkl``: a mapping from prompts to tensors.
+
+    The published ones are plain pickles; what ``torch.save`` made of the same mapping is read, too.
+
+    Returns:
+        Per prompt (L, D) on the CPU, bit for bit as written.
+
+    Raises:
+        CheckpointError: unreadable, cut short, or holding anything else; a forbidden name is told.
+    """
+    what = "a table of prompt embeddings"
+    with reading(path, what, CheckpointError, AGAIN):
+        budget = MAX_COPIES * check_file(path)
+        with open_file(path) as file:
+            is_torch = zipfile.is_zipfile(file)
+            file.seek(0)
+            is_torch = is_torch or file.read(len(TORCH_MAGIC)) == TORCH_MAGIC
+        if is_torch:
+            content = _load_torch(path, what)
+        else:
+            allowed = {
+                "_codecs.encode": _encode,
+                "collections.OrderedDict": collections.OrderedDict,
+                "torch._utils._rebuild_tensor_v2": _copies_within(budget),
+                "torch.storage._load_from_bytes": _load_storage,
+            }
+            content = _unpickle(path, allowed, what)
+    if not isinstance(content, dict) or not content:
+        raise CheckpointError(f"{path}: holds no table of prompts but {type(content).__name__}")
+    prompts = {}
+    for prompt, embedding in content.items():
+        if not isinstance(prompt, str):
+            found = shown(prompt)
+            raise CheckpointError(f"{path}: its keys must be prompts, found {found}")
+        if not isinstance(embedding, Tensor) or embedding.ndim != 3 or len(embedding) != 1:
+            found = getattr(embedding, "shape", type(embedding).__name__)
+            raise CheckpointError(
+                f"{path}: '{shown(prompt)}' must be a tensor (1, tokens, width), found {found}"
+            )
+        prompts[prompt] = embedding[0]
+    # A view may repeat a few numbers for ever; of a plain pickle none is left.
+    if sum(each.numel() * each.element_size() for each in prompts.values()) > budget:
+        raise CheckpointError(f"{path}: its tensors come to more than {MAX_COPIES} times its bytes")
+    return {prompt: embedding.contiguous() for prompt, embedding in prompts.items()}
+
+
+def _load_torch(path: Path, what: str) -> Any:
+    """Read what ``torch.save`` wrote; mapped into memory where its format allows it."""
+    with path.open("rb") as file:
+        _check_zip(file, path.stat().st_size)
+    try:
+        with torch.serialization.safe_globals([io.BytesIO]):
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except pickle.UnpicklingError as error:
+        forbidden = re.search(r"GLOBAL (\S+)", str(error))
+        if forbidden is None:
+            raise CheckpointError(f"{path}: cannot be read as {what}; {AGAIN}") from error
+        raise CheckpointError(_describe_forbidden(path, forbidden[1], what)) from error
+
+
+def _check_zip(file: BinaryIO, size: int) -> None:
+    """Refuse a zip with something packed in it: torch packs nothing, so it is made to grow."""
+    if not zipfile.is_zipfile(file):
+        return  # left to its reader
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+    packed = next((e.filename for e in entries if e.compress_type != zipfile.ZIP_STORED), None)
+    if packed is not None:
+        raise UnreadableError(f"'{shown(packed)}' in it is packed, which weights never are")
+    if (total := sum(entry.file_size for entry in entries)) > size:
+        raise UnreadableError(f"its parts claim {total} bytes, it has {size}")
+
+
+class ForbiddenNameError(pickle.UnpicklingError):
+    """A pickle asked for something that is not on the list."""
+
+
+def _unpickle(path: Path, allowed: Mapping[str, Any], what: str) -> Any:
+    """Load a pickle that builds nothing but what is ``allowed``, given by full name."""
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            full = f"{module}.{name}"
+            if full not in allowed:
+                raise ForbiddenNameError(full)
+            return allowed[full]
+
+    # A pickle can fail in as many ways as a program.
+    with reading(path, what, CheckpointError, AGAIN):
+        content = read_file(path, MAX_BYTES)
+        _check_program(content)
+        try:
+            return Unpickler(io.BytesIO(content)).load()
+        except ForbiddenNameError as error:
+            raise CheckpointError(_describe_forbidden(path, str(error), what)) from error
+
+
+def _describe_forbidden(path: Path, name: str, what: str) -> str:
+    return (
+        f"{path}: refused, it asks for '{shown(name, 200)}', which {what} cannot need; it may run "
+        f"code when loaded the usual way: do not use it"
+    )
+
+
+def _check_program(content: bytes) -> None:
+    """Refuse a pickle whose steps ask for more memory or time than its bytes account for.
+
+    A length is believed before the bytes behind it are read, and so is a place in the table of
+    what was read: nine bytes can cost gigabytes. Objects that hold one another twice, thirty times
+    over, are looked at a thousand million times as soon as one is the key of a mapping.
+    """
+    mark = (0, 0)
+    stack: list[tuple[int, int]] = []  # of each object: how many it holds, how deeply
+    memo: dict[int, tuple[int, int]] = {}
+    argument: Any
+    for steps, (opcode, argument, at) in enumerate(pickletools.genops(io.BytesIO(content))):
+        name = opcode.name
+        if name == "FRAME" and argument > len(content) - (at or 0):
+            raise UnreadableError(
+                f"cannot be read: a frame of {argument} bytes at byte {at} of {len(content)}"
+            )
+        if name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            if not 0 <= argument <= steps:
+                raise UnreadableError(
+                    f"cannot be read: keeps object {argument} after {steps} steps, at byte {at}"
+                )
+            memo[argument] = stack[-1]
+        elif name == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif name == "MARK":
+            stack.append(mark)
+        elif name == "DUP":
+            stack.append(stack[-1])
+        else:  # takes from the stack what the step takes, and puts there what it makes of it
+            taken: list[tuple[int, int]] = []
+            below = list(opcode.stack_before)
+            if pickletools.markobject in below:
+                below = below[: below.index(pickletools.markobject)]
+                while (top := stack.pop()) is not mark:
+                    taken.append(top)
+            taken += [stack.pop() for _ in below]
+            objects = 1 + sum(each[0] for each in taken)
+            depth = 1 + max((each[1] for each in taken), default=0)
+            stack += [(objects, depth)] * len(opcode.stack_after)
+            if stack and (stack[-1][0] > MAX_OBJECTS or stack[-1][1] > MAX_DEPTH):
+                raise UnreadableError(
+                    f"cannot be read: nests objects more than {MAX_DEPTH} deep, or more than "
+                    f"{MAX_OBJECTS} of them, at byte {at}"
+                )
+
+
+# What stands in, in a pickle, for functions that could do more than a file needs.
+
+
+def _member(kind: Any, name: Any) -> enum.Enum:
+    """Stand in for ``getattr``, by which Python 3.11.0 to 3.11.3 spell the members of enumerations.
+
+    The kind can only be something allowed, or made of it.
+    """
+    if isinstance(kind, enum.EnumMeta) and name in kind.__members__:
+        return kind.__members__[name]
+    raise ForbiddenNameError(f"builtins.getattr({kind!r}, {name!r})")
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Stand in for the function by which old pickles spell bytes."""
+    if encoding != "latin1":
+        raise UnreadableError(f"cannot be read: bytes spelt in {encoding}")
+    return text.encode("latin1")
+
+
+def _layout(name: str) -> torch.layout:
+    if name != "torch.strided":
+        raise UnreadableError(f"cannot be read: a tensor laid out as {name}")
+    return torch.strided
+
+
+def _load_storage(content: bytes) -> Any:
+    """Stand in for torch's own function, which would load these bytes with everything allowed."""
+    _check_zip(io.BytesIO(content), len(content))
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _copies_within(budget: int) -> Callable[..., Tensor]:
+    """Stand in for torch's own function, which would enlarge a storage that is too short.
+
+    Copies the tensors instead, up to ``budget`` bytes.
+    """
+    left = budget
+
+    def rebuild(
+        storage: Any, offset: int, size: Sequence[int], stride: Sequence[int], *_: object
+    ) -> Tensor:
+        nonlocal left
+        if not isinstance(storage, torch.storage.TypedStorage):
+            raise UnreadableError(f"cannot be read: a tensor made of {type(storage).__name__}")
+        numbers = [offset, *size, *stride]
+        if len(size) != len(stride) or any(type(n) is not int or n < 0 for n in numbers):
+            raise UnreadableError(f"cannot be read: a tensor of size {size} and stride {stride}")
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        stored = storage._untyped_storage.nbytes() // storage.dtype.itemsize
+        # More numbers than are stored: a view that repeats them, and a copy that writes them all.
+        if 0 in size or last >= stored or math.prod(size) > stored:
+            raise UnreadableError(f"cannot be read: a tensor of size {size} in {stored}")
+        left -= math.prod(size) * storage.dtype.itemsize
+        if left < 0:
+            raise UnreadableError(f"its tensors come to more than {MAX_COPIES} times its bytes")
+        view = torch.empty(0, dtype=storage.dtype)
+        return view.set_(storage._untyped_storage, offset, tuple(size), tuple(stride)).clone()
+
+    return rebuild

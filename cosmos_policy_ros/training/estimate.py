@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cosmos_policy_ros.model.config import CheckpointConfig
-from cosmos_policy_ros.model.layout import first_image, layout_named
+from cosmos_policy_ros.model.layout import LAYOUTS, first_image
 from cosmos_policy_ros.model.tokenizer import Tokenizer
 from cosmos_policy_ros.model.transformer import Transformer
 from cosmos_policy_ros.training.config import TrainingConfig
@@ -87,7 +87,7 @@ def estimate(
 
 
 def _forward(network: Transformer, model: CheckpointConfig) -> float:
-    layout = layout_named(model.layout)
+    layout = LAYOUTS[model.layout]
     channels, height, width = model.frame_shape
     latent = torch.empty(1, channels, layout.count, height, width, device="meta")
     timestep = torch.empty(1, layout.count, device="meta")
@@ -99,15 +99,14 @@ def _forward(network: Transformer, model: CheckpointConfig) -> float:
 
 def _encoding(tokenizer: Tokenizer, model: CheckpointConfig) -> float:
     """Count what is encoded per sample: the images behind those that are always black."""
-    layout, size = layout_named(model.layout), model.image_size
+    layout, size = LAYOUTS[model.layout], model.image_size
     black = first_image(layout.index(layout.cameras[0]))
     images = first_image(layout.index("value")) - black
-    begin = torch.empty(1, 3, black, size, size, device="meta")
     video = torch.empty(1, 3, images, size, size, device="meta")
     with torch.no_grad():
-        beginning = tokenizer.begin(begin)
+        tokenizer.encode_after_black(video, black)  # the second time, what is black is kept
         with FlopCounterMode(display=False) as counter:
-            tokenizer.encode_after(beginning, video)
+            tokenizer.encode_after_black(video, black)
     return float(counter.get_total_flops())
 
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from cosmos_policy_ros.core.errors import ObservationError, RolloutError, TrainingError
 from cosmos_policy_ros.model.config import CheckpointConfig, Numerics
 from cosmos_policy_ros.model.images import CROP_AREA, ImageArray, centre_crop, enlarge
-from cosmos_policy_ros.model.layout import layout_named
+from cosmos_policy_ros.model.layout import LAYOUTS
 from cosmos_policy_ros.model.sequence import check_state, reduce_images
 from cosmos_policy_ros.model.statistics import Statistics
 from cosmos_policy_ros.training.config import DataConfig, ObjectiveConfig, Role, Strength
@@ -309,7 +309,7 @@ class SampleMaker(Dataset[Sample]):
         observation = windows.observe(int(windows.steps.times_ns[step]))
         check_state(observation.state, self.config.proprio_dims)
         reduced = reduce_images(observation, self.config)
-        images = [reduced[role] for role in layout_named(self.config.layout).cameras]
+        images = [reduced[role] for role in LAYOUTS[self.config.layout].cameras]
         if self.data.augmentation == "none":
             images = [centre_crop(image) for image in images]
         look = _Look(np.stack(images), observation.state)

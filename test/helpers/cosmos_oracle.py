@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cosmos_policy_ros.model.config import TransformerConfig
 from cosmos_policy_ros.model.transformer import Transformer
-from cosmos_policy_ros.model.transformer_keys import diffusers_names
+from cosmos_policy_ros.model.weight_names import diffusers_name
 
 # The released 2B network of all Cosmos Policy checkpoints.
 REAL = TransformerConfig(
@@ -64,10 +64,19 @@ class Oracle:
         return prediction
 
 
+def diffusers_names(network: Transformer) -> dict[str, Tensor]:
+    """Return the network's tensors as diffusers' class has them, which computes the positions'."""
+    return {
+        diffusers_name(name): tensor
+        for name, tensor in network.state_dict().items()
+        if not name.startswith("pos_embedder.")
+    }
+
+
 def twin_of(network: Transformer) -> Oracle:
     """Give diffusers' class the network's weights, and the network diffusers' exact exponents."""
     oracle = Oracle(network.config)
-    oracle.core.load_state_dict(diffusers_names(network.state_dict()), strict=True)
+    oracle.core.load_state_dict(diffusers_names(network), strict=True)
     spatial, temporal = network.pos_embedder.exponents(network.config.head_dim)
     for buffer, values in (
         (network.pos_embedder.dim_spatial_range, spatial),

@@ -15,7 +15,7 @@ from cosmos_policy_ros.core.config import load_config
 from cosmos_policy_ros.model.config import CheckpointConfig
 from cosmos_policy_ros.model.tokenizer import Tokenizer
 from cosmos_policy_ros.model.transformer import Transformer
-from cosmos_policy_ros.model.vae_keys import released_names
+from cosmos_policy_ros.model.weight_names import released_name
 
 CONFIG = """
 layout: aloha
@@ -55,7 +55,7 @@ def networks(config: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     net["net.pos_embedder.seq"] = torch.arange(128.0).bfloat16()
     for name in ("video_sample_counter", "image_sample_counter", "iteration", "train_in_hours"):
         net[f"net.accum_{name}"] = torch.tensor(7.0)
-    return net, released_names(vae.state_dict(), sizes.vae.blocks)
+    return net, {released_name(name, 2): tensor for name, tensor in vae.state_dict().items()}
 
 
 def with_extra_state(net: dict[str, Tensor]) -> dict[str, object]:

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from cosmos_policy_ros.core.config import load_config
 from cosmos_policy_ros.core.errors import ObservationError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.model.config import CheckpointConfig
-from cosmos_policy_ros.model.images import centre_crop, prepare, to_model
+from cosmos_policy_ros.model.images import centre_crop, reduce, to_model
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.model.sequence import prepare_images
 from cosmos_policy_ros.rig.observation import Observation
@@ -25,6 +26,10 @@ from cosmos_policy_ros.rig.observation import Observation
 # 2.13.0 and Pillow 13.0.0 makes of scene(480, 640): Pillow's default resize to 256, again to 224,
 # on uint8 center_crop to 212, and resize with antialias=True back to 224. Ours is not in it.
 TORCHVISION = Path(__file__).with_name("data") / "torchvision_224.png"
+
+
+def prepare(image: np.ndarray, size: int, role: str = "primary", **options: Any) -> np.ndarray:
+    return centre_crop(reduce(image, size, role, **options))
 
 
 def scene(height: int, width: int) -> np.ndarray:
@@ -43,7 +48,7 @@ def test_pipeline_against_pillow_alone(size: int, window: int, start: int) -> No
     box = (start, start, start + window, start + window)
     crop = stored.resize((size, size), Image.Resampling.BICUBIC).crop(box)
     expected = np.asarray(crop.resize((size, size), Image.Resampling.BILINEAR)).astype(int)
-    found = prepare(scene(480, 640), size, "primary")
+    found = prepare(scene(480, 640), size)
     assert found.shape == (size, size, 3) and found.dtype == np.uint8
     # Pillow's fixed-point arithmetic may round to the other side of a half.
     assert np.abs(found.astype(int) - expected).max() <= 1
@@ -51,7 +56,7 @@ def test_pipeline_against_pillow_alone(size: int, window: int, start: int) -> No
 
 def test_whole_image_equals_torchvisions() -> None:
     """Other versions may round a tie elsewhere; torchvision's own ``v2`` differs in 9 %."""
-    off = np.abs(prepare(scene(480, 640), 224, "primary").astype(int) - image_in(TORCHVISION))
+    off = np.abs(prepare(scene(480, 640), 224).astype(int) - image_in(TORCHVISION))
     assert off.shape == (224, 224, 3)
     assert off.max() <= 1
     assert np.count_nonzero(off) < 0.01 * off.size
@@ -63,7 +68,7 @@ def image_in(file: Path | io.BytesIO) -> np.ndarray:
 
 def test_golden_pixels() -> None:
     """Made with Pillow 13.0 and torch 2.13; another filter or order of steps moves them by more."""
-    found = prepare(scene(480, 640), 224, "primary")
+    found = prepare(scene(480, 640), 224)
     points = found[[0, 40, 111, 150, 223], [0, 66, 80, 200, 223]].astype(int)
     assert np.abs(points - GOLDEN).max() <= 1
 
@@ -80,15 +85,15 @@ def test_simulators_image_against_pillow_alone(render: int, size: int) -> None:
     rendering = scene(render, render)
     file = io.BytesIO()
     ImageOps.flip(Image.fromarray(rendering)).save(file, format="JPEG", quality=95)
-    expected = prepare(image_in(file).astype(np.uint8), size, "primary")
-    found = prepare(rendering, size, "primary", flip=True, jpeg_quality=95)
+    expected = prepare(image_in(file).astype(np.uint8), size)
+    found = prepare(rendering, size, flip=True, jpeg_quality=95)
     np.testing.assert_array_equal(found, expected)
     for other in (
         {"flip": True},
         {"jpeg_quality": 95},
         {"flip": True, "jpeg_quality": 94},
     ):
-        assert not np.array_equal(prepare(rendering, size, "primary", **other), expected), other
+        assert not np.array_equal(prepare(rendering, size, **other), expected), other
 
 
 def test_jpeg_halves_the_resolution_of_colour_as_the_training_images_did() -> None:
@@ -98,7 +103,7 @@ def test_jpeg_halves_the_resolution_of_colour_as_the_training_images_did() -> No
     halved, full = io.BytesIO(), io.BytesIO()
     Image.fromarray(stripes).save(halved, format="JPEG", quality=95, subsampling="4:2:0")
     Image.fromarray(stripes).save(full, format="JPEG", quality=95, subsampling="4:4:4")
-    found = prepare(stripes, 64, "primary", jpeg_quality=95)
+    found = prepare(stripes, 64, jpeg_quality=95)
     expected, other = (
         centre_crop(image_in(file).astype(np.uint8)).astype(int) for file in (halved, full)
     )
@@ -108,8 +113,8 @@ def test_jpeg_halves_the_resolution_of_colour_as_the_training_images_did() -> No
 
 def test_flip_turns_rows_and_not_columns() -> None:
     image = scene(64, 64)
-    turned = prepare(image, 64, "primary", flip=True)
-    np.testing.assert_array_equal(turned, prepare(image, 64, "primary")[::-1])
+    turned = prepare(image, 64, flip=True)
+    np.testing.assert_array_equal(turned, prepare(image, 64)[::-1])
 
 
 @pytest.mark.parametrize(
@@ -136,12 +141,12 @@ def test_every_camera_is_prepared_as_the_checkpoint_asks(
 
 def test_image_of_the_right_size_is_only_cropped() -> None:
     image = scene(64, 64)
-    np.testing.assert_array_equal(prepare(image, 64, "primary"), centre_crop(image))
+    np.testing.assert_array_equal(prepare(image, 64), centre_crop(image))
 
 
 def test_flat_image_stays_flat() -> None:
     image = np.full((480, 640, 3), 201, dtype=np.uint8)
-    assert np.unique(prepare(image, 64, "primary")).tolist() == [201]
+    assert np.unique(prepare(image, 64)).tolist() == [201]
 
 
 def test_bfloat16_rounds_twice() -> None:

@@ -165,10 +165,12 @@ def test_cache_computes_each_prompt_and_timestep_once(
 def test_cache_is_bounded(network: Transformer) -> None:
     latent, timestep, known, text = inputs(SMALL, batch=1)
     cached = CachedTransformer(network)
-    for step in range(100):
-        cached(latent, torch.full_like(timestep, step / 100), known, text)
+    for step in range(20):
+        times = (torch.arange(timestep.numel()) / timestep.numel() + step).view_as(timestep)
+        cached(latent, times, known, text)
         cached.read(str(step), lambda _: text[0])
-    assert len(cached._modulations) == 64 and len(cached._memories) == 16
+    assert cached._modulation.cache_info().currsize == 64 and len(cached._texts) == 16
+    assert str(step) in cached._texts and "0" not in cached._texts
 
 
 @pytest.mark.parametrize(

@@ -27,11 +27,7 @@ Shots = list[tuple[int, ImageArray]]  # stamps and tiles
 
 
 def contact_sheet(bag: Path, rig: RigSpec, columns: int = 8) -> ImageArray:
-    """Return an RGB image (rows, columns, 3) of the cameras at even times of an episode.
-
-    Raises:
-        RolloutError: the bag is unreadable or holds no image.
-    """
+    """Return an RGB image (rows, columns, 3) of the cameras at even times of an episode."""
     frames = _read(bag, {absolute(c.topic): c.role for c in rig.cameras})
     stamps = [stamp for row in frames.values() for stamp, _ in row]
     if not stamps:
@@ -48,9 +44,6 @@ def future_sheet(bag: Path, rig: RigSpec) -> ImageArray | None:
     """Return the predicted images of each chunk's end, above what the cameras then saw.
 
     None for an episode without predictions.
-
-    Raises:
-        RolloutError: the bag is unreadable.
     """
     cameras = {absolute(c.topic): c.role for c in rig.cameras}
     futures = {absolute(future_topic(role)): role for role in cameras.values()}
@@ -71,12 +64,7 @@ def future_sheet(bag: Path, rig: RigSpec) -> ImageArray | None:
 
 
 def tabulate(heads: Sequence[str], rows: Mapping[str, Sequence[ImageArray | None]]) -> ImageArray:
-    """Return a table of RGB images of any size, each row with its name in it.
-
-    Args:
-        heads: one per column.
-        rows: images by name; white where there is none.
-    """
+    """Return a table of RGB images of any size, white where there is none."""
     height, width = TILE
     sheet = np.full((MARGIN + len(rows) * height, len(heads) * width, 3), BACKGROUND, np.uint8)
     for column, head in enumerate(heads):

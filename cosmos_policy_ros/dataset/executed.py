@@ -51,11 +51,7 @@ class ExecutedEpisode:
     """
 
     def __init__(self, episode: Episode) -> None:
-        """Index a finished episode.
-
-        Raises:
-            RolloutError: it is damaged, or nothing was executed in it.
-        """
+        """Index a finished episode; raises RolloutError when nothing was executed in it."""
         self.episode = episode
         self.left_out: list[str] = []
         self._windows = EpisodeWindows(episode)
@@ -67,11 +63,7 @@ class ExecutedEpisode:
         return len(self._windows)
 
     def __iter__(self) -> Iterator[ExecutedStep]:
-        """Yield the steps at which the rig's limits allow an observation.
-
-        Raises:
-            RolloutError: the bag is damaged.
-        """
+        """Yield the steps at which the rig's limits allow an observation."""
         self.left_out.clear()
         steps = self._windows.steps
         for time, action in zip(steps.times_ns, steps.actions, strict=True):

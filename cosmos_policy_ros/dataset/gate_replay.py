@@ -25,27 +25,16 @@ from cosmos_policy_ros.rig.spec import RigSpec
 
 @dataclass
 class Checked:
-    """The gate's results on one episode.
-
-    Attributes:
-        path: the episode's folder.
-        decided: True for a policy's decisions, False for chunks cut from a demonstration.
-        judged: how many.
-        refused: how many per rule.
-        first: the first refusal, in the gate's words.
-        changed: results that are not the recorded ones, in words.
-        skipped: chunks that could not be judged, since an arm had not reported.
-        closest: least distance [m] of two links, or a link and the table, over all that was judged;
-            empty where the rig file has no geometry.
-    """
+    """The gate's results on one episode."""
 
     path: Path
-    decided: bool
+    decided: bool  # True for a policy's decisions, False for chunks cut from a demonstration
     judged: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
-    first: str = ""
-    changed: list[str] = field(default_factory=list)
-    skipped: int = 0
+    refused: Counter[str] = field(default_factory=Counter)  # per rule
+    first: str = ""  # refusal, in the gate's words
+    changed: list[str] = field(default_factory=list)  # results that are not the recorded ones
+    skipped: int = 0  # since an arm had not reported
+    # Least distance [m] of two links, or a link and the table; empty without a geometry.
     closest: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def add(self, result: GateResult, closest: dict[tuple[str, str], float]) -> None:

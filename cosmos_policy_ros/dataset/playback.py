@@ -29,11 +29,7 @@ MOST_TRIES = 2000
 
 
 def decisions(path: Path) -> Iterator[Any]:
-    """Yield every ``Decision`` message of a finished episode, in order of receipt.
-
-    Raises:
-        RolloutError: the bag is unfinished, unreadable, or no episode.
-    """
+    """Yield every ``Decision`` message of a finished episode, in order of receipt."""
     topics = read_episode(path).topics
     wanted = [name for name, topic in topics.items() if topic.msgtype == DECISION_TYPE]
     for _, _, message in read_messages(path, wanted):
@@ -83,11 +79,7 @@ class RecordedSensors:
     """
 
     def __init__(self, episode: Episode) -> None:
-        """Index the bag.
-
-        Raises:
-            RolloutError: it has no index, is damaged, or lacks its rig's topics.
-        """
+        """Index the bag."""
         self.episode = episode
         self.rig = rig = find_rig(episode)
         self._verdicts = rig.topic(f"{POLICY_NODE}/verdict")
@@ -114,7 +106,6 @@ class RecordedSensors:
 
         Raises:
             ObservationError: an arm had not reported.
-            RolloutError: the bag is damaged there.
         """
         buffer = SensorBuffer(self.rig.rig)
         with reading(self.episode.path, "an episode", RolloutError, VERIFY):

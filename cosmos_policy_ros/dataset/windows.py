@@ -68,12 +68,9 @@ class Sent(NamedTuple):
 
 
 def find_steps(sent: Sequence[Sent], dt: float) -> Steps:
-    """Return the steps of an episode's chunks, which are in order.
+    """Return the steps of an episode's chunks, in order, ``dt`` seconds each.
 
-    Args:
-        sent: in order.
-        dt: seconds per step. Rows that lie closer are thinned out: a 50 Hz source gives every
-            second action.
+    Rows that lie closer are thinned out: a 50 Hz source gives every second action.
 
     Raises:
         RolloutError: the trajectories' rows do not fall on whole steps.
@@ -228,12 +225,7 @@ class EpisodeWindows(RecordedSensors):
         return len(self.steps)
 
     def state(self, step: int) -> Array:
-        """Return the (14,) state at a step, without looking at an image.
-
-        Raises:
-            ObservationError: an arm had not reported.
-            RolloutError: the bag is damaged there.
-        """
+        """Return the (14,) state at a step; raises as :meth:`measured` does."""
         return self.measured(int(self.steps.times_ns[step]))[0]
 
     def chunk(self, step: int, chunk_steps: int) -> Array:

@@ -91,13 +91,8 @@ class Episode:
 def episode_id(task: str, now: datetime, taken: Iterable[str]) -> str:
     """Return an id such as ``20261122-105830_transfer_cube_0001``.
 
-    The trailing number is one above the highest in ``taken``, so ids stay apart, and in order, even
-    when the clock is set back.
-
-    Args:
-        task: its name; characters that do not belong into a file name become "-".
-        now: the operator's wall clock.
-        taken: the ids, or folder names, that exist.
+    The trailing number is one above the highest in ``taken``, ids or folder names, so ids stay
+    apart, and in order, even when the clock is set back.
     """
     label = re.sub(r"[^A-Za-z0-9_-]+", "-", task)[:_MAX_TASK_CHARACTERS] or "episode"
     number = 1 + max((id_number(name) for name in taken), default=0)

@@ -64,12 +64,7 @@ class RubricScore(NamedTuple):
 
 
 def tally(operator_score: OperatorScore, rubric: Rubric | None) -> RubricScore:
-    """Add a score up.
-
-    Raises:
-        RolloutError: neither a total nor a stage, a total outside 0 to 100, a stage or deduction
-            that the rubric does not have or that is named twice, or a total that is not their sum.
-    """
+    """Add a score up. Raises RolloutError when it does not fit the rubric."""
     given = operator_score.score
     if given is not None and not (math.isfinite(given) and 0 <= given <= FULL_SCORE):
         raise RolloutError(
@@ -109,11 +104,7 @@ def _points(kind: str, names: Sequence[str], known: Mapping[str, int]) -> dict[s
 
 
 def rubric_of(metadata: EpisodeMetadata) -> Rubric | None:
-    """Return the rubric that was in force when the episode was recorded, if its task had one.
-
-    Raises:
-        RolloutError: the task in the metadata cannot be read.
-    """
+    """Return the rubric that was in force when the episode was recorded, if its task had one."""
     if not metadata.task_yaml:
         return None
     try:
@@ -125,11 +116,7 @@ def rubric_of(metadata: EpisodeMetadata) -> Rubric | None:
 def labels_of(
     metadata: EpisodeMetadata, operator_score: OperatorScore, stamp_ns: int
 ) -> tuple[Label, ...]:
-    """Return a score as labels without revisions: its stages and deductions, then the score.
-
-    Raises:
-        RolloutError: the score does not fit the rubric; see :func:`tally`.
-    """
+    """Return a score as labels without revisions: its stages and deductions, then the score."""
     named = bool(operator_score.stages or operator_score.deductions)
     found = tally(operator_score, rubric_of(metadata) if named else None)
     label = partial(
@@ -158,11 +145,7 @@ def number(labels: Iterable[Label], given: Iterable[Label] = ()) -> tuple[Label,
 
 
 def write_labels(writer: BagWriter, labels: Iterable[Label], types: Typestore) -> None:
-    """Add numbered labels to the log and to an open bag: to both or to neither.
-
-    Raises:
-        RolloutError: the bag is closed, or the disk refused.
-    """
+    """Add numbered labels to the log and to an open bag: to both or to neither."""
     try:
         with logged(writer.path, labels):
             for label in labels:
@@ -176,10 +159,8 @@ def write_labels(writer: BagWriter, labels: Iterable[Label], types: Typestore) -
 def logged(folder: Path, labels: Iterable[Label]) -> Iterator[None]:
     """Append labels to the log, and take them back if the block, which writes the bag, raises.
 
-    A last line without an end, which a power cut may leave, is closed first.
-
-    Raises:
-        OSError: the disk refused; the log is as before.
+    A last line without an end, which a power cut may leave, is closed first. When the disk refuses,
+    the log is as before, and the error an OSError.
     """
     path = folder / LABEL_LOG
     new = not path.exists()
@@ -211,11 +192,7 @@ def logged(folder: Path, labels: Iterable[Label]) -> Iterator[None]:
 
 
 def read_log(folder: Path) -> tuple[tuple[Label, ...], tuple[str, ...]]:
-    """Return the labels of a label log, and what is wrong with the lines that are none.
-
-    Raises:
-        RolloutError: the file is there and cannot be read.
-    """
+    """Return the labels of a label log, and what is wrong with the lines that are none."""
     path = folder / LABEL_LOG
     if not os.path.lexists(path):
         return (), ()

@@ -32,26 +32,16 @@ CLOCK_IS_SET = 1_704_067_200 * NS_PER_S  # 2024-01-01
 
 @dataclass(frozen=True)
 class QualityLimits:
-    """``config/quality.yaml``.
+    """``config/quality.yaml``."""
 
-    Attributes:
-        least_rate: fraction of a sensor's own rate.
-        longest_gap: s between two messages of a sensor, and to the episode's ends.
-        most_lost: fraction of a topic's messages lost on the way to the disk.
-        most_skewed: fraction of primary images whose wrist images are farther away in time than
-            the rig's ``camera_skew``.
-        clock_offset: s between a message's stamp and its receipt.
-        least_free: GB left on the disk.
-        stop_free: GB left on the disk below which an episode is ended.
-    """
-
-    least_rate: float
-    longest_gap: float
-    most_lost: float
+    least_rate: float  # fraction of a sensor's own rate
+    longest_gap: float  # s between two messages of a sensor, and to the episode's ends
+    most_lost: float  # fraction of a topic's messages lost on the way to the disk
+    # Fraction of primary images whose wrist images are farther away than the rig's camera_skew.
     most_skewed: float
-    clock_offset: float
-    least_free: float
-    stop_free: float
+    clock_offset: float  # s between a message's stamp and its receipt
+    least_free: float  # GB left on the disk
+    stop_free: float  # GB left on the disk below which an episode is ended
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -84,23 +74,14 @@ def sensors_of(rig: RigSpec, resolve: Callable[[str], str]) -> tuple[Sensor, ...
 
 @dataclass
 class TopicHealth:
-    """What was counted of one topic.
+    """The messages of one topic, counted and timed."""
 
-    Attributes:
-        count: messages written.
-        lost: messages that the middleware reported lost on the way here.
-        dropped: messages that did not fit into the writer's queue.
-        longest_gap: s between two receipts.
-        offset: largest distance of a header stamp from its receipt, s; of sensors only.
-        first_ns, last_ns: receipts.
-    """
-
-    count: int = 0
-    lost: int = 0
-    dropped: int = 0
-    longest_gap: float = 0.0
-    offset: float = 0.0
-    first_ns: int = 0
+    count: int = 0  # written
+    lost: int = 0  # on the way here, as the middleware reports
+    dropped: int = 0  # since the writer's queue was full
+    longest_gap: float = 0.0  # s between two receipts
+    offset: float = 0.0  # largest distance of a header stamp from its receipt, s; of sensors only
+    first_ns: int = 0  # receipts
     last_ns: int = 0
 
     @property
@@ -121,23 +102,14 @@ class TopicHealth:
 
 @dataclass(frozen=True)
 class QualityReport:
-    """Whether to learn from an episode.
-
-    Attributes:
-        go: nothing speaks against it.
-        reasons: everything that does, each with the value found and its limit.
-        topics: the counts and measures of each topic, see :class:`TopicHealth`.
-        waited_bytes: most that ever waited for the disk.
-        skewed: fraction of primary images too far from the wrists' in time.
-        free_gb: left on the disk at the end.
-    """
+    """Whether to learn from an episode, and all reasons not to, each with value and limit."""
 
     go: bool
     reasons: tuple[str, ...]
-    topics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    waited_bytes: int = 0
-    skewed: float = 0.0
-    free_gb: float = 0.0
+    topics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # of TopicHealth
+    waited_bytes: int = 0  # most that ever waited for the disk
+    skewed: float = 0.0  # fraction of primary images too far from the wrists' in time
+    free_gb: float = 0.0  # left on the disk at the end
 
     @property
     def text(self) -> str:
@@ -214,13 +186,7 @@ class QualityMonitor:
         self._health.setdefault(topic, TopicHealth()).dropped += count
 
     def report(self, now_ns: int, free_bytes: int, waited_bytes: int = 0) -> QualityReport:
-        """Judge the episode so far.
-
-        Args:
-            now_ns: the end of the episode, by the clock of the receipts.
-            free_bytes: left on the disk.
-            waited_bytes: most that ever waited for the disk.
-        """
+        """Judge the episode, which ends at ``now_ns`` by the clock of the receipts."""
         limits, free_gb = self._limits, free_bytes / GIGABYTE
         skewed = self._skewed / self._primaries if self._primaries else 0.0
         reasons = [r for sensor in self._sensors.values() for r in self._of_sensor(sensor, now_ns)]
@@ -296,14 +262,9 @@ class Traffic:
         seconds: float,
         limits: QualityLimits,
     ) -> tuple[str, ...]:
-        """Return why no episode should begin now, each with the limit and what to do.
+        """Return why no episode of so many seconds should begin now, and what to do about each.
 
-        Args:
-            sensors: the topics of the rig's cameras and arms.
-            now_ns: the recorder's clock, which must be the wall's.
-            free_bytes: left on the disk.
-            seconds: how long the episode may take.
-            limits: what it will be judged by.
+        ``now_ns`` is the recorder's clock, which must be the wall's.
         """
         found = []
         if now_ns < CLOCK_IS_SET:

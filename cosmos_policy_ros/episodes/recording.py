@@ -30,19 +30,12 @@ QUEUE_BYTES = 256 << 20  # three seconds of three raw 640x480 cameras at 30 Hz
 
 @dataclass(frozen=True)
 class Options:
-    """How an episode is written.
+    """How an episode is written."""
 
-    Attributes:
-        jpegs: the topics whose raw images become JPEG.
-        jpeg_quality: 1 to 100.
-        compression: of the file's chunks.
-        queue_bytes: most that may wait for the disk.
-    """
-
-    jpegs: tuple[Topic, ...] = ()
-    jpeg_quality: int = JPEG_QUALITY
-    compression: Compression = "none"
-    queue_bytes: int = QUEUE_BYTES
+    jpegs: tuple[Topic, ...] = ()  # whose raw images become JPEG
+    jpeg_quality: int = JPEG_QUALITY  # 1 to 100
+    compression: Compression = "none"  # of the file's chunks
+    queue_bytes: int = QUEUE_BYTES  # most that may wait for the disk
 
 
 class Recording:
@@ -104,13 +97,7 @@ class Recording:
         return dict(self._writer.sizes)
 
     def write(self, topic: str, stamp_ns: int, cdr: bytes) -> None:
-        """Take one message, byte for byte, and return at once.
-
-        Args:
-            topic: one of the topics that the recording began with.
-            stamp_ns: when it was received, nanoseconds of the recorder's clock.
-            cdr: the serialised message.
-        """
+        """Take one serialised message, received at ``stamp_ns``, and return at once."""
         with self._counting:
             self._newest_ns = max(self._newest_ns, stamp_ns)
             if self._waiting + len(cdr) > self._limit:
@@ -146,11 +133,7 @@ class Recording:
         return replace(found, go=False, reasons=(failure, *found.reasons)) if failure else found
 
     def _look(self) -> None:
-        """Look at the disk: whether the bag is still where it was begun, and what is left.
-
-        Raises:
-            RolloutError: the bag has ended.
-        """
+        """Look at the disk: whether the bag is still where it was begun, and what is left."""
         try:
             if displaced := self._writer.displaced():
                 report = self._judge(displaced)
@@ -162,11 +145,7 @@ class Recording:
         self._answered = time.monotonic()
 
     def label(self, labels: Sequence[Label]) -> tuple[Label, ...]:
-        """Write labels into label log and bag; return them with their revisions.
-
-        Raises:
-            RolloutError: the recording has ended, or the disk refused; nothing was taken then.
-        """
+        """Write labels into label log and bag, all or none; return them with their revisions."""
         with self._lock:
             if self.open:
                 self._look()
@@ -190,11 +169,7 @@ class Recording:
         return self._end({OUTCOME: outcome}, discarded=False)
 
     def discard(self, label: Label) -> Path:
-        """Label it as discarded, close the bag as ``<episode_id>.discarded``; return its folder.
-
-        Raises:
-            RolloutError: as for :meth:`finish`.
-        """
+        """Label it as discarded, close the bag as ``<episode_id>.discarded``; return its folder."""
         with self._lock:
             self.label([label])
             return self._end({DISCARD_REASON: label.note}, discarded=True)

@@ -67,16 +67,7 @@ class EpisodeStore:
     def __init__(
         self, root: Path, types: Typestore, *, clock: Callable[[], int] = time.time_ns
     ) -> None:
-        """Open, or make, the folder ``root``.
-
-        Args:
-            root: of one folder per episode.
-            types: of every topic to be recorded, see ``bags.types.load_types``.
-            clock: nanoseconds now, by the clock that stamps the recorded messages.
-
-        Raises:
-            RolloutError: the folder cannot be made.
-        """
+        """Open, or make, the folder; ``clock`` [ns] stamps labels and the begin of an episode."""
         self.root = root
         self._types = types
         self._clock = clock
@@ -94,11 +85,7 @@ class EpisodeStore:
         return recording if recording is not None and recording.open else None
 
     def episodes(self) -> dict[str, Path]:
-        """Return the folder of every episode by id, oldest first, whatever their state.
-
-        Raises:
-            RolloutError: the root folder cannot be listed.
-        """
+        """Return the folder of every episode by id, oldest first, whatever their state."""
         try:
             folders = [path for path in self.root.iterdir() if id_number(path.name)]
         except OSError as error:
@@ -107,11 +94,7 @@ class EpisodeStore:
         return {bare_id(path.name): path for path in folders}
 
     def find(self, episode: str = "") -> Path:
-        """Return the folder of an episode; of the newest when ``episode`` is empty.
-
-        Raises:
-            RolloutError: no such episode, with the nearest id.
-        """
+        """Return the folder of an episode; of the newest when ``episode`` is empty."""
         known = self.episodes()
         if not known:
             raise RolloutError(f"{self.root}: holds no episode yet; start one first")
@@ -167,12 +150,12 @@ class EpisodeStore:
         labelled too.
 
         Args:
-            operator_score: a total, or stages and deductions of the rubric that was in force.
+            operator_score: by the rubric that was in force when it was recorded.
             episode: its id; empty for the one being recorded, else the newest.
 
         Raises:
-            RolloutError: not a score, no such episode, its bag is unfinished, or the disk refused;
-                nothing has changed then.
+            RolloutError: the score does not add up, there is no such episode, it is unfinished, or
+                the disk refused; nothing has changed then.
         """
         with self._lock:
             if (recording := self._recorded_now(episode)) is not None:
@@ -190,7 +173,7 @@ class EpisodeStore:
 
         Args:
             reason: kept as a label and in the bag's metadata.
-            operator_name: who discards it.
+            operator_name: of that label.
             episode: its id; empty for the one being recorded, else the newest.
 
         Raises:
@@ -219,14 +202,15 @@ class EpisodeStore:
             return final
 
     def recover(self) -> tuple[Recovered | RolloutError, ...]:
-        """Make whole what dead recorders left; an error for each that cannot be, never raised.
+        """Recover what dead recorders left; errors are returned, not raised.
 
-        What cannot be recovered stays as it is, named in its error. What a living recorder holds,
-        this one's too, is passed over.
+        An episode that cannot be recovered stays unchanged, named in its error. Those of living
+        recorders, this one's too, are passed over.
         """
         results: list[Recovered | RolloutError] = []
         try:
-            folders = unfinished(self.root)
+            with reading(self.root, "a folder of episodes", RolloutError):
+                folders = sorted(p for p in self.root.iterdir() if p.name.endswith(RECORDING))
         except RolloutError as error:
             return (error,)
         for folder in folders:
@@ -280,10 +264,8 @@ def _append_file(
 
     Nothing that is there is rewritten but ``metadata.yaml``, and that one atomically. The labels'
     receive stamp is the bag's last one, so that the bag still spans its trial and ``ros2 bag play``
-    does not wait until the day of the label; when it was given stands in each header.
-
-    Raises:
-        OSError: the disk refused; the bag is as before.
+    does not wait until the day of the label; when it was given stands in each header. When the
+    disk refuses, the bag is as before.
     """
     stem = Path(information["relative_file_paths"][0]).stem.rpartition("_")[0]
     names = (folder / f"{stem}_{i}.mcap" for i in count(1))
@@ -321,22 +303,12 @@ class Recovered(NamedTuple):
     loss: str
 
 
-def unfinished(root: Path) -> tuple[Path, ...]:
-    """Return what in a store looks like an unfinished episode, oldest first, be it a folder or not.
-
-    Raises:
-        RolloutError: the root folder cannot be listed.
-    """
-    with reading(root, "a folder of episodes", RolloutError):
-        return tuple(sorted(path for path in root.iterdir() if path.name.endswith(RECORDING)))
-
-
 def recover(folder: Path) -> Recovered:
     """Finish ``<episode_id>.recording`` in place and give it its real name. Nothing is deleted.
 
     Raises:
-        RolloutError: it is being recorded, or nothing in it can be read, or the disk refused; the
-            folder stays as it is then, and can be recovered again.
+        RolloutError: it is being recorded, nothing in it can be read, or the disk refused; it is
+            unchanged then, and can be recovered again.
     """
     # Whatever a damaged file makes a parser raise, a recorder that starts goes on to the next.
     with reading(folder, "an unfinished episode", RolloutError, "left as it is"):
@@ -402,11 +374,7 @@ def _metadata(file: Path, scan: ScanResult) -> EpisodeMetadata:
 
 
 def discarded(root: Path) -> tuple[Path, ...]:
-    """Return the folders of the discarded episodes, and those a purge that died has left.
-
-    Raises:
-        RolloutError: the root folder cannot be listed.
-    """
+    """Return the folders of the discarded episodes, and those a purge that died has left."""
     try:
         folders = [path for path in root.iterdir() if path.is_dir() and not path.is_symlink()]
     except OSError as error:
@@ -415,11 +383,10 @@ def discarded(root: Path) -> tuple[Path, ...]:
 
 
 def delete(folder: Path) -> None:
-    """Delete a discarded episode for good; the only place that deletes one.
+    """Delete a discarded episode for good; what a disk that refuses leaves of it, the next purge.
 
     Raises:
-        RolloutError: it is not discarded, or the disk refused; what is left of it is deleted by
-            the next purge.
+        RolloutError: it is not discarded, or the disk refused.
     """
     if not _is_discarded(folder):
         raise RolloutError(f"{folder}: is not discarded; only discarded episodes are deleted")

@@ -45,21 +45,13 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Verification:
-    """The findings on one episode.
-
-    Attributes:
-        path: the episode's folder.
-        problems: everything that is not as it should be, one sentence each.
-        quality: what its messages make it; None when they could not be judged.
-        stale: the stored quality report is another one, or there is none.
-        messages: how many were read and are sound.
-    """
+    """The findings on one episode."""
 
     path: Path
-    problems: tuple[str, ...]
-    quality: QualityReport | None
-    stale: bool
-    messages: int
+    problems: tuple[str, ...]  # one sentence each
+    quality: QualityReport | None  # what its messages make it, if they could be judged
+    stale: bool  # the stored quality report is another one, or there is none
+    messages: int  # read and sound
 
 
 def verify(folder: Path, limits: QualityLimits) -> Verification:
@@ -134,11 +126,7 @@ def verify(folder: Path, limits: QualityLimits) -> Verification:
 
 
 def store_quality(found: Verification) -> None:
-    """Write the quality report that was made into the episode's metadata.
-
-    Raises:
-        RolloutError: there is none, or the disk refused.
-    """
+    """Write the quality report that was made into the episode's metadata."""
     if found.quality is None:
         raise RolloutError(f"{found.path}: could not be judged, so there is no verdict to store")
     try:

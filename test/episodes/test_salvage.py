@@ -17,7 +17,7 @@ from cosmos_policy_ros.bags.messages import EpisodeMetadata
 from cosmos_policy_ros.bags.writer import BagWriter
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.episodes.episode import read_episode
-from cosmos_policy_ros.episodes.store import recover, unfinished
+from cosmos_policy_ros.episodes.store import recover
 
 START_NS = 1_700_000_000_000_000_000
 TOPICS = [Topic("/cam", "std_msgs/msg/String"), Topic("/joints", "std_msgs/msg/String")]
@@ -149,7 +149,7 @@ def test_a_living_recorder_is_left_alone(types: Typestore, tmp_path: Path) -> No
     with pytest.raises(RolloutError, match="being recorded by a recorder that lives"):
         recover(bag.path)
     bag.close()
-    assert unfinished(tmp_path) == ()
+    assert not list(tmp_path.glob("*.recording"))
 
 
 @pytest.mark.parametrize(

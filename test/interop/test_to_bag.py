@@ -27,7 +27,7 @@ from cosmos_policy_ros.core.errors import ConfigError, RolloutError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.quality import QualityMonitor, load_limits
-from cosmos_policy_ros.episodes.store import EpisodeStore, unfinished
+from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.episodes.verify import verify
 from cosmos_policy_ros.interop.to_bag import (
     Importer,
@@ -430,7 +430,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, take: Take, disk_of: Any, si
     path = write_hdf5(tmp_path / "a/e.hdf5", "raw")
     with disk_of(size), pytest.raises(RolloutError, match="free disk space"):
         take(path, rate=25)
-    assert unfinished(take.store.root) == ()
+    assert not list(take.store.root.glob("*.recording"))
     assert list(take.store.root.iterdir()) == []
 
 

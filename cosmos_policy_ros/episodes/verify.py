@@ -76,7 +76,7 @@ def verify(folder: Path, limits: QualityLimits) -> Verification:
         problem = "is unfinished: it is being recorded, or its recorder died; recover it"
         return Verification(folder, (problem,), None, False, 0)
     information = attempt(lambda: read_metadata(folder)) or {}
-    episode = attempt(lambda: read_episode(folder))
+    episode = attempt(lambda: read_episode(folder, information))
     monitor = attempt(lambda: _monitor(episode, limits)) if episode else None
     listed: list[str] = information.get("relative_file_paths", [])
     present = {path.name for path in folder.glob("*.mcap")}

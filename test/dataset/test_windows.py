@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,6 +43,24 @@ def windows_of(path: Path) -> EpisodeWindows:
     return EpisodeWindows(read_episode(path), DT)
 
 
+@pytest.fixture
+def writing(store: EpisodeStore, types: Typestore) -> Writing:
+    return Writing(store, types)
+
+
+def sent(writing: Writing, seconds: float, *chunks: TimedChunk) -> EpisodeWindows:
+    """Return what a healthy rig sent in so many seconds, and these chunks to it."""
+    writing.seconds(seconds)
+    for each in chunks:
+        writing.trajectory(each)
+    return windows_of(writing.recording.finish("stopped"))
+
+
+def due_ms(windows: EpisodeWindows) -> list[int]:
+    """Return when the steps' actions were due, as their chunks' rows say."""
+    return [int(due) for due in np.rint(windows.steps.actions[:, 0] * 1e4)]
+
+
 @pytest.fixture(scope="module")
 def demonstration(
     tmp_path_factory: pytest.TempPathFactory, types: Typestore
@@ -76,10 +96,15 @@ def test_at_any_moment_it_sees_what_the_policy_node_would(
         assert observation.ages == live.ages
 
 
+@cache
+def received(path: Path, topics: tuple[str, ...]) -> list[tuple[str, int, Any]]:
+    return list(read_messages(path, topics))
+
+
 def streamed(windows: EpisodeWindows, moment: int) -> SensorBuffer:
     """Return a buffer that was given every message up to a moment, one after the other."""
     rig, buffer = windows.rig, SensorBuffer(windows.rig.rig)
-    for topic, _, message in read_messages(windows.episode.path, rig.sensors):
+    for topic, _, message in received(windows.episode.path, rig.sensors):
         at = stamp_ns(message)
         if at > moment:
             continue
@@ -128,11 +153,8 @@ def test_actions_come_back_in_policy_units(
     assert windows.usable(50).all()
 
 
-def test_chunks_that_took_over_in_motion_are_one_stretch_without_a_gap(
-    store: EpisodeStore, types: Typestore
-) -> None:
+def test_chunks_that_took_over_in_motion_are_one_stretch_without_a_gap(writing: Writing) -> None:
     """Each row once, at its own time, whoever sent it first."""
-    writing = Writing(store, types)
     writing.seconds(6.0)
     path = chunk(500)
     writing.trajectory(path)
@@ -151,37 +173,38 @@ def test_chunks_that_took_over_in_motion_are_one_stretch_without_a_gap(
     assert len(steps) == len(path.positions) + (path.start_ns - START_NS - 500 * MS) // (40 * MS)
 
 
-def test_a_chunk_replaced_or_braked_counts_as_far_as_it_was_executed(
-    store: EpisodeStore, types: Typestore
-) -> None:
-    writing = Writing(store, types)
-    writing.seconds(5.0)
-    writing.trajectory(chunk(400, "run/0"))
-    writing.trajectory(chunk(1200, "run/1"))
-    writing.trajectory(chunk(1810, "run/1/brake", rows=5))
-    writing.trajectory(chunk(2600, "run/2"))
-    windows = windows_of(writing.recording.finish("stopped"))
-    due = np.rint(windows.steps.actions[:, 0] * 1e4).astype(int)
-    assert due.tolist() == [*range(440, 1201, 40), *range(1240, 1801, 40), *range(2640, 4601, 40)]
+def test_a_chunk_replaced_or_braked_counts_as_far_as_it_was_executed(writing: Writing) -> None:
+    windows = sent(
+        writing,
+        5.0,
+        chunk(400, "run/0"),
+        chunk(1200, "run/1"),
+        chunk(1810, "run/1/brake", rows=5),
+        chunk(2600, "run/2"),
+    )
+    assert due_ms(windows) == [
+        *range(440, 1201, 40),
+        *range(1240, 1801, 40),
+        *range(2640, 4601, 40),
+    ]
     assert windows.steps.stretch.tolist() == [0] * 35 + [1] * 50
     usable = windows.usable(10)
     assert usable.tolist() == [True] * 26 + [False] * 9 + [True] * 50
 
 
-def test_the_way_to_the_start_pose_is_nobodys_action(store: EpisodeStore, types: Typestore) -> None:
-    writing = Writing(store, types)
-    writing.seconds(6.0)
-    writing.trajectory(chunk(400, "run/0", rows=25))
-    writing.trajectory(chunk(1500, CHUNK_ID, rows=40))
-    writing.trajectory(chunk(3400, "run/1", rows=25))
-    windows = windows_of(writing.recording.finish("stopped"))
-    due = np.rint(windows.steps.actions[:, 0] * 1e4).astype(int)
-    assert due.tolist() == [*range(440, 1401, 40), *range(3440, 4401, 40)]
+def test_the_way_to_the_start_pose_is_nobodys_action(writing: Writing) -> None:
+    windows = sent(
+        writing,
+        6.0,
+        chunk(400, "run/0", rows=25),
+        chunk(1500, CHUNK_ID, rows=40),
+        chunk(3400, "run/1", rows=25),
+    )
+    assert due_ms(windows) == [*range(440, 1401, 40), *range(3440, 4401, 40)]
     assert windows.steps.stretch.tolist() == [0] * 25 + [1] * 25
 
 
-def test_one_arms_trajectory_alone_is_no_action(store: EpisodeStore, types: Typestore) -> None:
-    writing = Writing(store, types)
+def test_one_arms_trajectory_alone_is_no_action(writing: Writing) -> None:
     writing.seconds(5.0)
     writing.trajectory(chunk(400, "run/0"), to=["left"])
     writing.trajectory(chunk(2600, "run/1"))
@@ -189,17 +212,12 @@ def test_one_arms_trajectory_alone_is_no_action(store: EpisodeStore, types: Type
     assert len(windows) == 50
 
 
-def test_a_faster_source_is_thinned_out(store: EpisodeStore, types: Typestore) -> None:
-    writing = Writing(store, types)
-    writing.seconds(3.0)
-    writing.trajectory(chunk(400, rows=100, dt=0.02))
-    windows = windows_of(writing.recording.finish("stopped"))
-    due = np.rint(windows.steps.actions[:, 0] * 1e4).astype(int)
-    assert due.tolist() == list(range(440, 2401, 40))
+def test_a_faster_source_is_thinned_out(writing: Writing) -> None:
+    windows = sent(writing, 3.0, chunk(400, rows=100, dt=0.02))
+    assert due_ms(windows) == list(range(440, 2401, 40))
 
 
-def test_rows_between_the_steps_are_refused(store: EpisodeStore, types: Typestore) -> None:
-    writing = Writing(store, types)
+def test_rows_between_the_steps_are_refused(writing: Writing) -> None:
     writing.seconds(3.0)
     writing.trajectory(chunk(400, dt=0.03))
     path = writing.recording.finish("stopped")
@@ -207,11 +225,8 @@ def test_rows_between_the_steps_are_refused(store: EpisodeStore, types: Typestor
         windows_of(path)
 
 
-def test_windows_are_usable_where_an_observation_could_be_made(
-    store: EpisodeStore, types: Typestore
-) -> None:
+def test_windows_are_usable_where_an_observation_could_be_made(writing: Writing) -> None:
     """What the stamps say beforehand is what the sources say when they are asked."""
-    writing = Writing(store, types)
     for at in range(0, 4000, 10):
         for side in ("left", "right"):
             if not (side == "left" and 1500 < at < 1750):
@@ -236,10 +251,7 @@ def test_windows_are_usable_where_an_observation_could_be_made(
     assert 10 < seen.sum() < len(windows) - 10
 
 
-def test_a_frozen_camera_is_seen_though_only_two_images_are_read(
-    store: EpisodeStore, types: Typestore
-) -> None:
-    writing = Writing(store, types)
+def test_a_frozen_camera_is_seen_though_only_two_images_are_read(writing: Writing) -> None:
     for at in range(0, 3000, 10):
         for side in ("left", "right"):
             writing.state(side, at)
@@ -255,8 +267,7 @@ def test_a_frozen_camera_is_seen_though_only_two_images_are_read(
         windows.observe(START_NS + 2100 * MS)
 
 
-def test_rejected_joint_states_are_passed_over(store: EpisodeStore, types: Typestore) -> None:
-    writing = Writing(store, types)
+def test_rejected_joint_states_are_passed_over(writing: Writing) -> None:
     writing.seconds(1.0)
     arm = RIG.arms.left
     names = [*arm.names, arm.gripper.finger_joint]
@@ -273,15 +284,13 @@ def test_rejected_joint_states_are_passed_over(store: EpisodeStore, types: Types
     assert observation.ages["left/joint_states"] == 0.01
 
 
-def test_a_sensor_without_messages_is_named(store: EpisodeStore, types: Typestore) -> None:
-    writing = Writing(store, types)
+def test_a_sensor_without_messages_is_named(writing: Writing) -> None:
     writing.seconds(1.0, without="primary")
     with pytest.raises(RolloutError, match=r"cam_high.* holds no message"):
         windows_of(writing.recording.finish("stopped"))
 
 
-def test_damage_is_named_with_its_file(store: EpisodeStore, types: Typestore) -> None:
-    writing = Writing(store, types)
+def test_damage_is_named_with_its_file(writing: Writing) -> None:
     writing.seconds(1.0)
     writing.trajectory(chunk(100, rows=5))
     path = writing.recording.finish("stopped")
@@ -294,8 +303,7 @@ def test_damage_is_named_with_its_file(store: EpisodeStore, types: Typestore) ->
         windows_of(path)
 
 
-def test_a_flipped_byte_inside_a_image_is_no_image(store: EpisodeStore, types: Typestore) -> None:
-    writing = Writing(store, types)
+def test_a_flipped_byte_inside_an_image_is_no_image(writing: Writing) -> None:
     writing.seconds(1.0)
     writing.trajectory(chunk(100, rows=5))
     path = writing.recording.finish("stopped")
@@ -308,19 +316,19 @@ def test_a_flipped_byte_inside_a_image_is_no_image(store: EpisodeStore, types: T
         windows_of(path).observe(START_NS + 1000 * MS)
 
 
-def test_a_trajectory_without_a_row_ends_a_chunk(store: EpisodeStore, types: Typestore) -> None:
+def test_a_trajectory_without_a_row_ends_a_chunk(writing: Writing) -> None:
     """It is how a controller is told to stop."""
-    writing = Writing(store, types)
-    writing.seconds(4.0)
-    writing.trajectory(chunk(400, "run/0"))
-    writing.trajectory(chunk(1200, "run/1", rows=0))
-    writing.trajectory(chunk(1600, "run/2"))
-    windows = windows_of(writing.recording.finish("stopped"))
+    windows = sent(
+        writing,
+        4.0,
+        chunk(400, "run/0"),
+        chunk(1200, "run/1", rows=0),
+        chunk(1600, "run/2"),
+    )
     assert windows.steps.stretch.tolist() == [0] * 20 + [1] * 50
 
 
-def test_a_bag_of_one_moment_holds_no_step(store: EpisodeStore, types: Typestore) -> None:
-    writing = Writing(store, types)
+def test_a_bag_of_one_moment_holds_no_step(writing: Writing) -> None:
     writing.seconds(0.01)
     writing.trajectory(chunk(100))
     assert len(windows_of(writing.recording.finish("stopped"))) == 0

@@ -33,6 +33,7 @@ from cosmos_policy_ros.episodes.store import EpisodeStore, recover
 from cosmos_policy_ros.rig.images import decode_image
 
 START_NS = 1_700_000_000_000_000_000
+RECORDING = "cosmos_policy_ros.episodes.recording"
 CAMERA = Topic("/cam", "sensor_msgs/msg/Image")
 
 
@@ -59,6 +60,12 @@ def grey_image(types: Typestore) -> bytes:
     message = types.deserialize_cdr(cdr, "sensor_msgs/msg/Image")
     grey = replace(message, encoding="mono8", step=64, data=message.data[: 48 * 64])
     return bytes(types.serialize_cdr(grey, message.__msgtype__))
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flush, and look at the disk, ten times as often as in earnest."""
+    monkeypatch.setattr(f"{RECORDING}.FLUSH_PERIOD", 0.05)
 
 
 @pytest.fixture
@@ -345,7 +352,7 @@ def test_a_disk_that_does_not_answer_is_no_go_and_holds_nobody_up(
 
     real = shutil.disk_usage
     monkeypatch.setattr(shutil, "disk_usage", hang)
-    monkeypatch.setattr("cosmos_policy_ros.episodes.recording.DISK_PATIENCE", 0.2)
+    monkeypatch.setattr(f"{RECORDING}.DISK_PATIENCE", 0.2)
     assert asked.wait(60.0)
     wait_for(lambda: not recording.quality().go, "the silence to be noticed")
     assert "the disk has not answered for" in recording.quality().reasons[0]

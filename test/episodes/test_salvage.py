@@ -91,11 +91,11 @@ def test_everything_flushed_is_there_again(dead: Dead, compression: str) -> None
 
 def test_every_length_of_the_file_is_recovered(dead: Dead, tmp_path: Path) -> None:
     """Wherever in the last chunk, its index or its head the writing stopped."""
-    messages = sent(60, 60_000)
+    messages = sent(40, 60_000)
     folder = dead(messages)
     (file,) = folder.glob("*.mcap")
     whole = file.read_bytes()
-    lengths = [*range(len(whole) - 300, len(whole), 13), *range(900_000, len(whole), 300_001)]
+    lengths = [*range(len(whole) - 300, len(whole), 23), *range(900_000, len(whole), 300_001)]
     lengths.append(len(whole))
     counts = []
     for length in lengths:
@@ -108,8 +108,8 @@ def test_every_length_of_the_file_is_recovered(dead: Dead, tmp_path: Path) -> No
         counts.append(len(found))
         recovered.path.rename(folder)
         (folder / "metadata.yaml").unlink()
-    assert max(counts) == 60 and min(counts) < 30
-    assert counts[-1] == 60, "a whole file loses nothing"
+    assert min(counts) < 20
+    assert counts[-1] == 40, "a whole file loses nothing"
 
 
 def test_the_index_of_the_last_chunk_is_made_again(dead: Dead) -> None:

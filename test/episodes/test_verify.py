@@ -90,7 +90,7 @@ def chunks_of(file: Path) -> list[int]:
     return [index.chunk_start_offset for index in summary.chunk_indexes]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_no_flipped_bit_goes_unnoticed(original: Path, where: float, bit: int) -> None:
     """Neither in chunks, nor in the heads and indexes, which readers go by without a checksum."""

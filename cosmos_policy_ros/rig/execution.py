@@ -29,32 +29,32 @@ class LatencyTracker:
 
     ``total`` is counted on the rig's clock, from the observation's stamp to the moment when its
     chunk may be sent; phases are wall seconds of their own.
+
+    Attributes:
+        p95: seconds that hardly any query exceeds; the warm-up's until others are known, None
+            before that.
     """
 
     def __init__(self) -> None:
         """Begin without any."""
+        self.p95: float | None = None
         self._total: deque[float] = deque(maxlen=REMEMBERED)
         self._phases: dict[str, deque[float]] = {}
-        self._warm_up: float | None = None
         self._warm = False
-
-    @property
-    def p95(self) -> float | None:
-        """95th percentile [s]; the warm-up's until others are known; None before that."""
-        return _quantile(self._total, SURE) if self._total else self._warm_up
 
     @property
     def cautious(self) -> float | None:
         """The p95 with an allowance for a small sample: twice it of one, hardly more of many."""
-        p95 = self.p95
-        return None if p95 is None else p95 * (1.0 + 1.0 / max(len(self._total), 1))
+        return None if self.p95 is None else self.p95 * (1.0 + 1.0 / max(len(self._total), 1))
 
     def add(self, total: float, phases: Mapping[str, float]) -> None:
         """Note one query."""
         if not self._warm:
-            self._warm, self._warm_up = True, total
+            self._warm = True
+            self.p95 = self.p95 if self._total else total
             return
         self._total.append(total)
+        self.p95 = _quantile(self._total, SURE)
         for name, seconds in phases.items():
             self._phases.setdefault(name, deque(maxlen=REMEMBERED)).append(seconds)
 

@@ -342,8 +342,8 @@ def read_arm(arm: Arm, names: Sequence[str], positions: Sequence[float]) -> NDAr
     """
     if len(names) != len(positions):
         raise ObservationError(f"{len(names)} joint names with {len(positions)} positions")
-    by_name = dict(zip(names, positions, strict=True))
-    for name in arm.state_names:
+    by_name, wanted = dict(zip(names, positions, strict=True)), arm.state_names
+    for name in wanted:
         if (count := names.count(name)) > 1:
             raise ObservationError(f"joint '{name}' is named {count} times")
         if name not in by_name:
@@ -351,7 +351,7 @@ def read_arm(arm: Arm, names: Sequence[str], positions: Sequence[float]) -> NDAr
             raise ObservationError(f"joint '{name}' is not in the message{hint}")
         if not math.isfinite(by_name[name]):
             raise ObservationError(f"joint '{name}' is {by_name[name]}")
-    values = np.array([by_name[name] for name in arm.state_names], np.float64)
+    values = np.array([by_name[name] for name in wanted], np.float64)
     for name, value, low, high in zip(arm.joints, values, arm.lower, arm.upper, strict=False):
         if not low - IMPOSSIBLE <= value <= high + IMPOSSIBLE:
             raise ObservationError(

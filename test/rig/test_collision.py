@@ -284,7 +284,7 @@ def test_the_way_back_out_of_a_collision_is_free(case: str) -> None:
 def _motion(held: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
     chunk = TimedChunk("", 0, 0.04, held, rows, RIG.max_velocity)
     at = np.vstack([np.zeros(14), chunk.velocities])
-    return np.vstack([held, rows]), at, 0.04, held[[*GRIPPER_INDICES]]
+    return np.vstack([held, rows]), at, 0.04, held[GRIPPER_INDICES]
 
 
 def test_what_happens_between_two_rows_counts() -> None:
@@ -324,20 +324,20 @@ wandering = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 
 
 @given(wandering, st.floats(0.01, 0.12))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_nothing_that_passes_comes_too_close_at_any_moment(
     random: np.random.Generator, speed: float
 ) -> None:
-    """Looked at every 2 ms, along the cubic that the arms are told."""
+    """Looked at every 4 ms, along the cubic that the arms are told."""
     held = both(START, START, 0.5) + random.normal(0, 0.5, 14)
     held = np.clip(held, RIG.lower, RIG.upper)
     way = random.uniform(-1, 1, 14) * speed
-    way[[*GRIPPER_INDICES]] *= 0.3
+    way[GRIPPER_INDICES] *= 0.3
     ramp = np.minimum(np.arange(1, 51) / 10, 1.0)[:, None]
     rows = np.clip(held + np.cumsum(way * ramp, axis=0), RIG.lower, RIG.upper)
     found = MODEL.approach(*_motion(held, rows))
     chunk = TimedChunk("", 0, 0.04, held, rows, RIG.max_velocity)
-    every = np.stack([chunk.sample(at) for at in range(0, chunk.end_ns + 1, 2_000_000)])
+    every = np.stack([chunk.sample(at) for at in range(0, chunk.end_ns + 1, 4_000_000)])
     opened = every.copy()
     opened[:, GRIPPER_INDICES] = np.maximum.accumulate(every[:, GRIPPER_INDICES], axis=0)
     before, along = MODEL.distances(held[None]), MODEL.distances(every)
@@ -363,7 +363,7 @@ def _margin(names: tuple[str, str]) -> float:
 
 
 @given(wandering)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_where_the_rig_stands_in_its_frame_makes_no_difference(
     random: np.random.Generator,
 ) -> None:

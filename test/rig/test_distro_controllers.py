@@ -113,7 +113,7 @@ def test_splices_upon_splices_are_one_path(distro: Distro, stamped: bool) -> Non
             np.testing.assert_allclose(controller.sample(at), path.sample(at), atol=1e-6)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from(DISTROS),
     st.lists(st.tuples(st.integers(0, 2500), st.booleans()), min_size=1, max_size=8),

@@ -347,7 +347,7 @@ def test_nothing_that_passes_breaks_a_limit_a_speed_or_a_jump(
             assert (shaking <= 0.5 * 78.54 + 1e-6).all()
         jump = np.abs(path[1] - commanded)
         assert (np.delete(jump, GRIPPER_INDICES) <= rig.gate.start_jump + 1e-9).all()
-        assert (jump[[*GRIPPER_INDICES]] <= rig.gate.gripper_start_jump + 1e-9).all()
+        assert (jump[GRIPPER_INDICES] <= rig.gate.gripper_start_jump + 1e-9).all()
 
 
 @pytest.mark.parametrize("joint", range(14))

@@ -26,9 +26,13 @@ GRIPPER_INDICES = [ARM_JOINTS, ARM_DIM + ARM_JOINTS]
 class Crank:
     """The ViperX gripper's crank, which turns the motor's angle into finger metres.
 
-    A disc of ``radius`` [m] on the motor pushes each finger through a connecting ``rod`` [m], so
-    equal motor steps are unequal finger steps, and an angle and a finger position normalised to
-    0..1 agree at the ends only.
+    A disc on the motor pushes each finger through a connecting rod, so equal motor steps are
+    unequal finger steps, and an angle and a finger position normalised to 0..1 agree at the ends
+    only.
+
+    Attributes:
+        radius: of the disc [m].
+        rod: length of the connecting rod [m].
     """
 
     radius: float

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from unittest.mock import patch
 
+from cosmos_policy_ros.inference import worker
 from cosmos_policy_ros.training.parallel import MEETING
 
 CONTEXT = get_context("forkserver")
@@ -26,6 +30,13 @@ CONTEXT.set_forkserver_preload(
         "cosmos_policy_ros.training.trainer",
     ]
 )
+
+
+@contextmanager
+def forked_workers() -> Iterator[None]:
+    """Have inference workers forked, too, instead of spawned."""
+    with patch.object(worker, "mp", SimpleNamespace(get_context=lambda _: CONTEXT)):
+        yield
 
 
 def run_command(

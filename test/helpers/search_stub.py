@@ -1,15 +1,17 @@
-"""A searching engine that takes its time and computes nothing: for deadlines, deaths and hangs."""
+"""A searching engine that computes nothing, and can be held up: for deadlines, deaths and hangs."""
 
 from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from cosmos_policy_ros.core.errors import ObservationError
 from cosmos_policy_ros.inference.spec import (
+    STAGES,
     Admit,
     EngineSpec,
     Footprint,
@@ -21,8 +23,7 @@ from cosmos_policy_ros.inference.spec import (
 )
 from cosmos_policy_ros.rig.decision import Query
 
-SECONDS = 0.02  # that a task takes
-TASKS = 5  # per candidate: its proposal, its futures, and the values of three
+HOLD = "hold"  # a file in the checkpoint's folder: seeds from the one in it on are not answered
 REFUSED = 13  # a seed
 NO_LATENT = (1, 1, 1, 1)
 
@@ -30,21 +31,22 @@ NO_LATENT = (1, 1, 1, 1)
 class StubSearchEngine:
     """Answers with numbers that depend on nothing but the seed."""
 
-    def __init__(self, digest: str) -> None:
+    def __init__(self, digest: str, folder: str = "") -> None:
+        self._folder = Path(folder)
         self.info = SearchInfo(
             digest=digest,
             planner_digest="stub-planner",
             dt=0.04,
             denoising_steps=1,
-            pace={
-                "sample_actions": SECONDS,
-                "predict_future": SECONDS / 5,
-                "predict_value": SECONDS / 5,
-            },
+            pace=dict.fromkeys(STAGES, 0.001),
         )
 
     def answer(self, task: object) -> object:
-        time.sleep(SECONDS)
+        assert isinstance(task, SampleActions | PredictFuture | PredictValue)
+        with suppress(FileNotFoundError):  # nothing is to be held, or no longer
+            while max(task.seeds) >= int((self._folder / HOLD).read_text()):
+                (self._folder / f"held_{os.getpid()}").touch()
+                time.sleep(0.005)
         if isinstance(task, SampleActions):
             if REFUSED in task.seeds:
                 raise ObservationError("the stub sees no cube")
@@ -53,7 +55,6 @@ class StubSearchEngine:
             return SampledActions(latents, chunks)
         if isinstance(task, PredictFuture):
             return np.zeros((len(task.seeds), task.members, *NO_LATENT), np.float32)
-        assert isinstance(task, PredictValue)
         # Not the first nor the last is the best.
         return tuple((0.9 - 0.01 * abs(seed % 8 - 5),) * task.members for seed in task.seeds)
 
@@ -65,7 +66,7 @@ def proposals(query: Query) -> SampleActions:
 
 def load(spec: EngineSpec, admit: Admit) -> StubSearchEngine:
     """Load at once."""
-    return StubSearchEngine("stub-policy")
+    return StubSearchEngine("stub-policy", spec.checkpoint)
 
 
 def load_another(spec: EngineSpec, admit: Admit) -> StubSearchEngine:

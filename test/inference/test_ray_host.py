@@ -54,25 +54,31 @@ def actor(name: str) -> int:
     return int(name.split("actor ")[1].split()[0].rstrip(")"))
 
 
-def test_it_decides_as_local_workers_do_and_survives_a_kill(ray: Any) -> None:
-    serial = run_search(load_cosmos(SPEC, lambda _: None), query_of(), SMALL)  # type: ignore[arg-type]
-    world_model = start_inference(SPEC, ["cpu", "cpu"], LIMITS, load=load_engine, ray="local")
+def test_it_decides_as_a_local_engine(ray: Any) -> None:
+    serial = run_search(load_cosmos(SPEC, lambda _: None), query_of(), SMALL)
+    scheduler = start_inference(SPEC, ["cpu"], LIMITS, load=load_engine, ray="local")
     try:
-        wait_for(
-            lambda: world_model.status == "ready", lambda: f"the actors: {world_model.message}"
-        )
-        decision = world_model.submit(Decide(query_of())).result(timeout=60)
+        decision = scheduler.submit(Decide(query_of())).result(timeout=60)
         assert decision.candidates == serial.candidates
         np.testing.assert_array_equal(decision.positions, serial.positions)
-        os.kill(actor(world_model.workers[0].message), signal.SIGKILL)
-        decision = world_model.submit(Decide(query_of())).result(timeout=60)
-        assert decision.candidates == serial.candidates
-        wait_for(lambda: world_model.restarts >= 1, "the loss to be noticed")
-        wait_for(lambda: all(w.status == "ready" for w in world_model.workers), "it to be back")
-        again = world_model.submit(Decide(query_of())).result(timeout=60)
-        assert again.candidates == serial.candidates
     finally:
-        world_model.close()
+        scheduler.close()
+
+
+def test_a_kill_costs_nothing_but_time(ray: Any) -> None:
+    scheduler = start_inference(SPEC, ["cpu", "cpu"], LIMITS, load=search_stub.load, ray="local")
+    try:
+        wait_for(lambda: scheduler.status == "ready", lambda: f"the actors: {scheduler.message}")
+        whole = scheduler.submit(Decide(query_of())).result(timeout=60)
+        os.kill(actor(scheduler.workers[0].message), signal.SIGKILL)
+        decision = scheduler.submit(Decide(query_of())).result(timeout=60)
+        assert decision.candidates == whole.candidates
+        wait_for(lambda: scheduler.restarts >= 1, "the loss to be noticed")
+        wait_for(lambda: all(w.status == "ready" for w in scheduler.workers), "it to be back")
+        again = scheduler.submit(Decide(query_of())).result(timeout=60)
+        assert again.candidates == whole.candidates
+    finally:
+        scheduler.close()
 
 
 def test_an_actor_that_refuses_to_load_is_not_tried_again(ray: Any) -> None:

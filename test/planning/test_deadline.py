@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from helpers.search import query_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cosmos_policy_ros.inference.spec import STAGES, SearchConfig, SearchInfo, Stage
@@ -80,6 +80,7 @@ def test_candidates_go_first_and_then_the_steps(
     assert (found.futures, found.values) == (3, 5)
 
 
+@settings(max_examples=30)
 @given(short=st.floats(0.01, 40), longer=st.floats(0, 40), workers=st.integers(1, 8))
 def test_more_time_or_workers_never_make_less_of_it(
     short: float, longer: float, workers: int

@@ -35,7 +35,7 @@ from rclpy.signals import SignalHandlerOptions
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "test"))
 
-from cosmos_policy_ros.msg import GuardState, PolicyState, StreamerState
+from cosmos_policy_ros.msg import ArmInterfaceState, PolicyState
 from helpers.realtime import RealTimeGraph, wrongly_sent
 from helpers.stub_engine import Seed
 from std_srvs.srv import Trigger
@@ -145,7 +145,7 @@ class Drill:
             time.sleep(0.5)
         found += wrongly_sent(graph, self._foreign)
         limit = float(graph.rig.max_velocity[:6].max()) * MEASURING
-        # Through plain controllers a stranger moves the arms until the guard has ended it.
+        # Through plain controllers a stranger moves the arms until the arm interface has ended it.
         if graph.streamed or scenario.fault != "stranger":
             fastest = graph.fastest(self.began)
             if fastest > limit:
@@ -194,7 +194,7 @@ class Drill:
         publisher = node.create_publisher(JointTrajectory, output.topic, 10)
         self._strangers.append(publisher)
         # Whoever has not found it yet takes its trajectory later, perhaps after a stop.
-        everybody = 3 - graph.streamed  # the arms' controllers, the guard, and we
+        everybody = 3 - graph.streamed  # the arms' controllers, the arm interface, and we
         with suppress(CosmosPolicyError):
             graph.wait(
                 lambda: publisher.get_subscription_count() >= everybody, "it to be found", 2.0
@@ -216,7 +216,7 @@ class Drill:
         graph, node, state = self.graph, self.graph.client.node, self.graph.client.policy_state
         assert state is not None
         if kind.startswith("watchdog"):
-            cls = StreamerState if graph.streamed else GuardState
+            cls = ArmInterfaceState
             topic, holds = f"{graph.watchdog_name}/state", kind == "watchdog holds"
             message = cls(
                 armed=holds,

@@ -4,8 +4,8 @@
     python benchmark/holds.py                     # or some of the failures, by name
 
 The whole graph in real time on the simulated rig under the demonstrator: once with a trajectory
-controller per arm and the arm guard beside them, once behind the stand-in of the stock drivers
-(``test/helpers``) with the arm streamer in front. Every failure comes in mid-chunk. Printed is the
+controller per arm and the arm interface beside them, once behind the stand-in of the stock drivers
+(``test/helpers``) with the arm interface in front. Every failure comes in mid-chunk. Printed is the
 time from it until the right arm rests, the arm's own inertia included, and what was said of it.
 """
 
@@ -31,7 +31,7 @@ from sensor_msgs.msg import JointState
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "test"))
 
-from cosmos_policy_ros.msg import GuardState, StreamerState
+from cosmos_policy_ros.msg import ArmInterfaceState
 from helpers.graph import worker_of
 from helpers.stock_rig import RIG_PROGRAM, set_modes, stock_rig
 
@@ -39,7 +39,7 @@ from cosmos_policy_ros.nodes import graph, shell
 from cosmos_policy_ros.nodes.client import GraphClient
 from cosmos_policy_ros.nodes.graph import GraphOptions, NodeProcesses, environment, node_processes
 
-WATCHDOGS = {"joint_trajectory": "arm_guard_node", "interbotix": "arm_streamer_node"}
+WATCHDOG = "arm_interface_node"
 MOVING, RESTING = 0.15, 0.02  # rad/s of the fastest joint, over WINDOW
 WINDOW, REST_FOR = 0.05, 0.5  # s
 PATIENCE = 60.0  # s
@@ -65,11 +65,11 @@ class Bench:
         self.client.node.create_subscription(
             JointState, "follower_right/joint_states", self._keep, 10
         )
-        self.watchdog = WATCHDOGS[command_interface]
+        self.watchdog = WATCHDOG
         self._held = ""
         self.client.node.create_subscription(
-            StreamerState if streamed else GuardState,
-            f"{self.watchdog}/state",
+            ArmInterfaceState,
+            f"{WATCHDOG}/state",
             self._keep_reason,
             shell.LATCHED,
         )
@@ -146,7 +146,7 @@ class Bench:
         state = self.client.policy_state
         return str(state.message) if state is not None else "-"
 
-    def _keep_reason(self, message: StreamerState | GuardState) -> None:
+    def _keep_reason(self, message: ArmInterfaceState) -> None:
         self._held = message.reason
 
     def _keep(self, message: JointState) -> None:
@@ -168,7 +168,7 @@ FAILURES: dict[str, Callable[[Bench], object]] = {
     "policy node stopped (SIGSTOP)": lambda b: b.kill("policy_node", signal.SIGSTOP),
     "policy node killed": lambda b: b.kill("policy_node", signal.SIGKILL),
     "policy node ended (SIGINT)": lambda b: b.kill("policy_node", signal.SIGINT),
-    "guard or streamer killed": lambda b: b.kill(b.watchdog, signal.SIGKILL),
+    "arm interface killed": lambda b: b.kill(b.watchdog, signal.SIGKILL),
 }
 
 
@@ -196,7 +196,7 @@ def main() -> None:
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     print("| failure in mid-chunk | command interface | at rest after | said |\n|---|---|---|---|")
     for failure in sys.argv[1:] or FAILURES:
-        for command_interface in WATCHDOGS:
+        for command_interface in ("joint_trajectory", "interbotix"):
             seconds, said = measure(command_interface, failure)
             print(f"| {failure} | {command_interface} | {seconds:.2f} s | {said} |", flush=True)
     rclpy.shutdown()

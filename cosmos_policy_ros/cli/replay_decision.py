@@ -41,7 +41,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _replay(options: argparse.Namespace) -> int:
     recorded, seen = replay.recorded_decision(options.bag, options.index)
-    wanted, other = str(recorded.checkpoint_digest), str(recorded.planner_digest)
+    wanted, other = str(recorded.checkpoint_digest), str(recorded.world_model_digest)
     policy = replay.find_checkpoint(options.bag, wanted, options.checkpoint, "--checkpoint")
     world_model = ""
     if other not in ("", wanted):

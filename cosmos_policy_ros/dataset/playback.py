@@ -82,8 +82,8 @@ class RecordedSensors:
         """Index the bag."""
         self.episode = episode
         self.rig = rig = find_rig(episode)
-        self._verdicts = rig.topic(f"{POLICY_NODE}/verdict")
-        self._indexed = index_topics(episode.files, [*rig.sensors, *rig.outputs, self._verdicts])
+        self._gate_results = rig.topic(f"{POLICY_NODE}/gate_result")
+        self._indexed = index_topics(episode.files, [*rig.sensors, *rig.outputs, self._gate_results])
         self.topics = {topic: self._indexed[topic] for topic in rig.sensors}
 
     def observe(self, stamp_ns: int) -> Observation:

@@ -180,12 +180,12 @@ class EpisodeWindows(RecordedSensors):
 
     def _join_outputs(self) -> tuple[Sent, ...]:
         """Join the outputs' trajectories by the chunk they belong to; one alone is no action."""
-        verdicts = self._indexed[self._verdicts]
+        results = self._indexed[self._gate_results]
         starts = {}
-        for index, stamp_ns in enumerate(verdicts.stamps_ns):
-            verdict = verdicts.read(index)
-            if verdict.accepted:
-                starts[verdict.chunk_id] = int(stamp_ns)
+        for index, stamp_ns in enumerate(results.stamps_ns):
+            result = results.read(index)
+            if result.accepted:
+                starts[result.chunk_id] = int(stamp_ns)
         outputs, sent = self.rig.outputs, []
         for name, output in outputs.items():
             # By id and number under that id, which ways to the start pose share.

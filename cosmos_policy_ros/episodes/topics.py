@@ -59,7 +59,7 @@ def episode_topics(rig: RigSpec) -> tuple[Topic, ...]:
     ]
     topics += [
         Topic(f"{POLICY_NODE}/decision", DECISION_TYPE, RELIABLE),
-        Topic(f"{POLICY_NODE}/verdict", "cosmos_policy_ros/msg/Verdict", RELIABLE),
+        Topic(f"{POLICY_NODE}/gate_result", "cosmos_policy_ros/msg/GateResult", RELIABLE),
         Topic(f"{POLICY_NODE}/state", "cosmos_policy_ros/msg/PolicyState", LATCHED),
     ]
     if rig.kind == "sim":

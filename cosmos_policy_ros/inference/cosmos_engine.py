@@ -156,7 +156,7 @@ class SearchEngine:
         return SearchInfo(
             digest=mine.digest,
             warning="; ".join(dict.fromkeys(filter(None, warnings))),
-            planner_digest=theirs.digest,
+            world_model_digest=theirs.digest,
             dt=mine.config.dt,
             numerics=mine.config.numerics,
             denoising_steps=mine.config.denoising_steps,

@@ -200,7 +200,7 @@ Task: TypeAlias = Decide | DecodeImages | SearchTask  # ``what`` names it in mes
 class SearchInfo(EngineInfo):
     """What is known of a searching engine once it is loaded."""
 
-    planner_digest: str = ""  # sha256 over the world model's files
+    world_model_digest: str = ""  # sha256 over the world model's files
     dt: float = 0.0  # s between the rows of a chunk
     numerics: Numerics = "released"  # of both checkpoints
     denoising_steps: int = 0  # asked for, of one proposal

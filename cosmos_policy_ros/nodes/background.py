@@ -60,7 +60,3 @@ class Background:
             await over
         finally:
             self._node.destroy_timer(timer)
-
-    def close(self) -> None:
-        """Let go of the node's executor."""
-        self._node.destroy_guard_condition(self._wake)

@@ -16,8 +16,8 @@ from cosmos_policy_ros.bags.messages import Label
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.msg import Candidate as CandidateMsg
 from cosmos_policy_ros.msg import Decision as DecisionMsg
+from cosmos_policy_ros.msg import GateResult as GateResultMsg
 from cosmos_policy_ros.msg import Label as LabelMsg
-from cosmos_policy_ros.msg import Verdict as VerdictMsg
 from cosmos_policy_ros.nodes.shell import ns_to_stamp
 from cosmos_policy_ros.rig.chunk import ChunkTransition, TimedChunk
 from cosmos_policy_ros.rig.decision import Decision, Query
@@ -96,7 +96,7 @@ def decision_to_message(
         prompt=query.prompt,
         engine=decision.engine,
         checkpoint_digest=decision.checkpoint_digest,
-        planner_digest=decision.planner_digest,
+        world_model_digest=decision.world_model_digest,
         observation_digest=query.observation.digest(),
         denoising_steps=decision.denoising_steps,
         numerics=decision.numerics,
@@ -138,15 +138,15 @@ def image_to_message(image: NDArray[np.uint8], stamp_ns: int, chunk_id: str) -> 
     return message
 
 
-def verdict_to_message(
+def gate_result_to_message(
     verdict: GateResult,
     transition: ChunkTransition | None,
     chunk_id: str,
     now_ns: int,
     rig: RigSpec,
-) -> VerdictMsg:
-    """Return the Verdict message; ``boundary`` is the judged chunk's, None where it has none."""
-    message = VerdictMsg(
+) -> GateResultMsg:
+    """Return the message; ``transition`` is the judged chunk's, None where it has none."""
+    message = GateResultMsg(
         chunk_id=chunk_id,
         accepted=verdict.accepted,
         rule=verdict.rule,

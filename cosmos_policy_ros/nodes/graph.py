@@ -133,7 +133,7 @@ def node_processes(options: GraphOptions) -> tuple[NodeProcess, ...]:
         "seed": options.seed,
         "dry_run": options.dry_run,
         "self_check": not options.stepped,  # nothing is fresh while no time passes
-        "watchdog": "none" if options.stepped else "auto",
+        "watchdog": "none" if options.stepped else "arm_interface_node",
     }
     nodes = [_process("policy_node", {**shared, **policy})]
     if options.record and not options.dry_run:  # what moves nothing is no rollout
@@ -144,10 +144,7 @@ def node_processes(options: GraphOptions) -> tuple[NodeProcess, ...]:
         }
         nodes.append(_process("recorder_node", {**shared, **recorder}))
     if not options.dry_run and not options.stepped:
-        watchdog = (
-            "arm_streamer_node" if rig.command_interface == "interbotix" else "arm_guard_node"
-        )
-        nodes.insert(0, _process(watchdog, {"rig": options.rig}, NO_SHARED_MEMORY))
+        nodes.insert(0, _process("arm_interface_node", {"rig": options.rig}, NO_SHARED_MEMORY))
     if rig.kind == "sim":
         scene: dict[str, Value] = {
             "rig": options.rig,

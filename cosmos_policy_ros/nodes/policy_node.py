@@ -1,8 +1,8 @@
 """The policy node: observation → chunk → gate → one timed trajectory per arm.
 
-A thin shell of parts: ``policy_inputs`` keeps what comes in, ``policy_runs`` drives ``rig.run``,
-``policy_output`` speaks to the arms, ``policy_checks`` stands before arming, ``policy_reports``
-tells how things stand. The model lives in worker processes (``planning.scheduler``).
+A thin shell of parts: ``policy_topics`` takes what comes in and sends what goes to the arms,
+``policy_runs`` drives ``rig.run``, ``policy_reports`` publishes the state and checks before arming.
+The model lives in worker processes (``planning.scheduler``).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import uuid
 
 from rclpy.clock import Clock, ClockType
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from std_srvs.srv import SetBool, Trigger
 
 from cosmos_policy_ros.core.errors import CosmosPolicyError
@@ -28,27 +27,22 @@ from cosmos_policy_ros.nodes.policy_reports import PolicyChecks, PolicyReports
 from cosmos_policy_ros.nodes.policy_runs import PolicyRuns
 from cosmos_policy_ros.nodes.policy_topics import PolicyInputs, PolicyOutput, PollScheduler
 from cosmos_policy_ros.nodes.policy_watchdog import WatchdogMonitor
-from cosmos_policy_ros.planning.scheduler import Inference, start_inference
+from cosmos_policy_ros.planning.workers import Inference, start_inference
 from cosmos_policy_ros.rig.self_check import Check, failures, table
 
 STRANGER_PERIOD = 0.25  # wall s between two looks at who can command the arms
 
 
-class PolicyNode(LifecycleNode):
+class PolicyNode(shell.ManagedNode):
     """Lifecycle node ``policy_node``; disarmed at start."""
 
     def __init__(self, load: EngineLoader = load_engine) -> None:
         """Declare the parameters; everything else happens when it is configured."""
-        super().__init__("policy_node")
-        shell.declare(self, PARAMETERS)
+        super().__init__("policy_node", PARAMETERS)
         self._load = load
         self._inference: Inference | None = None
-        self._active = False
 
-    # ---------------------------------------------------------------- lifecycle
-
-    @shell.transition
-    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def set_up(self) -> None:
         """Read the parameters, connect, start loading the engine."""
         self._settings = settings = read_settings(self)
         warned = warnings(settings)
@@ -56,7 +50,7 @@ class PolicyNode(LifecycleNode):
             self.get_logger().warning(warning)
         # Who owns the arms is told apart by it: two nodes may have one name.
         self._identity = "" if settings.dry_run else uuid.uuid4().hex
-        self._motion_clock, self._clock_topic = shell.motion_clock(self)
+        self._motion_clock = shell.motion_clock(self)
         self._inputs = PolicyInputs(self, settings.rig, self._motion_clock)
         self._wake = self.create_guard_condition(self._on_wake)
         engine = settings.engine
@@ -87,39 +81,16 @@ class PolicyNode(LifecycleNode):
             heartbeat=self._watchdog.needed,
         )
         self._connect(settings, self._inference)
-        return super().on_configure(state)
 
-    @shell.transition
-    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Let the trajectory publishers speak; the arms stay disarmed."""
-        self._active = True
-        return super().on_activate(state)
-
-    @shell.transition
-    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Brake and disarm while the trajectory publishers still speak."""
-        self._disarm("the node was deactivated")
-        self._active = False
-        return super().on_deactivate(state)
-
-    @shell.transition
-    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Disconnect and end the worker."""
-        self._disconnect()
-        return super().on_cleanup(state)
-
-    @shell.transition
-    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Do the same from any state."""
-        self.close()
-        return super().on_shutdown(state)
-
-    def close(self) -> None:
-        """Brake, end the run and the worker; called before the ROS context ends."""
+    def tear_down(self) -> None:
+        """End the inference processes."""
         if self._inference is not None:
-            self._disarm("the node was shut down")
-            self._report()
             self._inference.close()
+            self._inference = None
+
+    def come_to_rest(self, reason: str) -> None:
+        """Brake and disarm while the trajectory publishers still speak."""
+        self._disarm(reason)
 
     def _connect(self, settings: PolicySettings, inference: Inference) -> None:
         self._output = PolicyOutput(
@@ -144,46 +115,25 @@ class PolicyNode(LifecycleNode):
         self._pace = PollScheduler(self, settings.rig.arms.keys(), self._poll)
         self._inputs.on_joint_state = self._pace.on_joint_state
         steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self._diagnosing = self.create_timer(1.0, self._diagnose, clock=steady)
-        self._watching = self.create_timer(STRANGER_PERIOD, self._watch_strangers, clock=steady)
-        # Not _services: rclpy keeps its own list under that name, parameters and lifecycle in it.
-        self._served = [
-            self.create_service(SetBool, "~/arm", self._on_arm),
-            self.create_service(SetBool, "~/pause", self._on_pause),
-            self.create_service(Trigger, "~/stop", self._on_stop),
-            self.create_service(Trigger, "~/go_to_start", self._on_go_to_start),
-            self.create_service(Trigger, "~/self_check", self._on_self_check),
-        ]
-
-    def _disconnect(self) -> None:
-        if self._inference is not None:
-            self._inference.close()
-            self._inference = None
-        self._pace.close()
-        self.destroy_timer(self._diagnosing)
-        self.destroy_timer(self._watching)
-        for service in self._served:
-            self.destroy_service(service)
-        self._runs.close()
-        self._output.close()
-        self._inputs.close()
-        if self._clock_topic is not None:
-            self.destroy_subscription(self._clock_topic.subscription)
-        self._watchdog.close()
-        self._reports.close()
-        self.destroy_guard_condition(self._wake)
+        self.create_timer(1.0, self._diagnose, clock=steady)
+        self.create_timer(STRANGER_PERIOD, self._watch_strangers, clock=steady)
+        self.create_service(SetBool, "~/arm", self._on_arm)
+        self.create_service(SetBool, "~/pause", self._on_pause)
+        self.create_service(Trigger, "~/stop", self._on_stop)
+        self.create_service(Trigger, "~/go_to_start", self._on_go_to_start)
+        self.create_service(Trigger, "~/self_check", self._on_self_check)
 
     # ---------------------------------------------------------------- what wakes it
 
     def _poll(self) -> None:
         if self._inference is not None:
             self._runs.poll()
-        self._report()
+        self.report()
 
     def _on_wake(self) -> None:
         """Look what the inference process has done; its thread only triggers the guard."""
         self._runs.take_answers()
-        self._report()
+        self.report()
 
     def _diagnose(self) -> None:
         self._checks.count()
@@ -193,9 +143,9 @@ class PolicyNode(LifecycleNode):
         """Hold armed arms as soon as anything else can command them."""
         if self._output.armed and (stranger := self._checks.stranger()):
             self._runs.latch(stranger)
-            self._report()
+            self.report()
 
-    def _report(self) -> None:
+    def report(self) -> None:
         """Tell how things stand, if that has changed."""
         runs, task = self._runs, self._settings.task.name
         self._reports.report(runs.run, runs.motion, self._output.armed, task, runs.last_outcome)
@@ -203,7 +153,7 @@ class PolicyNode(LifecycleNode):
     # ---------------------------------------------------------------- the operator
 
     def _on_arm(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        if request.data and not self._active:
+        if request.data and not self.active:
             response.message = "refused: the node is not active; activate it first"
             return response
         if request.data and self._output.armed and self._runs.latched:
@@ -223,7 +173,7 @@ class PolicyNode(LifecycleNode):
         response.success = True
         response.message = "armed: arms may move" if request.data else "disarmed: nothing is sent"
         self.get_logger().info(response.message)
-        self._report()
+        self.report()
         return response
 
     def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
@@ -236,14 +186,14 @@ class PolicyNode(LifecycleNode):
             response.success = True
         except CosmosPolicyError as error:
             response.message = f"refused: {error}"
-        self._report()
+        self.report()
         return response
 
     def _on_stop(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         stopped = self._disarm("~/stop was called")
         response.success = True
         response.message = "stopped and disarmed" if stopped else "nothing was running; disarmed"
-        self._report()
+        self.report()
         return response
 
     def _on_go_to_start(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -254,7 +204,7 @@ class PolicyNode(LifecycleNode):
         except CosmosPolicyError as error:
             response.message = f"refused: {error}"
         self.get_logger().info(response.message)
-        self._report()
+        self.report()
         return response
 
     def _on_self_check(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -276,7 +226,7 @@ class PolicyNode(LifecycleNode):
         return stopped
 
 
-def make_node(load: EngineLoader = load_engine) -> LifecycleNode:
+def make_node(load: EngineLoader = load_engine) -> shell.ManagedNode:
     """Create the node and, with ``autostart``, bring it up."""
     return shell.bring_up(PolicyNode(load))
 

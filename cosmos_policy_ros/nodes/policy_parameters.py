@@ -90,7 +90,6 @@ PARAMETERS = (
         "engine cosmos: show what is imagined on ~/future/<camera>; decoding it takes an inference "
         "process a while, during which the arms move",
     ),
-    Parameter("autostart", True, "configure and activate at start, without a lifecycle manager"),
     Parameter("seed", 195, "base noise seed when the goal gives none", 0, SEEDS - 1),
     Parameter("observation_timeout", 10.0, "wall s to wait for a usable observation", 0.1, 600.0),
     Parameter("brake_seconds", 0.4, "s to bring a moving arm to rest on a stop", 0.04, 2.0),
@@ -116,9 +115,8 @@ PARAMETERS = (
     Parameter("self_check", True, "arm only when all of ~/self_check passes"),
     Parameter(
         "watchdog",
-        "auto",
-        "node that holds the arms should this one fall silent: auto: arm_streamer_node or "
-        "arm_guard_node, by the rig's command interface; none: for a rig where no time passes",
+        "arm_interface_node",
+        "node that holds the arms should this one fall silent; none where no time passes",
     ),
     Parameter("restarts", 3, "times a dead inference process is started again", 0, 100),
 )

@@ -104,11 +104,6 @@ class PolicyReports:
         self._last: Status | None = None
         self._last_at = -math.inf
 
-    def close(self) -> None:
-        """Close both topics."""
-        self._node.destroy_publisher(self._states)
-        self._node.destroy_publisher(self._diagnostics)
-
     def report(
         self,
         run: Run | None,
@@ -137,7 +132,7 @@ class PolicyReports:
         self._publish(status)
 
     def announce(self, command_id: str) -> None:
-        """Name a trajectory that is about to be sent; guard and streamer take no other."""
+        """Name a trajectory that is about to be sent; the arm interface takes no other."""
         self._commands += 1
         self._command_id = command_id
         assert self._last is not None, "arming is reported before anything is sent"

@@ -95,11 +95,6 @@ class PolicyRuns:
             result_timeout=900,  # s; the distros' defaults differ from 10 to 900
         )
 
-    def close(self) -> None:
-        """Serve no more."""
-        self._action.destroy()
-        self._futures.close()
-
     # ---------------------------------------------------------------- what moves
 
     def poll(self) -> None:

@@ -23,13 +23,13 @@ from cosmos_policy_ros.core.errors import WorkerError
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.inference.spec import DecodeImages, Images
 from cosmos_policy_ros.msg import Decision as DecisionMsg
-from cosmos_policy_ros.msg import Verdict as VerdictMsg
+from cosmos_policy_ros.msg import GateResult as GateResultMsg
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.convert import (
     TrajectoryMessages,
     decision_to_message,
+    gate_result_to_message,
     image_to_message,
-    verdict_to_message,
 )
 from cosmos_policy_ros.nodes.policy_watchdog import WatchdogMonitor
 from cosmos_policy_ros.planning.scheduler import Inference
@@ -78,11 +78,6 @@ class PolicyInputs:
             for side, arm in rig.arms.items()
         ]
 
-    def close(self) -> None:
-        """Unsubscribe."""
-        for subscription in self.subscriptions:
-            self._node.destroy_subscription(subscription)
-
     def _subscribe(
         self, kind: Any, topic: str, keep: Callable[[Any], None], qos: QoSProfile
     ) -> Any:
@@ -130,11 +125,6 @@ class PolicyFutures:
             )
             for camera in rig.cameras
         }
-
-    def close(self) -> None:
-        """Close the topics."""
-        for publisher in self._publishers.values():
-            self._node.destroy_publisher(publisher)
 
     def ask(self, query: Query, decision: Decision, chunk_id: str) -> None:
         """Have a decision's future decoded, if it imagined one."""
@@ -225,13 +215,8 @@ class PolicyOutput:
             DecisionMsg, "~/decision", 10, event_callbacks=quiet
         )
         self._verdicts = node.create_lifecycle_publisher(
-            VerdictMsg, "~/verdict", 10, event_callbacks=quiet
+            GateResultMsg, "~/gate_result", 10, event_callbacks=quiet
         )
-
-    def close(self) -> None:
-        """Close the topics."""
-        for publisher in [*self._trajectories, self._decisions, self._verdicts]:
-            self._node.destroy_publisher(publisher)
 
     def watch(self) -> None:
         """Look where armed arms are, and hold them if that was waited for; called all the time."""
@@ -419,7 +404,7 @@ class PolicyOutput:
         self, verdict: GateResult, transition: ChunkTransition | None, chunk_id: str, ros_ns: int
     ) -> None:
         """Tell what the gate said of it, and how it meets the path before it."""
-        message = verdict_to_message(verdict, transition, chunk_id, ros_ns, self._rig)
+        message = gate_result_to_message(verdict, transition, chunk_id, ros_ns, self._rig)
         self._verdicts.publish(message)
         if verdict.rule == LATE:
             self._node.get_logger().warning(f"chunk {chunk_id}: {verdict.message}")
@@ -454,23 +439,19 @@ class PollScheduler:
 
     def __init__(self, node: Node, arms: Iterable[str], poll: Callable[[], None]) -> None:
         """Begin with a rig of these arms; ``poll`` runs in the node's executor."""
-        self._node, self._arms, self._poll = node, frozenset(arms), poll
+        self._arms, self._poll = frozenset(arms), poll
         self._heard: set[str] = set()  # since the last poll
         self._polled = -math.inf
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         # It ticks without a run too: rclpy resumes a waiting action only when something wakes its
         # executor.
-        self._watchdog = node.create_timer(SILENCE, self._tick, clock=steady)
-
-    def close(self) -> None:
-        """End; after this :meth:`on_joint_state` must not be called."""
-        self._node.destroy_timer(self._watchdog)
+        self._timer = node.create_timer(SILENCE, self._tick, clock=steady)
 
     def on_joint_state(self, arm: str) -> None:
         """Poll if it is time and every arm has spoken since the last one."""
         self._heard.add(arm)
         if self._heard == self._arms and time.monotonic() - self._polled >= POLL_PERIOD:
-            self._watchdog.reset()
+            self._timer.reset()
             self._tick()
 
     def _tick(self) -> None:

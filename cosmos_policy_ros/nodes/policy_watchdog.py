@@ -1,32 +1,17 @@
-"""The policy node's ear for its watchdog: who holds the arms should the policy node fall silent.
-
-The arm streamer, where goals are streamed to the drivers; the arm guard beside controllers.
-"""
+"""The policy node's view of its watchdog, the arm interface: it holds the arms in its place."""
 
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
 
 from rclpy.node import Node
 
-from cosmos_policy_ros.msg import GuardState, StreamerState
+from cosmos_policy_ros.msg import ArmInterfaceState
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.rig.spec import RigSpec
 
-AUTO, NONE = "auto", "none"
-
-
-class _Kind(NamedTuple):
-    node_name: str
-    title: str
-    message: type
-
-
-_KINDS = {
-    "interbotix": _Kind("arm_streamer_node", "the arm streamer", StreamerState),
-    "joint_trajectory": _Kind("arm_guard_node", "the arm guard", GuardState),
-}
+NONE = "none"
+TITLE = "the arm interface"
 
 
 class WatchdogMonitor:
@@ -44,14 +29,12 @@ class WatchdogMonitor:
 
         Args:
             node: which listens.
-            rig: whose command interface says which kind of watchdog it needs.
-            watchdog: its node's name, "auto" for the usual one, "none" to do without.
+            rig: how long a watchdog may be silent.
+            watchdog: its node's name, "none" to do without.
             identity: of this process; a watchdog that guards another one does not count.
             dry: whether nothing goes to the arms.
         """
-        kind = _KINDS[rig.command_interface]
-        self._node, self._title = node, kind.title
-        self.node_name = kind.node_name if watchdog == AUTO else watchdog
+        self.node_name = watchdog
         self.needed = watchdog != NONE and not dry
         self._topic = f"{self.node_name}/state"
         self._patience = rig.stream.heartbeat_timeout
@@ -60,16 +43,8 @@ class WatchdogMonitor:
         self._identity, self._armed, self._other = identity, False, False
         self._reason = self._overslept = ""
         self._holding = False
-        self._subscription = None
         if self.needed:
-            self._subscription = node.create_subscription(
-                kind.message, self._topic, self._hear, shell.LATCHED
-            )
-
-    def close(self) -> None:
-        """Listen no more."""
-        if self._subscription is not None:
-            self._node.destroy_subscription(self._subscription)
+            node.create_subscription(ArmInterfaceState, self._topic, self._hear, shell.LATCHED)
 
     def wake(self, armed: bool) -> None:
         """Note that the node runs: an armed one that did not for too long was not waited for."""
@@ -85,12 +60,12 @@ class WatchdogMonitor:
         if not self.needed:
             return ""
         if self._heard is None:
-            return f"{self._title} has not been heard of on {self._topic}: is it running?"
+            return f"{TITLE} has not been heard of on {self._topic}: is it running?"
         if self._other and not self._armed:
-            return f"{self._title} guards another policy node; disarm or end that one"
+            return f"{TITLE} guards another policy node; disarm or end that one"
         age = time.monotonic() - self._heard
         if age > self._patience:
-            return f"{self._title} was last heard of {age:.2f} s ago; start it again"
+            return f"{TITLE} was last heard of {age:.2f} s ago; start it again"
         return ""
 
     def held(self) -> str:
@@ -101,7 +76,7 @@ class WatchdogMonitor:
         if not self.needed:
             return ""
         if self._reason:
-            return f"{self._title} holds the arms: {self._reason}"
+            return f"{TITLE} holds the arms: {self._reason}"
         return self._overslept or self._oversleeping()
 
     def holding(self) -> str:
@@ -119,9 +94,9 @@ class WatchdogMonitor:
         asleep = time.monotonic() - self._awake
         if not self.needed or asleep <= self._patience:
             return ""
-        return f"this node was kept waiting for {asleep:.2f} s, and {self._title} holds the arms"
+        return f"this node was kept waiting for {asleep:.2f} s, and {TITLE} holds the arms"
 
-    def _hear(self, message: StreamerState | GuardState) -> None:
+    def _hear(self, message: ArmInterfaceState) -> None:
         # An armed node's watchdog knows that it is armed; any other state is a stranger's, or old.
         if self._armed and message.owner != self._identity:
             return

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rclpy.clock import Clock, ClockType
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.qos import QoSCompatibility, QoSDurabilityPolicy, QoSProfile, qos_check_compatible
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -100,11 +100,6 @@ class RecorderInputs:
         self._sensors = frozenset(sensors)
         self._subscriptions = {topic.name: self._subscribe(topic) for topic in topics}
 
-    def close(self) -> None:
-        """Unsubscribe."""
-        for subscription in self._subscriptions.values():
-            self._node.destroy_subscription(subscription)
-
     def take_all_waiting(self) -> None:
         """Hand over what was sent before the end was asked for: a service call overtakes it."""
         for topic in self._subscriptions:
@@ -182,11 +177,10 @@ PARAMETERS = (
     Parameter("images", "raw", "raw keeps the drivers' bytes; jpeg takes a tenth of the disk"),
     Parameter("jpeg_quality", 95, "of images:=jpeg", 1, 100),
     Parameter("compression", "none", "of the bag's chunks: none or zstd"),
-    Parameter("autostart", True, "configure and activate at start, without a lifecycle manager"),
 )
 
 
-class RecorderNode(LifecycleNode):
+class RecorderNode(shell.ManagedNode):
     """Lifecycle node ``recorder_node``."""
 
     def __init__(self, **options: Any) -> None:
@@ -195,9 +189,7 @@ class RecorderNode(LifecycleNode):
         Args:
             options: of rclpy's node, such as ``parameter_overrides``.
         """
-        super().__init__("recorder_node", **options)
-        shell.declare(self, PARAMETERS)
-        self._active = False
+        super().__init__("recorder_node", PARAMETERS, **options)
         self._store: EpisodeStore | None = None
         self._policy = PolicyState()
         self._last: Recording | None = None
@@ -208,8 +200,7 @@ class RecorderNode(LifecycleNode):
 
     # ---------------------------------------------------------------- lifecycle
 
-    @shell.transition
-    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def set_up(self) -> None:
         """Read the rig, open the folder, subscribe to everything an episode consists of."""
         rig_file = named_file(self.get_parameter("rig").value, config_folder("rigs"))
         self._rig = load_rig(str(rig_file), rig_file.parent)
@@ -233,65 +224,45 @@ class RecorderNode(LifecycleNode):
             self._keep,
             self._lose,
         )
-        self._policy_subscription = self.create_subscription(
+        self.create_subscription(
             PolicyState, f"{POLICY_NODE}/state", self._keep_policy_state, shell.LATCHED
         )
         self._states = self.create_publisher(RecorderState, "~/state", shell.LATCHED)
         self._scores = self.create_publisher(LabelMsg, "~/score", shell.LATCHED)
         self._background = Background(self)
-        # Not _services: rclpy keeps its own list under that name, parameters and lifecycle in it.
-        self._served = [
-            self._serve(StartEpisode, "~/start_episode", self._start),
-            self._serve(EndEpisode, "~/stop_episode", self._stop),
-            self._serve(EndEpisode, "~/discard_episode", self._discard),
-            self._serve(ScoreEpisode, "~/score_episode", self._score),
-        ]
-        self._timer = self.create_timer(
+        self._serve(StartEpisode, "~/start_episode", self._start)
+        self._serve(EndEpisode, "~/stop_episode", self._stop)
+        self._serve(EndEpisode, "~/discard_episode", self._discard)
+        self._serve(ScoreEpisode, "~/score_episode", self._score)
+        self.create_timer(
             1.0,
             self._watch_episode,  # type: ignore[arg-type]  # rclpy awaits it
             callback_group=self._background.group,
             clock=Clock(clock_type=ClockType.STEADY_TIME),
         )
-        self._report()
-        return super().on_configure(state)
+        self.report()
 
-    @shell.transition
-    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Allow episodes."""
-        self._active = True
-        return super().on_activate(state)
-
-    @shell.transition
-    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def come_to_rest(self, reason: str) -> None:
         """End the episode being recorded: an inactive recorder records nothing."""
-        self._active = False
-        self._end_recording("the recorder was deactivated")
-        return super().on_deactivate(state)
+        self.active = False
+        self._end_recording(reason)
 
-    @shell.transition
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Disconnect."""
+        """Disconnect, unless a service is still being answered."""
         if self._unanswered:
-            raise RolloutError("a service is still being answered; clean up when it is")
-        self._inputs.close()
-        self.destroy_subscription(self._policy_subscription)
-        for service in self._served:
-            self.destroy_service(service)
-        self.destroy_timer(self._timer)
-        self._background.close()
-        self.destroy_publisher(self._states)
-        self.destroy_publisher(self._scores)
+            self.get_logger().error("a service is still being answered; clean up when it is")
+            return TransitionCallbackReturn.FAILURE
         return super().on_cleanup(state)
 
     def close(self) -> None:
         """Finish the bag and answer waiting services; called before the ROS context ends."""
-        self._active = False
+        self.active = False
         if self._store is not None and self._store.recording is not None:
             deadline = time.monotonic() + FAREWELL
             while time.monotonic() < deadline:
                 self._inputs.take_all_waiting()
                 time.sleep(0.01)
-        self._end_recording("the recorder was shut down")
+        super().close()
         deadline = time.monotonic() + FAREWELL
         while self._unanswered and self.executor is not None and time.monotonic() < deadline:
             self.executor.spin_once(timeout_sec=0.01)
@@ -309,7 +280,7 @@ class RecorderNode(LifecycleNode):
                 self.get_logger().error(self._message)
         else:
             self._note_end(recording, outcome)
-        self._report()
+        self.report()
 
     def _recover(self, store: EpisodeStore) -> None:
         """Make whole what a recorder that died has left; nothing in there keeps this one away."""
@@ -365,7 +336,7 @@ class RecorderNode(LifecycleNode):
                 self.get_logger().error(f"{response.message}\n{traceback.format_exc()}")
             finally:
                 self._unanswered -= 1
-            self._report()
+            self.report()
             return response
 
         return self.create_service(kind, name, answer, callback_group=self._background.group)
@@ -418,13 +389,13 @@ class RecorderNode(LifecycleNode):
         recording: Recording = await self._background.run(
             store.begin, metadata, self._topics, self._quality(), self._options
         )
-        if not self._active:
-            await self._background.run(recording.finish, "the recorder was deactivated")
+        if not self.active:
+            await self._background.run(recording.finish, "the recorder node was deactivated")
             self._refuse_inactive()
         return recording
 
     def _refuse_inactive(self) -> None:
-        if not self._active:
+        if not self.active:
             raise RolloutError("the recorder is not active; activate it first")
 
     def _read_options(self) -> Options:
@@ -567,9 +538,10 @@ class RecorderNode(LifecycleNode):
             except RolloutError as error:
                 self._message = str(error)
             self.get_logger().error(self._message)
-        self._report()
+        self.report()
 
-    def _report(self) -> None:
+    def report(self) -> None:
+        """Publish how the episode goes, or how the last one went."""
         state = RecorderState(phase="idle", message=self._message)
         state.header.stamp = self.get_clock().now().to_msg()
         if (recording := self._last) is not None:
@@ -600,7 +572,7 @@ def _free_bytes(root: Path) -> int:
         raise RolloutError(f"{root}: cannot be the folder of episodes: {error}") from error
 
 
-def make_node() -> LifecycleNode:
+def make_node() -> shell.ManagedNode:
     """Create the node and, with ``autostart``, bring it up."""
     return shell.bring_up(RecorderNode())
 

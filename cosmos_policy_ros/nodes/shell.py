@@ -8,19 +8,24 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from functools import wraps
 from types import FrameType
 from typing import Any, NamedTuple
 
 import rclpy
 from builtin_interfaces.msg import Time
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.action import ActionServer
 from rclpy.callback_groups import CallbackGroup
 from rclpy.duration import Duration
 from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation as _rclpy
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import (
+    LifecycleNode,
+    LifecyclePublisher,
+    LifecycleState,
+    TransitionCallbackReturn,
+)
 from rclpy.node import Node
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -66,6 +71,11 @@ class Parameter(NamedTuple):
     description: str
     low: float | None = None
     high: float | None = None
+
+
+AUTOSTART = Parameter(
+    "autostart", True, "configure and activate at start, without a lifecycle manager"
+)
 
 
 def declare(node: Node, parameters: Sequence[Parameter]) -> None:
@@ -121,16 +131,12 @@ def take(subscription: Any) -> Any:
 
 
 class ClockTopic:
-    """The node's own reader of ``/clock``; rclpy's skips what comes faster than it is taken.
-
-    Attributes:
-        subscription: of the topic.
-    """
+    """The node's own reader of ``/clock``; rclpy's skips what comes faster than it is taken."""
 
     def __init__(self, node: Node) -> None:
         """Subscribe; a clock that is published best effort needs ``qos_overrides``."""
         self._waiting: list[int] = []
-        self.subscription = node.create_subscription(
+        self._subscription = node.create_subscription(
             Clock,
             "/clock",
             self._keep,
@@ -141,7 +147,7 @@ class ClockTopic:
     def take(self) -> list[int]:
         """Return the times that have come since the last call [ns]."""
         for _ in range(CLOCK_DEPTH):
-            message = take(self.subscription)
+            message = take(self._subscription)
             if message is None:
                 break
             self._keep(message)
@@ -152,38 +158,143 @@ class ClockTopic:
         self._waiting.append(stamp_to_ns(message.clock))
 
 
-def motion_clock(node: Node) -> tuple[MotionClock, ClockTopic | None]:
-    """Return the clock that arms move by, and what it reads of a simulated one."""
+def motion_clock(node: Node) -> MotionClock:
+    """Return the clock that arms move by."""
     if node.get_parameter("use_sim_time").value:
-        topic = ClockTopic(node)
-        return SimulatedClock(topic.take), topic
+        return SimulatedClock(ClockTopic(node).take)
     clock = node.get_clock()
-    return SteadyClock(lambda: int(clock.now().nanoseconds)), None
+    return SteadyClock(lambda: int(clock.now().nanoseconds))
 
 
 # A parameter of another type or out of range, an argument that is none, a keystore without a key.
 OPERATORS_MISTAKES = (ParameterException, _rclpy.RCLError, _rclpy.UnknownROSArgsError)
-Transition = Callable[[Any, LifecycleState], TransitionCallbackReturn]
 
 
-def transition(callback: Transition) -> Transition:
-    """Wrap a lifecycle callback so that its errors are told: rclpy swallows them without a word."""
+class ManagedNode(LifecycleNode):
+    """A lifecycle node whose subclasses only say what they set up and how they come to rest.
 
-    @wraps(callback)
-    def guarded(node: Any, state: LifecycleState) -> TransitionCallbackReturn:
+    Whatever ROS entity was made since the node was configured is destroyed when it is cleaned up,
+    and when configuring fails half way.
+
+    Attributes:
+        configured: whether it is set up.
+        active: whether it is active.
+    """
+
+    def __init__(self, name: str, parameters: Sequence[Parameter], **options: Any) -> None:
+        """Declare the parameters; everything else happens when the node is configured.
+
+        Args:
+            name: of the node.
+            parameters: its own; ``autostart`` is added.
+            options: of rclpy's node, such as ``parameter_overrides``.
+        """
+        super().__init__(name, **options)
+        self.configured = self.active = False
+        declare(self, (*parameters, AUTOSTART))
+
+    def set_up(self) -> None:
+        """Read the parameters and connect; raise CosmosPolicyError for an operator's mistake."""
+        raise NotImplementedError
+
+    def tear_down(self) -> None:
+        """End what is no ROS entity: threads, processes; also of a set-up that failed half way."""
+
+    def come_to_rest(self, reason: str) -> None:
+        """Leave nothing moving and no file half written; publishers still speak."""
+
+    def report(self) -> None:
+        """Publish the node's state."""
+
+    def close(self) -> None:
+        """Come to rest and end; called before the ROS context ends."""
+        if self.configured:
+            self.come_to_rest(f"the {self._title} was shut down")
+            self.active = False
+            self.report()
+            self.tear_down()
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Set up; a set-up that fails half way leaves nothing behind."""
+        self._before = set(self._entities())
+
+        def configure() -> None:
+            try:
+                self.set_up()
+            except BaseException:
+                self._release()
+                raise
+            self.configured = True
+
+        return self._attempt(configure) or super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Let the node act."""
+        self.active = True
+        return super().on_activate(state)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Come to rest, then act no more."""
+
+        def deactivate() -> None:
+            self.come_to_rest(f"the {self._title} was deactivated")
+            self.active = False
+            self.report()
+
+        return self._attempt(deactivate) or super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Disconnect."""
+        return self._attempt(self._release) or super().on_cleanup(state)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Come to rest from any state."""
+        return self._attempt(self.close) or super().on_shutdown(state)
+
+    @property
+    def _title(self) -> str:
+        return self.get_name().replace("_", " ")
+
+    def _attempt(self, work: Callable[[], None]) -> TransitionCallbackReturn | None:
+        """Return what a transition that failed returns, None for success.
+
+        rclpy swallows what a transition raises, so it is logged here.
+        """
         try:
-            return callback(node, state)
+            work()
         except CosmosPolicyError as error:
-            node.get_logger().error(str(error))
+            self.get_logger().error(str(error))
             return TransitionCallbackReturn.FAILURE
         except Exception:
-            node.get_logger().fatal(f"a bug in {callback.__name__}:\n{traceback.format_exc()}")
+            self.get_logger().fatal(f"a bug in {self.get_name()}:\n{traceback.format_exc()}")
             return TransitionCallbackReturn.ERROR
+        return None
 
-    return guarded
+    def _entities(self) -> dict[Any, Callable[[Any], Any]]:
+        """Return every entity of the node and what destroys it, action servers first."""
+        # The other waitables belong to publishers and subscriptions.
+        actions = (each for each in self.waitables if isinstance(each, ActionServer))
+        found: dict[Any, Callable[[Any], Any]] = dict.fromkeys(actions, ActionServer.destroy)
+        for publisher in self.publishers:
+            managed = isinstance(publisher, LifecyclePublisher)
+            found[publisher] = (
+                self.destroy_lifecycle_publisher if managed else self.destroy_publisher
+            )
+        found |= dict.fromkeys(self.subscriptions, self.destroy_subscription)
+        found |= dict.fromkeys(self.services, self.destroy_service)
+        found |= dict.fromkeys(self.clients, self.destroy_client)
+        found |= dict.fromkeys(self.timers, self.destroy_timer)
+        return found | dict.fromkeys(self.guards, self.destroy_guard_condition)
+
+    def _release(self) -> None:
+        self.configured = False
+        self.tear_down()
+        for entity, destroy in self._entities().items():
+            if entity not in self._before:
+                destroy(entity)
 
 
-def bring_up(node: LifecycleNode) -> LifecycleNode:
+def bring_up(node: ManagedNode) -> ManagedNode:
     """With parameter ``autostart``, configure and activate the node without a manager.
 
     Raises:

@@ -331,7 +331,7 @@ class SearchScheduler:
 def _difference(infos: Sequence[EngineInfo]) -> str:
     """Name the first worker that has loaded other files than worker 0, or return ""."""
     for index, info in enumerate(infos):
-        for name in ("digest", "planner_digest"):
+        for name in ("digest", "world_model_digest"):
             mine, first = getattr(info, name, ""), getattr(infos[0], name, "")
             if mine != first:
                 return (

@@ -192,7 +192,7 @@ class Search:
             reason=info.note + _reason(candidates, best, late),
             engine="cosmos",
             checkpoint_digest=info.digest,
-            planner_digest=info.planner_digest,
+            world_model_digest=info.world_model_digest,
             denoising_steps=info.evaluations,
             numerics=info.numerics,
             search=config.text(),

@@ -86,7 +86,7 @@ class Decision:
         denoising_steps: 0 for an engine that does not denoise.
         engine: "cosmos" or "demonstrator".
         checkpoint_digest: sha256 over the checkpoint's files; "" when there is none.
-        planner_digest: the same of the world model's checkpoint; "" for no search.
+        world_model_digest: the same of the world model's checkpoint; "" for no search.
         numerics: "released" or "paper"; "" for an engine that has none.
         search: its settings, one line of YAML; "" for no search.
         imagined: (n, 16, T, h, w) float32 latents with the chosen chunk's future, several where the
@@ -102,7 +102,7 @@ class Decision:
     checkpoint_digest: str = ""
     denoising_steps: int = 0
     phases: Mapping[str, float] = field(default_factory=dict)
-    planner_digest: str = ""
+    world_model_digest: str = ""
     numerics: str = ""
     search: str = ""
     imagined: NDArray[np.float32] | None = None

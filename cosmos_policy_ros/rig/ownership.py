@@ -1,7 +1,7 @@
 """Whose trajectories an arm takes: those of the policy node that has armed it, once announced.
 
 A command topic is open to everything on the network. The policy node therefore names in its state
-every trajectory before it sends it, and guard and streamer take no other. This stops accidents: a
+every trajectory before it sends it, and the arm interface takes no other. This stops accidents: a
 second policy node, a teleoperation that was left running, a planner's button. It stops no attacker,
 who can read the state too; that is what SROS2 is for.
 """

@@ -324,7 +324,7 @@ class RigSpec:
         tracking: when moving arms do not follow.
         trajectory_stamp: "zero" starts a trajectory on arrival, "start" stamps it.
         command_interface: what takes the trajectories: "joint_trajectory" for controllers,
-            "interbotix" for arm_streamer_node in front of drivers that know none.
+            "interbotix" for drivers that know none.
         stream: how the latter streams.
         bringup: what ``bringup:=true`` starts; None where there is nothing to start.
         geometry: what the arms can run into; None in bags from before this key.

@@ -151,7 +151,7 @@ class Writing:
         }
         texts = ("run_id", "task", "prompt", "engine", "reason", "numerics", "search")
         empty: Mapping[str, Any] = {
-            **dict.fromkeys((*texts, "checkpoint_digest", "planner_digest"), ""),
+            **dict.fromkeys((*texts, "checkpoint_digest", "world_model_digest"), ""),
             **dict.fromkeys(("denoising_steps", "requested", "finished", "chosen", "steps"), 0),
             **{"candidates": [], "phases": [], "dt": 0.04, **numbers},
         }

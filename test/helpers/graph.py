@@ -37,7 +37,8 @@ from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 CHUNK = 50  # periods
 # Periods: 0.2 s, so that a policy node two slices behind the wire is within every limit of an age.
 SLICE = 5
-POLICY_STATE, DECISION, VERDICT = (f"/{POLICY_NODE}/{t}" for t in ("state", "decision", "verdict"))
+POLICY_STATE, DECISION = f"/{POLICY_NODE}/state", f"/{POLICY_NODE}/decision"
+GATE_RESULT = f"/{POLICY_NODE}/gate_result"
 RIG_STATE = f"/{SIM_RIG_NODE}/state"
 STUB_POLICY_NODE = Path(__file__).with_name("stub_policy_node.py")
 # More than a test publishes on any topic.

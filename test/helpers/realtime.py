@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
-from cosmos_policy_ros.msg import GuardState, StreamerState
+from cosmos_policy_ros.msg import ArmInterfaceState
 from helpers.stock_rig import RIG_PROGRAM, set_modes, stock_rig
 from helpers.waiting import PATIENCE
 from helpers.wall_clock import WallClock
@@ -142,14 +142,14 @@ class RealTimeGraph:
         self.sent: deque[tuple[float, str, Any]] = deque(maxlen=1000)
         self.goals: deque[tuple[float, str, Any]] = deque(maxlen=4000)
         self.poses: dict[str, deque[Seen]] = {}
-        kind = StreamerState if self.streamed else GuardState
-        self.watchdog: Any = kind()
-        self.watchdog_name = "arm_streamer_node" if self.streamed else "arm_guard_node"
+        self.watchdog = ArmInterfaceState()
 
         def keep_watchdog(message: Any) -> None:
             self.watchdog = message
 
-        node.create_subscription(kind, f"{self.watchdog_name}/state", keep_watchdog, shell.LATCHED)
+        node.create_subscription(
+            ArmInterfaceState, "arm_interface_node/state", keep_watchdog, shell.LATCHED
+        )
 
         def keep(into: deque[tuple[float, str, Any]], name: str) -> Callable[[Any], None]:
             return lambda message: into.append((time.monotonic(), name, message))

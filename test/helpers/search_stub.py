@@ -35,7 +35,7 @@ class StubSearchEngine:
         self._folder = Path(folder)
         self.info = SearchInfo(
             digest=digest,
-            planner_digest="stub-planner",
+            world_model_digest="stub-planner",
             dt=0.04,
             denoising_steps=1,
             pace=dict.fromkeys(STAGES, 0.001),

@@ -12,8 +12,8 @@ from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.nodes.convert import (
     TrajectoryMessages,
     decision_to_message,
+    gate_result_to_message,
     image_to_message,
-    verdict_to_message,
 )
 from cosmos_policy_ros.nodes.shell import stamp_to_ns
 from cosmos_policy_ros.rig.chunk import ChunkTransition, Discontinuity, TimedChunk
@@ -100,7 +100,7 @@ def test_a_decision_is_told_whole() -> None:
     query = Query("ziploc", "put candy in bag", 195, 4, observation)
     candidates = (Candidate(195, (0.25, 0.75), 0.5, 0.25), Candidate(196, finished=False))
     positions = np.arange(700.0).reshape(50, 14)
-    search = {"planner_digest": "other", "numerics": "paper", "search": "{candidates: 2}"}
+    search = {"world_model_digest": "other", "numerics": "paper", "search": "{candidates: 2}"}
     decision = Decision(
         positions, 0.04, candidates, 0, "best value", "cosmos", "digest", 10, **search
     )
@@ -132,27 +132,28 @@ def test_an_imagined_image_bears_its_decisions_stamp_and_chunk() -> None:
     assert bytes(told.data) == image.tobytes()
 
 
-def test_a_verdict_tells_of_its_boundary(rig: RigSpec) -> None:
+def test_a_gate_result_tells_of_its_transition(rig: RigSpec) -> None:
     transition = ChunkTransition(
         START_NS, 0.3, 9, 5, Discontinuity(0.1, 2.0, 30.0), Discontinuity(0.01, 0.2, 3.0)
     )
-    told = verdict_to_message(GateResult(True), transition, "run/1", START_NS + 300_000_000, rig)
+    now_ns = START_NS + 300_000_000
+    told = gate_result_to_message(GateResult(True), transition, "run/1", now_ns, rig)
     assert (stamp_to_ns(told.asked), told.latency, told.dropped) == (START_NS, 0.3, 9)
     assert told.blend_rows == 5
     assert list(told.jump_decided) == [0.1, 2.0, 30.0]
     assert list(told.jump_sent) == [0.01, 0.2, 3.0]
-    refused = verdict_to_message(
+    refused = gate_result_to_message(
         GateResult(False), replace(transition, sent=None), "run/1", START_NS, rig
     )
     assert not refused.jump_sent
 
 
-def test_a_verdict_names_its_joint(rig: RigSpec) -> None:
+def test_a_gate_result_names_its_joint(rig: RigSpec) -> None:
     refusal = GateResult(False, None, 0, "step_speed", 9, 3, 0.4, 0.1, "too fast")
-    told = verdict_to_message(refusal, None, "run/1", START_NS, rig)
+    told = gate_result_to_message(refusal, None, "run/1", START_NS, rig)
     assert (told.accepted, told.rule, told.joint_name) == (False, "step_speed", "right/elbow")
     assert (told.joint, told.step, told.value, told.limit) == (9, 3, 0.4, 0.1)
     assert (told.chunk_id, told.message) == ("run/1", "too fast")
-    accepted = verdict_to_message(GateResult(True, clamped=2), None, "run/1", START_NS, rig)
+    accepted = gate_result_to_message(GateResult(True, clamped=2), None, "run/1", START_NS, rig)
     assert (accepted.accepted, accepted.joint, accepted.joint_name) == (True, -1, "")
     assert accepted.clamped == 2

@@ -16,10 +16,10 @@ from cosmos_policy_ros.msg import Label
 from helpers.graph import (
     CHUNK,
     DECISION,
+    GATE_RESULT,
     NOT_FOUND_YET,
     POLICY_STATE,
     RIG_STATE,
-    VERDICT,
     Cdr,
     Graph,
     Recorded,
@@ -117,7 +117,7 @@ def test_the_run_ends_at_its_limit_without_idling(trial: Trial) -> None:
 def test_each_chunk_is_one_timed_trajectory_per_arm(trial: Trial) -> None:
     ids = [f"{trial.result.run_id}/{k}" for k in range(CHUNKS)]
     assert [d.chunk_id for d in trial.read(DECISION)] == ids
-    assert [(v.chunk_id, v.accepted, v.clamped) for v in trial.read(VERDICT)] == [
+    assert [(v.chunk_id, v.accepted, v.clamped) for v in trial.read(GATE_RESULT)] == [
         (chunk_id, True, 0) for chunk_id in ids
     ]
     for trajectories in trial.arms():
@@ -192,7 +192,7 @@ def test_everything_published_while_recording_is_in_the_bag_byte_for_byte(trial:
     for arm in trial.rig.arms.values():
         assert counts[f"/{arm.joint_states}"] == 4 * periods
         assert counts[f"/{arm.trajectory}"] == CHUNKS
-    assert counts[DECISION] == counts[VERDICT] == CHUNKS
+    assert counts[DECISION] == counts[GATE_RESULT] == CHUNKS
     assert counts[POLICY_STATE] > 3 * CHUNKS
     assert counts[RIG_STATE] == periods + 2 * CHUNKS
     trial.episode.check_complete()

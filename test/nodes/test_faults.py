@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from action_msgs.msg import GoalStatus
-from helpers.graph import CHUNK, VERDICT, Graph, worker_of
+from helpers.graph import CHUNK, GATE_RESULT, Graph, worker_of
 from helpers.stub_engine import Seed
 from helpers.waiting import PATIENCE, is_running, wait_for
 from lifecycle_msgs.msg import Transition
@@ -200,10 +200,10 @@ def test_a_chunk_no_arm_may_follow_never_reaches_one(
     assert "3 chunks refused in a row" in result.message
     assert words in result.message
     graph.until_said("3 chunks refused in a row", words)
-    verdicts = graph.wire.read(VERDICT)
-    assert [(v.accepted, v.rule, v.step) for v in verdicts] == [(False, rule, step)] * 3
-    assert all(v.joint_name == joint for v in verdicts if joint)
-    assert all(v.value > 0.4 > v.limit for v in verdicts if rule == "start_jump")
+    results = graph.wire.read(GATE_RESULT)
+    assert [(v.accepted, v.rule, v.step) for v in results] == [(False, rule, step)] * 3
+    assert all(v.joint_name == joint for v in results if joint)
+    assert all(v.value > 0.4 > v.limit for v in results if rule == "start_jump")
     assert graph.sent() == [[], []]
     assert graph.accepted() == [0, 0]
     episode.check_complete()
@@ -333,7 +333,7 @@ def test_a_lifecycle_manager_brakes_takes_down_and_brings_back_the_policy_node(
         graph.step(15)
         change_state(graph, POLICY_NODE, Transition.TRANSITION_DEACTIVATE)
         result = graph.client.finish_run(handle, PATIENCE)
-        assert (result.outcome, result.message) == ("stopped", "the node was deactivated")
+        assert (result.outcome, result.message) == ("stopped", "the policy node was deactivated")
         graph.until_sent("/0/brake")
         assert graph.client.arm().message == "refused: the node is not active; activate it first"
     change_state(graph, POLICY_NODE, Transition.TRANSITION_CLEANUP)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cosmos_policy_ros.msg import Decision, Verdict
+from cosmos_policy_ros.msg import Decision, GateResult
 from diagnostic_msgs.msg import DiagnosticArray
 from helpers.waiting import PATIENCE, wait_for
 from trajectory_msgs.msg import JointTrajectory
@@ -36,12 +36,12 @@ class Run:
         options = GraphOptions(width=64, height=48, execution="asynchronous", root=str(folder))
         processes = NodeProcesses(node_processes(options), folder / "log")
         client = GraphClient("operator", processes.check)
-        self.verdicts: list[Any] = []
+        self.results: list[Any] = []
         self.decisions: list[Any] = []
         self.trajectories: dict[str, list[Any]] = {output.name: [] for output in RIG.outputs}
         self.pace: dict[str, str] = {}
         node = client.node
-        node.create_subscription(Verdict, f"{POLICY_NODE}/verdict", self.verdicts.append, 100)
+        node.create_subscription(GateResult, f"{POLICY_NODE}/gate_result", self.results.append, 100)
         node.create_subscription(Decision, f"{POLICY_NODE}/decision", self.decisions.append, 100)
         node.create_subscription(DiagnosticArray, "/diagnostics", self._keep_pace, 100)
         for output in RIG.outputs:
@@ -76,28 +76,28 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 def test_the_arms_never_wait_after_the_first_chunk(run: Run) -> None:
     result = run.result
     assert (result.outcome, result.refused) == ("time_limit", 0), result.message
-    first = run.verdicts[0]
+    first = run.results[0]
     print(f"\n{result.chunks} chunks, idle {result.idle_seconds:.3f} s of {result.seconds:.1f} s")
     print(run.pace)
     # Before the first chunk they wait for its answer; after a late one for the next.
-    late = [verdict.rule == "late" for verdict in run.verdicts]
-    after = itertools.compress(run.verdicts[1:], late)
+    late = [each.rule == "late" for each in run.results]
+    after = itertools.compress(run.results[1:], late)
     waited = [first, *after]
-    missed = sum(verdict.value for verdict in itertools.compress(run.verdicts, late))
-    assert result.idle_seconds <= missed + sum(verdict.latency + 0.3 for verdict in waited)
+    missed = sum(each.value for each in itertools.compress(run.results, late))
+    assert result.idle_seconds <= missed + sum(each.latency + 0.3 for each in waited)
     assert result.chunks > SECONDS / 2.0
 
 
 def test_every_boundary_is_told(run: Run) -> None:
-    sent = [verdict for verdict in run.verdicts if verdict.accepted]
+    sent = [each for each in run.results if each.accepted]
     assert len(sent) == run.result.chunks
-    in_motion = [verdict for verdict in sent if verdict.dropped]
+    in_motion = [each for each in sent if each.dropped]
     assert len(in_motion) >= 3
-    for verdict in in_motion:
-        assert len(verdict.jump_decided) == len(verdict.jump_sent) == 3
-        assert 0 < verdict.latency < 2.0
-        assert stamp_to_ns(verdict.asked) < stamp_to_ns(verdict.header.stamp)
-        assert verdict.jump_sent[0] <= verdict.jump_decided[0] + 1e-9
+    for each in in_motion:
+        assert len(each.jump_decided) == len(each.jump_sent) == 3
+        assert 0 < each.latency < 2.0
+        assert stamp_to_ns(each.asked) < stamp_to_ns(each.header.stamp)
+        assert each.jump_sent[0] <= each.jump_decided[0] + 1e-9
     asked = [decision for decision in run.decisions if decision.committed_weights]
     assert len(asked) >= len(in_motion)
     assert len(asked[0].committed) == 14 * len(asked[0].committed_weights)
@@ -106,7 +106,7 @@ def test_every_boundary_is_told(run: Run) -> None:
 
 def test_what_was_sent_is_one_path(run: Run) -> None:
     """Times grow strictly, and where two messages speak of the same moment they agree at first."""
-    begun = {verdict.chunk_id: stamp_to_ns(verdict.header.stamp) for verdict in run.verdicts}
+    begun = {each.chunk_id: stamp_to_ns(each.header.stamp) for each in run.results}
     for name, messages in run.trajectories.items():
         before: dict[int, np.ndarray] = {}
         for message in messages:
@@ -127,9 +127,9 @@ def test_what_was_sent_is_one_path(run: Run) -> None:
 def test_the_bag_holds_one_path_and_the_gate_says_the_same_of_it(run: Run) -> None:
     windows = EpisodeWindows(read_episode(run.path))
     gaps = np.diff(windows.steps.times_ns)
-    late = sum(verdict.rule == "late" for verdict in run.verdicts)
+    late = sum(each.rule == "late" for each in run.results)
     assert np.count_nonzero(np.abs(gaps - 40_000_000) > 1_000_000) <= late
     assert len(set(windows.steps.stretch)) == 1
     checked = check_episode(run.path)
-    assert checked.judged + late == len(run.verdicts)
+    assert checked.judged + late == len(run.results)
     assert not checked.changed and not checked.skipped

@@ -88,7 +88,7 @@ def test_the_task_loop_plans_and_its_decisions_can_be_made_again(
         values = [c.value for c in decision.candidates]
         assert values[decision.chosen] == max(values)
         assert f"seed {decision.candidates[decision.chosen].seed}" in decision.reason
-        assert decision.checkpoint_digest == decision.planner_digest == checkpoint
+        assert decision.checkpoint_digest == decision.world_model_digest == checkpoint
         assert {"observe", "sample_actions", "predict_future", "predict_value", "transfer"} <= set(
             decision.phases
         )

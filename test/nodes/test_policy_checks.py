@@ -23,7 +23,7 @@ from cosmos_policy_ros.rig.spec import load_rig
 
 RIG = load_rig("sim", config_folder("rigs"))
 TOPICS = [output.topic for output in RIG.outputs]
-GUARD = "arm_guard_node"
+GUARD = "arm_interface_node"
 
 
 class Wire:
@@ -38,7 +38,7 @@ class Wire:
             self.node,
             RIG,
             inputs,  # type: ignore[arg-type]
-            shell.motion_clock(self.node)[0],
+            shell.motion_clock(self.node),
             watchdog=watchdog,  # type: ignore[arg-type]
             warnings=(),
             dry=False,

@@ -18,7 +18,7 @@ from cosmos_policy_ros.rig.spec import RigSpec
 
 POSE = np.array([0.0, -0.96, 1.16, 0.0, -0.3, 0.0, 0.5] * 2)
 MOVES = np.array([1.0, 0, 0, 0, 0, 0, 0] * 2)  # the waists
-WATCHDOG_HOLDS = "the arm guard holds the arms: it says so"
+WATCHDOG_HOLDS = "the arm interface holds the arms: it says so"
 
 
 class Surroundings:

@@ -7,24 +7,26 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from cosmos_policy_ros.msg import GuardState
+from cosmos_policy_ros.msg import ArmInterfaceState
 
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.nodes import policy_watchdog
 from cosmos_policy_ros.nodes.policy_watchdog import NONE, WatchdogMonitor
 from cosmos_policy_ros.rig.spec import load_rig
 
+WATCHDOG = "arm_interface_node"
+
 
 class Bench:
     """A watch, its clock, and its watchdog's voice."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, rig: str, watchdog: str, dry: bool) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, watchdog: str, dry: bool) -> None:
         self.now = 100.0
         self.topics: list[str] = []
         self.speak: Callable[[Any], None] = lambda _: None
         monkeypatch.setattr(policy_watchdog, "time", SimpleNamespace(monotonic=lambda: self.now))
         node: Any = SimpleNamespace(create_subscription=self._subscribe)
-        spec = load_rig(rig, config_folder("rigs"))
+        spec = load_rig("sim", config_folder("rigs"))
         self.watch = WatchdogMonitor(node, spec, watchdog, dry=dry)
 
     def _subscribe(self, kind: type, topic: str, hear: Callable[[Any], None], qos: Any) -> None:
@@ -34,29 +36,28 @@ class Bench:
     def run(self, seconds: float, *, armed: bool = True, reason: str = "") -> None:
         for _ in range(round(seconds / 0.05)):
             self.now += 0.05
-            self.speak(GuardState(reason=reason))
+            self.speak(ArmInterfaceState(reason=reason))
             self.watch.wake(armed)
 
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
-    return Bench(monkeypatch, "sim", "auto", dry=False)
+    return Bench(monkeypatch, WATCHDOG, dry=False)
 
 
 @pytest.mark.parametrize(
-    ("rig", "watchdog", "dry", "topics"),
+    ("watchdog", "dry", "topics"),
     [
-        ("sim", "auto", False, ["arm_guard_node/state"]),
-        ("interbotix_1", "auto", False, ["arm_streamer_node/state"]),
-        ("sim", "lab/guard", False, ["lab/guard/state"]),
-        ("sim", NONE, False, []),
-        ("sim", "auto", True, []),
+        (WATCHDOG, False, ["arm_interface_node/state"]),
+        ("lab/watchdog", False, ["lab/watchdog/state"]),
+        (NONE, False, []),
+        (WATCHDOG, True, []),
     ],
 )
 def test_whom_it_listens_to(
-    monkeypatch: pytest.MonkeyPatch, rig: str, watchdog: str, dry: bool, topics: list[str]
+    monkeypatch: pytest.MonkeyPatch, watchdog: str, dry: bool, topics: list[str]
 ) -> None:
-    bench = Bench(monkeypatch, rig, watchdog, dry)
+    bench = Bench(monkeypatch, watchdog, dry)
     assert bench.topics == topics
     assert bench.watch.needed == bool(topics)
     if not topics:
@@ -64,21 +65,21 @@ def test_whom_it_listens_to(
         assert bench.watch.complaint() == bench.watch.silence() == ""
 
 
-def test_a_keeper_must_be_heard_of_and_go_on_speaking(bench: Bench) -> None:
-    assert "has not been heard of on arm_guard_node/state" in bench.watch.complaint()
+def test_a_watchdog_must_be_heard_of_and_go_on_speaking(bench: Bench) -> None:
+    assert "has not been heard of on arm_interface_node/state" in bench.watch.complaint()
     bench.run(1.0)
     assert not bench.watch.complaint()
     for _ in range(7):
         bench.now += 0.05
         bench.watch.wake(True)
-    assert "the arm guard was last heard of 0.35 s ago" in bench.watch.complaint()
+    assert "the arm interface was last heard of 0.35 s ago" in bench.watch.complaint()
     assert not bench.watch.held(), "nobody holds the arms: a brake of ours does"
 
 
 def test_what_it_holds_is_not_moved_until_it_says_otherwise(bench: Bench) -> None:
     bench.run(1.0, reason="the policy node was last heard of 0.31 s ago")
     assert bench.watch.held() == (
-        "the arm guard holds the arms: the policy node was last heard of 0.31 s ago"
+        "the arm interface holds the arms: the policy node was last heard of 0.31 s ago"
     )
     bench.run(0.1)
     assert not bench.watch.held()
@@ -87,7 +88,7 @@ def test_what_it_holds_is_not_moved_until_it_says_otherwise(bench: Bench) -> Non
 def test_a_node_that_slept_moves_nothing_before_it_has_heard_what_happened(bench: Bench) -> None:
     bench.run(1.0)
     bench.now += 0.5
-    assert "kept waiting for 0.50 s, and the arm guard holds the arms" in bench.watch.held()
+    assert "kept waiting for 0.50 s, and the arm interface holds the arms" in bench.watch.held()
     # The first poll comes before the watchdog's word: it stays so until somebody disarms.
     bench.watch.wake(True)
     bench.run(2.0)

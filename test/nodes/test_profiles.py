@@ -1,14 +1,13 @@
 """Fast DDS profiles: for large images, without shared memory for who holds the arms, on loopback.
 
 Who writes to a killed process's shared memory may wait a second for its lock. With rmw's LOCALHOST
-only the guard kept to loopback; every other node's sockets were open to the network.
+only the arm interface kept to loopback; every other node's sockets were open to the network.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +29,7 @@ from cosmos_policy_ros.nodes.graph import (
 from cosmos_policy_ros.rig.spec import load_rig
 
 CONFIG = package_share() / "config"
+WATCHDOG = "arm_interface_node"
 RANGE, ONLY, PEERS = "ROS_AUTOMATIC_DISCOVERY_RANGE", "ROS_LOCALHOST_ONLY", "ROS_STATIC_PEERS"
 PROFILE, OLD_PROFILE = "FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"
 FOR_GRAPHS = ("FASTDDS_", "FASTRTPS_", "RMW_", "ROS_SECURITY", RANGE, ONLY, PEERS)
@@ -153,24 +153,22 @@ def test_a_shell_says_the_same(unsaid: pytest.MonkeyPatch, given: dict[str, str]
 # ------------------------------------------------------------------- what the kernel says
 
 
-@pytest.mark.parametrize(
-    ("rig", "watchdog"), [("sim", "arm_guard_node"), ("interbotix_1", "arm_streamer_node")]
-)
+@pytest.mark.parametrize("rig", ["sim", "interbotix_1"])
 @pytest.mark.parametrize(("range_", "only"), [("OFF", "0"), ("LOCALHOST", "0"), ("OFF", "1")])
 def test_who_holds_the_arms_shares_no_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, range_: str, only: str, rig: str, watchdog: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, range_: str, only: str, rig: str
 ) -> None:
     # OFF leaves the transports alone, as SUBNET does on a rig, and meets nobody.
     monkeypatch.setenv(RANGE, range_)
     monkeypatch.setenv(ONLY, only)
     nodes = node_processes(GraphOptions(rig=rig, root=str(tmp_path)))
-    apart = tuple(n for n in nodes if n.executable in (watchdog, "recorder_node"))
+    apart = tuple(n for n in nodes if n.executable in (WATCHDOG, "recorder_node"))
     with NodeProcesses(apart, tmp_path / "log") as processes:
         pids = {n.executable: processes.pid(n.executable) for n in apart}
         for name, pid in pids.items():
             wait_for(lambda pid=pid: [*sockets(pid)], f"{name} to be on the network")
         wait_for(lambda: shared_memory_of(pids["recorder_node"]), "the recorder's shared memory")
-        assert not shared_memory_of(pids[watchdog])
+        assert not shared_memory_of(pids[WATCHDOG])
         processes.check()
 
 
@@ -179,23 +177,18 @@ def test_every_socket_of_the_graph_is_on_loopback(
 ) -> None:
     options = GraphOptions(engine="demonstrator", root=str(tmp_path))
     nodes = node_processes(options)
-    (streamer,) = (
-        node
-        for node in node_processes(replace(options, rig="interbotix_1"))
-        if node.executable == "arm_streamer_node"
-    )
-    with NodeProcesses((*nodes, streamer), tmp_path / "log") as processes:
+    with NodeProcesses(nodes, tmp_path / "log") as processes:
         client = GraphClient("operator", processes.check)
         try:
             client.policy_ready(PATIENCE)
-            pids = {n.executable: processes.pid(n.executable) for n in (*nodes, streamer)}
+            pids = {n.executable: processes.pid(n.executable) for n in nodes}
             for name, pid in pids.items():
                 wait_for(lambda pid=pid: [*sockets(pid)], f"{name} to be on the network")
             # Endpoints that have found each other open further ones.
             assert client.reset_rig("", 0).success
         finally:
             client.close()
-        assert len(pids) == 5
+        assert len(pids) == 4
         found = {name: [s for p in family(pid) for s in sockets(p)] for name, pid in pids.items()}
         found["operator"] = [*sockets(os.getpid())]
     beyond = {name: [s for s in all_ if not is_on_loopback(s)] for name, all_ in found.items()}

@@ -353,7 +353,7 @@ def test_a_deactivation_takes_back_a_start_that_has_come_too_far(
     bench.spin_until(start.done, "the answer")
     assert "the recorder is not active" in start.result().message
     (episode,) = Path("rollouts").iterdir()
-    assert read_episode(episode).outcome == "the recorder was deactivated"
+    assert read_episode(episode).outcome == "the recorder node was deactivated"
     bench.recorder.trigger_activate()
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from cosmos_policy_ros.msg import GuardState, PolicyState
+from cosmos_policy_ros.msg import ArmInterfaceState, PolicyState
 from helpers.realtime import RealTimeGraph, wrongly_sent
 from helpers.stub_engine import Seed
 from lifecycle_msgs.msg import Transition
@@ -40,7 +40,7 @@ def graph(running: RealTimeGraph) -> RealTimeGraph:
     running.faults()
     running.wall.set(0.0)
     assert running.client.arm(False).success
-    running.wait(lambda: not running.watchdog.armed, "the guard to let go")
+    running.wait(lambda: not running.watchdog.armed, "the arm interface to let go")
     running.wait(lambda: not running.moving(), "the arms to rest")
     running.sent.clear()
     return running
@@ -137,7 +137,9 @@ def test_a_strangers_trajectory_is_ended_by_the_guard(graph: RealTimeGraph) -> N
         point.time_from_start.sec = 4
         message.points = [point]
         stranger.publish(message)
-        graph.wait(lambda: "'stranger' came on" in graph.watchdog.reason, "the guard to name it")
+        graph.wait(
+            lambda: "'stranger' came on" in graph.watchdog.reason, "the arm interface to name it"
+        )
         assert graph.watchdog.holding
         graph.wait(lambda: not graph.moving(window=0.3), "the arms to rest", REST)
         assert abs(graph.pose()[0] - pose[0]) < 0.75, "it went to its end"
@@ -147,15 +149,17 @@ def test_a_strangers_trajectory_is_ended_by_the_guard(graph: RealTimeGraph) -> N
 
 
 def test_stop_acts_whatever_a_keepers_state_says(graph: RealTimeGraph) -> None:
-    """One stray GuardState, and stop answered success and sent nothing."""
+    """One stray ArmInterfaceState, and stop answered success and sent nothing."""
     node = graph.client.node
-    stray = node.create_publisher(GuardState, "arm_guard_node/state", shell.LATCHED_PUBLISHER)
+    stray = node.create_publisher(
+        ArmInterfaceState, "arm_interface_node/state", shell.LATCHED_PUBLISHER
+    )
     try:
         in_mid_chunk(graph)
         assert graph.client.policy_state is not None
         owner = graph.client.policy_state.identity
         for _ in range(3):
-            stray.publish(GuardState(armed=True, owner=owner, holding=True, reason="stray"))
+            stray.publish(ArmInterfaceState(armed=True, owner=owner, holding=True, reason="stray"))
         assert graph.client.stop().success
         graph.wait(lambda: not graph.moving(window=0.3), "the arms to rest", REST)
     finally:
@@ -168,18 +172,18 @@ def test_a_guard_that_is_deactivated_stops_the_run(graph: RealTimeGraph) -> None
 
     def change(transition: int) -> bool:
         asked = Transition(id=transition)
-        name = "arm_guard_node/change_state"
+        name = "arm_interface_node/change_state"
         return bool(graph.client.call(ChangeState, name, transition=asked).success)
 
     assert change(Transition.TRANSITION_DEACTIVATE)
     try:
-        until_held(graph, "the arm guard was deactivated")
+        until_held(graph, "the arm interface node was deactivated")
     finally:
         assert change(Transition.TRANSITION_ACTIVATE)
 
 
 def test_another_policy_nodes_states_change_nothing(graph: RealTimeGraph) -> None:
-    """A colleague's disarmed node made the guard let go."""
+    """A colleague's disarmed node made the arm interface let go."""
     node = graph.client.node
     other = node.create_publisher(PolicyState, "policy_node/state", shell.LATCHED_PUBLISHER)
     try:
@@ -199,14 +203,14 @@ def test_another_policy_nodes_states_change_nothing(graph: RealTimeGraph) -> Non
 def test_a_policy_node_killed_under_any_clock_leaves_arms_at_rest(
     running: RealTimeGraph, graph: RealTimeGraph, seconds: float
 ) -> None:
-    """The guard published a waist of -31,439 rad."""
+    """The arm interface published a waist of -31,439 rad."""
     in_mid_chunk(graph)
     before = graph.pose()
     if seconds:
         graph.wall.set(seconds)
     os.kill(graph.pid("policy_node"), signal.SIGKILL)
     try:
-        graph.wait(lambda: graph.watchdog.reason, "the guard to hold")
+        graph.wait(lambda: graph.watchdog.reason, "the arm interface to hold")
         graph.wait(lambda: not graph.moving(window=0.3), "the arms to rest", REST)
         check_what_was_sent(graph)
         assert np.abs(graph.pose() - before).max() < 1.5
@@ -215,4 +219,4 @@ def test_a_policy_node_killed_under_any_clock_leaves_arms_at_rest(
         running.restart("policy_node")
         running.client.policy_ready(60.0)
     graph.wall.set(0.0)
-    graph.start()  # arming is what releases the guard of a policy node that is gone
+    graph.start()  # arming is what releases the arm interface of a policy node that is gone

@@ -89,10 +89,13 @@ def test_a_node_without_its_key_says_what_is_missing(
 ) -> None:
     monkeypatch.setenv("ROS_SECURITY_ENABLE", "true")
     monkeypatch.setenv("ROS_SECURITY_STRATEGY", "Enforce")
-    with start((node("arm_guard_node"),), tmp_path) as processes:
-        wait_for(lambda: processes.exit_code("arm_guard_node") is not None, "the guard to end")
-        assert processes.exit_code("arm_guard_node") == 1
-        said = processes.log("arm_guard_node")
+    with start((node("arm_interface_node"),), tmp_path) as processes:
+        wait_for(
+            lambda: processes.exit_code("arm_interface_node") is not None,
+            "the arm interface to end",
+        )
+        assert processes.exit_code("arm_interface_node") == 1
+        said = processes.log("arm_interface_node")
     assert "ROS_SECURITY_ENABLE is true" in said and "ROS_SECURITY_KEYSTORE" in said
     assert "Traceback" not in said
 
@@ -131,7 +134,7 @@ def test_an_end_in_mid_chunk_brakes_finishes_the_bag_and_leaves_nothing(
             assert "Traceback" not in graph.processes.log(name)
     assert not Path(started.path).exists()
     episode = read_episode(tmp_path / started.episode_id)
-    assert episode.outcome == "the recorder was shut down"
+    assert episode.outcome == "the recorder node was shut down"
     for arm in graph.rig.arms.values():
         assert episode.topics[f"/{arm.joint_states}"].count == 40
         assert episode.topics[f"/{arm.trajectory}"].count == 2

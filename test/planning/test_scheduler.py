@@ -125,7 +125,7 @@ def same(one: Decision, other: Decision) -> None:
     assert one.imagined is not None
     assert other.imagined is not None
     np.testing.assert_array_equal(one.imagined, other.imagined)
-    names = ("candidates", "chosen", "reason", "search", "checkpoint_digest", "planner_digest")
+    names = ("candidates", "chosen", "reason", "search", "checkpoint_digest", "world_model_digest")
     assert [getattr(one, name) for name in names] == [getattr(other, name) for name in names]
 
 
@@ -185,7 +185,7 @@ def test_two_checkpoints_take_part(planning_checkpoint: Path) -> None:
         assert scheduler.info.digest == digest(TINY)
         decision = ask(scheduler).result(timeout=60)
         assert decision.checkpoint_digest == digest(TINY)
-        assert decision.planner_digest == digest(planning_checkpoint)
+        assert decision.world_model_digest == digest(planning_checkpoint)
     finally:
         scheduler.close()
 

@@ -101,7 +101,7 @@ def test_the_policy_proposes_and_the_planner_does_the_rest(
     alone, _ = serial(policy, candidate.seed)
     assert np.abs(np.array(values) - alone).max() > 10 * ROUNDING, "two different networks"
     assert decision.checkpoint_digest == policy.checkpoint.digest
-    assert decision.planner_digest == world_model.checkpoint.digest != policy.checkpoint.digest
+    assert decision.world_model_digest == world_model.checkpoint.digest != policy.checkpoint.digest
 
 
 @RELEASED
@@ -192,7 +192,7 @@ def test_a_decision_bears_its_search(policy: CosmosPolicy, engine: SearchEngine)
     decision = run_search(engine, query_of(policy), config)
     assert parse_search(decision.search, "a decision") == config
     assert decision.numerics == policy.checkpoint.config.numerics
-    assert decision.checkpoint_digest == decision.planner_digest == policy.checkpoint.digest
+    assert decision.checkpoint_digest == decision.world_model_digest == policy.checkpoint.digest
     assert decision.reason.startswith("random weights, nothing was learned; ")
 
 

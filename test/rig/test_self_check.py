@@ -37,9 +37,9 @@ def rates(seconds: float = 2.0, **slow: float) -> Check:
 
 
 def test_a_keeper_that_is_not_heard_of_stands_against_arming() -> None:
-    assert check_watchdog("arm_guard_node", "").passed
-    silence = "the arm guard has not been heard of on /x: is it running?"
-    found = check_watchdog("arm_guard_node", silence)
+    assert check_watchdog("arm_interface_node", "").passed
+    silence = "the arm interface has not been heard of on /x: is it running?"
+    found = check_watchdog("arm_interface_node", silence)
     assert "has not been heard of on /x" in failures([found])
 
 

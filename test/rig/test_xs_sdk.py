@@ -13,9 +13,9 @@ from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.command_check import CommandCheck
+from cosmos_policy_ros.rig.goal_stream import ArmStream
 from cosmos_policy_ros.rig.observation import read_arm
 from cosmos_policy_ros.rig.spec import load_rig
-from cosmos_policy_ros.rig.streamer import ArmStream
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
 from cosmos_policy_ros.sim.rig import JointSample
 from cosmos_policy_ros.sim.scene import ARM_JOINTS

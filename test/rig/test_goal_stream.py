@@ -13,8 +13,8 @@ from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.rig.arms import ARM_DIM
 from cosmos_policy_ros.rig.chunk import BRAKE
+from cosmos_policy_ros.rig.goal_stream import GoalStreamer
 from cosmos_policy_ros.rig.spec import load_rig
-from cosmos_policy_ros.rig.streamer import Streamer
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
 
 NOW = 1_000 * NS_PER_S
@@ -28,7 +28,7 @@ class Bench:
     """A streamer, a clock, and parts that speak unless they are silenced."""
 
     def __init__(self) -> None:
-        self.streamer = Streamer(RIG)
+        self.streamer = GoalStreamer(RIG)
         self.now = NOW
         self.armed = True
         self.policy_alive = True

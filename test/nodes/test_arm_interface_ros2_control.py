@@ -1,4 +1,4 @@
-"""Controllers play out what they were sent; the arm guard ends it when the policy node is gone."""
+"""Controllers play out what they were sent; a brake ends it when the policy node is gone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from helpers.realtime import RealTimeGraph
 from helpers.waiting import PATIENCE
 
 from cosmos_policy_ros.core.errors import CosmosPolicyError
-from cosmos_policy_ros.rig.guard import HOLD
+from cosmos_policy_ros.rig.controller_brakes import HOLD
 
 
 @pytest.fixture
@@ -25,21 +25,21 @@ def graph(tmp_path: Path) -> Iterator[RealTimeGraph]:
 
 
 def held(graph: RealTimeGraph) -> set[str]:
-    """Return which outputs the guard has sent a hold."""
+    """Return which outputs the arm interface has sent a hold."""
     return {name for _, name, each in list(graph.sent) if each.header.frame_id.endswith(HOLD)}
 
 
 def stop_in_mid_chunk(graph: RealTimeGraph, policy: int) -> Any:
     """Stop the policy node's process while the arms move; return the run's handle.
 
-    A busy machine may be too late: the guard has nothing to hold once the chunk is over.
+    A busy machine may be too late: the arm interface has nothing to hold once the chunk is over.
     """
     outputs = {output.name for output in graph.rig.outputs}
     for _ in range(3):
         handle = graph.start()
         graph.sent.clear()
         os.kill(policy, signal.SIGSTOP)
-        graph.wait(lambda: graph.watchdog.reason, "the guard to hold")
+        graph.wait(lambda: graph.watchdog.reason, "the arm interface to hold")
         with suppress(CosmosPolicyError):
             graph.wait(lambda: held(graph) == outputs, "a hold for every controller", 5.0)
             return handle
@@ -61,7 +61,7 @@ def test_a_policy_node_that_is_stopped_and_wakes_again_moves_nothing(graph: Real
         os.kill(policy, signal.SIGCONT)
     result = graph.client.finish_run(handle, PATIENCE)
     assert result.outcome == "fault"
-    assert "the arm guard holds the arms" in result.message
+    assert "the arm interface holds the arms" in result.message
     refused = graph.client.finish_run(graph.client.start_run(chunk_limit=1), PATIENCE)
     assert refused.outcome == "refused"
     assert len(graph.sent) == sent, f"{graph.sent[-1]} was sent"
@@ -73,9 +73,9 @@ def test_a_policy_node_that_is_stopped_and_wakes_again_moves_nothing(graph: Real
 
 def test_without_the_guard_a_run_ends_and_none_begins(graph: RealTimeGraph) -> None:
     handle = graph.start()
-    os.kill(graph.pid("arm_guard_node"), signal.SIGKILL)
+    os.kill(graph.pid("arm_interface_node"), signal.SIGKILL)
     result = graph.client.finish_run(handle, PATIENCE)
     assert result.outcome == "fault"
-    assert "the arm guard was last heard of" in result.message
+    assert "the arm interface was last heard of" in result.message
     graph.wait(lambda: not graph.moving(), "the arms to rest")
-    assert "refused: watchdog: the arm guard was last heard of" in graph.client.arm().message
+    assert "refused: watchdog: the arm interface was last heard of" in graph.client.arm().message

@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from cosmos_policy_ros.msg import StreamerState
+from cosmos_policy_ros.msg import ArmInterfaceState
 from cosmos_policy_ros.srv import PrepareArms
 from diagnostic_msgs.msg import DiagnosticArray
 from helpers.stock_rig import RIG_PROGRAM, SIDES, set_modes, stock_rig
@@ -29,7 +29,7 @@ from cosmos_policy_ros.nodes.client import GraphClient
 from cosmos_policy_ros.nodes.graph import GraphOptions, NodeProcesses, node_processes
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
-STATE = "arm_streamer_node/state"
+STATE = "arm_interface_node/state"
 
 
 class Loop:
@@ -60,7 +60,7 @@ class Loop:
         try:
             self._listen()
             self.client.policy_ready(PATIENCE)
-            self.wait(lambda: self.state.arms, "the streamer's state")
+            self.wait(lambda: self.state.arms, "the arm interface's state")
             if modes:
                 set_modes(self.client)
         except BaseException:
@@ -68,16 +68,16 @@ class Loop:
             raise
 
     def _listen(self) -> None:
-        self.state = StreamerState()
+        self.state = ArmInterfaceState()
         self.goals: dict[str, list[Any]] = {side: [] for side in SIDES}
         self.grippers: dict[str, list[Any]] = {side: [] for side in SIDES}
         self.trajectories: dict[str, list[Any]] = {side: [] for side in SIDES}
         node = self.client.node
 
-        def keep_state(message: StreamerState) -> None:
+        def keep_state(message: ArmInterfaceState) -> None:
             self.state = message
 
-        node.create_subscription(StreamerState, STATE, keep_state, shell.LATCHED)
+        node.create_subscription(ArmInterfaceState, STATE, keep_state, shell.LATCHED)
         for side, arm in self.rig.arms.items():
             assert arm.driver is not None
             for kind, topic, kept in (
@@ -97,7 +97,7 @@ class Loop:
     def start(self, **goal: Any) -> Any:
         """Arm and send a goal, once both nodes have heard of each other."""
         self.client.arm_when_ready(PATIENCE)
-        self.wait(lambda: self.state.armed and not self.state.reason, "the streamer to be ready")
+        self.wait(lambda: self.state.armed and not self.state.reason, "readiness")
         return self.client.start_run(**goal)
 
     def run(self, **goal: Any) -> Any:
@@ -118,7 +118,7 @@ class Loop:
             self._release()
 
     def counts(self) -> tuple[list[int], list[int]]:
-        """Return how many trajectories of this run the streamer has accepted, and refused."""
+        """Return how many trajectories of this run the arm interface has accepted, and refused."""
         accepted, refused = self.taken
         now = self.state
         return list(now.accepted - accepted), list(now.refused - refused)
@@ -185,7 +185,7 @@ def test_a_run_goes_through_the_drivers_goal_by_goal(loop: Loop) -> None:
         assert not loop.client.node.count_publishers(f"follower_{side}/commands/joint_trajectory")
     print(f"\nlate {list(loop.state.late)} of {list(loop.state.goals)}, latest {loop.state.latest}")
     assert loop.client.stop().success
-    loop.wait(lambda: not any(loop.state.streaming), "the streamer to let go")
+    loop.wait(lambda: not any(loop.state.streaming), "the arm interface to let go")
 
 
 def test_chunks_that_follow_in_motion_are_one_stream(tmp_path: Path) -> None:
@@ -221,8 +221,8 @@ def test_a_gripper_in_another_mode_is_noticed_and_arms_that_stand_are_not_prepar
         assert refused.outcome == "refused"
         assert "means something else; call ~/prepare_arms" in refused.message
         assert loop.client.stop().success
-        loop.wait(lambda: not loop.state.armed, "the streamer to hear of it")
-        prepare = "arm_streamer_node/prepare_arms"
+        loop.wait(lambda: not loop.state.armed, "the arm interface to hear of it")
+        prepare = "arm_interface_node/prepare_arms"
         assert "give confirm: true" in loop.client.call(PrepareArms, prepare).message
         standing = loop.client.call(PrepareArms, prepare, confirm=True)
         assert not standing.success
@@ -254,12 +254,12 @@ def test_folded_arms_are_prepared(tmp_path: Path) -> None:
     loop = Loop(tmp_path, modes=False, parked=[-0.9, 1.1])
     try:
         loop.wait(lambda: "mode 'linear_position'" in loop.state.reason, "the mode to be noticed")
-        done = loop.client.call(PrepareArms, "arm_streamer_node/prepare_arms", confirm=True)
+        done = loop.client.call(PrepareArms, "arm_interface_node/prepare_arms", confirm=True)
         assert done.success, done.message
-        loop.wait(lambda: not loop.state.reason, "the streamer to be ready")
+        loop.wait(lambda: not loop.state.reason, "readiness")
         loop.client.arm_when_ready(PATIENCE)
-        loop.wait(lambda: loop.state.armed, "the streamer to hear of it")
-        armed = loop.client.call(PrepareArms, "arm_streamer_node/prepare_arms", confirm=True)
+        loop.wait(lambda: loop.state.armed, "the arm interface to hear of it")
+        armed = loop.client.call(PrepareArms, "arm_interface_node/prepare_arms", confirm=True)
         assert "the policy node is armed; disarm it first" in armed.message
     finally:
         loop.close()
@@ -289,14 +289,14 @@ def test_a_policy_node_that_hangs_is_noticed_and_its_run_ends(loop: Loop) -> Non
     policy = loop.processes.pid("policy_node")
     os.kill(policy, signal.SIGSTOP)
     try:
-        loop.wait(lambda: loop.state.reason, "the streamer to hold")
+        loop.wait(lambda: loop.state.reason, "the arm interface to hold")
         loop.until_still()
     finally:
         os.kill(policy, signal.SIGCONT)
     assert "the policy node was last heard of" in loop.state.reason
     result = loop.client.finish_run(handle, PATIENCE)
     assert result.outcome == "fault"
-    assert "the arm streamer holds the arms" in result.message
+    assert "the arm interface holds the arms" in result.message
     refused = loop.client.start_run(chunk_limit=1)
     assert loop.client.finish_run(refused, PATIENCE).outcome == "refused"
     assert loop.client.arm(False).success
@@ -305,22 +305,23 @@ def test_a_policy_node_that_hangs_is_noticed_and_its_run_ends(loop: Loop) -> Non
 
 def test_without_the_streamer_a_run_ends(loop: Loop) -> None:
     handle = loop.set_out()
-    os.kill(loop.processes.pid("arm_streamer_node"), signal.SIGKILL)
+    os.kill(loop.processes.pid("arm_interface_node"), signal.SIGKILL)
     result = loop.client.finish_run(handle, PATIENCE)
     assert result.outcome == "fault"
-    assert "the arm streamer was last heard of" in result.message
+    assert "the arm interface was last heard of" in result.message
     refusal = loop.client.arm().message
-    assert "refused: watchdog: the arm streamer was last heard of" in refusal
+    assert "refused: watchdog: the arm interface was last heard of" in refusal
 
 
 def test_a_streamer_that_is_asked_to_end_brakes_first(loop: Loop) -> None:
     loop.set_out()
-    os.kill(loop.processes.pid("arm_streamer_node"), signal.SIGINT)
+    os.kill(loop.processes.pid("arm_interface_node"), signal.SIGINT)
     loop.wait(
-        lambda: loop.processes.exit_code("arm_streamer_node") is not None, "the streamer to end"
+        lambda: loop.processes.exit_code("arm_interface_node") is not None,
+        "its end",
     )
-    assert loop.processes.exit_code("arm_streamer_node") == 0
+    assert loop.processes.exit_code("arm_interface_node") == 0
     for side in SIDES:
         steps = np.abs(np.diff([goal.cmd for goal in loop.goals[side][-5:]], axis=0)).max(axis=1)
         assert steps[-1] <= steps.max() / 2, f"{side}: stopped dead: {steps}"
-    assert loop.state.reason == "the arm streamer was shut down"
+    assert loop.state.reason == "the arm interface node was shut down"

@@ -1,11 +1,10 @@
-"""Holds arms in front of trajectory controllers when the policy node cannot.
+"""Brakes for arms behind trajectory controllers, sent when the policy node cannot send them.
 
-A controller plays to its end whatever it was sent, for two seconds after its sender has died. The
-guard hears what the controllers hear, so that it knows the path they are on, and sends them a brake
-along it. If something else than the policy node commands an arm, that path is unknown, and the
-guard holds the arm where it is measured. Like the streamer it then holds until an operator disarms.
-It sees to it that arms which it holds, or which have just been disarmed, come to rest: a controller
-may have taken a stranger's trajectory after what was to end it.
+A controller plays to its end whatever it was sent, for two seconds after its sender has died. This
+follows the same trajectories, so that it knows the path the controllers are on, and brakes along
+it. If something else than the policy node commands an arm, that path is unknown, and the arm is
+held where it is measured, until an operator disarms. Arms that are held or have just been disarmed
+are watched until they rest: a controller may have taken a stranger's trajectory after the brake.
 
 A state machine without ROS or threads. Its clock is one that is never set.
 """
@@ -19,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cosmos_policy_ros.core.errors import RigError
 from cosmos_policy_ros.core.units import NS_PER_S, Array
 from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
 from cosmos_policy_ros.rig.chunk import BRAKE, braking_fraction
@@ -32,7 +32,7 @@ from cosmos_policy_ros.rig.trajectory_controller import (
     check_start,
 )
 
-HOLD = f"/guard{BRAKE}"  # how the ids of its trajectories end
+HOLD = f"/arm_interface{BRAKE}"  # how the ids of its trajectories end
 OWN = (
     100  # holds on one topic that may be on their way back; a stranger at 50 Hz makes two seconds'
 )
@@ -83,12 +83,13 @@ class _Path:
     owed: bool = False  # a hold, as soon as it is known where the arm is
 
 
-class Guard:
+class ControllerBrakes:
     """Knows which path the arms are on, and ends it when nothing else can.
 
     Attributes:
         ownership: whose trajectories are followed.
         reason: why the arms are held; empty while all is well.
+        refusal: why no controller would take the last trajectory that none would; else empty.
         holding: whether it has sent what holds them.
     """
 
@@ -101,7 +102,8 @@ class Guard:
                 None where it is not known or too old.
         """
         self.ownership = Ownership(rig.stream.heartbeat_timeout)
-        self.reason, self.holding = "", False
+        self.reason = self.refusal = ""
+        self.holding = False
         self._rig, self._measured = rig, measured
         self._patience = rig.stream.heartbeat_timeout
         self._step_ns = round(rig.rates.dt * NS_PER_S)
@@ -238,13 +240,17 @@ class Guard:
 
     def _follow(self, path: _Path, trajectory: _Trajectory) -> dict[str, BrakeTrajectory]:
         now_ns = trajectory.received_ns
-        check_start(trajectory.start_ns, now_ns)
         # Where an arm was before its first trajectory is neither known here nor needed.
         first = trajectory.points[0].positions if trajectory.points else ()
         controller = path.controller or TrajectoryController(
             trajectory.names, np.array(first, dtype=np.float64)
         )
-        controller.accept(trajectory.names, trajectory.points, trajectory.start_ns, now_ns)
+        try:
+            check_start(trajectory.start_ns, now_ns)
+            controller.accept(trajectory.names, trajectory.points, trajectory.start_ns, now_ns)
+        except RigError as error:
+            self.refusal = f"{path.output.name}: {error}"
+            raise
         path.controller, path.chunk_id = controller, trajectory.chunk_id
         path.recent.append(controller.sample(now_ns))
         return self._send(path, now_ns, True) if self.reason else {}

@@ -1,4 +1,4 @@
-"""Whatever path the arms are on, the guard ends it when the policy node is gone, and only then."""
+"""Whatever path the arms are on, a brake ends it when the policy node is gone, and only then."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.dataset.windows import BRAKE
 from cosmos_policy_ros.rig.chunk import TimedChunk
-from cosmos_policy_ros.rig.guard import HOLD, BrakeTrajectory, Guard
+from cosmos_policy_ros.rig.controller_brakes import HOLD, BrakeTrajectory, ControllerBrakes
 from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryController, TrajectoryPoint
 
@@ -45,7 +45,7 @@ class Bench:
     """A guard, the controllers beside it, and a policy node that may fall silent."""
 
     def __init__(self) -> None:
-        self.guard = Guard(RIG, self.measured)
+        self.brakes = ControllerBrakes(RIG, self.measured)
         self.now = NOW
         self.armed = self.alive = True
         self.announced = (0, "")
@@ -64,7 +64,7 @@ class Bench:
         return pose if self.offset is None else pose + self.offset
 
     def speak(self) -> None:
-        self.obey(self.guard.on_policy_state("me", self.armed, "run", self.announced, self.now))
+        self.obey(self.brakes.on_policy_state("me", self.armed, "run", self.announced, self.now))
 
     def send(self, chunk: TimedChunk) -> None:
         self.announced = (self.announced[0] + 1, chunk.chunk_id)
@@ -74,7 +74,7 @@ class Bench:
             points = points_of(chunk, output.columns)
             self.controllers[output.name].accept(output.joints, points, 0, self.now)
             self.obey(
-                self.guard.on_trajectory(
+                self.brakes.on_trajectory(
                     output.name, chunk.chunk_id, output.joints, points, 0, self.now
                 )
             )
@@ -84,14 +84,14 @@ class Bench:
             self.now += TICK
             if self.alive:
                 self.speak()
-            self.obey(self.guard.tick(self.now))
+            self.obey(self.brakes.tick(self.now))
 
     def obey(self, holds: dict[str, BrakeTrajectory]) -> None:
         self.holds |= holds
         for name, hold in holds.items():
             self.controllers[name].accept(hold.joints, hold.points, 0, self.now)
-            # As on the wire, where the guard hears itself.
-            assert not self.guard.on_trajectory(
+            # As on the wire, where the arm interface hears itself.
+            assert not self.brakes.on_trajectory(
                 name, hold.chunk_id, hold.joints, hold.points, 0, self.now
             )
 
@@ -109,7 +109,7 @@ def bench() -> Bench:
 def test_it_keeps_out_of_the_way_of_a_policy_node_that_lives(bench: Bench) -> None:
     bench.send(walk(0))
     bench.run(3 * NS_PER_S)
-    assert not bench.holds and not bench.guard.reason
+    assert not bench.holds and not bench.brakes.reason
     assert bench.resting()
 
 
@@ -119,7 +119,7 @@ def test_silence_holds_both_arms_and_stays(bench: Bench) -> None:
     bench.alive = False
     bench.run(PATIENCE + 2 * TICK)
     assert set(bench.holds) == {LEFT.name, RIGHT.name}
-    assert "the policy node was last heard of 0.3" in bench.guard.reason
+    assert "the policy node was last heard of 0.3" in bench.brakes.reason
     assert all(h.chunk_id == f"run/3{HOLD}" for h in bench.holds.values())
     assert HOLD.endswith(BRAKE), "who reads the bag knows a brake by it"
     bench.run(round(RIG.rates.loss_brake * NS_PER_S))
@@ -127,13 +127,13 @@ def test_silence_holds_both_arms_and_stays(bench: Bench) -> None:
     # Alive again, but nobody has seen to the arms: what it sends is ended at once.
     bench.alive = True
     bench.run(NS_PER_S)
-    assert bench.guard.reason
+    assert bench.brakes.reason
     bench.send(walk(2))
     bench.run(round(RIG.rates.loss_brake * NS_PER_S))
     assert bench.resting()
     bench.armed = False
     bench.run(NS_PER_S // 10)
-    assert not bench.guard.reason
+    assert not bench.brakes.reason
 
 
 def test_disarmed_or_at_rest_nothing_is_sent(bench: Bench) -> None:
@@ -150,32 +150,32 @@ def test_disarmed_or_at_rest_nothing_is_sent(bench: Bench) -> None:
     assert bench.resting()
     bench.alive = False
     bench.run(NS_PER_S)
-    assert bench.guard.reason and not bench.holds, "what rests is not sent anything"
+    assert bench.brakes.reason and not bench.holds, "what rests is not sent anything"
 
 
 def test_who_was_kept_waiting_listens_first(bench: Bench) -> None:
     bench.send(walk(4))
     late = bench.now + NS_PER_S
-    assert not bench.guard.tick(late)
+    assert not bench.brakes.tick(late)
     bench.now = late
     bench.speak()
-    assert not bench.guard.tick(late + TICK)
-    assert not bench.guard.reason
+    assert not bench.brakes.tick(late + TICK)
+    assert not bench.brakes.reason
 
 
 def test_who_is_always_kept_waiting_holds_nevertheless(bench: Bench) -> None:
     bench.send(walk(5))
     late = bench.now + NS_PER_S // 5
-    assert not bench.guard.tick(late)
+    assert not bench.brakes.tick(late)
     late += NS_PER_S // 5
-    assert set(bench.guard.tick(late)) == {LEFT.name, RIGHT.name}
+    assert set(bench.brakes.tick(late)) == {LEFT.name, RIGHT.name}
 
 
 def test_what_no_controller_takes_is_refused(bench: Bench) -> None:
     bench.announced = (1, "run/0")
     bench.speak()
     with pytest.raises(RigError, match="no points"):
-        bench.guard.on_trajectory(LEFT.name, "run/0", LEFT.joints, [], 0, bench.now)
+        bench.brakes.on_trajectory(LEFT.name, "run/0", LEFT.joints, [], 0, bench.now)
 
 
 @given(seed=st.integers(0, 2**32 - 1), after=st.integers(0, 2 * NS_PER_S))
@@ -187,9 +187,9 @@ def test_a_hold_follows_the_path_and_rests(seed: int, after: int) -> None:
     bench.send(chunk)
     before = {name: each.state(NOW + after)[0] for name, each in bench.controllers.items()}
     bench.now = NOW + after
-    bench.guard.tick(bench.now - TICK)
-    bench.guard.on_policy_state("me", True, "run", bench.announced, bench.now - 2 * PATIENCE)
-    for name, hold in bench.guard.tick(bench.now).items():
+    bench.brakes.tick(bench.now - TICK)
+    bench.brakes.on_policy_state("me", True, "run", bench.announced, bench.now - 2 * PATIENCE)
+    for name, hold in bench.brakes.tick(bench.now).items():
         columns = next(list(o.columns) for o in RIG.outputs if o.name == name)
         assert hold.points[-1].velocities == (0.0,) * len(hold.joints)
         ahead = RIG.command(
@@ -209,7 +209,7 @@ def test_a_hold_follows_the_path_and_rests(seed: int, after: int) -> None:
 def test_a_stranger_is_held_against_where_the_arm_is(
     bench: Bench, chunk_id: str, armed: bool
 ) -> None:
-    """Whatever it is called, also as the guard's own holds are; disarmed arms are free."""
+    """Whatever it is called, also as the arm interface's own holds are; disarmed arms are free."""
     bench.send(walk(1))
     bench.run(NS_PER_S // 2)
     bench.armed = armed
@@ -217,13 +217,13 @@ def test_a_stranger_is_held_against_where_the_arm_is(
     there = tuple(bench.controllers[LEFT.name].sample(bench.now) - 1.0)
     points = [TrajectoryPoint(there, (), NS_PER_S)]
     bench.controllers[LEFT.name].accept(LEFT.joints, points, 0, bench.now)
-    bench.obey(bench.guard.on_trajectory(LEFT.name, chunk_id, LEFT.joints, points, 0, bench.now))
+    bench.obey(bench.brakes.on_trajectory(LEFT.name, chunk_id, LEFT.joints, points, 0, bench.now))
     bench.run(NS_PER_S // 5)
     assert bool(bench.holds) == armed
     if not armed:
         return
     assert set(bench.holds) == {LEFT.name, RIGHT.name}
-    assert f"came on {LEFT.topic} that this policy node has not sent" in bench.guard.reason
+    assert f"came on {LEFT.topic} that this policy node has not sent" in bench.brakes.reason
     assert len(bench.holds[LEFT.name].points) == 1, "held where it is measured"
     assert len(bench.holds[RIGHT.name].points) == 2, "braked along its own path"
     assert bench.resting()
@@ -236,23 +236,23 @@ def test_a_stop_ends_what_a_stranger_sent_just_before_it(bench: Bench) -> None:
     there = tuple(bench.controllers[LEFT.name].sample(bench.now) - 1.0)
     points = [TrajectoryPoint(there, (), NS_PER_S)]
     bench.controllers[LEFT.name].accept(LEFT.joints, points, 0, bench.now)
-    assert not bench.guard.on_trajectory(LEFT.name, "run/3", LEFT.joints, points, 0, bench.now)
+    assert not bench.brakes.on_trajectory(LEFT.name, "run/3", LEFT.joints, points, 0, bench.now)
     bench.armed = False
     bench.run(NS_PER_S // 5)
     assert set(bench.holds) == {LEFT.name}
-    assert not bench.guard.reason, "disarmed arms are free"
+    assert not bench.brakes.reason, "disarmed arms are free"
     after = bench.controllers[LEFT.name]
     assert (after.sample(bench.now) == after.sample(bench.now + NS_PER_S)).all()
 
 
 @pytest.mark.parametrize("armed", [True, False])
 def test_what_a_controller_takes_after_its_hold_is_ended(bench: Bench, armed: bool) -> None:
-    """The drill: a stranger's trajectory that the controller heard of later than the guard did."""
+    """The drill: a stranger's trajectory that the controller heard of later than we did."""
     bench.send(walk(1))
     bench.run(NS_PER_S // 2)
     there = tuple(bench.controllers[LEFT.name].sample(bench.now) - 1.0)
     points = [TrajectoryPoint(there, (), 4 * NS_PER_S)]
-    bench.obey(bench.guard.on_trajectory(LEFT.name, "run/3", LEFT.joints, points, 0, bench.now))
+    bench.obey(bench.brakes.on_trajectory(LEFT.name, "run/3", LEFT.joints, points, 0, bench.now))
     bench.run(NS_PER_S // 10)
     assert set(bench.holds) == {LEFT.name, RIGHT.name}
     bench.armed = armed
@@ -273,20 +273,20 @@ def test_disarmed_arms_that_have_come_to_rest_are_free(bench: Bench) -> None:
     there = tuple(bench.controllers[LEFT.name].sample(bench.now) - 1.0)
     points = [TrajectoryPoint(there, (), 4 * NS_PER_S)]
     bench.controllers[LEFT.name].accept(LEFT.joints, points, 0, bench.now)
-    bench.obey(bench.guard.on_trajectory(LEFT.name, "", LEFT.joints, points, 0, bench.now))
+    bench.obey(bench.brakes.on_trajectory(LEFT.name, "", LEFT.joints, points, 0, bench.now))
     bench.run(4 * NS_PER_S)
     assert not bench.holds
 
 
 def test_a_hold_waits_until_it_is_known_where_the_arm_is(bench: Bench) -> None:
     silent, measured = True, bench.measured
-    bench.guard = Guard(RIG, lambda now_ns: None if silent else measured(now_ns))
+    bench.brakes = ControllerBrakes(RIG, lambda now_ns: None if silent else measured(now_ns))
     bench.announced = (0, "")
     bench.speak()
     points = points_of(walk(1), LEFT.columns)
-    assert not bench.guard.on_trajectory(LEFT.name, "x", LEFT.joints, points, 0, bench.now)
+    assert not bench.brakes.on_trajectory(LEFT.name, "x", LEFT.joints, points, 0, bench.now)
     bench.run(NS_PER_S // 10)
-    assert bench.guard.reason and not bench.holds
+    assert bench.brakes.reason and not bench.holds
     silent = False
     bench.run(TICK)
     assert set(bench.holds) == {LEFT.name}
@@ -307,15 +307,15 @@ def test_another_policy_nodes_states_change_nothing(bench: Bench) -> None:
     bench.send(walk(1))
     bench.run(NS_PER_S // 5)
     for identity, armed in (("other", False), ("other", True), ("", False), ("", True)):
-        bench.guard.on_policy_state(identity, armed, "run", (9, "run/9"), bench.now)
-        assert bench.guard.ownership.owner == "me"
+        bench.brakes.on_policy_state(identity, armed, "run", (9, "run/9"), bench.now)
+        assert bench.brakes.ownership.owner == "me"
     bench.alive = False
     bench.run(NS_PER_S // 2)
-    assert bench.guard.reason
-    bench.guard.on_policy_state("other", False, "", (0, ""), bench.now)
-    assert bench.guard.reason, "only the owner's operator lets go"
-    bench.guard.on_policy_state("other", True, "", (0, ""), bench.now)
-    assert not bench.guard.reason, "or one who arms another node after the owner has died"
+    assert bench.brakes.reason
+    bench.brakes.on_policy_state("other", False, "", (0, ""), bench.now)
+    assert bench.brakes.reason, "only the owner's operator lets go"
+    bench.brakes.on_policy_state("other", True, "", (0, ""), bench.now)
+    assert not bench.brakes.reason, "or one who arms another node after the owner has died"
 
 
 def test_a_trajectory_that_starts_at_another_time_is_refused(bench: Bench) -> None:
@@ -324,4 +324,4 @@ def test_a_trajectory_that_starts_at_another_time_is_refused(bench: Bench) -> No
         bench.speak()
         points = points_of(walk(2), LEFT.columns)
         with pytest.raises(RigError, match="from now"):
-            bench.guard.on_trajectory(LEFT.name, "run/0", LEFT.joints, points, start, bench.now)
+            bench.brakes.on_trajectory(LEFT.name, "run/0", LEFT.joints, points, start, bench.now)

@@ -1,8 +1,9 @@
-"""Both arms' streams of goals, and everything that must hold them.
+"""Goals for drivers that take no trajectories, a stream per arm, and everything that holds them.
 
-For drivers that know no trajectories. If the policy node or an arm falls silent, or something else
-than the policy node commands an arm, both arms brake, and what comes after is refused until an
-operator disarms: nothing goes on by itself after a fault.
+A stock ALOHA's driver writes a goal to its servos the moment it arrives and interpolates nothing:
+all smoothness comes from the stream, always from the last commanded pose, never faster than the
+joints' limits. If the policy node or an arm falls silent, or something else than the policy node
+commands an arm, both arms brake, and what comes after is refused until an operator disarms.
 
 A state machine without ROS or threads. Its clock is one that is never set.
 """
@@ -28,13 +29,6 @@ from cosmos_policy_ros.rig.trajectory_controller import (
     TrajectoryPoint,
     check_start,
 )
-
-# What an arm is told tick by tick, when its driver knows no trajectories.
-#
-# A stock ALOHA's driver writes a goal to its servos the moment it arrives and interpolates
-# nothing: all smoothness comes from the stream of goals. Here trajectories
-# become such a stream, always from the last commanded pose, never faster than the joints' limits.
-
 
 LATE = 1.5  # periods between two ticks; what is more is counted
 # Periods of its path that an arm may be moved on in one tick. A stream that was kept waiting for
@@ -217,7 +211,7 @@ class StreamedArm:
         accepted, refused: trajectories.
         measured: (7,) where it stands, in the driver's units; None before its first joint state.
         heard_ns: when that was.
-        complaint: what was wrong with its last joint state; empty if nothing was.
+        problem: what was wrong with its last joint state; empty if nothing was.
     """
 
     stream: ArmStream
@@ -228,17 +222,17 @@ class StreamedArm:
     refused: int = 0
     measured: Array | None = None
     heard_ns: int = 0
-    complaint: str = ""
+    problem: str = ""
 
 
-class Streamer:
+class GoalStreamer:
     """Decides tick by tick what the arms are told.
 
     Attributes:
         arms: by side.
         ownership: whose trajectories are taken.
         reason: why the arms are held and trajectories refused; empty while all is well.
-        unready: why no trajectory is taken though nothing is held, set by whoever knows the
+        unready: why no trajectory is taken though nothing is held, set by the owner of the
             drivers; empty when they are ready.
         refusal: why the last trajectory was refused; empty if none was.
     """
@@ -293,9 +287,9 @@ class Streamer:
         try:
             state = read_arm(spec, names, positions)
         except ObservationError as error:
-            arm.complaint = str(error)
+            arm.problem = str(error)
             return
-        arm.measured, arm.heard_ns, arm.complaint = spec.command(state[None])[0], now_ns, ""
+        arm.measured, arm.heard_ns, arm.problem = spec.command(state[None])[0], now_ns, ""
 
     def on_trajectory(
         self,
@@ -423,7 +417,7 @@ class Streamer:
         if not self.armed and not (chunk_id.endswith(BRAKE) and not arm.stream.silent):
             raise RigError("the policy node is disarmed, or has not been heard of")
         if arm.measured is None:
-            tail = arm.complaint or "is its driver running?"
+            tail = arm.problem or "is its driver running?"
             raise RigError(f"{self._rig.arms[side].joint_states} is silent: {tail}")
 
     def _silence(self, now_ns: int) -> str:
@@ -436,6 +430,6 @@ class Streamer:
             age = (now_ns - arm.heard_ns) / NS_PER_S
             if not arm.stream.resting and age > limits.arm_silence:
                 topic = self._rig.arms[side].joint_states
-                tail = f": {arm.complaint}" if arm.complaint else ""
+                tail = f": {arm.problem}" if arm.problem else ""
                 return f"{topic}: last good state is {age:.2f} s old{tail}"
         return ""

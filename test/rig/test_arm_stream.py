@@ -12,8 +12,8 @@ from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.rig.chunk import Blend, TimedChunk
 from cosmos_policy_ros.rig.command_check import CommandCheck
+from cosmos_policy_ros.rig.goal_stream import CATCH_UP, ArmStream
 from cosmos_policy_ros.rig.spec import load_rig
-from cosmos_policy_ros.rig.streamer import CATCH_UP, ArmStream
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
 
 NOW = 1_000 * NS_PER_S

@@ -1,0 +1,317 @@
+"""Interbotix' drivers: the back end of the arm interface that streams goals to them.
+
+Their services answer with nothing, whether they did what they were asked or not, so everything is
+asked for again afterwards; and a driver in the middle of its start-up answers late or never.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import JointState
+from trajectory_msgs.msg import JointTrajectory
+
+from cosmos_policy_ros.core.errors import ConfigError, RigError
+from cosmos_policy_ros.msg import ArmInterfaceState
+from cosmos_policy_ros.nodes.convert import trajectory_points
+from cosmos_policy_ros.nodes.shell import ManagedNode
+from cosmos_policy_ros.rig.arms import ARM_JOINTS, Arm
+from cosmos_policy_ros.rig.clock import SteadyClock
+from cosmos_policy_ros.rig.goal_stream import GoalStreamer
+from cosmos_policy_ros.rig.spec import Output, RigSpec
+from cosmos_policy_ros.srv import PrepareArms
+
+PATIENCE = 5.0  # wall s for one answer; setting a mode writes to every motor
+ARM_MODE, GRIPPER_MODE = "position", "current_based_position"
+PROFILE = "velocity"  # with limits of 0 there is none: goals are followed as they come
+# Modes in which a gripper's goal is read in the unit of the rig file.
+GRIPPER_MODES = {
+    "angle": ("current_based_position", "position", "ext_position"),
+    "linear": ("linear_position",),
+}
+
+
+class DriverServices:
+    """One arm's driver."""
+
+    def __init__(self, node: Node, side: str, arm: Arm) -> None:
+        """Make the clients.
+
+        Raises:
+            ConfigError: the vendor's messages are not installed.
+        """
+        assert arm.driver is not None
+        kinds = _vendor().srv
+        self._node, self._side, self._arm = node, side, arm
+        self._group = arm.driver.group
+        name = arm.driver.services
+        self._info: Any = node.create_client(kinds.RobotInfo, f"{name}/get_robot_info")
+        self._modes: Any = node.create_client(kinds.OperatingModes, f"{name}/set_operating_modes")
+        self._torque: Any = node.create_client(kinds.TorqueEnable, f"{name}/torque_enable")
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+
+    async def unready(self) -> str:
+        """Return why the gripper would misread its goals; empty if it would not."""
+        gripper = self._arm.gripper
+        wanted = GRIPPER_MODES.get(gripper.command_unit)
+        if wanted is None:
+            return ""
+        try:
+            mode = await self._mode("single", gripper.joint)
+        except RigError as error:
+            return f"the {self._side} gripper's mode is not known: {error}"
+        if mode in wanted:
+            return ""
+        return (
+            f"the {self._side} gripper is in mode '{mode}', in which a goal in the unit "
+            f"'{gripper.command_unit}' means something else; call ~/prepare_arms with the arms "
+            "folded, or start the drivers with another mode file"
+        )
+
+    async def prepare(self) -> None:
+        """Set the modes, then the torque; and look whether it was done.
+
+        Raises:
+            RigError: something was not, or the driver does not answer.
+        """
+        gripper = self._arm.gripper.joint
+        unit = self._arm.gripper.command_unit
+        gripper_mode = GRIPPER_MODE if unit != "linear" else "linear_position"
+        for kind, name, mode in (
+            ("group", self._group, ARM_MODE),
+            ("single", gripper, gripper_mode),
+        ):
+            await self._ask(self._modes, cmd_type=kind, name=name, mode=mode, profile_type=PROFILE)
+            found = await self._mode(kind, name)
+            if found != mode:
+                raise RigError(f"the {self._side} {name} is in mode '{found}', not '{mode}'")
+        for kind, name in (("group", self._group), ("single", gripper)):
+            await self._ask(self._torque, cmd_type=kind, name=name, enable=True)
+
+    async def _mode(self, kind: str, name: str) -> str:
+        answer = await self._ask(self._info, cmd_type=kind, name=name)
+        return str(answer.mode)
+
+    async def _ask(self, client: Any, **fields: Any) -> Any:
+        if not client.service_is_ready():
+            raise RigError(f"{client.srv_name} is not there; is the {self._side} driver running?")
+        answer = client.call_async(client.srv_type.Request(**fields))
+
+        def give_up() -> None:
+            if not answer.done():
+                client.remove_pending_request(answer)
+                answer.set_exception(
+                    RigError(f"{client.srv_name} gave no answer for {PATIENCE:g} s")
+                )
+
+        timer = self._node.create_timer(PATIENCE, give_up, clock=self._steady)
+        try:
+            return await answer
+        finally:
+            self._node.destroy_timer(timer)
+
+
+def _vendor() -> Any:
+    try:
+        import interbotix_xs_msgs.msg
+        import interbotix_xs_msgs.srv
+    except ImportError as error:
+        raise ConfigError(
+            f"interbotix_xs_msgs cannot be imported ({error}); source the Interbotix workspace, or "
+            "set command_interface: joint_trajectory in the rig file and run a controller per arm"
+        ) from error
+    return interbotix_xs_msgs
+
+
+class InterbotixBackEnd:
+    """To Interbotix' drivers: a goal for every joint at the rig's rate, and their modes.
+
+    Attributes:
+        logic: decides what the arms are told.
+        period: wall seconds between two ticks.
+    """
+
+    def __init__(self, node: ManagedNode, rig: RigSpec, clock: SteadyClock) -> None:
+        """Find the drivers' messages and connect.
+
+        Raises:
+            ConfigError: the vendor's messages are not installed.
+        """
+        self._node, self._rig, self._clock = node, rig, clock
+        messages = _vendor().msg
+        self._group, self._single = messages.JointGroupCommand, messages.JointSingleCommand
+        self.logic, self.period = GoalStreamer(rig), 1.0 / rig.stream.rate
+        self.logic.unready = "the grippers' modes are not known yet"
+        self._asking = False
+        options, qos = QoSOverridingOptions.with_default_policies(), QoSProfile(depth=10)
+        self._goals: dict[str, tuple[Any, Any]] = {}
+        for side, arm in rig.arms.items():
+            assert arm.driver is not None
+            self._goals[side] = (
+                node.create_publisher(
+                    self._group, arm.driver.joint_group, qos, qos_overriding_options=options
+                ),
+                node.create_publisher(
+                    self._single, arm.driver.joint_single, qos, qos_overriding_options=options
+                ),
+            )
+            node.create_subscription(
+                JointState,
+                arm.joint_states,
+                self._on_joint_state(side),
+                qos,
+                qos_overriding_options=options,
+            )
+        self._drivers = {side: DriverServices(node, side, arm) for side, arm in rig.arms.items()}
+        node.create_service(
+            PrepareArms,
+            "~/prepare_arms",
+            self._prepare,
+            # Of its own: while it waits for the drivers, nothing else of its group is called.
+            callback_group=MutuallyExclusiveCallbackGroup(),
+        )
+
+    def on_policy_state(
+        self, identity: str, armed: bool, run_id: str, announced: tuple[int, str], now_ns: int
+    ) -> None:
+        """Note a policy node's state; raise RigError for a trajectory that it ends up refusing.
+
+        An inactive node is as good as a disarmed policy node: nothing may move.
+        """
+        armed = armed and self._node.active
+        self.logic.on_policy_state(identity, armed, run_id, announced, now_ns)
+
+    def on_trajectory(
+        self, output: Output, message: JointTrajectory, start_ns: int, now_ns: int
+    ) -> None:
+        """Follow a trajectory; raise RigError where it is refused."""
+        self.logic.on_trajectory(
+            output.name,
+            message.header.frame_id,
+            message.joint_names,
+            trajectory_points(message),
+            start_ns,
+            now_ns,
+        )
+
+    def tick(self, now_ns: int) -> None:
+        """Send the goals of this moment."""
+        for side, goal in self.logic.tick(now_ns).items():
+            arm = self._rig.arms[side]
+            assert arm.driver is not None
+            group, single = self._goals[side]
+            group.publish(
+                self._group(name=arm.driver.group, cmd=array("f", goal[:ARM_JOINTS].tolist()))
+            )
+            single.publish(self._single(name=arm.gripper.joint, cmd=float(goal[ARM_JOINTS])))
+
+    def come_to_rest(self, reason: str) -> None:
+        """Brake both arms before this returns."""
+        self.logic.hold(reason)
+        while not self.logic.resting:
+            time.sleep(self.period)
+            self.tick(self._clock.now_ns())
+
+    def fill(self, state: ArmInterfaceState) -> None:
+        """Add what only this back end knows to the node's state."""
+        logic = self.logic
+        state.holding = bool(logic.reason)
+        state.reason = logic.reason or logic.unready
+        state.arms = list(logic.arms)
+        for arm in logic.arms.values():
+            counts = arm.stream.counts
+            state.streaming.append(not arm.stream.silent)
+            state.goals.append(counts.ticks)
+            state.late.append(counts.late)
+            state.latest.append(counts.latest)
+            state.slipped.append(counts.slipped)
+            state.limited.append(counts.limited)
+            state.accepted.append(arm.accepted)
+            state.refused.append(arm.refused)
+
+    def diagnose(self) -> list[DiagnosticStatus]:
+        """Return how steady the goals are, and have the drivers asked for their modes."""
+        assert self._node.executor is not None
+        self._node.executor.create_task(self._look_at_modes)
+        statuses = []
+        for side, arm in self.logic.arms.items():
+            counts, driver = arm.stream.counts, self._rig.arms[side].driver
+            assert driver is not None
+            name = f"{self._node.get_name()}: {side} arm"
+            status = DiagnosticStatus(name=name, hardware_id=driver.services)
+            if self.logic.reason:
+                status.level, status.message = DiagnosticStatus.ERROR, f"held: {self.logic.reason}"
+            elif arm.problem:
+                status.level, status.message = DiagnosticStatus.WARN, arm.problem
+            elif counts.late:
+                status.level = DiagnosticStatus.WARN
+                status.message = "goals have come late: this machine is too busy"
+            else:
+                status.level, status.message = DiagnosticStatus.OK, "steady"
+            values = {"late": counts.late, "latest [s]": f"{counts.latest:.3f}"}
+            values |= {"slipped [s]": f"{counts.slipped:.3f}", "held back": counts.limited}
+            status.values = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
+            statuses.append(status)
+        return statuses
+
+    def _on_joint_state(self, side: str) -> Callable[[JointState], None]:
+        def keep(message: JointState) -> None:
+            now_ns = self._clock.now_ns()
+            self.logic.on_joint_state(side, message.name, message.position, now_ns)
+
+        return keep
+
+    async def _look_at_modes(self) -> None:
+        """Learn whether goals mean what they should.
+
+        Not while the arms are in use: the driver reads no joints while it answers.
+        """
+        if self._asking or (self.logic.armed and not self.logic.unready):
+            return
+        self._asking = True
+        try:
+            found = [await driver.unready() for driver in self._drivers.values()]
+        finally:
+            self._asking = False
+        self.logic.unready = "; ".join(each for each in found if each)
+
+    async def _prepare(
+        self, request: PrepareArms.Request, response: PrepareArms.Response
+    ) -> PrepareArms.Response:
+        try:
+            self._check_may_prepare(request.confirm)
+            for driver in self._drivers.values():
+                await driver.prepare()
+            await self._look_at_modes()
+            response.success = True
+            response.message = "modes set, torque on: the arms hold"
+        except RigError as error:
+            response.message = f"refused: {error}"
+        self._node.get_logger().info(response.message)
+        return response
+
+    def _check_may_prepare(self, confirm: bool) -> None:
+        if not confirm:
+            raise RigError("joints sag for a moment; give confirm: true with somebody looking")
+        if self.logic.armed:
+            raise RigError("the policy node is armed; disarm it first")
+        for side, arm in self._rig.arms.items():
+            assert arm.driver is not None
+            measured = self.logic.arms[side].measured
+            if measured is None:
+                raise RigError(f"{arm.joint_states} is silent; is the driver running?")
+            shoulder, elbow = arm.driver.parked
+            if measured[1] > shoulder or measured[2] < elbow:
+                raise RigError(
+                    f"the {side} arm is not folded: {arm.joints[1]} {measured[1]:.2f} rad must be "
+                    f"below {shoulder:g}, {arm.joints[2]} {measured[2]:.2f} above {elbow:g}"
+                )

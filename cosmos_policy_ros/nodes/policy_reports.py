@@ -353,7 +353,7 @@ class PolicyChecks:
         return self._rig.command_interface == "interbotix"
 
     def _driver_topics(self) -> list[str]:
-        """Return what the streamer sends the drivers, where there is one."""
+        """Return the topics of goals that are streamed to drivers."""
         drivers = [arm.driver for arm in self._rig.arms.values() if arm.driver is not None]
         both = [(driver.joint_group, driver.joint_single) for driver in drivers]
         return [topic for topics in both for topic in topics] if self._streamed else []

@@ -1,7 +1,7 @@
 """The last look at what is about to be sent to an arm, whatever made it.
 
 The safety gate judges what a policy decided. This check stands behind everything that leaves a
-node: chunks, brakes, holds, the way to the start pose, a streamer's goals. It knows nothing of how
+node: chunks, brakes, holds, the way to the start pose, streamed goals. It knows nothing of how
 they were made, only where the arms are and what they can do.
 """
 

@@ -214,12 +214,12 @@ class TrackingLimits:
 class StreamLimits:
     """Pace and patience of a stream of goals, where no controller takes trajectories.
 
-    The heartbeat is the arm guard's too, which stands beside controllers that do.
+    The heartbeat counts beside controllers, too.
 
     Attributes:
         rate: goals per second; the servos interpolate nothing, and below 50 the arms shake.
         heartbeat_timeout: seconds without the policy node, while it is armed, before the arms
-            brake; and without the streamer or guard, before a run ends.
+            brake; and without the arm interface, before a run ends.
         arm_silence: the same for an arm's good joint states, while it is being moved.
         brake_seconds: time in which the arms come to rest along their path; 0 stops them dead.
     """

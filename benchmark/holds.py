@@ -37,7 +37,7 @@ from helpers.stock_rig import RIG_PROGRAM, set_modes, stock_rig
 
 from cosmos_policy_ros.nodes import graph, shell
 from cosmos_policy_ros.nodes.client import GraphClient
-from cosmos_policy_ros.nodes.graph import GraphOptions, NodeProcesses, environment, node_processes
+from cosmos_policy_ros.nodes.graph import NodeProcesses, environment, node_processes
 
 WATCHDOG = "arm_interface_node"
 MOVING, RESTING = 0.15, 0.02  # rad/s of the fastest joint, over WINDOW
@@ -51,14 +51,14 @@ class Bench:
     def __init__(self, folder: Path, command_interface: str) -> None:
         streamed = command_interface == "interbotix"
         rig = str(stock_rig(folder)) if streamed else "sim"
-        options = GraphOptions(rig=rig, width=64, height=48, record=False)
+        nodes = node_processes(rig=rig, width=64, height=48, record=False)
         shipped = graph.executable
 
         def program(name: str) -> Path:
             return RIG_PROGRAM if streamed and name == "sim_rig_node" else shipped(name)
 
         with patch.object(graph, "executable", program):
-            self.nodes = NodeProcesses(node_processes(options), folder / "log")
+            self.nodes = NodeProcesses(nodes, folder / "log")
         self.client = GraphClient("bench")
         self._seen: deque[tuple[float, np.ndarray]] = deque(maxlen=2000)
         self._lock = threading.Lock()

@@ -53,7 +53,6 @@ from cosmos_policy_ros.core.config import load_yaml  # noqa: E402
 from cosmos_policy_ros.core.paths import config_folder  # noqa: E402
 from cosmos_policy_ros.nodes.client import GraphClient  # noqa: E402
 from cosmos_policy_ros.nodes.graph import (  # noqa: E402
-    GraphOptions,
     NodeProcesses,
     environment,
     node_processes,
@@ -247,7 +246,7 @@ def quick_checkpoint(folder: Path) -> Path:
 def measure_publish(options: argparse.Namespace, log: Path) -> Result:
     checkpoint = str(quick_checkpoint(log))
     graph = node_processes(
-        GraphOptions(engine="cosmos", checkpoint=checkpoint, record=False, stepped=True)
+        engine="cosmos", checkpoint=checkpoint, record=False, stepped=True
     )
     policy = [node for node in graph if node.executable == "policy_node"]
     phases: list[dict[str, float]] = []

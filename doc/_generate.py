@@ -1,6 +1,6 @@
 """The tables of the reference pages, made from the source.
 
-The source is read and never imported, so that a machine without ROS and torch builds the site, too.
+The source is read; only the table of options is imported, which needs neither ROS nor torch.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
+
+from cosmos_policy_ros.nodes.options import ARGUMENTS, AUTOSTART, NODES
 
 KINDS = {"msg": "topic", "srv": "service", "action": "action"}
 PLAIN_TYPES = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}
@@ -105,16 +107,15 @@ class Generator:
     def _parameters(self, node: str) -> Iterator[str]:
         """Yield the table of a node's parameters."""
         yield from _header("parameter", "default", "range", "")
-        for module, tree in self._of_node(node):
-            for call in _calls(tree, "Parameter"):
-                name, default, text, *bounds = call.args
-                low_high = " to ".join(self._value(module, each) for each in bounds)
-                yield _row(
-                    f"`{ast.literal_eval(name)}`",
-                    f"`{self._value(module, default)}`",
-                    low_high,
-                    _prose(ast.literal_eval(text)),
-                )
+        managed = [] if node == "sim_rig" else [AUTOSTART]
+        for option in [*NODES[f"{node}_node"], *managed]:
+            bounds = [] if option.low is None else [option.low, option.high]
+            yield _row(
+                f"`{option.name}`",
+                f"`{option.text}`",
+                " to ".join(f"{each:.12g}" for each in bounds),
+                _prose(option.description),
+            )
 
     def _of_node(self, node: str) -> Iterator[tuple[str, ast.Module]]:
         """Yield the modules that make up a node."""
@@ -176,21 +177,14 @@ class Generator:
         """Yield the table of the launch file's arguments."""
         yield from _header("argument", "default", "")
         tree = ast.parse((self._root / "launch/aloha.launch.py").read_text())
-        values = {
-            ast.unparse(node.targets[0]): node.value
+        (defaults,) = (
+            ast.literal_eval(node.value)
             for node in tree.body
-            if isinstance(node, ast.Assign)
-        }
-        described = ast.literal_eval(values["DESCRIPTIONS"])
-        replaced = ast.literal_eval(values["EMPTY"])
-        for key, value in zip(values["DEFAULTS"].keys, values["DEFAULTS"].values, strict=True):
-            if key is not None:
-                replaced[ast.literal_eval(key)] = ast.literal_eval(value)
-        module, options = self._class("GraphOptions")
-        for field in _fields(options):
-            name = ast.unparse(field.target)
-            default = replaced.get(name) or self._value(module, field.value)
-            yield _row(f"`{name}`", f"`{default}`", _prose(described[name]))
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "DEFAULTS"
+        )
+        for name, option in ARGUMENTS.items():
+            default = defaults.get(name, option.text)
+            yield _row(f"`{name}`", f"`{default}`", _prose(option.description))
         for call in _calls(tree, "DeclareLaunchArgument"):
             given = {word.arg: word.value for word in call.keywords}
             if isinstance(call.args[0], ast.Constant):

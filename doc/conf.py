@@ -11,7 +11,7 @@ ROOT = next(
     for folder in (Path(__file__).resolve().parents[1], *map(Path, sys.path))
     if (folder / "package.xml").is_file()
 )
-sys.path.insert(0, str(ROOT / "doc"))
+sys.path[:0] = [str(ROOT), str(ROOT / "doc")]
 
 from _generate import Generator  # noqa: E402
 

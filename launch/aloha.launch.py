@@ -3,11 +3,11 @@
     ros2 launch cosmos_policy_ros aloha.launch.py task:=ziploc checkpoint:=/path/to/checkpoint
     ros2 launch cosmos_policy_ros aloha.launch.py rig:=sim task:=transfer_cube
 
-The nodes and their parameters come from ``cosmos_policy_ros.nodes.graph``, as in ``scripts/demo``.
+The nodes come from ``cosmos_policy_ros.nodes.graph``, as in ``scripts/demo``; the arguments from
+``cosmos_policy_ros.nodes.options``, as the nodes' parameters do.
 """
 
 import os
-from dataclasses import fields
 from pathlib import Path
 
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
@@ -28,78 +28,25 @@ from launch_ros.parameter_descriptions import ParameterValue
 
 from cosmos_policy_ros.core.errors import CosmosPolicyError
 from cosmos_policy_ros.core.paths import config_folder
-from cosmos_policy_ros.nodes.graph import GraphOptions, environment, exposure, node_processes
+from cosmos_policy_ros.nodes.graph import environment, exposure, node_processes
+from cosmos_policy_ros.nodes.options import ARGUMENTS, Option, Value
 from cosmos_policy_ros.rig.spec import load_rig
 
-DESCRIPTIONS = {
-    "rig": "rig description: a name in config/rigs (interbotix_1, interbotix_2, ros1_names, sim) "
-    "or a YAML file; a sim rig is started too",
-    "task": "task: a name in config/tasks or a YAML file",
-    "engine": "what decides: cosmos, demonstrator (simulated rig only), or auto",
-    "checkpoint": "checkpoint folder of engine cosmos; 'auto' for the rig's default",
-    "devices": "torch devices of engine cosmos: auto, cpu, or a list like cuda:0,cuda:1; a search "
-    "runs on all of them, auto being every GPU",
-    "planning": "engine cosmos: direct, or a search for the best of several chunks: a name in "
-    "config/planning (best_of_8, best_of_8_quick, best_of_8_one_gpu) or a YAML file",
-    "world_model": "checkpoint folder that imagines and appraises in a search; 'policy' for the "
-    "policy's own",
-    "deadline": "wall seconds that a search may take, the arms holding; 0 as the task says",
-    "ray": "search on a Ray cluster: its address, auto, or local to start one; 'none' for "
-    "processes on this machine",
-    "compiled": "engine cosmos: true compiles the transformer, which takes minutes at start",
-    "numerics": "engine cosmos: where NVIDIA's code and the paper differ, follow released or "
-    "paper; checkpoint: as its config says",
-    "denoising_steps": "engine cosmos: denoising steps; 0 for the checkpoint's",
-    "execution": "synchronous asks for the next chunk when the arms rest, as in the paper; "
-    "asynchronous "
-    "while they move; auto while they move if no pause is left then",
-    "transition": "between chunks asked for in motion: condition has the policy begin with what "
-    "the arms "
-    "are committed to; blend only goes over from the old path to the new one",
-    "seed": "base noise seed of the policy",
-    "dry_run": "true sends trajectories to policy_node/preview/<output>, and nothing to the arms",
-    "root": "folder of the episodes, one bag each",
-    "record": "start the recorder: true or false",
-    "images": "raw keeps the cameras' bytes; jpeg takes a tenth of the disk",
-    "compression": "of the bags' chunks: none or zstd",
-    "scene_seed": "simulated rig: places the objects",
-    "stepped": "simulated rig: true advances only on ~/step and publishes /clock",
-    "width": "simulated rig: image columns [px]; 0 for the parameter file's",
-    "height": "simulated rig: image rows [px]; 0 for the parameter file's",
-}
-# The command line cannot pass an empty text.
-EMPTY = {"checkpoint": "auto", "world_model": "policy", "ray": "none"}
-DEFAULTS = {"rig": "interbotix_1", "task": "ziploc", **EMPTY}
+# A lab's rig, where the nodes' own defaults are the simulated one.
+DEFAULTS = {"rig": "interbotix_1", "task": "ziploc"}
 
 
-def read_bool(name: str, text: str) -> bool:
-    """Return what a launch argument says."""
-    if text.lower() not in ("true", "false"):
-        raise CosmosPolicyError(f"{name}:={text} must be true or false")
-    return text.lower() == "true"
+def read_arguments(context: LaunchContext) -> dict[str, Value]:
+    """Return the launch arguments that differ from the nodes' defaults.
 
-
-def read_options(context: LaunchContext) -> GraphOptions:
-    """Turn the launch arguments, which are all text, into the graph's options."""
-    values = {}
-    for field in fields(GraphOptions):
-        text = LaunchConfiguration(field.name).perform(context)
-        if isinstance(field.default, bool):
-            values[field.name] = read_bool(field.name, text)
-        elif isinstance(field.default, (int, float)):
-            kind, words = type(field.default), "a number"
-            if kind is int:
-                words = "a whole number"
-            try:
-                values[field.name] = kind(text)
-            except ValueError:
-                raise CosmosPolicyError(f"{field.name}:={text} must be {words}") from None
-        else:
-            values[field.name] = text
-    for name, word in EMPTY.items():
-        if values[name] == word:
-            values[name] = ""
-    return GraphOptions(**values)
+    What is left at its default is left to the node's parameter file.
+    """
+    texts = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
+    return {
+        name: ARGUMENTS[name].parse(text)
+        for name, text in texts.items()
+        if text != ARGUMENTS[name].text
+    }
 
 
 def shut_down_unless_asked_to(event: ProcessExited, context: LaunchContext) -> list | None:
@@ -109,7 +56,8 @@ def shut_down_unless_asked_to(event: ProcessExited, context: LaunchContext) -> l
 
 def start_drivers(context: LaunchContext) -> list:
     """Start the rig's own drivers, if that is asked for; they need the large-image profile too."""
-    if not read_bool("bringup", LaunchConfiguration("bringup").perform(context)):
+    asked = LaunchConfiguration("bringup").perform(context)
+    if not Option("bringup", False, "").parse(asked):
         return []
     rig = load_rig(LaunchConfiguration("rig").perform(context), config_folder("rigs"))
     if rig.bringup is None:
@@ -151,7 +99,7 @@ def start_nodes(context: LaunchContext) -> list:
             sigterm_timeout="15",
             on_exit=shut_down_unless_asked_to,
         )
-        for node in node_processes(read_options(context))
+        for node in node_processes(**read_arguments(context))
     ]
     return [LogInfo(msg=exposure(os.environ | environment())), *nodes]
 
@@ -160,13 +108,11 @@ def generate_launch_description() -> LaunchDescription:
     """Return the launch description that ``ros2 launch`` looks for."""
     arguments = [
         DeclareLaunchArgument(
-            field.name,
-            default_value=str(DEFAULTS.get(field.name, field.default)).lower()
-            if isinstance(field.default, bool)
-            else str(DEFAULTS.get(field.name, field.default)),
-            description=DESCRIPTIONS[field.name],
+            name,
+            default_value=DEFAULTS.get(name, option.text),
+            description=option.description,
         )
-        for field in fields(GraphOptions)
+        for name, option in ARGUMENTS.items()
     ]
     arguments += [
         DeclareLaunchArgument(

@@ -29,17 +29,13 @@ from cosmos_policy_ros.msg import ArmInterfaceState, PolicyState
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.convert import trajectory_points
 from cosmos_policy_ros.nodes.arm_interface_interbotix import InterbotixBackEnd
-from cosmos_policy_ros.nodes.shell import Parameter
+from cosmos_policy_ros.nodes.options import ARM_INTERFACE
 from cosmos_policy_ros.rig.clock import SteadyClock
 from cosmos_policy_ros.rig.controller_brakes import BrakeTrajectory, ControllerBrakes
 from cosmos_policy_ros.rig.observation import read_arm
 from cosmos_policy_ros.rig.spec import Output, RigSpec, load_rig
 
 STATE_PERIOD = 0.1  # wall s; the policy node takes the state for a heartbeat
-PARAMETERS = (
-    Parameter("rig", "sim", "rig description: a name in config/rigs or a YAML file"),
-    Parameter("policy_state", "policy_node/state", "topic on which the policy node is alive"),
-)
 
 
 class _JointStates(NamedTuple):
@@ -179,7 +175,7 @@ class ArmInterfaceNode(shell.ManagedNode):
 
     def __init__(self) -> None:
         """Declare the parameters; everything else happens when it is configured."""
-        super().__init__("arm_interface_node", PARAMETERS)
+        super().__init__("arm_interface_node", ARM_INTERFACE)
 
     def set_up(self) -> None:
         """Read the rig and follow what its arms are sent."""

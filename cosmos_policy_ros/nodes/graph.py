@@ -19,9 +19,9 @@ from types import TracebackType
 
 from cosmos_policy_ros.core.errors import CosmosPolicyError
 from cosmos_policy_ros.core.paths import config_folder, executable, package_share
+from cosmos_policy_ros.nodes.options import NODES, NONE, RIG, Value, check_arguments
 from cosmos_policy_ros.rig.spec import load_rig
 
-Value = bool | int | float | str
 # Fast DDS profiles in config/. Who holds the arms when another process is killed must not share
 # memory with it: fastdds_udp.xml says why.
 LARGE_IMAGES, NO_SHARED_MEMORY = "fastdds.xml", "fastdds_udp.xml"
@@ -52,109 +52,34 @@ class NodeProcess:
         return f"/cosmos_policy/{self.executable}"
 
 
-@dataclass(frozen=True)
-class GraphOptions:
-    """What one may choose when starting the graph; the launch file's arguments.
-
-    Attributes:
-        rig: name in config/rigs, or a YAML file.
-        task: name in config/tasks, or a YAML file.
-        engine: cosmos, demonstrator, or auto.
-        checkpoint: folder of engine cosmos; empty for the rig's default.
-        devices: torch devices of engine cosmos, "auto" for GPUs; a search runs on all of them.
-        planning: direct, or a search: a name in config/planning or a YAML file.
-        world_model: checkpoint that imagines and appraises in a search; empty for the policy's own.
-        deadline: wall seconds that a search may take; 0 as the task says.
-        ray: address of a Ray cluster to search on; empty for processes here.
-        compiled: compile its transformer.
-        numerics: released, paper, or checkpoint: as its config says.
-        denoising_steps: 0 as the checkpoint says.
-        execution: synchronous, overlap (ask while the arms move) or auto.
-        transition: of chunks asked for in motion: condition or blend.
-        seed: base noise seed of the policy.
-        dry_run: everything but the arms: trajectories go to ~/preview, and nothing is recorded.
-        root: folder of the episodes.
-        record: start the recorder.
-        images: raw, or jpeg for a tenth of the disk.
-        compression: of the bags' chunks, none or zstd.
-        scene_seed: places the simulated objects.
-        stepped: simulated rig without a wall clock, for tests.
-        width, height: simulated images [px]; 0 for the parameter file's.
-    """
-
-    rig: str = "sim"
-    task: str = "transfer_cube"
-    engine: str = "auto"
-    checkpoint: str = ""
-    devices: str = "auto"
-    planning: str = "direct"
-    world_model: str = ""
-    deadline: float = 0.0
-    ray: str = ""
-    compiled: bool = False
-    numerics: str = "checkpoint"
-    denoising_steps: int = 0
-    execution: str = "synchronous"
-    transition: str = "condition"
-    seed: int = 195
-    dry_run: bool = False
-    root: str = "rollouts"
-    record: bool = True
-    images: str = "raw"
-    compression: str = "none"
-    scene_seed: int = 0
-    stepped: bool = False
-    width: int = 0
-    height: int = 0
-
-
-def node_processes(options: GraphOptions) -> tuple[NodeProcess, ...]:
+def node_processes(**options: Value) -> tuple[NodeProcess, ...]:
     """Return the nodes to start, the rig first.
 
+    Args:
+        options: arguments of the launch file by name; what is left out is as each node's parameter
+            file says, or its default.
+
     Raises:
-        ConfigError: the rig does not exist or its file is wrong.
+        ConfigError: no such option or rig, or a value that it cannot have.
     """
-    rig = load_rig(options.rig, config_folder("rigs"))
-    shared: dict[str, Value] = {"rig": options.rig, "use_sim_time": options.stepped}
-    policy: dict[str, Value] = {
-        "task": options.task,
-        "engine": options.engine,
-        "checkpoint": options.checkpoint,
-        "devices": options.devices,
-        "planning": options.planning,
-        "world_model": options.world_model,
-        "deadline": options.deadline,
-        "ray": options.ray,
-        "compiled": options.compiled,
-        "numerics": options.numerics,
-        "denoising_steps": options.denoising_steps,
-        "execution": options.execution,
-        "transition": options.transition,
-        "seed": options.seed,
-        "dry_run": options.dry_run,
-        "self_check": not options.stepped,  # nothing is fresh while no time passes
-        "watchdog": "none" if options.stepped else "arm_interface_node",
-    }
-    nodes = [_process("policy_node", {**shared, **policy})]
-    if options.record and not options.dry_run:  # what moves nothing is no rollout
-        recorder: dict[str, Value] = {
-            "root": options.root,
-            "images": options.images,
-            "compression": options.compression,
-        }
-        nodes.append(_process("recorder_node", {**shared, **recorder}))
-    if not options.dry_run and not options.stepped:
-        nodes.insert(0, _process("arm_interface_node", {"rig": options.rig}, NO_SHARED_MEMORY))
+    check_arguments(options)
+    rig = load_rig(str(options.get("rig", RIG.default)), config_folder("rigs"))
+    stepped, dry_run = options.get("stepped", False), options.get("dry_run", False)
+
+    def process(name: str, profile: str = LARGE_IMAGES, **more: Value) -> NodeProcess:
+        taken = {o.name: options[o.name] for o in NODES[name] if o.name in options}
+        file = config_folder("params") / f"{name}.yaml"
+        return NodeProcess(name, file, taken | more, profile)
+
+    # Nothing is fresh, and no watchdog is awake, while no time passes.
+    still: dict[str, Value] = {"self_check": False, "watchdog": NONE} if stepped else {}
+    nodes = [process("policy_node", use_sim_time=stepped, **still)]
+    if options.get("record", True) and not dry_run:  # what moves nothing is no rollout
+        nodes.append(process("recorder_node", use_sim_time=stepped))
+    if not dry_run and not stepped:
+        nodes.insert(0, process("arm_interface_node", NO_SHARED_MEMORY))
     if rig.kind == "sim":
-        scene: dict[str, Value] = {
-            "rig": options.rig,
-            "task": options.task,
-            "seed": options.scene_seed,
-            "stepped": options.stepped,
-        }
-        size = {"width": options.width, "height": options.height}
-        scene |= {name: pixels for name, pixels in size.items() if pixels}
-        nodes.insert(0, _process("sim_rig_node", scene))
+        nodes.insert(0, process("sim_rig_node"))
     return tuple(nodes)
 
 
@@ -252,16 +177,6 @@ def _keeps_to_machine(given: Mapping[str, str]) -> bool:
 
 def _asks_rmw_for_loopback(given: Mapping[str, str]) -> bool:
     return given.get(REACH) == "LOCALHOST" or given.get(OLD_REACH) == "1"
-
-
-def _process(
-    executable: str, parameters: dict[str, Value], profile: str = LARGE_IMAGES
-) -> NodeProcess:
-    file = config_folder("params") / f"{executable}.yaml"
-    return NodeProcess(executable, file, parameters, profile)
-
-
-# Starts the graph's nodes as processes, and ends them so that nothing is left behind.
 
 
 _PR_SET_PDEATHSIG = 1

@@ -16,8 +16,8 @@ from cosmos_policy_ros.core.errors import CosmosPolicyError
 from cosmos_policy_ros.inference.engines import load_engine
 from cosmos_policy_ros.inference.spec import EngineLoader
 from cosmos_policy_ros.nodes import shell
+from cosmos_policy_ros.nodes.options import POLICY
 from cosmos_policy_ros.nodes.policy_parameters import (
-    PARAMETERS,
     PolicySettings,
     read_settings,
     trained_on,
@@ -38,7 +38,7 @@ class PolicyNode(shell.ManagedNode):
 
     def __init__(self, load: EngineLoader = load_engine) -> None:
         """Declare the parameters; everything else happens when it is configured."""
-        super().__init__("policy_node", PARAMETERS)
+        super().__init__("policy_node", POLICY)
         self._load = load
         self._inference: Inference | None = None
 
@@ -55,7 +55,7 @@ class PolicyNode(shell.ManagedNode):
         self._wake = self.create_guard_condition(self._on_wake)
         engine = settings.engine
         self._inference = start_inference(
-            engine, settings.devices, settings.worker, self._wake.trigger, self._load, settings.ray
+            engine, settings.devices, settings.worker, self._wake.trigger, self._load, settings.ray or ""
         )
         self._watchdog = WatchdogMonitor(
             self, settings.rig, settings.watchdog, identity=self._identity, dry=settings.dry_run

@@ -22,7 +22,8 @@ from cosmos_policy_ros.core.errors import ConfigError, CosmosPolicyError, RigErr
 from cosmos_policy_ros.core.task import choose_prompt, load_named_task
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.inference.spec import Decide
-from cosmos_policy_ros.nodes.policy_parameters import SEEDS, PolicySettings
+from cosmos_policy_ros.nodes.options import SEEDS
+from cosmos_policy_ros.nodes.policy_parameters import PolicySettings
 from cosmos_policy_ros.nodes.policy_topics import PolicyFutures, PolicyOutput
 from cosmos_policy_ros.nodes.policy_watchdog import WatchdogMonitor
 from cosmos_policy_ros.planning.scheduler import Inference

@@ -10,7 +10,6 @@ from cosmos_policy_ros.msg import ArmInterfaceState
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.rig.spec import RigSpec
 
-NONE = "none"
 TITLE = "the arm interface"
 
 
@@ -23,19 +22,19 @@ class WatchdogMonitor:
     """
 
     def __init__(
-        self, node: Node, rig: RigSpec, watchdog: str, *, identity: str = "", dry: bool = False
+        self, node: Node, rig: RigSpec, watchdog: str | None, *, identity: str = "", dry: bool = False
     ) -> None:
         """Listen; in a dry run, where nothing moves, nothing is to be known.
 
         Args:
             node: which listens.
             rig: how long a watchdog may be silent.
-            watchdog: its node's name, "none" to do without.
+            watchdog: its node's name, None to do without.
             identity: of this process; a watchdog that guards another one does not count.
             dry: whether nothing goes to the arms.
         """
-        self.node_name = watchdog
-        self.needed = watchdog != NONE and not dry
+        self.node_name = watchdog or ""
+        self.needed = watchdog is not None and not dry
         self._topic = f"{self.node_name}/state"
         self._patience = rig.stream.heartbeat_timeout
         self._heard: float | None = None

@@ -50,7 +50,7 @@ from cosmos_policy_ros.msg import PolicyState, RecorderState
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.background import Background
 from cosmos_policy_ros.nodes.convert import label_to_message
-from cosmos_policy_ros.nodes.shell import Parameter
+from cosmos_policy_ros.nodes.options import RECORDER
 from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.srv import EndEpisode, ScoreEpisode, StartEpisode
 
@@ -171,13 +171,6 @@ FAREWELL = 0.5  # wall s
 
 NOT_GIVEN = -1.0  # a score in a request, see ScoreEpisode.srv
 
-PARAMETERS = (
-    Parameter("rig", "sim", "rig description: a name in config/rigs or a YAML file"),
-    Parameter("root", "rollouts", "folder of the episodes, one bag each"),
-    Parameter("images", "raw", "raw keeps the drivers' bytes; jpeg takes a tenth of the disk"),
-    Parameter("jpeg_quality", 95, "of images:=jpeg", 1, 100),
-    Parameter("compression", "none", "of the bag's chunks: none or zstd"),
-)
 
 
 class RecorderNode(shell.ManagedNode):
@@ -189,7 +182,7 @@ class RecorderNode(shell.ManagedNode):
         Args:
             options: of rclpy's node, such as ``parameter_overrides``.
         """
-        super().__init__("recorder_node", PARAMETERS, **options)
+        super().__init__("recorder_node", RECORDER, **options)
         self._store: EpisodeStore | None = None
         self._policy = PolicyState()
         self._last: Recording | None = None

@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import rclpy
 from builtin_interfaces.msg import Time
@@ -17,7 +17,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.action import ActionServer
 from rclpy.callback_groups import CallbackGroup
 from rclpy.duration import Duration
-from rclpy.exceptions import ParameterException
+from rclpy.exceptions import ParameterException, ParameterUninitializedException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation as _rclpy
 from rclpy.lifecycle import (
@@ -27,6 +27,7 @@ from rclpy.lifecycle import (
     TransitionCallbackReturn,
 )
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
@@ -34,6 +35,7 @@ from rosgraph_msgs.msg import Clock
 
 from cosmos_policy_ros.core.errors import CosmosPolicyError
 from cosmos_policy_ros.core.units import NS_PER_S
+from cosmos_policy_ros.nodes.options import AUTOSTART, Option
 from cosmos_policy_ros.rig.clock import MotionClock, SimulatedClock, SteadyClock
 
 try:
@@ -63,33 +65,37 @@ LATCHED_EVERY = LATCHED_PUBLISHER
 NO_PUBLISHER_EVENTS = PublisherEventCallbacks(use_default_callbacks=False)
 
 
-class Parameter(NamedTuple):
-    """A node parameter with its reason; ``low`` and ``high`` bound a number."""
-
-    name: str
-    default: Any
-    description: str
-    low: float | None = None
-    high: float | None = None
-
-
-AUTOSTART = Parameter(
-    "autostart", True, "configure and activate at start, without a lifecycle manager"
-)
-
-
-def declare(node: Node, parameters: Sequence[Parameter]) -> None:
+def declare(node: Node, options: Sequence[Option]) -> None:
     """Declare parameters, read-only after the start, with descriptions and ranges."""
-    for p in parameters:
-        descriptor = ParameterDescriptor(description=p.description, read_only=True)
-        if p.low is not None and p.high is not None:
-            if isinstance(p.default, float):
-                bounds = FloatingPointRange(from_value=float(p.low), to_value=float(p.high))
+    types = {
+        int: Parameter.Type.INTEGER,
+        float: Parameter.Type.DOUBLE,
+    }
+    for option in options:
+        descriptor = ParameterDescriptor(description=option.description, read_only=True)
+        if option.low is not None and option.high is not None:
+            if option.kind is float:
+                bounds = FloatingPointRange(
+                    from_value=float(option.low), to_value=float(option.high)
+                )
                 descriptor.floating_point_range = [bounds]
             else:
-                whole = IntegerRange(from_value=int(p.low), to_value=int(p.high), step=1)
+                whole = IntegerRange(
+                    from_value=int(option.low), to_value=int(option.high), step=1
+                )
                 descriptor.integer_range = [whole]
-        node.declare_parameter(p.name, p.default, descriptor)
+        default: Any = option.default
+        node.declare_parameter(
+            option.name, types[default] if isinstance(default, type) else default, descriptor
+        )
+
+
+def value_of(node: Node, name: str) -> Any:
+    """Return a parameter's value, None for one that is not set."""
+    try:
+        return node.get_parameter(name).value
+    except ParameterUninitializedException:
+        return None
 
 
 def stamp_to_ns(stamp: Time) -> int:
@@ -181,7 +187,7 @@ class ManagedNode(LifecycleNode):
         active: whether it is active.
     """
 
-    def __init__(self, name: str, parameters: Sequence[Parameter], **options: Any) -> None:
+    def __init__(self, name: str, parameters: Sequence[Option], **options: Any) -> None:
         """Declare the parameters; everything else happens when the node is configured.
 
         Args:

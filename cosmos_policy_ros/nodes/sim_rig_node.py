@@ -31,7 +31,7 @@ from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.msg import RigState
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.convert import trajectory_points
-from cosmos_policy_ros.nodes.shell import Parameter
+from cosmos_policy_ros.nodes.options import SIM_RIG
 from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.sim.faults import CameraFeed, Faults, faulty_joints
 from cosmos_policy_ros.sim.render import Renderer
@@ -47,16 +47,6 @@ QUEUE_DEPTH = 400
 # A stepped rig repeats its time: readers of /clock are best effort and may join between two steps.
 CLOCK_PERIOD = 0.1  # wall s
 
-PARAMETERS = (
-    Parameter("rig", "sim", "rig description: a name in config/rigs or a YAML file"),
-    Parameter("task", "transfer_cube", "scene: transfer_cube, insertion or either_cube"),
-    Parameter("seed", 0, "places the objects", 0, 2**31 - 1),
-    Parameter("stepped", False, "advance only on ~/step, publish /clock"),
-    Parameter("width", 320, "image columns [px]", 16, 1920),
-    Parameter("height", 240, "image rows [px]", 16, 1080),
-    Parameter("render_quality", "fast", "fast, or full with shadows and anti-aliasing (a GPU)"),
-    Parameter("noise", 1.0, "sensor noise [grey levels]; 0 looks like a frozen camera", 0.0, 50.0),
-)
 
 
 class SimRigNode(Node):
@@ -69,13 +59,13 @@ class SimRigNode(Node):
             CosmosPolicyError: unknown rig or task, bad faults, or EGL is missing.
         """
         super().__init__("sim_rig_node")
-        shell.declare(self, PARAMETERS)
+        shell.declare(self, SIM_RIG)
         faults = ParameterDescriptor(description="faults, e.g. camera_silent:left_wrist@2.0-5.0")
         self.declare_parameter("faults", [""], faults)
         self._faults = Faults.parse(self._value("faults"))
         self.add_on_set_parameters_callback(self._set_faults)
         self._spec = load_rig(self._value("rig"), config_folder("rigs"))
-        self._rig = SimRig(self._value("task"), self._value("seed"), spec=self._spec)
+        self._rig = SimRig(self._value("task"), self._value("scene_seed"), spec=self._spec)
         self._reset_ns, self._period = self._rig.time_ns, 0
         self._tick = 1.0 / self._spec.rates.joint_states
         self._ticks_per_period = round(self._spec.rates.joint_states / self._spec.rates.control)

@@ -31,7 +31,7 @@ from cosmos_policy_ros.episodes.topics import (
 )
 from cosmos_policy_ros.nodes import graph, shell
 from cosmos_policy_ros.nodes.client import GraphClient
-from cosmos_policy_ros.nodes.graph import GraphOptions, NodeProcess, NodeProcesses, node_processes
+from cosmos_policy_ros.nodes.graph import NodeProcess, NodeProcesses, node_processes
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
 CHUNK = 50  # periods
@@ -136,8 +136,10 @@ class Graph:
         """
         self.rig = load_rig(rig, config_folder("rigs"))
         height, width = size
-        options = GraphOptions(rig=rig, stepped=True, width=width, height=height, root=str(root))
-        self.processes = start(node_processes(options), root / "log", stub=stub, **policy)
+        nodes = node_processes(
+            rig=rig, stepped=True, width=width, height=height, root=str(root)
+        )
+        self.processes = start(nodes, root / "log", stub=stub, **policy)
         self.client = GraphClient("operator", self.processes.check)
         try:
             self._listen()

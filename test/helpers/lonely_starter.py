@@ -9,9 +9,9 @@ if __name__ == "__main__":
     from helpers.graph import start, worker_of
     from helpers.waiting import wait_for
 
-    from cosmos_policy_ros.nodes.graph import GraphOptions, node_processes
+    from cosmos_policy_ros.nodes.graph import node_processes
 
-    nodes = node_processes(GraphOptions(record=False))
+    nodes = node_processes(record=False)
     policy = tuple(node for node in nodes if node.executable == "policy_node")
     with start(policy, Path(sys.argv[1]), stub=True) as processes:
         pid = processes.pid("policy_node")

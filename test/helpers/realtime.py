@@ -26,7 +26,7 @@ from cosmos_policy_ros.core.errors import ObservationError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.nodes import graph, shell
 from cosmos_policy_ros.nodes.client import GraphClient
-from cosmos_policy_ros.nodes.graph import GraphOptions, NodeProcess, NodeProcesses, node_processes
+from cosmos_policy_ros.nodes.graph import NodeProcess, NodeProcesses, node_processes
 from cosmos_policy_ros.rig.observation import read_arm
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
@@ -82,7 +82,7 @@ class RealTimeGraph:
 
         self._program, self._folder = program, folder
         nodes = node_processes(
-            GraphOptions(**{"rig": rig, "width": 64, "height": 48, "record": False} | options)
+            **{"rig": rig, "width": 64, "height": 48, "record": False} | options
         )
         self._nodes = {node.executable: node for node in nodes}
         self._running: list[NodeProcesses] = []

@@ -26,7 +26,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from cosmos_policy_ros.nodes import graph, shell
 from cosmos_policy_ros.nodes.client import GraphClient
-from cosmos_policy_ros.nodes.graph import GraphOptions, NodeProcesses, node_processes
+from cosmos_policy_ros.nodes.graph import NodeProcesses, node_processes
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
 STATE = "arm_interface_node/state"
@@ -46,7 +46,7 @@ class Loop:
     ) -> None:
         path = stock_rig(folder, gripper, **driver)
         self.rig: RigSpec = load_rig(str(path), folder)
-        options = GraphOptions(
+        nodes = node_processes(
             rig=str(path), width=64, height=48, record=False, execution=execution
         )
         shipped = graph.executable
@@ -55,7 +55,7 @@ class Loop:
             return RIG_PROGRAM if name == "sim_rig_node" else shipped(name)
 
         with patch.object(graph, "executable", program):
-            self.processes = NodeProcesses(node_processes(options), folder / "log")
+            self.processes = NodeProcesses(nodes, folder / "log")
         self.client = GraphClient("operator", lambda: None)
         try:
             self._listen()

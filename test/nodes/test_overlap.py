@@ -21,7 +21,7 @@ from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.topics import POLICY_NODE
 from cosmos_policy_ros.nodes.client import GraphClient
 from cosmos_policy_ros.nodes.convert import trajectory_points
-from cosmos_policy_ros.nodes.graph import GraphOptions, NodeProcesses, node_processes
+from cosmos_policy_ros.nodes.graph import NodeProcesses, node_processes
 from cosmos_policy_ros.nodes.shell import stamp_to_ns
 from cosmos_policy_ros.rig.spec import load_rig
 
@@ -33,8 +33,10 @@ class Run:
     """One run in real time and what was said meanwhile."""
 
     def __init__(self, folder: Path) -> None:
-        options = GraphOptions(width=64, height=48, execution="asynchronous", root=str(folder))
-        processes = NodeProcesses(node_processes(options), folder / "log")
+        nodes = node_processes(
+            width=64, height=48, execution="asynchronous", root=str(folder)
+        )
+        processes = NodeProcesses(nodes, folder / "log")
         client = GraphClient("operator", processes.check)
         self.results: list[Any] = []
         self.decisions: list[Any] = []

@@ -11,7 +11,7 @@ from cosmos_policy_ros.msg import ArmInterfaceState
 
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.nodes import policy_watchdog
-from cosmos_policy_ros.nodes.policy_watchdog import NONE, WatchdogMonitor
+from cosmos_policy_ros.nodes.policy_watchdog import WatchdogMonitor
 from cosmos_policy_ros.rig.spec import load_rig
 
 WATCHDOG = "arm_interface_node"
@@ -20,7 +20,7 @@ WATCHDOG = "arm_interface_node"
 class Bench:
     """A watch, its clock, and its watchdog's voice."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, watchdog: str, dry: bool) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, watchdog: str | None, dry: bool) -> None:
         self.now = 100.0
         self.topics: list[str] = []
         self.speak: Callable[[Any], None] = lambda _: None
@@ -50,12 +50,12 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     [
         (WATCHDOG, False, ["arm_interface_node/state"]),
         ("lab/watchdog", False, ["lab/watchdog/state"]),
-        (NONE, False, []),
+        (None, False, []),
         (WATCHDOG, True, []),
     ],
 )
 def test_whom_it_listens_to(
-    monkeypatch: pytest.MonkeyPatch, watchdog: str, dry: bool, topics: list[str]
+    monkeypatch: pytest.MonkeyPatch, watchdog: str | None, dry: bool, topics: list[str]
 ) -> None:
     bench = Bench(monkeypatch, watchdog, dry)
     assert bench.topics == topics

@@ -20,7 +20,6 @@ from cosmos_policy_ros.nodes.graph import (
     LARGE_IMAGES,
     LOOPBACK,
     NO_SHARED_MEMORY,
-    GraphOptions,
     NodeProcesses,
     environment,
     exposure,
@@ -161,7 +160,7 @@ def test_who_holds_the_arms_shares_no_memory(
     # OFF leaves the transports alone, as SUBNET does on a rig, and meets nobody.
     monkeypatch.setenv(RANGE, range_)
     monkeypatch.setenv(ONLY, only)
-    nodes = node_processes(GraphOptions(rig=rig, root=str(tmp_path)))
+    nodes = node_processes(rig=rig, root=str(tmp_path))
     apart = tuple(n for n in nodes if n.executable in (WATCHDOG, "recorder_node"))
     with NodeProcesses(apart, tmp_path / "log") as processes:
         pids = {n.executable: processes.pid(n.executable) for n in apart}
@@ -175,8 +174,7 @@ def test_who_holds_the_arms_shares_no_memory(
 def test_every_socket_of_the_graph_is_on_loopback(
     tmp_path: Path, unsaid: pytest.MonkeyPatch
 ) -> None:
-    options = GraphOptions(engine="demonstrator", root=str(tmp_path))
-    nodes = node_processes(options)
+    nodes = node_processes(engine="demonstrator", root=str(tmp_path))
     with NodeProcesses(nodes, tmp_path / "log") as processes:
         client = GraphClient("operator", processes.check)
         try:
@@ -202,8 +200,8 @@ def test_a_driver_that_listens_to_the_network_is_heard_and_answers(
     monkeypatch.setenv(RANGE, "SUBNET")
     rig = load_rig("sim", config_folder("rigs"))
     # Images larger than the default segment of shared memory.
-    options = GraphOptions(root=str(tmp_path), width=640, height=480)
-    driver = tuple(n for n in node_processes(options) if n.executable == "sim_rig_node")
+    nodes = node_processes(root=str(tmp_path), width=640, height=480)
+    driver = tuple(n for n in nodes if n.executable == "sim_rig_node")
     with NodeProcesses(driver, tmp_path / "log") as processes:
         client = GraphClient("operator", processes.check)
         sizes: dict[str, list[int]] = {camera.topic: [] for camera in rig.cameras}

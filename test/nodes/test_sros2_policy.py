@@ -16,7 +16,7 @@ from helpers.waiting import PATIENCE, wait_for
 
 from cosmos_policy_ros.core.paths import package_share
 from cosmos_policy_ros.nodes.client import GraphClient
-from cosmos_policy_ros.nodes.graph import GraphOptions, NodeProcesses, node_processes
+from cosmos_policy_ros.nodes.graph import NodeProcesses, node_processes
 
 FILE = package_share() / "config" / "sros2" / "policy.xml"
 OURS = ("policy_node", "arm_interface_node", "recorder_node", "sim_rig_node")
@@ -92,24 +92,29 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[Line]]:
     """
     found: dict[str, set[Line]] = defaultdict(set)
     folder = tmp_path_factory.mktemp("policy")
-    sim = GraphOptions(engine="demonstrator", root=str(folder))
-    stock = replace(sim, rig="interbotix_1", engine="cosmos", checkpoint="tiny_random")
-    for options in (sim, stock):
-        nodes = [node.executable for node in node_processes(options)]
+    root = str(folder)
+    graphs = {
+        "sim": node_processes(engine="demonstrator", root=root),
+        "stock": node_processes(
+            rig="interbotix_1", engine="cosmos", checkpoint="tiny_random", root=root
+        ),
+    }
+    for rig, graph in graphs.items():
+        nodes = [node.executable for node in graph]
         absent = tuple(name for name in OURS if name not in nodes)
-        with NodeProcesses(node_processes(options), folder / options.rig) as processes:
+        with NodeProcesses(graph, folder / rig) as processes:
             client = GraphClient("operator", processes.check)
             try:
                 client.policy_ready(PATIENCE)
-                if options is sim:
+                if rig == "sim":
                     client.arm_when_ready(PATIENCE)
-                    assert client.start_episode(task=sim.task, operator_name="ann").success
+                    assert client.start_episode(task="transfer_cube", operator_name="ann").success
                     client.finish_run(client.start_run(chunk_limit=1), PATIENCE)
                     assert client.stop_episode().success
                     assert client.stop().success
                 for name in nodes:
                     # Of the arm interface's lines each rig uses those of one back end.
-                    if options is stock or name != "arm_interface_node":
+                    if rig == "stock" or name != "arm_interface_node":
                         wait_until_all_is_used(client, name, found[name], absent)
                 for name in (*nodes, "operator"):
                     found[name] |= set(used_by(client, name))

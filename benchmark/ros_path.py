@@ -245,9 +245,7 @@ def quick_checkpoint(folder: Path) -> Path:
 
 def measure_publish(options: argparse.Namespace, log: Path) -> Result:
     checkpoint = str(quick_checkpoint(log))
-    graph = node_processes(
-        engine="cosmos", checkpoint=checkpoint, record=False, stepped=True
-    )
+    graph = node_processes(engine="cosmos", checkpoint=checkpoint, record=False, stepped=True)
     policy = [node for node in graph if node.executable == "policy_node"]
     phases: list[dict[str, float]] = []
     trajectories: list[str] = []

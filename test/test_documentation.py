@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from cosmos_policy_ros.cli.cosmos import HELP
-from cosmos_policy_ros.nodes.policy_parameters import PARAMETERS
+from cosmos_policy_ros.nodes.options import POLICY
 from cosmos_policy_ros.rig.decision import Query
 from cosmos_policy_ros.rig.observation import Observation
 
@@ -35,7 +35,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_reference_has_what_the_code_has(site: Path) -> None:
     nodes = (site / "reference/nodes.html").read_text()
-    assert all(f">{parameter.name}<" in nodes for parameter in PARAMETERS)
+    assert all(f">{parameter.name}<" in nodes for parameter in POLICY)
     for name in ("~/arm", "~/start_episode", "~/prepare_arms", "~/step", "~/run_task"):
         assert name in nodes
     messages = (site / "reference/messages.html").read_text()

@@ -33,7 +33,6 @@ from cosmos_policy_ros.inference.spec import ENGINES
 from cosmos_policy_ros.msg import Decision
 from cosmos_policy_ros.nodes.client import GraphClient
 from cosmos_policy_ros.nodes.graph import (
-    GraphOptions,
     NodeProcesses,
     environment,
     exposure,
@@ -213,18 +212,19 @@ def _run(options: argparse.Namespace) -> list[EpisodeReport]:
     engine, checkpoint = options.engine, options.checkpoint
     if engine == "auto" and options.task == TRAINED_TASK:
         engine, checkpoint = "cosmos", checkpoint or TRAINED_CHECKPOINT
-    graph = GraphOptions(
+    given = {"checkpoint": checkpoint} if checkpoint else {}
+    if options.planning != "direct":
+        given["planning"] = options.planning
+    nodes = node_processes(
         rig="sim",
         task=options.task,
         engine=engine,
-        checkpoint=checkpoint,
-        planning=options.planning,
         execution=options.execution,
         devices=options.devices,
         root=str(options.root),
         scene_seed=options.seed,
+        **given,
     )
-    nodes = node_processes(graph)
     print(f"starting {', '.join(node.executable for node in nodes)}; engine {engine}")
     with NodeProcesses(nodes, options.root / "log") as processes:
         client = GraphClient("demo", processes.check)

@@ -83,7 +83,9 @@ class RecordedSensors:
         self.episode = episode
         self.rig = rig = find_rig(episode)
         self._gate_results = rig.topic(f"{POLICY_NODE}/gate_result")
-        self._indexed = index_topics(episode.files, [*rig.sensors, *rig.outputs, self._gate_results])
+        self._indexed = index_topics(
+            episode.files, [*rig.sensors, *rig.outputs, self._gate_results]
+        )
         self.topics = {topic: self._indexed[topic] for topic in rig.sensors}
 
     def observe(self, stamp_ns: int) -> Observation:

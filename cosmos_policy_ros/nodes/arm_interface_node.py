@@ -27,8 +27,8 @@ from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.msg import ArmInterfaceState, PolicyState
 from cosmos_policy_ros.nodes import shell
-from cosmos_policy_ros.nodes.convert import trajectory_points
 from cosmos_policy_ros.nodes.arm_interface_interbotix import InterbotixBackEnd
+from cosmos_policy_ros.nodes.convert import trajectory_points
 from cosmos_policy_ros.nodes.options import ARM_INTERFACE
 from cosmos_policy_ros.rig.clock import SteadyClock
 from cosmos_policy_ros.rig.controller_brakes import BrakeTrajectory, ControllerBrakes

@@ -71,9 +71,9 @@ def node_processes(**options: Value) -> tuple[NodeProcess, ...]:
         file = config_folder("params") / f"{name}.yaml"
         return NodeProcess(name, file, taken | more, profile)
 
-    # Nothing is fresh, and no watchdog is awake, while no time passes.
-    still: dict[str, Value] = {"self_check": False, "watchdog": NONE} if stepped else {}
-    nodes = [process("policy_node", use_sim_time=stepped, **still)]
+    nodes = [process("policy_node", use_sim_time=stepped)]
+    if stepped:  # nothing is fresh, and no watchdog is awake, while no time passes
+        nodes[0].parameters.update(self_check=False, watchdog=NONE)
     if options.get("record", True) and not dry_run:  # what moves nothing is no rollout
         nodes.append(process("recorder_node", use_sim_time=stepped))
     if not dry_run and not stepped:

@@ -70,13 +70,11 @@ class Option:
 RIG = Option(
     "rig",
     "sim",
-    "rig description: a name in config/rigs (interbotix_1, interbotix_2, ros1_names, sim) or a YAML "
-    "file; a simulated rig is started too",
+    "rig description: a name in config/rigs (interbotix_1, interbotix_2, ros1_names, sim) or a "
+    "YAML file; a simulated rig is started too",
     argument=True,
 )
-TASK = Option(
-    "task", "transfer_cube", "task: a name in config/tasks or a YAML file", argument=True
-)
+TASK = Option("task", "transfer_cube", "task: a name in config/tasks or a YAML file", argument=True)
 STEPPED = Option(
     "stepped",
     False,
@@ -209,7 +207,10 @@ RECORDER = (
     RIG,
     Option("root", "rollouts", "folder of the episodes, one bag each", argument=True),
     Option(
-        "images", "raw", "raw keeps the drivers' bytes; jpeg takes a tenth of the disk", argument=True
+        "images",
+        "raw",
+        "raw keeps the drivers' bytes; jpeg takes a tenth of the disk",
+        argument=True,
     ),
     Option("jpeg_quality", 95, "of images:=jpeg", 1, 100),
     Option("compression", NONE, "of the bags' chunks: none or zstd", argument=True),
@@ -240,9 +241,7 @@ NODES: Mapping[str, tuple[Option, ...]] = {
 }
 # The launch file's, in the order in which it shows them.
 ARGUMENTS: Mapping[str, Option] = {
-    option.name: option
-    for option in (*POLICY, RECORD, *RECORDER, *SIM_RIG)
-    if option.argument
+    option.name: option for option in (*POLICY, RECORD, *RECORDER, *SIM_RIG) if option.argument
 }
 
 

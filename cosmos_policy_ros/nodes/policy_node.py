@@ -27,7 +27,7 @@ from cosmos_policy_ros.nodes.policy_reports import PolicyChecks, PolicyReports
 from cosmos_policy_ros.nodes.policy_runs import PolicyRuns
 from cosmos_policy_ros.nodes.policy_topics import PolicyInputs, PolicyOutput, PollScheduler
 from cosmos_policy_ros.nodes.policy_watchdog import WatchdogMonitor
-from cosmos_policy_ros.planning.workers import Inference, start_inference
+from cosmos_policy_ros.planning.scheduler import Inference, start_inference
 from cosmos_policy_ros.rig.self_check import Check, failures, table
 
 STRANGER_PERIOD = 0.25  # wall s between two looks at who can command the arms
@@ -55,7 +55,12 @@ class PolicyNode(shell.ManagedNode):
         self._wake = self.create_guard_condition(self._on_wake)
         engine = settings.engine
         self._inference = start_inference(
-            engine, settings.devices, settings.worker, self._wake.trigger, self._load, settings.ray or ""
+            engine,
+            settings.devices,
+            settings.worker,
+            self._wake.trigger,
+            self._load,
+            settings.ray or "",
         )
         self._watchdog = WatchdogMonitor(
             self, settings.rig, settings.watchdog, identity=self._identity, dry=settings.dry_run

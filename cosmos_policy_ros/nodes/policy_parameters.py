@@ -72,7 +72,7 @@ def read_settings(node: Node) -> PolicySettings:
         search = load_config(SearchConfig, named_file(planning, config_folder("planning")))
     real = rig.kind == "real"
     engine = value("engine") or ("cosmos" if real or search is not None else "demonstrator")
-    _one_of("engine", engine, (*ENGINES, DEFAULT))
+    engine = _one_of("engine", engine, (*ENGINES, DEFAULT))
     if numerics is not None:
         _one_of("numerics", numerics, (*get_args(Numerics), DEFAULT))
     if engine == "demonstrator" and rig.kind != "sim":

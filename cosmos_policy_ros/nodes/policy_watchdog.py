@@ -22,7 +22,13 @@ class WatchdogMonitor:
     """
 
     def __init__(
-        self, node: Node, rig: RigSpec, watchdog: str | None, *, identity: str = "", dry: bool = False
+        self,
+        node: Node,
+        rig: RigSpec,
+        watchdog: str | None,
+        *,
+        identity: str = "",
+        dry: bool = False,
     ) -> None:
         """Listen; in a dry run, where nothing moves, nothing is to be known.
 

@@ -172,7 +172,6 @@ FAREWELL = 0.5  # wall s
 NOT_GIVEN = -1.0  # a score in a request, see ScoreEpisode.srv
 
 
-
 class RecorderNode(shell.ManagedNode):
     """Lifecycle node ``recorder_node``."""
 

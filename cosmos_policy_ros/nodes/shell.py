@@ -80,9 +80,7 @@ def declare(node: Node, options: Sequence[Option]) -> None:
                 )
                 descriptor.floating_point_range = [bounds]
             else:
-                whole = IntegerRange(
-                    from_value=int(option.low), to_value=int(option.high), step=1
-                )
+                whole = IntegerRange(from_value=int(option.low), to_value=int(option.high), step=1)
                 descriptor.integer_range = [whole]
         default: Any = option.default
         node.declare_parameter(

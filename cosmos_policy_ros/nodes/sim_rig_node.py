@@ -48,7 +48,6 @@ QUEUE_DEPTH = 400
 CLOCK_PERIOD = 0.1  # wall s
 
 
-
 class SimRigNode(Node):
     """Node ``sim_rig_node``."""
 

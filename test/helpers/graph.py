@@ -136,9 +136,7 @@ class Graph:
         """
         self.rig = load_rig(rig, config_folder("rigs"))
         height, width = size
-        nodes = node_processes(
-            rig=rig, stepped=True, width=width, height=height, root=str(root)
-        )
+        nodes = node_processes(rig=rig, stepped=True, width=width, height=height, root=str(root))
         self.processes = start(nodes, root / "log", stub=stub, **policy)
         self.client = GraphClient("operator", self.processes.check)
         try:

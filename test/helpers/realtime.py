@@ -81,9 +81,7 @@ class RealTimeGraph:
             return self.wall.program(name, special.get(name, shipped(name)))
 
         self._program, self._folder = program, folder
-        nodes = node_processes(
-            **{"rig": rig, "width": 64, "height": 48, "record": False} | options
-        )
+        nodes = node_processes(**{"rig": rig, "width": 64, "height": 48, "record": False} | options)
         self._nodes = {node.executable: node for node in nodes}
         self._running: list[NodeProcesses] = []
         self._pids: dict[str, NodeProcesses] = {}

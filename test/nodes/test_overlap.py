@@ -33,9 +33,7 @@ class Run:
     """One run in real time and what was said meanwhile."""
 
     def __init__(self, folder: Path) -> None:
-        nodes = node_processes(
-            width=64, height=48, execution="asynchronous", root=str(folder)
-        )
+        nodes = node_processes(width=64, height=48, execution="asynchronous", root=str(folder))
         processes = NodeProcesses(nodes, folder / "log")
         client = GraphClient("operator", processes.check)
         self.results: list[Any] = []

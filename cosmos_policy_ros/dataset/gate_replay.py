@@ -61,11 +61,11 @@ def check_episode(path: Path, rig: RigSpec | None = None) -> Checked:
     with reading(path, "an episode", RolloutError, VERIFY):
         windows = EpisodeWindows(read_episode(path))
         gate = SafetyGate(rig or windows.rig.rig)
-        names = [windows.rig.topic(f"{POLICY_NODE}/{name}") for name in ("decision", "verdict")]
+        names = [windows.rig.topic(f"{POLICY_NODE}/{name}") for name in ("decision", "gate_result")]
         recorded: dict[str, list[Any]] = {name: [] for name in names}
         for topic, _, message in read_messages(path, names):
             recorded[topic].append(message)
-        # Each decision is published before its verdict, so they belong together by their order.
+        # Each decision is published before its gate result, so they belong together by their order.
         pairs = list(zip(*recorded.values(), strict=False))
         found = Checked(path, decided=bool(pairs))
         if pairs:
@@ -83,31 +83,31 @@ def _check_decisions(
     *,
     compare: bool,
 ) -> None:
-    """Judge (decision, recorded verdict) pairs; ``compare`` with what was recorded."""
-    for decision, verdict in pairs:
-        if verdict.rule == LATE:
+    """Judge (decision, recorded gate result) pairs; ``compare`` with what was recorded."""
+    for decision, recorded in pairs:
+        if recorded.rule == LATE:
             continue  # it was not judged
         try:
-            result, context = _judge(windows, gate, decision, verdict)
+            result, context = _judge(windows, gate, decision, recorded)
         except ObservationError:
             found.skipped += 1
             continue
         # A refused chunk would not move the arms.
         moved = result.positions
         found.add(result, {} if moved is None else gate.closest(moved, context))
-        if compare and (result.accepted, result.rule) != (verdict.accepted, verdict.rule):
+        if compare and (result.accepted, result.rule) != (recorded.accepted, recorded.rule):
             was, now = (
                 "accepted" if each.accepted else f"refused by {each.rule}"
-                for each in (verdict, result)
+                for each in (recorded, result)
             )
-            found.changed.append(f"chunk {verdict.chunk_id}: was {was}, is {now}")
+            found.changed.append(f"chunk {recorded.chunk_id}: was {was}, is {now}")
 
 
 def _judge(
-    windows: EpisodeWindows, gate: SafetyGate, decision: Any, verdict: Any
+    windows: EpisodeWindows, gate: SafetyGate, decision: Any, recorded: Any
 ) -> tuple[GateResult, GateContext]:
-    """Judge a decision in the context of its recorded verdict; raises ObservationError."""
-    rig, now_ns, seen_ns = windows.rig.rig, stamp_ns(verdict), stamp_ns(decision)
+    """Judge a decision in the context of its recorded gate result; raises ObservationError."""
+    rig, now_ns, seen_ns = windows.rig.rig, stamp_ns(recorded), stamp_ns(decision)
     measured, age = windows.measured(now_ns)
     before = [s for s in windows.sent if s.start_ns < now_ns and s.chunk_id != decision.chunk_id]
     positions = np.asarray(decision.positions).reshape(decision.steps, -1)
@@ -134,7 +134,7 @@ def _judge(
         positions=positions,
         sent_after_ns=0,
     )
-    blend = Blend(path, decided, now_ns, int(verdict.blend_rows))
+    blend = Blend(path, decided, now_ns, int(recorded.blend_rows))
     steps = windows.steps
     since_ns = now_ns - round(rig.tracking.lag * NS_PER_S)
     late = (steps.times_ns >= since_ns) & (steps.times_ns <= now_ns)

@@ -58,7 +58,7 @@ def _by_mcap(folder: Path) -> list[Message]:
     return found
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15)
 @given(
     messages=st.lists(
         st.tuples(

@@ -20,6 +20,7 @@ from lz4.frame import LZ4FrameDecompressor
 from mcap import records as mcap
 from mcap.data_stream import ReadDataStream
 from mcap.opcode import Opcode
+from mcap.summary import Summary
 from mcap.writer import MCAP0_MAGIC
 from rosbags.rosbag2 import storage_mcap
 
@@ -219,13 +220,14 @@ def chunk_records(chunk: mcap.Chunk) -> Iterator[tuple[int, mcap.McapRecord]]:
         at = begin + size
 
 
-def check_index(path: Path) -> None:
-    """Refuse a finished file whose index would keep a reader busy for too long.
+def read_summary(path: Path) -> Summary:
+    """Return a finished file's index; one that would keep a reader busy for too long is refused.
 
     Raises:
-        UnreadableError, OSError: it has no index, or none within bounds; and whatever a parser
-            raises that is fed damaged bytes.
+        UnreadableError, OSError: it has no index, or none within bounds; damaged bytes may raise
+            anything.
     """
+    summary = Summary()
     with open_file(path) as file:
         size = file.seek(0, os.SEEK_END)
         end = size - RECORD_HEAD.size - FOOTER_LENGTH - len(MCAP0_MAGIC)
@@ -238,27 +240,29 @@ def check_index(path: Path) -> None:
         if not len(MCAP0_MAGIC) <= start <= end:
             raise UnreadableError("has no index at its end")
         allowance = Allowance(size)
-        chunks: list[tuple[int, int]] = []
-        channels = schemas = 0
         for at, opcode, length in records(file, start, end):
-            if opcode == Opcode.CHUNK_INDEX:
-                listed = parse_record(opcode, read_content(file, at, length))
-                if not RECORD_HEAD.size + listed.compressed_size <= listed.chunk_length:
+            if opcode not in (Opcode.CHUNK_INDEX, Opcode.CHANNEL, Opcode.SCHEMA):
+                continue
+            record = parse_record(opcode, read_content(file, at, length))
+            if isinstance(record, mcap.ChunkIndex):
+                if not RECORD_HEAD.size + record.compressed_size <= record.chunk_length:
                     raise UnreadableError("its index lists a chunk that is larger than itself")
-                allowance.take(listed.uncompressed_size)
-                chunks.append((listed.chunk_start_offset, listed.chunk_length))
-            elif opcode == Opcode.CHANNEL:
-                channels += 1
-                if channels > MOST_CHANNELS:
+                allowance.take(record.uncompressed_size)
+                summary.chunk_indexes.append(record)
+            elif isinstance(record, mcap.Channel):
+                if len(summary.channels) == MOST_CHANNELS:
                     raise UnreadableError(f"has more than {MOST_CHANNELS} topics")
-                channel = parse_record(opcode, read_content(file, at, length))
-                check_yaml(channel.metadata.get(QOS_KEY, ""))
-            elif opcode == Opcode.SCHEMA:
-                schemas += 1
-    if not (chunks and channels and schemas):  # readers would scan the whole file instead
+                check_yaml(record.metadata.get(QOS_KEY, ""))
+                summary.channels[record.id] = record
+            else:
+                summary.schemas[record.id] = record
+    if not (summary.chunk_indexes and summary.channels and summary.schemas):
+        # Readers would scan the whole file instead.
         raise UnreadableError("its index lacks its chunks, its topics or their types")
     free = len(MCAP0_MAGIC)
-    for at, length in sorted(chunks):
-        if at < free or at + length > start:
+    for chunk in sorted(summary.chunk_indexes, key=lambda chunk: chunk.chunk_start_offset):
+        at = chunk.chunk_start_offset
+        if at < free or at + chunk.chunk_length > start:
             raise UnreadableError(f"its index lists a chunk at byte {at} where there is no room")
-        free = at + length
+        free = at + chunk.chunk_length
+    return summary

@@ -16,15 +16,14 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 from mcap.opcode import Opcode
-from mcap.reader import make_reader
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.bags.bounds import (
     LARGEST_CHUNK,
     RECORD_HEAD,
-    check_index,
     chunk_content,
     read_record,
+    read_summary,
 )
 from cosmos_policy_ros.bags.mcap_file import REBUILD, VERIFY
 from cosmos_policy_ros.bags.messages import HEADER_BYTES, header_stamp
@@ -120,16 +119,13 @@ def index_topics(files: Iterable[Path], topics: Iterable[str]) -> dict[str, Inde
     rows: dict[str, list[tuple[int, ...]]] = {topic: [] for topic in schemas}
     for number, file in enumerate(files):
         with reading(f"{file}: its index cannot be read", "an index", RolloutError, REBUILD):
-            check_index(file)
+            summary = read_summary(file)
+            wanted = {i: c.topic for i, c in summary.channels.items() if c.topic in rows}
+            for channel, topic in wanted.items():
+                schema = summary.schemas[summary.channels[channel].schema_id]
+                schemas[topic] = schema.name, schema.data.decode()
             with open_file(file) as stream:
                 size = os.fstat(stream.fileno()).st_size
-                summary = make_reader(stream).get_summary()
-                if summary is None:
-                    raise UnreadableError("there is none")
-                wanted = {i: c.topic for i, c in summary.channels.items() if c.topic in rows}
-                for channel, topic in wanted.items():
-                    schema = summary.schemas[summary.channels[channel].schema_id]
-                    schemas[topic] = schema.name, schema.data.decode()
                 for chunk in summary.chunk_indexes:
                     at = chunk.chunk_start_offset
                     begin = at + chunk.chunk_length - chunk.compressed_size

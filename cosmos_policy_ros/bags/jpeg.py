@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -57,24 +57,23 @@ def to_jpeg(rgb: NDArray[np.uint8], quality: int = JPEG_QUALITY, *, grey: bool =
     return jpeg.tobytes()
 
 
-@dataclass(frozen=True)
-class JpegEncoder:
-    """Turns a serialised ``Image`` into a serialised ``CompressedImage`` with the same header."""
+def to_compressed(types: Typestore, cdr: bytes, quality: int) -> bytes:
+    """Turn a serialised ``Image`` into a serialised ``CompressedImage`` with the same header.
 
-    types: Typestore
-    quality: int = JPEG_QUALITY  # 1 to 100
-
-    def __call__(self, cdr: bytes) -> bytes:
-        """Encode one image. Raises RolloutError at an unknown encoding or sizes that do not fit."""
-        try:
-            message: Any = self.types.deserialize_cdr(cdr, IMAGE)
-            grey = message.encoding == GREY  # and stays so, or it would be read as a colour image
-            rgb = decode_image(message, "the camera", grey=grey)
-        except Exception as error:
-            raise RolloutError(
-                f"an image cannot become a JPEG: {error}; or record with images:=raw"
-            ) from error
-        data = np.frombuffer(to_jpeg(rgb, self.quality, grey=grey), np.uint8)
-        name = GREY_FORMAT if grey else FORMAT
-        fields = {"header": message.header, "format": name, "data": data}
-        return bytes(self.types.serialize_cdr(self.types.types[COMPRESSED](**fields), COMPRESSED))
+    Raises:
+        RolloutError: an unknown encoding, or sizes that do not fit.
+    """
+    try:
+        message: Any = types.deserialize_cdr(cdr, IMAGE)
+        grey = message.encoding == GREY  # and stays so, or it would be read as a colour image
+        rgb = decode_image(message, "the camera", grey=grey)
+    except Exception as error:
+        raise RolloutError(
+            f"an image cannot become a JPEG: {error}; or record with images:=raw"
+        ) from error
+    compressed = types.types[COMPRESSED](
+        header=message.header,
+        format=GREY_FORMAT if grey else FORMAT,
+        data=np.frombuffer(to_jpeg(rgb, quality, grey=grey), np.uint8),
+    )
+    return bytes(types.serialize_cdr(compressed, COMPRESSED))

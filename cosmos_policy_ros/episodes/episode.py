@@ -14,7 +14,7 @@ from rosbags.interfaces import Connection
 from rosbags.rosbag2 import Reader
 from rosbags.typesys.store import Typestore
 
-from cosmos_policy_ros.bags.bounds import check_index
+from cosmos_policy_ros.bags.bounds import read_summary
 from cosmos_policy_ros.bags.mcap_file import REBUILD, VERIFY
 from cosmos_policy_ros.bags.messages import EpisodeMetadata, Label, decode_label, decode_metadata
 from cosmos_policy_ros.bags.types import types_of_definition
@@ -194,7 +194,7 @@ def _open(
         for file in files:
             where = f"{file}: cannot be read as a bag"
             with reading(where, "an MCAP file", RolloutError, REBUILD):
-                check_index(file)
+                read_summary(file)
         try:
             yield [opened.enter_context(Reader(file)) for file in files], information
         except RolloutError as error:  # of a message, which does not know where it is from

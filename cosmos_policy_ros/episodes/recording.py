@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rosbags.typesys.store import Typestore
 
-from cosmos_policy_ros.bags.jpeg import JPEG_QUALITY, JpegEncoder, jpeg_topic
+from cosmos_policy_ros.bags.jpeg import JPEG_QUALITY, jpeg_topic, to_compressed
 from cosmos_policy_ros.bags.mcap_file import Compression, Topic
 from cosmos_policy_ros.bags.messages import EpisodeMetadata, Label, check_text
 from cosmos_policy_ros.bags.writer import BagWriter
@@ -54,7 +54,7 @@ class Recording:
         self.metadata = metadata
         self._writer, self._types, self._lock, self._monitor = writer, types, lock, monitor
         self._jpegs = {t.name: jpeg_topic(t).name for t in options.jpegs}
-        self._encode = JpegEncoder(types, options.jpeg_quality)
+        self._jpeg_quality = options.jpeg_quality
         self._labels: tuple[Label, ...] = ()
         self._queue: queue.SimpleQueue[tuple[str, int, bytes] | None] = queue.SimpleQueue()
         self._limit, self._waiting, self._most_waiting = options.queue_bytes, 0, 0
@@ -203,7 +203,8 @@ class Recording:
                 if topic:
                     recorded = cdr
                     if topic in self._jpegs:
-                        topic, recorded = self._jpegs[topic], self._encode(cdr)
+                        topic = self._jpegs[topic]
+                        recorded = to_compressed(self._types, cdr, self._jpeg_quality)
                     self._writer.write(topic, stamp_ns, recorded)
                     with self._counting:
                         self._monitor.add(topic, stamp_ns, recorded)

@@ -39,7 +39,10 @@ class Options:
 
 
 class Recording:
-    """Ends once, by :meth:`finish` or :meth:`discard`. Safe to share between threads."""
+    """Ends once, by :meth:`finish` or :meth:`discard`. Safe to share between threads.
+
+    ``path`` is the folder that is being written.
+    """
 
     def __init__(
         self,
@@ -51,7 +54,7 @@ class Recording:
         options: Options,
     ) -> None:
         """Take over an open bag; ``lock`` is the store's, which keeps labels and the end apart."""
-        self.metadata = metadata
+        self.metadata, self.id, self.path = metadata, metadata.episode_id, writer.path
         self._writer, self._types, self._lock, self._monitor = writer, types, lock, monitor
         self._jpegs = {t.name: jpeg_topic(t).name for t in options.jpegs}
         self._jpeg_quality = options.jpeg_quality
@@ -67,19 +70,9 @@ class Recording:
         self._thread.start()
 
     @property
-    def id(self) -> str:
-        """The episode's id."""
-        return self.metadata.episode_id
-
-    @property
-    def path(self) -> Path:
-        """The folder that is being written."""
-        return self._writer.path
-
-    @property
     def open(self) -> bool:
         """Whether it takes messages: it has not ended, and its bag has not failed."""
-        return not self._writer.ended
+        return not self.failure
 
     @property
     def failure(self) -> str:
@@ -119,7 +112,7 @@ class Recording:
         """
         if self._final is not None:
             return self._final
-        failure, silent = self._writer.ended, time.monotonic() - self._answered
+        failure, silent = self.failure, time.monotonic() - self._answered
         if not failure and silent >= DISK_PATIENCE:
             failure = (
                 f"{self.path}: the disk has not answered for {silent:.0f} s (at most "

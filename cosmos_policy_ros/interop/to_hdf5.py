@@ -20,7 +20,7 @@ from cosmos_policy_ros.bags.jpeg import to_jpeg
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.task import FULL_SCORE
 from cosmos_policy_ros.core.units import NS_PER_S
-from cosmos_policy_ros.dataset.executed import ExecutedEpisode
+from cosmos_policy_ros.dataset.windows import ExecutedEpisode
 from cosmos_policy_ros.episodes.episode import Episode
 from cosmos_policy_ros.interop import hdf5_layout as layout
 

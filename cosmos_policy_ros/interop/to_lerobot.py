@@ -18,7 +18,7 @@ import numpy as np
 
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.task import FULL_SCORE
-from cosmos_policy_ros.dataset.executed import ExecutedEpisode
+from cosmos_policy_ros.dataset.windows import ExecutedEpisode
 from cosmos_policy_ros.episodes.episode import Episode
 from cosmos_policy_ros.interop.hdf5_layout import CAMERAS
 from cosmos_policy_ros.rig.arms import STATE_DIM

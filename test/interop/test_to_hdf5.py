@@ -21,7 +21,7 @@ from rosbags.typesys.store import Typestore
 from cosmos_policy_ros.bags.messages import RigMessages
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.paths import config_folder
-from cosmos_policy_ros.dataset.executed import opening_per_reading
+from cosmos_policy_ros.dataset.windows import opening_per_reading
 from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.store import EpisodeStore

@@ -278,8 +278,7 @@ def _draw_scores(axes: Axes, results: Sequence[Result]) -> None:
             for each in conditions
         ]
         at = np.arange(len(conditions)) + (offset - (len(contenders) - 1) / 2) * 0.2
-        scores = np.array([each.score for each in cells])
-        low, high = np.array([each.score_interval for each in cells]).T
+        scores, low, high = np.array([each.score for each in cells]).T
         axes.errorbar(
             at, scores, yerr=[scores - low, high - scores], fmt="o", capsize=4, label=name
         )

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,14 @@ from cosmos_policy_ros.core.config import from_mapping
 
 RESAMPLES = 10_000  # of a bootstrap; its ends are steady to about a tenth of a point
 Z = 1.959964  # of a 95 % interval
-Interval = tuple[float, float]
+
+
+class Mean(NamedTuple):
+    """A mean and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ def to_line(result: Result) -> str:
     return json.dumps(asdict(result)) + "\n"
 
 
-def wilson(successes: int, trials: int) -> Interval:
+def wilson(successes: int, trials: int) -> tuple[float, float]:
     """Return the 95 % interval of a rate (Wilson 1927); the whole range without a trial."""
     if not trials:
         return 0.0, 1.0
@@ -86,50 +94,45 @@ def wilson(successes: int, trials: int) -> Interval:
     return middle - half, middle + half
 
 
-def bootstrap(numbers: Sequence[float], seed: int = 0) -> Interval:
-    """Return the 95 % interval of a mean by resampling; NaN without numbers."""
+def bootstrap(numbers: Sequence[float]) -> Mean:
+    """Return a mean with its interval by resampling; NaN without numbers."""
     if not numbers:
-        return math.nan, math.nan
+        return Mean(math.nan, math.nan, math.nan)
     values: NDArray[np.float64] = np.asarray(numbers, dtype=np.float64)
-    draws = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
+    draws = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
     low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
+    return Mean(float(np.mean(numbers)), float(low), float(high))
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A contender under a condition: trials that count, trials that crashed, successes, scores."""
+    """A contender under a condition: trials that count, and that crashed and do not."""
 
     trials: int
     crashed: int
     successes: int
-    score: float
-    score_interval: Interval
+    score: Mean
 
 
 def cell(results: Iterable[Result]) -> Cell:
     """Sum up trials of one contender under one condition."""
     every = list(results)
     counted = [r for r in every if not r.crashed]
-    scores = [r.score for r in counted]
     return Cell(
         trials=len(counted),
         crashed=len(every) - len(counted),
         successes=sum(r.success for r in counted),
-        score=float(np.mean(scores)) if scores else math.nan,
-        score_interval=bootstrap(scores),
+        score=bootstrap([r.score for r in counted]),
     )
 
 
 @dataclass(frozen=True)
 class Paired:
-    """One contender less another on the scenes that count for both: means of the differences."""
+    """One contender less another on the scenes that count for both."""
 
     scenes: int
-    success: float
-    success_interval: Interval
-    score: float
-    score_interval: Interval
+    success: Mean
+    score: Mean
 
 
 def paired(results: Sequence[Result], one: str, other: str) -> Paired:
@@ -140,14 +143,10 @@ def paired(results: Sequence[Result], one: str, other: str) -> Paired:
         for result in found.values()
         if result.contender == one and (other, result.condition, result.seed) in found
     ]
-    success = [float(a.success) - float(b.success) for a, b in pairs]
-    score = [a.score - b.score for a, b in pairs]
     return Paired(
         scenes=len(pairs),
-        success=float(np.mean(success)) if pairs else math.nan,
-        success_interval=bootstrap(success),
-        score=float(np.mean(score)) if pairs else math.nan,
-        score_interval=bootstrap(score),
+        success=bootstrap([float(a.success) - float(b.success) for a, b in pairs]),
+        score=bootstrap([a.score - b.score for a, b in pairs]),
     )
 
 
@@ -164,9 +163,9 @@ def table(
         if not found.trials:
             return "no trial"
         low, high = wilson(found.successes, found.trials)
-        score_low, score_high = found.score_interval
+        score = found.score
         return (
-            f"**{found.score:.1f}** ({score_low:.1f} to {score_high:.1f}); "
+            f"**{score.value:.1f}** ({score.low:.1f} to {score.high:.1f}); "
             f"{100 * (found.successes / found.trials):.0f} % of {found.trials} "
             f"({100 * low:.0f} to {100 * high:.0f})"
         )
@@ -204,11 +203,10 @@ def comparison(results: Sequence[Result], contenders: Sequence[str]) -> list[str
             found = paired(group, name, first)
             if not found.scenes:
                 continue
-            low, high = (100 * end for end in found.success_interval)
-            score_low, score_high = found.score_interval
+            success, score = Mean(*(100 * each for each in found.success)), found.score
             lines.append(
                 f"- {name} less {first}, {found.scenes} scenes{where}: success "
-                f"{100 * found.success:+.1f} points ({low:+.1f} to {high:+.1f}), score "
-                f"{found.score:+.1f} ({score_low:+.1f} to {score_high:+.1f})"
+                f"{success.value:+.1f} points ({success.low:+.1f} to {success.high:+.1f}), score "
+                f"{score.value:+.1f} ({score.low:+.1f} to {score.high:+.1f})"
             )
     return lines

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import cv2
 import mujoco  # type: ignore[import-untyped]
@@ -149,12 +149,15 @@ class Variation:
     choice: float = 0.0
 
     @staticmethod
-    def draw(seed: int, amount: float) -> Variation:
-        """Draw one; ``amount`` scales standard deviations of 2, 10 and 15 mm, cut at two."""
+    def draw(seed: int, amount: float, choice: float | None = None) -> Variation:
+        """Draw one; ``amount`` scales standard deviations of 2, 10 and 15 mm, cut at two.
+
+        ``choice`` is drawn only where None.
+        """
         random = np.random.default_rng(seed)
         draws = np.clip(random.normal(size=3), -2.0, 2.0) * amount
         grasp, meet_y, meet_z = (draws * np.array([0.002, 0.010, 0.015])).tolist()
-        return Variation(grasp, meet_y, meet_z, choice=random.random())
+        return Variation(grasp, meet_y, meet_z, random.random() if choice is None else choice)
 
 
 Script = Callable[[Places, Variation], Iterator[Phase]]
@@ -359,9 +362,7 @@ class Demonstrator:
         for index in GRIPPER_INDICES:
             finger = gripper.state_closed + state[index] * gripper.state_stroke
             state[index] = angle_from_finger(finger, CRANK_RADIUS, ROD_LENGTH)
-        variation = Variation.draw(query.seed, self._jitter)
-        if self._choice is not None:
-            variation = replace(variation, choice=self._choice)
+        variation = Variation.draw(query.seed, self._jitter, self._choice)
         rows = plan_motion(state, script(seen, variation), DT)
         places = ", ".join(f"{name} at ({x:.3f}, {y:.3f}) m" for name, (x, y) in seen.items())
         self._reason = f"scripted {task}: saw {places}"

@@ -54,14 +54,14 @@ def test_the_bootstrap_covers_the_mean_about_as_often_as_it_says() -> None:
     random = np.random.default_rng(0)
     covered = 0
     for _ in range(200):
-        low, high = bootstrap(random.normal(3.0, 2.0, 40).tolist())
+        _, low, high = bootstrap(random.normal(3.0, 2.0, 40).tolist())
         covered += low < 3.0 < high
     assert 180 <= covered <= 199
 
 
 def test_crashed_trials_are_counted_and_excluded() -> None:
     found = cell([result("a", 0, 100.0), result("a", 1, 50.0), result("a", 2, 0.0, crashed=True)])
-    assert (found.trials, found.crashed, found.successes, found.score) == (2, 1, 1, 75.0)
+    assert (found.trials, found.crashed, found.successes, found.score.value) == (2, 1, 1, 75.0)
 
 
 def test_pairs_are_scene_by_scene() -> None:
@@ -73,9 +73,9 @@ def test_pairs_are_scene_by_scene() -> None:
     results.append(result("b", 99, 100.0))  # no partner
     found = paired(results, "b", "a")
     assert found.scenes == 40
-    assert found.score == 12.5
-    assert 8.0 < found.score_interval[0] < 12.5 < found.score_interval[1] < 17.0
-    assert found.success == 0.25
+    assert found.score.value == 12.5
+    assert 8.0 < found.score.low < 12.5 < found.score.high < 17.0
+    assert found.success.value == 0.25
     (line,) = comparison(results, ["a", "b"])
     assert line.startswith("- b less a, 40 scenes: success +25.0 points (")
 

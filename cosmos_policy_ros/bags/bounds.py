@@ -68,7 +68,7 @@ class ExactStream(ReadDataStream):
         self._left = len(content)
 
     def read(self, length: int) -> bytes:
-        """Return so many bytes. Raises UnreadableError when they are not there."""
+        """Return so many bytes."""
         if not 0 <= length <= self._left:
             raise UnreadableError(f"a length of {length} where {self._left} bytes are left")
         self._left -= length
@@ -79,8 +79,7 @@ class ExactStream(ReadDataStream):
 def parse_record(opcode: int, content: bytes) -> Any:
     """Return the mcap library's record of an opcode and its content; None of an unknown opcode.
 
-    Raises:
-        UnreadableError: a length within goes beyond the content; damaged bytes may raise anything.
+    Damaged bytes may raise anything, here and wherever a record is read.
     """
     stream = ExactStream(content)
     if opcode == Opcode.MESSAGE:
@@ -89,11 +88,7 @@ def parse_record(opcode: int, content: bytes) -> Any:
 
 
 def records(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (offset, opcode, length of the content) of each record between two offsets.
-
-    Raises:
-        UnreadableError: a record goes beyond the end.
-    """
+    """Yield (offset, opcode, length of the content) of each record between two offsets."""
     at = start
     while at < end:
         file.seek(at)
@@ -114,11 +109,7 @@ def read_content(file: BinaryIO, at: int, length: int) -> bytes:
 
 
 def read_record(file: BinaryIO, at: int, end: int, kind: Opcode) -> Any:
-    """Return the record of a kind at an offset of a file of ``end`` bytes.
-
-    Raises:
-        UnreadableError: there is none; damaged bytes may raise anything.
-    """
+    """Return the record of a kind at an offset of a file of ``end`` bytes."""
     if 0 <= at < end:
         _, opcode, length = next(records(file, at, end))
         if opcode == kind and length <= LARGEST_CHUNK:
@@ -134,7 +125,7 @@ class Allowance:
         self._left = FREE_BYTES + RATIO * file_bytes
 
     def take(self, size: int) -> None:
-        """Note a chunk. Raises UnreadableError when it, or all so far together, are too large."""
+        """Note a chunk; refuse it when it, or all so far together, are too large."""
         if size > LARGEST_CHUNK:
             raise UnreadableError(
                 f"has a chunk of {size} unpacked bytes, at most {LARGEST_CHUNK} are read"
@@ -148,16 +139,9 @@ class Allowance:
 
 
 def unpack(data: bytes, compression: str, size: int) -> bytes:
-    """Return the records of a chunk, no byte more than its head says.
+    """Return the records of a chunk, unpacked; another size than its head says is refused.
 
-    Args:
-        data: as they stand in the file.
-        compression: "", "zstd" or "lz4".
-        size: unpacked, by the chunk's head.
-
-    Raises:
-        UnreadableError: another size, more records than so few bytes can stand for, or an unknown
-            compression; and whatever a damaged frame makes its library raise.
+    Refused are also more records than so few bytes can stand for.
     """
     if size > LARGEST_CHUNK:
         raise UnreadableError(
@@ -194,7 +178,7 @@ storage_mcap.DECOMPRESSORS["lz4"] = lambda data, size: unpack(data, "lz4", size)
 
 
 def chunk_content(chunk: mcap.Chunk) -> bytes:
-    """Return a chunk's records, unpacked and their checksum tested. Raises as :func:`unpack`."""
+    """Return a chunk's records, unpacked and their checksum tested."""
     data = unpack(chunk.data, chunk.compression, chunk.uncompressed_size)
     if chunk.uncompressed_crc and zlib.crc32(data) != chunk.uncompressed_crc:
         raise UnreadableError("its checksum does not fit")
@@ -202,12 +186,7 @@ def chunk_content(chunk: mcap.Chunk) -> bytes:
 
 
 def chunk_records(chunk: mcap.Chunk) -> Iterator[tuple[int, mcap.McapRecord]]:
-    """Yield a chunk's schemas, channels and messages with their offsets in it.
-
-    Raises:
-        UnreadableError: as for :func:`chunk_content`, or a record ends behind the chunk; damaged
-            bytes may raise anything.
-    """
+    """Yield a chunk's schemas, channels and messages with their offsets in it."""
     data = chunk_content(chunk)
     at = 0
     while at < len(data):
@@ -224,8 +203,7 @@ def read_summary(path: Path) -> Summary:
     """Return a finished file's index; one that would keep a reader busy for too long is refused.
 
     Raises:
-        UnreadableError, OSError: it has no index, or none within bounds; damaged bytes may raise
-            anything.
+        UnreadableError, OSError: it has no index, or none within bounds.
     """
     summary = Summary()
     with open_file(path) as file:

@@ -47,11 +47,7 @@ def header_stamp(cdr: bytes) -> int:
 
 
 def check_stamp(stamp_ns: int, what: str) -> None:
-    """Refuse a time that a bag or a ROS header cannot hold.
-
-    Raises:
-        RolloutError: ``stamp_ns`` is negative or past :data:`MAX_STAMP_NS`.
-    """
+    """Refuse a time that a bag or a ROS header cannot hold; raises RolloutError."""
     if not 0 <= stamp_ns <= MAX_STAMP_NS:
         raise RolloutError(
             f"{what}: stamp {stamp_ns} ns must be from 0 to {MAX_STAMP_NS} ns; check the clock"
@@ -59,11 +55,7 @@ def check_stamp(stamp_ns: int, what: str) -> None:
 
 
 def check_text(name: str, value: str) -> None:
-    """Refuse what a CDR string cannot carry to a C++ reader.
-
-    Raises:
-        RolloutError: ``value`` holds a NUL, or a half of a surrogate pair.
-    """
+    """Refuse what a CDR string cannot carry to a C++ reader; raises RolloutError."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -252,7 +244,7 @@ class RigMessages:
             arm: whose gripper is read from a finger or a motor angle, not through a crank.
             stamp_ns: of the header.
             position: (7,) policy units.
-            velocity: (7,) policy units per second, or None where nothing measured it.
+            velocity: (7,) policy units per second, or None: not measured.
             effort: (7,) as the source has it, or None.
         """
         gripper = arm.gripper

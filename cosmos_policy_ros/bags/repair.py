@@ -201,11 +201,7 @@ def _check_last(file: BinaryIO, whole: ScanResult) -> None:
 
 
 def repair_file(path: Path, whole: ScanResult) -> None:
-    """Finish a file that its writer could not finish. A finished one stays as it is.
-
-    Args:
-        path: of the file.
-        whole: what :func:`survey` made of it.
+    """Finish a file by the result of :func:`survey`; a finished one stays as it is.
 
     Raises:
         RolloutError: its end cannot be made; the file is as before.
@@ -269,11 +265,7 @@ def _tail(whole: ScanResult) -> bytes:
 
 
 def describe_scan(name: str, whole: ScanResult, notes: Mapping[str, str]) -> dict[str, Any]:
-    """Return the metadata of a bag whose one file has that name and these contents.
-
-    Raises:
-        KeyError: a topic's type is not there.
-    """
+    """Return the metadata of a bag of this file alone; KeyError where a topic's type is lost."""
     channels = {channel.topic: channel for channel in whole.channels.values()}
     topics = [
         describe_topic(

@@ -11,6 +11,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
@@ -115,39 +116,63 @@ def write_metadata(folder: Path, information: Mapping[str, Any]) -> None:
     replace_text(folder / METADATA, to_yaml({_ROOT: information}))
 
 
-def with_notes(information: dict[str, Any], notes: Mapping[str, str]) -> dict[str, Any]:
-    """Return the metadata with further ``custom_data`` entries."""
-    return {**information, "custom_data": {**(information.get("custom_data") or {}), **notes}}
+def add_notes(folder: Path, notes: Mapping[str, str]) -> None:
+    """Add entries to the ``custom_data`` of a finished bag; raises OSError too."""
+    information = read_metadata(folder)
+    information["custom_data"] = {**(information.get("custom_data") or {}), **notes}
+    write_metadata(folder, information)
 
 
-def with_file(information: dict[str, Any], addition: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metadata of a bag to which the files of the bag ``addition`` were added."""
-    merged = copy.deepcopy(information)
-    merged["relative_file_paths"] += addition["relative_file_paths"]
-    merged["files"] += addition["files"]
-    merged["message_count"] += addition["message_count"]
-    start_ns = min(i["starting_time"]["nanoseconds_since_epoch"] for i in (information, addition))
-    merged["starting_time"] = {"nanoseconds_since_epoch": start_ns}
-    merged["duration"] = {"nanoseconds": max(end_ns(information), end_ns(addition)) - start_ns}
-    topics = merged["topics_with_message_count"]
-    known = {_identity(topic): topic for topic in topics}
-    for topic in addition["topics_with_message_count"]:
-        if _identity(topic) in known:
-            known[_identity(topic)]["message_count"] += topic["message_count"]
+def add_file(
+    folder: Path,
+    information: Mapping[str, Any],
+    topic: Topic,
+    messages: Sequence[bytes],
+    types: Typestore,
+) -> None:
+    """Add messages to a finished bag as one more MCAP file, ``<episode_id>_<n>.mcap``.
+
+    Nothing is rewritten but the bag's metadata, ``information``, and these atomically. The receive
+    stamps are the bag's last one, so that ``ros2 bag play`` does not wait until the day of the
+    addition. The caller holds the folder's lock. Raises OSError; the bag is then as before.
+    """
+    start_ns = information["starting_time"]["nanoseconds_since_epoch"]
+    end_ns = start_ns + information["duration"]["nanoseconds"]
+    stem = Path(information["relative_file_paths"][0]).stem.rpartition("_")[0]
+    names = (folder / f"{stem}_{i}.mcap" for i in count(1))
+    target = next(path for path in names if not path.exists())
+    draft = folder / f".{target.name}"
+    try:
+        draft.unlink(missing_ok=True)  # of a process that was killed in here
+        file = McapFile(draft, [topic], types)
+        try:
+            for cdr in messages:
+                file.write(topic.name, end_ns, cdr)
+            addition = file.describe({}, name=target.name)
+            file.close(addition)
+        finally:
+            file.abort()
+        sync(draft)
+        rename(draft, target)
+        merged = copy.deepcopy(dict(information))
+        merged["relative_file_paths"].append(target.name)
+        merged["files"] += addition["files"]
+        merged["message_count"] += len(messages)
+        (added,) = addition["topics_with_message_count"]
+        for listed in merged["topics_with_message_count"]:
+            keys = ("name", "type", "type_description_hash")
+            known, new = listed["topic_metadata"], added["topic_metadata"]
+            if all(known.get(key, "") == new[key] for key in keys):
+                listed["message_count"] += len(messages)
+                break
         else:
-            topics.append(copy.deepcopy(topic))
-    return merged
-
-
-def end_ns(information: Mapping[str, Any]) -> int:
-    """Return the receive stamp of the newest message, nanoseconds."""
-    start_ns: int = information["starting_time"]["nanoseconds_since_epoch"]
-    return start_ns + int(information["duration"]["nanoseconds"])
-
-
-def _identity(topic: dict[str, Any]) -> tuple[str, str, str]:
-    metadata = topic["topic_metadata"]
-    return metadata["name"], metadata["type"], metadata.get("type_description_hash", "")
+            merged["topics_with_message_count"].append(added)
+        write_metadata(folder, merged)
+    except OSError:
+        target.unlink(missing_ok=True)
+        raise
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 RECORDING = ".recording"
@@ -188,7 +213,7 @@ class BagWriter:
     in the ``.recording`` folder, and every further call says why.
 
     Attributes:
-        folder: where the finished bag will be; its name is the episode's id.
+        folder: where the finished bag will be.
         path: where the bag is while it grows.
         sizes: bytes of messages per topic, so far.
         ended: why it takes nothing more; empty while it does.
@@ -207,7 +232,7 @@ class BagWriter:
         """Open ``<folder>.recording`` and write the metadata as the first message.
 
         Args:
-            folder: as above.
+            folder: where the finished bag will be; its name is the episode's id.
             topics: what may be written, besides :data:`OWN_TOPICS`.
             metadata: go into the first message and, as text, into ``metadata.yaml``.
             types: knows the type of every topic.
@@ -250,12 +275,7 @@ class BagWriter:
         return self._file.counts
 
     def write(self, topic: str, stamp_ns: int, cdr: bytes) -> None:
-        """Append one serialised message, byte for byte.
-
-        Args:
-            topic: one of the topics the bag was opened with.
-            stamp_ns: when it was received, nanoseconds of the recorder's clock.
-            cdr: the message as it came, encapsulation header included.
+        """Append one message, byte for byte; ``stamp_ns`` is its receipt by the recorder's clock.
 
         Raises:
             RolloutError: unknown topic, impossible stamp, the bag is closed, or the disk refused.
@@ -273,10 +293,7 @@ class BagWriter:
     def flush(self) -> None:
         """Hand everything written so far to the operating system: it survives this process.
 
-        Without it the last part of up to 1 MiB stays in memory.
-
-        Raises:
-            RolloutError: the bag is closed, or the disk refused.
+        Without it the last part of up to 1 MiB stays in memory. Raises as :meth:`write`.
         """
         with self._writing("write"):
             self._file.flush()
@@ -290,10 +307,8 @@ class BagWriter:
     def displaced(self) -> str:
         """Return what became of folder or file under the writer; empty while both are in place.
 
-        An open file can be written to long after its folder was deleted, without an error.
-
-        Raises:
-            OSError: the disk does not say.
+        An open file can be written to long after its folder was deleted, without an error. Raises
+        OSError when the disk does not answer.
         """
         with self._lock:
             if self.ended:
@@ -312,12 +327,7 @@ class BagWriter:
             return ""
 
     def end_displaced(self, reason: str, notes: Mapping[str, str]) -> None:
-        """End a bag that was :meth:`displaced`; what can be saved is finished where it is now.
-
-        Args:
-            reason: what became of it, for the next caller.
-            notes: as for :meth:`close`.
-        """
+        """End a bag for the ``reason`` of :meth:`displaced`; finish what is left of it."""
         with self._lock:
             if self.ended:
                 return

@@ -9,14 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
-from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.bags.jpeg import jpeg_topic
-from cosmos_policy_ros.bags.mcap_file import McapFile, Topic, to_yaml
+from cosmos_policy_ros.bags.mcap_file import Topic, to_yaml
 from cosmos_policy_ros.bags.messages import (
     EpisodeMetadata,
     Label,
@@ -33,10 +32,9 @@ from cosmos_policy_ros.bags.writer import (
     METADATA,
     RECORDING,
     BagWriter,
-    end_ns,
+    add_file,
+    add_notes,
     read_metadata,
-    with_file,
-    with_notes,
     write_metadata,
 )
 from cosmos_policy_ros.core.errors import RolloutError
@@ -194,8 +192,7 @@ class EpisodeStore:
             final = folder.with_name(folder.name + DISCARDED)
             try:
                 with locked(folder):
-                    notes = {DISCARD_REASON: reason}
-                    write_metadata(folder, with_notes(read_metadata(folder), notes))
+                    add_notes(folder, {DISCARD_REASON: reason})
                     rename(folder, final)
             except OSError as error:
                 raise RolloutError(f"{folder}: cannot be discarded: {error}") from error
@@ -249,46 +246,13 @@ def add_labels(
             episode = read_episode(folder, information)
             numbered = number(labels(episode), episode.labels)
             with logged(folder, numbered):
-                _append_file(folder, information, numbered, types)
+                messages = [encode_label(types, label) for label in numbered]
+                add_file(folder, information, LABEL_TOPIC, messages, types)
     except OSError as error:
         raise RolloutError(
             f"{folder}: cannot be labelled: {error}; the bag is as before, label it again"
         ) from error
     return numbered
-
-
-def _append_file(
-    folder: Path, information: dict[str, Any], labels: Sequence[Label], types: Typestore
-) -> None:
-    """Add labels to a finished bag as one more MCAP file, ``<episode_id>_<n>.mcap``.
-
-    Nothing that is there is rewritten but ``metadata.yaml``, and that one atomically. The labels'
-    receive stamp is the bag's last one, so that the bag still spans its trial and ``ros2 bag play``
-    does not wait until the day of the label; when it was given stands in each header. When the
-    disk refuses, the bag is as before.
-    """
-    stem = Path(information["relative_file_paths"][0]).stem.rpartition("_")[0]
-    names = (folder / f"{stem}_{i}.mcap" for i in count(1))
-    target = next(path for path in names if not path.exists())
-    draft = folder / f".{target.name}"
-    try:
-        draft.unlink(missing_ok=True)  # of a process that was killed in here
-        file = McapFile(draft, [LABEL_TOPIC], types)
-        try:
-            for label in labels:
-                file.write(LABEL_TOPIC.name, end_ns(information), encode_label(types, label))
-            addition = file.describe({}, name=target.name)
-            file.close(addition)
-        finally:
-            file.abort()
-        sync(draft)
-        rename(draft, target)
-        write_metadata(folder, with_file(information, addition))
-    except OSError:
-        target.unlink(missing_ok=True)
-        raise
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 class RecordingInProgressError(RolloutError):

@@ -22,9 +22,8 @@ from cosmos_policy_ros.bags.writer import (
     EPISODE_TOPIC,
     LABEL_TOPIC,
     RECORDING,
+    add_notes,
     read_metadata,
-    with_notes,
-    write_metadata,
 )
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.files import locked
@@ -131,8 +130,7 @@ def store_quality(found: Verification) -> None:
         raise RolloutError(f"{found.path}: could not be judged, so there is no verdict to store")
     try:
         with locked(found.path):
-            notes = {QUALITY: found.quality.to_json()}
-            write_metadata(found.path, with_notes(read_metadata(found.path), notes))
+            add_notes(found.path, {QUALITY: found.quality.to_json()})
     except OSError as error:
         raise RolloutError(f"{found.path}: the verdict cannot be stored: {error}") from error
 

@@ -10,7 +10,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
@@ -20,12 +20,18 @@ from typing import NamedTuple
 
 from rosbags.typesys.store import Typestore
 
-from cosmos_policy_ros.bags.messages import EpisodeMetadata, Label, check_stamp, encode_label
+from cosmos_policy_ros.bags.messages import (
+    EpisodeMetadata,
+    Label,
+    LabelKind,
+    check_stamp,
+    encode_label,
+)
 from cosmos_policy_ros.bags.writer import LABEL_TOPIC, BagWriter
 from cosmos_policy_ros.core.config import did_you_mean, from_mapping, parse_config
 from cosmos_policy_ros.core.errors import ConfigError, CosmosPolicyError, RolloutError
 from cosmos_policy_ros.core.files import sync
-from cosmos_policy_ros.core.task import FULL_SCORE, Rubric, Task
+from cosmos_policy_ros.core.task import FULL_SCORE, Deduction, Rubric, Stage, Task
 from cosmos_policy_ros.core.untrusted import UnreadableError, parse_json, read_file, reading, shown
 
 LABEL_LOG = "labels.jsonl"
@@ -56,11 +62,10 @@ class OperatorScore:
 
 
 class RubricScore(NamedTuple):
-    """A score in points: the total, and those of each stage and deduction named in it."""
+    """A score in points: the total, and the kind, name and points of each item named in it."""
 
     total: float
-    stages: Mapping[str, int]
-    deductions: Mapping[str, int]
+    items: tuple[tuple[LabelKind, str, int], ...]
 
 
 def tally(operator_score: OperatorScore, rubric: Rubric | None) -> RubricScore:
@@ -75,32 +80,30 @@ def tally(operator_score: OperatorScore, rubric: Rubric | None) -> RubricScore:
             raise RolloutError(
                 f"give a score from 0 to {FULL_SCORE}, or the stages that were reached"
             )
-        return RubricScore(given, {}, {})
+        return RubricScore(given, ())
     if rubric is None:
         raise RolloutError("the episode's task has no rubric; give a score alone")
-    stages = _points("stage", operator_score.stages, {s.name: s.points for s in rubric.stages})
-    deductions = _points(
-        "deduction", operator_score.deductions, {d.name: d.points for d in rubric.deductions}
+    items: list[tuple[LabelKind, str, int]] = []
+    kinds: tuple[tuple[LabelKind, tuple[str, ...], Sequence[Stage | Deduction]], ...] = (
+        ("stage", operator_score.stages, rubric.stages),
+        ("deduction", operator_score.deductions, rubric.deductions),
     )
-    total = max(0, sum(stages.values()) - sum(deductions.values()))
+    for kind, names, known in kinds:
+        points = {each.name: each.points for each in known}
+        for name in names:
+            if name not in points:
+                hint = did_you_mean(name, points) or "; it has none"
+                raise RolloutError(f"{kind} '{name}' is not in the rubric{hint}")
+            if names.count(name) > 1:
+                raise RolloutError(f"{kind} '{name}' is named twice; name it once")
+            items.append((kind, name, points[name]))
+    total = max(0, sum(-n if kind == "deduction" else n for kind, _, n in items))
     if given is not None and abs(given - total) > TOLERANCE:
         raise RolloutError(
             f"score: {given:g} is not the {total} that the stages less the deductions make; "
             f"correct one of them, or leave the score out; nothing was written"
         )
-    return RubricScore(total, stages, deductions)
-
-
-def _points(kind: str, names: Sequence[str], known: Mapping[str, int]) -> dict[str, int]:
-    points: dict[str, int] = {}
-    for name in names:
-        if name not in known:
-            hint = did_you_mean(name, known) or "; it has none"
-            raise RolloutError(f"{kind} '{name}' is not in the rubric{hint}")
-        if name in points:
-            raise RolloutError(f"{kind} '{name}' is named twice; name it once")
-        points[name] = known[name]
-    return points
+    return RubricScore(total, tuple(items))
 
 
 def rubric_of(metadata: EpisodeMetadata) -> Rubric | None:
@@ -127,8 +130,7 @@ def labels_of(
         operator_name=operator_score.operator_name,
     )
     return (
-        *(label(kind="stage", item=name, points=n) for name, n in found.stages.items()),
-        *(label(kind="deduction", item=name, points=n) for name, n in found.deductions.items()),
+        *(label(kind=kind, item=name, points=points) for kind, name, points in found.items),
         label(
             kind="score",
             points=found.total,

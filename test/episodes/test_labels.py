@@ -45,8 +45,8 @@ def test_a_total_alone_needs_no_rubric() -> None:
 
 def test_stages_less_deductions_and_never_below_zero() -> None:
     found = tally(OperatorScore(stages=("grasped", "placed"), deductions=("dropped",)), RUBRIC)
-    assert (found.total, found.stages) == (60, {"grasped": 30, "placed": 40})
-    assert found.deductions == {"dropped": 10}
+    stages = (("stage", "grasped", 30), ("stage", "placed", 40))
+    assert (found.total, found.items) == (60, (*stages, ("deduction", "dropped", 10)))
     assert tally(OperatorScore(60.0, stages=("grasped", "placed"), deductions=("dropped",)), RUBRIC)
     assert (
         tally(OperatorScore(stages=("lifted",), deductions=("hit the table",)), RUBRIC).total == 0

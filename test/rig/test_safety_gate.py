@@ -15,9 +15,10 @@ from cosmos_policy_ros.rig.safety_gate import GateContext, GateResult, SafetyGat
 from cosmos_policy_ros.rig.spec import load_rig
 
 # Joints alone; what links run into is test_collision's.
-LEADING = replace(load_rig("sim", config_folder("rigs")), geometry=None)
+WHOLE = load_rig("sim", config_folder("rigs"))
+LEADING = replace(WHOLE, geometry=None)
 RIG = replace(LEADING, gate=replace(LEADING.gate, ramp_in=0.0))  # as every real rig
-GATE, LEADING_GATE = SafetyGate(RIG), SafetyGate(LEADING)
+GATE, LEADING_GATE, WHOLE_GATE = SafetyGate(RIG), SafetyGate(LEADING), SafetyGate(WHOLE)
 POSE = np.concatenate([[*arm.start, 0.5] for _, arm in RIG.arms.items()])
 joints = st.integers(0, 13)
 steps = st.integers(0, 49)
@@ -63,8 +64,7 @@ def test_where_the_arms_are_must_be_known(joint: int, commanded: bool) -> None:
     lost = POSE.copy()
     lost[joint] = np.nan
     now = GateContext(lost, POSE) if commanded else GateContext(POSE, lost)
-    whole = SafetyGate(load_rig("sim", config_folder("rigs")))
-    for gate in (GATE, LEADING_GATE, whole):
+    for gate in (GATE, LEADING_GATE, WHOLE_GATE):
         verdict = gate.judge(still(), 0.04, now)
         assert (verdict.rule, verdict.positions) == ("start_jump", None)
 

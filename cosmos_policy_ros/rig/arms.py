@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cosmos_policy_ros.core.errors import ConfigError
+from cosmos_policy_ros.core.units import Array
 
 ARM_JOINTS = 6
 ARM_DIM = ARM_JOINTS + 1
@@ -144,7 +144,7 @@ class Gripper:
         """Distance from closed to open in the command's unit; the sign is the direction's."""
         return self.command_open - self.command_closed
 
-    def command(self, opening: NDArray[np.float64]) -> NDArray[np.float64]:
+    def command(self, opening: Array) -> Array:
         """Return what is sent for openings of any shape, 0 closed to 1 open."""
         return self.command_closed + opening * self.command_stroke
 
@@ -227,7 +227,7 @@ class Arm:
         """The topics that its seven entries are sent to."""
         return (self.trajectory,) * ARM_JOINTS + (self.gripper.trajectory or self.trajectory,)
 
-    def command(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
+    def command(self, positions: Array) -> Array:
         """Return (K, 7) targets in policy units as the arm's driver takes them."""
         gripper = self.gripper.command(positions[:, ARM_JOINTS:])
         return np.hstack([positions[:, :ARM_JOINTS], gripper])

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cosmos_policy_ros.core.units import Array
 from cosmos_policy_ros.rig.observation import Observation
 
 
@@ -24,8 +25,8 @@ class ActionPrefix:
         seconds: how long after the observation the path under way ends.
     """
 
-    positions: NDArray[np.float64]
-    weights: NDArray[np.float64]
+    positions: Array
+    weights: Array
     seconds: float
 
     @property
@@ -93,7 +94,7 @@ class Decision:
             average of their images is shown; None without one.
     """
 
-    positions: NDArray[np.float64]
+    positions: Array
     dt: float
     candidates: tuple[Candidate, ...]
     chosen: int

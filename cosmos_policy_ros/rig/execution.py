@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cosmos_policy_ros.core.units import NS_PER_S
+from cosmos_policy_ros.core.units import NS_PER_S, Array
 from cosmos_policy_ros.rig.chunk import KEPT, Blend, Blender, TimedChunk
 from cosmos_policy_ros.rig.decision import ActionPrefix
 from cosmos_policy_ros.rig.spec import Rates
@@ -38,25 +37,24 @@ class LatencyTracker:
     def __init__(self) -> None:
         """Begin without any."""
         self.p95: float | None = None
-        self._total: deque[float] = deque(maxlen=REMEMBERED)
-        self._phases: dict[str, deque[float]] = {}
+        self._seconds: dict[str, deque[float]] = {}  # the total and every phase
         self._warm = False
 
     @property
     def cautious(self) -> float | None:
         """The p95 with an allowance for a small sample: twice it of one, hardly more of many."""
-        return None if self.p95 is None else self.p95 * (1.0 + 1.0 / max(len(self._total), 1))
+        known = len(self._seconds.get("total", ()))
+        return None if self.p95 is None else self.p95 * (1.0 + 1.0 / max(known, 1))
 
     def add(self, total: float, phases: Mapping[str, float]) -> None:
         """Note one query."""
         if not self._warm:
             self._warm = True
-            self.p95 = self.p95 if self._total else total
+            self.p95 = self.p95 if self._seconds else total
             return
-        self._total.append(total)
-        self.p95 = _quantile(self._total, SURE)
-        for name, seconds in phases.items():
-            self._phases.setdefault(name, deque(maxlen=REMEMBERED)).append(seconds)
+        for name, seconds in {"total": total, **phases}.items():
+            self._seconds.setdefault(name, deque(maxlen=REMEMBERED)).append(seconds)
+        self.p95 = _quantile(self._seconds["total"], SURE)
 
     def restarted(self) -> None:
         """Leave the next query out: the engine that answers it has just started."""
@@ -64,15 +62,13 @@ class LatencyTracker:
 
     def phases_p95(self, *names: str) -> float:
         """Return the sum of some phases' p95 [s]; an unknown one counts 0."""
-        return sum(_quantile(self._phases[name], SURE) for name in names if name in self._phases)
+        return sum(_quantile(self._seconds[name], SURE) for name in names if name in self._seconds)
 
     def summary(self) -> dict[str, str]:
         """Return p50 and p95 of the total and of each phase for people."""
-        known = {"total": self._total, **self._phases}
         return {
             name: f"p50 {_quantile(found, 0.5):.4g} s, p95 {_quantile(found, SURE):.4g} s"
-            for name, found in known.items()
-            if found
+            for name, found in self._seconds.items()
         }
 
 
@@ -174,5 +170,5 @@ class InferenceScheduler:
             held = max(min(held, rows - self.execution.blend_rows), 0)
             fading = np.arange(1, rows - held + 1) / (rows - held + 1)
             weights = np.concatenate([np.ones(held), (1 + np.cos(np.pi * fading)) / 2])
-        poses: NDArray[np.float64] = np.array(positions).reshape(rows, len(path.start))
+        poses: Array = np.array(positions).reshape(rows, len(path.start))
         return ActionPrefix(poses, weights, left_ns / NS_PER_S)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cosmos_policy_ros.core.config import did_you_mean
 from cosmos_policy_ros.core.errors import ObservationError
-from cosmos_policy_ros.core.units import NS_PER_S
+from cosmos_policy_ros.core.units import NS_PER_S, Array
 from cosmos_policy_ros.core.untrusted import shown
 from cosmos_policy_ros.rig.arms import Arm
 from cosmos_policy_ros.rig.clock import Receipt
@@ -39,7 +39,7 @@ class Observation:
 
     stamp_ns: int
     images: Mapping[str, NDArray[np.uint8]]
-    state: NDArray[np.float64]
+    state: Array
     ages: Mapping[str, float]
     seen_ns: int = 0
 
@@ -220,7 +220,7 @@ class SensorBuffer:
             lambda: read_arm(source.arm, names, positions),
         )
 
-    def measured(self) -> NDArray[np.float64] | None:
+    def measured(self) -> Array | None:
         """Return the newest (14,) state, or None before both arms have reported."""
         states = [arm.newest for arm in self._arms.values() if arm.newest is not None]
         return np.concatenate(states) if len(states) == len(self._arms) else None
@@ -333,7 +333,7 @@ def fingerprint(message: Any) -> int:
     return zlib.crc32(data[::FINGERPRINT_STRIDE].tobytes())
 
 
-def read_arm(arm: Arm, names: Sequence[str], positions: Sequence[float]) -> NDArray[np.float64]:
+def read_arm(arm: Arm, names: Sequence[str], positions: Sequence[float]) -> Array:
     """Return the (7,) state of one arm from a joint state's names and positions.
 
     Raises:

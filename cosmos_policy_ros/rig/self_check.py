@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cosmos_policy_ros.core.units import Array
 from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
 from cosmos_policy_ros.rig.spec import CAMERA_ROLES, RigSpec
 
@@ -88,7 +88,7 @@ def check_sides(rig: RigSpec) -> Check:
     return _check("sides", "no topic bears the other side's name", swapped, advice)
 
 
-def check_pose(rig: RigSpec, measured: NDArray[np.float64] | None) -> Check:
+def check_pose(rig: RigSpec, measured: Array | None) -> Check:
     """Check whether the joints of (14,) stand where such an arm can stand."""
     if measured is None:
         return Check("pose", False, "no joint states", "start the arms' drivers")
@@ -101,7 +101,7 @@ def check_pose(rig: RigSpec, measured: NDArray[np.float64] | None) -> Check:
     return Check("pose", False, f"outside the limits: {found}", "is this the arm of the rig file?")
 
 
-def check_grippers(rig: RigSpec, measured: NDArray[np.float64] | None) -> Check:
+def check_grippers(rig: RigSpec, measured: Array | None) -> Check:
     """Check whether the grippers of (14,) read between closed and open."""
     if measured is None:
         return Check("grippers", False, "no joint states", "start the arms' drivers")

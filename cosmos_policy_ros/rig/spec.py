@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cosmos_policy_ros.core.config import load_config, named_file
 from cosmos_policy_ros.core.errors import ConfigError
+from cosmos_policy_ros.core.units import Array
 from cosmos_policy_ros.rig import vx300s
 from cosmos_policy_ros.rig.arms import (
     ARM_DIM,
@@ -406,21 +406,21 @@ class RigSpec:
             found.append(Output(name, topic, names, columns))
         return tuple(found)
 
-    def command(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
+    def command(self, positions: Array) -> Array:
         """Return (K, 14) targets in policy units as the drivers take them."""
         left, right = np.hsplit(positions, len(ARMS))
         return np.hstack([self.arms.left.command(left), self.arms.right.command(right)])
 
-    def command_speed(self, velocities: NDArray[np.float64]) -> NDArray[np.float64]:
+    def command_speed(self, velocities: Array) -> Array:
         """Return (K, 14) velocities in policy units per second as the drivers take them."""
-        sent: NDArray[np.float64] = velocities.copy()
+        sent: Array = velocities.copy()
         sent[:, GRIPPER_INDICES] *= [arm.gripper.command_stroke for arm in self.arms.values()]
         return sent
 
-    def commanded(self, sent: NDArray[np.float64]) -> NDArray[np.float64]:
+    def commanded(self, sent: Array) -> Array:
         """Return the (K, 14) targets in policy units for which the drivers' (K, 14) were sent."""
         grippers = [arm.gripper for arm in self.arms.values()]
-        positions: NDArray[np.float64] = sent.copy()
+        positions: Array = sent.copy()
         positions[:, GRIPPER_INDICES] -= [gripper.command_closed for gripper in grippers]
         positions[:, GRIPPER_INDICES] /= [gripper.command_stroke for gripper in grippers]
         return positions
@@ -431,24 +431,24 @@ class RigSpec:
         return tuple(f"{side}/{name}" for side, arm in self.arms.items() for name in arm.names)
 
     @property
-    def lower(self) -> NDArray[np.float64]:
+    def lower(self) -> Array:
         """(14,) lower limits, policy units."""
         return np.concatenate([[*arm.lower, 0.0] for arm in self.arms.values()])
 
     @property
-    def upper(self) -> NDArray[np.float64]:
+    def upper(self) -> Array:
         """(14,) upper limits, policy units."""
         return np.concatenate([[*arm.upper, 1.0] for arm in self.arms.values()])
 
     @property
-    def max_velocity(self) -> NDArray[np.float64]:
+    def max_velocity(self) -> Array:
         """(14,) speed limits, policy units per second."""
         return np.concatenate(
             [[*arm.max_velocity, arm.gripper.max_velocity] for arm in self.arms.values()]
         )
 
     @property
-    def max_acceleration(self) -> NDArray[np.float64]:
+    def max_acceleration(self) -> Array:
         """(14,) limits of acceleration [rad/s^2]; infinite for grippers, and where there is none.
 
         A gripper's servo limits its own current, and a target may jump by half a stroke.

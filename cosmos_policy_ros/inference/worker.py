@@ -94,7 +94,6 @@ class Worker:
         info: the engine's; empty before it is loaded.
         restarts: how often it was started again, in all.
         title: the engine and its place, for people.
-        workers: itself; one worker is the smallest pool.
     """
 
     def __init__(
@@ -102,9 +101,7 @@ class Worker:
     ) -> None:
         """Start loading in the background; ``on_change`` is called from the thread."""
         self.status, self.message = "starting", f"loading {host.title}"
-        self.info = EngineInfo()
-        self.restarts = 0
-        self.title, self.workers = host.title, (self,)
+        self.info, self.title, self.restarts = EngineInfo(), host.title, 0
         self._host, self._limits, self._on_change = host, limits, on_change
         self._restarted: list[float] = []  # monotonic seconds of those not forgotten
         self._tasks: queue.SimpleQueue[tuple[Task, float, Future[Any]] | None]

@@ -45,8 +45,8 @@ from cosmos_policy_ros.model.checkpoint import load_checkpoint  # noqa: E402
 from cosmos_policy_ros.model.layout import FUTURE  # noqa: E402
 from cosmos_policy_ros.rig.chunk import TimedChunk  # noqa: E402
 from cosmos_policy_ros.training.config import ObjectiveConfig  # noqa: E402
-from cosmos_policy_ros.training.loss import JointLoss, LossMeter, frame_errors, total_loss  # noqa: E402  # noqa: E402
-from cosmos_policy_ros.training.mixture import WindowRef  # noqa: E402
+from cosmos_policy_ros.training.dataset_index import WindowRef  # noqa: E402
+from cosmos_policy_ros.training.loss import JointLoss, LossMeter, frame_errors, total_loss  # noqa: E402
 from cosmos_policy_ros.training.samples import Batch  # noqa: E402
 from cosmos_policy_ros.training.targets import TargetMaker  # noqa: E402
 
@@ -161,7 +161,7 @@ def make_batch(size: int) -> Batch:
         return torch.from_numpy(random.uniform(-1, 1, (1, length)).astype(np.float32))
 
     return Batch(
-        picks=(WindowRef("policy", 0, 0, 3),),
+        windows=(WindowRef("policy", 0, 0, 3),),
         prompts=(PROMPT,),
         images=torch.from_numpy(images),
         proprio=vector(14),
@@ -184,7 +184,7 @@ def compare_steps(root: Path, laps: int = 3) -> int:
     network = checkpoint.transformer.requires_grad_(True).train()
     straight.network.core.requires_grad_(True).train()
     targets = TargetMaker(checkpoint, torch.device("cpu"))
-    lesson = JointLoss(checkpoint, ObjectiveConfig(), targets, torch.device("cpu"))
+    joint_loss = JointLoss(checkpoint, ObjectiveConfig(), targets, torch.device("cpu"))
     batch = make_batch(checkpoint.config.image_size)
     layout = checkpoint.layout
     names = [*layout.cameras, *(FUTURE + camera for camera in layout.cameras)]
@@ -192,24 +192,24 @@ def compare_steps(root: Path, laps: int = 3) -> int:
     vectors = [layout.index(n) for n in ("proprio", "action", "future_proprio", "value")]
 
     def ours() -> torch.Tensor:
-        return lesson.loss(network, batch, LossMeter(layout.frames, torch.device("cpu")), 1.0)
+        return joint_loss.loss(network, batch, LossMeter(layout.frames, torch.device("cpu")), 1.0)
 
     def theirs() -> torch.Tensor:
         with torch.no_grad():
             clean = straight.encode(images)
             clean[:, :, vectors] = injected[:, :, vectors]
-        sigma, noise = lesson.draw(batch, tuple(clean.shape[1:]))
+        sigma, noise = joint_loss.draw_noise(batch, tuple(clean.shape[1:]))
         known = torch.tensor([layout.mask("policy")])
-        errors = frame_errors(
+        losses, _ = frame_errors(
             straight.network,
             "rectified_flow",
             clean,
             known,
-            lesson.read(batch),
+            joint_loss.prompt_embeddings(batch),
             sigma,
             noise,
         )
-        return total_loss(errors.losses, ~known)
+        return total_loss(losses, ~known)
 
     injected = targets(batch)
     seconds: dict[str, list[float]] = {"ours": [], "straightforward": []}

@@ -28,8 +28,7 @@ from cosmos_policy_ros.core.task import load_task
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.config import read_config
 from cosmos_policy_ros.model.text import load_text, save_text
-from cosmos_policy_ros.training.export import CARD, write_rounded
-from cosmos_policy_ros.training.start import copy_file
+from cosmos_policy_ros.training.saving import CARD, copy_file, write_rounded
 
 TASK = "either_cube"
 CHECKPOINT = "tiny"  # the folder that comes out

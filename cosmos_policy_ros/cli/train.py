@@ -38,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = read_config(options.config, options.set)
         if options.dry_run:
-            _dry_run(config, options.processes)
+            from cosmos_policy_ros.training.estimate import describe_run
+
+            print("\n".join(describe_run(config, options.processes)))
         else:
             _train(config, options.output, options.resume)
     except CosmosPolicyError as error:
@@ -142,29 +144,6 @@ def _open(config: TrainingConfig, output: Path, remembered: Path, resume: bool) 
         remembered.write_text(yaml.safe_dump(now, sort_keys=False), encoding="utf-8")
     except OSError as error:
         raise TrainingError(f"{output}: cannot be made: {error}") from error
-
-
-def _dry_run(config: TrainingConfig, processes: int) -> None:
-    from cosmos_policy_ros.core.config import load_config
-    from cosmos_policy_ros.model import files
-    from cosmos_policy_ros.model.checkpoint import choose_device
-    from cosmos_policy_ros.model.config import CheckpointConfig
-    from cosmos_policy_ros.model.text import load_text
-    from cosmos_policy_ros.training.estimate import estimate
-    from cosmos_policy_ros.training.mixture import Mixture
-    from cosmos_policy_ros.training.parallel import check_sharing
-    from cosmos_policy_ros.training.start import dataset_index_for, start_folder
-
-    check_sharing(config, processes)
-    folder = start_folder(config.start.checkpoint)
-    model = load_config(CheckpointConfig, folder / files.CONFIG)
-    text = load_text(folder / files.TEXT, model.text_tokens, model.transformer.text_width)
-    dataset_index = dataset_index_for(config.data, model, text)
-    mixture = Mixture(dataset_index, config.mixture, config.run.seed)
-    shares = ", ".join(f"{role} {share:.0%}" for role, share in mixture.shares.items())
-    lines = [*dataset_index.lines(), f"a batch of {config.run.batch}: {shares}"]
-    lines += estimate(config, model, processes, choose_device(config.run.device)).lines()
-    print("\n".join(lines))
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -25,13 +25,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (output / files.VAE).exists():
             raise TrainingError(f"{output}: holds an autoencoder; give another folder")
         output.mkdir(parents=True, exist_ok=True)
-        judged = train_autoencoder(config, output)
+        errors = train_autoencoder(config, output)
     except (CosmosPolicyError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(
-        f"{output}: L1 {judged.l1:.4f} on held-out images ({judged.moving:.4f} where they move); "
-        f"the cameras' mean images have {judged.usual:.4f} ({judged.usual_moving:.4f})"
+        f"{output}: L1 {errors.l1:.4f} on held-out images ({errors.moving:.4f} where they move); "
+        f"the cameras' mean images have {errors.mean_image:.4f} ({errors.mean_image_moving:.4f})"
     )
     return 0
 

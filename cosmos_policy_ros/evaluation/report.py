@@ -33,12 +33,11 @@ from cosmos_policy_ros.rig.arms import ARM_DIM, ARM_JOINTS, ARMS
 from cosmos_policy_ros.sim.kinematics import ArmKinematics
 from cosmos_policy_ros.sim.tasks import USUAL
 from cosmos_policy_ros.training.config import DataConfig
-from cosmos_policy_ros.training.dataset_index import DatasetIndex, EpisodeEntry
-from cosmos_policy_ros.training.start import dataset_index_for
+from cosmos_policy_ros.training.dataset_index import DatasetIndex, EpisodeEntry, index_episodes
 from cosmos_policy_ros.training.value_evaluation import (
     WindowBatch,
     evaluate_values,
-    read_lots,
+    read_batches,
     windows_of,
 )
 
@@ -64,7 +63,7 @@ def scored(rollouts: Path, policy: CosmosPolicy) -> tuple[DataConfig, DatasetInd
         augmentation="none",
         workers=0,
     )
-    return data, dataset_index_for(data, policy.checkpoint.config, policy.checkpoint.text)
+    return data, index_episodes(data, policy.checkpoint.config, policy.checkpoint.text)
 
 
 def measure_preconditions(
@@ -76,11 +75,11 @@ def measure_preconditions(
         What goes into ``preconditions.json``: numbers, and per window the values behind them.
     """
     steps = policy.checkpoint.config.denoising_steps
-    spread = proposal_spread(policy, dataset_index.sources, steps)
+    spread = proposal_spread(policy, dataset_index.entries, steps)
     before = evaluate_values(policy, data, dataset_index, "value_sas", steps=steps)
     after = evaluate_values(world_model, data, dataset_index, "value_s", steps=steps)
     return {
-        "episodes": len(dataset_index.sources),
+        "episodes": len(dataset_index.entries),
         "successes": len(dataset_index.pool("success")),
         "windows": len(after.succeeded),
         "spread_mm": [round(1000 * float(x), 1) for x in np.median(spread, axis=0)],
@@ -153,16 +152,16 @@ def imagination_sheet(
     rows: dict[str, list[Mapping[str, ImageArray]]] = {}
     heads = []
     for name, policy in policies.items():
-        windows = list(read_lots(policy, data, dataset_index, chosen, 1))
+        windows = list(read_batches(policy, data, dataset_index, chosen, 1))
         if not rows:
             rows["seen"] = [images(batch, seen) for batch in windows]
             rows["came"] = [images(batch, came) for batch in windows]
             for batch in windows:
-                start = batch.batch.picks[0].start * policy.checkpoint.config.dt
-                heads.append(f"{batch.source.pool}, {start:.0f} s")
+                start = batch.batch.windows[0].start * policy.checkpoint.config.dt
+                heads.append(f"{batch.entry.pool}, {start:.0f} s")
         rows[name] = []
         for batch in windows:
-            prompt = batch.source.prompt
+            prompt = batch.entry.prompt
             conditioning = Conditioning(prompt, images(batch, seen), batch.clean)
             future = policy.predict_future(prompt, batch.clean, [SampleSpec(0, steps)])
             rows[name] += policy.decode_images(conditioning, future)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import yaml
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -24,19 +25,14 @@ from cosmos_policy_ros.model.images import to_model
 from cosmos_policy_ros.model.sequence import prepare_images
 from cosmos_policy_ros.model.tokenizer import Tokenizer
 from cosmos_policy_ros.training.config import DataConfig
-from cosmos_policy_ros.training.dataset_index import EpisodeEntry
-from cosmos_policy_ros.training.export import write_tensors
-from cosmos_policy_ros.training.start import copy_file, dataset_index_for, start_folder
-from cosmos_policy_ros.training.targets import (
-    as_images,
-    decode_images,
-    encode_images,
-    inflate,
-)
+from cosmos_policy_ros.training.dataset_index import EpisodeEntry, index_episodes
+from cosmos_policy_ros.training.saving import copy_file, write_tensors
+from cosmos_policy_ros.training.start import start_folder
+from cosmos_policy_ros.training.targets import as_images, decode_images, encode_images, inflate
 
 LOG = "autoencoder.jsonl"
-JUDGED = 64  # moments of held-out episodes, where as many were learned from
-MEASURED = 512  # images by which the latents' scale is taken
+VALIDATED = 64  # moments of held-out episodes, where as many were learned from
+MEASURED = 512  # moments by which the latents' scale is taken
 # Of the squared latent: enough that its scale, which nothing else fixes, stays where it began.
 LATENT_PENALTY = 1e-4
 
@@ -45,7 +41,7 @@ Moments = NDArray[np.uint8]  # (N, C, S, S, 3) every camera's image
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """A file of ``config/autoencoder``; the defaults are those of the metadata' tiny model.
+    """A file of ``config/autoencoder``; the defaults are the shipped tiny model's.
 
     Attributes:
         checkpoint: a checkpoint folder, or a name in ``config/models``, whose sizes it takes.
@@ -82,23 +78,23 @@ class AutoencoderConfig:
             raise ValueError("contrast and latent_noise must not be negative")
 
 
-class Judged(NamedTuple):
+class ImageErrors(NamedTuple):
     """Mean absolute errors of held-out images in [-1, 1], as a query encodes them.
 
     Attributes:
         l1: of the autoencoder.
-        usual: of each camera's mean image; what has learned nothing does as well.
-        moving: of the autoencoder, over the tenth of the pixels farthest from that.
-        usual_moving: of the mean image there.
+        mean_image: of each camera's mean image, as a baseline.
+        moving: of the autoencoder, over the tenth of the pixels farthest from the mean image.
+        mean_image_moving: of the mean image there.
     """
 
     l1: float
-    usual: float
+    mean_image: float
     moving: float
-    usual_moving: float
+    mean_image_moving: float
 
 
-def train_autoencoder(config: AutoencoderConfig, output: Path) -> Judged:
+def train_autoencoder(config: AutoencoderConfig, output: Path) -> ImageErrors:
     """Train, and write a checkpoint folder with the autoencoder and without a transformer.
 
     ``cosmos train`` begins with such a folder when ``start.scratch`` is true.
@@ -112,143 +108,125 @@ def train_autoencoder(config: AutoencoderConfig, output: Path) -> Judged:
     """
     torch.set_num_threads(config.threads)
     checkpoint = load_checkpoint(start_folder(config.checkpoint), unfinished=True)
-    dataset_index = dataset_index_for(config.data, checkpoint.config, checkpoint.text)
-    moments = collect(dataset_index.sources, config.moments, checkpoint)
-    tokenizer = _fresh(checkpoint, config.seed)
-    with (output / LOG).open("w", encoding="utf-8") as log, as_images(tokenizer.vae):
-        for metadata in _learn(tokenizer, moments, checkpoint, config):
-            log.write(json.dumps(metadata) + "\n")
-        mean, std = _scale(tokenizer, moments, checkpoint)
-    inflate(tokenizer.vae)
-    _write(output, checkpoint, tokenizer, mean, std)
-    return judge_autoencoder(output, dataset_index.held_out, moments)
+    dataset_index = index_episodes(config.data, checkpoint.config, checkpoint.text)
+    moments = collect(dataset_index.entries, config.moments, checkpoint)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        vae = Tokenizer(checkpoint.config.vae).vae
+    with as_images(vae):
+        _learn(vae, moments, checkpoint.config.vae.patch, config, output / LOG)
+        # The latents' mean and standard deviation per channel, over all cameras.
+        spread = np.linspace(0, len(moments) - 1, min(MEASURED, len(moments))).astype(int)
+        with torch.no_grad():
+            latents = torch.cat(
+                [
+                    encode_images(vae.eval(), _to_tensor(moments[i]), checkpoint.config.vae.patch)
+                    for i in spread
+                ]
+            )
+    inflate(vae)
+    mean, std = latents.mean(dim=(0, 2, 3)).tolist(), latents.std(dim=(0, 2, 3)).tolist()
+    for name in (files.TEXT, files.STATISTICS):
+        copy_file(checkpoint.path / name, output / name)
+    content = load_yaml(checkpoint.path / files.CONFIG)
+    content["vae"] |= {
+        "latent_mean": [round(x, 4) for x in mean],
+        "latent_std": [max(round(x, 4), 1e-4) for x in std],
+    }
+    text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
+    (output / files.CONFIG).write_text(text, encoding="utf-8")
+    write_tensors(vae.state_dict(), torch.float32, output / files.VAE)
+    return measure_errors(output, dataset_index.held_out, moments)
 
 
-def collect(sources: Sequence[EpisodeEntry], count: int, checkpoint: Checkpoint) -> Moments:
+def collect(entries: Sequence[EpisodeEntry], count: int, checkpoint: Checkpoint) -> Moments:
     """Return the images of moments spread evenly over the episodes; unreadable ones are left out.
 
     Raises:
         TrainingError: none can be read.
     """
-    every = [(source, step) for source in sources for step in range(len(source.windows.steps))]
+    every = [(entry, step) for entry in entries for step in range(len(entry.windows))]
     chosen = np.linspace(0, len(every) - 1, min(count, len(every))).astype(int)
     found = []
-    for source, step in (every[i] for i in tqdm(chosen, "images", disable=None)):
+    for entry, step in (every[i] for i in tqdm(chosen, "images", disable=None)):
         try:
-            seen = source.windows.observe(int(source.windows.steps.times_ns[step]))
+            observation = entry.observe(step)
         except (ObservationError, RolloutError):
             continue
-        images = prepare_images(seen, checkpoint)
+        images = prepare_images(observation, checkpoint)
         found.append(np.stack([images[role] for role in checkpoint.layout.cameras]))
     if not found:
-        raise TrainingError(f"no image of {len(sources)} episodes can be read")
+        raise TrainingError(f"no image of {len(entries)} episodes can be read")
     return np.stack(found)
 
 
-def judge_autoencoder(folder: Path, held_out: Sequence[EpisodeEntry], learned: Moments) -> Judged:
-    """Hold decoded images of held-out episodes against what the cameras saw.
+def _learn(
+    vae: AutoencoderKLWan, moments: Moments, patch: int, config: AutoencoderConfig, log: Path
+) -> None:
+    """Train on single images; write a line per step."""
+    optimiser = torch.optim.AdamW(
+        vae.train().parameters(), lr=config.learning_rate, weight_decay=0.0
+    )
+    mean_images, cameras = _mean_images(moments), moments.shape[1]
+    source = torch.Generator().manual_seed(config.seed)
+    bar = tqdm(range(config.steps), "autoencoder", disable=None)
+    with log.open("w", encoding="utf-8") as lines:
+        for step in bar:
+            rate = config.learning_rate * (1 + math.cos(math.pi * step / config.steps)) / 2
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            drawn = torch.randint(len(moments) * cameras, (config.batch,), generator=source)
+            index, camera = drawn // cameras, drawn % cameras
+            images = _to_tensor(moments[index.numpy(), camera.numpy()])
+            latents = encode_images(vae, images, patch)
+            spread = latents.detach().std(dim=(0, 2, 3), keepdim=True)
+            noise = torch.randn(latents.shape, generator=source) * spread * config.latent_noise
+            error = decode_images(vae, latents + noise, patch) - images
+            weight = 1 + config.contrast * (images - mean_images[camera]).square()
+            loss = (weight * (error.abs() + error.square())).mean()
+            optimiser.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss + LATENT_PENALTY * latents.square().mean())
+            optimiser.step()
+            loss_value, l1 = float(loss.detach()), float(error.detach().abs().mean())
+            if not math.isfinite(loss_value):
+                raise TrainingError(
+                    f"step {step + 1}: the loss is {loss_value}; lower learning_rate"
+                )
+            bar.set_postfix(l1=f"{l1:.4f}", refresh=False)
+            lines.write(json.dumps({"step": step + 1, "loss": loss_value, "l1": l1}) + "\n")
+
+
+def measure_errors(folder: Path, held_out: Sequence[EpisodeEntry], moments: Moments) -> ImageErrors:
+    """Compare decoded images of held-out episodes with what the cameras saw.
 
     Args:
         folder: a checkpoint's.
         held_out: the episodes.
-        learned: the images that it was trained on.
+        moments: the images that it was trained on.
     """
     if not held_out:
-        return Judged(math.nan, math.nan, math.nan, math.nan)
-    checkpoint, usual = load_checkpoint(folder, unfinished=True), _usual(learned)
-    off, far = [], []
-    for one in collect(held_out, min(JUDGED, len(learned)), checkpoint):
+        return ImageErrors(math.nan, math.nan, math.nan, math.nan)
+    checkpoint, mean_images = load_checkpoint(folder, unfinished=True), _mean_images(moments)
+    errors, distances = [], []
+    for images in collect(held_out, min(VALIDATED, len(moments)), checkpoint):
         # As a query has them: a black image first, then each camera's four times.
-        video = np.concatenate([np.zeros_like(one[:1]), one.repeat(4, axis=0)])
+        video = np.concatenate([np.zeros_like(images[:1]), images.repeat(4, axis=0)])
         latent = checkpoint.tokenizer.encode(to_model(video, torch.float32))
-        decoded = checkpoint.tokenizer.decode_first_images(latent, range(1, 1 + len(one)))
-        seen = _images(one)
-        off.append((decoded[0].transpose(0, 1) - seen).abs())
-        far.append((usual - seen).abs())
-    error, distance = torch.stack(off), torch.stack(far)
+        decoded = checkpoint.tokenizer.decode_first_images(latent, range(1, 1 + len(images)))
+        seen = _to_tensor(images)
+        errors.append((decoded[0].transpose(0, 1) - seen).abs())
+        distances.append((mean_images - seen).abs())
+    error, distance = torch.stack(errors), torch.stack(distances)
     moving = distance >= distance.flatten().kthvalue(int(0.9 * distance.numel())).values
     pairs = (error, distance, error[moving], distance[moving])
-    return Judged(*(float(numbers.mean()) for numbers in pairs))
+    return ImageErrors(*(float(each.mean()) for each in pairs))
 
 
-def _learn(
-    tokenizer: Tokenizer, moments: Moments, checkpoint: Checkpoint, config: AutoencoderConfig
-) -> Iterator[dict[str, float]]:
-    """Train; yield what each step brought."""
-    vae, patch = tokenizer.vae.train(), checkpoint.config.vae.patch
-    optimiser = torch.optim.AdamW(vae.parameters(), lr=config.learning_rate, weight_decay=0.0)
-    usual, cameras = _usual(moments), moments.shape[1]
-    source = torch.Generator().manual_seed(config.seed)
-    bar = tqdm(range(config.steps), "autoencoder", disable=None)
-    for step in bar:
-        rate = config.learning_rate * (1 + math.cos(math.pi * step / config.steps)) / 2
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        drawn = torch.randint(len(moments) * cameras, (config.batch,), generator=source)
-        index, camera = drawn // cameras, drawn % cameras
-        seen = _images(moments[index.numpy(), camera.numpy()])
-        latents = encode_images(vae, seen, patch)
-        spread = latents.detach().std(dim=(0, 2, 3), keepdim=True)
-        noise = torch.randn(latents.shape, generator=source) * spread * config.latent_noise
-        off = decode_images(vae, latents + noise, patch) - seen
-        weight = 1 + config.contrast * (seen - usual[camera]).square()
-        loss = (weight * (off.abs() + off.square())).mean()
-        total = loss + LATENT_PENALTY * latents.square().mean()
-        optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(total)
-        optimiser.step()
-        metadata = {
-            "step": step + 1,
-            "loss": float(loss.detach()),
-            "l1": float(off.detach().abs().mean()),
-        }
-        if not math.isfinite(metadata["loss"]):
-            raise TrainingError(
-                f"step {step + 1}: the loss is {metadata['loss']}; lower learning_rate"
-            )
-        bar.set_postfix(l1=f"{metadata['l1']:.4f}", refresh=False)
-        yield metadata
-
-
-@torch.no_grad()
-def _scale(
-    tokenizer: Tokenizer, moments: Moments, checkpoint: Checkpoint
-) -> tuple[list[float], list[float]]:
-    """Return the latents' mean and standard deviation per channel, over all cameras."""
-    spread = np.linspace(0, len(moments) - 1, min(MEASURED, len(moments))).astype(int)
-    vae, patch = tokenizer.vae.eval(), checkpoint.config.vae.patch
-    latents = torch.cat([encode_images(vae, _images(moments[i]), patch) for i in spread])
-    mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
-    return [round(float(x), 4) for x in mean], [max(round(float(x), 4), 1e-4) for x in std]
-
-
-def _fresh(checkpoint: Checkpoint, seed: int) -> Tokenizer:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Tokenizer(checkpoint.config.vae)
-
-
-def _usual(moments: Moments) -> Tensor:
+def _mean_images(moments: Moments) -> Tensor:
     """Return each camera's mean image (C, 3, S, S) in [-1, 1]."""
-    return _images(moments.mean(axis=0).round().astype(np.uint8))
+    return _to_tensor(moments.mean(axis=0).round().astype(np.uint8))
 
 
-def _images(images: NDArray[np.uint8]) -> Tensor:
+def _to_tensor(images: NDArray[np.uint8]) -> Tensor:
     """Map (N, S, S, 3) to (N, 3, S, S) in [-1, 1]."""
     return to_model(images, torch.float32)[0].transpose(0, 1)
-
-
-def _write(
-    output: Path,
-    checkpoint: Checkpoint,
-    tokenizer: Tokenizer,
-    mean: list[float],
-    std: list[float],
-) -> None:
-    for name in (files.TEXT, files.STATISTICS):
-        copy_file(checkpoint.path / name, output / name)
-    config = load_yaml(checkpoint.path / files.CONFIG)
-    config["vae"] |= {"latent_mean": mean, "latent_std": std}
-    text = yaml.safe_dump(config, sort_keys=False, default_flow_style=None)
-    (output / files.CONFIG).write_text(text, encoding="utf-8")
-    write_tensors(tokenizer.vae.state_dict(), torch.float32, output / files.VAE)

@@ -17,11 +17,11 @@ class NoiseConfig:
     """How noise levels are drawn: log-normal, and now and then uniform over the high ones.
 
     Attributes:
-        log_mean, log_std: of ln sigma.
-        uniform_fraction: of the samples that draw from the uniform part.
+        log_mean, log_std: mean and standard deviation of ln sigma.
+        uniform_fraction: fraction of the samples that draw from the uniform part.
         uniform_low, uniform_high: its bounds.
-        lowest: none is drawn below, before what ``numerics`` makes of it. 0 is as in the paper;
-            levels that no query ever visits are a waste of a small network's training.
+        lowest: the lowest level, before what ``numerics`` makes of it. 0 is as in the paper; levels
+            that no query ever visits are a waste of a small network's training.
     """
 
     log_mean: float = math.log(4.0)
@@ -75,7 +75,7 @@ class DataConfig:
     Attributes:
         demonstrations: folders of episodes; each teaches as a success.
         rollouts: folders of scored episodes, good and bad.
-        held_out: fraction of the demonstrations that is only ever looked at to judge the training.
+        held_out: fraction of the demonstrations that is kept for the validation.
         use_no_go: learn from episodes whose quality verdict is NO-GO too.
         augmentation: "strong" as for ALOHA, "standard" as for the simulators, "none".
         workers: loading processes per training process; 0 loads in the process itself.
@@ -114,8 +114,8 @@ class MixtureConfig:
 
     Attributes:
         policy, world_model, value: shares of the roles; they need not add up to 1.
-        success_fraction: of the rollouts that come from episodes that succeeded; the smaller of
-            the two pools is gone through more often.
+        success_fraction: fraction of the rollouts that come from episodes that succeeded; the
+            smaller of the two pools is gone through more often.
         demonstrations_as_rollouts: let demonstrations teach world model and value too, as rollouts
             that succeeded.
         draw: "exact" keeps the shares in every batch, "expected" only on the average, as released.
@@ -170,7 +170,7 @@ class ObjectiveConfig:
             target, the paper's ablation.
         loss_scale: NVIDIA's; it moves nothing but the gradient's clipping.
         noise: how noise levels are drawn.
-        weights: of the kinds of frames.
+        weights: how much each kind of frame counts.
     """
 
     numerics: Numerics = "released"
@@ -199,10 +199,10 @@ class OptimiserConfig:
 
     Attributes:
         matrix_rate: learning rate of Muon for the blocks' matrices, which AdamW then leaves alone;
-            0 is AdamW for all. One process only.
+            0 is AdamW for all.
         matrix_weight_decay: Muon's.
-        average: decay per step of a moving average of the weights, which is then what is judged
-            and deployed; 0 takes the weights themselves.
+        average: decay per step of a moving average of the weights, which is then validated and
+            deployed; 0 takes the weights themselves.
     """
 
     learning_rate: float = 1e-4
@@ -270,7 +270,7 @@ class RunConfig:
             multiple of it keeps several copies.
         save_every: steps between two checkpoints.
         keep: newest checkpoints that are kept to resume from.
-        validation_windows: windows of held-out episodes that each checkpoint is judged by.
+        validation_windows: windows of held-out episodes for the validation of each checkpoint.
     """
 
     steps: int
@@ -287,15 +287,8 @@ class RunConfig:
     validation_windows: int = 16
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "batch",
-            "micro_batch",
-            "threads",
-            "shard_size",
-            "save_every",
-            "keep",
-        ):
+        counts = ("steps", "batch", "micro_batch", "threads", "shard_size", "save_every", "keep")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
         if self.validation_windows < 0 or self.seed < 0:

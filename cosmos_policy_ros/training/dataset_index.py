@@ -1,14 +1,17 @@
-"""Which episodes and windows a training run learns from, and why not the others."""
+"""Which windows of which episodes a run learns from, why not from others, and the order of batches.
+
+No draw depends on an earlier one: a resumed run, or one on more processes, sees the same samples.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +21,11 @@ from cosmos_policy_ros.bags.writer import DISCARDED, METADATA, RECORDING
 from cosmos_policy_ros.core.errors import RolloutError, TrainingError
 from cosmos_policy_ros.core.task import FULL_SCORE
 from cosmos_policy_ros.dataset.windows import EpisodeWindows
-from cosmos_policy_ros.episodes.episode import Episode, read_episode
-from cosmos_policy_ros.training.config import DataConfig
+from cosmos_policy_ros.episodes.episode import read_episode
+from cosmos_policy_ros.model.config import CheckpointConfig
+from cosmos_policy_ros.model.text import TextTable
+from cosmos_policy_ros.rig.observation import Observation
+from cosmos_policy_ros.training.config import DataConfig, MixtureConfig, Role
 
 Pool = Literal["demonstration", "success", "failure"]
 
@@ -30,8 +36,7 @@ class EpisodeEntry:
 
     Attributes:
         windows: random access to it.
-        pool: what it teaches; a half-done task is a failure here, as in the released code, and
-            keeps its score.
+        pool: a half-done task is a failure, as in the released code, and keeps its score.
         score: in [0, 1]; 1 for a demonstration.
         starts: steps at which a usable window begins.
     """
@@ -46,166 +51,250 @@ class EpisodeEntry:
         """The task in words."""
         return self.windows.episode.metadata.prompt
 
+    def observe(self, step: int) -> Observation:
+        """Return the observation at a step; ObservationError or RolloutError if it has none."""
+        return self.windows.observe(int(self.windows.steps.times_ns[step]))
+
 
 @dataclass(frozen=True)
 class DatasetIndex:
-    """What there is.
+    """All episodes of a run.
 
     Attributes:
-        sources: to learn from.
-        held_out: demonstrations to judge by.
+        entries: to learn from.
+        held_out: demonstrations for the validation.
         left_out: folder and reason of every episode that is not used.
         windows_left_out: windows of used episodes with a gap or a brake in them.
     """
 
-    sources: tuple[EpisodeEntry, ...]
+    entries: tuple[EpisodeEntry, ...]
     held_out: tuple[EpisodeEntry, ...]
     left_out: tuple[tuple[Path, str], ...]
     windows_left_out: int
 
     def pool(self, name: Pool) -> list[int]:
-        """Return the indices of a pool's sources."""
-        return [i for i, source in enumerate(self.sources) if source.pool == name]
+        """Return the indices of a pool's entries."""
+        return [i for i, entry in enumerate(self.entries) if entry.pool == name]
 
     def digest(self) -> str:
         """Return a sha256 (hex) over what is learned from: episodes, scores and windows."""
         sha = hashlib.sha256()
-        for source in self.sources:
-            episode = source.windows.episode
-            metadata = [episode.id, source.pool, source.score, episode.metadata.prompt]
+        for entry in self.entries:
+            metadata = [entry.windows.episode.id, entry.pool, entry.score, entry.prompt]
             sha.update(json.dumps(metadata).encode())
-            sha.update(source.starts.tobytes())
+            sha.update(entry.starts.tobytes())
         return sha.hexdigest()
 
     def lines(self) -> list[str]:
-        """Return it for people, a line each."""
-        lines = []
-        for name in ("demonstration", "success", "failure"):
-            chosen = [self.sources[i] for i in self.pool(name)]
-            count = sum(len(source.starts) for source in chosen)
-            lines.append(
-                f"{name + 's' if name != 'success' else 'successes':14} "
-                f"{len(chosen):6} episodes {count:9} windows"
-            )
-        lines.append(
-            f"held out       {len(self.held_out):6} episodes "
-            f"{sum(len(source.starts) for source in self.held_out):9} windows"
-        )
-        lines.append(f"windows left out (a gap or a brake in them): {self.windows_left_out}")
-        lines.append(f"episodes left out: {len(self.left_out)}")
-        lines += [f"  {path.name}: {reason}" for path, reason in self.left_out]
-        return lines
+        """Return counts and reasons for a person to read."""
+        groups = {
+            "demonstrations": [e for e in self.entries if e.pool == "demonstration"],
+            "successes": [e for e in self.entries if e.pool == "success"],
+            "failures": [e for e in self.entries if e.pool == "failure"],
+            "held out": self.held_out,
+        }
+        return [
+            *(
+                f"{name:14} {len(group):6} episodes {sum(len(e.starts) for e in group):9} windows"
+                for name, group in groups.items()
+            ),
+            f"windows left out (a gap or a brake in them): {self.windows_left_out}",
+            f"episodes left out: {len(self.left_out)}",
+            *(f"  {path.name}: {reason}" for path, reason in self.left_out),
+        ]
 
 
-def take_census(
-    config: DataConfig,
-    chunk_steps: int,
-    dt: float,
-    check_prompt: Callable[[str], str],
-) -> DatasetIndex:
-    """Look at every episode.
+def index_episodes(data: DataConfig, model: CheckpointConfig, text: TextTable) -> DatasetIndex:
+    """Read every episode's index.
 
     Args:
-        config: names the folders.
-        chunk_steps: K.
-        dt: seconds per step.
-        check_prompt: returns what speaks against a prompt, "" for nothing.
+        data: names the folders.
+        model: of the checkpoint: the length of a chunk.
+        text: the prompts that the checkpoint knows; episodes with others are left out.
 
     Raises:
-        TrainingError: a folder is missing, or nothing is left to learn from.
+        TrainingError: a folder is missing, or no episode can be learned from.
     """
-    sources: list[EpisodeEntry] = []
+    entries: list[EpisodeEntry] = []
     left_out: list[tuple[Path, str]] = []
-    missing = 0
-    every = [(path, True) for path in _episodes(config.demonstrations)]
-    every += [(path, False) for path in _episodes(config.rollouts)]
-    for path, demonstration in tqdm(every, "episodes", unit="", leave=False, disable=None):
+    windows_left_out = 0
+    paths = [(path, True) for folder in data.demonstrations for path in _bags(folder)]
+    paths += [(path, False) for folder in data.rollouts for path in _bags(folder)]
+    for path, demonstration in tqdm(paths, "episodes", unit="", leave=False, disable=None):
         try:
-            source, lost = _look(path, demonstration, config, chunk_steps, dt, check_prompt)
-            sources.append(source)
-            missing += lost
+            entry = _read_entry(path, demonstration, data, model, text)
         except RolloutError as error:
             left_out.append((path, str(error).removeprefix(f"{path}: ")))
-    if not sources:
-        raise TrainingError(_nothing(config, left_out))
-    kept, held_out = _hold_out(sources, config.held_out)
-    return DatasetIndex(tuple(kept), tuple(held_out), tuple(left_out), missing)
-
-
-def _episodes(folders: Iterable[str]) -> list[Path]:
-    found = []
-    for name in folders:
-        folder = Path(name).expanduser()
-        if not folder.is_dir():
+            continue
+        entries.append(entry)
+        windows_left_out += len(entry.windows) - len(entry.starts)
+    if not entries:
+        folders = ", ".join((*data.demonstrations, *data.rollouts))
+        if not left_out:
             raise TrainingError(
-                f"{folder}: is no folder of episodes; fix data.demonstrations or data.rollouts"
+                f"{folders}: no episode in there; give the folder that the recorder wrote"
             )
-        found += sorted(p for p in folder.iterdir() if p.is_dir() and _looks_like_a_bag(p))
-    return found
+        reasons = Counter(reason for _, reason in left_out).most_common(3)
+        listed = "; ".join(f"{count} times '{reason}'" for reason, count in reasons)
+        raise TrainingError(
+            f"{folders}: none of the {len(left_out)} episodes can be learned from: {listed}"
+        )
+    # By the hash of their ids: the same demonstrations are held out in every run.
+    demonstrations = [entry for entry in entries if entry.pool == "demonstration"]
+    demonstrations.sort(
+        key=lambda entry: hashlib.sha256(entry.windows.episode.id.encode()).hexdigest()
+    )
+    count = min(-int(-data.held_out * len(demonstrations) // 1), len(demonstrations) - 1)
+    held_out = demonstrations[: max(count, 0)]
+    chosen = {id(entry) for entry in held_out}
+    kept = tuple(entry for entry in entries if id(entry) not in chosen)
+    return DatasetIndex(kept, tuple(held_out), tuple(left_out), windows_left_out)
 
 
-def _looks_like_a_bag(path: Path) -> bool:
-    return (path / METADATA).exists() or path.name.endswith(RECORDING)
+def _bags(name: str) -> list[Path]:
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise TrainingError(
+            f"{folder}: is no folder of episodes; fix data.demonstrations or data.rollouts"
+        )
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_dir() and ((path / METADATA).exists() or path.name.endswith(RECORDING))
+    )
 
 
-def _look(
-    path: Path,
-    demonstration: bool,
-    config: DataConfig,
-    chunk_steps: int,
-    dt: float,
-    check_prompt: Callable[[str], str],
-) -> tuple[EpisodeEntry, int]:
-    """Return a source and how many of its windows cannot be used."""
+def _read_entry(
+    path: Path, demonstration: bool, data: DataConfig, model: CheckpointConfig, text: TextTable
+) -> EpisodeEntry:
+    """Read an episode; raise RolloutError with the reason if it cannot be learned from."""
     if path.name.endswith(DISCARDED):
         raise RolloutError("was discarded")
     episode = read_episode(path)
-    if not episode.quality.go and not config.use_no_go:
+    if not episode.quality.go and not data.use_no_go:
         raise RolloutError(episode.quality.text)
-    if complaint := check_prompt(episode.metadata.prompt):
-        raise RolloutError(complaint)
-    pool, score = _judged(episode, demonstration)
-    windows = EpisodeWindows(episode, dt)
-    if not np.isfinite(windows.steps.actions).all():
-        row = int(np.flatnonzero(~np.isfinite(windows.steps.actions).all(axis=1))[0])
-        raise RolloutError(f"the action of step {row} is not finite")
-    usable = windows.usable(chunk_steps)
-    if not usable.any():
-        raise RolloutError(f"has no usable window among its {len(windows)} steps")
-    return EpisodeEntry(windows, pool, score, np.flatnonzero(usable)), int((~usable).sum())
-
-
-def _judged(episode: Episode, demonstration: bool) -> tuple[Pool, float]:
+    prompt = episode.metadata.prompt
+    if prompt not in text.embeddings:
+        raise RolloutError(
+            f"its prompt '{prompt}' has no embedding in {text.path}; 'cosmos embed-prompts' adds "
+            f"one"
+        )
     label = episode.score
+    pool: Pool
     if demonstration:
         if label is not None and not label.success:
             raise RolloutError(f"is a demonstration that failed: scored {label.points:g}")
-        return "demonstration", 1.0
-    if label is None:
+        pool, score = "demonstration", 1.0
+    elif label is None:
         raise RolloutError("has no score; 'cosmos score' gives it one")
-    return ("success" if label.success else "failure"), label.points / FULL_SCORE
+    else:
+        pool = "success" if label.success else "failure"
+        score = label.points / FULL_SCORE
+    windows = EpisodeWindows(episode, model.dt)
+    if not np.isfinite(windows.steps.actions).all():
+        row = int(np.flatnonzero(~np.isfinite(windows.steps.actions).all(axis=1))[0])
+        raise RolloutError(f"the action of step {row} is not finite")
+    usable = windows.usable(model.chunk_steps)
+    if not usable.any():
+        raise RolloutError(f"has no usable window among its {len(windows)} steps")
+    return EpisodeEntry(windows, pool, score, np.flatnonzero(usable))
 
 
-def _hold_out(
-    sources: Sequence[EpisodeEntry], fraction: float
-) -> tuple[list[EpisodeEntry], list[EpisodeEntry]]:
-    """Set demonstrations aside, the same ones in every run: by their ids, not by their order."""
-    demonstrations = [s for s in sources if s.pool == "demonstration"]
-    count = min(-int(-fraction * len(demonstrations) // 1), len(demonstrations) - 1)
-    by_hash = sorted(demonstrations, key=lambda s: _hash(s.windows.episode.id))
-    held_out = by_hash[: max(count, 0)]
-    chosen = {id(source) for source in held_out}
-    return [source for source in sources if id(source) not in chosen], held_out
+# ---------------------------------------------------------------- the order of samples
 
 
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+class WindowRef(NamedTuple):
+    """One sample: the window of ``entry`` that begins at ``start``, its role and random seed."""
+
+    role: Role
+    entry: int
+    start: int
+    seed: int
 
 
-def _nothing(config: DataConfig, left_out: Sequence[tuple[Path, str]]) -> str:
-    folders = ", ".join((*config.demonstrations, *config.rollouts))
-    if not left_out:
-        return f"{folders}: no episode in there; give the folder that the recorder wrote"
-    reasons = Counter(reason for _, reason in left_out).most_common(3)
-    told = "; ".join(f"{count} times '{reason}'" for reason, count in reasons)
-    return f"{folders}: none of the {len(left_out)} episodes can be learned from: {told}"
+class Mixture:
+    """Draws windows in the configured proportions of roles, successes and failures."""
+
+    def __init__(self, dataset_index: DatasetIndex, config: MixtureConfig, seed: int) -> None:
+        """Divide the roles' fractions of a batch among the pools.
+
+        Raises:
+            TrainingError: a role has a fraction, and no episode to learn it from.
+        """
+        self._seed, self._exact = seed, config.draw == "exact"
+        parts = list(_divide(dataset_index, config))
+        self._roles = [role for role, _, _ in parts]
+        fractions = np.array([fraction for _, fraction, _ in parts])
+        self._edges = np.cumsum(fractions / fractions.sum())
+        self._windows = []
+        for _, _, pools in parts:
+            chosen = [index for pool in pools for index in dataset_index.pool(pool)]
+            starts = [dataset_index.entries[index].starts for index in chosen]
+            owners = np.repeat(np.array(chosen), [len(each) for each in starts])
+            self._windows.append((owners, np.concatenate(starts)))
+        self.fractions: dict[Role, float] = {
+            role: float(sum(f for r, f, _ in parts if r == role) / fractions.sum())
+            for role in dict.fromkeys(self._roles)
+        }
+
+    def draw(self, step: int, place: int, batch: int, attempt: int = 0) -> WindowRef:
+        """Return the sample at ``place`` of ``batch`` in a step.
+
+        Args:
+            step: of the optimiser, from 0.
+            place: 0 to ``batch`` - 1, over all processes.
+            batch: samples per step.
+            attempt: counts the windows of the same role that could not be read.
+        """
+        random = np.random.default_rng([self._seed, step, place, attempt])
+        at = random.random()
+        if self._exact:
+            # Evenly spread over the fractions; shifted anew in each step, so that a fraction of
+            # half a sample has one in every second batch.
+            shift = np.random.default_rng([self._seed, step]).random()
+            at = (place + shift) / batch
+        part = min(int(np.searchsorted(self._edges, at, side="right")), len(self._roles) - 1)
+        owners, starts = self._windows[part]
+        chosen = int(random.integers(len(starts)))
+        seed = int(random.integers(2**63 - 1))
+        return WindowRef(self._roles[part], int(owners[chosen]), int(starts[chosen]), seed)
+
+    def describe(self, batch: int) -> str:
+        """Return what a batch consists of, in a line."""
+        roles = ", ".join(f"{role} {part:.0%}" for role, part in self.fractions.items())
+        return f"a batch of {batch}: {roles}"
+
+
+def _divide(
+    dataset_index: DatasetIndex, config: MixtureConfig
+) -> Iterator[tuple[Role, float, Sequence[Pool]]]:
+    """Yield each role's fractions of a batch, and the pools that they come from."""
+    present = {entry.pool for entry in dataset_index.entries}
+    missing = (
+        "mixture.{0} asks for a fraction of the batch, but there are no {1} to learn it "
+        "from; add some to data.{1}, or set mixture.{0}: 0"
+    )
+    if config.policy:
+        if "demonstration" not in present:
+            raise TrainingError(missing.format("policy", "demonstrations"))
+        yield "policy", config.policy, ("demonstration",)
+    succeeded: tuple[Pool, ...] = ("success",)
+    if config.demonstrations_as_rollouts:
+        succeeded = ("success", "demonstration")
+    halves: list[tuple[float, tuple[Pool, ...]]] = [
+        (config.success_fraction, succeeded),
+        (1 - config.success_fraction, ("failure",)),
+    ]
+    # One half that is empty leaves all to the other.
+    filled = [(part, pools) for part, pools in halves if part and present.intersection(pools)]
+    whole = sum(part for part, _ in filled)
+    roles: tuple[tuple[Role, float], ...] = (
+        ("world_model", config.world_model),
+        ("value", config.value),
+    )
+    for role, fraction in roles:
+        if fraction and not filled:
+            raise TrainingError(missing.format(role, "rollouts"))
+        if fraction:
+            for part, pools in filled:
+                yield role, fraction * part / whole, pools

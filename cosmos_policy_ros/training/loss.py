@@ -1,10 +1,14 @@
-"""What one micro-batch teaches: its loss, and how far off each kind of frame was."""
+"""What the network learns: the clean latent behind a noisy one, in the frames of a sample's role.
+
+One network learns three things at once, and only masks tell them apart (Cosmos Policy paper, joint
+training): the policy from demonstrations, the world model and the value function from rollouts.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -17,49 +21,93 @@ from cosmos_policy_ros.training.config import NoiseConfig, ObjectiveConfig, Role
 from cosmos_policy_ros.training.samples import Batch
 from cosmos_policy_ros.training.targets import TargetMaker
 
-# What the network learns from a sample: the clean latent behind a noisy one, where its role says.
-#
-# One network learns three things at once, and only the mask tells them apart (Cosmos Policy paper,
-# joint training): the policy from demonstrations, the world model and the value function from
-# rollouts.
-
-
 # Maps (latent, timestep, known, text) to the prediction, like ``Transformer.forward``.
 Network = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+class JointLoss:
+    """Turns micro-batches into losses."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        objective: ObjectiveConfig,
+        targets: TargetMaker,
+        device: torch.device,
+    ) -> None:
+        """Lay out every role's masks."""
+        self._checkpoint, self._objective = checkpoint, objective
+        self._targets, self._device = targets, device
+        layout, value = checkpoint.layout, objective.value
+        self._known = {role: layout.mask(mode_of(role, value)) for role in ROLES}
+        self._weights = {}
+        for role in ROLES:
+            counted = counted_frames(layout, role, value, auxiliary=objective.auxiliary)
+            pairs = zip(layout.frames, counted, strict=True)
+            self._weights[role] = [objective.weights.of(frame) * counts for frame, counts in pairs]
+
+    def loss(self, network: Network, batch: Batch, meter: LossMeter, fraction: float) -> Tensor:
+        """Return the loss of a micro-batch, times its ``fraction`` of the step's samples."""
+        clean = self._targets(batch)
+        known = torch.tensor([self._known[role] for role in batch.roles], device=self._device)
+        weights = torch.tensor([self._weights[role] for role in batch.roles], device=self._device)
+        sigma, noise = self.draw_noise(batch, tuple(clean.shape[1:]))
+        losses, l1 = frame_errors(
+            network,
+            self._checkpoint.config.preconditioning,
+            clean,
+            known,
+            self.prompt_embeddings(batch),
+            sigma,
+            noise,
+        )
+        loss = fraction * total_loss(losses, weights, self._objective.loss_scale)
+        meter.add(batch.roles, ~known, losses, l1, loss)
+        return loss
+
+    def draw_noise(self, batch: Batch, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Draw noise levels (B,) and noise (B, *shape), each sample's from its own seed."""
+        objective, frames = self._objective, shape[1]
+        sigmas, noises = [], []
+        for window in batch.windows:
+            source = torch.Generator().manual_seed(window.seed)
+            sigmas.append(draw_sigmas(1, frames, objective.noise, objective.numerics, source))
+            noises.append(torch.randn(shape, generator=source))
+        return torch.cat(sigmas).to(self._device), torch.stack(noises).to(self._device)
+
+    def prompt_embeddings(self, batch: Batch) -> Tensor:
+        """Return (B, L, D)."""
+        text = self._checkpoint.text
+        return torch.stack([text.embedding(prompt) for prompt in batch.prompts]).to(self._device)
 
 
 def draw_sigmas(
     count: int, frames: int, config: NoiseConfig, numerics: Numerics, generator: torch.Generator
 ) -> Tensor:
-    """Draw one noise level per sample, shared by all its frames.
+    """Draw one noise level per sample (count,), shared by all its frames.
 
     "released": times the square root of the number of latent frames, which the paper does not
     mention; the uniform part then reaches 282 for eleven frames.
-
-    Returns:
-        (count,) float32.
     """
-    normal = _normal(count, config, generator) * config.log_std + config.log_mean
+    if config.lowest:
+        # A normal distribution without what means a level below the lowest.
+        least = torch.tensor((math.log(config.lowest) - config.log_mean) / config.log_std)
+        below = torch.special.ndtr(least)
+        quantile = below + (1 - below) * torch.rand(count, generator=generator)
+        normal = torch.special.ndtri(quantile).clamp(min=least)
+    else:
+        normal = torch.randn(count, generator=generator)
     width = config.uniform_high - config.uniform_low
     uniform = torch.rand(count, generator=generator) * width + config.uniform_low
-    picks = torch.rand(count, generator=generator) < config.uniform_fraction
-    sigma = torch.where(picks, uniform, normal.exp())
+    from_uniform = torch.rand(count, generator=generator) < config.uniform_fraction
+    log_normal = (normal * config.log_std + config.log_mean).exp()
+    sigma = torch.where(from_uniform, uniform, log_normal)
     return sigma * math.sqrt(frames) if numerics == "released" else sigma
 
 
-def _normal(count: int, config: NoiseConfig, generator: torch.Generator) -> Tensor:
-    """Draw standard normal numbers, none that means a level below the lowest."""
-    if not config.lowest:
-        return torch.randn(count, generator=generator)
-    least = torch.tensor((math.log(config.lowest) - config.log_mean) / config.log_std)
-    below = torch.special.ndtr(least)
-    share = torch.rand(count, generator=generator)
-    drawn: Tensor = torch.special.ndtri(below + (1 - below) * share)
-    return drawn.clamp(min=least)
-
-
 def mode_of(role: Role, value: ValueMode) -> Mode:
-    """Return the mask's mode of a role; value samples are conditioned as ``value`` says."""
+    """Return the mode of a role's mask; value samples are conditioned as ``value`` says."""
     return value if role == "value" else role
 
 
@@ -83,18 +131,6 @@ def counted_frames(
     return tuple(not known for known in layout.mask(mode_of(role, value)))
 
 
-class FrameErrors(NamedTuple):
-    """How far off the estimate is, per sample and frame; exactly 0 in known frames.
-
-    Attributes:
-        losses: (B, T) squared error, weighted to be that of the velocity.
-        l1: (B, T) absolute error, by which the paper tells how far a training came. No gradient.
-    """
-
-    losses: Tensor
-    l1: Tensor
-
-
 def frame_errors(
     network: Network,
     preconditioning: Preconditioning,
@@ -103,7 +139,7 @@ def frame_errors(
     text: Tensor,
     sigma: Tensor,
     noise: Tensor,
-) -> FrameErrors:
+) -> tuple[Tensor, Tensor]:
     """Ask the network for the clean latent behind a noisy one and compare.
 
     Frames that are neither known nor counted are noised like the others; nothing is dropped.
@@ -116,13 +152,17 @@ def frame_errors(
         text: (B, L, D) prompt embeddings.
         sigma: (B,) float32.
         noise: (B, 16, T, H, W) standard normal.
+
+    Returns:
+        (B, T) squared errors, weighted to be those of the velocity, and (B, T) absolute errors
+        without gradient, which the paper reports. Both are exactly 0 in known frames.
     """
     noisy = clean + sigma.view(-1, 1, 1, 1, 1) * noise
     estimate = estimate_clean(network, preconditioning, noisy, sigma, clean, known, text)
     weight = ((1 + sigma) / sigma) ** 2
-    off = estimate - clean
-    squared = off.square().mean(dim=(1, 3, 4))
-    return FrameErrors(weight[:, None] * squared, off.detach().abs().mean(dim=(1, 3, 4)))
+    error = estimate - clean
+    squared = error.square().mean(dim=(1, 3, 4))
+    return weight[:, None] * squared, error.detach().abs().mean(dim=(1, 3, 4))
 
 
 def total_loss(losses: Tensor, weights: Tensor, scale: float = 10.0) -> Tensor:
@@ -136,15 +176,12 @@ def total_loss(losses: Tensor, weights: Tensor, scale: float = 10.0) -> Tensor:
     return scale * torch.where(weights > 0, weights * losses, 0.0).mean()
 
 
-ROLES: tuple[Role, ...] = get_args(Role)
-
-
 class LossMeter:
     """Sums over samples, which processes can add up.
 
     Attributes:
-        errors: (2, R, T) float64: per role and frame the sum of the absolute errors, and of how
-            many samples.
+        errors: (2, R, T) float64: per role and frame the sum of absolute errors, and the count of
+            samples.
         losses: (T,) float64: per frame, of all samples that generate it, whether it counts or not.
         loss: (1,) float64.
     """
@@ -156,14 +193,14 @@ class LossMeter:
         self.loss = torch.zeros(1, dtype=torch.float64, device=device)
 
     def add(
-        self, roles: tuple[Role, ...], generated: Tensor, errors: FrameErrors, loss: Tensor
+        self, roles: tuple[Role, ...], generated: Tensor, losses: Tensor, l1: Tensor, loss: Tensor
     ) -> None:
-        """Note a micro-batch: (B, T) what was generated and how far off; its part of the loss."""
+        """Add a micro-batch: (B, T) generated frames, losses, absolute errors; its loss."""
         for index, role in enumerate(roles):
             row = ROLES.index(role)
-            self.errors[0, row] += torch.where(generated[index], errors.l1[index], 0.0)
+            self.errors[0, row] += torch.where(generated[index], l1[index], 0.0)
             self.errors[1, row] += generated[index]
-        self.losses += errors.losses.detach().sum(dim=0)
+        self.losses += losses.detach().sum(dim=0)
         self.loss += loss.detach()
 
     def losses_by_kind(self) -> dict[str, float]:
@@ -176,7 +213,7 @@ class LossMeter:
         return sums
 
     def l1(self) -> dict[str, dict[str, float]]:
-        """Return the mean absolute error per role and frame, of what the role generates."""
+        """Return the mean absolute error per role and frame that the role generates."""
         sums, counts = self.errors.cpu()
         return {
             role: {
@@ -187,66 +224,3 @@ class LossMeter:
             for row, role in enumerate(ROLES)
             if counts[row].any()
         }
-
-
-class JointLoss:
-    """Turns micro-batches into losses."""
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        objective: ObjectiveConfig,
-        targets: TargetMaker,
-        device: torch.device,
-    ) -> None:
-        """Lay out every role's masks."""
-        self._checkpoint, self._objective = checkpoint, objective
-        self._targets, self._device = targets, device
-        layout, value = checkpoint.layout, objective.value
-        self._known = {role: layout.mask(mode_of(role, value)) for role in ROLES}
-        weights = [objective.weights.of(frame) for frame in layout.frames]
-        self._weights = {
-            role: [
-                weight * counts
-                for weight, counts in zip(
-                    weights,
-                    counted_frames(layout, role, value, auxiliary=objective.auxiliary),
-                    strict=True,
-                )
-            ]
-            for role in ROLES
-        }
-
-    def loss(self, network: Network, batch: Batch, tally: LossMeter, share: float) -> Tensor:
-        """Return the loss of a micro-batch, times its ``share`` of the step's samples."""
-        clean = self._targets(batch)
-        known = torch.tensor([self._known[role] for role in batch.roles], device=self._device)
-        weights = torch.tensor([self._weights[role] for role in batch.roles], device=self._device)
-        sigma, noise = self.draw(batch, tuple(clean.shape[1:]))
-        errors = frame_errors(
-            network,
-            self._checkpoint.config.preconditioning,
-            clean,
-            known,
-            self.read(batch),
-            sigma,
-            noise,
-        )
-        loss = share * total_loss(errors.losses, weights, self._objective.loss_scale)
-        tally.add(batch.roles, ~known, errors, loss)
-        return loss
-
-    def draw(self, batch: Batch, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Draw each sample's noise level and noise from its own seed, whoever it is beside."""
-        objective, frames = self._objective, shape[1]
-        sigmas, noises = [], []
-        for seed in batch.seeds:
-            source = torch.Generator().manual_seed(seed)
-            sigmas.append(draw_sigmas(1, frames, objective.noise, objective.numerics, source))
-            noises.append(torch.randn(shape, generator=source))
-        return torch.cat(sigmas).to(self._device), torch.stack(noises).to(self._device)
-
-    def read(self, batch: Batch) -> Tensor:
-        """Return each sample's prompt embedding (B, L, D)."""
-        text = self._checkpoint.text
-        return torch.stack([text.embedding(prompt) for prompt in batch.prompts]).to(self._device)

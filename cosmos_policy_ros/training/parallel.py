@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from cosmos_policy_ros.core.errors import CosmosPolicyError, TrainingError
@@ -22,48 +22,47 @@ from cosmos_policy_ros.model.transformer import Transformer
 from cosmos_policy_ros.training.config import RunConfig, TrainingConfig
 
 T = TypeVar("T")
-# The variable with the file by which the processes of one machine meet.
-MEETING = "COSMOS_POLICY_MEETING"
+MEETING = "COSMOS_POLICY_MEETING"  # variable: the file through which one machine's processes meet
 
 
 @dataclass(frozen=True)
 class DistContext:
-    """All processes, seen from this one.
+    """All processes of a run, seen from this one.
 
     Attributes:
         rank: this process's number, from 0.
-        size: how many there are.
+        size: the number of processes.
         device: this process's own.
-        talkers: the same processes, exchanging words instead of numbers.
-        savers: the same processes, writing a resume point while they train. A group of its own:
-            two threads that took turns in one would wait for each other for ever.
+        objects: a group of all processes for Python objects and barriers.
+        savers: a group of all processes for resume points, which are written while they train: two
+            threads that took turns in one group would wait for each other for ever.
     """
 
     rank: int
     size: int
     device: torch.device
-    talkers: Any
+    objects: Any
     savers: Any
 
     @property
     def first(self) -> bool:
-        """Whether this process speaks for all."""
+        """Whether this process reports and writes."""
         return self.rank == 0
 
-    def total(self, numbers: Tensor) -> Tensor:
-        """Return the sum over all processes."""
-        dist.all_reduce(numbers)
-        return numbers
+    def total(self, tensor: Tensor) -> Tensor:
+        """Add up over all processes, in place."""
+        dist.all_reduce(tensor)
+        return tensor
 
     def broadcast_from_rank0(self, make: Callable[[], T]) -> T:
-        """Return what the first process makes of it, in all; its error is everybody's."""
+        """Return in all processes what ``make`` returns in the first, or raise its error."""
         box: list[Any] = [None]
         if self.first:
             try:
                 box = [make()]
             except CosmosPolicyError as error:
                 box = [error]
-        dist.broadcast_object_list(box, group=self.talkers)
+        dist.broadcast_object_list(box, group=self.objects)
         if isinstance(box[0], CosmosPolicyError):
             raise box[0]
         result: T = box[0]
@@ -71,13 +70,12 @@ class DistContext:
 
     def wait(self) -> None:
         """Wait for all processes."""
-        dist.barrier(self.talkers)
+        dist.barrier(self.objects)
 
 
 @contextmanager
 def joined(device_name: str) -> Iterator[DistContext]:
-    """Join the other processes that ``torchrun`` started, or be alone."""
-    launched = "RANK" in os.environ
+    """Join the processes that ``torchrun`` started, or be the only one."""
     device = choose_device(device_name)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
@@ -86,24 +84,20 @@ def joined(device_name: str) -> Iterator[DistContext]:
     if meeting := os.environ.get(MEETING):
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         dist.init_process_group(backend, f"file://{meeting}", rank=rank, world_size=size)
-    elif launched:
+    elif "RANK" in os.environ:
         dist.init_process_group(backend)
     else:
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
     try:
-        talkers, savers = dist.new_group(backend="gloo"), dist.new_group(backend="gloo")
-        yield DistContext(dist.get_rank(), dist.get_world_size(), device, talkers, savers)
+        objects, savers = dist.new_group(backend="gloo"), dist.new_group(backend="gloo")
+        yield DistContext(dist.get_rank(), dist.get_world_size(), device, objects, savers)
     finally:
         dist.destroy_process_group()
 
 
 def check_sharing(config: TrainingConfig, size: int) -> None:
-    """Refuse numbers that do not divide each other.
-
-    Raises:
-        TrainingError: says which.
-    """
+    """Raise TrainingError if ``size`` processes cannot share batches or weights."""
     run = config.run
     if run.batch % size:
         raise TrainingError(
@@ -116,8 +110,8 @@ def check_sharing(config: TrainingConfig, size: int) -> None:
         )
 
 
-def share_network(network: Transformer, world: DistContext, run: RunConfig) -> None:
-    """Spread weights, gradients and optimiser over the processes (FSDP2), in place.
+def shard_network(network: Transformer, world: DistContext, run: RunConfig) -> None:
+    """Shard weights, gradients and optimiser over the processes (FSDP2), in place.
 
     More processes than ``shard_size`` hold several copies and exchange gradients only between them.
     The arithmetic runs in ``run.precision`` on copies of the float32 weights.
@@ -141,9 +135,3 @@ def share_network(network: Transformer, world: DistContext, run: RunConfig) -> N
     mesh = mesh if shape[0] > 1 else mesh["shards"]
     for part in (*network.blocks, network):
         fully_shard(part, mesh=mesh, mp_policy=policy)
-
-
-def exchange_gradients(network: Transformer, now: bool) -> None:
-    """Say whether the next backward pass ends with an exchange; not before a step's last one."""
-    if isinstance(network, FSDPModule):
-        network.set_requires_gradient_sync(now)

@@ -1,48 +1,169 @@
-"""Where a training run can be taken up again: weights and optimiser, nothing but tensors.
-
-Everything random is a function of the seed and the step, so there is nothing else to remember.
-Written by all processes beside the training; a folder has its real name only when it is whole.
-"""
+"""What a run writes: a checkpoint folder like any other, its card, and steps to resume from."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from cosmos_policy_ros.core.errors import CheckpointError, TrainingError
+from cosmos_policy_ros import __version__
+from cosmos_policy_ros.core.config import load_config
+from cosmos_policy_ros.core.errors import (
+    CheckpointError,
+    ObservationError,
+    RolloutError,
+    TrainingError,
+)
+from cosmos_policy_ros.core.files import replace_text, replacing
+from cosmos_policy_ros.model import files
+from cosmos_policy_ros.model.checkpoint import Checkpoint
+from cosmos_policy_ros.model.config import CheckpointConfig
+from cosmos_policy_ros.model.statistics import measure, write_statistics
 from cosmos_policy_ros.model.weights import distributed_reader
-from cosmos_policy_ros.training.optimisers import Average, Optimisers
+from cosmos_policy_ros.training.dataset_index import DatasetIndex
 from cosmos_policy_ros.training.parallel import DistContext
 
+CARD = "README.md"
 PARTIAL = ".partial"
-_NAME = re.compile(r"step_(\d{9})")
+STEP = re.compile(r"step_(\d{9})")
 
 
-class TrainingState(NamedTuple):
-    """All that a training is, at one step."""
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file whole or not at all. Raises TrainingError when the disk refuses."""
+    try:
+        with replacing(target) as draft:
+            shutil.copyfile(source, draft)
+    except OSError as error:
+        raise TrainingError(f"{target}: cannot be written: {error}") from error
 
-    optimisers: Optimisers
-    average: Average | None
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return what a point consists of; the learning rate and its like stand in the config."""
-        tensors = {f"network.{n}": p.detach() for n, p in self.optimisers.parameters.items()}
-        if self.average is not None:
-            tensors |= {f"average.{n}": t for n, t in self.average.tensors.items()}
-        return tensors | self.optimisers.moments()
+def write_tensors(tensors: Mapping[str, Tensor], precision: torch.dtype, file: Path) -> None:
+    """Write a file whole or not at all, beside a ``config.yaml``.
+
+    Raises:
+        TrainingError: the disk refused.
+    """
+    kept = {k: t.detach().to("cpu", precision).contiguous() for k, t in tensors.items()}
+    try:
+        with replacing(file) as draft:
+            save_file(kept, draft)
+            draft.chmod((file.parent / files.CONFIG).stat().st_mode)  # not for the owner alone
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"{file}: cannot be written: {error}") from error
+
+
+def write_rounded(source: Path, target: Path) -> None:
+    """Write a checkpoint's weights anew in half precision; they are loaded as before.
+
+    Raises:
+        TrainingError: the disk refused.
+    """
+    for name in files.WEIGHTS:
+        write_tensors(load_file(source / name), torch.float16, target / name)
+
+
+def begin_folder(
+    folder: Path,
+    checkpoint: Checkpoint,
+    dataset_index: DatasetIndex,
+    statistics: Literal["checkpoint", "demonstrations"],
+) -> None:
+    """Write what the training does not change: config, prompts, autoencoder, statistics."""
+    for name in (files.CONFIG, files.TEXT, files.VAE):
+        if (checkpoint.path / name).is_file():  # the autoencoder may be random
+            copy_file(checkpoint.path / name, folder / name)
+    note_camera_size(dataset_index, folder)
+    if statistics == "checkpoint":
+        copy_file(checkpoint.path / files.STATISTICS, folder / files.STATISTICS)
+        return
+    actions, states = [], []
+    for entry in (*dataset_index.entries, *dataset_index.held_out):
+        if entry.pool != "demonstration":
+            continue
+        actions.append(entry.windows.steps.actions)
+        for step in range(len(entry.windows)):
+            try:
+                states.append(entry.windows.state(step))
+            except (ObservationError, RolloutError):
+                continue  # a gap: its windows are not used either
+    if not states:
+        raise TrainingError(
+            "start.statistics: there are no demonstrations to take the ranges from; set it to "
+            "checkpoint"
+        )
+    ranges = measure(np.concatenate(actions), np.stack(states))
+    write_statistics(folder / files.STATISTICS, ranges)
+
+
+def note_camera_size(dataset_index: DatasetIndex, folder: Path) -> None:
+    """Write the cameras' size into a checkpoint's config if it names another aspect ratio.
+
+    Images of the same aspect ratio need no entry: all are squeezed to a square. Images that have
+    the model's own size were squeezed before they were recorded, as evaluations do, and tell of no
+    camera.
+    """
+    for entry in (*dataset_index.entries, *dataset_index.held_out):
+        try:
+            images = entry.observe(int(entry.starts[0])).images
+            break
+        except (ObservationError, RolloutError):
+            continue
+    else:
+        return
+    rows, columns, _ = next(iter(images.values())).shape
+    file = folder / files.CONFIG
+    config = load_config(CheckpointConfig, file)
+    noted_rows, noted_columns = config.trained_on
+    squeezed = (rows, columns) == (config.image_size, config.image_size)
+    if squeezed or rows * noted_columns == columns * noted_rows:
+        return
+    text = re.sub(r"^camera_size:.*\n", "", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    line = f"camera_size: [{rows}, {columns}]  # px, rows and columns of what it was trained on"
+    try:
+        replace_text(file, f"{text.rstrip()}\n{line}\n")
+    except OSError as error:
+        raise TrainingError(f"{file}: cannot be written: {error}") from error
+
+
+def write_weights(tensors: Mapping[str, Tensor], checkpoint: Checkpoint, folder: Path) -> None:
+    """Write the network and, once, the autoencoder in the checkpoint's format.
+
+    A program that loads the folder meanwhile finds the old network or the new one.
+    """
+    precision = torch.bfloat16 if checkpoint.config.precision == "bfloat16" else torch.float32
+    if not (folder / files.VAE).is_file():
+        vae = checkpoint.tokenizer.vae.state_dict()
+        write_tensors(vae, precision, folder / files.VAE)
+    write_tensors(tensors, precision, folder / files.TRANSFORMER)
+
+
+def write_card(folder: Path, metadata: Mapping[str, Any], lines: Sequence[str]) -> None:
+    """Write the model card for people and ``provenance.json`` for programs."""
+    history = {"trainer": f"cosmos_policy_ros {__version__}", **metadata}
+    (folder / files.PROVENANCE).write_text(json.dumps(history, indent=2) + "\n", encoding="utf-8")
+    (folder / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 class SavedSteps:
-    """The folder of resume points."""
+    """The folder of resume points: weights and optimiser, nothing but tensors.
+
+    Everything random is a function of the seed and the step. All processes write, beside the
+    training; a point has its real name only when it is whole.
+    """
 
     def __init__(self, folder: Path, world: DistContext, keep: int) -> None:
         """Use ``folder``; all but the newest ``keep`` points are deleted."""
@@ -53,33 +174,30 @@ class SavedSteps:
         """Return the newest step that is whole; 0 for none."""
         return max(self._steps(), default=0)
 
-    def save(self, step: int, state: TrainingState) -> None:
+    def save(self, step: int, tensors: dict[str, Tensor]) -> None:
         """Begin to write a point; training may go on at once.
 
         Raises:
             TrainingError: the last one could not be written.
         """
         self.finish()
-        partial = self._path(step).with_name(self._path(step).name + PARTIAL)
+        partial = self._folder / f"step_{step:09d}{PARTIAL}"
         if self._world.first:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         self._world.wait()
-        response = async_save(
-            state.tensors(),
-            storage_writer=FileSystemWriter(partial),
-            process_group=self._world.savers,
-        )
-        self._writing = (partial, response)  # type: ignore[assignment]
+        writer, group = FileSystemWriter(partial), self._world.savers
+        future = async_save(tensors, storage_writer=writer, process_group=group)
+        self._writing = (partial, future)  # type: ignore[assignment]
 
     def finish(self) -> None:
         """Wait until the point being written is whole."""
         if self._writing is None:
             return
-        partial, response = self._writing
+        partial, future = self._writing
         self._writing = None
         try:
-            response.result()
+            future.result()
         except (OSError, RuntimeError, CheckpointException) as error:
             raise TrainingError(
                 f"{partial}: cannot be written: {error}; free disk space and go on with --resume"
@@ -88,31 +206,24 @@ class SavedSteps:
         if self._world.first:
             partial.rename(partial.with_name(partial.name.removesuffix(PARTIAL)))
             for step in sorted(self._steps())[: -self._keep]:
-                shutil.rmtree(self._path(step), ignore_errors=True)
+                shutil.rmtree(self._folder / f"step_{step:09d}", ignore_errors=True)
         self._world.wait()
 
-    def restore(self, step: int, state: TrainingState) -> None:
-        """Bring everything back to a point.
+    def restore(self, step: int, tensors: dict[str, Tensor]) -> None:
+        """Fill tensors, in place, with what they were at a point.
 
         Raises:
-            TrainingError: it does not fit, or is damaged.
+            TrainingError: the point does not fit, or is damaged.
         """
-        path = self._path(step)
-        state.optimisers.begin_after(step)
+        path = self._folder / f"step_{step:09d}"
         try:
-            load(
-                state.tensors(),
-                storage_reader=distributed_reader(path),
-                process_group=self._world.savers,
-            )
+            reader, group = distributed_reader(path), self._world.savers
+            load(tensors, storage_reader=reader, process_group=group)
         except (OSError, RuntimeError, ValueError, CheckpointError, CheckpointException) as error:
             raise TrainingError(
                 f"{path}: cannot be resumed from: {error}; remove it to go on from the one before"
             ) from error
 
-    def _path(self, step: int) -> Path:
-        return self._folder / f"step_{step:09d}"
-
     def _steps(self) -> list[int]:
         names = self._folder.glob("step_*") if self._folder.is_dir() else ()
-        return [int(match[1]) for path in names if (match := _NAME.fullmatch(path.name))]
+        return [int(match[1]) for path in names if (match := STEP.fullmatch(path.name))]

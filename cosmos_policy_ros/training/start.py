@@ -1,44 +1,33 @@
-"""The network that a training begins with, and the proof that it is not a random one."""
+"""The network that a training begins with: loaded, from scratch, or with low-rank adapters."""
 
 from __future__ import annotations
 
+import math
 import re
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
-from cosmos_policy_ros.core.config import load_config
-from cosmos_policy_ros.core.errors import ObservationError, RolloutError, TrainingError
-from cosmos_policy_ros.core.files import replace_text, replacing
+from cosmos_policy_ros.core.errors import TrainingError
 from cosmos_policy_ros.core.paths import config_folder
-from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint
-from cosmos_policy_ros.model.config import CheckpointConfig
-from cosmos_policy_ros.model.statistics import measure, write_statistics
-from cosmos_policy_ros.model.text import TextTable
 from cosmos_policy_ros.model.transformer import Transformer
-from cosmos_policy_ros.training.config import DataConfig, StartConfig, TrainingConfig
-from cosmos_policy_ros.training.dataset_index import DatasetIndex, EpisodeEntry, take_census
-from cosmos_policy_ros.training.lora import add_adapters
+from cosmos_policy_ros.training.config import LoraConfig, StartConfig
 from cosmos_policy_ros.training.loss import JointLoss, LossMeter
 from cosmos_policy_ros.training.parallel import DistContext
 from cosmos_policy_ros.training.samples import Batch
 
-# Of the loss that a network has which knows nothing, in the kind of frame that the start does best.
-# However strange statistics, images or prompts are to trained weights, something of what they
+# Fraction of the loss of a network that knows nothing, in the kind of frame that the start does
+# best. However strange statistics, images or prompts are to trained weights, something of what they
 # learned remains: the shipped policy has at most 0.38, on other tasks and on noise for images, by
 # either statistics; with its weights shuffled it has 1.03 and more.
-MOST_OF_NOTHING = 0.7
-CHECKED = 8  # samples per process, at least, unless a step has fewer
-# Of the whole loss: above, the data is not like what the weights were trained on.
-UNLIKE = 0.8
+MAX_OF_IGNORANT = 0.7
+RANDOM_SEED = 1  # not the one that folders without weights are filled from
 # Of every low-rank modulation, and of the network.
 LAST_LAYERS = re.compile(r"adaln_modulation[a-z_]*\.2$|final_layer\.linear$")
-RANDOM_SEED = 1  # not the one that folders without weights are filled from
 
 
 def start_folder(name: str) -> Path:
@@ -78,180 +67,125 @@ def initialise(network: Transformer, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for name, layer in network.named_modules():
-            if isinstance(layer, torch.nn.Linear):
+            if isinstance(layer, nn.Linear):
                 std = layer.in_features**-0.5
                 weight = torch.zeros(layer.weight.shape)  # on the CPU: the same on every device
                 if not LAST_LAYERS.search(name):
-                    torch.nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std)
+                    nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std)
                 layer.weight.data.copy_(weight)
-
-
-def dataset_index_for(data: DataConfig, model: CheckpointConfig, text: TextTable) -> DatasetIndex:
-    """Look at the episodes with the eyes of a checkpoint: its steps, and the prompts it knows."""
-
-    def check_prompt(prompt: str) -> str:
-        if prompt in text.embeddings:
-            return ""
-        return (
-            f"its prompt '{prompt}' has no embedding in {text.path}; 'cosmos embed-prompts' adds "
-            f"one"
-        )
-
-    return take_census(data, model.chunk_steps, model.dt, check_prompt)
-
-
-def measure_demonstrations(dataset_index: DatasetIndex, folder: Path) -> Path:
-    """Write the ranges of all demonstrations, held out ones too; return the file.
-
-    Raises:
-        TrainingError: there are none.
-    """
-    actions, states = [], []
-    for source in (*dataset_index.sources, *dataset_index.held_out):
-        if source.pool != "demonstration":
-            continue
-        actions.append(source.windows.steps.actions)
-        for step in range(len(source.windows)):
-            try:
-                states.append(source.windows.state(step))
-            except (ObservationError, RolloutError):
-                continue  # a gap: its windows are not used either
-    if not states:
-        raise TrainingError(
-            "start.statistics: there are no demonstrations to take the ranges from; set it to "
-            "checkpoint"
-        )
-    file = folder / files.STATISTICS
-    write_statistics(file, measure(np.concatenate(actions), np.stack(states)))
-    return file
-
-
-def note_camera_size(dataset_index: DatasetIndex, folder: Path) -> None:
-    """Write into a checkpoint's config what cameras it is trained on, if others than it says.
-
-    Images of the same aspect ratio are no others: all are squeezed to a square. Images that have
-    the model's own size were squeezed before they were recorded, as evaluations do, and tell of no
-    camera.
-
-    Raises:
-        TrainingError: the disk refused.
-    """
-    size = _camera_size((*dataset_index.sources, *dataset_index.held_out))
-    file = folder / files.CONFIG
-    config = load_config(CheckpointConfig, file)
-    rows, columns = config.trained_on
-    squeezed = (config.image_size, config.image_size)
-    if size is None or size == squeezed or size[0] * columns == size[1] * rows:
-        return
-    text = re.sub(r"^camera_size:.*\n", "", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    line = f"camera_size: [{size[0]}, {size[1]}]  # px, rows and columns of what it was trained on"
-    try:
-        replace_text(file, f"{text.rstrip()}\n{line}\n")
-    except OSError as error:
-        raise TrainingError(f"{file}: cannot be written: {error}") from error
-
-
-def _camera_size(sources: Sequence[EpisodeEntry]) -> tuple[int, int] | None:
-    """Return rows and columns of the first image that can be read."""
-    for source in sources:
-        step = int(source.starts[0])
-        try:
-            seen = source.windows.observe(int(source.windows.steps.times_ns[step]))
-        except (ObservationError, RolloutError):
-            continue
-        rows, columns, _ = next(iter(seen.images.values())).shape
-        return rows, columns
-    return None
-
-
-def prepare_network(checkpoint: Checkpoint, config: TrainingConfig) -> Transformer:
-    """Return the network that learns, with adapters if they are asked for."""
-    network = checkpoint.transformer
-    if config.lora is not None:
-        add_adapters(network, config.lora, config.run.seed)
-    return network
 
 
 def check_start(
     checkpoint: Checkpoint,
-    lesson: JointLoss,
+    joint_loss: JointLoss,
     batches: Sequence[Batch],
     world: DistContext,
     *,
-    refuse: bool = True,
+    refuse: bool,
 ) -> tuple[float, float]:
-    """Compare the first loss with a random network's on the same samples.
+    """Return the first loss, and a random network's on the same samples.
 
-    What is asked is whether the weights are there, not whether the data is like that of their
+    The check asks whether the weights are there, not whether the data is like that of their
     training: the two losses may be close where statistics or cameras are others. So what decides is
-    the kind of frame that the start does best, whether this training counts it or not, held against
-    the better of a random network and one that answers zero.
-
-    Args:
-        checkpoint: with the network to begin with.
-        lesson: makes losses of batches.
-        batches: of this process; all processes have as many samples.
-        world: the processes.
-        refuse: raise where the weights do not seem to be there.
-
-    Returns:
-        Both losses.
+    the kind of frame that the start does best, whether this training counts it or not, against the
+    better of a random network and one that answers zero.
 
     Raises:
-        TrainingError: the start does nothing much better than a network that knows nothing.
+        TrainingError: ``refuse`` is set and the start does nothing much better than those two.
     """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        random_network = Transformer(checkpoint.config.transformer).to(world.device).train()
+
+    def zero(latent: Tensor, *_: Tensor) -> Tensor:
+        return torch.zeros_like(latent)
+
     losses, kinds = [], []
-    samples = world.size * sum(len(batch.picks) for batch in batches)
-    for network in (checkpoint.transformer, _random(checkpoint, world.device), _answer_zero):
-        tally = LossMeter(checkpoint.layout.frames, world.device)
+    samples = world.size * sum(len(batch.windows) for batch in batches)
+    for network in (checkpoint.transformer, random_network, zero):
+        meter = LossMeter(checkpoint.layout.frames, world.device)
         for batch in batches:
             with torch.no_grad():
-                lesson.loss(network, batch, tally, len(batch.picks) / samples)
-        losses.append(float(world.total(tally.loss)))
-        world.total(tally.losses)
-        kinds.append(tally.losses_by_kind())
+                joint_loss.loss(network, batch, meter, len(batch.windows) / samples)
+        losses.append(float(world.total(meter.loss)))
+        world.total(meter.losses)
+        kinds.append(meter.losses_by_kind())
     started, random, _ = losses
     own, *ignorant = kinds
-    nothing = {kind: min(each[kind] for each in ignorant) for kind in own}
-    shares = {kind: own[kind] / loss for kind, loss in nothing.items() if loss}
-    best = min(shares, key=lambda kind: shares[kind])
-    if refuse and not shares[best] < MOST_OF_NOTHING:
+    fractions = {}
+    for kind, loss in own.items():
+        if least := min(each[kind] for each in ignorant):
+            fractions[kind] = loss / least
+    best = min(fractions, key=lambda kind: fractions[kind])
+    if refuse and not fractions[best] < MAX_OF_IGNORANT:
         raise TrainingError(
             f"{checkpoint.path}: its first loss is {started:.3f}, a random network's {random:.3f}, "
-            f"and what it does best, {best}, has {shares[best]:.2f} of what knowing nothing has; "
-            f"below {MOST_OF_NOTHING:g} is expected of trained weights, whatever the data. Is it "
-            f"the right checkpoint? start.check: false takes it all the same; start.scratch: true "
-            f"trains from scratch"
+            f"and what it does best, {best}, has {fractions[best]:.2f} of what knowing nothing "
+            f"has; below {MAX_OF_IGNORANT:g} is expected of trained weights, whatever the data. Is "
+            f"it the right checkpoint? start.check: false takes it all the same; start.scratch: "
+            f"true trains from scratch"
         )
     return started, random
 
 
-def _answer_zero(latent: Tensor, *_: Tensor) -> Tensor:
-    return torch.zeros_like(latent)
+# ---------------------------------------------------------------- low-rank adapters
+#
+# A small network's worth of weights learns beside a frozen large one (LoRA; the fields are those
+# that the released config has, and leaves off). What is written is a checkpoint like any other.
+
+DOWN, UP = "lora_down", "lora_up"
 
 
-def _random(checkpoint: Checkpoint, device: torch.device) -> Transformer:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(RANDOM_SEED)
-        return Transformer(checkpoint.config.transformer).to(device).train()
+class LoraLinear(nn.Linear):
+    """A linear layer without bias whose weight is frozen, with an adapter beside it."""
+
+    def __init__(self, linear: nn.Linear, config: LoraConfig) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight = linear.weight.requires_grad_(False)
+        self.register_parameter("bias", None)
+        self.scale = config.alpha / config.rank
+        self.lora_down = nn.Parameter(linear.weight.new_empty(config.rank, self.in_features))
+        # Zero, so that the network begins as it was.
+        self.lora_up = nn.Parameter(linear.weight.new_zeros(self.out_features, config.rank))
+        nn.init.kaiming_uniform_(self.lora_down, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        change = functional.linear(functional.linear(x, self.lora_down), self.lora_up)
+        return functional.linear(x, self.weight) + self.scale * change
 
 
-def copy_fixed_files(checkpoint: Checkpoint, target: Path) -> None:
-    """Copy what the training does not change; the autoencoder only if there is one.
+def add_adapters(network: nn.Module, config: LoraConfig, seed: int) -> None:
+    """Freeze a network and put an adapter beside each layer that the config names.
 
     Raises:
-        TrainingError: the disk refused.
+        TrainingError: the network has no layer of such a name.
     """
-    for name in (files.CONFIG, files.TEXT, files.VAE):
-        source = checkpoint.path / name
-        if source.is_file():
-            copy_file(source, target / name)
+    network.requires_grad_(False)
+    found = set()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # the same adapters in every process
+        for parent in list(network.modules()):
+            for name, layer in list(parent.named_children()):
+                if name in config.targets and isinstance(layer, nn.Linear):
+                    setattr(parent, name, LoraLinear(layer, config))
+                    found.add(name)
+    if missing := set(config.targets) - found:
+        raise TrainingError(
+            f"lora.targets: the network has no linear layer called {', '.join(sorted(missing))}; "
+            f"take some of q_proj, k_proj, v_proj, output_proj, layer1, layer2"
+        )
 
 
-def copy_file(source: Path, target: Path) -> None:
-    """Copy a file whole or not at all. Raises TrainingError when the disk refuses."""
-    try:
-        with replacing(target) as draft:
-            shutil.copyfile(source, draft)
-    except OSError as error:
-        raise TrainingError(f"{target}: cannot be written: {error}") from error
+def merge_adapters(tensors: Mapping[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
+    """Return a network's tensors with the adapters added to the weights."""
+    merged = {name: t for name, t in tensors.items() if not name.endswith((DOWN, UP))}
+    for name, up in tensors.items():
+        if name.endswith(UP):
+            layer = name.removesuffix(UP)
+            change = up.float() @ tensors[layer + DOWN].float()
+            weight = merged[layer + "weight"]
+            change = (config.alpha / config.rank * change).to(weight.dtype)
+            merged[layer + "weight"] = weight + change
+    return merged

@@ -17,233 +17,230 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from cosmos_policy_ros.core.errors import TrainingError
 from cosmos_policy_ros.model import files
-from cosmos_policy_ros.model.checkpoint import Checkpoint
 from cosmos_policy_ros.model.statistics import constant_dimensions, describe_unused, load_statistics
 from cosmos_policy_ros.training.config import TrainingConfig
-from cosmos_policy_ros.training.export import gather, write_card, write_weights
+from cosmos_policy_ros.training.dataset_index import Mixture, index_episodes
 from cosmos_policy_ros.training.loss import JointLoss, LossMeter
-from cosmos_policy_ros.training.mixture import Mixture
 from cosmos_policy_ros.training.optimisers import Average, Optimisers, learning_rate
-from cosmos_policy_ros.training.parallel import (
-    DistContext,
-    check_sharing,
-    exchange_gradients,
-    share_network,
-)
-from cosmos_policy_ros.training.reports import Reports, Validation, card, judge
+from cosmos_policy_ros.training.parallel import DistContext, check_sharing, shard_network
+from cosmos_policy_ros.training.reports import Reports, Validation, card, validate
 from cosmos_policy_ros.training.samples import Batch, SampleMaker, Shard, collate, load
-from cosmos_policy_ros.training.saving import SavedSteps, TrainingState
-from cosmos_policy_ros.training.start import (
-    CHECKED,
-    UNLIKE,
-    check_start,
-    copy_file,
-    copy_fixed_files,
-    dataset_index_for,
-    load_start,
-    measure_demonstrations,
-    note_camera_size,
-    prepare_network,
-)
+from cosmos_policy_ros.training.saving import SavedSteps, begin_folder, write_card, write_weights
+from cosmos_policy_ros.training.start import add_adapters, check_start, load_start, merge_adapters
 from cosmos_policy_ros.training.targets import TargetMaker
 
 LOG = "training"  # folder of everything that a checkpoint does not consist of
-RESUME = "resume"
 DATA_DIGEST = "data_digest"
+CHECKED = 8  # samples per process, at least, unless a step has fewer
+OTHER_DATA = 0.8  # fraction of a random network's loss; above, the data is unlike the start's
 
 
 class Trainer:
-    """One run, from the start's checkpoint, or where it was left, to ``run.steps``."""
+    """One run, from the start's checkpoint or a resume point to ``run.steps``."""
 
     def __init__(self, config: TrainingConfig, output: Path, world: DistContext) -> None:
-        """Load, look at the data, check the start, share the network.
+        """Load, index the data, check the start, shard the network.
 
         Args:
             config: decides everything.
-            output: the checkpoint folder to make; exists. A run in there is gone on with.
+            output: the checkpoint folder to make; exists. A run in there is continued.
             world: the processes.
 
         Raises:
-            CosmosPolicyError: something is wrong with data, checkpoint or config; says what.
+            CosmosPolicyError: something is wrong with data, checkpoint or config.
         """
         check_sharing(config, world.size)
         self.config, self.output, self.world = config, output, world
-        torch.set_num_threads(config.run.threads)
-        checkpoint = load_start(config.start, world.device, config.run.seed)
+        run = config.run
+        torch.set_num_threads(run.threads)
+
+        # Data.
+        checkpoint = load_start(config.start, world.device, run.seed)
+        model = checkpoint.config
         self.dataset_index = world.broadcast_from_rank0(
-            lambda: dataset_index_for(config.data, checkpoint.config, checkpoint.text)
+            lambda: index_episodes(config.data, model, checkpoint.text)
         )
-        self.checkpoint = self._with_statistics(checkpoint)
-        self.mixture = Mixture(self.dataset_index, config.mixture, config.run.seed)
+        self.mixture = Mixture(self.dataset_index, config.mixture, run.seed)
+
+        # The folder, and the statistics in there: the last file of those that do not change.
+        def begin() -> None:
+            if not (output / files.STATISTICS).is_file():
+                begin_folder(output, checkpoint, self.dataset_index, config.start.statistics)
+
+        world.broadcast_from_rank0(begin)
+        statistics = load_statistics(
+            output / files.STATISTICS, model.action_dims, model.proprio_dims
+        )
+        self.checkpoint = replace(checkpoint, statistics=statistics)
+
+        # From a batch to its loss.
         self.maker = SampleMaker(
             self.dataset_index,
             self.mixture,
-            config.run.batch,
-            self.checkpoint.config,
-            self.checkpoint.statistics,
+            run.batch,
+            model,
+            statistics,
             config.data,
             config.objective,
         )
         targets = TargetMaker(self.checkpoint, world.device, config.data.latent_cache_gb)
-        self.lesson = JointLoss(self.checkpoint, config.objective, targets, world.device)
-        self.saved = SavedSteps(output / LOG / RESUME, world, config.run.keep)
+        self.joint_loss = JointLoss(self.checkpoint, config.objective, targets, world.device)
+
+        # The start.
+        self.saved = SavedSteps(output / LOG / "resume", world, run.keep)
         self.first_step = world.broadcast_from_rank0(self.saved.newest)
-        self.start_loss = self._check_start()
-        self.network = prepare_network(self.checkpoint, config)
-        share_network(self.network, world, config.run)
+        self.start_loss: tuple[float, float] | None = None
+        if not self.first_step and not config.start.scratch:
+            slots = self._shard(0).slots(0)[: -(-CHECKED // run.micro_batch)]
+            batches = [collate([self.maker[slot] for slot in each]) for each in slots]
+            self.start_loss = check_start(
+                self.checkpoint, self.joint_loss, batches, world, refuse=config.start.check
+            )
+
+        # The network, sharded, and what moves it.
+        self.network = self.checkpoint.transformer
+        if config.lora is not None:
+            add_adapters(self.network, config.lora, run.seed)
+        shard_network(self.network, world, run)
         self.optimisers = Optimisers(self.network, config.optimiser, world.device)
-        self.trained = list(self.optimisers.parameters.values())
-        self.average = self._make_average()
-        self.state = TrainingState(self.optimisers, self.average)
+        self.average: Average | None = None
+        if config.optimiser.average:
+            self.average = Average(self.optimisers.parameters, config.optimiser.average)
         if self.first_step:
-            self.saved.restore(self.first_step, self.state)
+            self.optimisers.begin_after(self.first_step)
+            self.saved.restore(self.first_step, self._state())
+        self._last: dict[str, Any] = {}  # metadata of the last step
         self._stopping = False
 
-    # ---------------------------------------------------------------- before the first step
-
-    def _with_statistics(self, checkpoint: Checkpoint) -> Checkpoint:
-        """Fill the output folder with what the training does not change; use its statistics."""
-        file = self.output / files.STATISTICS
-
-        def fill() -> None:
-            if file.is_file():
-                return  # of the run that this one goes on with
-            copy_fixed_files(checkpoint, self.output)
-            note_camera_size(self.dataset_index, self.output)
-            if self.config.start.statistics == "demonstrations":
-                measure_demonstrations(self.dataset_index, self.output)
-            else:
-                copy_file(checkpoint.path / files.STATISTICS, file)
-
-        self.world.broadcast_from_rank0(fill)
-        config = checkpoint.config
-        statistics = load_statistics(file, config.action_dims, config.proprio_dims)
-        return replace(checkpoint, statistics=statistics)
-
-    def _check_start(self) -> tuple[float, float] | None:
-        if self.first_step or self.config.start.scratch:
-            return None
-        count = -(-CHECKED // self.config.run.micro_batch)
-        chosen = self._share(0).places(0)[:count]
-        batches = [collate([self.maker[place] for place in places]) for places in chosen]
-        refuse = self.config.start.check
-        return check_start(self.checkpoint, self.lesson, batches, self.world, refuse=refuse)
-
-    def _make_average(self) -> Average | None:
-        decay = self.config.optimiser.average
-        return Average(self.optimisers.parameters, decay) if decay else None
-
-    def _share(self, first_step: int) -> Shard:
+    def _shard(self, first_step: int) -> Shard:
         run, world = self.config.run, self.world
         return Shard(run.batch, run.micro_batch, world.rank, world.size, first_step, run.steps)
+
+    def _state(self) -> dict[str, Tensor]:
+        """Return what a resume point consists of; learning rates and the like are configured."""
+        tensors = {f"network.{n}": p.detach() for n, p in self.optimisers.parameters.items()}
+        if self.average is not None:
+            tensors |= {f"average.{n}": t for n, t in self.average.tensors.items()}
+        return tensors | self.optimisers.moments()
 
     # ---------------------------------------------------------------- the run
 
     def run(self) -> Validation | None:
-        """Train to the end, or until Ctrl-C; return how the last checkpoint was judged.
+        """Train to the end, or until Ctrl-C; return the validation of the last checkpoint.
 
         Raises:
             TrainingError: the loss is not finite, the disk refused, or the data went bad.
         """
+
+        def stop(*_: Any) -> None:
+            self._stopping = True
+
         with ExitStack() as stack:
-            self._listen(stack)
+            # Ctrl-C and a batch system's SIGTERM end the run after a whole step, saved.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                stack.callback(signal.signal, number, signal.signal(number, stop))
             reports = None
             if self.world.first:
-                log = self.output / LOG
-                reports = Reports(log, self.first_step, self.config.run.steps)
+                reports = Reports(self.output / LOG, self.first_step, self.config.run.steps)
                 stack.callback(reports.close)
                 self._introduce(reports)
-            batches = load(self.maker, self._share(self.first_step))
+            batches = load(self.maker, self._shard(self.first_step))
             validation = None
             for step in range(self.first_step, self.config.run.steps):
-                stop = self._step(step, batches, reports)
-                last = stop or step + 1 == self.config.run.steps
+                stopping = self._step(step, batches, reports)
+                last = stopping or step + 1 == self.config.run.steps
                 if last or (step + 1) % self.config.run.save_every == 0:
                     validation = self._save(step + 1, reports)
-                if stop:
+                if stopping:
                     break
             self.saved.finish()
         return validation
 
     def _step(self, step: int, batches: Iterator[Batch], reports: Reports | None) -> bool:
-        """Do one step of the optimiser; return whether somebody pressed Ctrl-C."""
-        began, run = time.monotonic(), self.config.run
-        tally = LossMeter(self.checkpoint.layout.frames, self.world.device)
-        micro_batches = len(self._share(step).places(step))
+        """Do one step of the optimiser; return whether any process was told to stop."""
+        began, run, optimiser = time.monotonic(), self.config.run, self.config.optimiser
+        meter = LossMeter(self.checkpoint.layout.frames, self.world.device)
         replaced: list[str] = []
+        micro_batches = len(self._shard(step).slots(step))
         for index in range(micro_batches):
             batch = next(batches)
             replaced += batch.replaced
-            exchange_gradients(self.network, index + 1 == micro_batches)
-            share = len(batch.picks) / run.batch
-            loss = self.lesson.loss(self.network, batch, tally, share)
-            # Shared gradients are averaged over the processes, the step's are to be summed.
+            if isinstance(self.network, FSDPModule):
+                # Gradients are exchanged in the step's last backward pass only.
+                self.network.set_requires_gradient_sync(index + 1 == micro_batches)
+            fraction = len(batch.windows) / run.batch
+            loss = self.joint_loss.loss(self.network, batch, meter, fraction)
+            # FSDP averages gradients over the processes; the step's are to be summed.
             torch.autograd.backward(loss * self.world.size)
-        rate = learning_rate(step, self.config.optimiser)
-        norm = self._update(rate)
+
+        parameters = list(self.optimisers.parameters.values())
+        for parameter in parameters:
+            if parameter.grad is not None:
+                gradient = parameter.grad
+                local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+                # As released: a gradient that is no number moves nothing.
+                torch.nan_to_num_(local, nan=0.0, posinf=0.0, neginf=0.0)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, optimiser.clip_norm)
+        rate = learning_rate(step, optimiser)
+        self.optimisers.step(rate)
         if self.average is not None:
             self.average.update(step + 1)
+
         stopping = torch.tensor([float(self._stopping)], device=self.world.device)
-        for numbers in (tally.errors, tally.loss, stopping):
-            self.world.total(numbers)
-        loss_value = float(tally.loss)
+        for sums in (meter.errors, meter.loss, stopping):
+            self.world.total(sums)
+        loss_value = float(meter.loss)
         if not math.isfinite(loss_value):
             raise TrainingError(
                 f"step {step + 1}: the loss is {loss_value}; lower optimiser.learning_rate and go "
                 f"on with --resume from step {self.saved.newest()}"
             )
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if reports is not None:
             for reason in replaced:
                 reports.say(f"another window was taken: {reason}")
-            self._metadata: dict[str, Any] = {
+            self._last = {
                 "step": step + 1,
                 "loss": loss_value,
                 "learning_rate": rate,
-                "gradient_norm": norm,
+                "gradient_norm": float(norm),
                 "samples_per_second": run.batch / (time.monotonic() - began),
                 "replaced": len(replaced),
-                "l1": tally.l1(),
+                "l1": meter.l1(),
             }
-            reports.step(self._metadata)
+            reports.step(self._last)
         return bool(stopping)
 
-    def _update(self, rate: float) -> float:
-        """Step the optimiser; return the gradients' norm before clipping."""
-        for parameter in self.trained:
-            if parameter.grad is not None:
-                # As released: a number that is not one moves nothing.
-                torch.nan_to_num_(_local(parameter.grad), nan=0.0, posinf=0.0, neginf=0.0)
-        clip = self.config.optimiser.clip_norm
-        norm = torch.nn.utils.clip_grad_norm_(self.trained, clip)
-        self.optimisers.step(rate)
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-
     def _save(self, step: int, reports: Reports | None) -> Validation | None:
-        """Write what can be resumed and what can be deployed; judge the latter."""
-        self.saved.save(step, self.state)
+        """Write a resume point and a checkpoint; validate the latter."""
+        self.saved.save(step, self._state())
         with nullcontext() if self.average is None else self.average.applied():
-            tensors = gather(self.network, self.config.lora)  # on a CPU the network's own memory
+            # The whole network in the first process; on a CPU its own memory, so written at once.
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+            tensors: dict[str, Any] = get_model_state_dict(self.network, options=options)
             if reports is not None:
+                if self.config.lora is not None:
+                    tensors = merge_adapters(tensors, self.config.lora)
                 write_weights(tensors, self.checkpoint, self.output)
         validation = None
         if reports is not None:
             run = self.config.run
-            validation = judge(
+            validation = validate(
                 self.output,
                 self.dataset_index.held_out,
                 run.validation_windows,
                 self.world.device,
                 run.threads,
             )
-            reports.judged(step, validation)
+            reports.validated(step, validation)
             metadata = self._summary(step, validation)
-            lines = card(
-                self.output.name, metadata, self.dataset_index.lines(), self._metadata["l1"]
-            )
+            lines = card(self.output.name, metadata, self.dataset_index.lines(), self._last["l1"])
             write_card(self.output, metadata, lines)
         self.world.wait()
         return validation
@@ -253,33 +250,32 @@ class Trainer:
     def _introduce(self, reports: Reports) -> None:
         for line in self.dataset_index.lines():
             reports.say(line)
-        shares = ", ".join(f"{role} {share:.0%}" for role, share in self.mixture.shares.items())
-        reports.say(f"a batch of {self.config.run.batch}: {shares}")
+        reports.say(self.mixture.describe(self.config.run.batch))
         if self.start_loss is not None:
             started, random = self.start_loss
             reports.say(f"first loss {started:.3f}; a random network's would be {random:.3f}")
-            if not started < UNLIKE * random:
+            if not started < OTHER_DATA * random:
                 reports.say(
                     "the weights are trained, but on other data: statistics, cameras or prompts "
                     "are not those that they know. Look whether all three are meant to be so"
                 )
         elif self.first_step:
             reports.say(f"resumed after step {self.first_step}")
-            if self._data_changed():
-                reports.say("the data has changed since: the curve is not what it would have been")
+            try:
+                provenance = json.loads((self.output / files.PROVENANCE).read_text("utf-8"))
+            except (OSError, json.JSONDecodeError):
+                pass  # killed before the first checkpoint was whole
+            else:
+                if provenance.get(DATA_DIGEST) != self.dataset_index.digest():
+                    reports.say(
+                        "the data has changed since: the curve is not what it would have been"
+                    )
         else:
             reports.say("from scratch: random weights, as start.scratch says")
         if unused := describe_unused(self.checkpoint.statistics):
             reports.say(unused)
         if constant := constant_dimensions(self.checkpoint.statistics):
             reports.say(f"never moved in the statistics, always 0: {', '.join(constant)}")
-
-    def _data_changed(self) -> bool:
-        try:
-            told = json.loads((self.output / files.PROVENANCE).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            return False  # killed before the first checkpoint was whole
-        return bool(told.get(DATA_DIGEST) != self.dataset_index.digest())
 
     def _summary(self, step: int, validation: Validation) -> dict[str, Any]:
         start, held_out = "from scratch, random weights", {}
@@ -298,23 +294,9 @@ class Trainer:
             "first_loss": start,
             "digest": files.digest(self.output),
             DATA_DIGEST: self.dataset_index.digest(),
-            "mixture": {role: round(share, 4) for role, share in self.mixture.shares.items()},
+            "mixture": {role: round(part, 4) for role, part in self.mixture.fractions.items()},
             "numerics": self.config.objective.numerics,
             "value": self.config.objective.value,
-            "last_loss": self._metadata["loss"],
+            "last_loss": self._last["loss"],
             "held_out": held_out,
         }
-
-    def _listen(self, stack: ExitStack) -> None:
-        """Let Ctrl-C and a batch system's SIGTERM end the run after a whole step, saved."""
-
-        def stop(*_: Any) -> None:
-            self._stopping = True
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before = signal.signal(number, stop)
-            stack.callback(signal.signal, number, before)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,4 +1,4 @@
-"""How a checkpoint imagines and values rollouts that it did not learn from, window by window."""
+"""How a checkpoint predicts and values rollouts that it did not learn from, window by window."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from cosmos_policy_ros.model.layout import FUTURE, ValueMode
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.model.sampler import SampleSpec
 from cosmos_policy_ros.training.config import DataConfig, MixtureConfig, ObjectiveConfig
-from cosmos_policy_ros.training.dataset_index import DatasetIndex, EpisodeEntry
-from cosmos_policy_ros.training.mixture import Mixture, WindowRef
+from cosmos_policy_ros.training.dataset_index import (
+    DatasetIndex,
+    EpisodeEntry,
+    Mixture,
+    WindowRef,
+)
 from cosmos_policy_ros.training.samples import Batch, SampleMaker, collate
 from cosmos_policy_ros.training.targets import TargetMaker
-
-AT_ONCE = 16  # windows
 
 
 @dataclass(frozen=True)
@@ -29,25 +31,25 @@ class WindowBatch:
     """Windows of an episode side by side.
 
     Attributes:
-        source: the episode.
+        entry: the episode.
         batch: its windows.
-        clean: (B, 16, T, h, w), all that was seen, done and came.
+        clean: (B, 16, T, h, w) latents of all that was seen, done and came.
     """
 
-    source: EpisodeEntry
+    entry: EpisodeEntry
     batch: Batch
     clean: Tensor
 
 
 @dataclass(frozen=True)
 class ValueEvaluation:
-    """How a checkpoint appraises windows of rollouts whose end is known.
+    """How a checkpoint values windows of rollouts whose end is known.
 
     Attributes:
         succeeded: per window, whether its episode did.
-        true, imagined: per window, the value of the future that came, and of the one imagined from
+        true, imagined: per window, the value of the future that came, and of the one predicted from
             what was seen and done.
-        world_l1: mean absolute error of the imagined cameras' latents, whose scale is 1.
+        world_l1: mean absolute error of the predicted cameras' latents, whose scale is 1.
     """
 
     succeeded: NDArray[np.bool_]
@@ -62,7 +64,7 @@ class ValueEvaluation:
 
     @property
     def auc_imagined(self) -> float | None:
-        """The same by what was imagined."""
+        """The same by what was predicted."""
         return auc(self.imagined, self.succeeded)
 
 
@@ -83,7 +85,7 @@ def evaluate_values(
     *,
     steps: int,
 ) -> ValueEvaluation:
-    """Imagine and value what followed in scored episodes, chunk after chunk.
+    """Predict and value what followed in scored episodes, chunk after chunk.
 
     Args:
         policy: a checkpoint; as a world model it should have been trained for ``mode``.
@@ -98,15 +100,16 @@ def evaluate_values(
     true: list[float] = []
     imagined: list[float] = []
     errors: list[float] = []
-    for batch in read_lots(policy, data, dataset_index, windows_of(dataset_index, policy), AT_ONCE):
-        prompt, clean = batch.source.prompt, batch.clean
-        draws = [SampleSpec(number, steps) for number in range(len(clean))]
-        future = policy.predict_future(prompt, clean, draws)
-        true += policy.predict_value(prompt, clean, draws, mode)
-        imagined += policy.predict_value(prompt, future, draws, mode)
-        off = (future[:, :, cameras] - clean[:, :, cameras]).abs().mean(dim=(1, 2, 3, 4))
-        errors += off.tolist()
-        succeeded += [batch.source.pool == "success"] * len(clean)
+    windows = windows_of(dataset_index, policy)
+    for batch in read_batches(policy, data, dataset_index, windows, 16):
+        prompt, clean = batch.entry.prompt, batch.clean
+        specs = [SampleSpec(number, steps) for number in range(len(clean))]
+        future = policy.predict_future(prompt, clean, specs)
+        true += policy.predict_value(prompt, clean, specs, mode)
+        imagined += policy.predict_value(prompt, future, specs, mode)
+        error = (future[:, :, cameras] - clean[:, :, cameras]).abs().mean(dim=(1, 2, 3, 4))
+        errors += error.tolist()
+        succeeded += [batch.entry.pool == "success"] * len(clean)
     return ValueEvaluation(
         np.array(succeeded, dtype=bool), np.array(true), np.array(imagined), float(np.mean(errors))
     )
@@ -117,37 +120,37 @@ def windows_of(dataset_index: DatasetIndex, policy: CosmosPolicy) -> list[Window
     every = policy.checkpoint.config.chunk_steps
     return [
         WindowRef("world_model", index, int(start), 0)
-        for index, source in enumerate(dataset_index.sources)
-        for start in source.starts[::every]
+        for index, entry in enumerate(dataset_index.entries)
+        for start in entry.starts[::every]
     ]
 
 
-def read_lots(
+def read_batches(
     policy: CosmosPolicy,
     data: DataConfig,
     dataset_index: DatasetIndex,
     windows: Sequence[WindowRef],
-    at_once: int,
+    size: int,
 ) -> Iterator[WindowBatch]:
-    """Read windows as a checkpoint takes them; what is damaged is left out.
+    """Read windows as a checkpoint takes them; damaged ones are left out.
 
     Args:
         policy: whose sizes and autoencoder they are for.
         data: names the episodes.
         dataset_index: of them.
         windows: those of one episode together.
-        at_once: most windows in a batch.
+        size: most windows in a batch.
     """
     checkpoint = policy.checkpoint
     mixture = Mixture(dataset_index, MixtureConfig(policy=0.0, world_model=0.5, value=0.5), 0)
     config, statistics = checkpoint.config, checkpoint.statistics
     maker = SampleMaker(dataset_index, mixture, 1, config, statistics, data, ObjectiveConfig())
     targets = TargetMaker(checkpoint, policy.device)
-    for index, picks in groupby(windows, key=lambda pick: pick.source):
+    for index, group in groupby(windows, key=lambda window: window.entry):
         readable = []
-        for pick in picks:
+        for window in group:
             with suppress(ObservationError, RolloutError):
-                readable.append(maker.make(pick))
-        for first in range(0, len(readable), at_once):
-            batch = collate(readable[first : first + at_once])
-            yield WindowBatch(dataset_index.sources[index], batch, targets(batch))
+                readable.append(maker.make(window))
+        for first in range(0, len(readable), size):
+            batch = collate(readable[first : first + size])
+            yield WindowBatch(dataset_index.entries[index], batch, targets(batch))

@@ -123,7 +123,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, types: Typestore) -> Path:
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     arguments = [str(folder / "config.yaml"), "--output", str(folder / "out")]
-    with patch("cosmos_policy_ros.training.autoencoder.JUDGED", 4):
+    with patch("cosmos_policy_ros.training.autoencoder.VALIDATED", 4):
         assert main(arguments) == 0
     assert main(arguments) == 1, "it is not written over"
     return folder / "out"

@@ -11,17 +11,23 @@ import pytest
 from rosbags.rosbag2 import Writer
 from rosbags.typesys.store import Typestore
 
+from cosmos_policy_ros.core.config import load_config
 from cosmos_policy_ros.core.errors import TrainingError
 from cosmos_policy_ros.episodes.store import EpisodeStore
+from cosmos_policy_ros.model import files
+from cosmos_policy_ros.model.config import CheckpointConfig
+from cosmos_policy_ros.model.text import load_text
 from cosmos_policy_ros.training.config import DataConfig
-from cosmos_policy_ros.training.dataset_index import DatasetIndex, take_census
+from cosmos_policy_ros.training.dataset_index import DatasetIndex, index_episodes
 
-from .conftest import record_wave, wave
+from .conftest import TINY, record_wave, wave
 
 
 def dataset_index(folder: Path, **others: object) -> DatasetIndex:
     data = DataConfig(**{"demonstrations": (str(folder),), "held_out": 0.0, **others})  # type: ignore[arg-type]
-    return take_census(data, 50, 0.04, lambda prompt: "" if "cube" in prompt else f"'{prompt}'?")
+    model = load_config(CheckpointConfig, TINY / files.CONFIG)
+    text = load_text(TINY / files.TEXT, model.text_tokens, model.transformer.text_width)
+    return index_episodes(data, model, text)
 
 
 @pytest.fixture
@@ -31,20 +37,20 @@ def store(tmp_path: Path, types: Typestore) -> EpisodeStore:
 
 def test_pools_and_scores(episodes: Path) -> None:
     found = dataset_index(episodes / "demonstrations", rollouts=(str(episodes / "rollouts"),))
-    assert [(s.pool, s.score) for s in found.sources] == [
+    assert [(s.pool, s.score) for s in found.entries] == [
         *[("demonstration", 1.0)] * 3,
         ("success", 1.0),
         ("failure", 0.0),
         ("failure", 0.4),
     ]
-    assert [len(source.starts) for source in found.sources] == [60] * 6
+    assert [len(source.starts) for source in found.entries] == [60] * 6
     assert found.left_out == ()
 
 
 def test_demonstrations_are_held_out_by_their_ids(episodes: Path) -> None:
     once, again = (dataset_index(episodes / "demonstrations", held_out=0.3) for _ in range(2))
     assert len(once.held_out) == 1
-    assert len(once.sources) == 2
+    assert len(once.entries) == 2
     assert [s.windows.episode.id for s in once.held_out] == [
         s.windows.episode.id for s in again.held_out
     ]
@@ -68,7 +74,7 @@ def test_a_damaged_bag_is_named_and_the_others_are_used(
     damaged, _ = (record_wave(store, types, phase) for phase in (0, 1))
     damage(damaged)
     found = dataset_index(store.root)
-    assert len(found.sources) == 1
+    assert len(found.entries) == 1
     ((path, reason),) = found.left_out
     assert path == damaged
     assert "cannot be read" in reason
@@ -102,7 +108,8 @@ def test_every_other_reason_is_told(store: EpisodeStore, types: Typestore) -> No
     assert reasons == {
         discarded.name.split(".")[0]: "was discarded",
         failed.name: "is a demonstration that failed: scored 25",
-        foreign.name: "'juggle'?",
+        foreign.name: f"its prompt 'juggle' has no embedding in {TINY / files.TEXT}; "
+        "'cosmos embed-prompts' adds one",
         not_finite.name: "the action of step 7 is not finite",
     }
 
@@ -118,7 +125,7 @@ def test_no_go_is_left_out_unless_told_otherwise(store: EpisodeStore, types: Typ
     )
     ((left, reason),) = dataset_index(store.root).left_out
     assert (left, reason) == (path, "NO-GO: frozen")
-    assert len(dataset_index(store.root, use_no_go=True).sources) == 2
+    assert len(dataset_index(store.root, use_no_go=True).entries) == 2
 
 
 def test_a_rollout_without_a_score_is_left_out(store: EpisodeStore, types: Typestore) -> None:
@@ -135,7 +142,9 @@ def test_nothing_to_learn_from_is_refused(store: EpisodeStore, types: Typestore)
     with pytest.raises(TrainingError, match="is no folder of episodes; fix data"):
         dataset_index(store.root / "elsewhere")
     record_wave(store, types, 0, prompt="juggle")
-    with pytest.raises(TrainingError, match=r"none of the 1 episodes.*1 times ''juggle'\?'"):
+    with pytest.raises(
+        TrainingError, match=r"none of the 1 episodes.*1 times 'its prompt 'juggle' has"
+    ):
         dataset_index(store.root)
 
 
@@ -145,4 +154,4 @@ def test_windows_with_gaps_are_counted(episodes: Path, tmp_path: Path, types: Ty
     record_wave(store, types, 6, rows=90)  # the images end before the rows do
     found = dataset_index(store.root)
     assert found.windows_left_out == 0
-    assert len(found.sources[-1].windows) < 90
+    assert len(found.entries[-1].windows) < 90

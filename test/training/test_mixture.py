@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from cosmos_policy_ros.core.errors import TrainingError
 from cosmos_policy_ros.training.config import MixtureConfig
-from cosmos_policy_ros.training.dataset_index import DatasetIndex, Pool
-from cosmos_policy_ros.training.mixture import Mixture, WindowRef
+from cosmos_policy_ros.training.dataset_index import DatasetIndex, Mixture, Pool, WindowRef
 
 
 class FakeCensus(DatasetIndex):
@@ -33,7 +32,7 @@ PLANNING = {"policy": 0.1, "world_model": 0.45, "value": 0.45}
 
 
 def batch(mixture: Mixture, step: int, size: int) -> list[WindowRef]:
-    return [mixture.pick(step, place, size) for place in range(size)]
+    return [mixture.draw(step, place, size) for place in range(size)]
 
 
 def roles(picks: list[WindowRef]) -> dict[str, int]:
@@ -77,7 +76,7 @@ def test_rollouts_are_half_successes_half_failures_however_many_there_are() -> N
     dataset_index = FakeCensus("demonstration", "failure", "success", "failure")
     config = MixtureConfig(**PLANNING, demonstrations_as_rollouts=False)
     picks = batch(Mixture(dataset_index, config, 3), 0, 2000)
-    pools = Counter((p.role, dataset_index.sources[p.source].pool) for p in picks)
+    pools = Counter((p.role, dataset_index.entries[p.entry].pool) for p in picks)
     assert pools == {
         ("policy", "demonstration"): 200,
         **{
@@ -96,7 +95,7 @@ def test_demonstrations_stand_in_for_successes_in_a_base() -> None:
 
 def test_every_window_of_a_pool_comes_and_they_come_alike() -> None:
     mixture = Mixture(FakeCensus("demonstration"), MixtureConfig(), 5)
-    found = Counter((p.source, p.start) for step in range(100) for p in batch(mixture, step, 40))
+    found = Counter((p.entry, p.start) for step in range(100) for p in batch(mixture, step, 40))
     assert len(found) == 40
     assert min(found.values()) > 60
     assert max(found.values()) < 145  # 100 each on the average
@@ -104,10 +103,10 @@ def test_every_window_of_a_pool_comes_and_they_come_alike() -> None:
 
 def test_a_pick_depends_on_seed_and_place_alone() -> None:
     one, other = (Mixture(FakeCensus(*ALL), MixtureConfig(), 6) for _ in range(2))
-    assert batch(one, 7, 16)[::-1] == [other.pick(7, place, 16) for place in reversed(range(16))]
+    assert batch(one, 7, 16)[::-1] == [other.draw(7, place, 16) for place in reversed(range(16))]
     assert batch(one, 7, 16) != batch(one, 8, 16)
     assert batch(one, 7, 16) != batch(Mixture(FakeCensus(*ALL), MixtureConfig(), 7), 7, 16)
-    first, second = (one.pick(7, 3, 16, attempt) for attempt in (0, 1))
+    first, second = (one.draw(7, 3, 16, attempt) for attempt in (0, 1))
     assert first.role == second.role
     assert first.seed != second.seed
 

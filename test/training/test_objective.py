@@ -76,9 +76,8 @@ def perfect(batch: dict[str, Tensor], preconditioning: Preconditioning) -> Tenso
 def test_a_perfect_prediction_costs_nothing(
     batch: dict[str, Tensor], preconditioning: Preconditioning
 ) -> None:
-    losses = frame_errors(
-        lambda *_: perfect(batch, preconditioning), preconditioning, **batch
-    ).losses
+    prediction = perfect(batch, preconditioning)
+    losses, _ = frame_errors(lambda *_: prediction, preconditioning, **batch)
     assert losses.shape == (3, 11)
     torch.testing.assert_close(losses, torch.zeros(3, 11), rtol=0, atol=1e-8)
 
@@ -89,7 +88,7 @@ def test_a_known_error_costs_its_square(
 ) -> None:
     """Of the velocity. Known frames cost nothing, whatever the network says of them."""
     off = perfect(batch, preconditioning) + 0.3
-    losses = frame_errors(lambda *_: off, preconditioning, **batch).losses
+    losses, _ = frame_errors(lambda *_: off, preconditioning, **batch)
     sigma = batch["sigma"][:, None]
     per_frame = torch.full((3, 11), 0.09)
     if preconditioning == "x0":
@@ -121,7 +120,7 @@ def test_gradients_flow_where_the_role_says_and_nowhere_else(
     batch: dict[str, Tensor], auxiliary: bool
 ) -> None:
     prediction = torch.zeros(SHAPE, requires_grad=True)
-    losses = frame_errors(lambda *_: prediction, "rectified_flow", **batch).losses
+    losses, _ = frame_errors(lambda *_: prediction, "rectified_flow", **batch)
     counted = torch.tensor(
         [counted_frames(ALOHA, role, "value_s", auxiliary=auxiliary) for role in ROLES]
     )

@@ -14,9 +14,8 @@ from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.training import targets
 from cosmos_policy_ros.training.config import TrainingConfig
-from cosmos_policy_ros.training.mixture import Mixture, WindowRef
+from cosmos_policy_ros.training.dataset_index import Mixture, WindowRef, index_episodes
 from cosmos_policy_ros.training.samples import BatchSlot, SampleMaker, Shard, collate, load
-from cosmos_policy_ros.training.start import dataset_index_for
 from cosmos_policy_ros.training.targets import TargetMaker
 
 from .conftest import TINY
@@ -30,7 +29,7 @@ def checkpoint() -> Checkpoint:
 
 
 def maker_of(config: TrainingConfig, checkpoint: Checkpoint) -> SampleMaker:
-    dataset_index = dataset_index_for(config.data, checkpoint.config, checkpoint.text)
+    dataset_index = index_episodes(config.data, checkpoint.config, checkpoint.text)
     mixture = Mixture(dataset_index, config.mixture, config.run.seed)
     return SampleMaker(
         dataset_index,
@@ -54,7 +53,7 @@ def test_it_holds_what_the_policy_would_see_and_what_the_arms_were_told(
     """Live = offline, down to the numbers that the network is given."""
     pick = WindowRef("policy", 1, 5, 0)
     sample = maker.make(pick)
-    windows = maker.dataset_index.sources[1].windows
+    windows = maker.dataset_index.entries[1].windows
     times = windows.steps.times_ns
     policy = CosmosPolicy(checkpoint)
     scene = policy.encode_observation(sample.prompt, windows.observe(int(times[5])))
@@ -131,8 +130,8 @@ def test_the_image_cache_keeps_its_limit(config: Config, checkpoint: Checkpoint)
     maker = maker_of(config(data={"cache_gb": 100_000 / 1e9}), checkpoint)
     for start in range(20):
         maker.make(WindowRef("policy", 0, start, 0))
-    assert 0 < maker._kept_bytes <= 100_000
-    assert maker._kept_bytes == sum(look.images.nbytes for look in maker._kept.values())
+    assert 0 < maker._cached_bytes <= 100_000
+    assert maker._cached_bytes == sum(look.images.nbytes for look in maker._cache.values())
 
 
 def test_an_augmented_sample_is_the_same_whenever_it_is_made(
@@ -151,8 +150,8 @@ def test_an_unreadable_window_is_replaced_in_its_role_and_told(
     maker: SampleMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = BatchSlot(2, 1)
-    first = maker.mixture.pick(*place, 4)
-    look, broken = EpisodeWindows.observe, maker.dataset_index.sources[first.source].windows
+    first = maker.mixture.draw(*place, 4)
+    look, broken = EpisodeWindows.observe, maker.dataset_index.entries[first.entry].windows
 
     def observe(windows: EpisodeWindows, stamp_ns: int) -> object:
         if windows is broken and stamp_ns == windows.steps.times_ns[first.start]:
@@ -161,8 +160,8 @@ def test_an_unreadable_window_is_replaced_in_its_role_and_told(
 
     monkeypatch.setattr(EpisodeWindows, "observe", observe)
     sample = maker[place]
-    assert sample.pick.role == first.role
-    assert (sample.pick.source, sample.pick.start) != (first.source, first.start)
+    assert sample.window.role == first.role
+    assert (sample.window.entry, sample.window.start) != (first.entry, first.start)
     (reason,) = sample.replaced
     assert reason.endswith(f"step {first.start}: the camera is frozen")
 
@@ -186,7 +185,7 @@ def test_loading_processes_give_the_same_samples(config: Config, checkpoint: Che
     )
     assert len(alone) == len(helped) == 4
     for one, other in zip(alone, helped, strict=True):
-        assert one.picks == other.picks
+        assert one.windows == other.windows
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.actions, other.actions)
 
@@ -194,7 +193,7 @@ def test_loading_processes_give_the_same_samples(config: Config, checkpoint: Che
 @pytest.mark.parametrize(("world", "micro_batch"), [(1, 12), (2, 4), (3, 3), (4, 1)])
 def test_processes_share_a_batch_without_rest(world: int, micro_batch: int) -> None:
     shares = [Shard(12, micro_batch, rank, world, 3, 5) for rank in range(world)]
-    places = [p for share in shares for group in share.places(4) for p in group]
+    places = [p for share in shares for group in share.slots(4) for p in group]
     assert places == [BatchSlot(4, place) for place in range(12)]
     assert [p.step for group in shares[0] for p in group] == [3] * (12 // world) + [4] * (
         12 // world
@@ -205,8 +204,8 @@ def test_scores_become_returns(config: Config, checkpoint: Checkpoint) -> None:
     values = {}
     for numerics in ("released", "paper"):
         maker = maker_of(config(objective={"numerics": numerics}), checkpoint)
-        scores = {source.score: index for index, source in enumerate(maker.dataset_index.sources)}
+        scores = {source.score: index for index, source in enumerate(maker.dataset_index.entries)}
         pick = WindowRef("value", scores[0.4], 59, 0)
         values[numerics] = maker.make(pick).value
-        assert maker.make(pick._replace(source=scores[0.0])).value == -1
+        assert maker.make(pick._replace(entry=scores[0.0])).value == -1
     assert values == {"released": 1.0, "paper": pytest.approx(-0.2)}

@@ -11,11 +11,14 @@ import pytest
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.training.config import DataConfig
-from cosmos_policy_ros.training.dataset_index import DatasetIndex
-from cosmos_policy_ros.training.mixture import WindowRef
+from cosmos_policy_ros.training.dataset_index import DatasetIndex, WindowRef, index_episodes
 from cosmos_policy_ros.training.samples import Sample, SampleMaker
-from cosmos_policy_ros.training.start import dataset_index_for
-from cosmos_policy_ros.training.value_evaluation import auc, evaluate_values, read_lots, windows_of
+from cosmos_policy_ros.training.value_evaluation import (
+    auc,
+    evaluate_values,
+    read_batches,
+    windows_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,7 @@ def data(episodes: Path) -> DataConfig:
 
 @pytest.fixture(scope="module")
 def dataset_index(data: DataConfig, policy: CosmosPolicy) -> DatasetIndex:
-    return dataset_index_for(data, policy.checkpoint.config, policy.checkpoint.text)
+    return index_episodes(data, policy.checkpoint.config, policy.checkpoint.text)
 
 
 def test_what_imagines_what_came_is_not_off(
@@ -63,8 +66,8 @@ def test_damaged_windows_are_left_out(
     with patch.object(SampleMaker, "make", damaged):
         read = [
             pick
-            for batch in read_lots(policy, data, dataset_index, windows, 1)
-            for pick in batch.batch.picks
+            for batch in read_batches(policy, data, dataset_index, windows, 1)
+            for pick in batch.batch.windows
         ]
     assert read == windows[1:]
 

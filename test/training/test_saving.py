@@ -14,19 +14,18 @@ from cosmos_policy_ros.core.config import load_config
 from cosmos_policy_ros.core.errors import ObservationError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.model.config import CheckpointConfig
-from cosmos_policy_ros.training.start import note_camera_size
+from cosmos_policy_ros.training.saving import note_camera_size
 
 
-def source(rows: int, columns: int) -> Any:
+def entry(rows: int, columns: int) -> Any:
     """An episode of images of a size; of size 0 none can be read."""
 
-    def observe(stamp_ns: int) -> Any:
+    def observe(step: int) -> Any:
         if not rows:
             raise ObservationError("no image")
         return SimpleNamespace(images={"primary": np.zeros((rows, columns, 3), np.uint8)})
 
-    windows = SimpleNamespace(observe=observe, steps=SimpleNamespace(times_ns=[0]))
-    return SimpleNamespace(windows=windows, starts=[0])
+    return SimpleNamespace(observe=observe, starts=[0])
 
 
 @pytest.mark.parametrize("name", ["tiny", "aloha_2b"])
@@ -47,8 +46,8 @@ def test_the_config_tells_of_other_cameras(
     shutil.copyfile(config_folder("models") / name / "config.yaml", file)
     before = load_config(CheckpointConfig, file)
     text = file.read_text()
-    sources = [source(*(size or (before.image_size,) * 2)) for size in sizes]
-    dataset_index: Any = SimpleNamespace(sources=sources, held_out=())
+    entries = [entry(*(size or (before.image_size,) * 2)) for size in sizes]
+    dataset_index: Any = SimpleNamespace(entries=entries, held_out=())
     for _ in range(2):
         note_camera_size(dataset_index, tmp_path)
         after = load_config(CheckpointConfig, file)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
@@ -69,7 +70,7 @@ class McapFile:
                 schemas[topic.msgtype] = self._writer.register_schema(
                     topic.msgtype, "ros2msg", definition.encode()
                 )
-            qos = dump_qos_v8(list(topic.qos)) if topic.qos else ""
+            qos = _qos_text(topic.qos)
             digest = types.hash_rihs01(topic.msgtype)
             self._channels[topic.name] = self._writer.register_channel(
                 topic.name, "cdr", schemas[topic.msgtype], {QOS_KEY: qos, HASH_KEY: digest}
@@ -112,6 +113,12 @@ class McapFile:
         """Stop without an index; what was flushed stays."""
         with suppress(OSError):
             self._stream.close()
+
+
+@cache
+def _qos_text(profiles: tuple[Qos, ...]) -> str:
+    """Return QoS profiles as rosbag2's YAML; dumping it takes milliseconds, and topics share it."""
+    return dump_qos_v8(list(profiles)) if profiles else ""
 
 
 def describe_topic(name: str, msgtype: str, encoding: str, qos: str, digest: str) -> dict[str, Any]:

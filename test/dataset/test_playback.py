@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.episodes import MS, RIG, START_NS, Writing, record
+from helpers.episodes import MS, RIG, START_NS, Writing, noise, record
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.core.errors import ObservationError, RolloutError
@@ -31,10 +31,6 @@ def seen(path: Path, *moments_ms: int) -> list[Observation]:
     return found  # type: ignore[return-value]
 
 
-def pixels(role: str, stamp_ms: int) -> np.ndarray:
-    return np.random.default_rng([ord(role[0]), stamp_ms]).integers(0, 256, (8, 8, 3), np.uint8)
-
-
 def test_moments_get_the_newest_by_their_time(episodes: EpisodeStore, types: Typestore) -> None:
     path = record(episodes, types, 1.0)
     first, second = seen(path, 255, 490)
@@ -42,8 +38,8 @@ def test_moments_get_the_newest_by_their_time(episodes: EpisodeStore, types: Typ
     assert first.state[0] == 0.0025
     assert list(first.images) == [camera.role for camera in RIG.cameras]
     for role, image in first.images.items():
-        np.testing.assert_array_equal(image, pixels(role, 240))
-        np.testing.assert_array_equal(second.images[role], pixels(role, 480))
+        np.testing.assert_array_equal(image, noise(role, 240))
+        np.testing.assert_array_equal(second.images[role], noise(role, 480))
     assert first.ages["primary"] == pytest.approx(0.015)
 
 
@@ -55,7 +51,7 @@ def test_names_of_the_recorder_do_not_matter(
     path = record(episodes, types, 0.5, namespace=namespace, jpeg=jpeg)
     (observation,) = seen(path, 400)
     for role, image in observation.images.items():
-        exact = np.array_equal(image, pixels(role, 400))
+        exact = np.array_equal(image, noise(role, 400))
         assert (image.shape, exact) == ((8, 8, 3), not jpeg)
 
 
@@ -77,7 +73,7 @@ def test_what_was_under_way_is_not_in_the_observation(
 ) -> None:
     other = EpisodeStore(tmp_path / "other", types, clock=lambda: START_NS)
     earlier, by_time = seen(write_with_late_sources(Writing(other, types), ""), 390, 430)
-    images = dict(by_time.images) | {"primary": pixels("primary", 360)}
+    images = dict(by_time.images) | {"primary": noise("primary", 360)}
     state = np.concatenate([by_time.state[:7], earlier.state[7:]])
     truth = Observation(by_time.stamp_ns, images, state, {})
     path = write_with_late_sources(Writing(episodes, types), truth.digest())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -48,6 +49,12 @@ def metadata(task: str = "transfer_cube", **others: Any) -> EpisodeMetadata:
     return EpisodeMetadata(**{**known, **others})
 
 
+@cache
+def noise(role: str, at: int) -> NDArray[np.uint8]:
+    """Return the pixels that a camera shows ``at`` ms where a test does not say which."""
+    return np.random.default_rng([ord(role[0]), at]).integers(0, 256, (8, 8, 3), np.uint8)
+
+
 class Writing:
     """Writes an episode's messages as a recorder would; makes them too."""
 
@@ -87,8 +94,7 @@ class Writing:
     ) -> None:
         """Write (H, W, 3) pixels as a camera's image stamped ``at`` ms, by default of noise."""
         if pixels is None:
-            seed = [ord(role[0]), at]
-            pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
+            pixels = noise(role, at)
         (camera,) = (c for c in self.rig.cameras if c.role == role)
         height, width, _ = pixels.shape
         fields = {"height": height, "width": width, "encoding": "rgb8", "is_bigendian": 0}

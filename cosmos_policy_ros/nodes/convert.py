@@ -73,7 +73,7 @@ class TrajectoryMessages:
 
 
 def trajectory_points(message: JointTrajectory) -> list[TrajectoryPoint]:
-    """Return a trajectory's points, checked by nobody yet."""
+    """Return a trajectory's points, unchecked."""
     return [
         TrajectoryPoint(
             tuple(p.positions),
@@ -139,7 +139,7 @@ def image_to_message(image: NDArray[np.uint8], stamp_ns: int, chunk_id: str) -> 
 
 
 def gate_result_to_message(
-    verdict: GateResult,
+    result: GateResult,
     transition: ChunkTransition | None,
     chunk_id: str,
     now_ns: int,
@@ -148,15 +148,15 @@ def gate_result_to_message(
     """Return the message; ``transition`` is the judged chunk's, None where it has none."""
     message = GateResultMsg(
         chunk_id=chunk_id,
-        accepted=verdict.accepted,
-        rule=verdict.rule,
-        joint=verdict.joint,
-        joint_name=rig.joint_names[verdict.joint] if verdict.joint >= 0 else "",
-        step=verdict.step,
-        value=verdict.value,
-        limit=verdict.limit,
-        message=verdict.message,
-        clamped=verdict.clamped,
+        accepted=result.accepted,
+        rule=result.rule,
+        joint=result.joint,
+        joint_name=rig.joint_names[result.joint] if result.joint >= 0 else "",
+        step=result.step,
+        value=result.value,
+        limit=result.limit,
+        message=result.message,
+        clamped=result.clamped,
     )
     message.header.stamp = ns_to_stamp(now_ns)
     if transition is not None:

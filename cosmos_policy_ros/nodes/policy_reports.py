@@ -1,4 +1,4 @@
-"""What the policy node says of itself: ``~/state`` and ``/diagnostics``."""
+"""What the policy node publishes about itself, and what it checks before arming."""
 
 from __future__ import annotations
 
@@ -77,18 +77,7 @@ class PolicyReports:
         identity: str = "",
         heartbeat: bool = False,
     ):
-        """Open both topics.
-
-        Args:
-            node: which publishes.
-            inference: whose state is told.
-            sources: whose ages are told.
-            clock: by which they are measured.
-            engine: what decides.
-            checkpoint: its folder.
-            identity: of this process; empty if it commands no arms.
-            heartbeat: whether the state is told again and again while armed.
-        """
+        """Open both topics; with ``heartbeat`` the state is repeated while armed."""
         self._node, self._inference, self._sources = node, inference, sources
         self._clock, self._identity = clock, identity
         self._commands, self._command_id = 0, ""
@@ -114,14 +103,7 @@ class PolicyReports:
     ) -> None:
         """Publish how things stand, if that has changed.
 
-        A change of nothing but numbers in the text, which may run, is told now and then.
-
-        Args:
-            run: the one under way.
-            motion: the way to the start pose that the arms are on.
-            armed: whether the arms may move.
-            task: of the node, told while there is no run.
-            last_outcome: how the last run ended, empty before the first.
+        A change of nothing but numbers in the text is published every TEXT_PERIOD.
         """
         status, now = self._status(run, motion, armed, task, last_outcome), time.monotonic()
         due = self._heartbeat and armed and now - self._last_at >= HEARTBEAT
@@ -231,15 +213,12 @@ def _level(status: str) -> bytes:
     return level
 
 
-# The policy node's self-check: gathers from the wire what ``rig.self_check`` judges.
-
-
 UNNAMED = "_NODE_NAME_UNKNOWN_"  # rmw's name of a node that it has not been told of yet
 NAMELESS_LOOKS = 3
 
 
 class PolicyChecks:
-    """Knows what stands against arming."""
+    """The self-check before arming: gathers from the wire what ``rig.self_check`` judges."""
 
     def __init__(
         self,
@@ -253,18 +232,7 @@ class PolicyChecks:
         dry: bool,
         trained_on: Sequence[int] = (),
     ) -> None:
-        """Begin to count.
-
-        Args:
-            node: of which the wire is asked.
-            rig: what should be there.
-            inputs: what comes in.
-            clock: by which ages are measured.
-            watchdog: who may command the arms, too.
-            warnings: what does not fit between checkpoint and rig.
-            dry: whether nothing goes to the arms.
-            trained_on: rows and columns of the checkpoint's training images, empty for none.
-        """
+        """Begin to count what comes in."""
         self._dry, self._clock, self._trained_on = dry, clock, tuple(trained_on)
         self._node, self._rig, self._inputs = node, rig, inputs
         self._watchdog, self._warnings = watchdog, tuple(warnings)
@@ -294,7 +262,7 @@ class PolicyChecks:
         if not self._dry:
             checks.append(check_listeners(self._unheard()))
         checks.append(Check("network", True, exposure()))
-        # The gate refuses what goes too far, so these are told and stop nobody.
+        # Information: the gate refuses what goes too far.
         fits = "; ".join(self._warnings) or "its statistics are within the rig's limits"
         return [*checks, Check("checkpoint", True, fits)]
 
@@ -342,7 +310,7 @@ class PolicyChecks:
         return foreign
 
     def _unheard(self) -> list[str]:
-        """Return the topics that move the arms of which nobody takes anything who could."""
+        """Return the topics that move the arms and have no listener that could obey."""
         bystanders = {self._node.get_name(), RECORDER_NODE}
         bystanders |= set() if self._streamed else {self._watchdog.node_name}
         topics = [*(output.topic for output in self._rig.outputs), *self._driver_topics()]
@@ -365,7 +333,7 @@ class PolicyChecks:
     def _others(self, topic: str, expected: set[str]) -> list[str]:
         names = [info.node_name for info in self._publishers(topic)]
         for name in expected & set(names):
-            names.remove(name)  # once: its twin is somebody else
+            names.remove(name)  # once: a second one of that name is foreign
         return names
 
     def _mismatches(self) -> list[str]:

@@ -222,7 +222,7 @@ class PolicyRuns:
         return (motion.end_ns - now_ns) / NS_PER_S
 
     def forget_commanded(self) -> None:
-        """Take the arms as they stand from now on: somebody else may have moved them."""
+        """Take the arms as they stand from now on: something else may have moved them."""
         self._commanded = None
 
     def _moves(self) -> bool:
@@ -301,7 +301,7 @@ class PolicyRuns:
         query, started, sent = asked
         now_ns = self._clock.now_ns()
         chunk_id = f"{run.goal.run_id}/{run.chunks}"
-        verdict, chunk = run.answer(decision, now_ns)
+        result, chunk = run.answer(decision, now_ns)
         if chunk is not None and (wrong := self._output.move(chunk)):
             run.fault(wrong)
         published = time.monotonic()
@@ -312,7 +312,7 @@ class PolicyRuns:
         self._output.decided(decision, query, run.goal.run_id, chunk_id, phases)
         if self._settings.futures:
             self._futures.ask(query, decision, chunk_id)
-        self._output.judged(verdict, run.transition, chunk_id, self._clock.to_ros(now_ns))
+        self._output.judged(result, run.transition, chunk_id, self._clock.to_ros(now_ns))
         feedback = RunTask.Feedback(chunk=run.chunks, phase=run.phase.value, message=run.message)
         feedback.seconds = (now_ns - self._run_started_ns) / NS_PER_S
         feedback.latency = published - started

@@ -1,4 +1,4 @@
-"""The policy node's subscriptions: messages are kept as they are until a query needs them."""
+"""The policy node's topics: sensors in, trajectories and what explains them out, and its pace."""
 
 from __future__ import annotations
 
@@ -62,13 +62,7 @@ class PolicyInputs:
     """
 
     def __init__(self, node: Node, rig: RigSpec, clock: MotionClock) -> None:
-        """Subscribe; QoS can be overridden per topic by ``qos_overrides`` parameters.
-
-        Args:
-            node: which subscribes.
-            rig: its cameras and arms.
-            clock: by which ages are measured.
-        """
+        """Subscribe; QoS can be overridden per topic by ``qos_overrides`` parameters."""
         self.sources, self._clock = SensorBuffer(rig), clock
         self.on_joint_state: Callable[[str], None] = lambda arm: None
         self._node = node
@@ -104,13 +98,10 @@ class PolicyInputs:
         return keep
 
 
-# What the policy imagines, shown: one image per camera and decision on ``~/future/<camera>``.
-
-
 class PolicyFutures:
-    """Has imagined futures decoded while the arms move, and publishes the images.
+    """Publishes each decision's predicted images on ``~/future/<camera>``, decoded in motion.
 
-    They are for people's eyes: nothing waits for them, and nothing rests on them.
+    For people to look at: nothing waits for them.
     """
 
     def __init__(
@@ -150,9 +141,6 @@ class PolicyFutures:
                     publisher.publish(image_to_message(images[role], stamp_ns, chunk_id))
 
 
-# What the policy node says to the arms, and what it tells of why.
-
-
 # s in which a watchdog that says it holds brings the arms to rest; in which arms on a slow path are
 # off it then; and in which a node that was kept waiting hears of the arms again (0.8 to 1.0 seen).
 WATCHDOG_BRAKES, OFF_SLOW_PATH, HEARD_AGAIN = 0.4, 1.0, 3.0
@@ -180,16 +168,9 @@ class PolicyOutput:
         *,
         dry: bool,
     ) -> None:
-        """Open the topics; those of the arms, or in a dry run ``~/preview/<output>`` instead.
+        """Open the topics: those of the arms, or in a dry run ``~/preview/<output>``.
 
-        Args:
-            node: which sends.
-            rig: where to, and its limits.
-            watchdog: may hold the arms elsewhere.
-            sources: know where the arms are.
-            clock: by which the arms move.
-            announce: names a trajectory by its id before it is sent.
-            dry: whether nothing goes to the arms.
+        ``announce`` names a trajectory by its id before it is sent.
         """
         self.armed = False
         self.path: TimedChunk | None = None
@@ -214,7 +195,7 @@ class PolicyOutput:
         self._decisions = node.create_lifecycle_publisher(
             DecisionMsg, "~/decision", 10, event_callbacks=quiet
         )
-        self._verdicts = node.create_lifecycle_publisher(
+        self._gate_results = node.create_lifecycle_publisher(
             GateResultMsg, "~/gate_result", 10, event_callbacks=quiet
         )
 
@@ -401,31 +382,19 @@ class PolicyOutput:
         self._decisions.publish(decision_to_message(decision, query, run_id, chunk_id, phases))
 
     def judged(
-        self, verdict: GateResult, transition: ChunkTransition | None, chunk_id: str, ros_ns: int
+        self, result: GateResult, transition: ChunkTransition | None, chunk_id: str, ros_ns: int
     ) -> None:
         """Tell what the gate said of it, and how it meets the path before it."""
-        message = gate_result_to_message(verdict, transition, chunk_id, ros_ns, self._rig)
-        self._verdicts.publish(message)
-        if verdict.rule == LATE:
-            self._node.get_logger().warning(f"chunk {chunk_id}: {verdict.message}")
-        elif not verdict.accepted:
-            self._node.get_logger().error(f"chunk {chunk_id} refused: {verdict.message}")
-        elif verdict.message:
-            self._node.get_logger().warning(f"chunk {chunk_id}: {verdict.message}")
+        message = gate_result_to_message(result, transition, chunk_id, ros_ns, self._rig)
+        self._gate_results.publish(message)
+        if result.rule == LATE:
+            self._node.get_logger().warning(f"chunk {chunk_id}: {result.message}")
+        elif not result.accepted:
+            self._node.get_logger().error(f"chunk {chunk_id} refused: {result.message}")
+        elif result.message:
+            self._node.get_logger().warning(f"chunk {chunk_id}: {result.message}")
         elif transition is not None:
             self._node.get_logger().info(f"chunk {chunk_id}: {transition}")
-
-
-# When the policy node polls: along with its joint states, and by itself once they fall silent.
-#
-# Every tick of a timer makes rclpy rebuild its wait set, which at 50 ticks a second cost more than
-# all that the node does with its messages. Joint states wake it anyway, so the poll rides on them.
-# A watchdog that every poll winds up again takes over when none comes: a run whose rig has died
-# must still brake, hold, be cancelled and end. Wall time paces both, since the rig's may stand
-# still.
-#
-# It waits for a joint state of every arm: a node that the machine kept waiting takes what waits
-# for it topic by topic, and between the first arm's and the second's the second would look dead.
 
 
 POLL_PERIOD = 0.02  # wall s; half a control step. The poll waits for the next joint state after it
@@ -435,7 +404,14 @@ SILENCE = 0.05
 
 
 class PollScheduler:
-    """Calls ``poll`` at most every POLL_PERIOD on joint states, at least every SILENCE anyhow."""
+    """Calls ``poll`` at most every POLL_PERIOD on joint states, at least every SILENCE.
+
+    Every tick of a timer makes rclpy rebuild its wait set, which at 50 ticks a second cost more
+    than all that the node does with its messages; joint states wake it anyway. A timer takes over
+    when none comes, on wall time: a run whose rig has died must still brake, be cancelled and end.
+    A poll waits for a joint state of every arm: a node that was kept waiting takes messages topic
+    by topic, and between the first arm's and the second's the second would look dead.
+    """
 
     def __init__(self, node: Node, arms: Iterable[str], poll: Callable[[], None]) -> None:
         """Begin with a rig of these arms; ``poll`` runs in the node's executor."""

@@ -30,13 +30,13 @@ class WatchdogMonitor:
         identity: str = "",
         dry: bool = False,
     ) -> None:
-        """Listen; in a dry run, where nothing moves, nothing is to be known.
+        """Listen, unless ``dry``: then nothing moves, and no watchdog is needed.
 
         Args:
             node: which listens.
             rig: how long a watchdog may be silent.
             watchdog: its node's name, None to do without.
-            identity: of this process; a watchdog that guards another one does not count.
+            identity: of this process; a watchdog that holds for another one does not count.
             dry: whether nothing goes to the arms.
         """
         self.node_name = watchdog or ""

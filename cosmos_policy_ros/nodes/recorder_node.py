@@ -54,9 +54,6 @@ from cosmos_policy_ros.nodes.options import RECORDER
 from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.srv import EndEpisode, ScoreEpisode, StartEpisode
 
-# The recorder's subscriptions: serialised bytes of everything an episode consists of.
-
-
 try:
     from rclpy.event_handler import SubscriptionEventCallbacks
 except ImportError:  # Humble
@@ -85,12 +82,12 @@ class RecorderInputs:
         keep: Keep,
         lost: Lost,
     ) -> None:
-        """Subscribe.
+        """Subscribe to absolute topics.
 
         Args:
             node: whose executor brings the messages.
             topics: absolute names.
-            sensors: those of them whose messages begin with a header that is looked at.
+            sensors: those of them whose headers are looked at.
             clock: nanoseconds now, the stamp of a receipt.
             keep: takes topic, stamp and message.
             lost: takes a topic and how many of its messages the middleware lost.
@@ -106,7 +103,7 @@ class RecorderInputs:
             self._take_waiting(topic)
 
     def missing(self) -> tuple[str, ...]:
-        """Return the sensors that nobody publishes."""
+        """Return the sensors without a publisher."""
         return tuple(t for t in sorted(self._sensors) if not self._node.count_publishers(t))
 
     def incompatible(self) -> tuple[str, ...]:
@@ -115,8 +112,8 @@ class RecorderInputs:
         for topic in sorted(self._sensors):
             asked = self._subscriptions[topic].qos_profile
             for publisher in self._node.get_publishers_info_by_topic(topic):
-                verdict, reason = qos_check_compatible(publisher.qos_profile, asked)
-                if verdict == QoSCompatibility.ERROR:
+                compatible, reason = qos_check_compatible(publisher.qos_profile, asked)
+                if compatible == QoSCompatibility.ERROR:
                     found.append(
                         f"{topic} from {publisher.node_name} does not reach the recorder "
                         f"({reason.strip()}): set qos_overrides in its parameter file"

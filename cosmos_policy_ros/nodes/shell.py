@@ -44,7 +44,7 @@ except ImportError:  # Humble
     from rclpy.qos_event import PublisherEventCallbacks
 
 FAREWELL = 1.0  # wall s for readers to take what an ending node has published, a brake above all
-# State topics: whoever joins late still learns how things stand.
+# State topics: a reader that joins late still gets the newest state.
 LATCHED = QoSProfile(
     depth=1,
     reliability=QoSReliabilityPolicy.RELIABLE,

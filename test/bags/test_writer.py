@@ -156,14 +156,6 @@ def test_metadata_has_what_ros2_bag_needs(open_bag: Open, types: Typestore, tmp_
     assert listed["/joints"]["topic_metadata"]["offered_qos_profiles"] == ""
 
 
-def test_bag_has_its_real_name_only_when_whole(open_bag: Open, tmp_path: Path) -> None:
-    bag = open_bag()
-    bag.write("/cam", START_NS, b"abc")
-    assert [path.name for path in tmp_path.iterdir()] == ["bag.recording"]
-    assert bag.close() == tmp_path / "bag"
-    assert [path.name for path in tmp_path.iterdir()] == ["bag"]
-
-
 def test_error_on_the_way_leaves_the_bag_unfinished(open_bag: Open, tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), open_bag() as bag:
         bag.write("/cam", START_NS, b"abc")
@@ -255,9 +247,13 @@ def test_wrong_message_is_named_and_the_bag_goes_on(
     assert len(_by_rosbags(tmp_path / "bag")) == 2
 
 
-def test_closed_bag_takes_nothing_more(open_bag: Open, tmp_path: Path) -> None:
+def test_closed_bag_has_its_real_name_and_takes_nothing_more(
+    open_bag: Open, tmp_path: Path
+) -> None:
     bag = open_bag()
-    bag.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["bag.recording"]
+    assert bag.close() == tmp_path / "bag"
+    assert [path.name for path in tmp_path.iterdir()] == ["bag"]
     for deed in (bag.close, bag.flush, lambda: bag.write("/cam", START_NS, b"")):
         with pytest.raises(RolloutError, match="takes nothing more: it is closed as"):
             deed()
@@ -265,9 +261,7 @@ def test_closed_bag_takes_nothing_more(open_bag: Open, tmp_path: Path) -> None:
     assert _by_rosbags(tmp_path / "bag")
 
 
-def test_full_disk_ends_the_bag_and_says_so(
-    open_bag: Open, disk_of: DiskOf, tmp_path: Path
-) -> None:
+def test_full_disk_ends_the_bag(open_bag: Open, disk_of: DiskOf, tmp_path: Path) -> None:
     bag = open_bag()
     payload = os.urandom(400_000)
     with (
@@ -276,10 +270,9 @@ def test_full_disk_ends_the_bag_and_says_so(
     ):
         for number in range(100):
             bag.write("/cam", START_NS + number, payload)
-    with pytest.raises(RolloutError, match="takes nothing more: its bag failed"):
-        bag.write("/cam", START_NS, b"abc")
-    with pytest.raises(RolloutError, match="takes nothing more: its bag failed"):
-        bag.close()
+    for deed in (bag.close, lambda: bag.write("/cam", START_NS, b"abc")):
+        with pytest.raises(RolloutError, match="takes nothing more: its bag failed"):
+            deed()
     assert [path.name for path in tmp_path.iterdir()] == ["bag.recording"]
     salvaged = _by_mcap_unfinished(tmp_path / "bag.recording")[1:]
     assert len(salvaged) >= 3

@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from cosmos_policy_ros.core.config import did_you_mean, load_config, load_yaml, parse_config
+from cosmos_policy_ros.core.config import (
+    did_you_mean,
+    from_mapping,
+    load_config,
+    load_yaml,
+    parse_config,
+)
 from cosmos_policy_ros.core.errors import ConfigError, RolloutError
 from cosmos_policy_ros.core.untrusted import (
     MAX_TEXT_BYTES,
@@ -178,8 +184,6 @@ def test_a_wrong_value_is_told_in_a_line(tmp_path: Path, text: str, told: str | 
 
 
 def test_an_integer_beyond_a_float_is_told() -> None:
-    from cosmos_policy_ros.core.config import from_mapping
-
     with pytest.raises(ConfigError, match=r"number: .* is no number of 64 bits"):
         from_mapping(Shape, {"number": 10**400}, "a")
 

@@ -36,30 +36,17 @@ VARIANTS = 64
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded checkpoint; the networks are in evaluation mode and take no gradients.
+    """A loaded checkpoint; the networks are in evaluation mode and take no gradients."""
 
-    Attributes:
-        path: its folder.
-        digest: sha256 (hex) over its files.
-        config: its ``config.yaml``.
-        layout: its latent frames.
-        statistics: ranges of actions and proprioception.
-        text: the prompts it knows.
-        transformer: the diffusion transformer.
-        tokenizer: the video autoencoder.
-        random_weights: the folder has no weights, or those of the autoencoder alone: the
-            transformer was not trained.
-    """
-
-    path: Path
-    digest: str
+    path: Path  # its folder
+    digest: str  # sha256 (hex) over its files
     config: CheckpointConfig
     layout: Layout
     statistics: Statistics
     text: TextTable
     transformer: Transformer
     tokenizer: Tokenizer
-    random_weights: bool
+    random_weights: bool  # the transformer was not trained: no weights, or the autoencoder's alone
 
 
 def load_checkpoint(
@@ -128,11 +115,7 @@ def _random_networks(
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device called ``name``, in torch's words; "auto" is the first GPU, or the CPU.
-
-    Raises:
-        ConfigError: it cannot be used here.
-    """
+    """Return the device called ``name``, in torch's words; "auto" is the first GPU, or the CPU."""
     if name == AUTO:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

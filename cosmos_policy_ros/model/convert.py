@@ -70,22 +70,15 @@ Download = Callable[[str, Sequence[str]], Path]
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of one checkpoint; None where it was not found (or not given).
+    """The parts of one checkpoint; None where it was not found (or not given)."""
 
-    Attributes:
-        weights: the transformer's file, the index of several, or the folder of a distributed
-            checkpoint.
-        vae: the video autoencoder's file.
-        statistics: the ranges' JSON.
-        prompts: the published pickle, or a ``text.safetensors``.
-        config: the ``config.yaml`` that describes it.
-    """
-
-    weights: Path | None = None
-    vae: Path | None = None
-    statistics: Path | None = None
-    prompts: Path | None = None
-    config: Path | None = None
+    weights: Path | None = (
+        None  # a file, the index of several, or a distributed checkpoint's folder
+    )
+    vae: Path | None = None  # the video autoencoder's file
+    statistics: Path | None = None  # the ranges' JSON
+    prompts: Path | None = None  # the published pickle, or a ``text.safetensors``
+    config: Path | None = None  # the ``config.yaml`` that describes it
 
     def missing(self) -> tuple[str, ...]:
         """Return the names of the parts that are None."""
@@ -152,11 +145,7 @@ def find_parts(source: str, given: Parts, download: Download) -> Parts:
 
 
 def shipped_config(name: str) -> Path:
-    """Return ``config/models/<name>/config.yaml``, or the path itself if it looks like one.
-
-    Raises:
-        ConfigError: there is none; names those there are.
-    """
+    """Return ``config/models/<name>/config.yaml``, or the path itself if it looks like one."""
     path = Path(name).expanduser()
     if path.suffix not in (".yaml", ".yml"):
         path = config_folder("models") / name / files.CONFIG
@@ -167,11 +156,7 @@ def shipped_config(name: str) -> Path:
 
 
 def hub_download(repository: str, patterns: Sequence[str]) -> Path:
-    """Fetch files into Hugging Face's cache, where a second call finds them.
-
-    Raises:
-        CheckpointError: offline, no such repository, or its licence was not accepted.
-    """
+    """Fetch files into Hugging Face's cache, where a second call finds them."""
     hub = importlib.import_module("huggingface_hub")
     try:
         return Path(hub.snapshot_download(repository, allow_patterns=list(patterns)))
@@ -232,18 +217,15 @@ def convert(
     report: Callable[[str], None],
     averaged: bool = False,
 ) -> str:
-    """Write a checkpoint folder.
+    """Write a checkpoint folder from all of its parts; returns its digest.
 
     Args:
-        parts: what it is made of; all of them.
+        parts: none is missing.
         target: the folder to make.
         source: what ``provenance.json`` says the parts come from.
         force: replace an existing target.
         report: takes one line per step.
         averaged: take the moving average of the transformer's weights.
-
-    Returns:
-        The folder's digest.
 
     Raises:
         CheckpointError: a part is unreadable or wrong, or the target is there already or cannot be

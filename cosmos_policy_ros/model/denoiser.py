@@ -58,7 +58,7 @@ def estimate_clean(
 
     Args:
         network: called like ``Transformer.forward``.
-        preconditioning: what its output means.
+        preconditioning: of its output.
         noisy: (B, 16, T, H, W) float32.
         sigma: (B,) float32 noise levels.
         clean: (B, 16, T, H, W) float32; only its known frames are given to the network.
@@ -81,37 +81,22 @@ def estimate_clean(
 
 
 class InpaintMask(NamedTuple):
-    """A generated frame of which a part is known, the same in every sample.
-
-    Attributes:
-        frame: its index.
-        values: (16, H, W) float32.
-        weights: (16, H, W) float32: 1 holds a number exactly, 0 leaves it to the network.
-    """
+    """A generated frame of which a part is known, the same in every sample."""
 
     frame: int
-    values: Tensor
-    weights: Tensor
+    values: Tensor  # (16, H, W) float32
+    weights: Tensor  # (16, H, W) float32; 1 holds a number exactly, 0 leaves it to the network
 
 
 @dataclass(frozen=True)
 class Denoiser:
-    """The network bound to one query.
-
-    Attributes:
-        network: the transformer, cached or not.
-        preconditioning: what its output means.
-        clean: (B, 16, T, H, W) float32; only its known frames are ever read.
-        known: per frame, whether it is known: the mask of the mode.
-        text: (B, L, D) prompt embedding, or what the network's ``read`` made of it.
-        held: a generated frame that is known in part.
-    """
+    """The network bound to one query."""
 
     network: Transformer | CachedTransformer
     preconditioning: Preconditioning
-    clean: Tensor
-    known: tuple[bool, ...]
-    text: Tensor | TextKV
+    clean: Tensor  # (B, 16, T, H, W) float32; only its known frames are ever read
+    known: tuple[bool, ...]  # per frame, the mask of the mode
+    text: Tensor | TextKV  # (B, L, D) prompt embedding, or what the network's ``read`` made of it
     held: InpaintMask | None = None
 
     @cached_property

@@ -24,19 +24,12 @@ VAE_FILE = "tokenizer/tokenizer.pth"
 
 @dataclass(frozen=True)
 class Release:
-    """One checkpoint as NVIDIA publishes it on Hugging Face.
+    """One checkpoint as NVIDIA publishes it on Hugging Face."""
 
-    Attributes:
-        repository: owner and name.
-        config: the folder in ``config/models`` that describes it.
-        files: those whose names are known; the weights are any ``.pt`` of the repository.
-        companion: repository of the statistics and prompts where this one has none.
-    """
-
-    repository: str
-    config: str
-    files: tuple[str, ...]
-    companion: str = ""
+    repository: str  # owner and name
+    config: str  # the folder in ``config/models`` that describes it
+    files: tuple[str, ...]  # whose names are known; the weights are any ``.pt`` of the repository
+    companion: str = ""  # repository of the statistics and prompts where this one has none
 
     def command(self, source: str) -> str:
         """Return the command that converts it."""

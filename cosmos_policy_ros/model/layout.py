@@ -100,9 +100,6 @@ def inject(vector: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
     Returns:
         (..., C, H, W), same dtype.
-
-    Raises:
-        CheckpointError: the frame is smaller than the vector.
     """
     length, volume = vector.shape[-1], prod(shape)
     _check_volume(volume, length, shape)
@@ -115,9 +112,6 @@ def extract(frame: Tensor, length: int) -> Tensor:
     """Read a vector (..., length) back from (..., C, H, W): the float32 mean of its copies.
 
     The cut-off copy is left out, as in the released code, so that it weighs on no action.
-
-    Raises:
-        CheckpointError: the frame is smaller than the vector.
     """
     flat = frame.float().flatten(-3)
     volume = flat.shape[-1]

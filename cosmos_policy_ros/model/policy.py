@@ -80,8 +80,7 @@ class CosmosPolicy:
             device: where the networks run; see :func:`choose_device`.
             threads: CPU threads of the whole process. One by default: a second one makes a small
                 network slower whenever anything else wants the core.
-            compiled: whether to compile the transformer, which takes minutes. Where that fails it
-                runs as it is, and ``info`` says why.
+            compiled: compile the transformer, which takes minutes; see :meth:`compile`.
             denoising_steps: instead of the checkpoint's own.
             numerics: instead of the checkpoint's own.
 
@@ -111,7 +110,10 @@ class CosmosPolicy:
         return EngineInfo(self.checkpoint.digest, "; ".join(self._warnings))
 
     def compile(self, backend: checkpoints.Backend = "inductor") -> None:
-        """Compile the transformer and try it now, so that no query waits; keep it if it works."""
+        """Compile the transformer and try it now, so that no query waits.
+
+        Where that fails it runs as it is, and ``info`` says why.
+        """
         plain = self._network
         config, prompt = self.checkpoint.config, next(iter(self.checkpoint.text.embeddings))
         channels, height, width = config.frame_shape
@@ -134,12 +136,7 @@ class CosmosPolicy:
             )
 
     def decide(self, query: Query) -> Decision:
-        """Answer one query. The same query gives the same answer, bit for bit, on one machine.
-
-        Raises:
-            CheckpointError: the checkpoint does not know the prompt.
-            ObservationError: an image or the state is missing or unusable.
-        """
+        """Answer one query. The same query gives the same answer, bit for bit, on one machine."""
         seconds: dict[str, float] = {}
 
         @contextmanager
@@ -178,12 +175,7 @@ class CosmosPolicy:
         )
 
     def encode_observation(self, prompt: str, observation: Observation) -> Conditioning:
-        """Encode images and proprioception, once for all the questions about them.
-
-        Raises:
-            CheckpointError: the checkpoint does not know the prompt.
-            ObservationError: an image or the state is missing or unusable.
-        """
+        """Encode images and proprioception, once for all the questions about them."""
         images = sequence.prepare_images(observation, self.checkpoint)
         return self._encode(prompt, images, observation)
 
@@ -216,32 +208,18 @@ class CosmosPolicy:
         """Ask the world model: what follows from the state and the action in each latent.
 
         The action is given as it was generated, all its copies, not as their mean: so does the
-        released code.
-
-        Args:
-            prompt: the task; the latents may come from another checkpoint's policy.
-            latents: (B, ...), or (1, ...) for all draws.
-            draws: one per future.
-
-        Returns:
-            Latents with the state, the action and the future.
+        released code. The latents may come from another checkpoint's policy; one serves all draws.
+        The answer has the state, the action and the future.
         """
         return self._generate("world_model", prompt, latents, draws, self.checkpoint.layout.future)
 
     def predict_value(
         self, prompt: str, latents: Tensor, draws: Sequence[SampleSpec], mode: ValueMode = "value_s"
     ) -> tuple[float, ...]:
-        """Ask the value function.
+        """Ask the value function for a value in [0, 1] per draw.
 
-        Args:
-            prompt: the task.
-            latents: (B, ...), or (1, ...) for all draws, with the frames that the mode knows.
-            draws: one per value.
-            mode: what the value is conditioned on, as the checkpoint was trained; see
-                :meth:`Layout.mask`. The released planning model takes V(s').
-
-        Returns:
-            A value in [0, 1] per draw.
+        The latents have the frames that the mode knows (:meth:`Layout.mask`), which must be one
+        that the checkpoint was trained in; the released planning model takes V(s').
         """
         return self.values(self._generate(mode, prompt, latents, draws, ("value",)))
 
@@ -269,11 +247,7 @@ class CosmosPolicy:
 
     @torch.inference_mode()
     def decode_images(self, scene: Conditioning, latents: Tensor) -> list[dict[str, ImageArray]]:
-        """Decode the predicted images of each latent, by camera role; (S, S, 3) uint8 RGB.
-
-        Raises:
-            ValueError: the latents have no future.
-        """
+        """Decode the predicted images of each latent, by camera role; (S, S, 3) uint8 RGB."""
         layout, tokenizer = self.checkpoint.layout, self.checkpoint.tokenizer
         frames = [layout.index(FUTURE + role) for role in layout.cameras]
         if latents[:, :, frames].isnan().any():

@@ -74,9 +74,6 @@ def initial_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
 
     Each seed draws alone from NumPy's legacy generator, so the noise of a seed is the same on every
     machine, at every query and in every batch.
-
-    Raises:
-        ConfigError: a seed outside 0 ... 2**32 - 1.
     """
     for seed in seeds:
         if not 0 <= seed < 2**32:

@@ -20,35 +20,21 @@ from cosmos_policy_ros.rig.observation import Observation
 
 @dataclass(frozen=True)
 class Conditioning:
-    """A task and the current state, as the networks see it.
-
-    Attributes:
-        prompt: the task in the words that the checkpoint knows.
-        images: (S, S, 3) uint8 per camera role, as they were encoded.
-        clean: (1, 16, T, h, w) float32 latent, the state's frames filled in and the others zero.
-    """
+    """A task, in the words that the checkpoint knows, and the state as the networks see it."""
 
     prompt: str
-    images: Mapping[str, ImageArray]
-    clean: Tensor
+    images: Mapping[str, ImageArray]  # (S, S, 3) uint8 per camera role, as they were encoded
+    clean: Tensor  # (1, 16, T, h, w) float32, the state's frames filled in and the others zero
 
 
 def prepare_images(observation: Observation, checkpoint: Checkpoint) -> dict[str, ImageArray]:
-    """Return each camera's image (S, S, 3) as the model takes it, by role.
-
-    Raises:
-        ObservationError: a camera of the layout is missing or its image is unusable.
-    """
+    """Return each camera's image (S, S, 3) as the model takes it, by role."""
     reduced = reduce_images(observation, checkpoint.config)
     return {role: centre_crop(image) for role, image in reduced.items()}
 
 
 def reduce_images(observation: Observation, config: CheckpointConfig) -> dict[str, ImageArray]:
-    """Return each camera's whole image (S, S, 3), of which training cuts its own crops, by role.
-
-    Raises:
-        ObservationError: a camera of the layout is missing or its image is unusable.
-    """
+    """Return each camera's whole image (S, S, 3), of which training cuts its own crops, by role."""
     cameras = LAYOUTS[config.layout].cameras
     absent = [role for role in cameras if role not in observation.images]
     if absent:
@@ -93,16 +79,8 @@ def encode_known(
     """Encode the first ``frames`` frames of B sequences and leave the others zero, never read.
 
     Every sequence begins with the same black frames: the tokenizer keeps what it makes of them, and
-    only the images behind them are encoded.
-
-    Args:
-        checkpoint: has the tokenizer.
-        images: of each sequence, for :func:`image_sequence`.
-        frames: how many.
-        device: where the tokenizer is.
-
-    Returns:
-        (B, 16, T, H, W) float32.
+    only the images behind them are encoded. ``images`` are per sequence, for
+    :func:`image_sequence`; the result is (B, 16, T, H, W) float32.
     """
     layout, tokenizer = checkpoint.layout, checkpoint.tokenizer
     black = first_image(layout.index(layout.cameras[0]))
@@ -118,9 +96,6 @@ def inject_proprio(checkpoint: Checkpoint, clean: Tensor, observation: Observati
     """Write the normalised proprioception over its frame of ``clean``, in place.
 
     Rounded to the networks' format first, as in training.
-
-    Raises:
-        ObservationError: wrong length, or a number that is not finite.
     """
     check_state(observation.state, checkpoint.config.proprio_dims)
     normalised = torch.from_numpy(checkpoint.statistics.proprio.normalise(observation.state))
@@ -157,10 +132,7 @@ def step_ahead(layout: Layout, latents: Tensor, numerics: Numerics) -> Tensor:
     """Make the predicted future of each latent its current state, to search a chunk deeper.
 
     "paper": all of it. "released": the images only; the released code writes the measured
-    proprioception over the predicted one.
-
-    Returns:
-        (B, 16, T, h, w); frames behind the state are zero, not known yet.
+    proprioception over the predicted one. Frames behind the state are zero, not known yet.
     """
     ahead = torch.zeros_like(latents)
     kept = ("blank", "proprio") if numerics == "released" else ("blank",)

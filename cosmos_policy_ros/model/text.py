@@ -31,25 +31,16 @@ from cosmos_policy_ros.model.config import read_config
 
 @dataclass(frozen=True)
 class TextTable:
-    """The prompts a checkpoint knows.
+    """The prompts a checkpoint knows."""
 
-    Attributes:
-        path: the file it came from, for messages.
-        embeddings: per prompt (n, width), its tokens without the padding behind them.
-        tokens: positions of a prompt, padding included.
-    """
-
-    path: Path
-    embeddings: Mapping[str, Tensor]
-    tokens: int
+    path: Path  # of its file, for messages
+    embeddings: Mapping[str, Tensor]  # per prompt (n, width), without the padding behind its tokens
+    tokens: int  # positions of a prompt, padding included
 
     def embedding(self, prompt: str) -> Tensor:
         """Return the (tokens, width) embedding of exactly this prompt.
 
         Padding positions are zero and belong to it: they take part in attention, as in training.
-
-        Raises:
-            CheckpointError: the checkpoint has none.
         """
         if prompt not in self.embeddings:
             raise CheckpointError(
@@ -61,11 +52,7 @@ class TextTable:
 
 
 def load_text(path: Path, tokens: int, width: int) -> TextTable:
-    """Read a safetensors file whose tensor names are the prompts.
-
-    Raises:
-        CheckpointError: unreadable, empty, a wrong shape or a number that is not finite.
-    """
+    """Read a safetensors file whose tensor names are the prompts."""
     with reading(path, "safetensors", CheckpointError):
         check_file(path)
         embeddings = load_file(path)
@@ -76,11 +63,7 @@ def load_text(path: Path, tokens: int, width: int) -> TextTable:
 
 
 def save_text(path: Path, embeddings: Mapping[str, Tensor]) -> None:
-    """Write (L, width) embeddings without their padding; the file is replaced in one step.
-
-    Raises:
-        CheckpointError: cannot be written.
-    """
+    """Write (L, width) embeddings without their padding; the file is replaced in one step."""
     trimmed = {}
     for prompt, embedding in embeddings.items():
         used = embedding.any(dim=1).nonzero()
@@ -95,11 +78,7 @@ def save_text(path: Path, embeddings: Mapping[str, Tensor]) -> None:
 def check_embeddings(
     embeddings: Mapping[str, Tensor], tokens: int, width: int, source: str
 ) -> None:
-    """Check every (n, width) embedding, padded or not, against the config.
-
-    Raises:
-        CheckpointError: a wrong shape, a number that is not finite, or zeros only.
-    """
+    """Check every (n, width) embedding, padded or not, against the config."""
     for name, embedding in embeddings.items():
         prompt = shown(name)
         shape = tuple(embedding.shape)
@@ -180,11 +159,7 @@ def add_prompts(
 
 
 def t5_encoder(device: str, tokens: int) -> Encoder:
-    """Load T5-11B's encoder: 19 GB in float32, downloaded on first use.
-
-    Raises:
-        ConfigError: the package transformers is missing, or the model cannot be had.
-    """
+    """Load T5-11B's encoder: 19 GB in float32, downloaded on first use."""
     try:
         transformers = importlib.import_module("transformers")
     except ImportError as error:

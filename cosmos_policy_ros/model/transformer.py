@@ -36,41 +36,25 @@ TIMESTEPS_KEPT = 64  # 1 MB each for the 2B network; the released samplers visit
 
 
 class TimestepEmbedding(NamedTuple):
-    """Embedded timesteps. A tuple, so that FSDP and checkpointing see the tensors inside.
+    """Embedded timesteps. A tuple, so that FSDP and checkpointing see the tensors inside."""
 
-    Attributes:
-        activated: (b, T, D) SiLU of the normed sinusoid, the input of every modulation.
-        shared: (b, T, 3 D) the time MLP's output, added to every modulation.
-    """
-
-    activated: Tensor
-    shared: Tensor
+    activated: Tensor  # (b, T, D) SiLU of the normed sinusoid, the input of every modulation
+    shared: Tensor  # (b, T, 3 D) the time MLP's output, added to every modulation
 
 
 class Modulation(NamedTuple):
-    """Shift, scale and gate of every layer at given timesteps, prepared.
+    """Shift, scale and gate of every layer at given timesteps, prepared."""
 
-    Attributes:
-        blocks: (b, T, layers, 3, 3, D): per sub-layer of each block.
-        final: (b, T, 2, D): shift and scale before the output.
-    """
-
-    blocks: Tensor
-    final: Tensor
+    blocks: Tensor  # (b, T, layers, 3, 3, D), per sub-layer of each block
+    final: Tensor  # (b, T, 2, D), shift and scale before the output
 
 
 class TextKV(NamedTuple):
-    """The text as every block's cross-attention sees it, prepared; one block's has no ``layers``.
+    """The text as the blocks' cross-attention sees it, prepared; one block's lacks ``layers``."""
 
-    Attributes:
-        keys: (layers, b, A, L, d).
-        values: (layers, b, A, L, d).
-        bias: (b, 1, 1, L) added to the logits, or None.
-    """
-
-    keys: Tensor
-    values: Tensor
-    bias: Tensor | None
+    keys: Tensor  # (layers, b, A, L, d)
+    values: Tensor  # (layers, b, A, L, d)
+    bias: Tensor | None  # (b, 1, 1, L) added to the logits
 
 
 class Transformer(nn.Module):
@@ -107,7 +91,7 @@ class Transformer(nn.Module):
         wanted: Sequence[int] | None = None,
         rotation: Tensor | None = None,
     ) -> Tensor:
-        """Predict.
+        """Predict (B, 16, T, H, W) in the format of ``latent``; NaN in frames that are not wanted.
 
         Args:
             latent: (B, 16, T, H, W): clean in known frames, scaled noisy latent in the others.
@@ -117,9 +101,6 @@ class Transformer(nn.Module):
             wanted: frames to predict, all by default. The last block and the output layer compute
                 no others; every frame still has its say up to there.
             rotation: (2, T, S, 1, d / 2), of this latent's grid by :class:`RotaryPosition`.
-
-        Returns:
-            (B, 16, T, H, W) in the format of ``latent``; NaN in frames that were not wanted.
         """
         frames = range(latent.shape[2]) if wanted is None else tuple(wanted)
         when = self.embed(timestep) if isinstance(timestep, Tensor) else timestep
@@ -162,9 +143,7 @@ class Transformer(nn.Module):
     def read(self, text: Tensor, bias: Tensor | None = None) -> TextKV:
         """Prepare a (b, L, D) prompt embedding for :meth:`forward`, valid until the weights change.
 
-        Args:
-            text: the embedding; shorter with ``collapse_padding`` and as good.
-            bias: (b, 1, 1, L) for the logits of its tokens.
+        :func:`collapse_padding` makes it shorter and as good, with a ``bias`` (b, 1, 1, L).
         """
         said = text.to(self.dtype)
         pairs = [block.cross_attn.keys_and_values(said) for block in self.blocks]
@@ -500,13 +479,10 @@ class CachedTransformer:
 
 
 def collapse_padding(text: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Drop most of the zeros that pad each prompt.
+    """Drop most of the zeros that pad (B, L, D) prompt embeddings.
 
     They all have the same key and value, zero, because nothing has a bias: a few of them with a
     bias on their logits weigh as much as all.
-
-    Args:
-        text: (B, L, D) prompt embeddings, padded with zeros.
 
     Returns:
         (B, n, D) embeddings and (B, 1, 1, n) biases of their logits, with which attention gives

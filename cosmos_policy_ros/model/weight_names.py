@@ -71,9 +71,6 @@ def load_transformer(network: Transformer, tensors: Mapping[str, Tensor], source
         network: may lie on the meta device.
         tensors: under NVIDIA's, our own or diffusers' names; bookkeeping entries are ignored.
         source: the file, for messages.
-
-    Raises:
-        CheckpointError: as for :func:`check_tensors`.
     """
     expected = network.state_dict()
     if any(name.startswith("patch_embed.") for name in tensors):
@@ -93,11 +90,7 @@ def load_transformer(network: Transformer, tensors: Mapping[str, Tensor], source
 
 
 def load_autoencoder(tokenizer: Tokenizer, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Give the autoencoder a file's tensors, under the release's names or ours, without a copy.
-
-    Raises:
-        CheckpointError: as for :func:`check_tensors`.
-    """
+    """Give the autoencoder a file's tensors, under the release's names or ours, without a copy."""
     expected = tokenizer.vae.state_dict()
     ours = {name: name for name in expected}
     if any(name.startswith("encoder.middle.") for name in tensors):

@@ -80,9 +80,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
     Several safetensors files are read by their index, whose name ends in :data:`SHARDS`. Files are
     mapped into memory where their format allows it, so nothing is read before it is used.
-
-    Raises:
-        CheckpointError: unreadable, cut short, or holding something that is no tensor.
     """
     if path.is_dir():
         return _read_distributed(path)
@@ -203,11 +200,7 @@ def _read_distributed(folder: Path) -> dict[str, Tensor]:
 
 
 def load_index(path: Path) -> Any:
-    """Read the ``.metadata`` of a distributed checkpoint, as torch's ``Metadata``.
-
-    Raises:
-        CheckpointError: unreadable or holding anything else; a forbidden name is told.
-    """
+    """Read the ``.metadata`` of a distributed checkpoint, as torch's ``Metadata``."""
     from torch.distributed.checkpoint.metadata import Metadata
 
     allowed: dict[str, Any] = {
@@ -238,9 +231,6 @@ def load_prompts(path: Path) -> dict[str, Tensor]:
 
     Returns:
         Per prompt (L, D) on the CPU, bit for bit as written.
-
-    Raises:
-        CheckpointError: unreadable, cut short, or holding anything else; a forbidden name is told.
     """
     what = "a table of prompt embeddings"
     with reading(path, what, CheckpointError, AGAIN):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,6 @@ from cosmos_policy_ros.model.checkpoint import load_checkpoint
 from cosmos_policy_ros.model.convert import Parts, convert, find_parts, sha256_of
 from cosmos_policy_ros.model.weight_names import released_name
 from cosmos_policy_ros.model.weights import read_weights
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -103,18 +100,11 @@ def test_published_folder(published: Path, tmp_path: Path) -> None:
     plain.touch()
     for file in target.iterdir():
         assert file.stat().st_mode == plain.stat().st_mode, f"{file.name} is not for everyone"
-
-
-def test_provenance_names_the_sources(published: Path, tmp_path: Path) -> None:
-    run(published, tmp_path / "target")
-    history = json.loads((tmp_path / "target" / "provenance.json").read_text())
+    history = json.loads((target / "provenance.json").read_text())
     assert history["source"] == "a test"
-    assert history["digest_when_converted"] == load_checkpoint(tmp_path / "target").digest
-    made = history["files"]["transformer.safetensors"]
-    digest = subprocess.run(
-        ["sha256sum", published / WEIGHTS], capture_output=True, text=True, check=True
-    ).stdout.split()[0]
-    assert made == {"from": WEIGHTS, "sha256": digest}
+    assert history["digest_when_converted"] == load_checkpoint(target).digest
+    digest = hashlib.sha256((published / WEIGHTS).read_bytes()).hexdigest()
+    assert history["files"]["transformer.safetensors"] == {"from": WEIGHTS, "sha256": digest}
     assert str(tmp_path) not in json.dumps(history)
 
 
@@ -311,23 +301,20 @@ class Bomb:
         ),
     ],
 )
-@pytest.mark.parametrize("force", [False, True])
 def test_wrong_file_is_one_error_and_the_target_is_untouched(
     published: Path,
     tmp_path: Path,
     file: str,
     spoil: Callable[[Path], object],
     message: str,
-    force: bool,
 ) -> None:
     target = tmp_path / "target"
-    if force:
-        target.mkdir()
-        (target / "precious").write_text("kept")
+    target.mkdir()
+    (target / "precious").write_text("kept")
     spoil(published / file)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(CheckpointError, match=message):
-        run(published, target, force)
+        run(published, target, force=True)
     assert sorted(tmp_path.rglob("*")) == before
     assert not Path("sprung").exists()
 
@@ -376,19 +363,8 @@ def test_command(published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     words = [str(published), str(target), "--config", str(tmp_path / "small.yaml")]
     assert main(words) == 0
     assert f"done: {target}" in capsys.readouterr().out
-    assert main(words) == 1
-    assert capsys.readouterr().err.startswith("error: ")
-
-
-def test_script_ends_without_a_traceback(tmp_path: Path) -> None:
-    tmp_path.joinpath("empty").mkdir()
-    result = subprocess.run(
-        [sys.executable, ROOT / "scripts/cosmos", "convert", tmp_path / "empty", "x"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert result.returncode == 1
-    assert result.stderr.startswith("error: ") and "Traceback" not in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+    (tmp_path / "empty").mkdir()
+    for wrong in (words, [str(tmp_path / "empty"), str(tmp_path / "x")]):
+        assert main(wrong) == 1
+        told = capsys.readouterr().err
+        assert told.startswith("error: ") and len(told.splitlines()) == 1

@@ -203,11 +203,7 @@ def test_seed_beyond_32_bits_is_refused(tiny: CosmosPolicy, query: Query) -> Non
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [
-        ({"threads": 0}, "0 CPU threads"),
-        ({"device": "nonsense"}, "device 'nonsense' cannot be used"),
-        ({"device": "cuda:99"}, "device 'cuda:99' cannot be used"),
-    ],
+    [({"threads": 0}, "0 CPU threads"), ({"device": "nonsense"}, "'nonsense' cannot be used")],
 )
 def test_unusable_machine_is_named(
     tiny_path: Path, options: dict[str, object], message: str

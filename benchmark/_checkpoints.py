@@ -14,7 +14,7 @@ import yaml
 from cosmos_policy_ros.core.config import load_yaml
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.model import files
-from cosmos_policy_ros.model.text import save_text, stand_in_embeddings
+from cosmos_policy_ros.model.text import save_text
 from cosmos_policy_ros.rig.decision import Query
 from cosmos_policy_ros.rig.observation import Observation
 
@@ -46,7 +46,8 @@ def write_checkpoint(folder: Path, changes: Mapping[str, Any]) -> Path:
     }
     (folder / files.STATISTICS).write_text(json.dumps(statistics))
     width = config["transformer"]["text_width"]
-    save_text(folder / files.TEXT, stand_in_embeddings([PROMPT], PROMPT_TOKENS, width))
+    draw = torch.Generator().manual_seed(SEED)
+    save_text(folder / files.TEXT, {PROMPT: torch.randn(PROMPT_TOKENS, width, generator=draw)})
     return folder
 
 

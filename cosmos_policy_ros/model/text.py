@@ -6,14 +6,12 @@ hold the tokens only; :meth:`TextTable.embedding` pads them.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -93,20 +91,6 @@ def check_embeddings(
             raise CheckpointError(f"{source}: the embedding of '{prompt}' is nothing but zeros")
 
 
-def stand_in_embeddings(prompts: Iterable[str], tokens: int, width: int) -> dict[str, Tensor]:
-    """Return a fixed (tokens, width) float32 embedding per prompt, without a language model.
-
-    For small checkpoints that know a handful of prompts: standard normal numbers seeded by the
-    prompt's sha256, so that a prompt has the same embedding wherever and whenever it is made.
-    """
-    table = {}
-    for prompt in prompts:
-        seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "little")
-        numbers = np.random.RandomState(seed).standard_normal((tokens, width))
-        table[prompt] = torch.from_numpy(numbers.astype(np.float32))
-    return table
-
-
 # New prompts for a converted checkpoint: what ``cosmos embed-prompts`` does. The language model is
 # needed here only, once per prompt, and not on the robot.
 
@@ -116,13 +100,11 @@ LANGUAGE_MODEL = "google-t5/t5-11b"
 Encoder = Callable[[str], Tensor]
 
 
-def add_prompts(
-    folder: Path, prompts: Sequence[str], encoder: Encoder, encoder_name: str = LANGUAGE_MODEL
-) -> tuple[str, ...]:
+def add_prompts(folder: Path, prompts: Sequence[str], encoder: Encoder) -> tuple[str, ...]:
     """Embed prompts, in the exact wordings of task files, and add them to a checkpoint folder.
 
     Its ``text.safetensors`` is replaced in one step, after every prompt has been embedded; prompts
-    that it knows already stay. ``encoder_name`` goes into ``provenance.json``.
+    that it knows already stay.
 
     Returns:
         The prompts that were added.
@@ -139,7 +121,7 @@ def add_prompts(
     fresh = {
         p: encoder(p).to("cpu", torch.bfloat16) for p in dict.fromkeys(prompts) if p not in known
     }
-    check_embeddings(fresh, tokens, width, encoder_name)
+    check_embeddings(fresh, tokens, width, LANGUAGE_MODEL)
     if fresh:
         save_text(folder / files.TEXT, {**known, **fresh})
         provenance = folder / files.PROVENANCE
@@ -147,7 +129,7 @@ def add_prompts(
             if provenance.is_file():
                 history = parse_json(read_text(provenance))
                 history.setdefault("prompts_added", []).extend(
-                    {"prompt": p, "encoder": encoder_name, "version": __version__} for p in fresh
+                    {"prompt": p, "encoder": LANGUAGE_MODEL, "version": __version__} for p in fresh
                 )
                 replace_text(provenance, json.dumps(history, indent=2) + "\n")
         except (OSError, ValueError, AttributeError) as error:

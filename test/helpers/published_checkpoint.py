@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import pickle
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,3 +91,17 @@ def publish(folder: Path, statistics: Path) -> Path:
     (folder / "aloha_t5_embeddings.pkl").write_bytes(pickle.dumps(prompts()))
     (folder / "config.json").write_text(json.dumps({"model_type": "cosmos-policy"}))
     return folder
+
+
+def stand_in_embeddings(prompts: Iterable[str], tokens: int, width: int) -> dict[str, Tensor]:
+    """Return a fixed (tokens, width) float32 embedding per prompt, without a language model.
+
+    For small checkpoints that know a handful of prompts: standard normal numbers seeded by the
+    prompt's sha256, so that a prompt has the same embedding wherever and whenever it is made.
+    """
+    table = {}
+    for prompt in prompts:
+        seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "little")
+        numbers = np.random.RandomState(seed).standard_normal((tokens, width))
+        table[prompt] = torch.from_numpy(numbers.astype(np.float32))
+    return table

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cosmos_policy_ros.cli.embed_prompts import main
 from cosmos_policy_ros.core.errors import CheckpointError
-from cosmos_policy_ros.model.text import add_prompts, load_text
+from cosmos_policy_ros.model.text import LANGUAGE_MODEL, add_prompts, load_text
 
 WIDTH, TOKENS = 64, 512
 
@@ -52,11 +52,11 @@ def test_prompt_is_rounded_padded_and_added(folder: Path) -> None:
 
 def test_history_is_continued(folder: Path) -> None:
     for prompt in ("stack two cups", "open the jar"):
-        add_prompts(folder, [prompt], encoder, "a stand-in")
+        add_prompts(folder, [prompt], encoder)
     history = json.loads((folder / "provenance.json").read_text())
     assert history["source"] == "here"
     added = [(entry["prompt"], entry["encoder"]) for entry in history["prompts_added"]]
-    assert added == [("stack two cups", "a stand-in"), ("open the jar", "a stand-in")]
+    assert added == [("stack two cups", LANGUAGE_MODEL), ("open the jar", LANGUAGE_MODEL)]
 
 
 @pytest.mark.parametrize(

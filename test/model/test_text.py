@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.published_checkpoint import stand_in_embeddings
 from safetensors.torch import save_file
 
 from cosmos_policy_ros.core.errors import CheckpointError
-from cosmos_policy_ros.model.text import load_text, save_text, stand_in_embeddings
+from cosmos_policy_ros.model.text import load_text, save_text
 
 SHIPPED = (
     "fold shirt",

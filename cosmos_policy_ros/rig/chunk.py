@@ -291,8 +291,8 @@ class ChunkTransition:
         latency: seconds from there until it was judged, on the clock that arms move by.
         dropped: rows that were past, or the old path's, when it took over.
         blend_rows: over which it goes over from a path under way; 0 at rest.
-        decided: how rough it would have been as it was decided; of a refused one too.
-        sent: how rough it was as it was sent; None of a refused one.
+        decided: roughness of the decision before blending; of a refused one too.
+        sent: roughness of what was sent; None of a refused one.
     """
 
     asked_ns: int

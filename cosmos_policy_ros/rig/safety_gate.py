@@ -57,7 +57,7 @@ class GateResult:
         step: row of the chunk, -1 when no one row is meant.
         value, limit: found and allowed, in the joint's unit.
         message: one sentence for the operator.
-        jump: (14,) first row, as it was decided, less the commanded pose there; None when refused.
+        jump: (14,) decided first row less the commanded pose there; None when refused.
     """
 
     accepted: bool
@@ -187,7 +187,7 @@ class SafetyGate:
     def _lead_in(self, chunk: Array, commanded: Array) -> tuple[Array, str]:
         """Begin a chunk where the arms are held, if the rig asks for it and it is near enough.
 
-        One that may begin where it does is left as it was decided.
+        One whose first row is acceptable is left unchanged.
         """
         off = commanded - chunk[0]
         furthest = float(np.delete(np.abs(off), GRIPPER_INDICES).max())

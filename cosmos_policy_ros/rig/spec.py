@@ -462,7 +462,7 @@ class RigSpec:
 def load_rig(name_or_path: str, folder: Path) -> RigSpec:
     """Load a rig that is to move, by the name of a file in ``folder`` or by a YAML file's path.
 
-    Unlike a rig in a bag, which is read as it was, it must keep to the limits of its arms' model.
+    Unlike a rig in a bag, it must keep to the limits of its arms' model.
 
     Raises:
         ConfigError: no such rig (with the nearest name), or the file is wrong (with the key).

@@ -163,14 +163,14 @@ def test_a_size_beyond_the_limit_is_refused_undecoded(data: bytes) -> None:
         image_size(compressed(data), "/cam")
 
 
-def test_a_image_cannot_claim_more_than_its_bytes_hold() -> None:
+def test_an_image_cannot_claim_more_than_its_bytes_hold() -> None:
     """4096 x 4096 of 700 bytes: 0.3 s of decoding, and all of it grey."""
     assert "cannot hold the 4096x4096 pixels" in refusal(compressed(jpeg_claiming(4096, 4096)))
 
 
 @pytest.mark.parametrize("tail", [b"", bytes(40), b"\xff" * 9], ids=["end", "zeros", "ones"])
 @pytest.mark.parametrize("whole", [JPEG, PNG], ids=["jpeg", "png"])
-def test_a_image_that_was_cut_off_is_none(whole: bytes, tail: bytes) -> None:
+def test_an_image_that_was_cut_off_is_none(whole: bytes, tail: bytes) -> None:
     """Wherever it was cut, and whatever a buffer was filled up with."""
     for length in (*range(8, len(whole), 7), len(whole) - 2):
         assert "no readable image" in refusal(compressed(whole[:length] + tail))
@@ -275,7 +275,7 @@ def test_other_codings_are_refused() -> None:
         png(8, 8, chunk(b"acTL", bytes(8))),
     ],
 )
-def test_a_image_of_endless_parts_is_refused(data: bytes) -> None:
+def test_an_image_of_endless_parts_is_refused(data: bytes) -> None:
     refusal(compressed(data))
 
 
@@ -421,7 +421,7 @@ FUZZED = settings(max_examples=300, deadline=None, derandomize=True)
 
 @FUZZED
 @given(st.sampled_from([JPEG, PNG, GREY_JPEG, DEPTH_PNG]), EDITS, st.text(max_size=30))
-def test_any_damage_gives_a_image_or_an_error(
+def test_any_damage_gives_an_image_or_an_error(
     data: bytes, edits: list[tuple[int, bytes, int]], said: str
 ) -> None:
     outcome(compressed(edited(data, edits), said))
@@ -438,7 +438,7 @@ UINT32 = st.one_of(st.integers(0, 40), st.integers(0, 2**32 - 1))
     UINT32,
     st.binary(max_size=400),
 )
-def test_any_raw_fields_give_a_image_or_an_error(
+def test_any_raw_fields_give_an_image_or_an_error(
     encoding: str, height: int, width: int, step: int, data: bytes
 ) -> None:
     outcome(SimpleNamespace(encoding=encoding, height=height, width=width, step=step, data=data))

@@ -20,7 +20,6 @@ SPEED = 0.5  # rad/s
 RIG = load_rig("interbotix_1", config_folder("rigs"))
 GATE = SafetyGate(RIG)
 ANYWHERE = SafetyGate(replace(RIG, geometry=None))
-GRIPPERS = list(GRIPPER_INDICES)
 START = np.concatenate([[*arm.start, 0.0] for arm in RIG.arms.values()])
 
 
@@ -35,11 +34,11 @@ def test_from_anywhere_within_the_limits(shares: list[float]) -> None:
     path = np.array(
         [chunk.sample(NOW + t * 20_000_000) for t in range(len(chunk.positions) * 2 + 3)]
     )
-    arms = np.delete(path, GRIPPERS, axis=1)
+    arms = np.delete(path, GRIPPER_INDICES, axis=1)
     assert np.abs(np.diff(arms, axis=0)).max() <= SPEED * 0.02 * 1.001
-    np.testing.assert_allclose(arms[-1], np.delete(START, GRIPPERS), atol=1e-12)
-    held = np.tile(pose[GRIPPERS], (len(path), 1))
-    np.testing.assert_allclose(path[:, GRIPPERS], held, atol=1e-12)
+    np.testing.assert_allclose(arms[-1], np.delete(START, GRIPPER_INDICES), atol=1e-12)
+    held = np.tile(pose[GRIPPER_INDICES], (len(path), 1))
+    np.testing.assert_allclose(path[:, GRIPPER_INDICES], held, atol=1e-12)
     # Never away from the goal: straight there.
     assert (np.diff(np.abs(arms - arms[-1]), axis=0) <= 1e-12).all()
 

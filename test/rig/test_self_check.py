@@ -36,7 +36,7 @@ def rates(seconds: float = 2.0, **slow: float) -> Check:
     return check_rates(RIG, counts, seconds)
 
 
-def test_a_keeper_that_is_not_heard_of_stands_against_arming() -> None:
+def test_a_watchdog_that_is_silent_stands_against_arming() -> None:
     assert check_watchdog("arm_interface_node", "").passed
     silence = "the arm interface has not been heard of on /x: is it running?"
     found = check_watchdog("arm_interface_node", silence)

@@ -26,7 +26,7 @@ START_NS = 1_700_000_000_000_000_000
 # A busy machine is no reason to fail: no test of this package judges wall time.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
-# Nor are the tasks that whoever runs the tests may have made.
+# Nor are the task files of the person who runs the tests.
 os.environ["COSMOS_POLICY_TASKS"] = os.devnull
 
 

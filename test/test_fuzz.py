@@ -126,7 +126,7 @@ class Readers:
             "bag": (files, self.bag),
             "recovery": ([f[:-cut] for f in files for cut in (9, 2000)], self.recovery),
             "metadata": ([(self.bags[0] / "metadata.yaml").read_bytes()], self.metadata),
-            "label_log": ([_journal(folder)], self.label_log),
+            "label_log": ([_label_log(folder)], self.label_log),
             "definition": ([_definition()], self.definition),
             "message": ([_metadata(), _label()], self.message),
             "hdf5": (
@@ -269,7 +269,7 @@ def _without_checksums(content: bytes) -> bytes:
     return bytes(spoilt)
 
 
-def _journal(folder: Path) -> bytes:
+def _label_log(folder: Path) -> bytes:
     labels = [Label("e", n, "score", 10**18, points=50.0, note="a\u2028b") for n in (1, 2, 3)]
     (folder / LABEL_LOG).unlink(missing_ok=True)
     with logged(folder, labels):

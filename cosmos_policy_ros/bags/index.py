@@ -169,7 +169,7 @@ def _read(file: Path, stream: IO[bytes], place: MessageLocation, start: int, len
 
 @lru_cache(maxsize=_CHUNKS_KNOWN)
 def _check_sum(file: Path, chunk_at: int) -> None:
-    _content.__wrapped__(file, chunk_at)
+    _content.__wrapped__(file, chunk_at)  # not kept: messages are read from the file itself
 
 
 @lru_cache(maxsize=_CHUNKS_KEPT)

@@ -17,17 +17,16 @@ from cosmos_policy_ros.rig.spec import GREY, RigSpec
 
 ImageArray = NDArray[np.uint8] | bytes
 """(H, W, 3) RGB, or a whole JPEG file."""
-JPEG_BEGIN, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+JPEG_BEGIN = b"\xff\xd8"
 SUFFIX = "/compressed"  # image_transport's
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 JPEG_QUALITY = 95
-# As image_transport spells it.
-FORMAT, GREY_FORMAT = "rgb8; jpeg compressed bgr8", f"{GREY}; jpeg compressed "
+FORMAT = "rgb8; jpeg compressed bgr8"  # as image_transport spells it
 
 
 def is_jpeg(data: bytes) -> bool:
     """Return whether this is a JPEG file from its first to its last marker."""
-    return data.startswith(JPEG_BEGIN) and data.rstrip(b"\0").endswith(JPEG_END)
+    return data.startswith(JPEG_BEGIN) and data.rstrip(b"\0").endswith(b"\xff\xd9")
 
 
 def jpeg_topic(topic: Topic) -> Topic:
@@ -73,7 +72,7 @@ def to_compressed(types: Typestore, cdr: bytes, quality: int) -> bytes:
         ) from error
     compressed = types.types[COMPRESSED](
         header=message.header,
-        format=GREY_FORMAT if grey else FORMAT,
+        format=f"{GREY}; jpeg compressed " if grey else FORMAT,
         data=np.frombuffer(to_jpeg(rgb, quality, grey=grey), np.uint8),
     )
     return bytes(types.serialize_cdr(compressed, COMPRESSED))

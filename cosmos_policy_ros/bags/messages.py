@@ -24,8 +24,6 @@ from cosmos_policy_ros.rig.spec import RigSpec
 
 EPISODE_TYPE = f"{PACKAGE}/msg/Episode"
 LABEL_TYPE = f"{PACKAGE}/msg/Label"
-JOINT_STATE = "sensor_msgs/msg/JointState"
-TRAJECTORY = "trajectory_msgs/msg/JointTrajectory"
 LabelKind = Literal["score", "stage", "deduction", "discard"]
 
 HEADER_BYTES = 12  # of a message's kind of encoding, and the stamp of its header
@@ -268,7 +266,7 @@ class RigMessages:
         """Return a JointState of these joints, in a driver's units."""
         return _serialise(
             self._types,
-            JOINT_STATE,
+            "sensor_msgs/msg/JointState",
             header=_header(self._types, stamp_ns),
             name=list(names),
             position=position,
@@ -311,7 +309,7 @@ class RigMessages:
                 )
             cdr = _serialise(
                 self._types,
-                TRAJECTORY,
+                "trajectory_msgs/msg/JointTrajectory",
                 header=_header(self._types, start_ns, chunk_id),
                 joint_names=list(output.joints),
                 points=points,

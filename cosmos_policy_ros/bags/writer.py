@@ -269,11 +269,6 @@ class BagWriter:
         self.write(EPISODE_TOPIC.name, start_ns, first)
         self.flush()
 
-    @property
-    def counts(self) -> Mapping[str, int]:
-        """Messages per topic so far."""
-        return self._file.counts
-
     def write(self, topic: str, stamp_ns: int, cdr: bytes) -> None:
         """Append one message, byte for byte; ``stamp_ns`` is its receipt by the recorder's clock.
 

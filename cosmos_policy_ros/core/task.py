@@ -15,8 +15,6 @@ from cosmos_policy_ros.core.errors import ConfigError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.untrusted import shown
 
-RigKind = Literal["real", "sim"]
-
 NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
 MAX_NAME = 64  # characters; of a file's and a folder's name systems take 255 bytes
 TASKS_VARIABLE = "COSMOS_POLICY_TASKS"
@@ -88,7 +86,7 @@ class Task:
     description: str
     prompts: tuple[str, ...]
     time_limit: float
-    rigs: tuple[RigKind, ...]
+    rigs: tuple[Literal["real", "sim"], ...]
     rubric: Rubric
     deadline: float = 0.0
 

@@ -216,7 +216,7 @@ def line(**changes: Any) -> bytes:
     return json.dumps({**asdict(Label("e", 1, "score", 10**18, points=1.0)), **changes}).encode()
 
 
-def test_a_journal_of_before_is_read_as_it_was_meant(tmp_path: Path) -> None:
+def test_a_label_log_of_before_is_read(tmp_path: Path) -> None:
     """As written until now, unescaped."""
     written = line(note="a?b").replace(b"?", "\u2028".encode())
     (tmp_path / LABEL_LOG).write_bytes(written + b"\n")
@@ -256,7 +256,7 @@ def test_a_line_that_is_no_label_costs_itself_only(tmp_path: Path, bad: bytes) -
     assert "line 2 is no label and is left out" in problem and len(problem) < 500
 
 
-def test_a_journal_that_is_a_pipe_or_endless_is_told(episode: Path) -> None:
+def test_a_label_log_that_is_a_pipe_or_endless_is_told(episode: Path) -> None:
     os.mkfifo(episode / LABEL_LOG)
     with pytest.raises(RolloutError, match=r"labels\.jsonl: is a pipe"):
         read_episode(episode)
@@ -266,7 +266,7 @@ def test_a_journal_that_is_a_pipe_or_endless_is_told(episode: Path) -> None:
         read_episode(episode)
 
 
-def test_a_note_too_long_for_the_journal_is_refused_before_it_is_written(
+def test_a_note_too_long_is_refused_before_it_is_written(
     store: EpisodeStore, episode: Path
 ) -> None:
     with pytest.raises(RolloutError, match="a text of 10001 characters, at most 10000"):
@@ -466,6 +466,12 @@ def test_metadata_of_another_kind_are_told(episode: Path, old: str, new: str, to
     episode = rewritten(episode, old, new)
     with pytest.raises(RolloutError, match=rf"metadata\.yaml: .*{told}"):
         read_episode(episode)
+
+
+def test_metadata_are_parsed_once(episode: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By rosbags a second time, in every read of an episode."""
+    monkeypatch.setattr("rosbags.rosbag2.reader.YAML", None)
+    assert read_episode(episode).topics and list(read_messages(episode, ["/episode"]))
 
 
 def test_metadata_that_are_a_pipe_are_told(episode: Path) -> None:

@@ -26,6 +26,7 @@ from cosmos_policy_ros.rig.observation import Observation, SensorBuffer, fingerp
 # What was under way while the policy looked is stamped before the look and recorded after it. The
 # likeliest of the messages that the rig's limits allow are tried: some milliseconds each.
 MOST_TRIES = 2000
+_Choice = tuple[int, str, int]  # a message's stamp [ns], its topic, its index there
 
 
 def decisions(path: Path) -> Iterator[Any]:
@@ -179,8 +180,8 @@ class RecordedSensors:
             f"on its way to the recorder, or the bag was changed: leave this decision out"
         )
 
-    def _likeliest(self, stamp_ns: int) -> list[tuple[tuple[int, str, int], ...]]:
-        """Return what the policy may have had, likeliest first: per topic (stamp, topic, index).
+    def _likeliest(self, stamp_ns: int) -> list[tuple[_Choice, ...]]:
+        """Return what the policy may have had, one message per topic, the likeliest first.
 
         An observation bears its newest source's stamp, so one of them is at ``stamp_ns``. Cameras
         are late together, and so are arms: the less the latest of either lags, the likelier.
@@ -188,7 +189,7 @@ class RecordedSensors:
         limits, cameras = self.rig.rig.observation, self.rig.cameras
         skew_ns = round(limits.camera_skew * NS_PER_S)
 
-        def choices(topics: Iterable[str], age: float) -> list[tuple[tuple[int, str, int], ...]]:
+        def choices(topics: Iterable[str], age: float) -> list[tuple[_Choice, ...]]:
             found = []
             for name in topics:
                 topic = self.topics[name]

@@ -192,7 +192,7 @@ def test_a_chunk_replaced_or_braked_counts_as_far_as_it_was_executed(writing: Wr
     assert usable.tolist() == [True] * 26 + [False] * 9 + [True] * 50
 
 
-def test_the_way_to_the_start_pose_is_nobodys_action(writing: Writing) -> None:
+def test_the_way_to_the_start_pose_is_no_action(writing: Writing) -> None:
     windows = sent(
         writing,
         6.0,

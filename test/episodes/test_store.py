@@ -240,7 +240,7 @@ def test_text_that_looks_like_something_else_survives_a_late_label(
     assert {name: custom[name] for name in odd} == odd
 
 
-def test_unfinished_episode_is_refused_until_salvaged(
+def test_unfinished_episode_is_refused_until_recovered(
     recording: Recording,
     store: EpisodeStore,
     metadata: EpisodeMetadata,

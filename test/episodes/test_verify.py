@@ -154,12 +154,12 @@ def change(name: str, value: object) -> Callable[[str], str]:
         (lambda line: "", "label revision 3 is in the bag and not in labels.jsonl"),
     ],
 )
-def test_a_changed_line_of_the_journal_is_named(
+def test_a_changed_line_of_the_label_log_is_named(
     scored: Path, edit: Callable[[str], str], words: str
 ) -> None:
-    label_log = scored / "labels.jsonl"
-    *others, last = label_log.read_text().splitlines()
-    label_log.write_text("\n".join([*others, *filter(None, [edit(last)])]) + "\n")
+    log = scored / "labels.jsonl"
+    *others, last = log.read_text().splitlines()
+    log.write_text("\n".join([*others, *filter(None, [edit(last)])]) + "\n")
     assert any(words in text for text in check(scored).problems)
 
 

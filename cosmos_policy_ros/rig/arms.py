@@ -42,10 +42,8 @@ class Crank:
 def finger_from_angle(angle: float, radius: float, rod: float) -> float:
     """Return one finger's distance [m] from the gripper's middle at motor ``angle`` [rad].
 
-    Args:
-        angle: gripper motor angle; -pi/2 is the innermost and pi/2 the outermost position.
-        radius: crank radius [m], 0.022 on a vx300s.
-        rod: connecting rod length [m], 0.036 on a vx300s.
+    -pi/2 is the innermost and pi/2 the outermost angle; a vx300s has a radius of 0.022 m and a rod
+    of 0.036 m.
 
     Raises:
         ConfigError: not 0 < radius < rod.

@@ -278,7 +278,7 @@ class Discontinuity:
     acceleration: float
 
     def __str__(self) -> str:
-        """Return it for people."""
+        """Return its three numbers with their units."""
         return f"{self.position:.3f} rad, {self.velocity:.2f} rad/s, {self.acceleration:.1f} rad/s²"
 
 

@@ -192,9 +192,7 @@ class CollisionModel:
     def distances(self, rows: Array, openings: Array | None = None) -> dict[tuple[str, str], float]:
         """Return how close each two links, or link and table, come in (n, 14) poses [m].
 
-        Args:
-            rows: poses, policy units.
-            openings: as :meth:`approach` has them; None for fingers where they are commanded.
+        ``openings`` are :meth:`approach`'s; None for fingers where they are commanded.
         """
         rows, widest = _openings(rows, np.zeros(len(ARMS)) if openings is None else openings)
         widest = rows[:, GRIPPER_INDICES] if openings is None else widest
@@ -214,14 +212,10 @@ class CollisionModel:
         distances: tuple[Array, Array],
         allowed: Array,
     ) -> Approach | None:
-        """Halve the stretches ``at`` which ``pairs`` may come too close, until none is left.
+        """Halve the stretches on which ``pairs`` (m,) may come too close, until none is left.
 
-        Args:
-            path: rows, velocities per row and widest openings.
-            at: (m,) rows that the stretches begin with.
-            pairs: (m,) whose distance it is about.
-            distances: (m,) at each stretch's beginning and end.
-            allowed: per pair.
+        They begin with the rows ``at`` (m,) of the ``path``, which is rows, velocities per row and
+        widest openings, and have ``distances`` (m,) at their beginning and end.
         """
         rows, per_row, widest = path
 
@@ -261,12 +255,9 @@ class CollisionModel:
         return Approach(self._names[pair], int(row), float(distance), float(allowed[pair]))
 
     def _distances(self, rows: Array, widest: Array, near: Array) -> Array:
-        """Return (n, pairs) distances; those beyond ``near`` (n, pairs) are a lower bound of them.
+        """Return (n, pairs) distances in (n, 14) poses; those beyond ``near`` are a lower bound.
 
-        Args:
-            rows: (n, 14) poses.
-            widest: (n, 2) openings that an object may have kept the fingers at.
-            near: of interest.
+        An object may have kept the fingers at the ``widest`` (n, 2) openings.
         """
         placed = self._place(rows, widest)
         middles = (placed.ends[:, :, 0] + placed.ends[:, :, 1]).transpose(2, 0, 1) / 2
@@ -374,10 +365,8 @@ class _Link(NamedTuple):
     def reach(self, *, above: bool = False, since: int = -1) -> Array:
         """Return the (14,) most that each joint's turn moves any point of it [m/rad].
 
-        Args:
-            above: only up and down, which the waist does not move.
-            since: frame of the same arm against which the motion is; its own joint and those before
-                it move both.
+        With ``above`` only up and down, where the waist moves nothing; with ``since`` against that
+        frame of the same arm, whose own joint and those before it move both.
         """
         capsule, first = self.capsule, self.arm * ARM_DIM
         ends = np.array([capsule.start, capsule.end])

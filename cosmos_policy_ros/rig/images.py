@@ -87,8 +87,7 @@ def decode_image(
 
     Raises:
         ObservationError: not whole, too large, not of ``size``, grey or depth where colour is
-            wanted, no readable JPEG or PNG, or an encoding that needs cv_bridge where cv_bridge is
-            missing or fails.
+            wanted, not readable, or cv_bridge is needed and missing or fails.
     """
     height, width = image_size(message, source, grey=grey)
     if size and (height, width) != tuple(size):

@@ -179,13 +179,9 @@ class SensorBuffer:
     def add_image(
         self, role: str, message: Any, stamp_ns: int, receipt: Receipt | None = None
     ) -> bool:
-        """Keep a camera message and return True, or count it as rejected and remember why.
+        """Keep an Image or CompressedImage and return True, or count it as rejected and why.
 
-        Args:
-            role: of the camera.
-            message: Image or CompressedImage.
-            stamp_ns: its stamp, nanoseconds.
-            receipt: when it came; None where stamps are of the clock that arms move by.
+        ``receipt`` is None where stamps are of the clock that arms move by.
         """
         source = self._cameras[role]
         if not source.accept(stamp_ns, receipt, self._limits.stamp_ahead, lambda: message):
@@ -203,14 +199,9 @@ class SensorBuffer:
         stamp_ns: int,
         receipt: Receipt | None = None,
     ) -> bool:
-        """Keep a joint state and return True, or count it as rejected and remember why.
+        """Keep a joint state and return True, or count it as rejected and why.
 
-        Args:
-            side: of the arm.
-            names: of its joints.
-            positions: one for each name.
-            stamp_ns: its stamp, nanoseconds.
-            receipt: when it came; None where stamps are of the clock that arms move by.
+        ``receipt`` is None where stamps are of the clock that arms move by.
         """
         source = self._arms[side]
         return source.accept(
@@ -252,9 +243,7 @@ class SensorBuffer:
     def stale_source(self, now_ns: int, *, cameras: bool = True) -> str:
         """Return which source has been gone for too long to go on moving; empty for none.
 
-        Args:
-            now_ns: the clock that arms move by.
-            cameras: whether the motion was decided on images; else only the arms count.
+        Without ``cameras``, for a motion that no image decided, only the arms count.
         """
         limits = self._limits
         for arm in self._arms.values():
@@ -299,10 +288,8 @@ class SensorBuffer:
     def observe(self, now_ns: int, not_before_ns: int = 0) -> Observation:
         """Build the observation of this moment.
 
-        Args:
-            now_ns: the clock that arms move by.
-            not_before_ns: every source must be stamped at or after this, so that a decision never
-                rests on what was seen before the last chunk ended.
+        Every source must be stamped at or after ``not_before_ns``, so that a decision never rests
+        on what was seen before the last chunk ended.
 
         Raises:
             ObservationError: names every source that is missing, stale, frozen, skewed or

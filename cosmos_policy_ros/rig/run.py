@@ -121,16 +121,9 @@ class Run:
     ) -> None:
         """Begin observing.
 
-        Args:
-            goal: what to do.
-            rig: limits and rates.
-            sources: of the observations.
-            gate: judges the chunks.
-            limits: patience and braking.
-            commanded: (14,) pose that the arms hold, None where no pose was commanded yet.
-            dry: whether chunks go nowhere, so that every one begins where the arms stand.
-            scheduler: when to query in motion; None for never.
-            tracking: watches whether the arms follow; None for a new one.
+        The arms hold ``commanded`` (14,), None where no pose was commanded yet. A ``dry`` run's
+        chunks go nowhere, so that every one begins where the arms stand. Without a ``scheduler``
+        it never queries in motion.
         """
         self.goal, self.phase, self.message = goal, Phase.OBSERVING, ""
         self.outcome: Outcome | None = None

@@ -41,7 +41,7 @@ from cosmos_policy_ros.inference.worker import (
     Worker,
     WorkerLimits,
 )
-from cosmos_policy_ros.planning.search import DEPICT, SURE, Durations, Search, TaskKey, fit
+from cosmos_policy_ros.planning.search import DECODE_IMAGES, SURE, Durations, Search, TaskKey, fit
 from cosmos_policy_ros.rig.decision import Decision, EngineInfo, Query
 
 # A task is overdue, and dispatched a second time, after so many times what 95 % of its like have
@@ -97,7 +97,7 @@ class SearchScheduler:
             on_change()
 
         self.workers = tuple(Worker(host, limits, changed) for host in hosts)
-        self._thread = threading.Thread(target=self._serve, name="planner", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="search", daemon=True)
         self._thread.start()
 
     @property
@@ -185,7 +185,7 @@ class SearchScheduler:
                         except CosmosPolicyError as error:
                             future.set_exception(error)
                         else:
-                            self.durations.add(DEPICT, 1, time.monotonic() - since)
+                            self.durations.add(DECODE_IMAGES, 1, time.monotonic() - since)
                             future.set_result(images)
                 self._compare_workers()
                 self._finish()
@@ -284,7 +284,7 @@ class SearchScheduler:
                 event = "computed", index, now, run, key
             elif self._images:
                 task, future = self._images.popleft()
-                expected = self.durations.seconds(DEPICT, 1, SURE, {})
+                expected = self.durations.seconds(DECODE_IMAGES, 1, SURE, {})
                 event = "decoded", index, now, future
             else:
                 return

@@ -251,7 +251,7 @@ def run_search(
 
 # How much of a search fits into a deadline, by what its tasks have taken so far.
 
-DEPICT = "decode_images"  # beside the stages of a search
+DECODE_IMAGES = "decode_images"  # beside the stages of a search
 REMEMBERED = 100  # tasks per stage
 SURE = 0.95  # fraction of the tasks that are expected to keep to the time planned for them
 
@@ -263,7 +263,7 @@ class Durations:
     """
 
     def __init__(self) -> None:
-        kinds = (*STAGES, DEPICT)
+        kinds = (*STAGES, DECODE_IMAGES)
         self._measured: dict[str, deque[float]] = {k: deque(maxlen=REMEMBERED) for k in kinds}
 
     def add(self, stage: str, steps: int, seconds: float) -> None:
@@ -282,7 +282,7 @@ class Durations:
         """Return p50 and p95 of each stage for people."""
         return {
             stage: "p50 {:.4g} s, p95 {:.4g} s".format(*np.quantile(found, (0.5, 0.95)))
-            + ("" if stage == DEPICT else " per step")
+            + ("" if stage == DECODE_IMAGES else " per step")
             for stage, found in self._measured.items()
             if found
         }

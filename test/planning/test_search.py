@@ -171,7 +171,7 @@ def test_the_average_of_all_futures_can_be_shown(
 
 
 @RELEASED
-def test_a_image_without_memory_costs_no_process(
+def test_an_image_without_memory_costs_no_process(
     policy: CosmosPolicy, engine: SearchEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:

@@ -103,6 +103,8 @@ def _check_metadata(information: Mapping[str, Any]) -> None:
     _check_number(information["starting_time"], "nanoseconds_since_epoch")
     if not isinstance(information.get("custom_data") or {}, dict):
         raise UnreadableError("its custom_data is no mapping")
+    if not isinstance(information.get("files") or [], list):
+        raise UnreadableError("its files is no list")
 
 
 def _check_number(where: Mapping[str, Any], key: str) -> None:
@@ -156,7 +158,7 @@ def add_file(
         rename(draft, target)
         merged = copy.deepcopy(dict(information))
         merged["relative_file_paths"].append(target.name)
-        merged["files"] += addition["files"]
+        merged["files"] = (merged.get("files") or []) + addition["files"]
         merged["message_count"] += len(messages)
         (added,) = addition["topics_with_message_count"]
         for listed in merged["topics_with_message_count"]:

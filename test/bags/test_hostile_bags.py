@@ -460,12 +460,22 @@ def test_metadata_lead_to_no_other_folder(episode: Path, new: str, told: str) ->
         ("duration:", "durations:", "cannot be read as a bag's metadata"),
         ("since_epoch: 1", "since_epoch: 9" + "9" * 30, "no whole number of 64"),
         ("custom_data:", "custom_data: [1]\n  other:", "custom_data is no mapping"),
+        ("\n  files:", "\n  files: 1\n  other:", "files is no list"),
     ],
 )
 def test_metadata_of_another_kind_are_told(episode: Path, old: str, new: str, told: str) -> None:
     episode = rewritten(episode, old, new)
     with pytest.raises(RolloutError, match=rf"metadata\.yaml: .*{told}"):
         read_episode(episode)
+
+
+def test_a_bag_that_lists_no_files_one_by_one_takes_a_label(
+    episode: Path, types: Typestore
+) -> None:
+    """Bags before rosbag2's fifth layout do not; a KeyError left the new file behind."""
+    rewritten(episode, "\n  files:", "\n  formerly:")
+    label = Label(episode.name, 0, "score", 10**18, points=50.0)
+    assert add_labels(episode, lambda _: [label], types) == read_episode(episode).labels
 
 
 def test_metadata_are_parsed_once(episode: Path, monkeypatch: pytest.MonkeyPatch) -> None:

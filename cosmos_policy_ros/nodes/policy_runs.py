@@ -114,8 +114,8 @@ class PolicyRuns:
             self.stop("cancelled", "the goal was cancelled")
         elif self._inference.status == "failed":
             self.stop("fault", self._inference.message)
-        elif complaint := self._watchdog.complaint():
-            self.stop("fault", complaint)
+        elif problem := self._watchdog.problem():
+            self.stop("fault", problem)
         elif self._inference.status == "ready" or run.phase is Phase.EXECUTING:
             started = time.monotonic()
             ready = self._inference.status == "ready"
@@ -206,8 +206,8 @@ class PolicyRuns:
             raise RigError("the arms are disarmed; call ~/arm with data: true first")
         if self.run is not None or self.motion is not None:
             raise RigError("the arms are in use; call ~/stop first")
-        if complaint := self.latched or self._watchdog.complaint():
-            raise RigError(complaint)
+        if problem := self.latched or self._watchdog.problem():
+            raise RigError(problem)
         measured, now_ns = self._sources.measured(), self._clock.now_ns()
         if measured is None:
             raise RigError("the arms have sent no joint states: are their drivers running?")
@@ -244,8 +244,8 @@ class PolicyRuns:
         lags = (
             None if measured is None or self._settings.dry_run else tracking.check(now_ns, measured)
         )
-        if complaint := self._watchdog.complaint():
-            self._node.get_logger().error(f"the way to the start pose is over: {complaint}")
+        if problem := self._watchdog.problem():
+            self._node.get_logger().error(f"the way to the start pose is over: {problem}")
             self._brake_motion(motion, now_ns, self._settings.run.brake_seconds)
             self.forget_commanded()
         elif lags is not None:
@@ -401,8 +401,8 @@ class PolicyRuns:
             raise ConfigError("the arms are disarmed; call ~/arm with data: true first")
         if self._inference.status == "failed":
             raise WorkerError(f"the engine is not available: {self._inference.message}")
-        if complaint := self.latched or self._watchdog.complaint():
-            raise RigError(complaint)
+        if problem := self.latched or self._watchdog.problem():
+            raise RigError(problem)
         if not (math.isfinite(request.time_limit) and request.time_limit >= 0):
             raise ConfigError(f"time_limit {request.time_limit} s must be finite, 0 or more")
         settings = self._settings

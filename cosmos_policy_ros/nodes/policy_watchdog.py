@@ -91,7 +91,7 @@ class WatchdogMonitor:
         """
         return self.held() if self._holding else self._overslept or self._oversleeping()
 
-    def complaint(self) -> str:
+    def problem(self) -> str:
         """Return why nothing is to be moved, empty if the arms would follow and be held."""
         return self.held() or self.silence()
 

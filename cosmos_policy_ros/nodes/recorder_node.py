@@ -416,7 +416,7 @@ class RecorderNode(shell.ManagedNode):
         while True:
             free = await self._background.run(_free_bytes, self._open_store.root)
             self._refuse_inactive()
-            reasons = self._complaints(seconds, free)
+            reasons = self._problems(seconds, free)
             if not reasons:
                 return
             if time.monotonic() > deadline:
@@ -424,7 +424,7 @@ class RecorderNode(shell.ManagedNode):
             await self._background.pause(RETRY)
             self._refuse_inactive()
 
-    def _complaints(self, seconds: float, free_bytes: int) -> tuple[str, ...]:
+    def _problems(self, seconds: float, free_bytes: int) -> tuple[str, ...]:
         self._inputs.take_all_waiting()
         if missing := self._inputs.missing():
             return (

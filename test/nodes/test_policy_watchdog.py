@@ -62,17 +62,17 @@ def test_whom_it_listens_to(
     assert bench.watch.needed == bool(topics)
     if not topics:
         bench.now += 1000.0
-        assert bench.watch.complaint() == bench.watch.silence() == ""
+        assert bench.watch.problem() == bench.watch.silence() == ""
 
 
 def test_a_watchdog_must_be_heard_of_and_go_on_speaking(bench: Bench) -> None:
-    assert "has not been heard of on arm_interface_node/state" in bench.watch.complaint()
+    assert "has not been heard of on arm_interface_node/state" in bench.watch.problem()
     bench.run(1.0)
-    assert not bench.watch.complaint()
+    assert not bench.watch.problem()
     for _ in range(7):
         bench.now += 0.05
         bench.watch.wake(True)
-    assert "the arm interface was last heard of 0.35 s ago" in bench.watch.complaint()
+    assert "the arm interface was last heard of 0.35 s ago" in bench.watch.problem()
     assert not bench.watch.held(), "nobody holds the arms: a brake of ours does"
 
 
@@ -92,9 +92,9 @@ def test_a_node_that_slept_moves_nothing_before_it_has_heard_what_happened(bench
     # The first poll comes before the watchdog's word: it stays so until somebody disarms.
     bench.watch.wake(True)
     bench.run(2.0)
-    assert "kept waiting for 0.50 s" in bench.watch.complaint()
+    assert "kept waiting for 0.50 s" in bench.watch.problem()
     bench.watch.wake(False)
-    assert not bench.watch.complaint()
+    assert not bench.watch.problem()
 
 
 def test_a_disarmed_node_may_sleep(bench: Bench) -> None:
@@ -102,4 +102,4 @@ def test_a_disarmed_node_may_sleep(bench: Bench) -> None:
     bench.now += 5.0
     bench.watch.wake(False)
     bench.run(0.1)
-    assert not bench.watch.complaint()
+    assert not bench.watch.problem()

@@ -110,7 +110,8 @@ def find_rig(episode: Episode) -> RigInBag:
     """Return the rig that an episode was recorded on.
 
     Raises:
-        RolloutError: the rig file in its metadata is invalid, or its topics are not in the bag.
+        RolloutError: the rig file in its metadata is invalid, its topics are not in the bag, or an
+            earlier version recorded it.
     """
     try:
         rig = parse_config(
@@ -118,6 +119,13 @@ def find_rig(episode: Episode) -> RigInBag:
         )
     except ConfigError as error:
         raise RolloutError(str(error)) from error
+    # Without its gate results, a decision's chunk would be taken to start when it was sent.
+    if old := next((t for t in episode.topics if t.endswith(f"{POLICY_NODE}/verdict")), None):
+        raise RolloutError(
+            f"{episode.path}: an earlier version recorded it, with {old} for today's "
+            f"{POLICY_NODE}/gate_result; read it with that version, "
+            f"{episode.metadata.package_version}"
+        )
     for jpeg in (False, True):
         shown = rig_of_bag(rig, jpeg)
         names = _sensors(shown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.core.errors import ObservationError, RolloutError
 from cosmos_policy_ros.dataset.playback import decisions, observations
+from cosmos_policy_ros.episodes.episode import TopicSummary, read_episode
 from cosmos_policy_ros.episodes.store import EpisodeStore
+from cosmos_policy_ros.episodes.topics import find_rig
 from cosmos_policy_ros.rig.observation import Observation
 
 
@@ -55,6 +58,20 @@ def test_names_of_the_recorder_do_not_matter(
     for role, image in observation.images.items():
         exact = np.array_equal(image, noise(role, 400))
         assert (image.shape, exact) == ((8, 8, 3), not jpeg)
+
+
+def test_an_episode_of_an_earlier_version_is_refused_by_name(
+    episodes: EpisodeStore, types: Typestore
+) -> None:
+    """Read without its gate results, every action would begin a little late, without a word."""
+    episode = read_episode(record(episodes, types, 0.5))
+    topics = {**episode.topics, "/lab/policy_node/verdict": TopicSummary("x/msg/Verdict", 3)}
+    with pytest.raises(RolloutError, match="/lab/policy_node/verdict for today's .*gate_result"):
+        find_rig(replace(episode, topics=topics))
+    rig_yaml = episode.metadata.rig_yaml + "\nlead_in: 0.2\n"
+    old = replace(episode, metadata=replace(episode.metadata, rig_yaml=rig_yaml))
+    with pytest.raises(RolloutError, match="lead_in"):
+        find_rig(old)
 
 
 def write_with_late_sources(writing: Writing, digest: str) -> Path:

@@ -66,7 +66,7 @@ def test_an_episode_of_an_earlier_version_is_refused_by_name(
     """Read without its gate results, every action would begin a little late, without a word."""
     episode = read_episode(record(episodes, types, 0.5))
     topics = {**episode.topics, "/lab/policy_node/verdict": TopicSummary("x/msg/Verdict", 3)}
-    with pytest.raises(RolloutError, match="/lab/policy_node/verdict for today's .*gate_result"):
+    with pytest.raises(RolloutError, match=r"/lab/policy_node/verdict for today's .*gate_result"):
         find_rig(replace(episode, topics=topics))
     rig_yaml = episode.metadata.rig_yaml + "\nlead_in: 0.2\n"
     old = replace(episode, metadata=replace(episode.metadata, rig_yaml=rig_yaml))

@@ -53,7 +53,7 @@ class TargetMaker:
         self._cache: dict[tuple[int, int], Tensor] = {}
         self._bytes_left = cache_gb * GIGABYTE
         self._at_once = max(MAX_PIXELS // checkpoint.config.image_size**2, 1)
-        # Without a cache a moment would be encoded as often as its windows are.
+        # A cached moment is known by its step, so a cache is refused where images are augmented.
         self._by_moment = bool(cache_gb) and is_of_images(checkpoint.tokenizer.vae)
 
     @torch.no_grad()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -61,16 +65,23 @@ def record_wave(
     return path
 
 
+def same_day() -> AbstractContextManager[Any]:
+    """Give episodes the same ids in every run: they decide which ones are held out."""
+    now = SimpleNamespace(now=lambda: datetime(2026, 1, 1))
+    return patch("cosmos_policy_ros.episodes.store.datetime", now)
+
+
 @pytest.fixture(scope="session")
 def episodes(tmp_path_factory: pytest.TempPathFactory, types: Typestore) -> Path:
     """A folder with demonstrations and one with rollouts, three of each."""
     root = tmp_path_factory.mktemp("episodes")
-    demonstrations = EpisodeStore(root / "demonstrations", types)
-    for phase in range(3):
-        record_wave(demonstrations, types, phase)
-    rollouts = EpisodeStore(root / "rollouts", types)
-    for phase, score in ((3, 100.0), (4, 0.0), (5, 40.0)):
-        record_wave(rollouts, types, phase, score)
+    with same_day():
+        demonstrations = EpisodeStore(root / "demonstrations", types)
+        for phase in range(3):
+            record_wave(demonstrations, types, phase)
+        rollouts = EpisodeStore(root / "rollouts", types)
+        for phase, score in ((3, 100.0), (4, 0.0), (5, 40.0)):
+            record_wave(rollouts, types, phase, score)
     return root
 
 

@@ -34,7 +34,7 @@ from cosmos_policy_ros.training.targets import (
     inflate,
 )
 
-from .conftest import TINY, wave
+from .conftest import TINY, same_day, wave
 
 # A random autoencoder shows one grey for a while before it tells the cameras apart.
 STEPS, BATCH, RATE = 80, 6, 1e-3
@@ -111,8 +111,9 @@ def record_square(store: EpisodeStore, types: Typestore, phase: float) -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory, types: Typestore) -> Path:
     folder = tmp_path_factory.mktemp("autoencoder")
     store = EpisodeStore(folder / "episodes", types)
-    for phase in (0.0, 1.0, 2.0):
-        record_square(store, types, phase)
+    with same_day():
+        for phase in (0.0, 1.0, 2.0):
+            record_square(store, types, phase)
     config = {
         "checkpoint": str(TINY),
         "data": {"demonstrations": [str(folder / "episodes")], "held_out": 0.34},

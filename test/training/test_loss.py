@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from datetime import datetime
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -23,7 +21,7 @@ from cosmos_policy_ros.training.parallel import joined
 from cosmos_policy_ros.training.reports import read_steps
 from cosmos_policy_ros.training.trainer import Trainer
 
-from .conftest import TINY, settings
+from .conftest import TINY, same_day, settings
 
 TRAINED = config_folder("models") / "tiny"
 EPISODES, CHUNKS = 5, 3
@@ -34,9 +32,7 @@ def demonstrations(tmp_path_factory: pytest.TempPathFactory, types: Typestore) -
     """Five that differ little, with the cube in one place: what a minute of training grasps."""
     root = tmp_path_factory.mktemp("demonstrated")
     store = EpisodeStore(root / "demonstrations", types)
-    # Which one is held out depends on the ids, and these on the day, unless it is always the same.
-    always = patch("cosmos_policy_ros.episodes.store.datetime", now=lambda: datetime(2026, 1, 1))
-    with always, Renderer(TASK, 64, 64) as renderer:
+    with same_day(), Renderer(TASK, 64, 64) as renderer:
         for seed in range(EPISODES):
             demonstrate(
                 store, types, renderer, seed, place=3, chunks=CHUNKS, jitter=0.1, scored=False

@@ -162,12 +162,9 @@ def test_a_line_per_step_tells_what_happened(plain: Path) -> None:
 # ---------------------------------------------------------------- the same curve, whatever happens
 
 
-@pytest.mark.parametrize("shard_size", [8, 1])
-def test_two_processes_learn_what_one_learns(
-    plain: Path, tmp_path: Path, episodes: Path, shard_size: int
-) -> None:
-    """Whether they share one copy of the network or have one each, and end in between or not."""
-    both, run = tmp_path / "both", {"shard_size": shard_size, "validation_windows": 1}
+def test_two_processes_learn_what_one_learns(plain: Path, tmp_path: Path, episodes: Path) -> None:
+    """With a copy of the network each, and an end in between; with Muon they share one."""
+    both, run = tmp_path / "both", {"shard_size": 1, "validation_windows": 1}
     command(both, episodes, processes=2, run={**run, "steps": 2})
     command(both, episodes, "--resume", processes=2, run=run)
     same(curve(both), curve(plain), rtol=1e-3)
@@ -234,34 +231,23 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
 
 
 def test_a_run_goes_on_from_its_newest_whole_point(tmp_path: Path, config: Config) -> None:
+    """With all that moves the weights: AdamW, Muon and the moving average."""
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    train(config(run={"steps": 4, "save_every": 3}), whole)
-    train(config(run={"steps": 2, "save_every": 3}), halves)
+    optimiser = {"matrix_rate": 0.01, "average": 0.9}
+    train(config(run={"steps": 4, "save_every": 3}, optimiser=optimiser), whole)
+    train(config(run={"steps": 2, "save_every": 3}, optimiser=optimiser), halves)
     resume = halves / "training" / "resume"
     (resume / "step_000000003.partial").mkdir()  # a save that was killed
-    second = train(config(run={"steps": 4, "save_every": 3}), halves)
+    second = train(config(run={"steps": 4, "save_every": 3}, optimiser=optimiser), halves)
     assert second.first_step == 2
     assert curve(halves) == curve(whole)
     one, other = (load_file(path / files.TRANSFORMER) for path in (whole, halves))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert sorted(path.name for path in resume.iterdir()) == ["step_000000003", "step_000000004"]
-
-
-def test_muon_and_the_average_go_on_where_they_were(tmp_path: Path, config: Config) -> None:
-    optimiser = {"matrix_rate": 0.01, "average": 0.9}
-    run = {"save_every": 2, "validation_windows": 0}
-    train(config(run={"steps": 4, **run}, optimiser=optimiser), tmp_path / "whole")
-    train(config(run={"steps": 2, **run}, optimiser=optimiser), tmp_path / "halves")
-    second = train(config(run={"steps": 4, **run}, optimiser=optimiser), tmp_path / "halves")
-    assert second.first_step == 2
-    assert curve(tmp_path / "halves") == curve(tmp_path / "whole")
-    file = files.TRANSFORMER
-    whole, halves = (load_file(tmp_path / name / file) for name in ("whole", "halves"))
-    assert all(torch.equal(whole[name], halves[name]) for name in whole)
     # What is deployed is the average, not the last step's weights.
     assert second.average is not None
     name = "final_layer.linear.weight"
-    deployed = load_checkpoint(tmp_path / "halves").transformer.state_dict()[name]
+    deployed = load_checkpoint(halves).transformer.state_dict()[name]
     assert torch.equal(deployed, second.average.tensors[name])
     assert not torch.equal(deployed, second.optimisers.parameters[name])
 
@@ -374,27 +360,30 @@ def test_a_silent_start_from_scratch_is_impossible(
             TrainingError, match=r"first loss is .*a random network's .*right checkpoint"
         ):
             train(config(start=start), tmp_path / name)
-        meant = config(start={**start, "check": False}, run={"steps": 1})
-        assert train(meant, tmp_path / name).start_loss is not None
+    meant = config(start={**start, "check": False}, run={"steps": 1})
+    assert train(meant, tmp_path / "silent").start_loss is not None
+
+
+@pytest.fixture(scope="module")
+def strange(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with weights of which nothing holds but what a success is worth."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "strange"
+    shutil.copytree(trained, folder)
+    checkpoint = load_checkpoint(TINY)
+    learn_success(checkpoint, others=1.5)
+    save_file(checkpoint.transformer.state_dict(), folder / files.TRANSFORMER)
+    return folder
 
 
 @pytest.mark.parametrize("statistics", ["checkpoint", "demonstrations"])
 def test_trained_weights_begin_on_data_that_they_are_wrong_about(
     tmp_path: Path,
     config: Config,
-    trained: Path,
+    strange: Path,
     statistics: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """They were taken for wrong weights, and there was no way on but from scratch.
-
-    Of what they learned, nothing but what a success is worth holds for this data.
-    """
-    strange = tmp_path / "strange"
-    shutil.copytree(trained, strange)
-    checkpoint = load_checkpoint(TINY)
-    learn_success(checkpoint, others=1.5)
-    save_file(checkpoint.transformer.state_dict(), strange / files.TRANSFORMER)
+    """They were taken for wrong weights, and there was no way on but from scratch."""
     start = {"checkpoint": str(strange), "scratch": False, "statistics": statistics}
     data = {"rollouts": [], "held_out": 0.0}
     trainer = train(config(start=start, data=data, run={"steps": 1}), tmp_path / "out")
@@ -410,7 +399,7 @@ def test_adapters_learn_beside_frozen_weights_and_are_merged(
 ) -> None:
     start = {"checkpoint": str(trained), "scratch": False, "statistics": "checkpoint"}
     lora = {"rank": 4, "targets": ["q_proj", "layer2"]}
-    run = {"precision": precision}
+    run = {"precision": precision, "steps": 2}
     trainer = train(config(start=start, lora=lora, run=run), tmp_path / "out")
     names = {
         name.split(".")[-1] for name, p in trainer.network.named_parameters() if p.requires_grad
@@ -421,16 +410,17 @@ def test_adapters_learn_beside_frozen_weights_and_are_merged(
     changed = {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"q_proj", "layer2"}
     # At first the adapters add nothing: the loss is that of the network without them.
-    train(config(start=start, run={"steps": 1, **run}), tmp_path / "whole")
+    train(config(start=start, run={**run, "steps": 1}), tmp_path / "whole")
     assert losses(tmp_path / "out")[0] == pytest.approx(losses(tmp_path / "whole")[0], rel=1e-6)
 
 
-def test_bfloat16_arithmetic_keeps_float32_weights(tmp_path: Path, config: Config) -> None:
+def test_bfloat16_arithmetic_keeps_float32_weights(
+    plain: Path, tmp_path: Path, config: Config
+) -> None:
     trainer = train(config(run={"precision": "bfloat16", "steps": 2}), tmp_path / "half")
-    train(config(run={"steps": 2}), tmp_path / "single")
     assert {p.dtype for p in trainer.optimisers.parameters.values()} == {torch.float32}
     assert {m.dtype for m in trainer.optimisers.moments().values()} == {torch.float32}
-    half, single = losses(tmp_path / "half"), losses(tmp_path / "single")
+    half, single = losses(tmp_path / "half"), losses(plain)[:2]
     assert half == pytest.approx(single, rel=0.05)
     assert half != single
 

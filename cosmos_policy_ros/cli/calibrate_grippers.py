@@ -19,7 +19,6 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
 
-from cosmos_policy_ros.cli.shared import parse, run
 from cosmos_policy_ros.core.config import did_you_mean, to_plain
 from cosmos_policy_ros.core.errors import ConfigError, RigError
 from cosmos_policy_ros.core.paths import config_folder
@@ -108,16 +107,11 @@ ENDS = (
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``cosmos calibrate-grippers``; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="cosmos calibrate-grippers",
-        description="Measure both grippers' ends and write a rig file that has them.",
-    )
+def add_calibrate_grippers(parser: argparse.ArgumentParser) -> None:
+    """Measure both grippers' ends and write a rig file that has them."""
     parser.add_argument("--rig", default="interbotix_1", help="name in config/rigs, or a file")
     parser.add_argument("--output", type=Path, required=True, help="the rig file to write")
-    options = parse(parser, arguments)
-    return run(lambda: _calibrate(options.rig, options.output.expanduser()))
+    parser.set_defaults(run=lambda options: _calibrate(options.rig, options.output.expanduser()))
 
 
 def _calibrate(name: str, output: Path) -> int:

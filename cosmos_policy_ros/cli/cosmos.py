@@ -1,12 +1,14 @@
 """``cosmos``: the package's one command; ``cosmos --help`` is its map.
 
-Each subcommand is a module beside this one with ``main(arguments) -> exit code``. It is imported
-when it is chosen, so that listing episodes does not wait for torch, nor training for ROS.
+Each subcommand is a function ``add_NAME(parser)`` of a module beside this one: its docstring is the
+help text, and the default ``run`` that it sets does the work and returns the exit code. Only the
+module of the chosen command is imported: listing episodes waits for no torch, training for no ROS.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ from importlib import import_module
 import argcomplete
 
 from cosmos_policy_ros import __version__
+from cosmos_policy_ros.core.errors import CosmosPolicyError
 
 COMMANDS = {
     "on a rig": {
@@ -36,7 +39,10 @@ COMMANDS = {
         "embed-prompts": "add prompts to a checkpoint folder",
         "train": "fine-tune a checkpoint on episodes",
         "evaluate": "policies on the same scenes of the simulated rig, in one table",
+        "held-out": "trained checkpoints on demonstrations that were held out, in one table",
+        "round": "a trained checkpoint in half precision, with one task's prompts",
         "improve": "the paper's loop: collect rollouts, train a world model, compare",
+        "report": "whether planning can help, measured, beside a comparison",
     },
     "the small checkpoint": {
         "train-autoencoder": "a small video autoencoder for images of your own",
@@ -45,61 +51,91 @@ COMMANDS = {
     },
 }
 HELP = {name: text for group in COMMANDS.values() for name, text in group.items()}
-MODULES = {"import": "import_hdf5"}
+# Where it is not the module of the command's own name.
+MODULES = {
+    "recover": "episodes",
+    "import": "import_hdf5",
+    "export-hdf5": "export",
+    "export-lerobot": "export",
+    "replay-gate": "replay",
+    "replay-decision": "replay",
+    "convert": "checkpoints",
+    "embed-prompts": "checkpoints",
+    "train-autoencoder": "train",
+    "held-out": "experiments",
+    "round": "experiments",
+    "improve": "experiments",
+    "report": "experiments",
+    "reproduce-tiny": "experiments",
+    "ablate": "experiments",
+}
 ROS = ("rclpy", "cosmos_policy_ros.nodes", "cosmos_policy_ros.msg", "rcl_interfaces")
+INTERRUPTED, PIPE_CLOSED = 130, 141  # exit codes, as a shell reports SIGINT and SIGPIPE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    # A shell that asks for completions gives the line so far in the environment.
+    line = os.environ["COMP_LINE"].split()[1:] if "_ARGCOMPLETE" in os.environ else given
+    map_of_commands = "\n\n".join(
+        "\n".join([f"{group}:", *(f"  {name:<20}{text}" for name, text in commands.items())])
+        for group, commands in COMMANDS.items()
+    )
     parser = argparse.ArgumentParser(
         prog="cosmos",
         usage="cosmos COMMAND [...]",
         description="Cosmos Policy on the ALOHA bimanual rig.",
-        epilog=_map(),
+        epilog=f"{map_of_commands}\n\n'cosmos COMMAND --help' tells what each takes.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument("command", choices=HELP, metavar="COMMAND", help="one of those below")
-    _complete(parser)
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    name = parser.parse_args(given[:1] or ["--help"]).command
-    try:
-        command = import_module(f"cosmos_policy_ros.cli.{module_of(name)}")
-    except ModuleNotFoundError as error:
-        if not str(error.name).startswith(ROS):
-            raise
-        print(
-            f"error: 'cosmos {name}' needs ROS 2 ({error.name} is not found): source it, or use "
-            "scripts/setup and scripts/env.sh",
-            file=sys.stderr,
-        )
-        return 1
-    return int(command.main(given[1:]))
+    parser.set_defaults(arguments=given, interrupted="interrupted: nothing further was written")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, prog="cosmos")
+    for name in HELP:
+        command = commands.add_parser(name)
+        if line[:1] != [name]:
+            continue
+        try:
+            module = import_module(f"cosmos_policy_ros.cli.{module_of(name)}")
+        except ModuleNotFoundError as error:
+            if not str(error.name).startswith(ROS):
+                raise
+            print(
+                f"error: 'cosmos {name}' needs ROS 2 ({error.name} is not found): source it, or "
+                "use scripts/setup and scripts/env.sh",
+                file=sys.stderr,
+            )
+            return 1
+        add = getattr(module, f"add_{name.replace('-', '_')}")
+        command.description = inspect.getdoc(add)
+        add(command)
+    argcomplete.autocomplete(parser)
+    return _run(parser.parse_args(given))
 
 
 def module_of(name: str) -> str:
-    """Return the module beside this one that is a subcommand's."""
+    """Return the module beside this one that has a subcommand."""
     return MODULES.get(name, name.replace("-", "_"))
 
 
-def _map() -> str:
-    lines = []
-    for group, commands in COMMANDS.items():
-        lines += ["", f"{group}:", *(f"  {name:<20}{text}" for name, text in commands.items())]
-    lines += ["", "'cosmos COMMAND --help' tells what each takes."]
-    return "\n".join(lines).lstrip("\n")
-
-
-def _complete(parser: argparse.ArgumentParser) -> None:
-    """Answer a shell that asks for completions: of the command, or of its own options."""
-    words = os.environ.get("COMP_LINE", "").split()
-    if "_ARGCOMPLETE" not in os.environ or len(words) < 2 or words[1] not in HELP:
-        argcomplete.autocomplete(parser)
-        return
-    if len(words) > 2 or os.environ["COMP_LINE"].endswith(" "):
-        # The subcommand's own parser answers, and takes the first two words for its name.
-        os.environ["_ARGCOMPLETE"] = "2"
-        import_module(f"cosmos_policy_ros.cli.{module_of(words[1])}").main([])
+def _run(options: argparse.Namespace) -> int:
+    """Run a command and return its exit code; no traceback for what an operator can meet."""
+    try:
+        code = int(options.run(options))
+        sys.stdout.flush()
+    except CosmosPolicyError as error:
+        if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks for all
+            print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\n{options.interrupted}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The interpreter flushes once more at its end, and would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    return code
 
 
 if __name__ == "__main__":  # loading processes import this file once more

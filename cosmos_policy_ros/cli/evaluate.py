@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from cosmos_policy_ros.cli.shared import parse, run
-from cosmos_policy_ros.cli.stages import GOES_ON
+from cosmos_policy_ros.cli.shared import GOES_ON, add_config
 from cosmos_policy_ros.core.config import load_changed, load_yaml, named_file, to_plain
 from cosmos_policy_ros.core.errors import ConfigError
 from cosmos_policy_ros.core.paths import config_folder
@@ -24,10 +22,18 @@ CONFIG, TABLE = "evaluation.yaml", "table.md"
 FREE = ("processes", "threads", "trials", "conditions")  # may change in between
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``cosmos evaluate``; returns the exit code."""
-    options = _parse(arguments)
-    return run(lambda: _evaluate(options), GOES_ON)
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    """Let checkpoints, searches and baselines try the same scenes of the simulated rig.
+
+    All meet the same noise, in shuffled order, and are compared. A killed evaluation goes on where
+    it was.
+    """
+    add_config(parser, "evaluations")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder of the trials and the table"
+    )
+    parser.add_argument("--checkpoint", help="in place of those that the config names")
+    parser.set_defaults(run=_evaluate, interrupted=GOES_ON)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -35,7 +41,11 @@ def _evaluate(options: argparse.Namespace) -> int:
     file = named_file(options.config, config_folder("evaluations"))
     config = load_changed(EvaluationConfig, file, options.set)
     if options.checkpoint:
-        config = _with_checkpoint(config, options.checkpoint)
+        contenders = tuple(
+            replace(each, checkpoint=options.checkpoint) if each.engine == "cosmos" else each
+            for each in config.contenders
+        )
+        config = replace(config, contenders=contenders)
     try:
         _open(config, output)
         lines = report(config, evaluate(config, output))
@@ -62,14 +72,6 @@ def report(config: EvaluationConfig, results: Sequence[Result]) -> list[str]:
     ]
 
 
-def _with_checkpoint(config: EvaluationConfig, checkpoint: str) -> EvaluationConfig:
-    contenders = tuple(
-        dataclasses.replace(each, checkpoint=checkpoint) if each.engine == "cosmos" else each
-        for each in config.contenders
-    )
-    return dataclasses.replace(config, contenders=contenders)
-
-
 def _open(config: EvaluationConfig, output: Path) -> None:
     """Make the output folder, or make sure that its trials are of the same evaluation."""
     now = to_plain(config)
@@ -90,26 +92,3 @@ def _by_name(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys with each contender by its name: there may be more of them, or fewer."""
     named = {f"contender {each['name']}": each for each in content["contenders"]}
     return {**{key: value for key, value in content.items() if key != "contenders"}, **named}
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="cosmos evaluate",
-        description="Let checkpoints, searches and baselines try the same scenes of the simulated "
-        "rig with the same noise, in shuffled order, and compare them. A killed evaluation goes on "
-        "where it was.",
-    )
-    known = ", ".join(sorted(p.stem for p in config_folder("evaluations").glob("*.yaml")))
-    parser.add_argument("config", help=f"a YAML file, or one of {known}")
-    parser.add_argument(
-        "--output", type=Path, required=True, help="folder of the trials and the table"
-    )
-    parser.add_argument("--checkpoint", help="in place of those that the config names")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the config"
-    )
-    return parse(parser, arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

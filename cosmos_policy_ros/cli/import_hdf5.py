@@ -1,45 +1,78 @@
-"""What ``cosmos import`` does: episodes of ALOHA, ACT and Cosmos HDF5 files into bags."""
+"""``cosmos import``: episodes of ALOHA, ACT and Cosmos HDF5 files into bags."""
 
 from __future__ import annotations
 
 import argparse
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from cosmos_policy_ros.bags.types import load_types
-from cosmos_policy_ros.cli.shared import add_root, parse, run, say_count, say_seconds
+from cosmos_policy_ros.cli.shared import add_root, say_count, say_seconds
 from cosmos_policy_ros.core.errors import CosmosPolicyError, RolloutError
 from cosmos_policy_ros.core.paths import package_share
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.interop.hdf5_layout import SUFFIXES
-from cosmos_policy_ros.interop.to_bag import Imported, Importer, ImportOptions, KnownSourceError
+from cosmos_policy_ros.interop.to_bag import Importer, ImportOptions, KnownSourceError
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``cosmos import``; returns the exit code."""
-    options = _parse(arguments)
-    return run(lambda: _import_all(options))
+def add_import(parser: argparse.ArgumentParser) -> None:
+    """Make bags of ALOHA, ACT and Cosmos Policy HDF5 episodes.
+
+    What is wrong with a file is said and the others go on; then, and for a file that was imported
+    before, the exit code is 1.
+    """
+    parser.add_argument(
+        "sources", type=Path, nargs="+", metavar="SOURCE", help="HDF5 files, or folders of them"
+    )
+    add_root(parser)
+    parser.add_argument(
+        "--rig", help="a rig file's name or path (interbotix_1; sim for simulated data)"
+    )
+    parser.add_argument(
+        "--task", help="a task file's name or path (the one with the episode's prompt)"
+    )
+    parser.add_argument(
+        "--prompt", help="the task's text (the file's, else after the folder's name)"
+    )
+    parser.add_argument(
+        "--rate",
+        type=float,
+        help="steps per second of the source, 50 for ACT (what the file tells); at 50 every second "
+        "step is taken",
+    )
+    parser.add_argument(
+        "--videos-as",
+        choices=("jpeg", "raw"),
+        default="jpeg",
+        help="what the frames of videos become: JPEG of quality 95, or raw at ten times the size",
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="also take files that the store has already"
+    )
+    parser.set_defaults(run=_import)
 
 
-def _import_all(options: argparse.Namespace) -> int:
+def _import(options: argparse.Namespace) -> int:
     files = find_files(options.sources)
     types = load_types(package_share() / "msg")
     store = EpisodeStore(options.root.expanduser(), types)
-    choices = ImportOptions(
-        rig=options.rig,
-        task=options.task,
-        prompt=options.prompt,
-        rate=options.rate,
-        videos_as=options.videos_as,
-        again=options.again,
-    )
+    given = {
+        name: getattr(options, name)
+        for name in ("rig", "task", "prompt", "rate")
+        if getattr(options, name) is not None
+    }
+    choices = ImportOptions(videos_as=options.videos_as, again=options.again, **given)
     importer = Importer(store, types, choices)
     imported = known = failed = 0
     for file in files:
         try:
-            print(f"{file}: {_say(importer.take(file))}", flush=True)
+            done = importer.take(file)
+            seconds = say_seconds(done.seconds)
+            score = "" if done.score is None else f", {done.score:g} of 100"
+            said = f"{done.steps} steps, {seconds}{score}, {done.quality.text}"
+            print(f"{file}: {done.path.name}, {said}", flush=True)
             imported += 1
         except KnownSourceError as error:
             print(f"refused: {error}", file=sys.stderr, flush=True)
@@ -81,50 +114,3 @@ def _natural(path: Path) -> list[tuple[int, str]]:
         (int(part), "") if part.isdecimal() else (-1, part)
         for part in re.split(r"(\d+)", str(path))
     ]
-
-
-def _say(done: Imported) -> str:
-    score = "" if done.score is None else f", {done.score:g} of 100"
-    return (
-        f"{done.path.name}, {done.steps} steps, {say_seconds(done.seconds)}{score}, "
-        f"{done.quality.text}"
-    )
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="cosmos import",
-        description="Make bags of ALOHA, ACT and Cosmos Policy HDF5 episodes. What is wrong with a "
-        "file is said and the others go on; then, and for a file that was imported before, the "
-        "exit code is 1.",
-    )
-    parser.add_argument(
-        "sources", type=Path, nargs="+", metavar="SOURCE", help="HDF5 files, or folders of them"
-    )
-    add_root(parser)
-    parser.add_argument(
-        "--rig", default="", help="a rig file's name or path (interbotix_1; sim for simulated data)"
-    )
-    parser.add_argument(
-        "--task", default="", help="a task file's name or path (the one with the episode's prompt)"
-    )
-    parser.add_argument(
-        "--prompt", default="", help="the task's text (the file's, else after the folder's name)"
-    )
-    parser.add_argument(
-        "--rate",
-        type=float,
-        default=0.0,
-        help="steps per second of the source, 50 for ACT (what the file tells); at 50 every second "
-        "step is taken",
-    )
-    parser.add_argument(
-        "--videos-as",
-        choices=("jpeg", "raw"),
-        default="jpeg",
-        help="what the frames of videos become: JPEG of quality 95, or raw at ten times the size",
-    )
-    parser.add_argument(
-        "--again", action="store_true", help="also take files that the store has already"
-    )
-    return parse(parser, arguments)

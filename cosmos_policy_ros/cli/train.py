@@ -1,10 +1,9 @@
-"""``cosmos train``: fine-tune a checkpoint on episodes."""
+"""``cosmos train`` and ``cosmos train-autoencoder``: checkpoints from episodes."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,15 +11,15 @@ from typing import Any
 
 import yaml
 
-from cosmos_policy_ros.cli.shared import parse
+from cosmos_policy_ros.cli.shared import add_config
 from cosmos_policy_ros.core.config import load_changed, load_yaml, named_file, to_plain
-from cosmos_policy_ros.core.errors import CosmosPolicyError, TrainingError
+from cosmos_policy_ros.core.errors import TrainingError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.training.config import TrainingConfig
 
 # In the log folder: what the run was started with, every default spelled out.
 CONFIG = "config.yaml"
-MODULE = "cosmos_policy_ros.cli.train"  # its name, also where it is the main program
+PROGRAM = "cosmos_policy_ros.cli.cosmos"
 # What may differ when a run is gone on with: none of it changes a step that was done.
 FREE = {
     *(f"run.{key}" for key in ("steps", "save_every", "keep", "validation_windows", "device")),
@@ -29,25 +28,31 @@ FREE = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``cosmos train``; returns the exit code."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    options = _parse(given)
-    if options.processes > 1 and "RANK" not in os.environ and not options.dry_run:
-        return _launch(options.processes, given)
-    try:
-        config = read_config(options.config, options.set)
+def add_train(parser: argparse.ArgumentParser) -> None:
+    """Fine-tune a Cosmos Policy checkpoint on recorded episodes."""
+    add_config(parser, "training")
+    parser.add_argument("--output", type=Path, help="the checkpoint folder to make")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    parser.add_argument("--processes", type=int, default=1, help="on this machine, one per GPU (1)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print data, memory and time, and end"
+    )
+
+    def run(options: argparse.Namespace) -> int:
         if options.dry_run:
             from cosmos_policy_ros.training.estimate import describe_run
 
+            config = read_config(options.config, options.set)
             print("\n".join(describe_run(config, options.processes)))
+        elif options.output is None:
+            parser.error("--output is needed: the checkpoint folder to make")
+        elif options.processes > 1 and "RANK" not in os.environ:
+            return _launch(options.processes, options.arguments)
         else:
-            _train(config, options.output, options.resume)
-    except CosmosPolicyError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+            _train(read_config(options.config, options.set), options.output, options.resume)
+        return 0
+
+    parser.set_defaults(run=run)
 
 
 def read_config(name: str, changes: Sequence[str] = ()) -> TrainingConfig:
@@ -57,28 +62,6 @@ def read_config(name: str, changes: Sequence[str] = ()) -> TrainingConfig:
         ConfigError: no such file or key, or a value that is none.
     """
     return load_changed(TrainingConfig, named_file(name, config_folder("training")), changes)
-
-
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="cosmos train",
-        description="Fine-tune a Cosmos Policy checkpoint on recorded episodes.",
-    )
-    known = ", ".join(sorted(p.stem for p in config_folder("training").glob("*.yaml")))
-    parser.add_argument("config", help=f"a YAML file, or one of {known}")
-    parser.add_argument("--output", type=Path, help="the checkpoint folder to make")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the config"
-    )
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --output")
-    parser.add_argument("--processes", type=int, default=1, help="on this machine, one per GPU (1)")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print data, memory and time, and end"
-    )
-    options = parse(parser, arguments)
-    if options.output is None and not options.dry_run:
-        parser.error("--output is needed: the checkpoint folder to make")
-    return options
 
 
 def _launch(processes: int, arguments: Sequence[str]) -> int:
@@ -100,7 +83,7 @@ def _launch(processes: int, arguments: Sequence[str]) -> int:
         os.environ[MEETING] = f"{folder}/processes"
         launcher = ["--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file"]
         launcher += ["--rdzv-endpoint", f"{folder}/launcher"]
-        launcher += ["--nproc-per-node", str(processes), "-m", MODULE, *arguments]
+        launcher += ["--nproc-per-node", str(processes), "-m", PROGRAM, *arguments]
         try:
             torchrun(launcher)
         except ChildFailedError:  # its own words are on the screen
@@ -154,5 +137,31 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def add_train_autoencoder(parser: argparse.ArgumentParser) -> None:
+    """Train a small video autoencoder on the images of recorded episodes."""
+    add_config(parser, "autoencoder")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="the checkpoint folder to make, to train from"
+    )
+    parser.set_defaults(run=_train_autoencoder)
+
+
+def _train_autoencoder(options: argparse.Namespace) -> int:
+    from cosmos_policy_ros.model import files
+    from cosmos_policy_ros.training.autoencoder import AutoencoderConfig, train_autoencoder
+
+    file = named_file(options.config, config_folder("autoencoder"))
+    config = load_changed(AutoencoderConfig, file, options.set)
+    output = options.output.expanduser()
+    if (output / files.VAE).exists():
+        raise TrainingError(f"{output}: holds an autoencoder; give another folder")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        errors = train_autoencoder(config, output)
+    except OSError as error:
+        raise TrainingError(f"{output}: cannot be written: {error}") from error
+    print(
+        f"{output}: L1 {errors.l1:.4f} on held-out images ({errors.moving:.4f} where they move); "
+        f"the cameras' mean images have {errors.mean_image:.4f} ({errors.mean_image_moving:.4f})"
+    )
+    return 0

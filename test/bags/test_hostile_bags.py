@@ -31,7 +31,7 @@ from cosmos_policy_ros.bags.index import index_topics
 from cosmos_policy_ros.bags.messages import EpisodeMetadata, Label
 from cosmos_policy_ros.bags.types import types_of_definition
 from cosmos_policy_ros.bags.writer import BagWriter, read_metadata
-from cosmos_policy_ros.cli.recover import main as recover_command
+from cosmos_policy_ros.cli import cosmos
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.dataset.windows import EpisodeWindows, Sent, find_steps
 from cosmos_policy_ros.episodes.episode import read_episode, read_messages
@@ -167,7 +167,7 @@ def test_what_no_recorder_made_is_named_and_left(
     assert isinstance(error, RolloutError) and str(path) in str(error)
     assert isinstance(recovered, Recovered)
     assert os.path.lexists(path)
-    assert recover_command([str(store.root)]) == 1
+    assert cosmos.main(["recover", str(store.root)]) == 1
     assert path.name in capsys.readouterr().err
 
 

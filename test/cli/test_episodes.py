@@ -14,8 +14,7 @@ from helpers.episodes import START_NS, Writing, record
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.bags.writer import BagWriter
-from cosmos_policy_ros.cli import episodes as episodes_command
-from cosmos_policy_ros.cli import recover as recover_command
+from cosmos_policy_ros.cli import cosmos
 from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.store import EpisodeStore
@@ -36,7 +35,7 @@ class Terminal:
         self.out = self.err = ""
 
     def __call__(self, command: str, *arguments: str) -> int:
-        code = episodes_command.main([command, "--root", str(self._root), *arguments])
+        code = cosmos.main(["episodes", command, "--root", str(self._root), *arguments])
         self.out, self.err = self._capsys.readouterr()
         return code
 
@@ -263,12 +262,12 @@ def test_recover_by_hand(
     assert f"left alone: {living.path}: is being recorded" in result.stdout
     assert result.stderr.startswith(f"error: {hopeless}: has no")
     assert living.open and read_episode(dead.with_suffix("")).recovered
-    assert recover_command.main([str(episodes.root)]) == 0
-    assert recover_command.main([str(living.path)]) == 1
-    assert recover_command.main([str(tmp_path / "nowhere")]) == 1
+    assert cosmos.main(["recover", str(episodes.root)]) == 0
+    assert cosmos.main(["recover", str(living.path)]) == 1
+    assert cosmos.main(["recover", str(tmp_path / "nowhere")]) == 1
     living.finish("stopped")
     capsys.readouterr()
-    assert recover_command.main([str(episodes.root)]) == 0
+    assert cosmos.main(["recover", str(episodes.root)]) == 0
     assert "no unfinished episode below it" in capsys.readouterr().out
 
 
@@ -276,5 +275,5 @@ def test_recover_takes_one_folder(
     episodes: EpisodeStore, types: Typestore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = (die(Writing(episodes, types), monkeypatch) for _ in range(2))
-    assert recover_command.main([str(one)]) == 0
+    assert cosmos.main(["recover", str(one)]) == 0
     assert not one.exists() and other.is_dir()

@@ -12,7 +12,7 @@ import pytest
 from helpers.hdf5 import ROLLOUT, write_hdf5
 from rosbags.typesys.store import Typestore
 
-from cosmos_policy_ros.cli import export_hdf5, import_hdf5
+from cosmos_policy_ros.cli import cosmos
 from cosmos_policy_ros.cli.import_hdf5 import find_files
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.episodes.store import EpisodeStore
@@ -62,11 +62,11 @@ def test_a_bad_file_does_not_stop_the_others(
     assert len(list(store.iterdir())) == 3
 
     (sources / "fold_shirt/train/episode_11.hdf5").unlink()
-    assert import_hdf5.main([str(sources), "--root", str(store)]) == 1
+    assert cosmos.main(["import", str(sources), "--root", str(store)]) == 1
     said = capsys.readouterr()
     assert said.err.count("refused: ") == 3
     assert said.out == f"0 episodes imported into {store}, 3 there already\n"
-    assert import_hdf5.main([str(sources), "--root", str(store), "--again"]) == 0
+    assert cosmos.main(["import", str(sources), "--root", str(store), "--again"]) == 0
     assert len(list(store.iterdir())) == 6
 
 
@@ -75,7 +75,7 @@ def test_a_wrong_rig_or_task_is_said_once(
 ) -> None:
     store = ["--root", str(tmp_path / "store")]
     for option, near in (("--rig=interbotix_3", "interbotix_"), ("--task=shirts", "'shirt'")):
-        assert import_hdf5.main([str(sources), *store, option]) == 1
+        assert cosmos.main(["import", str(sources), *store, option]) == 1
         said = capsys.readouterr().err
         assert said.count("\n") == 1
         assert f"did you mean {near}" in said.replace("'interbotix", "interbotix")
@@ -85,7 +85,7 @@ def test_export_takes_what_is_scored_and_goes_on(
     tmp_path: Path, sources: Path, types: Typestore, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store, out = tmp_path / "store", tmp_path / "deep/out"
-    import_hdf5.main([str(sources), "--root", str(store)])
+    cosmos.main(["import", str(sources), "--root", str(store)])
     done = run("export-hdf5", "--root", store, "--out", out)
     assert done.returncode == 0
     assert "left out: 2 without a score" in done.stderr
@@ -93,20 +93,20 @@ def test_export_takes_what_is_scored_and_goes_on(
         assert file.attributes["task_description"] == "put candy in bag"
 
     capsys.readouterr()
-    assert export_hdf5.main(["--root", str(store), "--out", str(out)]) == 1
+    assert cosmos.main(["export-hdf5", "--root", str(store), "--out", str(out)]) == 1
     assert "is there and not empty; give a new folder" in capsys.readouterr().err
     arguments = ["--root", str(store), "--unscored", "--task", "shirt"]
-    assert export_hdf5.main([*arguments, "--out", str(tmp_path / "shirts")]) == 0
+    assert cosmos.main(["export-hdf5", *arguments, "--out", str(tmp_path / "shirts")]) == 0
     assert len(list((tmp_path / "shirts").iterdir())) == 2
     none = ["--root", str(store), "--task", "plate", "--out", str(tmp_path / "none")]
-    assert export_hdf5.main(none) == 1
+    assert cosmos.main(["export-hdf5", *none]) == 1
     assert "no such episode among 3" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
-    assert export_hdf5.main(["1", *none]) == 1
+    assert cosmos.main(["export-hdf5", "1", *none]) == 1
     assert "by --task, not both" in capsys.readouterr().err
     EpisodeStore(store, types).discard("bad light", episode=next(store.iterdir()).name)
     discarded = next(p for p in store.iterdir() if p.suffix == ".discarded").name[-14:-10]
-    assert export_hdf5.main([discarded, *none[:2], *none[-2:]]) == 1
+    assert cosmos.main(["export-hdf5", discarded, *none[:2], *none[-2:]]) == 1
     assert "was discarded: bad light" in capsys.readouterr().err
 
 
@@ -114,7 +114,7 @@ def test_a_bag_that_cannot_be_exported_does_not_stop_the_others(
     tmp_path: Path, sources: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store, out = tmp_path / "store", tmp_path / "out"
-    import_hdf5.main([str(sources), "--root", str(store)])
+    cosmos.main(["import", str(sources), "--root", str(store)])
     first = sorted(store.iterdir(), key=lambda p: p.name[-4:])[0]
     mcap = first / f"{first.name}_0.mcap"
     content = bytearray(mcap.read_bytes())
@@ -122,7 +122,12 @@ def test_a_bag_that_cannot_be_exported_does_not_stop_the_others(
     content[half - 3000 : half + 12000] = b"\xff" * 15000
     mcap.write_bytes(content)
     capsys.readouterr()
-    assert export_hdf5.main(["1", "2", "--root", str(store), "--unscored", "--out", str(out)]) == 1
+    assert (
+        cosmos.main(
+            ["export-hdf5", "1", "2", "--root", str(store), "--unscored", "--out", str(out)]
+        )
+        == 1
+    )
     said = capsys.readouterr()
     assert "error: " in said.err
     assert "1 episode exported" in said.out

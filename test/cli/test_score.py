@@ -19,6 +19,7 @@ from helpers.episodes import START_NS, record
 from helpers.waiting import PATIENCE
 from rosbags.typesys.store import Typestore
 
+from cosmos_policy_ros.cli import cosmos
 from cosmos_policy_ros.cli import score as score_command
 from cosmos_policy_ros.cli.score import HELD
 from cosmos_policy_ros.episodes.episode import read_episode
@@ -47,7 +48,7 @@ def score(
 ) -> int:
     """Run the command with lines on a standard input that is no terminal."""
     monkeypatch.setattr("sys.stdin", io.StringIO(lines))
-    return score_command.main(["--root", str(episodes.root), *arguments])
+    return cosmos.main(["score", "--root", str(episodes.root), *arguments])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from helpers.forked import CONTEXT
 
-from cosmos_policy_ros.cli.evaluate import main
+from cosmos_policy_ros.cli import cosmos
 from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.evaluation.contenders import Contender
 from cosmos_policy_ros.evaluation.evaluate import (
@@ -25,6 +25,10 @@ from cosmos_policy_ros.evaluation.results import read_results, to_line
 
 TASK = "either_cube"
 DEMONSTRATOR = Contender("demonstrator", engine="demonstrator")
+
+
+def main(arguments: list[str]) -> int:
+    return cosmos.main(["evaluate", *arguments])
 
 
 def write(folder: Path, **changes: object) -> Path:

@@ -11,25 +11,68 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from multiprocessing import get_context
+from multiprocessing.connection import Client, Listener
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 from types import SimpleNamespace
 from unittest.mock import patch
 
 from cosmos_policy_ros.inference import worker
-from cosmos_policy_ros.training.parallel import MEETING
 
 CONTEXT = get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
+        "cosmos_policy_ros.cli.cosmos",
         "cosmos_policy_ros.cli.evaluate",
+        "cosmos_policy_ros.cli.experiments",
         "cosmos_policy_ros.model.policy",
-        "cosmos_policy_ros.cli.train_autoencoder",
+        "cosmos_policy_ros.training.autoencoder",
         "cosmos_policy_ros.training.trainer",
     ]
 )
+
+
+def run_command(
+    arguments: Sequence[str], folder: Path = Path(), processes: int = 1
+) -> tuple[int, str]:
+    """Run ``cosmos`` with arguments in a folder.
+
+    Args:
+        arguments: the subcommand and its own.
+        folder: to run in.
+        processes: more than one are told of each other as ``torchrun`` does.
+
+    Returns:
+        The exit code, the first that is not 0, and what was printed.
+    """
+    from cosmos_policy_ros.training.parallel import MEETING
+
+    with TemporaryDirectory(prefix="forked_") as meeting:
+        log = Path(meeting) / "log"
+        running = []
+        for rank in range(processes):
+            world = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+            world |= {MEETING: f"{meeting}/processes", "GLOO_SOCKET_IFNAME": "lo"}
+            given = (list(arguments), folder, log, world if processes > 1 else {})
+            running.append(CONTEXT.Process(target=_run, args=given))
+            running[-1].start()
+        for process in running:
+            process.join()
+        codes = [process.exitcode or 0 for process in running]
+        return next(filter(None, codes), 0), log.read_text(errors="replace")
+
+
+def _run(arguments: list[str], folder: Path, log: Path, environment: Mapping[str, str]) -> None:
+    from cosmos_policy_ros.cli import cosmos
+
+    os.chdir(folder)
+    os.environ.update(environment)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    sys.exit(cosmos.main(arguments))
 
 
 @contextmanager
@@ -39,51 +82,26 @@ def forked_workers() -> Iterator[None]:
         yield
 
 
-def run_command(
-    module: str, arguments: Sequence[str], folder: Path = Path(), processes: int = 1
-) -> tuple[int, str]:
-    """Run ``python -m module``.
+@contextmanager
+def served() -> Iterator[str]:
+    """Run commands for makefiles; yields the command line that stands in for ``cosmos`` there."""
+    with TemporaryDirectory(prefix="forked_") as folder:
+        address = f"{folder}/socket"
+        listener = Listener(address)
 
-    Args:
-        module: of a command.
-        arguments: of the command line.
-        folder: to run in.
-        processes: more than one are told of each other as ``torchrun`` does.
+        def serve() -> None:
+            while True:
+                with listener.accept() as connection:
+                    words, place = connection.recv()
+                    if not words:
+                        return
+                    more = words[words.index("--processes") + 1] if "--processes" in words else 1
+                    connection.send(run_command(words, Path(place), int(more)))
 
-    Returns:
-        The exit code, the first that is not 0, and what was printed.
-    """
-    with TemporaryDirectory(prefix="forked_") as meeting:
-        log = Path(meeting) / "log"
-        running = []
-        for rank in range(processes):
-            world = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-            world |= {MEETING: f"{meeting}/processes", "GLOO_SOCKET_IFNAME": "lo"}
-            given = (module, list(arguments), folder, log, world if processes > 1 else {})
-            running.append(CONTEXT.Process(target=_run, args=given))
-            running[-1].start()
-        for process in running:
-            process.join()
-        codes = [process.exitcode or 0 for process in running]
-        return next(filter(None, codes), 0), log.read_text(errors="replace")
-
-
-def run_stage(arguments: Sequence[str], folder: Path) -> int:
-    """Stand in for ``cli.stages._run``: ``python -m module`` and its arguments."""
-    _, dash_m, module, *rest = arguments
-    assert dash_m == "-m"
-    processes = int(rest[rest.index("--processes") + 1]) if "--processes" in rest else 1
-    code, printed = run_command(module, rest, folder, processes)
-    print(printed)
-    return code
-
-
-def _run(
-    module: str, arguments: list[str], folder: Path, log: Path, environment: Mapping[str, str]
-) -> None:
-    os.chdir(folder)
-    os.environ.update(environment)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(descriptor, stream)
-    sys.exit(import_module(module).main(arguments))
+        thread = Thread(target=serve)
+        thread.start()
+        yield f"{sys.executable} {Path(__file__).with_name('forked_client.py')} {address}"
+        with Client(address) as connection:
+            connection.send(([], ""))
+        thread.join()
+        listener.close()

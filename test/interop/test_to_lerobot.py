@@ -17,7 +17,7 @@ import pytest
 from helpers.hdf5 import CAMERAS, ROLLOUT, motion, random_images, write_hdf5
 from rosbags.typesys.store import Typestore
 
-from cosmos_policy_ros.cli import export_lerobot
+from cosmos_policy_ros.cli import cosmos, export
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.episodes.episode import Episode, read_episode
 from cosmos_policy_ros.episodes.store import EpisodeStore
@@ -27,6 +27,10 @@ from cosmos_policy_ros.interop.to_lerobot import LeRobotExport, LibraryError
 
 needs_library = pytest.mark.skipif(find_spec("lerobot") is None, reason="lerobot is not installed")
 ROWS = 20
+
+
+def main(arguments: list[str]) -> int:
+    return cosmos.main(["export-lerobot", *arguments])
 
 
 class StandIn:
@@ -67,7 +71,7 @@ class StandIn:
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[StandIn]]:
     monkeypatch.setattr(to_lerobot, "load_library", lambda: StandIn)
-    monkeypatch.setattr(export_lerobot, "load_library", lambda: StandIn)
+    monkeypatch.setattr(export, "load_library", lambda: StandIn)
     yield StandIn
 
 
@@ -166,16 +170,13 @@ def test_the_command_scores_all_or_none(
     tmp_path: Path, filled: EpisodeStore, stand_in: Any, capsys: Any
 ) -> None:
     root = ["--root", str(filled.root)]
-    assert export_lerobot.main([*root, "--out", str(tmp_path / "scored")]) == 1
+    assert main([*root, "--out", str(tmp_path / "scored")]) == 1
     assert "score" in stand_in.made.options["features"]
     said = capsys.readouterr()
     assert "2 episodes exported" in said.out
     assert "left out: 1 without a score" in said.err
     assert "has 64x48 pixels" in said.err
-    assert (
-        export_lerobot.main([*root, "1", "2", "3", "--unscored", "--out", str(tmp_path / "all")])
-        == 0
-    )
+    assert main([*root, "1", "2", "3", "--unscored", "--out", str(tmp_path / "all")]) == 0
     assert "score" not in stand_in.made.options["features"]
     assert len(stand_in.made.episodes) == 3
     assert "the data set gets none" in capsys.readouterr().err
@@ -188,7 +189,7 @@ def test_without_the_library_the_error_says_what_to_install(
     for name in [name for name in sys.modules if name.startswith(missing)]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
-    assert export_lerobot.main(["--root", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    assert main(["--root", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
     assert "LeRobot's library is not installed here" in said
     assert "install this package with the extra 'lerobot'" in said

@@ -23,7 +23,7 @@ from helpers.published_checkpoint import (
 )
 from safetensors.torch import save_file
 
-from cosmos_policy_ros.cli.convert import main
+from cosmos_policy_ros.cli import cosmos
 from cosmos_policy_ros.core.errors import CheckpointError
 from cosmos_policy_ros.model import convert as module
 from cosmos_policy_ros.model.checkpoint import load_checkpoint
@@ -153,13 +153,13 @@ def test_the_moving_average_can_be_chosen(
     assert any("left out" in line and "net_ema.blocks.{0-1}.mlp" in line for line in told)
     assert any("--ema takes the weights' moving average" in line for line in told)
     words = [str(published), "--config", str(tmp_path / "small.yaml"), "--ema"]
-    assert main([*words, str(tmp_path / "averaged")]) == 0
+    assert cosmos.main(["convert", *words, str(tmp_path / "averaged")]) == 0
     found = load_checkpoint(tmp_path / "averaged").transformer.state_dict()
     for name, tensor in ours(net).items():
         assert torch.equal(found[name], 3 * tensor), name
     torch.save(net, published / WEIGHTS)
     capsys.readouterr()
-    assert main([*words, str(tmp_path / "none")]) == 1
+    assert cosmos.main(["convert", *words, str(tmp_path / "none")]) == 1
     assert "holds no moving average" in capsys.readouterr().err
 
 
@@ -361,10 +361,10 @@ def test_full_disk_is_one_error(
 def test_command(published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "target"
     words = [str(published), str(target), "--config", str(tmp_path / "small.yaml")]
-    assert main(words) == 0
+    assert cosmos.main(["convert", *words]) == 0
     assert f"done: {target}" in capsys.readouterr().out
     (tmp_path / "empty").mkdir()
     for wrong in (words, [str(tmp_path / "empty"), str(tmp_path / "x")]):
-        assert main(wrong) == 1
+        assert cosmos.main(["convert", *wrong]) == 1
         told = capsys.readouterr().err
         assert told.startswith("error: ") and len(told.splitlines()) == 1

@@ -14,11 +14,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from cosmos_policy_ros.cli.embed_prompts import main
+from cosmos_policy_ros.cli import cosmos
 from cosmos_policy_ros.core.errors import CheckpointError
 from cosmos_policy_ros.model.text import LANGUAGE_MODEL, add_prompts, load_text
 
 WIDTH, TOKENS = 64, 512
+
+
+def main(arguments: list[str]) -> int:
+    return cosmos.main(["embed-prompts", *arguments])
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from helpers.graph import (
 from mcap.reader import make_reader
 from rclpy.serialization import deserialize_message
 
-from cosmos_policy_ros.cli import replay_gate
+from cosmos_policy_ros.cli import cosmos
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.dataset.playback import decisions, observations
 from cosmos_policy_ros.dataset.windows import EpisodeWindows
@@ -135,7 +135,7 @@ def test_the_gate_says_the_same_of_the_bag_and_more_to_stricter_limits(
     trial: Trial, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bag = str(trial.episode.path)
-    assert replay_gate.main([bag]) == 0
+    assert cosmos.main(["replay-gate", bag]) == 0
     told = capsys.readouterr().out
     assert f"{CHUNKS} decisions, refused: none" in told
     assert "  closest: right fingers and table " in told
@@ -143,13 +143,13 @@ def test_the_gate_says_the_same_of_the_bag_and_more_to_stricter_limits(
     plain["gate"]["velocity_scale"] = 0.05
     strict = tmp_path / "strict.yaml"
     strict.write_text(yaml.safe_dump(plain))
-    assert replay_gate.main([bag, "--rig", str(strict)]) == 3
+    assert cosmos.main(["replay-gate", bag, "--rig", str(strict)]) == 3
     told = capsys.readouterr().out
     assert "by step_speed" in told
     assert "in one control step: too fast" in told
     plain["gate"]["velocity_scale"], plain["geometry"]["finger_margin"] = 1.0, 0.1
     strict.write_text(yaml.safe_dump(plain))
-    assert replay_gate.main([bag, "--rig", str(strict)]) == 3
+    assert cosmos.main(["replay-gate", bag, "--rig", str(strict)]) == 3
     assert "by collision" in capsys.readouterr().out
 
 

@@ -16,7 +16,7 @@ from helpers.waiting import is_running, wait_for
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import Image
 
-from cosmos_policy_ros.cli.replay_decision import main as replay_decision
+from cosmos_policy_ros.cli import cosmos
 from cosmos_policy_ros.core.config import load_yaml
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.episodes.topics import future_topic
@@ -98,7 +98,7 @@ def test_the_task_loop_plans_and_its_decisions_can_be_made_again(
             assert (shown.width, shown.height, shown.encoding) == (64, 64, "rgb8")
             assert shown.header.stamp == decision.header.stamp
             assert shown.header.frame_id == decision.chunk_id
-        assert replay_decision([str(episode.path), "--index", str(index)]) == 0
+        assert cosmos.main(["replay-decision", str(episode.path), "--index", str(index)]) == 0
         assert "the same decision, to the last bit" in capsys.readouterr().out
 
 

@@ -13,7 +13,7 @@ from helpers.episodes import Writing
 from helpers.search import TINY, query_of
 
 from cosmos_policy_ros.bags.types import load_types
-from cosmos_policy_ros.cli.replay_decision import main
+from cosmos_policy_ros.cli import cosmos
 from cosmos_policy_ros.core.errors import CheckpointError, RolloutError
 from cosmos_policy_ros.core.paths import package_share
 from cosmos_policy_ros.episodes.store import EpisodeStore
@@ -139,7 +139,7 @@ def test_what_cannot_be_made_again_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], index: int, message: str
 ) -> None:
     bag = episode(tmp_path)
-    assert main([str(bag), "--index", str(index)]) == 1
+    assert cosmos.main(["replay-decision", str(bag), "--index", str(index)]) == 1
     assert message in capsys.readouterr().err
     with pytest.raises(RolloutError):
         replay.recorded_decision(bag, index)

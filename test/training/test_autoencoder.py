@@ -15,7 +15,7 @@ from rosbags.typesys.store import Typestore
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cosmos_policy_ros.cli.train_autoencoder import main
+from cosmos_policy_ros.cli import cosmos
 from cosmos_policy_ros.core.config import from_mapping
 from cosmos_policy_ros.core.errors import ConfigError
 from cosmos_policy_ros.episodes.store import EpisodeStore
@@ -125,8 +125,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, types: Typestore) -> Path:
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     arguments = [str(folder / "config.yaml"), "--output", str(folder / "out")]
     with patch("cosmos_policy_ros.training.autoencoder.VALIDATED", 4):
-        assert main(arguments) == 0
-    assert main(arguments) == 1, "it is not written over"
+        assert cosmos.main(["train-autoencoder", *arguments]) == 0
+    assert cosmos.main(["train-autoencoder", *arguments]) == 1, "it is not written over"
     return folder / "out"
 
 

@@ -8,13 +8,18 @@ from typing import Any
 import pytest
 import yaml
 
-from cosmos_policy_ros.cli.train import main, read_config
+from cosmos_policy_ros.cli import cosmos
+from cosmos_policy_ros.cli.train import read_config
 from cosmos_policy_ros.core.errors import ConfigError
 from cosmos_policy_ros.core.paths import config_folder
 
 from .conftest import settings
 
 SHIPPED = sorted(path.stem for path in config_folder("training").glob("*.yaml"))
+
+
+def main(arguments: list[str]) -> int:
+    return cosmos.main(["train", *arguments])
 
 
 @pytest.fixture

@@ -72,15 +72,15 @@ def write_settings(output: Path, episodes: Path, **sections: Any) -> Path:
 
 def arguments(output: Path, episodes: Path, *more: str, **sections: Any) -> list[str]:
     path = write_settings(output, episodes, **sections)
-    program = [sys.executable, "-m", "cosmos_policy_ros.cli.train", str(path)]
+    program = [sys.executable, "-m", "cosmos_policy_ros.cli.cosmos", "train", str(path)]
     return [*program, "--output", str(output), *more]
 
 
 def command(output: Path, episodes: Path, *more: str, processes: int = 1, **sections: Any) -> Path:
     """Train as ``cosmos train`` does, or ``torchrun`` with it; return the output folder."""
     path = write_settings(output, episodes, **sections)
-    words = [str(path), "--output", str(output), *more]
-    code, printed = run_command("cosmos_policy_ros.cli.train", words, processes=processes)
+    words = ["train", str(path), "--output", str(output), *more]
+    code, printed = run_command(words, processes=processes)
     assert code == 0, printed[-3000:]
     return output
 

@@ -54,7 +54,7 @@ from cosmos_policy_ros.episodes.recording import Options
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.episodes.verify import verify
 from cosmos_policy_ros.interop.hdf5_layout import open_hdf5
-from cosmos_policy_ros.interop.to_bag import facts_of
+from cosmos_policy_ros.interop.to_bag import source_metadata
 from cosmos_policy_ros.model.config import read_config
 from cosmos_policy_ros.model.statistics import KEYS, load_statistics
 from cosmos_policy_ros.model.text import load_text
@@ -213,7 +213,7 @@ class Readers:
 
     def hdf5(self, content: bytes) -> None:
         with open_hdf5(self._file("a.hdf5", content)) as source:
-            facts_of(source, ())
+            source_metadata(source, ())
             for frames in source.frames.values():
                 list(frames.every(2))
 

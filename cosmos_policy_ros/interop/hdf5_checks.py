@@ -27,18 +27,18 @@ from cosmos_policy_ros.core.untrusted import UnreadableError, shown
 MAX_ROWS = 100_000
 """Steps of an episode; half an hour at 50 Hz."""
 MAX_CHUNK_BYTES = 64 << 20
-"""Of a chunk as it is unpacked; it is unpacked whole."""
+"""A chunk's size unpacked; it is unpacked whole."""
 MAX_BLOCK_BYTES = 256 << 20
-"""Of all entries that chunks of one data set hold side by side; they are read together."""
+"""Size of all entries that chunks of one data set hold side by side; they are read together."""
 MAX_RATIO = 1100
-"""Bytes of a data set for one in the file; deflate cannot do better than 1032."""
+"""Bytes of a data set per byte in the file; deflate cannot do better than 1032."""
 MAX_ATTRIBUTE_BYTES = 1 << 16
-"""Of an attribute; HDF5's own limit for those kept in the head of an object."""
+"""An attribute's size; HDF5's own limit for those kept in the head of an object."""
 BASE_SECONDS, BYTES_PER_SECOND = 5, 2_000_000
-"""Of processor time that a trial may take, besides one for so many bytes of the file; it takes a
-tenth of that."""
+"""Processor time [s] that a trial may take, plus one for so many bytes of the file; a sound file
+takes a tenth of that."""
 TRIAL_MEMORY = 8 << 30
-"""Bytes of address space of a trial; the libraries alone take one thousand million."""
+"""A trial's address space; the libraries alone take one thousand million bytes."""
 MOST_NAMED = 12  # of what a group holds, in a message
 _FILTERS = {
     h5py.h5z.FILTER_DEFLATE,
@@ -135,8 +135,8 @@ def trial() -> None:
 def names_in(group: Any) -> str:
     """Return what a group holds, for a message."""
     names = list(islice(group, MOST_NAMED + 1)) if isinstance(group, h5py.Group) else []
-    told = [f"/{shown(name)}" for name in names[:MOST_NAMED]]
-    return ", ".join([*told, "…"] if len(names) > MOST_NAMED else told) or "nothing"
+    texts = [f"/{shown(name)}" for name in names[:MOST_NAMED]]
+    return ", ".join([*texts, "…"] if len(names) > MOST_NAMED else texts) or "nothing"
 
 
 def attribute(file: h5py.File, key: str) -> Any:

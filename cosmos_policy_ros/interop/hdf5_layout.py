@@ -59,14 +59,14 @@ ATTRIBUTES = (
     POLICY_NAME,
     DATE_TIME,
 )
-"""Of the file's root; whatever else is there is not read."""
+"""The attributes of the file's root that are read."""
 DATE_FORMAT = "%Y_%m_%d--%H_%M_%S"
 """As the released ALOHA client writes :data:`DATE_TIME`."""
 
 RELEASED_RATE = 25.0  # Hz; what the released client runs at
 LEAST_STEPS = 2
 MAX_PIXELS = 1 << 24
-"""Of an image; twice those of a 4K camera."""
+"""An image's most pixels; twice those of a 4K camera."""
 MAX_SCANS = 64
 """Passes over a progressive JPEG; encoders make ten, and each takes as long as an image."""
 
@@ -340,8 +340,8 @@ def _read(path: Path, file: h5py.File, size: int) -> SourceEpisode:
             )
     rates = {f.rate for f in frames.values() if isinstance(f, VideoFrames)}
     if len(rates) > 1:
-        told = ", ".join(f"{rate:g}" for rate in sorted(rates))
-        raise RolloutError(f"{path}: its videos have {told} frames per second; they differ")
+        found = ", ".join(f"{rate:g}" for rate in sorted(rates))
+        raise RolloutError(f"{path}: its videos have {found} frames per second; they differ")
     released = TASK_DESCRIPTION in file.attrs or find(file, JPEG_SETS["primary"]) is not None
     return SourceEpisode(
         path=path,

@@ -117,7 +117,9 @@ class SourceMetadata:
     operator_score: OperatorScore | None
 
 
-def facts_of(source: SourceEpisode, prompts: Iterable[str], prompt: str = "") -> SourceMetadata:
+def source_metadata(
+    source: SourceEpisode, prompts: Iterable[str], prompt: str = ""
+) -> SourceMetadata:
     """Return what the file tells.
 
     Args:
@@ -302,13 +304,13 @@ class Importer:
                 )
             rig = self._rig_of(source)
             prompts = [prompt for task in self._tasks for prompt in task.prompts]
-            told = facts_of(source, prompts, self._options.prompt)
-            metadata = self._metadata(rig, told)
+            found = source_metadata(source, prompts, self._options.prompt)
+            metadata = self._metadata(rig, found)
             stride = source.stride(self._options.rate, rig.rates.control)
             folder = self._store.root / (metadata.episode_id + RECORDING)
             new = not folder.exists()
             try:
-                imported = self._write(source, rig, told, metadata, stride, digest)
+                imported = self._write(source, rig, found, metadata, stride, digest)
             except BaseException:
                 if new:
                     with suppress(OSError):  # unless another recorder has it
@@ -327,20 +329,20 @@ class Importer:
         jpeg = kinds == {JpegFrames} or videos_as_jpeg
         return rig_as_imported(load_rig(name, config_folder("rigs")), jpeg=jpeg)
 
-    def _metadata(self, rig: RigSpec, told: SourceMetadata) -> EpisodeMetadata:
-        task, text = told.prompt.lower().replace(" ", "_"), ""
-        fitting = (task.name for task in self._tasks if told.prompt in task.prompts)
+    def _metadata(self, rig: RigSpec, found: SourceMetadata) -> EpisodeMetadata:
+        task, text = found.prompt.lower().replace(" ", "_"), ""
+        fitting = (task.name for task in self._tasks if found.prompt in task.prompts)
         if wanted := self._options.task or next(fitting, ""):
-            found = read_task(wanted, config_folder("tasks"))
-            task, text = found.task.name, found.text
-        begun = datetime.fromtimestamp(told.start_ns / NS_PER_S)
+            file = read_task(wanted, config_folder("tasks"))
+            task, text = file.task.name, file.text
+        begun = datetime.fromtimestamp(found.start_ns / NS_PER_S)
         return EpisodeMetadata(
             episode_id=episode_id(task, begun, self._store.episodes()),
             task=task,
-            prompt=told.prompt,
+            prompt=found.prompt,
             rig=rig.name,
-            engine=told.policy,
-            operator_name=told.operator_name,
+            engine=found.policy,
+            operator_name=found.operator_name,
             package_version=__version__,
             rig_yaml=rig_text(rig),
             task_yaml=text,
@@ -350,7 +352,7 @@ class Importer:
         self,
         source: SourceEpisode,
         rig: RigSpec,
-        told: SourceMetadata,
+        found: SourceMetadata,
         metadata: EpisodeMetadata,
         stride: int,
         digest: str,
@@ -359,7 +361,7 @@ class Importer:
             sensors_of(rig, absolute), rig.observation.camera_skew, self._limits
         )
         steps, score = len(source.action[::stride]), None
-        folder, start_ns = self._store.root / metadata.episode_id, told.start_ns
+        folder, start_ns = self._store.root / metadata.episode_id, found.start_ns
         newest_ns = 0
         with BagWriter(
             folder, rig_topics(rig), metadata, types=self._types, start_ns=start_ns
@@ -368,8 +370,8 @@ class Importer:
                 writer.write(topic, stamp_ns, cdr)
                 quality.add(topic, stamp_ns, cdr)
                 newest_ns = stamp_ns
-            if told.operator_score is not None:
-                labels = number(labels_of(metadata, told.operator_score, newest_ns))
+            if found.operator_score is not None:
+                labels = number(labels_of(metadata, found.operator_score, newest_ns))
                 write_labels(writer, labels, self._types)
                 score = labels[-1].points
             report = quality.report(newest_ns, shutil.disk_usage(self._store.root).free)

@@ -95,10 +95,9 @@ def test_a_killed_evaluation_goes_on_and_its_bags_are_scored(
 def test_the_floor_replays_other_scenes(evaluated: Path, tmp_path: Path) -> None:
     floor = Contender("floor", engine="replay", checkpoint=str(evaluated / ROLLOUTS))
     found = evaluate(
-        EvaluationConfig(TASK, (floor,), trials=2, first_seed=7, processes=0), tmp_path
+        EvaluationConfig(TASK, (floor,), trials=1, first_seed=7, processes=0), tmp_path
     )
-    assert [r.crashed for r in found] == [False, False]
-    assert not any(r.success for r in found)
+    assert [(r.crashed, r.success) for r in found] == [(False, False)]
 
 
 def test_demonstrations_are_those_that_succeed(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_raw_images_are_byte_for_byte_the_files(shared: Mapping[str, Shared]) ->
     for camera, role in ROLES.items():
         wanted = random_images(ROWS, camera)
         pairs = zip(made.seen, wanted, strict=True)
-        assert all(np.array_equal(each.images[role], picture) for each, picture in pairs)
+        assert all(np.array_equal(each.images[role], image) for each, image in pairs)
     for topic, images in messages(made.episode.path, "sensor_msgs/msg/Image").items():
         kept = [bytes(image.data) for image in images]
         assert kept == [frame.tobytes() for frame in random_images(ROWS, camera_of(topic))]
@@ -139,11 +139,11 @@ def test_the_frames_of_videos_are_the_same_images(
         video = cv2.VideoCapture(str(path.with_name(f"video_{camera}.mp4")))
         for each, original in zip(found, random_images(ROWS, camera), strict=True):
             frame = cv2.cvtColor(video.read()[1], cv2.COLOR_BGR2RGB)
-            picture = each.images[role].astype(int)
-            lost = np.abs(picture - frame).max()
+            image = each.images[role].astype(int)
+            lost = np.abs(image - frame).max()
             assert lost == 0 if videos_as == "raw" else lost < 60
             # Neither red and blue swapped nor a neighbour's frame: MPEG-4 and JPEG blur, no more.
-            assert np.abs(picture - original).mean() < 8
+            assert np.abs(image - original).mean() < 8
 
 
 def test_a_trajectory_is_what_a_controller_expects(shared: Mapping[str, Shared]) -> None:
@@ -171,9 +171,9 @@ def test_50_hz_gives_every_second_step(tmp_path: Path, take: Take, images: str, 
     assert np.array_equal(windows.steps.actions.astype(np.float32), motion(rows, 1)[::2])
     assert np.array_equal(np.float32([o.state for o in found]), motion(rows)[::2])
     wanted = random_images(rows, "cam_high")[::2]
-    for each, picture in zip(found, wanted, strict=True):
+    for each, image in zip(found, wanted, strict=True):
         # The red corner counts the frames by one grey level, blue by three.
-        assert np.abs(each.images["primary"].astype(int) - picture).mean() < 5
+        assert np.abs(each.images["primary"].astype(int) - image).mean() < 5
     efforts = messages(bag, "sensor_msgs/msg/JointState")["/follower_left/joint_states"]
     assert np.array_equal([m.effort for m in efforts], motion(rows, 3)[::2, :7])
 

@@ -182,7 +182,7 @@ def test_a_recorded_episode_gives_its_control_steps(
         assert file.attrs["sim"]
 
 
-def test_steps_that_nobody_could_see_are_left_out_and_said(
+def test_steps_without_an_image_are_left_out_and_counted(
     out: Path, store: EpisodeStore, types: Typestore
 ) -> None:
     done = export_hdf5(read_episode(driven(store, types, without=800)), out, 0, "raw")

@@ -29,10 +29,10 @@ def test_images_have_the_asked_shape_and_see_the_scene(rig: SimRig) -> None:
     with Renderer("transfer_cube", 96, 128, noise_sigma=0.0) as renderer:
         images = renderer.render(rig.snapshot())
     assert list(images) == list(CAMERAS)
-    for picture in images.values():
-        assert picture.shape == (96, 128, 3)
-        assert picture.dtype == np.uint8
-        assert picture.flags.c_contiguous
+    for image in images.values():
+        assert image.shape == (96, 128, 3)
+        assert image.dtype == np.uint8
+        assert image.flags.c_contiguous
     assert red(images["primary"]).sum() > 3
     table = images["primary"][48, 64]
     assert 30 < table.max() < 150
@@ -85,8 +85,8 @@ def test_follows_the_rig_to_another_task(rig: SimRig) -> None:
     insertion = SimRig("insertion", 0)
     with Renderer("transfer_cube", 64, 64, noise_sigma=0.0) as renderer:
         before = renderer.render(rig.snapshot())["primary"]
-        picture = renderer.render(insertion.snapshot())["primary"].astype(int)
-        assert (picture[..., 2] > 2 * picture[..., 0]).sum() > 5
+        image = renderer.render(insertion.snapshot())["primary"].astype(int)
+        assert (image[..., 2] > 2 * image[..., 0]).sum() > 5
         np.testing.assert_array_equal(renderer.render(rig.snapshot())["primary"], before)
 
 

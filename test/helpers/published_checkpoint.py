@@ -8,13 +8,14 @@ import json
 import pickle
 import shutil
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cosmos_policy_ros.core.config import load_config
+from cosmos_policy_ros.core.config import parse_config
 from cosmos_policy_ros.model.config import CheckpointConfig
 from cosmos_policy_ros.model.tokenizer import Tokenizer
 from cosmos_policy_ros.model.transformer import Transformer
@@ -48,9 +49,10 @@ def config_at(folder: Path) -> Path:
     return path
 
 
-def networks(config: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the tensors of ``.pt`` and ``tokenizer.pth``, bookkeeping included."""
-    sizes = load_config(CheckpointConfig, config)
+@lru_cache
+def networks() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the tensors of ``.pt`` and ``tokenizer.pth``, bookkeeping included; shared."""
+    sizes = parse_config(CheckpointConfig, CONFIG, "small.yaml")
     with torch.random.fork_rng():
         torch.manual_seed(11)
         transformer, vae = Transformer(sizes.transformer), Tokenizer(sizes.vae).vae
@@ -84,7 +86,8 @@ def prompts() -> dict[str, Tensor]:
 def publish(folder: Path, statistics: Path) -> Path:
     """Write the folder as a download has it, with the autoencoder copied beside."""
     folder.mkdir()
-    net, vae = networks(config_at(folder.parent))
+    config_at(folder.parent)
+    net, vae = networks()
     torch.save(with_extra_state(net), folder / WEIGHTS)
     torch.save(vae, folder / "tokenizer.pth")
     shutil.copy(statistics, folder / "aloha_dataset_statistics.json")

@@ -29,7 +29,7 @@ from cosmos_policy_ros.model import convert as module
 from cosmos_policy_ros.model.checkpoint import load_checkpoint
 from cosmos_policy_ros.model.convert import Parts, convert, find_parts, sha256_of
 from cosmos_policy_ros.model.weight_names import released_name
-from cosmos_policy_ros.model.weights import read_weights
+from cosmos_policy_ros.model.weights import load_prompts, read_weights
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +63,10 @@ def ours(net: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {n.removeprefix("net."): t for n, t in net.items() if not n.startswith(counters)}
 
 
-def assert_faithful(target: Path, config: Path) -> None:
+def assert_faithful(target: Path) -> None:
     """Compare a converted folder with what was published, number by number."""
     checkpoint = load_checkpoint(target)
-    net, vae = networks(config)
+    net, vae = networks()
     assert not checkpoint.random_weights
     assert checkpoint.transformer.dtype == checkpoint.tokenizer.dtype == torch.bfloat16
     vae_names = {released_name(name, 2): name for name in checkpoint.tokenizer.vae.state_dict()}
@@ -86,7 +86,7 @@ def assert_faithful(target: Path, config: Path) -> None:
 def test_published_folder(published: Path, tmp_path: Path) -> None:
     target = tmp_path / "made" / "here"
     told = run(published, target)
-    assert_faithful(target, tmp_path / "small.yaml")
+    assert_faithful(target)
     assert [line.split()[0] for line in told] == [f"[{i}/6]" for i in range(1, 7)]
     assert {p.name for p in target.iterdir()} == {
         "config.yaml",
@@ -110,32 +110,43 @@ def test_published_folder(published: Path, tmp_path: Path) -> None:
 
 def test_distributed_checkpoint(published: Path, tmp_path: Path) -> None:
     """As a fine-tuning leaves it: float32 master weights in ``model/``."""
-    net, _ = networks(tmp_path / "small.yaml")
-    saved = {name: t.float() for name, t in net.items()}
+    saved = {name: t.float() for name, t in networks()[0].items()}
     state = {k: v for k, v in with_extra_state(saved).items() if v is not None}
     dcp.save(state, checkpoint_id=published / "model", no_dist=True)
     (published / WEIGHTS).unlink()
     run(published, tmp_path / "target")
-    assert_faithful(tmp_path / "target", tmp_path / "small.yaml")
-    run(published / "model", tmp_path / "direct", config=tmp_path / "small.yaml")
-    assert_faithful(tmp_path / "direct", tmp_path / "small.yaml")
+    assert_faithful(tmp_path / "target")
+    given = Parts(config=tmp_path / "small.yaml")
+    found = find_parts(str(published / "model"), given, no_network)
+    assert found == find_parts(str(published), given, no_network)
+
+    (shard,) = (published / "model").glob("*.distcp")
+    shard.write_bytes(shard.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match=r"model: cannot be read as a distributed checkpoint"):
+        read_weights(published / "model")
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=r"model: cannot be read as a distributed checkpoint"):
+        read_weights(published / "model")
 
 
-def test_tensors_outside_the_network_are_left_out_and_told(published: Path, tmp_path: Path) -> None:
-    net, _ = networks(tmp_path / "small.yaml")
-    torch.save({**net, "logvar.weight": torch.ones(1)}, published / WEIGHTS)
+def test_what_nothing_reads_is_left_out_and_told(published: Path, tmp_path: Path) -> None:
+    torch.save({**networks()[0], "logvar.weight": torch.ones(1)}, published / WEIGHTS)
+    file = published / "aloha_dataset_statistics.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"actions_q99": [1.0]}))
     told = run(published, tmp_path / "target")
     assert any("left out 1 tensors outside the network: logvar.weight" in line for line in told)
-    assert_faithful(tmp_path / "target", tmp_path / "small.yaml")
+    assert "      the statistics have entries that nothing reads: actions_q99" in told
+    assert_faithful(tmp_path / "target")
 
 
 @pytest.mark.parametrize("name", ["model", "state_dict"])
-def test_weights_that_a_trainer_wrapped(published: Path, tmp_path: Path, name: str) -> None:
-    net, _ = networks(tmp_path / "small.yaml")
+def test_weights_that_a_trainer_wrapped(tmp_path: Path, name: str) -> None:
+    net, _ = networks()
     around = {"iteration": 7, "optimizer": {"state": {}, "param_groups": [{"lr": 1e-4}]}}
-    torch.save({name: with_extra_state(net), **around}, published / WEIGHTS)
-    run(published, tmp_path / "target")
-    assert_faithful(tmp_path / "target", tmp_path / "small.yaml")
+    torch.save({name: with_extra_state(net), **around}, tmp_path / WEIGHTS)
+    found = read_weights(tmp_path / WEIGHTS)
+    assert found.keys() == net.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in net.items())
 
 
 def averaged(net: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -146,10 +157,10 @@ def averaged(net: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def test_the_moving_average_can_be_chosen(
     published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    net, _ = networks(tmp_path / "small.yaml")
+    net, _ = networks()
     torch.save(averaged(net), published / WEIGHTS)
     told = run(published, tmp_path / "plain")
-    assert_faithful(tmp_path / "plain", tmp_path / "small.yaml")
+    assert_faithful(tmp_path / "plain")
     assert any("left out" in line and "net_ema.blocks.{0-1}.mlp" in line for line in told)
     assert any("--ema takes the weights' moving average" in line for line in told)
     words = [str(published), "--config", str(tmp_path / "small.yaml"), "--ema"]
@@ -178,11 +189,11 @@ def shard(folder: Path, net: dict[str, torch.Tensor]) -> Path:
 
 
 def test_safetensors_whole_and_in_parts(published: Path, tmp_path: Path) -> None:
-    net, _ = networks(tmp_path / "small.yaml")
+    net, _ = networks()
     (published / WEIGHTS).unlink()
     index = shard(published / "model", net)
     run(published, tmp_path / "parts")
-    assert_faithful(tmp_path / "parts", tmp_path / "small.yaml")
+    assert_faithful(tmp_path / "parts")
     history = json.loads((tmp_path / "parts" / "provenance.json").read_text())
     before = history["files"]["transformer.safetensors"]
     assert before["from"] == index.name
@@ -191,11 +202,13 @@ def test_safetensors_whole_and_in_parts(published: Path, tmp_path: Path) -> None
     with pytest.raises(
         CheckpointError, match=r"index\.json: lists 'net\..*', which .* does not hold"
     ):
-        run(published, tmp_path / "other")
+        read_weights(index)
     shutil.rmtree(published / "model")
-    save_file({name: t.contiguous() for name, t in net.items()}, published / "model.safetensors")
-    run(published, tmp_path / "whole")
-    assert_faithful(tmp_path / "whole", tmp_path / "small.yaml")
+    whole = published / "model.safetensors"
+    save_file({name: t.contiguous() for name, t in net.items()}, whole)
+    given = Parts(config=tmp_path / "small.yaml")
+    assert find_parts(str(published), given, no_network).weights == whole
+    assert read_weights(whole).keys() == net.keys()
 
 
 @pytest.mark.parametrize(
@@ -220,32 +233,23 @@ def test_an_index_that_leads_elsewhere_is_refused(
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_prompts_that_torch_saved(published: Path, tmp_path: Path, old: bool) -> None:
+def test_prompts_that_torch_saved(tmp_path: Path, old: bool) -> None:
     """They were called cut short; what is cut is still called so."""
-    file = published / "aloha_t5_embeddings.pkl"
+    file = tmp_path / "aloha_t5_embeddings.pkl"
     torch.save(prompts(), file, _use_new_zipfile_serialization=not old)
-    run(published, tmp_path / "target")
-    assert_faithful(tmp_path / "target", tmp_path / "small.yaml")
+    found = load_prompts(file)
+    assert found.keys() == prompts().keys()
+    assert all(torch.equal(found[name], rows[0]) for name, rows in prompts().items())
     cut(file)
     with pytest.raises(CheckpointError, match=r"\.pkl: cannot be read .*cut short"):
-        run(published, tmp_path / "other")
+        load_prompts(file)
     torch.save({"a": Bomb()}, file, _use_new_zipfile_serialization=not old)
     with pytest.raises(CheckpointError, match=r"asks for 'posix\.system', which a table of prompt"):
-        run(published, tmp_path / "other")
+        load_prompts(file)
     repeated = torch.zeros(1, 1, 16).expand(1, 10_000_000, 16)
     torch.save({"a": repeated}, file, _use_new_zipfile_serialization=not old)
     with pytest.raises(CheckpointError, match="its tensors come to more than 16 times its bytes"):
-        run(published, tmp_path / "other")
-
-
-def test_entries_of_the_statistics_that_nothing_reads_are_told(
-    published: Path, tmp_path: Path
-) -> None:
-    file = published / "aloha_dataset_statistics.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"actions_q99": [1.0]}))
-    told = run(published, tmp_path / "target")
-    assert "      the statistics have entries that nothing reads: actions_q99" in told
-    load_checkpoint(tmp_path / "target")
+        load_prompts(file)
 
 
 def cut(path: Path) -> None:
@@ -319,20 +323,6 @@ def test_wrong_file_is_one_error_and_the_target_is_untouched(
     assert not Path("sprung").exists()
 
 
-def test_cut_distributed_checkpoint_is_one_error(published: Path, tmp_path: Path) -> None:
-    net, _ = networks(tmp_path / "small.yaml")
-    dcp.save(net, checkpoint_id=published / "model", no_dist=True)
-    (published / WEIGHTS).unlink()
-    (shard,) = (published / "model").glob("*.distcp")
-    shard.write_bytes(shard.read_bytes()[:5000])
-    with pytest.raises(CheckpointError, match=r"model: cannot be read as a distributed checkpoint"):
-        run(published, tmp_path / "target")
-    shard.unlink()
-    with pytest.raises(CheckpointError, match=r"model: cannot be read as a distributed checkpoint"):
-        run(published, tmp_path / "target")
-    assert not (tmp_path / "target").exists()
-
-
 def test_existing_target_is_replaced_only_by_force(published: Path, tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.mkdir()
@@ -342,7 +332,7 @@ def test_existing_target_is_replaced_only_by_force(published: Path, tmp_path: Pa
     assert (target / "old").exists()
     run(published, target, force=True)
     assert not (target / "old").exists()
-    assert_faithful(target, tmp_path / "small.yaml")
+    assert_faithful(target)
     assert {p.name for p in tmp_path.iterdir()} == {"download", "small.yaml", "target"}
 
 

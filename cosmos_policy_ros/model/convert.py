@@ -72,9 +72,7 @@ Download = Callable[[str, Sequence[str]], Path]
 class Parts:
     """The parts of one checkpoint; None where it was not found (or not given)."""
 
-    weights: Path | None = (
-        None  # a file, the index of several, or a distributed checkpoint's folder
-    )
+    weights: Path | None = None  # a file, the index of several, or a distributed folder
     vae: Path | None = None  # the video autoencoder's file
     statistics: Path | None = None  # the ranges' JSON
     prompts: Path | None = None  # the published pickle, or a ``text.safetensors``

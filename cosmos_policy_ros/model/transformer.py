@@ -103,25 +103,26 @@ class Transformer(nn.Module):
             rotation: (2, T, S, 1, d / 2), of this latent's grid by :class:`RotaryPosition`.
         """
         frames = range(latent.shape[2]) if wanted is None else tuple(wanted)
-        when = self.embed(timestep) if isinstance(timestep, Tensor) else timestep
-        said = text.to(self.dtype) if isinstance(text, Tensor) else text
-        x = self.x_embedder(latent.to(self.dtype), known.to(latent.device))  # (B, T, S, D)
+        moments: Sequence[Tensor | TimestepEmbedding]
+        final: Tensor | TimestepEmbedding
+        texts: Sequence[Tensor | TextKV]
+        if isinstance(timestep, Modulation):
+            moments, final = timestep.blocks.unbind(2), _pick(timestep.final, frames)
+        else:
+            moment = self.embed(timestep)
+            moments = [moment] * len(self.blocks)
+            final = TimestepEmbedding(*[_pick(part, frames) for part in moment])
+        if isinstance(text, TextKV):
+            texts = [TextKV(k, v, text.bias) for k, v in zip(text.keys, text.values, strict=True)]
+        else:
+            texts = [text.to(self.dtype)] * len(self.blocks)
         if rotation is None:
             rotation = self.pos_embedder(self.x_embedder.grid(latent))
+        x = self.x_embedder(latent.to(self.dtype), known.to(latent.device))  # (B, T, S, D)
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
-            moment = when.blocks[:, :, i] if isinstance(when, Modulation) else when
-            heard = (
-                TextKV(said.keys[i], said.values[i], said.bias)
-                if isinstance(said, TextKV)
-                else said
-            )
-            x = block(x, rotation, moment, heard, frames if i == last else None)
-        if isinstance(when, Modulation):
-            moment = _pick(when.final, frames)
-        else:
-            moment = TimestepEmbedding(_pick(when.activated, frames), _pick(when.shared, frames))
-        prediction: Tensor = self.final_layer(x, moment, latent.shape[-1]).to(latent.dtype)
+            x = block(x, rotation, moments[i], texts[i], frames if i == last else None)
+        prediction: Tensor = self.final_layer(x, final, latent.shape[-1]).to(latent.dtype)
         if len(frames) == latent.shape[2]:
             return prediction
         found = dict(zip(frames, prediction.unbind(2), strict=True))

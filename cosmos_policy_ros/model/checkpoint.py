@@ -7,13 +7,10 @@ both networks are random: everything runs, and the arms go nowhere useful.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from cosmos_policy_ros.core.errors import CheckpointError, ConfigError
 from cosmos_policy_ros.core.untrusted import reading
@@ -26,12 +23,6 @@ from cosmos_policy_ros.model.tokenizer import Tokenizer
 from cosmos_policy_ros.model.transformer import Transformer
 from cosmos_policy_ros.model.weight_names import load_autoencoder, load_transformer
 from cosmos_policy_ros.model.weights import read_weights
-
-AUTO = "auto"
-Backend = str | Callable[..., Any]  # of torch.compile
-# Of one function: policy, world model and value function, each cut short at the end or not, with
-# one sample or several. torch gives up compiling beyond it.
-VARIANTS = 64
 
 
 @dataclass(frozen=True)
@@ -116,7 +107,7 @@ def _random_networks(
 
 def choose_device(name: str) -> torch.device:
     """Return the device called ``name``, in torch's words; "auto" is the first GPU, or the CPU."""
-    if name == AUTO:
+    if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return torch.empty(1, device=name).device
@@ -125,24 +116,3 @@ def choose_device(name: str) -> torch.device:
         raise ConfigError(
             f"device '{name}' cannot be used ({reason}); try device:=auto or device:=cpu"
         ) from error
-
-
-def compile_forward(network: Transformer, backend: Backend) -> Callable[..., Tensor]:
-    """Return the network's forward pass compiled by torch; on a GPU also recorded as CUDA graphs.
-
-    The compiler fuses operations, so results differ by rounding. It works at the first call of each
-    variant, for minutes with the 2B network, and only then it is known whether it can.
-    """
-    torch._dynamo.config.recompile_limit = VARIANTS
-    graphs = network.device.type == "cuda" and backend == "inductor"
-    compiled = torch.compile(
-        network.forward, backend=backend, mode="reduce-overhead" if graphs else None
-    )
-
-    def forward(*args: Any) -> Tensor:
-        # A graph writes its result to the same memory again; the denoiser has used up the last one.
-        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        result: Tensor = compiled(*args)
-        return result
-
-    return forward

@@ -7,11 +7,12 @@ paper, joint training; layout.Layout.mask). Each is asked about many candidates 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +21,8 @@ from torch import Tensor
 
 from cosmos_policy_ros.core.errors import ConfigError
 from cosmos_policy_ros.core.units import Array
-from cosmos_policy_ros.model import checkpoint as checkpoints
 from cosmos_policy_ros.model import sequence
-from cosmos_policy_ros.model.checkpoint import Checkpoint
+from cosmos_policy_ros.model.checkpoint import Checkpoint, choose_device, load_checkpoint
 from cosmos_policy_ros.model.config import Numerics
 from cosmos_policy_ros.model.denoiser import Denoiser, InpaintMask
 from cosmos_policy_ros.model.images import ImageArray, from_model
@@ -47,6 +47,9 @@ RANDOM_WARNING = (
 # Of one evaluation of the network: 15 samples of the 2B network, beyond which a GPU gains nothing
 # and the activations (1 GB) grow.
 TOKENS_AT_ONCE = 32_768
+# Of one compiled function: policy, world model and value function, each cut short at the end or
+# not, with one sample or several. torch gives up compiling beyond it.
+VARIANTS = 64
 
 
 class CosmosPolicy:
@@ -67,7 +70,7 @@ class CosmosPolicy:
         cls,
         path: str | Path,
         *,
-        device: str = checkpoints.AUTO,
+        device: str = "auto",
         threads: int = 1,
         compiled: bool = False,
         denoising_steps: int | None = None,
@@ -91,9 +94,9 @@ class CosmosPolicy:
         for name, number in (("CPU threads", threads), ("denoising steps", denoising_steps)):
             if number is not None and number < 1:
                 raise ConfigError(f"{number} {name} asked for, at least 1 is needed")
-        where = checkpoints.choose_device(device)
+        where = choose_device(device)
         torch.set_num_threads(threads)
-        checkpoint = checkpoints.load_checkpoint(path, where)
+        checkpoint = load_checkpoint(path, where)
         config = replace(
             checkpoint.config,
             denoising_steps=denoising_steps or checkpoint.config.denoising_steps,
@@ -109,21 +112,33 @@ class CosmosPolicy:
         """The checkpoint's digest, and warnings to read before trusting it."""
         return EngineInfo(self.checkpoint.digest, "; ".join(self._warnings))
 
-    def compile(self, backend: checkpoints.Backend = "inductor") -> None:
+    def compile(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compile the transformer and try it now, so that no query waits.
 
-        Where that fails it runs as it is, and ``info`` says why.
+        The compiler fuses operations, so results differ by rounding; on a GPU the pass is recorded
+        as CUDA graphs, too. Where that fails it runs as it is, and ``info`` says why.
         """
-        plain = self._network
+        plain, network = self._network, self.checkpoint.transformer
         config, prompt = self.checkpoint.config, next(iter(self.checkpoint.text.embeddings))
         channels, height, width = config.frame_shape
         shape = (1, channels, self.checkpoint.layout.count, height, width)
         empty = Conditioning(prompt, {}, torch.zeros(shape, device=self.device))
         try:
-            network = self.checkpoint.transformer
-            self._network = CachedTransformer(
-                network, checkpoints.compile_forward(network, backend)
+            torch._dynamo.config.recompile_limit = VARIANTS
+            graphs = self.device.type == "cuda" and backend == "inductor"
+            compiled = torch.compile(
+                network.forward, backend=backend, mode="reduce-overhead" if graphs else None
             )
+
+            def forward(*args: Any) -> Tensor:
+                # A graph writes its result to the same memory again; the denoiser has used up the
+                # last one.
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+                result: Tensor = compiled(*args)
+                return result
+
+            self._network = CachedTransformer(network, forward)
+            # Each variant is compiled at its first call, and only then it is known whether it can.
             self.sample_actions(empty, [SampleSpec(0, config.denoising_steps)])
         # A compiler has many ways to fail, from a missing program to a bug, and none that matters.
         except Exception as error:
@@ -226,8 +241,8 @@ class CosmosPolicy:
     def chunks(self, latents: Tensor, committed: ActionPrefix | None = None) -> NDArray[np.float64]:
         """Read the action chunks (B, K, d) in policy units. Not clipped: that is the gate's.
 
-        Smoothing, too, leaves what the arms are committed to where it is, as firmly as it was held:
-        rows that are held exactly come back as they were given.
+        Smoothing, too, leaves committed rows where they are, by the weight they are held with: rows
+        that are held exactly come back as given.
         """
         config = self.checkpoint.config
         frames = latents[:, :, self.checkpoint.layout.index("action")]
@@ -251,7 +266,7 @@ class CosmosPolicy:
         layout, tokenizer = self.checkpoint.layout, self.checkpoint.tokenizer
         frames = [layout.index(FUTURE + role) for role in layout.cameras]
         if latents[:, :, frames].isnan().any():
-            raise ValueError("these latents have no future: propose with futures, or imagine")
+            raise ValueError("these latents have no future: sample with futures, or predict it")
         restored = sequence.restore_placeholders(self.checkpoint, scene, latents)
         # One at a time: this is for people's eyes, and takes far more memory than the rest.
         decoded = [tokenizer.decode_first_images(one.unsqueeze(0), frames) for one in restored]

@@ -148,23 +148,23 @@ def test_known_latents_equal_those_of_the_whole_sequence(
     tiny: CosmosPolicy, observation: Observation
 ) -> None:
     checkpoint = tiny.checkpoint
-    pictures = prepare_images(observation, checkpoint)
-    known = encode_known(checkpoint, [pictures], 5, "cpu")
-    whole = encode_known(checkpoint, [pictures], 11, "cpu")
+    images = prepare_images(observation, checkpoint)
+    known = encode_known(checkpoint, [images], 5, "cpu")
+    whole = encode_known(checkpoint, [images], 11, "cpu")
     assert torch.equal(known[:, :, :5], whole[:, :, :5])
     assert not known[:, :, 5:].any()
 
 
 def test_images_lie_where_the_layout_says() -> None:
-    pictures = {
+    images = {
         role: np.full((2, 2, 3), i + 1, np.uint8)
         for i, role in enumerate(("left_wrist", "right_wrist", "primary"))
     }
-    sequence = image_sequence(LAYOUTS["aloha"], pictures, 11)
+    sequence = image_sequence(LAYOUTS["aloha"], images, 11)
     assert sequence.shape == (41, 2, 2, 3)
     expected = [0] * 5 + [1] * 4 + [2] * 4 + [3] * 4 + [0] * 8 + [1] * 4 + [2] * 4 + [3] * 4
     assert sequence[:, 0, 0, 0].tolist() == expected + [0] * 4
-    assert image_sequence(LAYOUTS["aloha"], pictures, 5).shape[0] == 17
+    assert image_sequence(LAYOUTS["aloha"], images, 5).shape[0] == 17
 
 
 def test_proprio_is_rounded_to_the_networks_format(

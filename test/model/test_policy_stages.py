@@ -137,8 +137,10 @@ def test_candidates_with_released_ensembles(
     proposals = tiny.sample_actions(scene, [SampleSpec(seed, 3) for seed in seeds])
     futures = [draw for seed in seeds for draw in ensemble(seed, 3, 5, "released")]
     imagined = tiny.predict_future(PROMPT, proposals.repeat_interleave(3, dim=0), futures)
-    judges = [draw for seed in seeds for _ in range(3) for draw in ensemble(seed, 5, 5, "released")]
-    values = tiny.predict_value(PROMPT, imagined.repeat_interleave(5, dim=0), judges)
+    draws_of_values = [
+        draw for seed in seeds for _ in range(3) for draw in ensemble(seed, 5, 5, "released")
+    ]
+    values = tiny.predict_value(PROMPT, imagined.repeat_interleave(5, dim=0), draws_of_values)
     assert len(values) == 45
     assert evaluations == [3] * 3 + [9, 6, 6, 3, 3] + [45, 27, 27, 18, 9]
     alone = tiny.predict_value(PROMPT, imagined[-1:], [SampleSpec(201, 5)])

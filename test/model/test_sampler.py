@@ -217,6 +217,6 @@ def test_ensembles_of_the_paper_take_all_steps() -> None:
     )
 
 
-def test_an_ensemble_of_nobody_is_refused() -> None:
+def test_an_empty_ensemble_is_refused() -> None:
     with pytest.raises(ValueError, match="0 members"):
         ensemble(195, 0, 5, "paper")

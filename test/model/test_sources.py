@@ -49,7 +49,7 @@ class Hub:
         return self.root / repository
 
     def downloaded(self, repository: str) -> Path:
-        """Return a whole repository as somebody has downloaded it before."""
+        """Return a whole repository, downloaded before."""
         folder = self.download(repository, ("*",))
         self.asked.clear()
         return folder
@@ -137,7 +137,7 @@ def test_planning_model_takes_statistics_and_prompts_from_the_policy(hub: Hub) -
     assert not any(name.endswith(".pt") for name in hub.asked[1][1]), "4 GB for nothing"
 
 
-def test_somebodys_fine_tuning_needs_a_config(hub: Hub) -> None:
+def test_another_fine_tuning_needs_a_config(hub: Hub) -> None:
     hub.add("lab/mine", "model/.metadata", "dataset_statistics.json", "my_t5_embeddings.pkl")
     with pytest.raises(CheckpointError, match=r"lacks parts .* --config: the kind of model"):
         find_parts("lab/mine", Parts(), hub.download)

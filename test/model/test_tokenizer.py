@@ -1,4 +1,4 @@
-"""Pins that leaving out images nobody needs changes no latent, and the scale of the latents."""
+"""Pins that leaving out images that are not needed changes no latent, and the latents' scale."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def test_only_wanted_frames_come_out(network: Transformer, wanted: tuple[int, ..
             difference = (some[:, :, frame] - everything[:, :, frame]).abs().max()
             assert difference < 1e-6
         else:
-            assert some[:, :, frame].isnan().all(), "nobody may read what was not computed"
+            assert some[:, :, frame].isnan().all(), "what was not computed must not be read"
 
 
 def test_cached_equals_plain(network: Transformer) -> None:

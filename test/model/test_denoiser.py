@@ -11,7 +11,7 @@ from torch import Tensor
 from cosmos_policy_ros.model.config import Preconditioning, TransformerConfig
 from cosmos_policy_ros.model.denoiser import Denoiser, scales
 from cosmos_policy_ros.model.sampler import schedule
-from cosmos_policy_ros.model.transformer import CachedTransformer, Transformer
+from cosmos_policy_ros.model.transformer import Transformer
 
 TIMESTEPS = [0.98828, 0.98438, 0.97656, 0.97266, 0.96094, 0.94531, 0.92578, 0.89844, 0.85547]
 
@@ -99,24 +99,6 @@ def test_unwanted_frames_do_not_change_the_wanted(
     everything, action = denoiser(noisy, sigma, (0, 1)), denoiser(noisy, sigma, (0, 1), wanted=(2,))
     torch.testing.assert_close(action[:, :, :3], everything[:, :, :3], rtol=0, atol=1e-5)
     assert action[:, :, 3:].isnan().all() and everything.isfinite().all()
-
-
-def test_a_cached_network_estimates_the_same(network: Transformer) -> None:
-    """Also for an ensemble whose members stand at different noise levels."""
-    draw = torch.Generator().manual_seed(2)
-    clean, noisy = torch.randn(2, 3, 16, 5, 4, 4, generator=draw).unbind()
-    text = torch.zeros(512, 12)
-    text[:5] = torch.randn(5, 12, generator=draw)
-    known = (True, True, False, True, False)
-    cached = CachedTransformer(network)
-    fast = Denoiser(
-        cached, "rectified_flow", clean, known, cached.read("fold shirt", lambda _: text)
-    )
-    plain = Denoiser(network, "rectified_flow", clean, known, text.unsqueeze(0))
-    for sigma in (torch.tensor([80.0, 80.0, 80.0]), torch.tensor([80.0, 4.0, 17.5])):
-        estimate = fast(noisy, sigma, range(3))
-        assert estimate.shape == noisy.shape and estimate.dtype == torch.float32
-        torch.testing.assert_close(estimate, plain(noisy, sigma, range(3)), rtol=0, atol=1e-5)
 
 
 def test_some_of_the_samples_are_answered_from_their_own_state(network: Transformer) -> None:

@@ -196,11 +196,6 @@ def test_unusable_state_is_refused(tiny: CosmosPolicy, query: Query, state: np.n
         tiny.decide(_with(query, state=state))
 
 
-def test_seed_beyond_32_bits_is_refused(tiny: CosmosPolicy, query: Query) -> None:
-    with pytest.raises(ConfigError, match="seed 4294967296"):
-        tiny.decide(dataclasses.replace(query, seed=2**32))
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"threads": 0}, "0 CPU threads"), ({"device": "nonsense"}, "'nonsense' cannot be used")],

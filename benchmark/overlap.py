@@ -9,7 +9,7 @@ the column says (``0.6±0.3`` is uniform). Beside the package's own three ways t
 elsewhere, on the same scenes and noise: *latest wins*, where every new chunk replaces the rest of
 the one before as it is, and *ensembling* (Zhao et al. 2023, ACT), where every row is the average of
 all chunks that speak of it, both asking again as soon as they have an answer. Every chunk passes
-the gate, whoever made it.
+the gate, whatever made it.
 
 Idle is the fraction of the time between the first motion and the end that the arms stood still.
 Jumps are at the transitions after the first, before the package's way of joining them and after it,

@@ -56,7 +56,7 @@ PAPER = 4.9  # s, best of 8 on eight H100
 
 
 def one_by_one(policy: CosmosPolicy, query: Query, config: SearchConfig) -> list[list[float]]:
-    """Appraise every candidate as the released code does, a sample at a time."""
+    """Value every candidate as the released code does, a sample at a time."""
     settings = policy.checkpoint.config
     scene = policy.encode_observation(query.prompt, query.observation)
     found = []

@@ -141,7 +141,7 @@ def _judge(
     commanded = path.sample(now_ns)
     trail = np.vstack([steps.actions[late], commanded])
     context = GateContext(commanded, measured, age, result_age, trail)
-    return gate.judge_splice(blend, Blend.blended, context), context
+    return gate.judge_blend(blend, Blend.blended, context), context
 
 
 def _check_steps(found: Checked, windows: EpisodeWindows, gate: SafetyGate) -> None:

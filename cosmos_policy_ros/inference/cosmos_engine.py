@@ -131,7 +131,7 @@ class CosmosEngine:
 
 
 class SearchEngine:
-    """A policy that proposes and a world model that imagines and appraises; one may be both."""
+    """A policy that samples actions, a world model that predicts futures and values; or both in one."""
 
     def __init__(self, policy: CosmosPolicy, world_model: CosmosPolicy, batch: int = 1) -> None:
         """Rehearse with ``batch`` candidates, so that the first decision neither waits nor guesses.
@@ -174,7 +174,7 @@ class SearchEngine:
         if isinstance(task, Decide):
             raise TypeError("a search has no task Decide")
         numerics, members = self._world_model.checkpoint.config.numerics, task.members
-        # The draws are the candidate's, whichever future is appraised.
+        # The draws are the candidate's, whichever future is valued.
         draws = [d for s in task.seeds for d in ensemble(s, members, task.steps, numerics)]
         repeated = self._tensor(task.latents).repeat_interleave(members, dim=0)
         if isinstance(task, PredictFuture):

@@ -31,7 +31,7 @@ Images = Mapping[str, NDArray[np.uint8]]  # (S, S, 3) RGB per camera role
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """How many candidates there are and how they are appraised.
+    """How many candidates there are and how they are valued.
 
     As in the released planning commands, but for ``shown`` and ``candidate_batch``, which they
     lack.
@@ -76,7 +76,7 @@ class SearchConfig:
 
     @property
     def members(self) -> int:
-        """How many futures of a candidate are appraised; Q(s, a) takes the candidate itself."""
+        """How many futures of a candidate are valued; Q(s, a) takes the candidate itself."""
         return 1 if self.value == "value_q" else self.futures
 
     def steps(self, stage: Stage, denoising_steps: int) -> int:
@@ -114,7 +114,7 @@ class EngineSpec:
     numerics: Numerics | None = None  # None: as the checkpoint says
     denoising_steps: int | None = None  # None: as the checkpoint says
     search: SearchConfig | None = None  # None: the policy's one proposal
-    world_model: str = ""  # folder of the checkpoint that imagines and appraises; "": the policy's
+    world_model: str = ""  # folder of the checkpoint that predicts; "": the policy's
     gripper: Gripper | None = None  # the rig's, for the demonstrator, who works in metres
 
 
@@ -172,7 +172,7 @@ class PredictFuture:
 
 @dataclass(frozen=True)
 class PredictValue:
-    """Appraise B candidates; the answer is B tuples of ``members`` values in [0, 1]."""
+    """Value B candidates; the answer is B tuples of ``members`` values in [0, 1]."""
 
     what: ClassVar[str] = "values"
     prompt: str

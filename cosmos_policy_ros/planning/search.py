@@ -1,4 +1,4 @@
-"""Best-of-N as a list of tasks: propose, imagine what follows, appraise it.
+"""Best-of-N as a list of tasks: sample actions, predict futures, predict their values.
 
 Two checkpoints take part, which may be one: the policy samples actions, the world model predicts
 their futures and values (Cosmos Policy paper, planning). Nothing is computed here. Which worker
@@ -85,7 +85,7 @@ class TaskKey(NamedTuple):
     batch: int  # of candidates
     depth: int  # how far ahead
     stage: Stage
-    part: int = 0  # which of the candidates' futures, for appraisal
+    part: int = 0  # which of the candidates' futures, whose value is predicted
 
 
 class Search:
@@ -138,14 +138,14 @@ class Search:
         task = self._open.pop(key, None)
         if task is None:
             return
-        config, prompt, appraised = self.config, self._query.prompt, []
+        config, prompt, valued = self.config, self._query.prompt, []
         if key.stage == "predict_value":
             for index, values in enumerate(answer, start=key.batch * config.candidate_batch):
                 self._values[index][key.depth, key.part] = values
         elif key.stage == "predict_future":
             if key.depth == 0:
                 self._imagined[key.batch] = answer
-            appraised = [answer[:, part] for part in range(config.futures)]
+            valued = [answer[:, part] for part in range(config.futures)]
             if key.depth + 1 < config.depth:
                 # From the last member of the ensemble: it took all the steps.
                 ahead = SampleActions(self._query, task.seeds, answer[:, -1])
@@ -154,12 +154,12 @@ class Search:
             if key.depth == 0:
                 self._proposed[key.batch] = answer
             if config.value == "value_q":
-                appraised = [answer.latents]
+                valued = [answer.latents]
             else:
                 self._open[key._replace(stage="predict_future")] = PredictFuture(
                     prompt, answer.latents, task.seeds, config.futures, config.future_steps
                 )
-        for part, latents in enumerate(appraised):
+        for part, latents in enumerate(valued):
             self._open[key._replace(stage="predict_value", part=part)] = PredictValue(
                 prompt, latents, task.seeds, config.values, config.value_steps, config.value
             )

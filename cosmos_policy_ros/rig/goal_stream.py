@@ -84,7 +84,7 @@ class ArmStream:
 
     @property
     def silent(self) -> bool:
-        """Whether nothing is sent: somebody else may be moving the arm."""
+        """Whether nothing is sent: something else may be moving the arm."""
         return self._path is None
 
     @property
@@ -137,7 +137,7 @@ class ArmStream:
             self._rest()
 
     def release(self) -> None:
-        """Fall silent; the servos hold their last goal, and whoever wants may move the arm."""
+        """Fall silent; the servos hold their last goal, and anything else may move the arm."""
         self._path = None
 
     def tick(self, now_ns: int) -> Array | None:

@@ -305,7 +305,7 @@ class Run:
         if blend.lateness > 0:
             return self._too_late(blend.lateness), None
         now = self._context(query, now_ns)
-        result = self._drift.add(self._gate.judge_splice(blend, execution.blender, now))
+        result = self._drift.add(self._gate.judge_blend(blend, execution.blender, now))
         if result.rule != "shape":
             sent = None if result.positions is None else result.positions[KEPT:]
             self.transition = measure_transition(

@@ -146,7 +146,7 @@ class SafetyGate:
             True, chunk, clamped, message=message, jump=clipped[0] - now.commanded
         )
 
-    def judge_splice(self, blend: Blend, blender: Blender, now: GateContext) -> GateResult:
+    def judge_blend(self, blend: Blend, blender: Blender, now: GateContext) -> GateResult:
         """Judge a chunk that is to take over from the one under way.
 
         The rules are :meth:`judge`'s. The start jump is that between the two paths where the new

@@ -1,4 +1,4 @@
-"""A second checkpoint, for what imagines and appraises."""
+"""A second checkpoint, for the world model."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def fitted(deadline: float, workers: int = 1, config: SearchConfig = RELEASED) -
         (8.1, 1, 2, 5),
         (7.9, 1, 2, 4),  # sooner fewer steps than a search of one
         (4.1, 8, 8, 5),
-        (3.9, 8, 5, 5),  # fifteen futures to appraise, in two turns of eight
+        (3.9, 8, 5, 5),  # fifteen futures to value, in two turns of eight
         (0.01, 1, 1, 1),
     ],
 )

@@ -51,7 +51,7 @@ def engine(policy: CosmosPolicy) -> SearchEngine:
 def serial(
     policy: CosmosPolicy, seed: int, world_model: CosmosPolicy | None = None
 ) -> tuple[list[float], torch.Tensor]:
-    """Appraise one candidate the literal way: a future, its values, the next future."""
+    """Value one candidate the literal way: a future, its values, the next future."""
     world_model = world_model or policy
     scene = policy.encode_observation(PROMPT, query_of(policy).observation)
     released = policy.checkpoint.config.numerics == "released"

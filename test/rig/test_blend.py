@@ -38,7 +38,7 @@ def chunk(rows: np.ndarray, start: np.ndarray, start_ns: int = NOW) -> TimedChun
     return TimedChunk("run/0", start_ns, 0.04, start, rows, RIG.max_velocity)
 
 
-def splice_at(seed: int, seen_ns: int, latency_ns: int, rows: int = 5, share: float = 0.5) -> Blend:
+def blend_at(seed: int, seen_ns: int, latency_ns: int, rows: int = 5, share: float = 0.5) -> Blend:
     path = chunk(walk(seed, START, share), START)
     seen = path.sample(NOW + seen_ns)
     decided = chunk(walk(seed + 1, seen, share), seen, NOW + seen_ns)
@@ -57,7 +57,7 @@ MOMENTS = {
 def test_what_is_sent_goes_on_from_what_is_commanded(
     seed: int, seen_ns: int, latency_ns: int, rows: int
 ) -> None:
-    blend = splice_at(seed, seen_ns, latency_ns, rows)
+    blend = blend_at(seed, seen_ns, latency_ns, rows)
     if blend.lateness > 0:
         return
     sent = blend.chunk("run/1", blend.blended())
@@ -81,7 +81,7 @@ def test_position_and_velocity_are_continuous_at_the_controller(
     seed: int, seen_ns: int, latency_ns: int, rows: int
 ) -> None:
     """Played by a controller that forgets the old trajectory the moment the new one arrives."""
-    blend = splice_at(seed, seen_ns, latency_ns, rows)
+    blend = blend_at(seed, seen_ns, latency_ns, rows)
     if blend.lateness > 0:
         return
     sent = blend.chunk("run/1", blend.blended())
@@ -110,13 +110,13 @@ def test_position_and_velocity_are_continuous_at_the_controller(
 def test_the_gates_limits_hold_across_splices(
     seed: int, seen_ns: int, latency_ns: int, rows: int, share: float, offset: float
 ) -> None:
-    blend = splice_at(seed, seen_ns, latency_ns, rows, share=0.2)
+    blend = blend_at(seed, seen_ns, latency_ns, rows, share=0.2)
     if blend.lateness > 0:
         return
     wild = walk(seed + 2, blend.decided.start + offset, share)
     blend = replace(blend, decided=replace(blend.decided, positions=wild))
     commanded = blend.path.sample(blend.now_ns)
-    verdict = GATE.judge_splice(blend, Blend.blended, GateContext(commanded, commanded))
+    verdict = GATE.judge_blend(blend, Blend.blended, GateContext(commanded, commanded))
     if verdict.positions is None:
         if verdict.rule == "collision":
             assert verdict.value < verdict.limit
@@ -137,25 +137,25 @@ def test_the_gates_limits_hold_across_splices(
 
 def test_an_answer_when_the_path_is_nearly_over_is_late() -> None:
     left = 3 * STEP
-    assert splice_at(0, NS_PER_S, NS_PER_S - left).lateness <= 0
-    assert splice_at(0, NS_PER_S, NS_PER_S - STEP).lateness == pytest.approx(0.04)
-    assert splice_at(0, NS_PER_S, NS_PER_S + STEP).lateness == pytest.approx(0.12)
+    assert blend_at(0, NS_PER_S, NS_PER_S - left).lateness <= 0
+    assert blend_at(0, NS_PER_S, NS_PER_S - STEP).lateness == pytest.approx(0.04)
+    assert blend_at(0, NS_PER_S, NS_PER_S + STEP).lateness == pytest.approx(0.12)
 
 
 @pytest.mark.parametrize("seen_ns", [0, -NS_PER_S // 2, 7 * STEP])
 def test_the_last_moment_that_is_not_late_leaves_a_row_of_the_new_path(seen_ns: int) -> None:
     """Even of what was seen before the path began, as after a clock that jumped."""
-    late = splice_at(4, seen_ns, 0).lateness
-    last = splice_at(4, seen_ns, -round(late * NS_PER_S))
+    late = blend_at(4, seen_ns, 0).lateness
+    last = blend_at(4, seen_ns, -round(late * NS_PER_S))
     assert last.lateness == 0
     sent = last.chunk("run/1", last.blended())
     assert len(sent.positions) > KEPT
-    assert splice_at(4, seen_ns, -round(late * NS_PER_S) + 1).lateness > 0
+    assert blend_at(4, seen_ns, -round(late * NS_PER_S) + 1).lateness > 0
 
 
 def test_rows_that_are_past_are_dropped() -> None:
     """Observed at row 10's time, answered after 12.5 rows: 12 are past, and the old path's two."""
-    blend = splice_at(3, 10 * STEP, 12 * STEP + STEP // 2)
+    blend = blend_at(3, 10 * STEP, 12 * STEP + STEP // 2)
     assert blend.first == 22
     assert blend.takeover == 24
     assert blend.dropped == 14
@@ -165,7 +165,7 @@ def test_rows_that_are_past_are_dropped() -> None:
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize("joint", range(14))
 def test_a_new_path_too_far_from_the_old_one_is_refused(joint: int, sign: float) -> None:
-    blend = splice_at(5, NS_PER_S // 2, NS_PER_S // 4, share=0.02)
+    blend = blend_at(5, NS_PER_S // 2, NS_PER_S // 4, share=0.02)
     gripper = joint in (6, 13)
     limit = RIG.gate.gripper_start_jump if gripper else RIG.gate.start_jump
     at = blend.new[KEPT, joint]
@@ -177,7 +177,7 @@ def test_a_new_path_too_far_from_the_old_one_is_refused(joint: int, sign: float)
         inside = span[0] <= at + off <= span[1]
         moved = replace(blend, decided=replace(blend.decided, positions=rows))
         commanded = blend.path.sample(blend.now_ns)
-        verdict = GATE.judge_splice(moved, Blend.blended, GateContext(commanded, commanded))
+        verdict = GATE.judge_blend(moved, Blend.blended, GateContext(commanded, commanded))
         if refused and inside:
             assert (verdict.rule, verdict.joint) == ("start_jump", joint), verdict.message
             assert verdict.value == pytest.approx(1.1 * limit, rel=0.01)
@@ -187,16 +187,16 @@ def test_a_new_path_too_far_from_the_old_one_is_refused(joint: int, sign: float)
 
 def test_arms_that_lag_behind_pass_and_an_arm_that_is_held_does_not() -> None:
     """A moving arm is where it was to be a moment ago; a blocked one is somewhere else."""
-    blend = splice_at(7, NS_PER_S // 2, NS_PER_S // 4, share=0.3)
+    blend = blend_at(7, NS_PER_S // 2, NS_PER_S // 4, share=0.3)
     blend = replace(blend, decided=replace(blend.path, start_ns=blend.path.start_ns))
     commanded = blend.path.sample(blend.now_ns)
     trail = np.stack([blend.path.sample(blend.now_ns - t * STEP) for t in range(12)])
     lagging = GateContext(commanded, trail[8], trail=trail)
-    assert GATE.judge_splice(blend, Blend.blended, lagging).accepted
+    assert GATE.judge_blend(blend, Blend.blended, lagging).accepted
     for sign in (1.0, -1.0):
         blocked = trail[0].copy()
         blocked[2] = (trail.max(axis=0) if sign > 0 else trail.min(axis=0))[2] + sign * 0.2
-        verdict = GATE.judge_splice(
+        verdict = GATE.judge_blend(
             blend, Blend.blended, GateContext(commanded, blocked, trail=trail)
         )
         assert (verdict.rule, verdict.joint) == ("start_jump", 2)
@@ -205,7 +205,7 @@ def test_arms_that_lag_behind_pass_and_an_arm_that_is_held_does_not() -> None:
 
 @pytest.mark.parametrize("rows", [49, 51])
 def test_another_rigs_chunk_is_refused(rows: int) -> None:
-    blend = splice_at(9, NS_PER_S // 2, NS_PER_S // 4)
+    blend = blend_at(9, NS_PER_S // 2, NS_PER_S // 4)
     wrong = np.resize(blend.decided.positions, (rows, 14))
     moved = replace(blend, decided=replace(blend.decided, positions=wrong))
-    assert GATE.judge_splice(moved, Blend.blended, GateContext(START, START)).rule == "shape"
+    assert GATE.judge_blend(moved, Blend.blended, GateContext(START, START)).rule == "shape"

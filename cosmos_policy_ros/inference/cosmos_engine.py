@@ -131,7 +131,7 @@ class CosmosEngine:
 
 
 class SearchEngine:
-    """A policy that samples actions, a world model that predicts futures and values; or both in one."""
+    """A policy that samples actions and a world model that predicts; one may be both."""
 
     def __init__(self, policy: CosmosPolicy, world_model: CosmosPolicy, batch: int = 1) -> None:
         """Rehearse with ``batch`` candidates, so that the first decision neither waits nor guesses.

@@ -147,10 +147,8 @@ def print_ratios(seconds: dict[str, list[float]]) -> None:
 
 def full_size() -> None:
     """Count a search of the released 2B model, and what it means for eight H100."""
-    settings, config = (
-        read_config(config_folder("models") / "aloha_2b" / "config.yaml"),
-        SearchConfig(),
-    )
+    settings = read_config(config_folder("models") / "aloha_2b" / "config.yaml")
+    config = SearchConfig()
     layout = LAYOUTS[settings.layout]
     with torch.device("meta"):
         network = Transformer(settings.transformer).requires_grad_(False)

@@ -75,11 +75,11 @@ class WatchedPolicy(CosmosPolicy):
         return self._network
 
     def sample_actions(
-        self, scene: Conditioning, draws: Sequence[SampleSpec], futures: bool = False
+        self, scene: Conditioning, draws: Sequence[SampleSpec], *args: Any, **options: Any
     ) -> Tensor:
         """Ask the policy, and keep the scene's latent and the answer's."""
         self.clean = scene.clean
-        self.latent = super().sample_actions(scene, draws, futures)
+        self.latent = super().sample_actions(scene, draws, *args, **options)
         return self.latent
 
 

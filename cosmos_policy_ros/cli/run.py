@@ -14,7 +14,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 from statistics import median
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn
 
 import rclpy
 from rclpy.qos import QoSProfile
@@ -36,11 +36,26 @@ from cosmos_policy_ros.nodes.graph import (
     exposure,
     node_processes,
 )
-from cosmos_policy_ros.rig.execution import Mode
+from cosmos_policy_ros.nodes.options import ARGUMENTS
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
 START_TIMEOUT = 120.0  # wall s for the nodes and the engine
 TRAINED_TASK, TRAINED_CHECKPOINT = "either_cube", "tiny"
+# Of the launch file's arguments, those that mean the same here.
+GRAPH_OPTIONS = (
+    "checkpoint",
+    "devices",
+    "planning",
+    "world_model",
+    "deadline",
+    "compiled",
+    "numerics",
+    "denoising_steps",
+    "execution",
+    "transition",
+    "images",
+    "compression",
+)
 BAR = 24  # characters of the progress line
 
 
@@ -52,15 +67,13 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         help="what decides (the checkpoint that ships with the package where it knows the task, "
         f"{TRAINED_TASK}, else the demonstrator)",
     )
-    parser.add_argument("--checkpoint", help="folder of engine cosmos (the one that ships)")
-    parser.add_argument("--planning", help="engine cosmos: a search in config/planning (none)")
-    parser.add_argument(
-        "--execution",
-        choices=get_args(Mode),
-        default="synchronous",
-        help="ask for the next chunk when the arms rest, while they move, or as latencies allow",
-    )
-    parser.add_argument("--devices", help="engine cosmos: such as cpu,cpu (every GPU, or the CPU)")
+    for name in GRAPH_OPTIONS:
+        option = ARGUMENTS[name]
+        kinds: dict[str, Any] = {"action": "store_true", "default": None}
+        if option.kind is not bool:
+            kinds = {"type": option.parse}
+        text = f"{option.description} ({option.text})"
+        parser.add_argument(f"--{name.replace('_', '-')}", help=text, **kinds)
     parser.add_argument(
         "--task", choices=(TRAINED_TASK, "transfer_cube", "insertion"), default=TRAINED_TASK
     )
@@ -109,13 +122,12 @@ def _run_episodes(options: argparse.Namespace) -> int:
         options.checkpoint = options.checkpoint or TRAINED_CHECKPOINT
     given = {
         name: getattr(options, name)
-        for name in ("engine", "checkpoint", "planning", "devices")
+        for name in ("engine", *GRAPH_OPTIONS)
         if getattr(options, name) is not None
     }
     nodes = node_processes(
         rig="sim",
         task=options.task,
-        execution=options.execution,
         root=str(options.root),
         scene_seed=options.seed,
         **given,

@@ -31,6 +31,7 @@ from cosmos_policy_ros.inference.spec import ENGINES
 from cosmos_policy_ros.msg import Decision
 from cosmos_policy_ros.nodes.client import GraphClient
 from cosmos_policy_ros.nodes.graph import (
+    NodeProcess,
     NodeProcesses,
     environment,
     exposure,
@@ -71,7 +72,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         option = ARGUMENTS[name]
         kinds: dict[str, Any] = {"action": "store_true", "default": None}
         if option.kind is not bool:
-            kinds = {"type": option.parse}
+            kinds = {"metavar": option.kind.__name__.upper()}
         text = f"{option.description} ({option.text})"
         parser.add_argument(f"--{name.replace('_', '-')}", help=text, **kinds)
     parser.add_argument(
@@ -97,6 +98,21 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.engine is None and options.task == TRAINED_TASK:
+        options.engine = "cosmos"
+        options.checkpoint = options.checkpoint or TRAINED_CHECKPOINT
+    given = {name: getattr(options, name) for name in ("engine", *GRAPH_OPTIONS)}
+    nodes = node_processes(
+        rig="sim",
+        task=options.task,
+        root=str(options.root),
+        scene_seed=options.seed,
+        **{
+            name: value if value is True else ARGUMENTS[name].parse(value)
+            for name, value in given.items()
+            if value is not None
+        },
+    )
     # Keep the demo's arms apart from real ones: its topics carry a stock ALOHA's names. Domains
     # stay below 101, where their ports meet the kernel's ephemeral ones.
     os.environ.setdefault("ROS_DOMAIN_ID", str(60 + os.getpid() % 40))
@@ -105,7 +121,7 @@ def _run(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     try:
-        return _run_episodes(options)
+        return _run_episodes(options, nodes)
     finally:
         rclpy.try_shutdown()
 
@@ -114,24 +130,9 @@ def _interrupt(_number: int, _frame: Any) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _run_episodes(options: argparse.Namespace) -> int:
+def _run_episodes(options: argparse.Namespace, nodes: tuple[NodeProcess, ...]) -> int:
     rig = load_rig("sim", config_folder("rigs"))
     task = load_task(options.task, config_folder("tasks"))
-    if options.engine is None and options.task == TRAINED_TASK:
-        options.engine = "cosmos"
-        options.checkpoint = options.checkpoint or TRAINED_CHECKPOINT
-    given = {
-        name: getattr(options, name)
-        for name in ("engine", *GRAPH_OPTIONS)
-        if getattr(options, name) is not None
-    }
-    nodes = node_processes(
-        rig="sim",
-        task=options.task,
-        root=str(options.root),
-        scene_seed=options.seed,
-        **given,
-    )
     engine = options.engine or "of the rig's choice"
     print(f"starting {', '.join(node.executable for node in nodes)}; engine {engine}")
     complete = succeeded = 0

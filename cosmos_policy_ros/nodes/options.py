@@ -29,6 +29,7 @@ class Option:
         default: its type alone where no number can say that something else decides.
         description: what it does, with its unit.
         low, high: bounds of a number.
+        choices: the words of a text that is one of some.
         argument: whether the launch file takes it, too.
     """
 
@@ -38,6 +39,7 @@ class Option:
     low: float | None = None
     high: float | None = None
     argument: bool = False
+    choices: tuple[str, ...] = ()
 
     @property
     def kind(self) -> type:
@@ -66,6 +68,22 @@ class Option:
             raise ConfigError(f"{self.name}:={text} must be {words[self.kind]}") from None
         return value
 
+    def check(self, value: Value) -> None:
+        """Refuse a value of another type, out of range, or that is none of the choices.
+
+        Raises:
+            ConfigError: names the option, the value, and what is allowed.
+        """
+        if type(value) not in ((int, float) if self.kind is float else (self.kind,)):
+            raise ConfigError(f"{self.name} {value!r} must be of type {self.kind.__name__}")
+        if self.low is not None and self.high is not None:
+            assert isinstance(value, int | float)
+            if not self.low <= value <= self.high:
+                raise ConfigError(f"{self.name} {value} must be from {self.low:g} to {self.high:g}")
+        if self.choices and value not in self.choices:
+            hint = did_you_mean(str(value), self.choices)
+            raise ConfigError(f"{self.name} '{value}' is not one{hint}")
+
 
 RIG = Option(
     "rig",
@@ -90,6 +108,7 @@ POLICY = (
         "what decides: cosmos, or demonstrator (simulated rig only); default: cosmos on a real rig "
         "and for a search, else the demonstrator",
         argument=True,
+        choices=("cosmos", "demonstrator", DEFAULT),
     ),
     Option(
         "checkpoint",
@@ -144,6 +163,7 @@ POLICY = (
         "engine cosmos: where NVIDIA's code and the paper differ, follow released or paper; "
         "default: as the checkpoint's config says",
         argument=True,
+        choices=("released", "paper", DEFAULT),
     ),
     Option(
         "denoising_steps",
@@ -185,6 +205,7 @@ POLICY = (
         "while they move, whenever the answer can come in time; auto: asynchronous if that leaves "
         "no pause by the latencies measured, else synchronous",
         argument=True,
+        choices=("synchronous", "asynchronous", "auto"),
     ),
     Option(
         "transition",
@@ -192,6 +213,7 @@ POLICY = (
         "between chunks asked for in motion: condition has the policy begin with what the arms are "
         "committed to; blend only goes over from the old path to the new one",
         argument=True,
+        choices=("condition", "blend"),
     ),
     Option("blend_seconds", 0.2, "s of going over from the old path to the new one", 0.0, 1.0),
     Option("start_speed", 0.5, "rad/s of the fastest joint on ~/go_to_start", 0.05, 1.0),
@@ -211,9 +233,16 @@ RECORDER = (
         "raw",
         "raw keeps the drivers' bytes; jpeg takes a tenth of the disk",
         argument=True,
+        choices=("raw", "jpeg"),
     ),
     Option("jpeg_quality", 95, "of images:=jpeg", 1, 100),
-    Option("compression", NONE, "of the bags' chunks: none or zstd", argument=True),
+    Option(
+        "compression",
+        NONE,
+        "of the bags' chunks: none or zstd",
+        argument=True,
+        choices=(NONE, "zstd"),
+    ),
 )
 ARM_INTERFACE = (
     RIG,
@@ -246,19 +275,12 @@ ARGUMENTS: Mapping[str, Option] = {
 
 
 def check_arguments(given: Mapping[str, Value]) -> None:
-    """Refuse what is no argument of the graph, or of another type, or out of range.
+    """Refuse what is no argument of the graph, or a value that it cannot have.
 
     Raises:
         ConfigError: names the argument, and the nearest one that there is.
     """
     for name, value in given.items():
-        option = ARGUMENTS.get(name)
-        if option is None:
+        if name not in ARGUMENTS:
             raise ConfigError(f"there is no option '{name}'{did_you_mean(name, [*ARGUMENTS])}")
-        kinds = (int, float) if option.kind is float else (option.kind,)
-        if type(value) not in kinds:
-            raise ConfigError(f"{name} {value!r} must be of type {option.kind.__name__}")
-        if option.low is not None and option.high is not None:
-            assert isinstance(value, int | float)
-            if not option.low <= value <= option.high:
-                raise ConfigError(f"{name} {value} must be from {option.low:g} to {option.high:g}")
+        ARGUMENTS[name].check(value)

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from rclpy.node import Node
 
-from cosmos_policy_ros.core.config import did_you_mean, load_config, named_file
+from cosmos_policy_ros.core.config import load_config, named_file
 from cosmos_policy_ros.core.errors import CheckpointError, ConfigError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.task import Task, load_task
-from cosmos_policy_ros.inference.spec import ENGINES, EngineSpec, SearchConfig
+from cosmos_policy_ros.inference.spec import EngineSpec, SearchConfig
 from cosmos_policy_ros.inference.worker import WorkerLimits
-from cosmos_policy_ros.model.config import CheckpointConfig, Numerics
+from cosmos_policy_ros.model.config import CheckpointConfig
 from cosmos_policy_ros.model.files import CONFIG, STATISTICS, describe_missing, has_weights
 from cosmos_policy_ros.model.statistics import compare_with_rig, describe_unused, load_statistics
 from cosmos_policy_ros.nodes.options import DEFAULT, NONE, POLICY
 from cosmos_policy_ros.nodes.shell import value_of
 from cosmos_policy_ros.planning.scheduler import parse_devices
 from cosmos_policy_ros.rig.arms import STATE_DIM
-from cosmos_policy_ros.rig.execution import Execution, Mode, TransitionMode
+from cosmos_policy_ros.rig.execution import Execution
 from cosmos_policy_ros.rig.run import RunLimits
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
@@ -59,10 +58,13 @@ def read_settings(node: Node) -> PolicySettings:
         ConfigError: an unknown rig, task, engine or numerics.
         CheckpointError: the checkpoint is not there; names what is needed.
     """
+    options = {option.name: option for option in POLICY}
 
     def value(name: str) -> Any:
         """Return a parameter's value, None where something else decides or it is done without."""
         found = value_of(node, name)
+        if found is not None:
+            options[name].check(found)
         return None if name in MAY_BE_NONE and found in (DEFAULT, NONE) else found
 
     rig = load_rig(value("rig"), config_folder("rigs"))
@@ -71,10 +73,7 @@ def read_settings(node: Node) -> PolicySettings:
     if planning is not None:
         search = load_config(SearchConfig, named_file(planning, config_folder("planning")))
     real = rig.kind == "real"
-    engine = value("engine") or ("cosmos" if real or search is not None else "demonstrator")
-    engine = _one_of("engine", engine, (*ENGINES, DEFAULT))
-    if numerics is not None:
-        _one_of("numerics", numerics, (*get_args(Numerics), DEFAULT))
+    engine: Any = value("engine") or ("cosmos" if real or search is not None else "demonstrator")
     if engine == "demonstrator" and rig.kind != "sim":
         raise ConfigError(
             f"engine demonstrator knows only the simulated rig, this is '{rig.name}'; "
@@ -110,19 +109,12 @@ def read_settings(node: Node) -> PolicySettings:
         dry_run=value("dry_run"),
         start_speed=value("start_speed"),
         execution=Execution(
-            mode=_one_of("execution", value("execution"), get_args(Mode)),
-            transition=_one_of("transition", value("transition"), get_args(TransitionMode)),
+            mode=value("execution"),
+            transition=value("transition"),
             blend_rows=round(value("blend_seconds") / rig.rates.dt),
             searches=search is not None,
         ),
     )
-
-
-def _one_of(name: str, found: str, choices: Sequence[str]) -> Any:
-    """Return a choice, or raise ConfigError with the nearest one."""
-    if found not in choices:
-        raise ConfigError(f"{name} '{found}' is not one{did_you_mean(found, choices)}")
-    return found
 
 
 def warnings(settings: PolicySettings) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
@@ -27,11 +27,11 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from cosmos_policy_ros import __version__
 from cosmos_policy_ros.bags.jpeg import rig_of_bag
-from cosmos_policy_ros.bags.mcap_file import Compression, Topic
+from cosmos_policy_ros.bags.mcap_file import Topic
 from cosmos_policy_ros.bags.messages import EpisodeMetadata
 from cosmos_policy_ros.bags.types import load_types
-from cosmos_policy_ros.core.config import did_you_mean, named_file, read_config
-from cosmos_policy_ros.core.errors import ConfigError, CosmosPolicyError, RolloutError
+from cosmos_policy_ros.core.config import named_file, read_config
+from cosmos_policy_ros.core.errors import CosmosPolicyError, RolloutError
 from cosmos_policy_ros.core.paths import config_folder, package_share
 from cosmos_policy_ros.core.task import choose_prompt, load_named_task
 from cosmos_policy_ros.core.units import NS_PER_S
@@ -388,18 +388,16 @@ class RecorderNode(shell.ManagedNode):
             raise RolloutError("the recorder is not active; activate it first")
 
     def _read_options(self) -> Options:
-        images, quality, compression = (
-            self.get_parameter(name).value for name in ("images", "jpeg_quality", "compression")
-        )
-        for name, value, known in (
-            ("images", images, ("raw", "jpeg")),
-            ("compression", compression, get_args(Compression)),
-        ):
-            if value not in known:
-                raise ConfigError(f"{name} '{value}' is not one{did_you_mean(value, known)}")
+        values = {option.name: self.get_parameter(option.name).value for option in RECORDER}
+        for option in RECORDER:
+            option.check(values[option.name])
         cameras = {sensor.topic for sensor in self._sensors if sensor.role}
-        jpegs = tuple(t for t in self._topics if t.name in cameras) if images == "jpeg" else ()
-        return Options(jpegs, quality, compression)
+        jpegs = (
+            tuple(t for t in self._topics if t.name in cameras)
+            if values["images"] == "jpeg"
+            else ()
+        )
+        return Options(jpegs, values["jpeg_quality"], values["compression"])
 
     def _quality(self) -> QualityMonitor:
         rig = rig_of_bag(self._rig, bool(self._options.jpegs))

@@ -54,6 +54,23 @@ def test_without_ros_a_command_that_needs_it_says_so(
 
 
 @pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--deadline", "x", "deadline:=x must be a number"),
+        ("--denoising-steps", "0", "denoising_steps 0 must be from 1 to 1000"),
+        ("--execution", "asynchron", "'asynchron' is not one; did you mean 'asynchronous'"),
+    ],
+)
+def test_a_wrong_option_of_the_graph_is_one_line_before_anything_starts(
+    option: str, value: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cosmos.main(["run", option, value]) == 1
+    told = capsys.readouterr()
+    assert words in told.err and len(told.err.splitlines()) == 1
+    assert "starting" not in told.out
+
+
+@pytest.mark.parametrize(
     ("line", "expected"),
     [
         ("cosmos tr", {"train", "train-autoencoder"}),

@@ -27,7 +27,7 @@ ROOMS = (
     "cli",
 )
 MAY_IMPORT = {
-    "torch": {"model", "inference", "planning", "training", "cli"},
+    "torch": {"model", "inference", "planning", "training"},
     "rclpy": {"nodes", "cli"},
     "ray": {"inference"},
 }

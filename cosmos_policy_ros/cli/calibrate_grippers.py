@@ -21,6 +21,7 @@ from sensor_msgs.msg import JointState
 
 from cosmos_policy_ros.core.config import did_you_mean, to_plain
 from cosmos_policy_ros.core.errors import ConfigError, RigError
+from cosmos_policy_ros.core.files import replace_text
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.rig.arms import Arms, Gripper
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
@@ -138,7 +139,7 @@ def _calibrate(name: str, output: Path) -> int:
         to_plain(replace(rig, name=output.stem, arms=Arms(**arms))), sort_keys=False
     )
     try:
-        output.write_text(f"# {rig.name} with measured grippers.\n{text}", encoding="utf-8")
+        replace_text(output, f"# {rig.name} with measured grippers.\n{text}")
     except OSError as error:
         raise ConfigError(f"{output}: cannot be written: {error}") from error
     print(f"written: {output}; use it with rig:={output}")

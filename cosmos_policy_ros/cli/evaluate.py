@@ -13,6 +13,7 @@ import yaml
 from cosmos_policy_ros.cli.shared import GOES_ON, add_config
 from cosmos_policy_ros.core.config import load_changed, load_yaml, named_file, to_plain
 from cosmos_policy_ros.core.errors import ConfigError
+from cosmos_policy_ros.core.files import replace_text
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.evaluation.evaluate import TRIALS, EvaluationConfig, evaluate
 from cosmos_policy_ros.evaluation.results import Result, comparison, read_results, table
@@ -49,7 +50,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     try:
         _open(config, output)
         lines = report(config, evaluate(config, output))
-        (output / TABLE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        replace_text((output / TABLE), "\n".join(lines) + "\n")
     except OSError as error:
         raise ConfigError(f"{output}: cannot be written: {error}") from error
     print("\n".join(lines))
@@ -85,7 +86,7 @@ def _open(config: EvaluationConfig, output: Path) -> None:
                     f"{after[key]!r}; give the same config, or another --output"
                 )
     output.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(now, sort_keys=False), encoding="utf-8")
+    replace_text(path, yaml.safe_dump(now, sort_keys=False))
 
 
 def _by_name(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from cosmos_policy_ros.cli.shared import GOES_ON, positive
 from cosmos_policy_ros.core.config import load_yaml
 from cosmos_policy_ros.core.errors import ConfigError, TrainingError
+from cosmos_policy_ros.core.files import replace_text
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.task import load_task
 from cosmos_policy_ros.model import files
@@ -151,7 +152,7 @@ def _make(name: str, options: argparse.Namespace, **settings: str) -> None:
     folder = config_folder("experiments")
     try:
         options.output.mkdir(parents=True, exist_ok=True)
-        remembered.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        replace_text(remembered, json.dumps(settings, indent=2) + "\n")
         command = ["make", f"--include-dir={folder}", f"--file={folder / name}.mk"]
         process = subprocess.Popen(command, cwd=options.output, env=environment)
     except FileNotFoundError as error:
@@ -224,9 +225,9 @@ def _round(options: argparse.Namespace) -> int:
     before, told["digest"] = told["digest"], files.digest(target)
     card = (source / CARD).read_text(encoding="utf-8").replace(before, told["digest"])
     card = card.replace(f"# {source.name}", f"# {target.name}", 1)
-    (target / CARD).write_text(card, encoding="utf-8")
+    replace_text((target / CARD), card)
     written = json.dumps(told, indent=2) + "\n"
-    (target / files.PROVENANCE).write_text(written, encoding="utf-8")
+    replace_text((target / files.PROVENANCE), written)
     print(f"{target}: rounded to float16, digest {told['digest'][:12]}")
     return 0
 
@@ -271,6 +272,6 @@ def _report(options: argparse.Namespace) -> int:
     found = measure_preconditions(policy, world_model, data, dataset_index)
     preconditions = options.output.with_name("preconditions.json")
     text = json.dumps(found, indent=2, default=np.ndarray.tolist)
-    preconditions.write_text(text + "\n", encoding="utf-8")
+    replace_text(preconditions, text + "\n")
     write_report(options.output, options.comparison / TRIALS, preconditions, imagination)
     return 0

@@ -6,7 +6,6 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -14,6 +13,7 @@ import yaml
 from cosmos_policy_ros.cli.shared import add_config
 from cosmos_policy_ros.core.config import load_changed, load_yaml, named_file, to_plain
 from cosmos_policy_ros.core.errors import TrainingError
+from cosmos_policy_ros.core.files import replace_text
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.training.config import TrainingConfig
 
@@ -47,7 +47,9 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         elif options.output is None:
             parser.error("--output is needed: the checkpoint folder to make")
         elif options.processes > 1 and "RANK" not in os.environ:
-            return _launch(options.processes, options.arguments)
+            from cosmos_policy_ros.training.parallel import launch_processes
+
+            return launch_processes(options.processes, PROGRAM, options.arguments)
         else:
             _train(read_config(options.config, options.set), options.output, options.resume)
         return 0
@@ -62,35 +64,6 @@ def read_config(name: str, changes: Sequence[str] = ()) -> TrainingConfig:
         ConfigError: no such file or key, or a value that is none.
     """
     return load_changed(TrainingConfig, named_file(name, config_folder("training")), changes)
-
-
-def _launch(processes: int, arguments: Sequence[str]) -> int:
-    """Run ``torchrun``, which starts this program once per process; return the exit code.
-
-    On one machine they meet by files: ``--standalone`` listens on all interfaces, and so does any
-    rendezvous by TCP, whatever address it is given.
-    """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import main as torchrun
-
-    from cosmos_policy_ros.training.parallel import MEETING
-
-    # Where the backends then listen for each other; and torchrun opens no store beside the file.
-    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    with TemporaryDirectory(prefix="cosmos_policy_train_") as folder:
-        os.environ[MEETING] = f"{folder}/processes"
-        launcher = ["--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file"]
-        launcher += ["--rdzv-endpoint", f"{folder}/launcher"]
-        launcher += ["--nproc-per-node", str(processes), "-m", PROGRAM, *arguments]
-        try:
-            torchrun(launcher)
-        except ChildFailedError:  # its own words are on the screen
-            return 1
-        except SignalException as ended:
-            return 128 + int(ended.sigval)
-    return 0
 
 
 def _train(config: TrainingConfig, output: Path, resume: bool) -> None:
@@ -124,7 +97,7 @@ def _open(config: TrainingConfig, output: Path, remembered: Path, resume: bool) 
         raise TrainingError(f"{output}: exists and is no run of this program; give a new folder")
     try:
         remembered.parent.mkdir(parents=True, exist_ok=True)
-        remembered.write_text(yaml.safe_dump(now, sort_keys=False), encoding="utf-8")
+        replace_text(remembered, yaml.safe_dump(now, sort_keys=False))
     except OSError as error:
         raise TrainingError(f"{output}: cannot be made: {error}") from error
 

@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cosmos_policy_ros.bags.types import load_types
+from cosmos_policy_ros.core.files import replace_text
 from cosmos_policy_ros.core.paths import config_folder, package_share
 from cosmos_policy_ros.core.task import load_task
 from cosmos_policy_ros.episodes.store import EpisodeStore
@@ -119,7 +120,7 @@ def evaluate(config: EvaluationConfig, output: Path) -> list[Result]:
     wanted = {job.key for job in jobs}
     done = [result for result in done if result.key in wanted]
     # A line that a kill has cut short would spoil the next one.
-    path.write_text("".join(map(to_line, done)), encoding="utf-8")
+    replace_text(path, "".join(map(to_line, done)))
     left = [job for job in jobs if job.key not in {result.key for result in done}]
     bar = tqdm(
         _results(config, output, left),

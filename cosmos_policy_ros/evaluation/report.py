@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.core.errors import ObservationError, RolloutError
+from cosmos_policy_ros.core.files import replace_text
 from cosmos_policy_ros.dataset.contact_sheet import tabulate
 from cosmos_policy_ros.evaluation.contenders import DIRECT
 from cosmos_policy_ros.evaluation.results import Result, cell, comparison, read_results, table
@@ -190,7 +191,7 @@ def write_report(report: Path, trials: Path, preconditions: Path, imagination: P
     results = read_results(trials)
     found = json.loads(preconditions.read_text(encoding="utf-8"))
     lines = report_lines(results, found, imagination.name)
-    report.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    replace_text(report.with_suffix(".md"), "\n".join(lines) + "\n")
     plots = {
         "Scores with 95 % intervals": _plot(lambda axes: _draw_scores(axes, results)),
         "Value of what came and of what was imagined, by how the episode ended": _plot(
@@ -204,10 +205,10 @@ def write_report(report: Path, trials: Path, preconditions: Path, imagination: P
     # The page is one file.
     imagined = f"({_image_source(imagination.read_bytes())})"
     text = "\n".join(lines).replace(f"({imagination.name})", imagined)
-    report.with_suffix(".html").write_text(
+    replace_text(
+        report.with_suffix(".html"),
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Does planning help?</title>"
         f"<style>{STYLE}</style>{markdown.markdown(text, extensions=['tables'])}{images}</html>\n",
-        encoding="utf-8",
     )
 
 

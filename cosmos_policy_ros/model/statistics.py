@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from cosmos_policy_ros.core.errors import CheckpointError
+from cosmos_policy_ros.core.files import replace_text
 from cosmos_policy_ros.core.units import Array
 from cosmos_policy_ros.core.untrusted import parse_json, read_text, reading, shown
 from cosmos_policy_ros.rig.arms import GRIPPER_INDICES, STATE_DIM
@@ -130,7 +131,7 @@ def measure(actions: Array, proprio: Array) -> dict[str, list[float]]:
 def write_statistics(path: Path, content: Mapping[str, list[float]]) -> None:
     """Write the file. Raises CheckpointError when the disk refuses."""
     try:
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        replace_text(path, json.dumps(content, indent=1) + "\n")
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {error}") from error
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
@@ -18,18 +18,19 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import JointState
-from trajectory_msgs.msg import JointTrajectory
 
 from cosmos_policy_ros.core.errors import ConfigError, RigError
 from cosmos_policy_ros.msg import ArmInterfaceState
-from cosmos_policy_ros.nodes.convert import trajectory_points
 from cosmos_policy_ros.nodes.shell import ManagedNode
 from cosmos_policy_ros.rig.arms import ARM_JOINTS, Arm
 from cosmos_policy_ros.rig.clock import SteadyClock
 from cosmos_policy_ros.rig.goal_stream import GoalStreamer
-from cosmos_policy_ros.rig.spec import Output, RigSpec
+from cosmos_policy_ros.rig.spec import RigSpec
+from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
 from cosmos_policy_ros.srv import PrepareArms
 
+# A trajectory: output, chunk id, joint names, points, start (0: at once) and receipt [ns].
+Received = tuple[str, str, Sequence[str], Sequence[TrajectoryPoint], int, int]
 PATIENCE = 5.0  # wall s for one answer; setting a mode writes to every motor
 ARM_MODE, GRIPPER_MODE = "position", "current_based_position"
 PROFILE = "velocity"  # with limits of 0 there is none: goals are followed as they come
@@ -190,18 +191,9 @@ class InterbotixBackEnd:
         armed = armed and self._node.active
         self.logic.on_policy_state(identity, armed, run_id, announced, now_ns)
 
-    def on_trajectory(
-        self, output: Output, message: JointTrajectory, start_ns: int, now_ns: int
-    ) -> None:
+    def on_trajectory(self, received: Received) -> None:
         """Follow a trajectory; raise RigError where it is refused."""
-        self.logic.on_trajectory(
-            output.name,
-            message.header.frame_id,
-            message.joint_names,
-            trajectory_points(message),
-            start_ns,
-            now_ns,
-        )
+        self.logic.on_trajectory(*received)
 
     def tick(self, now_ns: int) -> None:
         """Send the goals of this moment."""
@@ -301,7 +293,7 @@ class InterbotixBackEnd:
 
     def _check_may_prepare(self, confirm: bool) -> None:
         if not confirm:
-            raise RigError("joints sag for a moment; give confirm: true with somebody looking")
+            raise RigError("joints sag for a moment; give confirm: true while an operator looks on")
         if self.logic.armed:
             raise RigError("the policy node is armed; disarm it first")
         for side, arm in self._rig.arms.items():

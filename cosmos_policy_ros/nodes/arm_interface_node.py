@@ -27,7 +27,7 @@ from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.msg import ArmInterfaceState, PolicyState
 from cosmos_policy_ros.nodes import shell
-from cosmos_policy_ros.nodes.arm_interface_interbotix import InterbotixBackEnd
+from cosmos_policy_ros.nodes.arm_interface_interbotix import InterbotixBackEnd, Received
 from cosmos_policy_ros.nodes.convert import trajectory_points
 from cosmos_policy_ros.nodes.options import ARM_INTERFACE
 from cosmos_policy_ros.rig.clock import SteadyClock
@@ -88,20 +88,9 @@ class ControllerBackEnd:
         """Note a policy node's state; see :meth:`Ownership.on_state`."""
         self._send(self.logic.on_policy_state(identity, armed, run_id, announced, now_ns))
 
-    def on_trajectory(
-        self, output: Output, message: JointTrajectory, start_ns: int, now_ns: int
-    ) -> None:
+    def on_trajectory(self, received: Received) -> None:
         """Follow what a controller was sent; raise RigError where no controller would take it."""
-        self._send(
-            self.logic.on_trajectory(
-                output.name,
-                message.header.frame_id,
-                message.joint_names,
-                trajectory_points(message),
-                start_ns,
-                now_ns,
-            )
-        )
+        self._send(self.logic.on_trajectory(*received))
 
     def tick(self, now_ns: int) -> None:
         """Send what is due."""
@@ -240,9 +229,16 @@ class ArmInterfaceNode(shell.ManagedNode):
         def follow(message: JointTrajectory) -> None:
             stamp_ns = shell.stamp_to_ns(message.header.stamp)
             receipt = self._motion_clock.receipt(stamp_ns)
-            start_ns = receipt.stamped_ns if stamp_ns else 0
+            received = (
+                output.name,
+                message.header.frame_id,
+                message.joint_names,
+                trajectory_points(message),
+                receipt.stamped_ns if stamp_ns else 0,
+                receipt.received_ns,
+            )
             with self._reporting():
-                self._back_end.on_trajectory(output, message, start_ns, receipt.received_ns)
+                self._back_end.on_trajectory(received)
 
         return follow
 

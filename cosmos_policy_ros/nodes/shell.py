@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
@@ -174,7 +175,7 @@ def motion_clock(node: Node) -> MotionClock:
 OPERATORS_MISTAKES = (ParameterException, _rclpy.RCLError, _rclpy.UnknownROSArgsError)
 
 
-class ManagedNode(LifecycleNode):
+class ManagedNode(LifecycleNode, ABC):
     """A lifecycle node whose subclasses only say what they set up and how they come to rest.
 
     Whatever ROS entity was made since the node was configured is destroyed when it is cleaned up,
@@ -197,9 +198,9 @@ class ManagedNode(LifecycleNode):
         self.configured = self.active = False
         declare(self, (*parameters, AUTOSTART))
 
+    @abstractmethod
     def set_up(self) -> None:
         """Read the parameters and connect; raise CosmosPolicyError for an operator's mistake."""
-        raise NotImplementedError
 
     def tear_down(self) -> None:
         """End what is no ROS entity: threads, processes; also of a set-up that failed half way."""

@@ -125,13 +125,13 @@ def check_alone(foreign: Mapping[str, Sequence[str]]) -> Check:
     """Check that no other node commands the arms: foreign publishers by command topic."""
     others = [f"{', '.join(names)} on {topic}" for topic, names in foreign.items() if names]
     return _check(
-        "alone", "nobody else commands the arms", others, "end whoever else commands the arms"
+        "alone", "nothing else commands the arms", others, "end what else commands the arms"
     )
 
 
 def check_listeners(unheard: Sequence[str]) -> Check:
     """Check that what is sent to the arms is taken: ``unheard`` are the topics where it is not."""
-    wrong = [f"nobody listens on {', '.join(unheard)}"] if unheard else []
+    wrong = [f"no listener on {', '.join(unheard)}"] if unheard else []
     advice = "start the controller or driver; a controller must be active, too"
     return _check("listeners", "what is sent is taken", wrong, advice)
 

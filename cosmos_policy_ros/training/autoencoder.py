@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from cosmos_policy_ros.core.config import load_yaml
 from cosmos_policy_ros.core.errors import ObservationError, RolloutError, TrainingError
+from cosmos_policy_ros.core.files import replace_text
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint
 from cosmos_policy_ros.model.images import to_model
@@ -134,7 +135,7 @@ def train_autoencoder(config: AutoencoderConfig, output: Path) -> ImageErrors:
         "latent_std": [max(round(x, 4), 1e-4) for x in std],
     }
     text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
-    (output / files.CONFIG).write_text(text, encoding="utf-8")
+    replace_text((output / files.CONFIG), text)
     write_tensors(vae.state_dict(), torch.float32, output / files.VAE)
     return measure_errors(output, dataset_index.held_out, moments)
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.run import main as torchrun
 from torch.utils.checkpoint import checkpoint
 
 from cosmos_policy_ros.core.errors import CosmosPolicyError, TrainingError
@@ -23,6 +27,29 @@ from cosmos_policy_ros.training.config import RunConfig, TrainingConfig
 
 T = TypeVar("T")
 MEETING = "COSMOS_POLICY_MEETING"  # variable: the file through which one machine's processes meet
+
+
+def launch_processes(count: int, program: str, arguments: Sequence[str]) -> int:
+    """Run ``torchrun``, which starts a module once per process; return the exit code.
+
+    On one machine they meet by files: ``--standalone`` listens on all interfaces, and so does any
+    rendezvous by TCP, whatever address it is given.
+    """
+    # Where the backends then listen for each other; and torchrun opens no store beside the file.
+    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    with TemporaryDirectory(prefix="cosmos_policy_train_") as folder:
+        os.environ[MEETING] = f"{folder}/processes"
+        launcher = ["--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file"]
+        launcher += ["--rdzv-endpoint", f"{folder}/launcher"]
+        launcher += ["--nproc-per-node", str(count), "-m", program, *arguments]
+        try:
+            torchrun(launcher)
+        except ChildFailedError:  # its own words are on the screen
+            return 1
+        except SignalException as ended:
+            return 128 + int(ended.sigval)
+    return 0
 
 
 @dataclass(frozen=True)

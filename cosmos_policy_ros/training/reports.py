@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from cosmos_policy_ros.core.errors import ObservationError, RolloutError
+from cosmos_policy_ros.core.files import replace_text
 from cosmos_policy_ros.model.images import ImageArray
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.model.sampler import SampleSpec
@@ -106,7 +107,7 @@ class Reports:
         path = folder / STEPS
         if path.is_file():
             kept = [line for line in read_steps(path) if line["step"] <= first_step]
-            path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._lines = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(folder / "tensorboard", purge_step=first_step)
         seconds = 0.1 if sys.stderr.isatty() else 60.0  # a log wants no line per step

@@ -154,8 +154,8 @@ def write_weights(tensors: Mapping[str, Tensor], checkpoint: Checkpoint, folder:
 def write_card(folder: Path, metadata: Mapping[str, Any], lines: Sequence[str]) -> None:
     """Write the model card for people and ``provenance.json`` for programs."""
     history = {"trainer": f"cosmos_policy_ros {__version__}", **metadata}
-    (folder / files.PROVENANCE).write_text(json.dumps(history, indent=2) + "\n", encoding="utf-8")
-    (folder / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    replace_text((folder / files.PROVENANCE), json.dumps(history, indent=2) + "\n")
+    replace_text((folder / CARD), "\n".join(lines) + "\n")
 
 
 class SavedSteps:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from unittest.mock import patch
 
@@ -67,6 +69,23 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with patch("cosmos_policy_ros.evaluation.evaluate.get_context", lambda _: CONTEXT):
         assert main(arguments) == 0
     return folder
+
+
+def test_a_disk_that_is_full_when_it_goes_on_takes_no_finished_trial(
+    evaluated: Path,
+    tmp_path: Path,
+    disk_of: Callable[[int], AbstractContextManager[None]],
+) -> None:
+    """The finished trials were written anew in place: a full disk or a kill left none of them."""
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    shutil.copy(evaluated / TRIALS, folder / TRIALS)
+    before = (folder / TRIALS).read_bytes()
+    config = EvaluationConfig(TASK, (DEMONSTRATOR,), trials=2, processes=0)
+    with disk_of(len(before) // 2), pytest.raises(OSError):
+        evaluate(config, folder)
+    assert (folder / TRIALS).read_bytes() == before
+    assert not list(folder.glob(".*"))
 
 
 def test_a_killed_evaluation_goes_on_and_its_bags_are_scored(

@@ -23,7 +23,7 @@ from cosmos_policy_ros.rig.spec import load_rig
 
 RIG = load_rig("sim", config_folder("rigs"))
 TOPICS = [output.topic for output in RIG.outputs]
-GUARD = "arm_interface_node"
+WATCHDOG = "arm_interface_node"
 
 
 class Wire:
@@ -32,7 +32,7 @@ class Wire:
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
         self.node = self.join(POLICY_NODE)
-        watchdog = SimpleNamespace(needed=True, node_name=GUARD, silence=lambda: "")
+        watchdog = SimpleNamespace(needed=True, node_name=WATCHDOG, silence=lambda: "")
         inputs = SimpleNamespace(sources=SensorBuffer(RIG), subscriptions=[])
         self.checks = PolicyChecks(
             self.node,
@@ -71,29 +71,29 @@ def wire() -> Iterator[Wire]:
 
 
 def test_whoever_only_looks_on_is_no_controller(wire: Wire) -> None:
-    for name in (RECORDER_NODE, GUARD):
+    for name in (RECORDER_NODE, WATCHDOG):
         wire.listen(name, TOPICS)
     count = wire.node.count_subscribers
     wait_for(lambda: all(count(topic) == 2 for topic in TOPICS), lambda: "both to be heard of")
     check = wire.check("listeners")
     assert not check.passed
-    assert check.found == f"nobody listens on {', '.join(TOPICS)}"
+    assert check.found == f"no listener on {', '.join(TOPICS)}"
     wire.listen("left_controller", TOPICS[:1])
-    wire.until("listeners", f"nobody listens on {TOPICS[1]}")
+    wire.until("listeners", f"no listener on {TOPICS[1]}")
     wire.listen("right_controller", TOPICS[1:])
     wire.until("listeners", "what is sent is taken")
 
 
-def test_the_guard_may_speak_and_nobody_else(wire: Wire) -> None:
+def test_the_watchdog_may_speak_and_nothing_else(wire: Wire) -> None:
     def speak(node: Any) -> None:
         node.create_publisher(JointTrajectory, TOPICS[0], 10)
 
     speak(wire.node)
-    speak(wire.join(GUARD))
+    speak(wire.join(WATCHDOG))
     wait_for(lambda: wire.node.count_publishers(TOPICS[0]) == 2, lambda: "both publishers")
     assert wire.check("alone").passed
-    speak(wire.join(GUARD))  # its twin
-    wire.until("alone", f"{GUARD} on {TOPICS[0]}")
+    speak(wire.join(WATCHDOG))  # its twin
+    wire.until("alone", f"{WATCHDOG} on {TOPICS[0]}")
 
 
 def test_cameras_of_another_aspect_ratio_than_the_checkpoints(wire: Wire) -> None:

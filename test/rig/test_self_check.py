@@ -112,7 +112,7 @@ def test_what_was_seen_on_the_wire() -> None:
     assert other.found == "teleop, policy_node on b"
     assert check_listeners([]).passed
     deaf = check_listeners(["follower_left/arm_controller/joint_trajectory"])
-    assert "nobody listens on follower_left/arm_controller/joint_trajectory" in failures([deaf])
+    assert "no listener on follower_left/arm_controller/joint_trajectory" in failures([deaf])
     assert check_qos([]).passed
     assert not check_qos(["camera on cam_high: best effort"]).passed
 

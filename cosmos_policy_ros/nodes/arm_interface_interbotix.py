@@ -184,7 +184,7 @@ class InterbotixBackEnd:
     def on_policy_state(
         self, identity: str, armed: bool, run_id: str, announced: tuple[int, str], now_ns: int
     ) -> None:
-        """Note a policy node's state; raise RigError for a trajectory that it ends up refusing.
+        """Note a policy node's state; see :meth:`Ownership.on_state`.
 
         An inactive node is as good as a disarmed policy node: nothing may move.
         """

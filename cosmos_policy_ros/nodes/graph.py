@@ -67,7 +67,7 @@ def node_processes(**options: Value) -> tuple[NodeProcess, ...]:
     stepped, dry_run = options.get("stepped", False), options.get("dry_run", False)
 
     def process(name: str, profile: str = LARGE_IMAGES, **more: Value) -> NodeProcess:
-        taken = {o.name: options[o.name] for o in NODES[name] if o.name in options}
+        taken = {o.name: o.kind(options[o.name]) for o in NODES[name] if o.name in options}
         file = config_folder("params") / f"{name}.yaml"
         return NodeProcess(name, file, taken | more, profile)
 

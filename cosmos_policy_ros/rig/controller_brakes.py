@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -137,7 +138,8 @@ class ControllerBrakes:
         for name, path in self._paths.items():
             for each in [t for t in path.pending if self.ownership.take(name, t.chunk_id)]:
                 path.pending.remove(each)
-                holds |= self._follow(path, each)
+                with suppress(RigError):  # it is in ``refusal``; the others are followed
+                    holds |= self._follow(path, each)
         return holds
 
     def on_trajectory(

@@ -11,6 +11,7 @@ A state machine without ROS or threads. Its clock is one that is never set.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -265,11 +266,7 @@ class GoalStreamer:
     def on_policy_state(
         self, identity: str, armed: bool, run_id: str, announced: tuple[int, str], now_ns: int
     ) -> None:
-        """Note a policy node's state; see :meth:`Ownership.on_state`.
-
-        Raises:
-            RigError: a trajectory that it announces had come before it, and is refused.
-        """
+        """Note a policy node's state; see :meth:`Ownership.on_state`."""
         if self.ownership.on_state(identity, armed, run_id, announced, now_ns):
             self.reason = ""
             if not self.armed and not self.braking:
@@ -277,7 +274,8 @@ class GoalStreamer:
         for side, arm in self.arms.items():
             for each in [t for t in arm.pending if self.ownership.take(side, t.chunk_id)]:
                 arm.pending.remove(each)
-                self._follow(side, each)
+                with suppress(RigError):  # it is in ``refusal``; the others are followed
+                    self._follow(side, each)
 
     def on_joint_state(
         self, side: str, names: Sequence[str], positions: Sequence[float], now_ns: int

@@ -325,3 +325,23 @@ def test_a_trajectory_that_starts_at_another_time_is_refused(bench: Bench) -> No
         points = points_of(walk(2), LEFT.columns)
         with pytest.raises(RigError, match="from now"):
             bench.brakes.on_trajectory(LEFT.name, "run/0", LEFT.joints, points, start, bench.now)
+
+
+def test_a_bad_trajectory_that_is_announced_late_is_refused_and_the_other_followed(
+    bench: Bench,
+) -> None:
+    """Its error went through the node's callback and ended the node."""
+    chunk = walk(2)
+    for output in RIG.outputs:
+        start = bench.now + 3600 * NS_PER_S if output is LEFT else 0
+        points = points_of(chunk, output.columns)
+        if output is RIGHT:
+            bench.controllers[output.name].accept(output.joints, points, 0, bench.now)
+        bench.brakes.on_trajectory(output.name, "run/0", output.joints, points, start, bench.now)
+    bench.announced = (bench.announced[0] + 1, "run/0")
+    bench.speak()
+    assert bench.brakes.refusal.startswith(f"{LEFT.name}: ")
+    bench.run(NS_PER_S // 5)
+    bench.alive = False
+    bench.run(PATIENCE + 4 * TICK)
+    assert RIGHT.name in bench.holds and LEFT.name not in bench.holds

@@ -175,6 +175,22 @@ def test_a_trajectory_is_taken_once(bench: Bench) -> None:
     assert bench.streamer.reason
 
 
+def test_a_bad_trajectory_that_is_announced_late_keeps_the_other_arm_from_nothing(
+    bench: Bench,
+) -> None:
+    """Its error went through the callback, and the other arm's was taken for a stranger's."""
+    for side in SIDES:
+        arm = RIG.arms[side]
+        points = [TrajectoryPoint((0.1, *arm.start[1:], arm.gripper.command_closed), (), NS_PER_S)]
+        start_ns = bench.now + 3600 * NS_PER_S if side == "left" else 0
+        bench.streamer.on_trajectory(side, "run/1", arm.names, points, start_ns, bench.now)
+    bench.announced = (1, "run/1")
+    bench.run(1.5)
+    assert bench.streamer.refusal.startswith("left: ") and not bench.streamer.reason
+    assert bench.path("right")[-1][0] == pytest.approx(0.1)
+    assert not len(bench.path("left"))
+
+
 def test_an_announcement_may_come_last(bench: Bench) -> None:
     arm = RIG.arms.left
     points = [TrajectoryPoint((0.1, *arm.start[1:], arm.gripper.command_closed), (), NS_PER_S)]

@@ -58,12 +58,8 @@ def _import(options: argparse.Namespace) -> int:
     files = find_files(options.sources)
     types = load_types(package_share() / "msg")
     store = EpisodeStore(options.root.expanduser(), types)
-    given = {
-        name: getattr(options, name)
-        for name in ("rig", "task", "prompt", "rate")
-        if getattr(options, name) is not None
-    }
-    choices = ImportOptions(videos_as=options.videos_as, again=options.again, **given)
+    names = ("rig", "task", "prompt", "rate", "videos_as", "again")
+    choices = ImportOptions(**{name: getattr(options, name) for name in names})
     importer = Importer(store, types, choices)
     imported = known = failed = 0
     for file in files:

@@ -92,7 +92,7 @@ def _replay_decision(options: argparse.Namespace) -> int:
     recorded, seen = replay.recorded_decision(options.bag, options.index)
     wanted, other = str(recorded.checkpoint_digest), str(recorded.world_model_digest)
     policy = replay.find_checkpoint(options.bag, wanted, options.checkpoint, "--checkpoint")
-    world_model = ""
+    world_model = None
     if other not in ("", wanted):
         world_model = replay.find_checkpoint(
             options.bag, other, options.world_model, "--world-model"

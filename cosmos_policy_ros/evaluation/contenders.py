@@ -30,20 +30,21 @@ class Contender:
         name: names the row.
         engine: cosmos; demonstrator, the ceiling; or replay, the floor: a demonstration of another
             scene, drawn anew in every trial.
-        checkpoint: a folder or a name in ``config/models``; for replay a folder of demonstrations.
+        checkpoint: a folder or a name in ``config/models``; for replay a folder of demonstrations;
+            None for the demonstrator.
         planning: direct, or a search: a name in ``config/planning`` or a file.
-        world_model: checkpoint that predicts and values in a search; empty for ``checkpoint``.
-        denoising_steps: 0 as the checkpoint says.
+        world_model: checkpoint that predicts and values in a search; None for ``checkpoint``.
+        denoising_steps: None as the checkpoint says.
         jitter: how much the demonstrator's ways differ; above 3 or so it fails.
         choice: 0 to 1, which of a task's several ways the demonstrator takes; drawn where None.
     """
 
     name: str
     engine: Literal["cosmos", "demonstrator", "replay"] = "cosmos"
-    checkpoint: str = ""
+    checkpoint: str | None = None
     planning: str = DIRECT
-    world_model: str = ""
-    denoising_steps: int = 0
+    world_model: str | None = None
+    denoising_steps: int | None = None
     jitter: float = 1.0
     choice: float | None = None
 
@@ -52,8 +53,9 @@ class Contender:
             raise ValueError("name: a contender needs one")
         if self.engine != "demonstrator" and not self.checkpoint:
             raise ValueError(f"contender '{self.name}': engine {self.engine} needs a checkpoint")
-        if self.denoising_steps < 0:
-            raise ValueError(f"contender '{self.name}': denoising_steps must not be negative")
+        if self.denoising_steps is not None and self.denoising_steps < 1:
+            given = f"contender '{self.name}': denoising_steps {self.denoising_steps}"
+            raise ValueError(f"{given} must be at least 1")
         if self.choice is not None and not 0 <= self.choice <= 1:
             raise ValueError(f"contender '{self.name}': choice {self.choice} lies outside 0 ... 1")
 
@@ -64,10 +66,11 @@ def load_policy(contender: Contender, threads: int) -> Policy:
     Raises:
         CosmosPolicyError: checkpoint, search or demonstrations are missing or wrong.
     """
-    if contender.engine == "replay":
-        return DemonstrationReplay(Path(contender.checkpoint).expanduser())
     if contender.engine == "demonstrator":
         return Demonstrator(jitter=contender.jitter, choice=contender.choice)
+    assert contender.checkpoint is not None
+    if contender.engine == "replay":
+        return DemonstrationReplay(Path(contender.checkpoint).expanduser())
     search = None
     if contender.planning != DIRECT:
         file = named_file(contender.planning, config_folder("planning"))
@@ -76,9 +79,9 @@ def load_policy(contender: Contender, threads: int) -> Policy:
         engine=contender.engine,
         checkpoint=str(checkpoint_folder(contender.checkpoint)),
         threads=threads,
-        denoising_steps=contender.denoising_steps or None,
+        denoising_steps=contender.denoising_steps,
         search=search,
-        world_model=str(checkpoint_folder(contender.world_model)) if contender.world_model else "",
+        world_model=contender.world_model and str(checkpoint_folder(contender.world_model)),
     )
     return EnginePolicy(load_engine(spec), search)
 

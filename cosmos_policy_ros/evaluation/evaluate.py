@@ -223,7 +223,7 @@ class Worker:
                 self._task,
                 seed=job.noise_seed,
                 engine=job.contender.engine,
-                checkpoint=job.contender.checkpoint,
+                checkpoint=job.contender.checkpoint or "",
                 checkpoint_digest=digest,
             )
 

@@ -114,7 +114,7 @@ class EngineSpec:
     numerics: Numerics | None = None  # None: as the checkpoint says
     denoising_steps: int | None = None  # None: as the checkpoint says
     search: SearchConfig | None = None  # None: the policy's one proposal
-    world_model: str = ""  # folder of the checkpoint that predicts; "": the policy's
+    world_model: str | None = None  # folder of the checkpoint that predicts; None: the policy's
     gripper: Gripper | None = None  # the rig's, for the demonstrator, who works in metres
 
 

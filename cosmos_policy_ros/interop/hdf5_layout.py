@@ -255,7 +255,7 @@ class SourceEpisode:
             (0 closed, 1 open) each.
         qvel, effort: (T, 14), or None where the file has none or holds zeros for them.
         frames: T images per role, all of the same kind.
-        rate: steps per second [Hz]; 0 when the file does not tell.
+        rate: steps per second [Hz]; None when the file does not tell.
         attributes: those of :data:`ATTRIBUTES` that the file has.
     """
 
@@ -265,7 +265,7 @@ class SourceEpisode:
     qvel: NDArray[np.float64] | None
     effort: NDArray[np.float64] | None
     frames: Mapping[str, RawFrames | JpegFrames | VideoFrames]
-    rate: float
+    rate: float | None
     attributes: Mapping[str, Any]
 
     def digest(self) -> str:
@@ -278,23 +278,23 @@ class SourceEpisode:
                     sha.update(block)
         return sha.hexdigest()
 
-    def stride(self, rate: float, control: float) -> int:
+    def stride(self, rate: float | None, control: float) -> int:
         """Return every how many-th row is a control step.
 
         Args:
-            rate: of the source [Hz]; 0 for what the file tells.
+            rate: of the source [Hz]; None for what the file tells.
             control: of the rig [Hz].
 
         Raises:
             RolloutError: the file does not tell its rate, or it is no multiple of ``control``.
         """
-        rate = rate or self.rate
-        if not rate:
+        rate = rate if rate is not None else self.rate
+        if rate is None:
             raise RolloutError(
                 f"{self.path}: does not tell its rate; give --rate {control:g}, or --rate 50 for a "
                 f"file recorded with ACT"
             )
-        stride = round(rate / control)
+        stride = round(rate / control) if math.isfinite(rate) else 0
         if stride < 1 or not math.isclose(stride * control, rate, rel_tol=1e-3):
             raise RolloutError(
                 f"{self.path}: {rate:g} Hz is no multiple of the rig's {control:g} Hz; if the file "
@@ -350,7 +350,7 @@ def _read(path: Path, file: h5py.File, size: int) -> SourceEpisode:
         qvel=_measured(file, QVEL, len(action)),
         effort=_measured(file, EFFORT, len(action)),
         frames=frames,
-        rate=rates.pop() if rates else RELEASED_RATE if released else 0.0,
+        rate=rates.pop() if rates else RELEASED_RATE if released else None,
         attributes={key: attribute(file, key) for key in ATTRIBUTES if key in file.attrs},
     )
 

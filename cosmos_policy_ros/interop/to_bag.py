@@ -118,7 +118,7 @@ class SourceMetadata:
 
 
 def source_metadata(
-    source: SourceEpisode, prompts: Iterable[str], prompt: str = ""
+    source: SourceEpisode, prompts: Iterable[str], prompt: str | None = None
 ) -> SourceMetadata:
     """Return what the file tells.
 
@@ -223,19 +223,19 @@ class ImportOptions:
     """What the files do not say, or say wrongly.
 
     Attributes:
-        rig: name or path of a rig file; "" for the stock ALOHA's, or the simulated one's where the
-            file says that it was simulated.
-        task: name or path of a task file; "" for the one that has the episode's prompt.
-        prompt: in place of the files' own; "" for those.
-        rate: of the source [Hz]; 0 for what the file tells.
+        rig: name or path of a rig file; None for the stock ALOHA's, or the simulated one's where
+            the file says that it was simulated.
+        task: name or path of a task file; None for the one that has the episode's prompt.
+        prompt: in place of the files' own.
+        rate: of the source [Hz].
         videos_as: what the frames of a video become.
         again: take a file that the store has.
     """
 
-    rig: str = ""
-    task: str = ""
-    prompt: str = ""
-    rate: float = 0.0
+    rig: str | None = None
+    task: str | None = None
+    prompt: str | None = None
+    rate: float | None = None
     videos_as: Literal["jpeg", "raw"] = "jpeg"
     again: bool = False
 
@@ -332,7 +332,7 @@ class Importer:
     def _metadata(self, rig: RigSpec, found: SourceMetadata) -> EpisodeMetadata:
         task, text = found.prompt.lower().replace(" ", "_"), ""
         fitting = (task.name for task in self._tasks if found.prompt in task.prompts)
-        if wanted := self._options.task or next(fitting, ""):
+        if wanted := self._options.task or next(fitting, None):
             file = read_task(wanted, config_folder("tasks"))
             task, text = file.task.name, file.text
         begun = datetime.fromtimestamp(found.start_ns / NS_PER_S)

@@ -94,7 +94,7 @@ def read_settings(node: Node) -> PolicySettings:
             numerics=numerics,
             denoising_steps=value("denoising_steps"),
             search=search,
-            world_model=str(_checkpoint(world_model, rig)) if world_model else "",
+            world_model=str(_checkpoint(world_model, rig)) if world_model else None,
             gripper=rig.arms.left.gripper,
         ),
         devices=devices,

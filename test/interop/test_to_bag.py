@@ -416,6 +416,9 @@ def test_a_damaged_video_is_named(tmp_path: Path, take: Take) -> None:
         ("raw", 25, {"rate": 30}, "30 Hz is no multiple of the rig's 25 Hz"),
         ("video", 30, {}, "30 Hz is no multiple"),
         ("raw", 25, {"rate": 10}, "10 Hz is no multiple"),
+        ("jpeg", 25, {"rate": 0.0}, "0 Hz is no multiple"),
+        ("raw", 25, {"rate": float("inf")}, "inf Hz is no multiple"),
+        ("raw", 25, {"rate": float("nan")}, "nan Hz is no multiple"),
     ],
 )
 def test_a_rate_is_never_guessed(

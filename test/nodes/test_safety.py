@@ -215,8 +215,6 @@ def test_a_policy_node_killed_under_any_clock_leaves_arms_at_rest(
         check_what_was_sent(graph)
         assert np.abs(graph.pose() - before).max() < 1.5
     finally:
-        running.client.policy_state = None
-        running.restart("policy_node")
-        running.client.policy_ready(60.0)
+        running.restart_policy_node()
     graph.wall.set(0.0)
     graph.start()  # arming is what releases the arm interface of a policy node that is gone

@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -27,12 +26,7 @@ from cosmos_policy_ros.core.errors import CosmosPolicyError, ObservationError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.nodes import graph, shell
 from cosmos_policy_ros.nodes.client import GraphClient
-from cosmos_policy_ros.nodes.graph import (
-    NO_SHARED_MEMORY,
-    NodeProcess,
-    NodeProcesses,
-    node_processes,
-)
+from cosmos_policy_ros.nodes.graph import NodeProcess, NodeProcesses, node_processes
 from cosmos_policy_ros.rig.observation import read_arm
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
@@ -87,22 +81,14 @@ class RealTimeGraph:
             return self.wall.program(name, special.get(name, shipped(name)))
 
         self._program, self._folder = program, folder
-        # After a kill Fast DDS now and then removes a shared-memory port that is still in use, and
-        # the node that is started next is never heard: the middleware's fault, not under test.
-        nodes = tuple(
-            replace(node, profile=NO_SHARED_MEMORY)
-            for node in node_processes(
-                **{"rig": rig, "width": 64, "height": 48, "record": False} | options
-            )
-        )
+        nodes = node_processes(**{"rig": rig, "width": 64, "height": 48, "record": False} | options)
         self._nodes = {node.executable: node for node in nodes}
         self._running: list[NodeProcesses] = []
         self._pids: dict[str, NodeProcesses] = {}
         self._start(*nodes)
-        self.client = GraphClient("operator", lambda: None)
+        self._connect()
         try:
-            self._listen()
-            self._policy_ready()
+            self.client.policy_ready(PATIENCE)
             if streamed:
                 set_modes(self.client)
         except BaseException:
@@ -135,16 +121,22 @@ class RealTimeGraph:
         self._pids |= {node.executable: started for node in nodes}
 
     def restart_policy_node(self) -> None:
-        """Start it again after it has ended, and wait until the engine is loaded."""
+        """Start it again after it was killed, and wait until the engine is loaded.
+
+        Fast DDS may take a shared-memory port that is in use with the killed process' own, and the
+        next one is never heard. Then the operator and the policy node begin once more.
+        """
         self.client.policy_state = None
         self._start(self._nodes["policy_node"])
-        self._policy_ready()
-
-    def _policy_ready(self) -> None:
         try:
             self.client.policy_ready(PATIENCE)
         except CosmosPolicyError as error:
-            raise AssertionError(f"{error}; its log:\n{self.log('policy_node')}") from error
+            print(f"{error}; its log:\n{self.log('policy_node')}")
+            self._pids["policy_node"].close()
+            self.client.close()
+            self._start(self._nodes["policy_node"])
+            self._connect()
+            self.client.policy_ready(PATIENCE)
 
     def pid(self, name: str) -> int:
         """Return the process id of a node."""
@@ -156,7 +148,8 @@ class RealTimeGraph:
 
     # ---------------------------------------------------------------- the wire
 
-    def _listen(self) -> None:
+    def _connect(self) -> None:
+        self.client = GraphClient("operator")
         node = self.client.node
         self.sent: deque[tuple[float, str, Any]] = deque(maxlen=1000)
         self.goals: deque[tuple[float, str, Any]] = deque(maxlen=4000)

@@ -11,16 +11,14 @@ import rclpy
 from helpers.graph import isolate
 from rclpy.signals import SignalHandlerOptions
 
-from cosmos_policy_ros.nodes.graph import NO_SHARED_MEMORY, environment
+from cosmos_policy_ros.nodes.graph import environment
 
 
 @pytest.fixture(scope="session", autouse=True)
 def ros() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         apart = isolate()
-        # No shared memory: a process that a test kills may take our port with it.
-        ours = environment(NO_SHARED_MEMORY, variables=os.environ | apart)
-        for name, value in (apart | ours).items():
+        for name, value in (apart | environment(variables=os.environ | apart)).items():
             patch.setenv(name, value)
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
         yield

@@ -12,6 +12,12 @@ if [ -z "${ROS_DISTRO:-}" ]; then
     _libraries=$_libraries:$_folder
   done
 fi
+if [ -f "$_venv/.workspace" ]; then  # what colcon built; its own files use variables that are not set
+  case $- in *u*) _strict=1 ;; *) _strict= ;; esac
+  set +u
+  . "$(cat "$_venv/.workspace")/local_setup.bash"
+  [ -z "$_strict" ] || set -u
+fi
 # The source tree first: a new module then needs no build.
 export PYTHONPATH=$_root${PYTHONPATH:+:$PYTHONPATH}
 export PATH=$_venv/bin:$PATH
@@ -26,4 +32,4 @@ print(*(f"export {name}={quote(value)}" for name, value in environment().items()
 case $- in
   *i*) eval "$(register-python-argcomplete cosmos)" ;;
 esac
-unset _root _venv _libraries _folder
+unset _root _venv _libraries _folder _strict

@@ -115,6 +115,18 @@ def test_an_unknown_option_of_setup_changes_nothing(argument: str) -> None:
     assert "there is --remove" in done.stderr
 
 
+def test_a_python_that_the_sourced_ros_was_not_built_for_is_named(tmp_path: Path) -> None:
+    """Of a version manager, say, that comes before the distro's in PATH."""
+    python = interpreter(tmp_path)
+    environment = {"PATH": os.environ["PATH"], "ROS_DISTRO": "jazzy", "PYTHON": python}
+    done = subprocess.run(
+        [ROOT / "scripts/setup"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{python}, Python 3." in done.stderr and "PYTHON=/usr/bin/python3" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_remove_takes_what_setup_made_and_nothing_else(tmp_path: Path) -> None:
     package = tmp_path / "src/lab/cosmos_policy_ros"
     (package / "scripts").mkdir(parents=True)

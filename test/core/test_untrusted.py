@@ -130,7 +130,9 @@ def laughs(levels: int, width: int = 10) -> str:
     ("text", "told"),
     [
         (laughs(10), "has more than 100000 entries"),
-        ("[" * 100_000, "nests more than 32"),
+        ("[" * 500, "nests more than 32"),
+        # libyaml 0.2.6 gives up at 1000 by itself.
+        ("[" * 100_000, "nests more than 32|cannot be read as YAML: line 1, column 1001"),
         ("{a: " * 100_000, "nests more than 32"),
         ("- " * 50_000, "nests more than 32"),
         ("a: &x [*x]", "alias of nothing whole"),

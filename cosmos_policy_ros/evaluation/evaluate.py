@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -168,6 +169,10 @@ class Worker:
         self._config, self._output, self._lock = config, output, lock
         self._rig = load_rig("sim", config_folder("rigs"))
         self._task = load_task(config.task, config_folder("tasks"))
+        # A CUDA build of torch loads Triton, whose LLVM crashes the process once Mesa's software
+        # renderer has loaded its own; the other way round they get on.
+        with suppress(ImportError):
+            import_module("triton")
         self._env = SimEnv(self._rig, config.task, config.image_size)
         self._policies: dict[str, Policy] = {}
         self._types = load_types(package_share() / "msg")

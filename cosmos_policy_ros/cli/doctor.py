@@ -26,7 +26,6 @@ from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
 State = Literal["ok", "look", "bad"]
 LEAST_PYTHON, LEAST_TORCH = (3, 10), (2, 5)
-# Seen by whoever imports them: ROS' own modules, then what this package needs besides.
 COMPILED = ("rclpy", "cv_bridge", "cv2", "h5py", "mujoco")
 OPTIONAL = ("rclpy", "cv_bridge", "mujoco")  # each command says when it needs one of them
 OPENCV = ("opencv-python", "opencv-contrib-python", "opencv-python-headless")
@@ -192,8 +191,11 @@ def gpu(asked: subprocess.CompletedProcess[str], driver: bool) -> Finding:
 
 def middleware(variables: Mapping[str, str]) -> Finding:
     """Look at the ROS distro, the middleware and who may talk to the graph."""
-    from cosmos_policy_ros.nodes.graph import environment, exposure
-
+    try:
+        from cosmos_policy_ros.nodes.graph import environment, exposure
+    except ModuleNotFoundError:  # a plain `pip install` leaves them out
+        advice = "only for running a graph: scripts/setup in a clone"
+        return Finding("middleware", "look", "this installation has no nodes", advice)
     chosen = variables.get("RMW_IMPLEMENTATION") or "rmw_fastrtps_cpp"
     distro = variables.get("ROS_DISTRO") or "from wheels"
     reach = exposure({**variables, **environment(variables=variables)})
@@ -258,7 +260,7 @@ def clock(run: Callable[[Sequence[str]], subprocess.CompletedProcess[str]]) -> F
     return Finding(
         "clock",
         "look",
-        "kept by nobody",
+        "not synchronised",
         "with cameras or arms on other machines install chrony "
         "on all; stamps more than 50 ms ahead are refused",
     )
@@ -325,7 +327,7 @@ def camera_topic(
         return Finding(
             role,
             "look",
-            f"{name}: nobody publishes or listens{like}",
+            f"{name}: has no publisher and no subscriber{like}",
             "start the camera driver, or mend the topic in the rig file",
         )
     types = list(topics[name])

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -122,6 +123,12 @@ def test_another_middleware() -> None:
     stands(doctor.middleware({"ROS_DOMAIN_ID": "7"}), "ok", "domain 7", "keeps to this machine")
 
 
+def test_an_installation_without_nodes() -> None:
+    """It ended in a traceback, and what came after was not looked at."""
+    with patch.dict(sys.modules, {"cosmos_policy_ros.nodes.graph": None}):
+        stands(doctor.middleware({}), "look", "has no nodes", "scripts/setup")
+
+
 def test_the_shared_memory_of_a_container() -> None:
     stands(doctor.shared_memory(64 << 20, 20 << 20), "bad", "20 of 64 MiB", "--ipc=host")
     stands(doctor.shared_memory(64 << 20, 64 << 20), "look", "--shm-size=1g")
@@ -135,7 +142,7 @@ def test_the_shared_memory_of_a_container() -> None:
         (("-0.31", "Normal"), "no", "look", ["310.000 ms off"]),
         (("0.0", "Not synchronised"), "no", "look", ["chrony: not synchronised"]),
         (None, "yes", "ok", ["synchronised by NTP", "chrony"]),
-        (None, "no", "look", ["kept by nobody"]),
+        (None, "no", "look", ["not synchronised", "install chrony"]),
     ],
 )
 def test_the_clock(chrony: tuple[str, str] | None, ntp: str, state: str, words: list[str]) -> None:

@@ -191,7 +191,7 @@ def converter(role: str) -> Callable[[Any], Any] | None:
         from cosmos_policy_ros.model.images import centre_crop, reduce
 
         torch.set_num_threads(1)
-        return lambda image: centre_crop(reduce(image, SIZE, "any"))
+        return lambda image: centre_crop(reduce(image, SIZE))
     return None
 
 

@@ -10,7 +10,7 @@ solver leads the noise there to what is known.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -45,38 +45,42 @@ def scales(preconditioning: Preconditioning, sigma: Tensor) -> Scales:
     return Scales(1 - t, 1 - t, -t, rounded)
 
 
+class Level(NamedTuple):
+    """What an evaluation at given noise levels needs, where the network is."""
+
+    factors: Tensor  # (3, B, 1, 1, 1, 1) float32: into, skip, out
+    timestep: Any  # (B, T) float32, 0 in known frames; or what the network prepared of it
+    known: Tensor  # (B, T) bool
+
+
+def level(preconditioning: Preconditioning, sigma: Tensor, known: Tensor) -> Level:
+    """Return what an evaluation at noise levels ``sigma`` (B,) float32 needs, on their device.
+
+    Known frames, (B, T) bool there, are at timestep 0.
+    """
+    into, skip, out, timestep = scales(preconditioning, sigma)
+    factors = torch.stack((into, skip, out)).view(3, -1, 1, 1, 1, 1)
+    return Level(factors, torch.where(known, 0.0, timestep[:, None]), known)
+
+
 def estimate_clean(
-    network: Callable[..., Tensor],
-    preconditioning: Preconditioning,
-    noisy: Tensor,
-    sigma: Tensor,
-    clean: Tensor,
-    known: Tensor,
-    *rest: Any,
+    network: Callable[..., Tensor], at: Level, noisy: Tensor, clean: Tensor, *rest: Any
 ) -> Tensor:
     """Ask the network once, as sampling and training both do.
 
     Args:
         network: called like ``Transformer.forward``.
-        preconditioning: of its output.
+        at: the noise levels and the known frames.
         noisy: (B, 16, T, H, W) float32.
-        sigma: (B,) float32 noise levels.
         clean: (B, 16, T, H, W) float32; only its known frames are given to the network.
-        known: (B, T) bool.
         rest: the network's further arguments: the text, and the frames that are wanted.
 
     Returns:
         (B, 16, T, H, W) float32; known frames equal ``clean``.
     """
-    *factors, timestep = scales(preconditioning, sigma)
-    into, skip, out = (factor.to(noisy.device).view(-1, 1, 1, 1, 1) for factor in factors)
-    mask = known.to(noisy.device)[:, None, :, None, None]
-    prediction = network(
-        torch.where(mask, clean, into * noisy),
-        torch.where(known, 0.0, timestep[:, None]),
-        known,
-        *rest,
-    )
+    into, skip, out = at.factors
+    mask = at.known[:, None, :, None, None]
+    prediction = network(torch.where(mask, clean, into * noisy), at.timestep, at.known, *rest)
     return torch.where(mask, clean, skip * noisy + out * prediction)
 
 
@@ -98,6 +102,8 @@ class Denoiser:
     known: tuple[bool, ...]  # per frame, the mask of the mode
     text: Tensor | TextKV  # (B, L, D) prompt embedding, or what the network's ``read`` made of it
     held: InpaintMask | None = None
+    # By noise levels. A sampler comes back to the same ones, and copies nothing to the device then.
+    levels: dict[tuple[float, ...], Level] = field(default_factory=dict)
 
     @cached_property
     def generated(self) -> tuple[int, ...]:
@@ -115,8 +121,8 @@ class Denoiser:
 
         Args:
             noisy: (B', 16, T, H, W) float32.
-            sigma: (B',) float32 noise level of each sample. On the CPU, like everything that the
-                network's cache looks up, whatever the device: reading back would wait for it.
+            sigma: (B',) float32 noise level of each sample. On the CPU, whatever the device:
+                reading back would wait for it.
             samples: which of the query's B samples these are.
             wanted: the generated frames that will be read, all by default. The last evaluation of
                 a query can leave out futures that are not shown.
@@ -124,15 +130,22 @@ class Denoiser:
         Returns:
             (B', 16, T, H, W) float32; known frames equal ``clean``, unwanted ones are NaN.
         """
-        known = torch.tensor(self.known).expand(len(samples), -1)
         frames = self.generated if wanted is None else wanted
         clean = self.clean
         if len(clean) != len(samples):
             clean = torch.stack([clean[i] for i in samples])
-        estimate = estimate_clean(
-            self.network, self.preconditioning, noisy, sigma, clean, known, self.text, frames
-        )
+        estimate = estimate_clean(self.network, self._level(sigma), noisy, clean, self.text, frames)
         if self.held is not None:
             frame, values, weights = self.held
             estimate[:, :, frame] = torch.lerp(estimate[:, :, frame], values, weights)
         return estimate
+
+    def _level(self, sigma: Tensor) -> Level:
+        key = tuple(sigma.tolist())
+        if key not in self.levels:
+            known = torch.tensor(self.known).expand(len(sigma), -1)
+            factors, timestep, known = level(self.preconditioning, sigma, known)
+            device = self.clean.device
+            prepared = self.network.prepare(timestep)
+            self.levels[key] = Level(factors.to(device), prepared, known.to(device))
+        return self.levels[key]

@@ -22,15 +22,25 @@ from torch import Tensor
 from cosmos_policy_ros.core.errors import ConfigError
 from cosmos_policy_ros.core.units import Array
 from cosmos_policy_ros.model import sequence
+from cosmos_policy_ros.model.acceleration import (
+    CudaGraphs,
+    attention,
+    channels_last,
+    compile_blocks,
+    first_line,
+    quantise,
+    uncompile_blocks,
+)
 from cosmos_policy_ros.model.checkpoint import Checkpoint, choose_device, load_checkpoint
 from cosmos_policy_ros.model.config import Numerics
-from cosmos_policy_ros.model.denoiser import Denoiser, InpaintMask
-from cosmos_policy_ros.model.images import ImageArray, from_model
+from cosmos_policy_ros.model.denoiser import Denoiser, InpaintMask, Level
+from cosmos_policy_ros.model.images import ImageArray, from_model, send
 from cosmos_policy_ros.model.layout import FUTURE, Mode, ValueMode, extract, extract_value, inject
 from cosmos_policy_ros.model.sampler import (
     SampleSpec,
     count_evaluations,
     initial_noise,
+    plan,
     sample,
     schedule,
 )
@@ -47,9 +57,8 @@ RANDOM_WARNING = (
 # Of one evaluation of the network: 15 samples of the 2B network, beyond which a GPU gains nothing
 # and the activations (1 GB) grow.
 TOKENS_AT_ONCE = 32_768
-# Of one compiled function: policy, world model and value function, each cut short at the end or
-# not, with one sample or several. torch gives up compiling beyond it.
-VARIANTS = 64
+# Ways of sampling whose constants are kept: by mode, noise levels and frames that are read.
+SAMPLINGS_KEPT = 64
 
 
 class CosmosPolicy:
@@ -63,6 +72,9 @@ class CosmosPolicy:
         self.checkpoint = checkpoint
         self.device = checkpoint.transformer.device
         self._network = CachedTransformer(checkpoint.transformer)
+        self._graphs = CudaGraphs(self.device) if self.device.type == "cuda" else None
+        # Holds the network, not this object: no cycle keeps a dropped one in memory.
+        self._sampling = lru_cache(SAMPLINGS_KEPT)(partial(_sampling, checkpoint))
         self._warnings = [RANDOM_WARNING] if checkpoint.random_weights else []
 
     @classmethod
@@ -73,6 +85,7 @@ class CosmosPolicy:
         device: str = "auto",
         threads: int = 1,
         compiled: bool = False,
+        fp8_weights: bool = False,
         denoising_steps: int | None = None,
         numerics: Numerics | None = None,
     ) -> CosmosPolicy:
@@ -83,7 +96,9 @@ class CosmosPolicy:
             device: where the networks run; see :func:`choose_device`.
             threads: CPU threads of the whole process. One by default: a second one makes a small
                 network slower whenever anything else wants the core.
-            compiled: compile the transformer, which takes minutes; see :meth:`compile`.
+            compiled: compile the transformer; see :meth:`compile`.
+            fp8_weights: keep most of the transformer in 8 bits. Half the memory, and other
+                results: ``cosmos gpu-check`` says by how much.
             denoising_steps: instead of the checkpoint's own.
             numerics: instead of the checkpoint's own.
 
@@ -102,52 +117,56 @@ class CosmosPolicy:
             denoising_steps=denoising_steps or checkpoint.config.denoising_steps,
             numerics=numerics or checkpoint.config.numerics,
         )
+        if fp8_weights:
+            quantise(checkpoint.transformer)
+        if where.type == "cuda":
+            channels_last(checkpoint.tokenizer)
         policy = cls(replace(checkpoint, config=config))
         if compiled:
             policy.compile()
+        elif where.type == "cuda":
+            policy.rehearse()
         return policy
 
     @property
     def info(self) -> EngineInfo:
         """The checkpoint's digest, and warnings to read before trusting it."""
-        return EngineInfo(self.checkpoint.digest, "; ".join(self._warnings))
+        warnings = list(self._warnings)
+        if self._graphs is not None and self._graphs.failure:
+            warnings.append(
+                "the sampler could not be recorded as a CUDA graph and runs slower, with the same "
+                f"results ({self._graphs.failure})"
+            )
+        return EngineInfo(self.checkpoint.digest, "; ".join(warnings))
 
-    def compile(self, backend: str | Callable[..., Any] = "inductor") -> None:
-        """Compile the transformer and try it now, so that no query waits.
-
-        The compiler fuses operations, so results differ by rounding; on a GPU the pass is recorded
-        as CUDA graphs, too. Where that fails it runs as it is, and ``info`` says why.
-        """
-        plain, network = self._network, self.checkpoint.transformer
+    def rehearse(self) -> None:
+        """Do what a query asks for on an empty scene, so that no query waits for preparations."""
         config, prompt = self.checkpoint.config, next(iter(self.checkpoint.text.embeddings))
         channels, height, width = config.frame_shape
         shape = (1, channels, self.checkpoint.layout.count, height, width)
         empty = Conditioning(prompt, {}, torch.zeros(shape, device=self.device))
+        begun = ActionPrefix(np.zeros((1, config.action_dims)), np.ones(1), 0.0)
+        for committed in (None, begun):
+            draw = SampleSpec(0, config.denoising_steps)
+            self.sample_actions(empty, [draw], futures=True, committed=committed)
+
+    def compile(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compile the transformer and rehearse, so that no query waits for a compiler.
+
+        Takes a minute at the first start, seconds at later ones. Results differ by rounding. Where
+        it fails the transformer runs as it is, and ``info`` says why.
+        """
+        network = self.checkpoint.transformer
         try:
-            torch._dynamo.config.recompile_limit = VARIANTS
-            graphs = self.device.type == "cuda" and backend == "inductor"
-            compiled = torch.compile(
-                network.forward, backend=backend, mode="reduce-overhead" if graphs else None
-            )
-
-            def forward(*args: Any) -> Tensor:
-                # A graph writes its result to the same memory again; the denoiser has used up the
-                # last one.
-                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-                result: Tensor = compiled(*args)
-                return result
-
-            self._network = CachedTransformer(network, forward)
-            # Each variant is compiled at its first call, and only then it is known whether it can.
-            self.sample_actions(empty, [SampleSpec(0, config.denoising_steps)])
+            compile_blocks(network, backend)
+            self.rehearse()  # only then it is known whether it can be compiled
         # A compiler has many ways to fail, from a missing program to a bug, and none that matters.
         except Exception as error:
-            self._network = plain
+            uncompile_blocks(network)
             cause = getattr(error, "inner_exception", error)
-            reason = next(iter(str(cause).strip().splitlines()), "")
             self._warnings.append(
                 f"the transformer runs uncompiled, slower with the same results, because it could "
-                f"not be compiled ({type(cause).__name__}: {reason})"
+                f"not be compiled ({type(cause).__name__}: {first_line(cause)})"
             )
 
     def decide(self, query: Query) -> Decision:
@@ -317,33 +336,68 @@ class CosmosPolicy:
         if len(latents) not in (1, len(draws)):
             raise ValueError(f"{len(latents)} latents for {len(draws)} draws; one each, or one")
         layout, config = self.checkpoint.layout, self.checkpoint.config
-        denoiser = Denoiser(
-            network=self._network,
-            preconditioning=config.preconditioning,
-            clean=latents.expand(len(draws), -1, -1, -1, -1),
-            known=layout.mask(mode),
-            text=self._read(prompt),
-            held=held,
-        )
-        wanted = [layout.index(name) for name in read]
+        text, wanted = self._read(prompt), tuple(sorted(map(layout.index, read)))
+        rest = [] if held is None else [held.values, held.weights]
+        rest += [] if text.bias is None else [text.bias]
+        clean = latents.expand(len(draws), -1, -1, -1, -1)
         schedules = [schedule(draw.steps, config.numerics, config.sigma_min) for draw in draws]
         order = sorted(range(len(draws)), key=lambda i: len(schedules[i]))
         at_once = max(TOKENS_AT_ONCE // config.tokens, 1)
         answers: dict[int, Tensor] = {}
         for batch in (order[i : i + at_once] for i in range(0, len(order), at_once)):
-            bound = replace(denoiser, clean=denoiser.clean[batch])
-            noise = initial_noise([draws[i].seed for i in batch], tuple(latents.shape[1:]))
-            found = sample(
-                bound,
-                noise.to(self.device),
-                [schedules[i] for i in batch],
-                last=partial(bound, wanted=wanted),
+            run = self._sampling(
+                self._network, mode, tuple(schedules[i] for i in batch), wanted, held is not None
             )
-            answers.update(zip(batch, found, strict=True))
+            noise = initial_noise([draws[i].seed for i in batch], tuple(latents.shape[1:]))
+            known = torch.stack([clean[i] for i in batch])
+            given = [known, noise, text.keys, text.values, *rest]
+            answers.update(zip(batch, self._run(run, given), strict=True))
         generated = torch.stack([answers[i] for i in range(len(draws))])
         # A longer run in the same batch may have made them: nothing may depend on its company.
-        generated[:, :, [f for f in denoiser.generated if f not in wanted]] = torch.nan
+        unread = [f for f, known in enumerate(layout.mask(mode)) if not known and f not in wanted]
+        for frame in unread:
+            generated[:, :, frame] = torch.nan
         return generated
+
+    def _run(self, run: Callable[..., Tensor], given: Sequence[Tensor]) -> Tensor:
+        inputs = [send(each, self.device) for each in given]
+        with attention(self.device):
+            return run(*inputs) if self._graphs is None else self._graphs(run, inputs)
+
+
+def _sampling(
+    checkpoint: Checkpoint,
+    network: CachedTransformer,
+    mode: Mode,
+    schedules: tuple[tuple[float, ...], ...],
+    wanted: tuple[int, ...],
+    held: bool,
+) -> Callable[..., Tensor]:
+    """Return the sampling of one batch as a function of nothing but tensors.
+
+    It takes the clean latents (B, 16, T, h, w), the noise, the text's keys and values, then the
+    numbers and the weights of the action frame if it is ``held``, and the text's bias if it has
+    one. Whatever else it needs it makes at the first call and keeps where the network is.
+    """
+    known, action = checkpoint.layout.mask(mode), checkpoint.layout.index("action")
+    turns = plan(schedules, checkpoint.transformer.device)
+    levels: dict[tuple[float, ...], Level] = {}
+
+    def run(clean: Tensor, noise: Tensor, keys: Tensor, values: Tensor, *rest: Tensor) -> Tensor:
+        mask = InpaintMask(action, *rest[:2]) if held else None
+        bias = next(iter(rest[2:] if held else rest), None)
+        denoiser = Denoiser(
+            network=network,
+            preconditioning=checkpoint.config.preconditioning,
+            clean=clean,
+            known=known,
+            text=TextKV(keys, values, bias),
+            held=mask,
+            levels=levels,
+        )
+        return sample(denoiser, noise, turns, last=partial(denoiser, wanted=wanted))
+
+    return run
 
 
 DEGREE = 2  # of the polynomial: position, velocity and acceleration are kept

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,9 @@ from cosmos_policy_ros.core.errors import ConfigError
 from cosmos_policy_ros.model.config import SIGMA_MAX, SIGMA_MIN, Numerics
 
 RHO = 7.0  # curvature of the Karras schedule
+# Seeds whose noise is kept, 0.55 MB each for the released checkpoints. A search asks for the same
+# ones at every query, and NumPy takes 3 ms for one.
+SEEDS_KEPT = 64
 
 # Maps (noisy (B, ...) float32, their levels (B,) float32 on the CPU, which samples of the batch
 # these are) to the clean estimate (B, ...).
@@ -80,25 +84,65 @@ def initial_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
             raise ConfigError(
                 f"noise seed {seed} lies outside 0 ... {2**32 - 1}, NumPy's range; choose another"
             )
-    drawn = [np.random.RandomState(s).standard_normal(shape).astype(np.float32) for s in seeds]
-    return torch.from_numpy(np.stack(drawn)) * SIGMA_MAX
+    return torch.stack([_noise(seed, shape) for seed in seeds])
+
+
+@lru_cache(SEEDS_KEPT)
+def _noise(seed: int, shape: tuple[int, ...]) -> Tensor:
+    drawn = np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
+    return torch.from_numpy(drawn) * SIGMA_MAX
+
+
+class Turn(NamedTuple):
+    """One evaluation of a batch, and the step that follows it.
+
+    Attributes:
+        samples: which of the batch are evaluated.
+        sigma: (B',) float32 on the CPU, their noise levels.
+        staying: rows of ``samples`` that go on afterwards; the others have their answer.
+        weights: (len(staying), 3) float64 on the device, of the step that they take.
+    """
+
+    samples: tuple[int, ...]
+    sigma: Tensor
+    staying: tuple[int, ...]
+    weights: Tensor
+
+
+def plan(schedules: Sequence[Sequence[float]], device: torch.device | str) -> tuple[Turn, ...]:
+    """Lay out the turns of a batch in which every sample keeps to its own schedule.
+
+    All start together, where their levels are the same; one that has made its last evaluation
+    leaves the batch, and the others go on without it. Made before the first turn, with everything
+    that a device needs already there: sampling itself then waits for nothing.
+
+    Args:
+        schedules: per sample the level of each of its evaluations, falling.
+        device: where the samples are.
+    """
+    turns = []
+    samples = tuple(range(len(schedules)))
+    for turn in range(max(map(len, schedules))):
+        staying = tuple(row for row, i in enumerate(samples) if len(schedules[i]) > turn + 1)
+        sigma = torch.tensor([schedules[i][turn] for i in samples], dtype=torch.float32)
+        following = tuple(samples[row] for row in staying)
+        recent = slice(max(turn - 1, 0), turn + 2)
+        weights = [step_weights(*schedules[i][recent]) for i in following]
+        table = torch.tensor(weights, dtype=torch.float64).view(-1, 3).to(device)
+        turns.append(Turn(samples, sigma, staying, table))
+        samples = following
+    return tuple(turns)
 
 
 def sample(
-    denoise: Denoise,
-    noise: Tensor,
-    schedules: Sequence[Sequence[float]],
-    last: Denoise | None = None,
+    denoise: Denoise, noise: Tensor, turns: Sequence[Turn], last: Denoise | None = None
 ) -> Tensor:
-    """Run the sampler on a batch in which every sample keeps to its own schedule.
-
-    All start together, where their levels are the same; one that has made its last evaluation
-    leaves the batch, and the others go on without it.
+    """Run the sampler on a batch.
 
     Args:
         denoise: the network bound to what is known.
-        noise: (B, ...) float32 of level ``schedules[i][0]``.
-        schedules: per sample the level of each of its evaluations, falling.
+        noise: (B, ...) float32 of the first turn's levels.
+        turns: what :func:`plan` laid out for the batch.
         last: used instead of ``denoise`` where an evaluation is the last for every sample in it. A
             sample's last estimate is its answer: it may leave out what is not read.
 
@@ -106,43 +150,32 @@ def sample(
         (B, ...) float32, the last estimates.
     """
     answers: dict[int, Tensor] = {}
-    running = list(range(len(noise)))
     state, before = noise.double(), None
-    for turn in range(max(map(len, schedules))):
-        ending = [len(schedules[i]) == turn + 1 for i in running]
-        ask = last if last is not None and all(ending) else denoise
-        levels = torch.tensor([schedules[i][turn] for i in running], dtype=torch.float32)
-        estimate = ask(state.float(), levels, running)
-        answers |= {i: row for i, row, ends in zip(running, estimate, ending, strict=True) if ends}
-        if all(ending):
-            break
-        staying = [row for row, ends in enumerate(ending) if not ends]
-        running = [running[row] for row in staying]
-        state, before = _keep(state, staying), None if before is None else _keep(before, staying)
-        estimate = _keep(estimate, staying).double()
-        recent = slice(max(turn - 1, 0), turn + 2)
-        weights = [step_weights(*schedules[i][recent]) for i in running]
-        state, before = two_step(state, estimate, before, weights), estimate
+    for turn in turns:
+        ask = denoise if last is None or turn.staying else last
+        estimate = ask(state.float(), turn.sigma, turn.samples)
+        for row, index in enumerate(turn.samples):
+            if row not in turn.staying:
+                answers[index] = estimate[row]
+        if turn.staying:
+            state = _keep(state, turn.staying)
+            before = None if before is None else _keep(before, turn.staying)
+            estimate = _keep(estimate, turn.staying).double()
+            state, before = two_step(state, estimate, before, turn.weights), estimate
     return torch.stack([answers[i] for i in range(len(noise))])
 
 
-def two_step(
-    state: Tensor,
-    estimate: Tensor,
-    before: Tensor | None,
-    weights: Sequence[tuple[float, float, float]],
-) -> Tensor:
+def two_step(state: Tensor, estimate: Tensor, before: Tensor | None, weights: Tensor) -> Tensor:
     """Take one step of the 2ab solver, (B, ...) float64.
 
     Args:
         state: the noisy latents.
         estimate: the clean estimate there.
         before: the estimate of the step before, or None at the first.
-        weights: per sample, of the state, the estimate and its change.
+        weights: (B, 3) float64: of the state, the estimate and its change.
     """
     shape = (-1, *(1,) * (state.ndim - 1))
-    table = torch.tensor(weights, dtype=torch.float64, device=state.device)
-    decay, gain, slope = (column.view(shape) for column in table.unbind(1))
+    decay, gain, slope = (column.view(shape) for column in weights.unbind(1))
     step = decay * state + gain * estimate
     return step if before is None else step + slope * (estimate - before)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from cosmos_policy_ros.core.errors import ObservationError
 from cosmos_policy_ros.model.checkpoint import Checkpoint
 from cosmos_policy_ros.model.config import CheckpointConfig, Numerics
-from cosmos_policy_ros.model.images import ImageArray, centre_crop, reduce, to_model
+from cosmos_policy_ros.model.images import as_stored, centre_crop, reduce, send, to_model
 from cosmos_policy_ros.model.layout import FUTURE, LAYOUTS, Layout, first_image, inject
 from cosmos_policy_ros.rig.observation import Observation
 
@@ -23,17 +23,22 @@ class Conditioning:
     """A task, in the words that the checkpoint knows, and the state as the networks see it."""
 
     prompt: str
-    images: Mapping[str, ImageArray]  # (S, S, 3) uint8 per camera role, as they were encoded
+    images: Mapping[str, Tensor]  # (S, S, 3) uint8 per camera role, as they were encoded
     clean: Tensor  # (1, 16, T, h, w) float32, the state's frames filled in and the others zero
 
 
-def prepare_images(observation: Observation, checkpoint: Checkpoint) -> dict[str, ImageArray]:
-    """Return each camera's image (S, S, 3) as the model takes it, by role."""
-    reduced = reduce_images(observation, checkpoint.config)
+def prepare_images(observation: Observation, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Return each camera's image (S, S, 3) uint8 as the model takes it, by role.
+
+    On the device that the networks are on, which prepares them.
+    """
+    reduced = reduce_images(observation, checkpoint.config, checkpoint.transformer.device)
     return {role: centre_crop(image) for role, image in reduced.items()}
 
 
-def reduce_images(observation: Observation, config: CheckpointConfig) -> dict[str, ImageArray]:
+def reduce_images(
+    observation: Observation, config: CheckpointConfig, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
     """Return each camera's whole image (S, S, 3), of which training cuts its own crops, by role."""
     cameras = LAYOUTS[config.layout].cameras
     absent = [role for role in cameras if role not in observation.images]
@@ -42,27 +47,23 @@ def reduce_images(observation: Observation, config: CheckpointConfig) -> dict[st
             f"no image of camera {', '.join(absent)}; the checkpoint needs "
             f"{', '.join(cameras)}, the observation has {', '.join(observation.images) or 'none'}"
         )
-    return {
-        role: reduce(
-            observation.images[role],
-            config.image_size,
-            role,
-            flip=config.flip_images,
-            jpeg_quality=config.jpeg_quality,
-        )
+    flip, quality = config.flip_images, config.jpeg_quality
+    stored = {
+        role: as_stored(observation.images[role], role, flip=flip, jpeg_quality=quality)
         for role in cameras
     }
+    return {role: reduce(image, config.image_size, device) for role, image in stored.items()}
 
 
-def image_sequence(layout: Layout, images: Mapping[str, ImageArray], frames: int) -> ImageArray:
+def image_sequence(layout: Layout, images: Mapping[str, Tensor], frames: int) -> Tensor:
     """Lay out the images behind the first ``frames`` latent frames: (1 + 4 (frames - 1), S, S, 3).
 
     Frames without a camera are black, to be overwritten or generated; a future camera's frame
     repeats the current image unless ``images`` has its own ("future_primary"), as training
-    does. All four images of a frame are the same.
+    does. All four images of a frame are the same. uint8, on the images' device.
     """
-    shape = next(iter(images.values())).shape
-    sequence = np.zeros((first_image(frames), *shape), dtype=np.uint8)
+    some = next(iter(images.values()))
+    sequence = some.new_zeros((first_image(frames), *some.shape))
     for index, name in enumerate(layout.frames[:frames]):
         image = images.get(name, images.get(name.removeprefix(FUTURE)))
         if image is not None:
@@ -72,7 +73,7 @@ def image_sequence(layout: Layout, images: Mapping[str, ImageArray], frames: int
 
 def encode_known(
     checkpoint: Checkpoint,
-    images: Sequence[Mapping[str, ImageArray]],
+    images: Sequence[Mapping[str, Tensor]],
     frames: int,
     device: torch.device | str,
 ) -> Tensor:
@@ -85,10 +86,10 @@ def encode_known(
     layout, tokenizer = checkpoint.layout, checkpoint.tokenizer
     black = first_image(layout.index(layout.cameras[0]))
     sequences = [image_sequence(layout, each, frames)[black:] for each in images]
-    videos = torch.cat([to_model(each, tokenizer.dtype) for each in sequences])
+    videos = torch.cat([to_model(each.to(device), tokenizer.dtype) for each in sequences])
     channels, height, width = checkpoint.config.frame_shape
     clean = torch.zeros((len(videos), channels, layout.count, height, width), device=device)
-    clean[:, :, :frames] = tokenizer.encode_after_black(videos.to(device), black)
+    clean[:, :, :frames] = tokenizer.encode_after_black(videos, black)
     return clean
 
 
@@ -99,7 +100,7 @@ def inject_proprio(checkpoint: Checkpoint, clean: Tensor, observation: Observati
     """
     check_state(observation.state, checkpoint.config.proprio_dims)
     normalised = torch.from_numpy(checkpoint.statistics.proprio.normalise(observation.state))
-    rounded = normalised.to(checkpoint.tokenizer.dtype).float().to(clean.device)
+    rounded = send(normalised.to(checkpoint.tokenizer.dtype).float(), clean.device)
     frame = checkpoint.layout.index("proprio")
     clean[:, :, frame] = inject(rounded, checkpoint.config.frame_shape)
 

@@ -59,6 +59,7 @@ class Tokenizer(nn.Module):
         self._patch = config.patch
         self._mean = config.latent_mean
         self._std = config.latent_std
+        self._kept_constants: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
         # The latents of black images, and what the encoder remembers of them.
         self._black: dict[tuple[object, ...], tuple[Tensor, list[Any]]] = {}
 
@@ -178,10 +179,14 @@ class Tokenizer(nn.Module):
         In half precision that quotient is rounded, and to multiply by the deviation would not undo
         it: the decoder was trained behind a division by the same rounded number.
         """
-        shape = (1, LATENT_CHANNELS, 1, 1, 1)
-        mean = torch.tensor(self._mean, dtype=self.dtype, device=device)
-        std = torch.tensor(self._std, dtype=self.dtype, device=device)
-        return mean.view(shape), (1 / std).view(shape)
+        key = (self.dtype, device)
+        if key not in self._kept_constants:  # to copy them anew would wait for the device
+            shape = (1, LATENT_CHANNELS, 1, 1, 1)
+            with torch.inference_mode(False):
+                mean = torch.tensor(self._mean, dtype=self.dtype, device=device)
+                std = torch.tensor(self._std, dtype=self.dtype, device=device)
+                self._kept_constants[key] = mean.view(shape), (1 / std).view(shape)
+        return self._kept_constants[key]
 
 
 class _Norm(WanRMS_norm):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,9 @@ class Modulation(NamedTuple):
 
     blocks: Tensor  # (b, T, layers, 3, 3, D), per sub-layer of each block
     final: Tensor  # (b, T, 2, D), shift and scale before the output
+
+
+Modulations: TypeAlias = tuple[tuple[Modulation, ...], ...]  # per row and frame, of one timestep
 
 
 class TextKV(NamedTuple):
@@ -96,7 +99,7 @@ class Transformer(nn.Module):
         Args:
             latent: (B, 16, T, H, W): clean in known frames, scaled noisy latent in the others.
             timestep: (b, T), 0 in known frames; or its :meth:`modulation`.
-            known: (b, T) bool, which frames are conditions. Like the timestep, on any device.
+            known: (b, T) bool, which frames are conditions.
             text: (b, L, D) prompt embedding, or what :meth:`read` made of it.
             wanted: frames to predict, all by default. The last block and the output layer compute
                 no others; every frame still has its say up to there.
@@ -118,7 +121,7 @@ class Transformer(nn.Module):
             texts = [text.to(self.dtype)] * len(self.blocks)
         if rotation is None:
             rotation = self.pos_embedder(self.x_embedder.grid(latent))
-        x = self.x_embedder(latent.to(self.dtype), known.to(latent.device))  # (B, T, S, D)
+        x = self.x_embedder(latent.to(self.dtype), known)  # (B, T, S, D)
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
             x = block(x, rotation, moments[i], texts[i], frames if i == last else None)
@@ -131,9 +134,13 @@ class Transformer(nn.Module):
 
     def embed(self, timestep: Tensor) -> TimestepEmbedding:
         """Embed (b, T) timesteps. The sinusoid is made in float32 and rounded to the weights."""
-        sinusoid = self.t_embedder[0](timestep.to(self.device)).to(self.dtype)  # (b, T, D)
+        sinusoid = self.t_embedder[0](timestep).to(self.dtype)  # (b, T, D)
         activated = functional.silu(self.t_embedding_norm(sinusoid))
         return TimestepEmbedding(activated, self.t_embedder[1](sinusoid))
+
+    def prepare(self, timestep: Tensor) -> Tensor:
+        """Return (b, T) timesteps where the weights are; a :class:`CachedTransformer` does more."""
+        return timestep.to(self.device)
 
     def modulation(self, timestep: Tensor) -> Modulation:
         """Prepare (b, T) timesteps for :meth:`forward`, valid until the weights change."""
@@ -426,10 +433,8 @@ class CachedTransformer:
     visits few timesteps. The mathematics is the same. Not re-entrant.
     """
 
-    def __init__(self, network: Transformer, forward: Callable[..., Tensor] | None = None) -> None:
-        """Bind the network; ``forward`` is another way of doing the same forward pass."""
+    def __init__(self, network: Transformer) -> None:
         self.network = network
-        self._forward = forward or network
         # The caches hold the network, not this object: no cycle keeps a dropped one in memory.
         self._rotation = lru_cache(SIZES_KEPT)(network.pos_embedder)
         # A timestep is computed alone, so that its modulation never depends on others.
@@ -443,39 +448,45 @@ class CachedTransformer:
         """Return a prompt's keys and values; ``embed`` makes its (L, D) embedding when new."""
         text = self._texts.pop(prompt, None)
         if text is None:
-            embedding = embed(prompt).to(self.network.device)
-            text = self.network.read(*collapse_padding(embedding.unsqueeze(0)))
+            embedding, bias = collapse_padding(embed(prompt).unsqueeze(0))
+            where = self.network.device
+            text = self.network.read(embedding.to(where), None if bias is None else bias.to(where))
             if len(self._texts) == PROMPTS_KEPT:
                 del self._texts[next(iter(self._texts))]  # the longest unused
         self._texts[prompt] = text
         return text
 
     @torch.no_grad()
+    def prepare(self, timestep: Tensor) -> Modulations:
+        """Return the modulations of (b, T) timesteps, which are read: give them on the CPU.
+
+        From another device that would wait until all that was asked of it before is done.
+        """
+        rows = timestep.tolist()
+        if all(row == rows[0] for row in rows):
+            rows = rows[:1]
+        return tuple(tuple(self._modulation(t, self.network.device) for t in row) for row in rows)
+
+    @torch.no_grad()
     def __call__(
         self,
         latent: Tensor,
-        timestep: Tensor,
+        timestep: Modulations,
         known: Tensor,
         text: Tensor | TextKV,
         wanted: Sequence[int] | None = None,
     ) -> Tensor:
         """Predict like :meth:`Transformer.forward`, with text from :meth:`read`.
 
-        Samples may differ in their timesteps. Give ``timestep`` on the CPU: it is read here, and
-        from another device that would wait until all that was asked of it before is done.
+        Samples may differ in their timesteps, given by :meth:`prepare`.
         """
-        rows = timestep.tolist()
-        if all(row == rows[0] for row in rows):
-            rows = rows[:1]
-        moments = [[self._modulation(t, latent.device) for t in row] for row in rows]
+        # Put together only now: a batch's would take 11 MB a sample and evaluation.
         when = Modulation(
-            torch.cat([torch.cat([m.blocks for m in row], dim=1) for row in moments]),
-            torch.cat([torch.cat([m.final for m in row], dim=1) for row in moments]),
+            torch.cat([torch.cat([m.blocks for m in row], dim=1) for row in timestep]),
+            torch.cat([torch.cat([m.final for m in row], dim=1) for row in timestep]),
         )
         rotation = self._rotation(self.network.x_embedder.grid(latent))
-        prediction: Tensor = self._forward(
-            latent, when, known.to(latent.device), text, wanted, rotation
-        )
+        prediction: Tensor = self.network(latent, when, known, text, wanted, rotation)
         return prediction
 
 

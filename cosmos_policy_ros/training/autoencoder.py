@@ -155,7 +155,7 @@ def collect(entries: Sequence[EpisodeEntry], count: int, checkpoint: Checkpoint)
         except (ObservationError, RolloutError):
             continue
         images = prepare_images(observation, checkpoint)
-        found.append(np.stack([images[role] for role in checkpoint.layout.cameras]))
+        found.append(torch.stack([images[role] for role in checkpoint.layout.cameras]).numpy())
     if not found:
         raise TrainingError(f"no image of {len(entries)} episodes can be read")
     return np.stack(found)
@@ -212,7 +212,7 @@ def measure_errors(folder: Path, held_out: Sequence[EpisodeEntry], moments: Mome
     for images in collect(held_out, min(VALIDATED, len(moments)), checkpoint):
         # As a query has them: a black image first, then each camera's four times.
         video = np.concatenate([np.zeros_like(images[:1]), images.repeat(4, axis=0)])
-        latent = checkpoint.tokenizer.encode(to_model(video, torch.float32))
+        latent = checkpoint.tokenizer.encode(to_model(torch.from_numpy(video), torch.float32))
         decoded = checkpoint.tokenizer.decode_first_images(latent, range(1, 1 + len(images)))
         seen = _to_tensor(images)
         errors.append((decoded[0].transpose(0, 1) - seen).abs())
@@ -230,4 +230,4 @@ def _mean_images(moments: Moments) -> Tensor:
 
 def _to_tensor(images: NDArray[np.uint8]) -> Tensor:
     """Map (N, S, S, 3) to (N, 3, S, S) in [-1, 1]."""
-    return to_model(images, torch.float32)[0].transpose(0, 1)
+    return to_model(torch.from_numpy(images), torch.float32)[0].transpose(0, 1)

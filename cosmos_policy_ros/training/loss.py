@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cosmos_policy_ros.model.checkpoint import Checkpoint
 from cosmos_policy_ros.model.config import Numerics, Preconditioning
-from cosmos_policy_ros.model.denoiser import estimate_clean
+from cosmos_policy_ros.model.denoiser import estimate_clean, level
 from cosmos_policy_ros.model.layout import FUTURE, Layout, Mode, ValueMode
 from cosmos_policy_ros.training.config import NoiseConfig, ObjectiveConfig, Role
 from cosmos_policy_ros.training.samples import Batch
@@ -158,7 +158,8 @@ def frame_errors(
         without gradient, which the paper reports. Both are exactly 0 in known frames.
     """
     noisy = clean + sigma.view(-1, 1, 1, 1, 1) * noise
-    estimate = estimate_clean(network, preconditioning, noisy, sigma, clean, known, text)
+    at = level(preconditioning, sigma, known)
+    estimate = estimate_clean(network, at, noisy, clean, text)
     weight = ((1 + sigma) / sigma) ** 2
     error = estimate - clean
     squared = error.square().mean(dim=(1, 3, 4))

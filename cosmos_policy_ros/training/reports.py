@@ -83,14 +83,12 @@ def validate(
             try:
                 came = prepare_images(entry.observe(later), policy.checkpoint)
             except (ObservationError, RolloutError):
-                black = np.zeros((config.image_size, config.image_size, 3), np.uint8)
+                black = torch.zeros(config.image_size, config.image_size, 3, dtype=torch.uint8)
                 came = dict.fromkeys(cameras, black)
+            seen = [[row[c].cpu().numpy() for c in cameras] for row in (scene.images, came)]
             (predicted,) = policy.decode_images(scene, latents)
-            rows = [
-                np.concatenate([row[camera] for camera in cameras], axis=1)
-                for row in (scene.images, came, predicted)
-            ]
-            images = np.concatenate(rows)
+            rows = [*seen, [predicted[c] for c in cameras]]
+            images = np.concatenate([np.concatenate(row, axis=1) for row in rows])
     if not action_errors:
         return Validation(0, math.nan, math.nan, None)
     action_l1, pose_l1 = float(np.mean(action_errors)), float(np.mean(pose_errors))

@@ -178,7 +178,7 @@ class SampleMaker(Dataset[Sample]):
         images = [reduced[camera] for camera in LAYOUTS[self.config.layout].cameras]
         if self.data.augmentation == "none":
             images = [centre_crop(image) for image in images]
-        moment = _Moment(np.stack(images), observation.state)
+        moment = _Moment(torch.stack(images).numpy(), observation.state)
         limit = self.data.cache_gb * GIGABYTE / max(self.data.workers, 1)
         if moment.images.nbytes <= limit:
             self._cache[key] = moment

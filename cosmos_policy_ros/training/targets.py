@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import cast
 
-import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import (
     AutoencoderKLWan,
@@ -28,7 +27,7 @@ from torch.nn.functional import conv2d
 
 from cosmos_policy_ros.model.checkpoint import Checkpoint
 from cosmos_policy_ros.model.config import LATENT_CHANNELS
-from cosmos_policy_ros.model.images import ImageArray, to_model
+from cosmos_policy_ros.model.images import to_model
 from cosmos_policy_ros.model.layout import FUTURE, inject, inject_value
 from cosmos_policy_ros.model.sequence import encode_known
 from cosmos_policy_ros.training.samples import GIGABYTE, Batch
@@ -82,7 +81,7 @@ class TargetMaker:
         names = [*layout.cameras, *(FUTURE + camera for camera in layout.cameras)]
 
         def encode(samples: Sequence[int]) -> Tensor:
-            images = [dict(zip(names, batch.images[i].numpy(), strict=True)) for i in samples]
+            images = [dict(zip(names, batch.images[i], strict=True)) for i in samples]
             return encode_known(self._checkpoint, images, layout.index("value"), self._device)
 
         keys = [(window.entry, window.start) for window in batch.windows]
@@ -98,7 +97,7 @@ class TargetMaker:
         images = torch.cat(batch.images.chunk(2, dim=1))  # (2 B, C, S, S, 3)
 
         def encode(moments: Sequence[int]) -> Tensor:
-            latents = self._encode_images(images[list(moments)].flatten(0, 1).numpy())
+            latents = self._encode_images(images[list(moments)].flatten(0, 1))
             return latents.view(len(moments), len(cameras), *latents.shape[1:])
 
         moments = self._cached(keys, encode)
@@ -108,10 +107,10 @@ class TargetMaker:
             clean[:, :, frames] = torch.stack(latents).transpose(1, 2)
         return clean
 
-    def _encode_images(self, images: ImageArray) -> Tensor:
-        """Map (N, S, S, 3) images to (N, 16, h, w)."""
+    def _encode_images(self, images: Tensor) -> Tensor:
+        """Map (N, S, S, 3) uint8 images to (N, 16, h, w)."""
         tokenizer, patch = self._checkpoint.tokenizer, self._checkpoint.config.vae.patch
-        pixels = to_model(images, tokenizer.dtype)[0].transpose(0, 1).to(self._device)
+        pixels = to_model(images.to(self._device), tokenizer.dtype)[0].transpose(0, 1)
         with as_images(tokenizer.vae):
             means = encode_images(tokenizer.vae, pixels, patch)
         return tokenizer.normalise(means.unsqueeze(2))[:, :, 0]
@@ -120,7 +119,7 @@ class TargetMaker:
     def _black(self) -> Tensor:
         """The latent (1, 16, T, h, w) of a sequence of black images."""
         size = self._checkpoint.config.image_size
-        black = self._encode_images(np.zeros((1, size, size, 3), np.uint8))
+        black = self._encode_images(torch.zeros((1, size, size, 3), dtype=torch.uint8))
         return black.unsqueeze(2).repeat(1, 1, self._checkpoint.layout.count, 1, 1)
 
     def _cached(

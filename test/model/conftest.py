@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,15 @@ def tiny_path() -> Path:
 @pytest.fixture(scope="session")
 def tiny() -> CosmosPolicy:
     return CosmosPolicy.load(TINY)
+
+
+@pytest.fixture(scope="session")
+def shallow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of two layers, the fewest that show what all but the last one do."""
+    folder = shutil.copytree(TINY, tmp_path_factory.mktemp("checkpoints") / "shallow")
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(re.sub(r"layers: \d+", "layers: 2", config))
+    return folder
 
 
 @pytest.fixture(scope="session")

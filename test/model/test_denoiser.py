@@ -47,6 +47,9 @@ def test_timesteps_are_rounded_to_bfloat16() -> None:
 class Spy(torch.nn.Module):
     """Keeps what the network was given and predicts sevens."""
 
+    def prepare(self, timestep: Tensor) -> Tensor:
+        return timestep
+
     def forward(
         self, latent: Tensor, timestep: Tensor, known: Tensor, text: Tensor, wanted: Sequence[int]
     ) -> Tensor:

@@ -17,7 +17,7 @@ from cosmos_policy_ros.core.config import load_config
 from cosmos_policy_ros.core.errors import ObservationError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.model.config import CheckpointConfig
-from cosmos_policy_ros.model.images import centre_crop, reduce, to_model
+from cosmos_policy_ros.model.images import as_stored, centre_crop, reduce, resize, to_model
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.model.sequence import prepare_images
 from cosmos_policy_ros.rig.observation import Observation
@@ -29,7 +29,7 @@ TORCHVISION = Path(__file__).with_name("data") / "torchvision_224.png"
 
 
 def prepare(image: np.ndarray, size: int, role: str = "primary", **options: Any) -> np.ndarray:
-    return centre_crop(reduce(image, size, role, **options))
+    return centre_crop(reduce(as_stored(image, role, **options), size)).numpy()
 
 
 def scene(height: int, width: int) -> np.ndarray:
@@ -105,7 +105,8 @@ def test_jpeg_halves_the_resolution_of_colour_as_the_training_images_did() -> No
     Image.fromarray(stripes).save(full, format="JPEG", quality=95, subsampling="4:4:4")
     found = prepare(stripes, 64, jpeg_quality=95)
     expected, other = (
-        centre_crop(image_in(file).astype(np.uint8)).astype(int) for file in (halved, full)
+        centre_crop(torch.tensor(image_in(file).astype(np.uint8))).numpy().astype(int)
+        for file in (halved, full)
     )
     np.testing.assert_array_equal(found, expected)
     assert np.abs(found - other).max() > 50
@@ -115,6 +116,19 @@ def test_flip_turns_rows_and_not_columns() -> None:
     image = scene(64, 64)
     turned = prepare(image, 64, flip=True)
     np.testing.assert_array_equal(turned, prepare(image, 64)[::-1])
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "side"),
+    [(480, 640, 256), (256, 256, 224), (480, 640, 224), (224, 224, 256), (97, 201, 64), (3, 5, 7)],
+)
+def test_a_device_resizes_bit_for_bit_as_pillow(height: int, width: int, side: int) -> None:
+    """Noise meets every rounding; a scene with edges, the filter's overshoot."""
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    for image in (noise, scene(height, width), noise // 128 * 255):
+        expected = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
+        found = resize(torch.from_numpy(image), side)
+        np.testing.assert_array_equal(found.numpy(), np.asarray(expected))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +155,7 @@ def test_every_camera_is_prepared_as_the_checkpoint_asks(
 
 def test_image_of_the_right_size_is_only_cropped() -> None:
     image = scene(64, 64)
-    np.testing.assert_array_equal(prepare(image, 64), centre_crop(image))
+    np.testing.assert_array_equal(prepare(image, 64), centre_crop(torch.tensor(image)))
 
 
 def test_flat_image_stays_flat() -> None:
@@ -151,11 +165,12 @@ def test_flat_image_stays_flat() -> None:
 
 def test_bfloat16_rounds_twice() -> None:
     """All 256 levels, against a table made without torch."""
-    levels = np.arange(256, dtype=np.uint8)
-    video = to_model(np.broadcast_to(levels[:, None, None, None], (256, 1, 1, 3)).copy(), BF16)
+    video = to_model(
+        torch.arange(256, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 1, 1, 3), BF16
+    )
     expected = [bfloat16(bfloat16(level / 127.5) - 1) for level in range(256)]
     assert video[0, 0, :, 0, 0].float().tolist() == expected
-    once = to_model(np.full((1, 1, 1, 3), 129, np.uint8), torch.float32).bfloat16()
+    once = to_model(torch.full((1, 1, 1, 3), 129, dtype=torch.uint8), torch.float32).bfloat16()
     assert float(once.flatten()[0]) != expected[129], "the test would not see one rounding"
 
 
@@ -171,7 +186,7 @@ def bfloat16(number: float) -> float:
 
 
 def test_model_axes() -> None:
-    images = np.zeros((5, 4, 6, 3), dtype=np.uint8)
+    images = torch.zeros(5, 4, 6, 3, dtype=torch.uint8)
     images[2, 1, 3, 0] = 255
     video = to_model(images, torch.float32)
     assert video.shape == (1, 3, 5, 4, 6)

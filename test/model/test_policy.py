@@ -22,6 +22,7 @@ from cosmos_policy_ros.model.sequence import (
     inject_proprio,
     prepare_images,
 )
+from cosmos_policy_ros.model.transformer import TextKV
 from cosmos_policy_ros.rig.decision import Decision, Policy, Query
 from cosmos_policy_ros.rig.observation import Observation
 
@@ -68,8 +69,8 @@ def test_the_last_noise_level_is_the_checkpoints(tiny: CosmosPolicy, query: Quer
     policy = CosmosPolicy(dataclasses.replace(tiny.checkpoint, config=config))
     with patch("cosmos_policy_ros.model.policy.sample", wraps=sample) as sampler:
         policy.decide(query)
-    _, _, ((*_, last),) = sampler.call_args.args
-    assert last == pytest.approx(1.0)
+    *_, last = sampler.call_args.args[2]
+    assert float(last.sigma) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("sigma_min", [0.0, -1.0, 80.0])
@@ -109,11 +110,14 @@ class Recorder(torch.nn.Module):
         self.answer = answer
         self.calls: list[tuple[Tensor, Tensor]] = []
 
-    def read(self, prompt: str, embed: Callable[[str], Tensor]) -> Tensor:
-        return embed(prompt).unsqueeze(0)
+    def read(self, prompt: str, embed: Callable[[str], Tensor]) -> TextKV:
+        return TextKV(embed(prompt), embed(prompt), None)
+
+    def prepare(self, timestep: Tensor) -> Tensor:
+        return timestep
 
     def forward(
-        self, latent: Tensor, timestep: Tensor, known: Tensor, text: Tensor, wanted: object
+        self, latent: Tensor, timestep: Tensor, known: Tensor, text: TextKV, wanted: object
     ) -> Tensor:
         self.calls.append((latent.clone(), timestep.clone()))
         return self.answer
@@ -157,7 +161,7 @@ def test_known_latents_equal_those_of_the_whole_sequence(
 
 def test_images_lie_where_the_layout_says() -> None:
     images = {
-        role: np.full((2, 2, 3), i + 1, np.uint8)
+        role: torch.full((2, 2, 3), i + 1, dtype=torch.uint8)
         for i, role in enumerate(("left_wrist", "right_wrist", "primary"))
     }
     sequence = image_sequence(LAYOUTS["aloha"], images, 11)

@@ -16,6 +16,7 @@ from cosmos_policy_ros.model.sampler import (
     count_evaluations,
     ensemble,
     initial_noise,
+    plan,
     sample,
     schedule,
     step_weights,
@@ -55,7 +56,7 @@ def test_network_runs_as_often_as_counted(steps: int, evaluations: int) -> None:
         seen.append(float(sigma[0]))
         return torch.full_like(noisy, float(len(seen)))
 
-    result = sample(denoise, torch.zeros(2, 3), [schedule(steps, "released")] * 2)
+    result = sample(denoise, torch.zeros(2, 3), plan([schedule(steps, "released")] * 2, "cpu"))
     assert len(seen) == evaluations == count_evaluations(steps, "released")
     assert seen[-1] == pytest.approx(80 if evaluations == 1 else 4)
     assert result.unique().tolist() == [evaluations], "the last estimate is the answer"
@@ -70,7 +71,7 @@ def test_state_is_kept_in_float64() -> None:
 
     noise = initial_noise([3], (1000,))
     first, second, _ = sigmas = schedule(3, "released")
-    sample(denoise, noise, [sigmas])
+    sample(denoise, noise, plan([sigmas], "cpu"))
     assert torch.equal(seen[1], (noise.double() * math.exp(-math.log(first / second))).float())
 
 
@@ -97,7 +98,7 @@ def toy(noisy: Tensor, sigma: Tensor, samples: Sequence[int]) -> Tensor:
 
 @pytest.mark.parametrize("steps", RELEASED)
 def test_answers_of_the_released_sampler(steps: int) -> None:
-    found = sample(toy, initial_noise([195], (6,)), [schedule(steps, "released")])
+    found = sample(toy, initial_noise([195], (6,)), plan([schedule(steps, "released")], "cpu"))
     # Some are above 1, where the last bit is 1.2e-7, and CPUs differ in it.
     torch.testing.assert_close(found, torch.tensor([RELEASED[steps]]), rtol=0, atol=2.5e-7)
 
@@ -113,7 +114,7 @@ def test_linear_toy_converges_to_the_closed_form_at_second_order() -> None:
     at_four = SIGMA_MAX * math.sqrt(17 / (1 + SIGMA_MAX**2))
     exact = at_four / 17
     errors = [
-        abs(float(sample(gaussian, noise, [schedule(steps, "released")])) - exact)
+        abs(float(sample(gaussian, noise, plan([schedule(steps, "released")], "cpu"))) - exact)
         for steps in (11, 21, 41)
     ]
     assert errors[2] < 1e-3 * exact
@@ -132,14 +133,15 @@ def test_step_is_exact_for_an_estimate_linear_in_log_sigma() -> None:
         return estimate(sigma) - b + 0.05 * sigma
 
     before = estimate(60.0).view(1)
-    weights = [step_weights(60.0, 30.0, 10.0)]
+    weights = torch.tensor([step_weights(60.0, 30.0, 10.0)], dtype=torch.float64)
     found = two_step(path(30.0).view(1), estimate(30.0).view(1), before, weights)
     torch.testing.assert_close(found, path(10.0).view(1), rtol=1e-12, atol=1e-12)
 
 
 def test_first_step_is_exact_for_a_constant_estimate() -> None:
     start, constant = torch.tensor([[40.0], [0.5]], dtype=torch.float64)
-    found = two_step(start, constant, None, [step_weights(80.0, 20.0)])
+    weights = torch.tensor([step_weights(80.0, 20.0)], dtype=torch.float64)
+    found = two_step(start, constant, None, weights)
     assert float(found) == pytest.approx(0.5 + (40.0 - 0.5) / 4, rel=1e-12)
 
 
@@ -173,9 +175,9 @@ def test_members_of_a_batch_keep_to_their_own_schedules() -> None:
         asked.append(tuple(samples))
         return toy(noisy, sigma, samples)
 
-    together = sample(denoise, initial_noise(seeds, (5,)), schedules)
+    together = sample(denoise, initial_noise(seeds, (5,)), plan(schedules, "cpu"))
     for row, seed in enumerate(seeds):
-        alone = sample(toy, initial_noise([seed], (5,)), [schedules[row]])
+        alone = sample(toy, initial_noise([seed], (5,)), plan([schedules[row]], "cpu"))
         assert torch.equal(together[row : row + 1], alone), f"seed {seed}, {steps[row]} steps"
     assert asked == [
         (0, 1, 2, 3, 4, 5),
@@ -192,7 +194,7 @@ def test_an_evaluation_is_cut_short_only_when_it_is_the_last_for_all_in_it() -> 
         return torch.full_like(noisy, 9.0)
 
     schedules = [schedule(steps, "released") for steps in (3, 1, 3)]
-    found = sample(toy, initial_noise([1, 2, 3], (5,)), schedules, last=last)
+    found = sample(toy, initial_noise([1, 2, 3], (5,)), plan(schedules, "cpu"), last=last)
     assert (found[[0, 2]] == 9).all() and (found[1] != 9).all()
 
 

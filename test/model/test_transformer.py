@@ -139,7 +139,7 @@ def test_cached_equals_plain(network: Transformer) -> None:
     latent, timestep, known, text = inputs(SMALL, batch=3)
     cached = CachedTransformer(network)
     for times in (timestep, timestep[:1].expand(3, -1), timestep.roll(1, 0)):
-        found = cached(latent, times, known, text, WANTED)
+        found = cached(latent, cached.prepare(times), known, text, WANTED)
         expected = network(latent, times, known, text, WANTED)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6, equal_nan=True)
 
@@ -150,7 +150,7 @@ def test_cache_computes_each_prompt_and_timestep_once(
     latent, timestep, known, text = inputs(SMALL)
     cached = CachedTransformer(network)
     memory = cached.read("fold shirt", lambda _: text[0])
-    first = cached(latent, timestep, known, memory)
+    first = cached(latent, cached.prepare(timestep), known, memory)
     assert cached.read("put candy in bag", lambda _: text[1]).keys.ne(memory.keys).any()
 
     def refuse(*_: object) -> None:
@@ -159,7 +159,7 @@ def test_cache_computes_each_prompt_and_timestep_once(
     monkeypatch.setattr(Transformer, "modulation", refuse)
     monkeypatch.setattr(Transformer, "read", refuse)
     assert cached.read("fold shirt", lambda _: text[0]) is memory
-    assert torch.equal(cached(latent, timestep, known, memory), first)
+    assert torch.equal(cached(latent, cached.prepare(timestep), known, memory), first)
 
 
 def test_cache_is_bounded(network: Transformer) -> None:
@@ -167,7 +167,7 @@ def test_cache_is_bounded(network: Transformer) -> None:
     cached = CachedTransformer(network)
     for step in range(20):
         times = (torch.arange(timestep.numel()) / timestep.numel() + step).view_as(timestep)
-        cached(latent, times, known, text)
+        cached(latent, cached.prepare(times), known, text)
         cached.read(str(step), lambda _: text[0])
     assert cached._modulation.cache_info().currsize == 64 and len(cached._texts) == 16
     assert str(step) in cached._texts and "0" not in cached._texts

@@ -53,7 +53,7 @@ def images() -> np.ndarray:
 
 
 def batch(images: np.ndarray) -> Tensor:
-    return to_model(images, torch.float32)[0].transpose(0, 1)
+    return to_model(torch.from_numpy(images), torch.float32)[0].transpose(0, 1)
 
 
 def test_two_dimensions_are_the_first_image_of_a_sequence(
@@ -63,7 +63,7 @@ def test_two_dimensions_are_the_first_image_of_a_sequence(
         latents = encode_images(tokenizer.vae, batch(images), 2)
         decoded = decode_images(tokenizer.vae, latents, 2)
     for image, latent, again in zip(images, latents, decoded, strict=True):
-        first = tokenizer.encode(to_model(image[None], torch.float32))
+        first = tokenizer.encode(to_model(torch.from_numpy(image[None]), torch.float32))
         torch.testing.assert_close(first[0, :, 0], latent, rtol=0, atol=1e-5)
         back = tokenizer.decode(latent[None, :, None])
         torch.testing.assert_close(back[0, :, 0], again.clamp(-1, 1), rtol=0, atol=1e-5)
@@ -74,7 +74,7 @@ def test_inflated_every_frame_is_a_image_whatever_comes_before(
 ) -> None:
     def sequence(order: list[int]) -> Tensor:
         video = np.concatenate([images[:1] * 0, images[order].repeat(4, axis=0)])
-        return tokenizer.encode(to_model(video, torch.float32))
+        return tokenizer.encode(to_model(torch.from_numpy(video), torch.float32))
 
     with as_images(tokenizer.vae):
         latents = encode_images(tokenizer.vae, batch(images), 2)
@@ -146,7 +146,9 @@ def test_what_comes_out_is_what_a_training_begins_with(trained: Path) -> None:
     assert start.config.vae.latent_std != load_checkpoint(TINY).config.vae.latent_std
     assert start.digest != load_checkpoint(TINY).digest
     noise = np.random.default_rng(1).integers(0, 256, (64, 64, 64, 3), np.uint8)
-    latents = torch.cat([start.tokenizer.encode(to_model(x[None], torch.float32)) for x in noise])
+    latents = torch.cat(
+        [start.tokenizer.encode(to_model(torch.from_numpy(x[None]), torch.float32)) for x in noise]
+    )
     assert latents.std() < 10, "the scale is the images', not off by orders of magnitude"
 
 

@@ -80,7 +80,9 @@ def timed(run: Callable[[], Any]) -> tuple[float, Any]:
 def compare_batches(folder: Path) -> bool:
     """Print ratios of one process; return whether all ways gave the same values."""
     policy, query, config = CosmosPolicy.load(folder), query_of(), SearchConfig()
-    engines = {batch: SearchEngine(policy, policy, batch) for batch in (1, 8)}
+    engines = {
+        batch: SearchEngine(policy, policy, SearchConfig(candidate_batch=batch)) for batch in (1, 8)
+    }
     count = evaluations(policy.checkpoint.config.denoising_steps, config, "released")
     print(f"\none process, {config.candidates} candidates, {count} evaluations each:")
     seconds: dict[str, list[float]] = {"one by one": [], "batch 1": [], "batch 8": []}

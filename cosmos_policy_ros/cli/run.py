@@ -50,6 +50,7 @@ GRAPH_OPTIONS = (
     "world_model",
     "deadline",
     "compiled",
+    "fp8_weights",
     "numerics",
     "denoising_steps",
     "execution",

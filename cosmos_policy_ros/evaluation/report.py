@@ -163,7 +163,8 @@ def imagination_sheet(
         rows[name] = []
         for batch in windows:
             prompt = batch.entry.prompt
-            conditioning = Conditioning(prompt, images(batch, seen), batch.clean)
+            now = dict(zip(cameras, batch.batch.images[0][seen], strict=True))
+            conditioning = Conditioning(prompt, now, batch.clean)
             future = policy.predict_future(prompt, batch.clean, [SampleSpec(0, steps)])
             rows[name] += policy.decode_images(conditioning, future)
     return tabulate(

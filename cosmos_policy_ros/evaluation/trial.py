@@ -322,7 +322,7 @@ class SimEnv:
             )
             sensors.add_image(role, message, now_ns)
         if self._observers:
-            images = {role: reduce(seen, self._size, role) for role, seen in images.items()}
+            images = {role: reduce(seen, self._size).numpy() for role, seen in images.items()}
         for observer in self._observers:
             observer.images(now_ns, images)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cosmos_policy_ros.core.errors import CheckpointError, CosmosPolicyError
 from cosmos_policy_ros.inference.spec import (
+    STAGES,
     Admit,
     Decide,
     DecodeImages,
@@ -30,8 +31,10 @@ from cosmos_policy_ros.inference.spec import (
     SampledActions,
     SearchConfig,
     SearchInfo,
+    Stage,
     Task,
 )
+from cosmos_policy_ros.model.acceleration import quantise
 from cosmos_policy_ros.model.checkpoint import choose_device
 from cosmos_policy_ros.model.config import CheckpointConfig, read_config
 from cosmos_policy_ros.model.files import CONFIG
@@ -64,6 +67,7 @@ def load_cosmos(spec: EngineSpec, admit: Admit) -> Engine:
             device=spec.device,
             threads=spec.threads,
             compiled=spec.compiled,
+            fp8_weights=spec.fp8_weights,
             denoising_steps=spec.denoising_steps,
             numerics=spec.numerics,
         )
@@ -72,7 +76,7 @@ def load_cosmos(spec: EngineSpec, admit: Admit) -> Engine:
     if spec.search is None:
         return CosmosEngine(policy)
     world_model = load(spec.world_model) if spec.world_model else policy
-    return SearchEngine(policy, world_model, spec.search.candidate_batch)
+    return SearchEngine(policy, world_model, spec.search, compiled=spec.compiled)
 
 
 def footprint(spec: EngineSpec) -> Footprint:
@@ -83,7 +87,7 @@ def footprint(spec: EngineSpec) -> Footprint:
         folders["world_model"] = spec.world_model
     needs, working_space = {}, 0
     for role, folder in folders.items():
-        weights, activations = _memory(read_config(Path(folder) / CONFIG), spec.search)
+        weights, activations = _memory(read_config(Path(folder) / CONFIG), spec)
         needs[role], working_space = weights, max(working_space, activations)
     needs |= {"working space": working_space, "runtime": RUNTIME}
     if device.type == "cuda":
@@ -96,18 +100,23 @@ def footprint(spec: EngineSpec) -> Footprint:
     return Footprint(str(device), needs, free)
 
 
-def _memory(config: CheckpointConfig, search: SearchConfig | None) -> tuple[int, int]:
+def _memory(config: CheckpointConfig, spec: EngineSpec) -> tuple[int, int]:
     """Return the bytes of a checkpoint's weights, and of its activations at the largest batch."""
     with torch.device("meta"):
         networks = Transformer(config.transformer), Tokenizer(config.vae)
-    weights = sum(p.numel() for network in networks for p in network.parameters())
+    dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    for network in networks:
+        network.to(dtype)
+    if spec.fp8_weights:
+        quantise(networks[0])
+    tensors = [t for network in networks for t in (*network.parameters(), *network.buffers())]
     width = config.transformer.heads * config.transformer.head_dim
-    tokens = config.tokens
+    tokens, search = config.tokens, spec.search
     if search is not None:
         most = search.candidate_batch * max(search.futures, search.values)
         tokens = min(most * tokens, max(TOKENS_AT_ONCE, tokens))
-    size = 2 if config.precision == "bfloat16" else 4
-    return weights * size, tokens * width * NUMBERS_PER_TOKEN * size
+    activations = tokens * width * NUMBERS_PER_TOKEN * dtype.itemsize
+    return sum(t.numel() * t.itemsize for t in tensors), activations
 
 
 class CosmosEngine:
@@ -133,15 +142,24 @@ class CosmosEngine:
 class SearchEngine:
     """A policy that samples actions and a world model that predicts; one may be both."""
 
-    def __init__(self, policy: CosmosPolicy, world_model: CosmosPolicy, batch: int = 1) -> None:
-        """Rehearse with ``batch`` candidates, so that the first decision neither waits nor guesses.
+    def __init__(
+        self,
+        policy: CosmosPolicy,
+        world_model: CosmosPolicy,
+        search: SearchConfig,
+        *,
+        compiled: bool = False,
+    ) -> None:
+        """Rehearse a batch of ``search``, so that the first decision neither waits nor guesses.
 
         Raises CheckpointError when the two do not fit together.
         """
         check_pair(policy, world_model)
         self._policy, self._world_model = policy, world_model
         self._seen: tuple[tuple[str, str], Conditioning] | None = None  # prompt, digest, latents
-        self._pace = self._rehearse(batch)
+        # Where every length of a run is prepared by itself, all of them are; a CPU prepares none.
+        whole = compiled or policy.device.type == "cuda"
+        self._pace = self._rehearse(search, whole)
 
     @property
     def info(self) -> SearchInfo:
@@ -202,32 +220,39 @@ class SearchEngine:
     def _tensor(self, latents: Latents) -> Tensor:
         return torch.tensor(latents, device=self._policy.device)
 
-    def _rehearse(self, batch: int) -> dict[str, float]:
-        """Do every stage with one step on an empty scene, twice; return the second's seconds."""
-        checkpoint, search, seeds = self._policy.checkpoint, SearchConfig(), tuple(range(batch))
+    def _rehearse(self, search: SearchConfig, whole: bool) -> dict[str, float]:
+        """Do every stage on an empty scene, twice; return the second's seconds per step.
+
+        With all its steps, if ``whole``, else with one.
+        """
+        checkpoint, seeds = self._policy.checkpoint, tuple(range(search.candidate_batch))
         channels, *size = checkpoint.config.frame_shape
-        empty = np.zeros((batch, channels, checkpoint.layout.count, *size), np.float32)
+        empty = np.zeros((len(seeds), channels, checkpoint.layout.count, *size), np.float32)
         own = next(iter(checkpoint.text.embeddings))
         prompt = next(iter(self._world_model.checkpoint.text.embeddings))
-        scene, draws = (
-            Conditioning(own, {}, self._tensor(empty[:1])),
-            [SampleSpec(s, 1) for s in seeds],
+        scene = Conditioning(own, {}, self._tensor(empty[:1]))
+        steps = {
+            stage: search.steps(stage, checkpoint.config.denoising_steps) if whole else 1
+            for stage in STAGES
+        }
+        draws = [SampleSpec(seed, steps["sample_actions"]) for seed in seeds]
+        future = PredictFuture(prompt, empty, seeds, search.futures, steps["predict_future"])
+        value = PredictValue(
+            prompt, empty, seeds, search.values, steps["predict_value"], search.value
         )
-        future = PredictFuture(prompt, empty, seeds, search.futures, 1)
-        value = PredictValue(prompt, empty, seeds, search.values, 1, "value_s")
-        stages: dict[str, Callable[[], object]] = {
+        stages: dict[Stage, Callable[[], object]] = {
             "sample_actions": lambda: self._policy.sample_actions(scene, draws),
             "predict_future": lambda: self.answer(future),
             "predict_value": lambda: self.answer(value),
         }
-        pace = {}
+        pace: dict[str, float] = {}
         for name, work in stages.items():
-            work()  # the first time pays for memory and kernels
+            work()  # the first time pays for memory, kernels, recordings and the compiler
             start = time.perf_counter()
             work()
             if self._policy.device.type == "cuda":
                 torch.cuda.synchronize(self._policy.device)
-            pace[name] = time.perf_counter() - start
+            pace[name] = (time.perf_counter() - start) / steps[name]
         return pace
 
 

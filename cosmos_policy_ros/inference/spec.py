@@ -111,6 +111,7 @@ class EngineSpec:
     # cores, and delays the node's own timers.
     threads: int = 1
     compiled: bool = False  # the transformer
+    fp8_weights: bool = False  # of the transformer; less memory and other results
     numerics: Numerics | None = None  # None: as the checkpoint says
     denoising_steps: int | None = None  # None: as the checkpoint says
     search: SearchConfig | None = None  # None: the policy's one proposal

@@ -23,7 +23,7 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cosmos_policy_ros.model.tokenizer import Tokenizer
-from cosmos_policy_ros.model.transformer import Attention, Mlp, Transformer
+from cosmos_policy_ros.model.transformer import Transformer
 
 # A direct policy plays 2, a search some 10: its three stages, by how many candidates go together.
 GRAPHS_KEPT = 32
@@ -91,7 +91,7 @@ class CudaGraphs:
 
     def _record(self, run: Run, inputs: tuple[Tensor, ...]) -> tuple[Callable[[], object], Tensor]:
         """Return what plays ``run`` on these very tensors, and where its result then is."""
-        beside = torch.cuda.Stream(self._device)
+        beside = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         beside.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(beside):  # kernels are loaded, constants made and kept
             run(*inputs)
@@ -160,7 +160,7 @@ def compile_blocks(network: Transformer, backend: str | Callable[..., Any] = "in
     )
     setattr(torch._dynamo.config, limit, VARIANTS)
     for block in network.blocks:
-        block.compile(backend=backend, fullgraph=True)  # type: ignore[no-untyped-call]
+        block.compile(backend=backend, fullgraph=True)
 
 
 def uncompile_blocks(network: Transformer) -> None:
@@ -216,7 +216,7 @@ def quantise(network: Transformer) -> None:
     """Keep the blocks' attention and MLP weights, 0.8 of all, in 8 bits; in place."""
     for block in network.blocks:
         for part in (block.self_attn, block.cross_attn, block.mlp):
-            for name, layer in list(cast(Attention | Mlp, part).named_children()):
+            for name, layer in list(part.named_children()):
                 if isinstance(layer, nn.Linear):
                     setattr(part, name, Fp8Linear(layer))
 

@@ -293,7 +293,7 @@ class CosmosPolicy:
 
     @torch.inference_mode()
     def _encode(
-        self, prompt: str, images: dict[str, ImageArray], observation: Observation
+        self, prompt: str, images: dict[str, Tensor], observation: Observation
     ) -> Conditioning:
         self._read(prompt)  # an unknown prompt is refused before the work begins
         known = 1 + len(self.checkpoint.layout.state)

@@ -154,7 +154,13 @@ POLICY = (
     Option(
         "compiled",
         False,
-        "engine cosmos: compile the transformer, which takes minutes at start",
+        "engine cosmos: compile the transformer; a minute at the first start, kept on disk",
+        argument=True,
+    ),
+    Option(
+        "fp8_weights",
+        False,
+        "engine cosmos: keep the transformer's weights in 8 bits; half the memory, less exact",
         argument=True,
     ),
     Option(

@@ -91,6 +91,7 @@ def read_settings(node: Node) -> PolicySettings:
             device=devices[0],
             threads=value("threads"),
             compiled=value("compiled"),
+            fp8_weights=value("fp8_weights"),
             numerics=numerics,
             denoising_steps=value("denoising_steps"),
             search=search,

@@ -23,8 +23,11 @@ def needs(gigabytes: int, device: str = "cuda:0", free: int = 24) -> Footprint:
 def test_the_full_size_is_counted_and_not_built() -> None:
     """1,956,413,440 parameters of the transformer and 126,892,531 of the autoencoder, in bf16."""
     direct = footprint(EngineSpec("cosmos", FULL, device="cpu"))
-    assert direct.needs["policy"] == 2 * (1_956_413_440 + 126_892_531)
+    exponents = 2 * (22 + 21)  # of the rotary position
+    assert direct.needs["policy"] == 2 * (1_956_413_440 + 126_892_531) + exponents
     assert direct.free > 0
+    half = footprint(EngineSpec("cosmos", FULL, device="cpu", fp8_weights=True))
+    assert 0.55 < half.needs["policy"] / direct.needs["policy"] < 0.65, "adaptive norms stay"
     searching = replace(EngineSpec("cosmos", FULL, device="cpu"), search=SearchConfig())
     assert footprint(searching).needs["policy"] == direct.needs["policy"]
     assert footprint(searching).needs["working space"] > direct.needs["working space"]

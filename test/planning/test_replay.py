@@ -30,7 +30,7 @@ from cosmos_policy_ros.rig.decision import ActionPrefix, Candidate, Decision, Qu
 @pytest.fixture(scope="module")
 def engine() -> SearchEngine:
     policy = CosmosPolicy.load(TINY, denoising_steps=1)
-    return SearchEngine(policy, policy)
+    return SearchEngine(policy, policy, SearchConfig())
 
 
 @pytest.fixture(scope="module")

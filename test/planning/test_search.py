@@ -44,7 +44,7 @@ RELEASED = pytest.mark.parametrize("policy", ["released"], indirect=True)
 
 @pytest.fixture(scope="module")
 def engine(policy: CosmosPolicy) -> SearchEngine:
-    return SearchEngine(policy, policy)
+    return SearchEngine(policy, policy, SearchConfig())
 
 
 @cache
@@ -92,7 +92,9 @@ def test_the_policy_proposes_and_the_planner_does_the_rest(
     numerics = policy.checkpoint.config.numerics
     world_model = CosmosPolicy.load(planning_checkpoint, numerics=numerics)
     decision = run_search(
-        SearchEngine(policy, world_model), query_of(policy), SearchConfig(candidates=1)
+        SearchEngine(policy, world_model, SearchConfig()),
+        query_of(policy),
+        SearchConfig(candidates=1),
     )
     (candidate,) = decision.candidates
     values, action = serial(policy, candidate.seed, world_model)

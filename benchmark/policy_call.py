@@ -3,7 +3,7 @@
 Run: ``python benchmark/policy_call.py [mid|wide]`` from the package's root.
 
 The straightforward way is the released algorithm built from diffusers' classes (see
-``_straightforward.py``). Random weights, float32, 224 px, 41 images, 11x28x28 latent, 2156
+``cosmos_policy_ros/model/straightforward.py``). Random weights, float32, 224 px, 41 images, 11x28x28 latent, 2156
 tokens, 10 denoising steps, 6 prompt tokens padded to 512. Both ways take turns; a ratio is of two
 neighbouring laps, so that other work on the machine slows both. Where what they compute differs no
 ratio is printed and the exit status is 1.
@@ -35,7 +35,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "test")]
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from _checkpoints import SEED, describe_machine, make_query, write_checkpoint  # noqa: E402
-from _straightforward import Straightforward  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
@@ -44,6 +43,7 @@ from cosmos_policy_ros.model.layout import first_image  # noqa: E402
 from cosmos_policy_ros.model.policy import CosmosPolicy  # noqa: E402
 from cosmos_policy_ros.model.sampler import SampleSpec, initial_noise  # noqa: E402
 from cosmos_policy_ros.model.sequence import Conditioning  # noqa: E402
+from cosmos_policy_ros.model.straightforward import Straightforward  # noqa: E402
 from cosmos_policy_ros.model.transformer import CachedTransformer  # noqa: E402
 from cosmos_policy_ros.rig.decision import Decision, Query  # noqa: E402
 

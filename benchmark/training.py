@@ -32,7 +32,6 @@ import h5py  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from _checkpoints import PROMPT, describe_machine, write_checkpoint  # noqa: E402
-from _straightforward import Straightforward  # noqa: E402
 from helpers.episodes import RIG, START_NS, Writing  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
@@ -47,6 +46,7 @@ from cosmos_policy_ros.interop.to_hdf5 import export_hdf5  # noqa: E402
 from cosmos_policy_ros.model.checkpoint import load_checkpoint  # noqa: E402
 from cosmos_policy_ros.model.config import CheckpointConfig  # noqa: E402
 from cosmos_policy_ros.model.layout import FUTURE  # noqa: E402
+from cosmos_policy_ros.model.straightforward import Straightforward  # noqa: E402
 from cosmos_policy_ros.model.transformer import Transformer  # noqa: E402
 from cosmos_policy_ros.rig.chunk import TimedChunk  # noqa: E402
 from cosmos_policy_ros.training.config import ObjectiveConfig  # noqa: E402

@@ -11,11 +11,12 @@ from functools import partial
 
 import pytest
 import torch
-from helpers.cosmos_oracle import REAL, Oracle
+from helpers.cosmos_oracle import REAL
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cosmos_policy_ros.model.config import TransformerConfig
+from cosmos_policy_ros.model.straightforward import DiffusersTransformer
 from cosmos_policy_ros.model.transformer import Transformer
 
 GENERATED = range(5, 11)
@@ -42,7 +43,7 @@ def tera_flops(question: Callable[[TransformerConfig], Callable[[], object]]) ->
 
 
 def test_straightforward_way(sample: tuple[Tensor, ...]) -> None:
-    found = tera_flops(lambda config: partial(Oracle(config), *sample))
+    found = tera_flops(lambda config: partial(DiffusersTransformer(config), *sample))
     assert found == pytest.approx(9.30, abs=5e-3)
 
 

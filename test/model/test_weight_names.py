@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.cosmos_oracle import REAL, Oracle, diffusers_names
+from helpers.cosmos_oracle import REAL
 from torch import Tensor
 
 from cosmos_policy_ros.core.errors import CheckpointError
 from cosmos_policy_ros.model.config import VaeConfig, read_config
+from cosmos_policy_ros.model.straightforward import DiffusersTransformer, diffusers_names
 from cosmos_policy_ros.model.tokenizer import Tokenizer
 from cosmos_policy_ros.model.transformer import Transformer
 from cosmos_policy_ros.model.weight_names import (
@@ -61,7 +62,7 @@ def test_full_size_names_and_shapes() -> None:
 
 def test_names_of_diffusers() -> None:
     with torch.device("meta"):
-        theirs = Oracle(dataclasses.replace(REAL, layers=2)).core.state_dict()
+        theirs = DiffusersTransformer(dataclasses.replace(REAL, layers=2)).core.state_dict()
         ours = diffusers_names(Transformer(dataclasses.replace(REAL, layers=2)))
     assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in theirs.items()}
 

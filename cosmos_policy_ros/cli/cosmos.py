@@ -22,6 +22,7 @@ from cosmos_policy_ros.core.errors import CosmosPolicyError
 COMMANDS = {
     "on a rig": {
         "doctor": "look over this machine: what is missing, and what to do",
+        "gpu-check": "measure the GPU: are its numbers right, how fast is it, does it stay so",
         "run": "the whole graph on the simulated rig: episodes recorded and scored",
         "score": "score an episode stage by stage, one key per answer",
         "calibrate-grippers": "measure a gripper's open and closed, and write the rig file",

@@ -68,11 +68,12 @@ class CosmosPolicy:
     are NaN in them. Not re-entrant; one instance serves one thread.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, graphs: bool = True) -> None:
+        """Bind a loaded checkpoint; ``graphs``: record :class:`CudaGraphs` where it is on a GPU."""
         self.checkpoint = checkpoint
         self.device = checkpoint.transformer.device
         self._network = CachedTransformer(checkpoint.transformer)
-        self._graphs = CudaGraphs(self.device) if self.device.type == "cuda" else None
+        self._graphs = CudaGraphs(self.device) if graphs and self.device.type == "cuda" else None
         # Holds the network, not this object: no cycle keeps a dropped one in memory.
         self._sampling = lru_cache(SAMPLINGS_KEPT)(partial(_sampling, checkpoint))
         self._warnings = [RANDOM_WARNING] if checkpoint.random_weights else []

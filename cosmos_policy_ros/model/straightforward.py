@@ -1,9 +1,9 @@
-"""The released algorithm, built from diffusers' classes and nothing of ours that makes it faster.
+"""The released algorithm, built from diffusers' classes, with nothing that makes it faster.
 
-Tests, benchmarks and ``cosmos gpu-check`` hold ours against it. All 41 images are encoded and all 41
-decoded, every evaluation of the transformer predicts every frame from all 512 text positions, and
-nothing is kept from one evaluation or query to the next. The sampler and the reading of actions are
-written down once more, so that a mistake in ours shows.
+Tests, benchmarks and ``cosmos gpu-check`` hold ours against it. All 41 images are encoded and all
+41 decoded, every evaluation of the transformer predicts every frame from all 512 text positions,
+and nothing is kept from one evaluation or query to the next. The sampler and the reading of actions
+are written down once more, so that a mistake in ours shows.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -89,11 +89,11 @@ class Straightforward:
         velocity = self._network(fed.to(dtype), timestep, self._known.unsqueeze(0), text).float()
         return torch.where(known, clean, (1 - t) * noisy - t * velocity)
 
-    def denoise(self, clean: Tensor, text: Tensor, seed: int) -> Tensor:
-        """Return the last estimate of the sampler, all frames."""
+    def denoise(self, clean: Tensor, text: Tensor, seed: int, steps: int | None = None) -> Tensor:
+        """Return the sampler's last estimate, all frames; ``steps``: the checkpoint's or others."""
         noise = np.random.RandomState(seed).standard_normal(tuple(clean.shape))
         x = (torch.from_numpy(noise.astype(np.float32)) * SIGMA_MAX).double().to(self._device)
-        sigmas = self._sigmas()
+        sigmas = self._sigmas(steps or self._checkpoint.config.denoising_steps)
         before: tuple[Tensor, float] | None = None
         for sigma, following in pairwise(sigmas):
             estimate = self.evaluate(x.float(), sigma, clean, text).double()
@@ -128,8 +128,7 @@ class Straightforward:
         mean, scale = self._latent_scale()
         return cast(Tensor, self._vae.decode(shown.to(self._vae.dtype) / scale + mean).sample)
 
-    def _sigmas(self) -> list[float]:
-        steps = self._checkpoint.config.denoising_steps
+    def _sigmas(self, steps: int) -> list[float]:
         high, low = SIGMA_MAX ** (1 / RHO), SIGMA_MIN ** (1 / RHO)
         return [float(level**RHO) for level in np.linspace(high, low, steps)]
 
@@ -204,8 +203,8 @@ class _RoundedRope(CosmosRotaryPosEmbed):
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         config = checkpoint.config.transformer
-        sizes: Any = (config.max_size, config.patch)
-        super().__init__(config.head_dim, *sizes, rope_scale=cast(Any, config.rope_scale))
+        scale = config.rope_scale
+        super().__init__(config.head_dim, config.max_size, config.patch, rope_scale=scale)  # type: ignore[arg-type]
 
     def forward(self, hidden_states: Tensor, fps: int | None = None) -> tuple[Tensor, Tensor]:
         assert fps is None, "the released network knows no frame rate"

@@ -1,0 +1,101 @@
+"""``cosmos gpu-check``: is a device right, how fast is it, and does it stay so?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from cosmos_policy_ros import __version__
+from cosmos_policy_ros.core.files import replace_text
+from cosmos_policy_ros.inference.gpu_bench import SMALL, Bench, Row, Size, describe_device, load
+from cosmos_policy_ros.inference.gpu_numbers import check_numbers
+from cosmos_policy_ros.inference.gpu_speed import Speed, measure_memory
+from cosmos_policy_ros.inference.gpu_steadiness import measure_restart, measure_steadiness
+from cosmos_policy_ros.model.checkpoint import choose_device
+
+SECTIONS = ("right", "fast", "memory", "steady")
+
+
+def add_gpu_check(parser: argparse.ArgumentParser) -> None:
+    """Check and measure a GPU: numbers, speed, memory, steadiness.
+
+    Random weights are made on the device; nothing is downloaded, and neither ROS nor MuJoCo is
+    needed. "right" compares the device with a CPU, with diffusers and with itself: a row with a
+    limit that it exceeds is wrong, and the exit code 1. "fast", "memory" and "steady" only measure;
+    a number in brackets is what is aimed at on an H100. The released size takes under ten minutes
+    on a GPU; on a CPU a small one is measured, to show that everything runs.
+    """
+    parser.add_argument("--device", default="auto", help="torch device (auto: a GPU, else the CPU)")
+    parser.add_argument(
+        "--size", choices=("full", "small"), help="the released network or a small one (by device)"
+    )
+    parser.add_argument(
+        "--only", choices=SECTIONS, action="append", help="a section; may be given several times"
+    )
+    parser.add_argument("--calls", type=int, help="decisions in a row (200 on a GPU, 20 on a CPU)")
+    parser.add_argument(
+        "--folder", type=Path, help="for temporary checkpoints, 9 GB (system's own)"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file (gpu-check-DEVICE.json)")
+    parser.set_defaults(run=_gpu_check)
+
+
+def _gpu_check(options: argparse.Namespace) -> int:
+    device = choose_device(options.device)
+    is_gpu = device.type == "cuda"
+    size: Size = options.size or ("full" if is_gpu else "small")
+    calls = options.calls or (200 if is_gpu else 20)
+    machine = describe_device(device) | {
+        "package": __version__,
+        "python": platform.python_version(),
+        "size": size,
+    }
+    print("\n".join(f"{name}: {value}" for name, value in machine.items()))
+    begun, rows, section = time.perf_counter(), [], ""
+    with tempfile.TemporaryDirectory(prefix="gpu_check_", dir=options.folder) as temporary:
+        bench = Bench(device, Path(temporary), size)
+        for row in _rows(bench, options.only or SECTIONS, calls):
+            if row.section != section:
+                print(f"\n{row.section}")
+            print(describe(row), flush=True)
+            section = row.section
+            rows.append(row)
+    spent = time.perf_counter() - begun
+    name = re.sub(r"[^a-z0-9]+", "-", machine["device"].lower()).strip("-")
+    output = options.output or Path(f"gpu-check-{name}.json")
+    result = {"machine": machine, "seconds": spent, "rows": [asdict(row) for row in rows]}
+    replace_text(output, json.dumps(result, indent=1) + "\n")
+    wrong = [row.name for row in rows if row.wrong]
+    verdict = f"WRONG: {'; '.join(wrong)}" if wrong else "no number is wrong"
+    print(f"\n{verdict}; {spent:.0f} s; written to {output}")
+    return 1 if wrong else 0
+
+
+def _rows(bench: Bench, sections: Sequence[str], calls: int) -> Iterator[Row]:
+    """Yield the rows of some sections; weights are written once and loaded for each."""
+    folder, written = bench.write("checkpoint", {} if bench.size == "full" else SMALL)
+    if "right" in sections:
+        yield from check_numbers(bench, load(folder, bench.device))
+    if "fast" in sections:
+        yield from Speed(bench, load(folder, bench.device)).rows()
+    if "memory" in sections:
+        yield from measure_memory(bench, folder, written)
+    if "steady" in sections:
+        yield from measure_steadiness(bench, load(folder, bench.device), calls)
+        yield from measure_restart(bench, folder)
+
+
+def describe(row: Row) -> str:
+    """Return a row as a line of the table."""
+    if row.value is None:
+        return f"  {row.name:<46} {'-':>10}         {row.remark}"
+    limit = "" if row.limit is None else f"({row.limit:.3g})"
+    mark = "!!" if row.wrong else "  "
+    return f"{mark}{row.name:<46} {row.value:>10.4g} {row.unit:<7} {limit:<9} {row.remark}".rstrip()

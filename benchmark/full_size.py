@@ -21,11 +21,16 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from _checkpoints import PROMPT_TOKENS, describe_machine, make_query, write_checkpoint  # noqa: E402
+from _machine import describe_machine  # noqa: E402
 from torch import nn  # noqa: E402
 
 from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
 from cosmos_policy_ros.model.policy import CosmosPolicy  # noqa: E402
+from cosmos_policy_ros.model.random_checkpoint import (  # noqa: E402
+    PROMPT_TOKENS,
+    random_query,
+    write_config,
+)
 
 LIMIT_GIB = 24.0
 SAMPLE_EVERY = 0.02  # s; a phase's largest tensors live for longer
@@ -97,7 +102,7 @@ def call(policy: CosmosPolicy, index: int, watch: Watch) -> bool:
     """Report one call; return whether its answer is made of numbers that differ."""
     print(f"| **call {index + 1}** | | |", flush=True)
     start = time.perf_counter()
-    decision = policy.decide(make_query(index))
+    decision = policy.decide(random_query(index))
     end = time.perf_counter()
     report_phases(start, decision.phases, watch)
     report(f"whole, {decision.denoising_steps} evaluation(s)", start, end, watch)
@@ -113,7 +118,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as temporary, Watch() as watch:
-        folder = write_checkpoint(Path(temporary), {"denoising_steps": options.steps})
+        folder = write_config(Path(temporary), {"denoising_steps": options.steps})
         print(describe_machine(), flush=True)
         time.sleep(2 * SAMPLE_EVERY)
         start = time.perf_counter()

@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "test")]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from _checkpoints import describe_machine  # noqa: E402
+from _machine import describe_machine  # noqa: E402
 from helpers.search import TINY, evaluations, query_of  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 

@@ -3,7 +3,7 @@
 Run: ``python benchmark/policy_call.py [mid|wide]`` from the package's root.
 
 The straightforward way is the released algorithm built from diffusers' classes (see
-``cosmos_policy_ros/model/straightforward.py``). Random weights, float32, 224 px, 41 images, 11x28x28 latent, 2156
+``model/straightforward.py``). Random weights, float32, 224 px, 41 images, 11x28x28 latent, 2156
 tokens, 10 denoising steps, 6 prompt tokens padded to 512. Both ways take turns; a ratio is of two
 neighbouring laps, so that other work on the machine slows both. Where what they compute differs no
 ratio is printed and the exit status is 1.
@@ -34,13 +34,18 @@ sys.path[:0] = [str(ROOT), str(ROOT / "test")]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from _checkpoints import SEED, describe_machine, make_query, write_checkpoint  # noqa: E402
+from _machine import describe_machine  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
 from cosmos_policy_ros.model.denoiser import Denoiser  # noqa: E402
 from cosmos_policy_ros.model.layout import first_image  # noqa: E402
 from cosmos_policy_ros.model.policy import CosmosPolicy  # noqa: E402
+from cosmos_policy_ros.model.random_checkpoint import (  # noqa: E402
+    SEED,
+    random_query,
+    write_config,
+)
 from cosmos_policy_ros.model.sampler import SampleSpec, initial_noise  # noqa: E402
 from cosmos_policy_ros.model.sequence import Conditioning  # noqa: E402
 from cosmos_policy_ros.model.straightforward import Straightforward  # noqa: E402
@@ -204,12 +209,12 @@ class Contest:
     def warm_up(self) -> float:
         """Let ours fill its caches, as a prompt's first query does; return its seconds."""
         start = time.perf_counter()
-        self.policy.decide(make_query(0))
+        self.policy.decide(random_query(0))
         return time.perf_counter() - start
 
     def lap(self, index: int, decode: bool) -> None:
         """Ask both ways for one query, then let them evaluate their networks in turns."""
-        query = make_query(index)
+        query = random_query(index)
         decision = ask_ours(self.policy, query, self.ours)
         answer = ask_straightforward(self.way, query, self.theirs)
         for phase in ("encode", "denoise", WHOLE):
@@ -273,7 +278,7 @@ def main() -> int:
     print(f"{options.preset}: {describe_machine()}", flush=True)
     changes = {"precision": "float32", **PRESETS[options.preset]}
     with tempfile.TemporaryDirectory() as temporary:
-        checkpoint = load_checkpoint(write_checkpoint(Path(temporary), changes))
+        checkpoint = load_checkpoint(write_config(Path(temporary), changes))
     enliven(checkpoint)
     contest = Contest(checkpoint)
     with torch.inference_mode():

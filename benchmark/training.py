@@ -31,7 +31,7 @@ import cv2  # noqa: E402
 import h5py  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from _checkpoints import PROMPT, describe_machine, write_checkpoint  # noqa: E402
+from _machine import describe_machine  # noqa: E402
 from helpers.episodes import RIG, START_NS, Writing  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
@@ -46,6 +46,10 @@ from cosmos_policy_ros.interop.to_hdf5 import export_hdf5  # noqa: E402
 from cosmos_policy_ros.model.checkpoint import load_checkpoint  # noqa: E402
 from cosmos_policy_ros.model.config import CheckpointConfig  # noqa: E402
 from cosmos_policy_ros.model.layout import FUTURE  # noqa: E402
+from cosmos_policy_ros.model.random_checkpoint import (  # noqa: E402
+    PROMPT,
+    write_config,
+)
 from cosmos_policy_ros.model.straightforward import Straightforward  # noqa: E402
 from cosmos_policy_ros.model.transformer import Transformer  # noqa: E402
 from cosmos_policy_ros.rig.chunk import TimedChunk  # noqa: E402
@@ -185,7 +189,7 @@ def compare_steps(root: Path, laps: int = 3) -> int:
         "vae": {"base_width": 32},
         "precision": "float32",
     }
-    checkpoint = load_checkpoint(write_checkpoint(root, changes))
+    checkpoint = load_checkpoint(write_config(root, changes))
     straight = Straightforward(checkpoint)
     network = checkpoint.transformer.requires_grad_(True).train()
     straight.network.core.requires_grad_(True).train()

@@ -18,12 +18,13 @@ from cosmos_policy_ros.model.random_checkpoint import write_config, write_weight
 NEEDS_GPU = "needs a GPU"
 REACH = 1.57  # rad: joints of the random checkpoints range over half a turn
 SMALL: dict[str, Any] = {
+    "precision": "float32",  # a CPU may have to emulate bfloat16
     "image_size": 64,
     "transformer": {"layers": 2, "heads": 2, "head_dim": 64, "text_width": 64, "adaln_rank": 16},
     "vae": {"base_width": 8},
 }
 # The released width and autoencoder, in two of 28 layers: float32 arithmetic fits any card.
-WIDE: dict[str, Any] = {"transformer": {"layers": 2}}
+WIDE: dict[str, Any] = {"precision": "float32", "transformer": {"layers": 2}}
 Size = Literal["full", "small"]
 
 

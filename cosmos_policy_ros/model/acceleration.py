@@ -22,6 +22,7 @@ import os
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -39,6 +40,9 @@ GRAPHS_KEPT = 32
 # gives up compiling beyond it.
 VARIANTS = 64
 HOPPER = 9  # compute capability from which NVIDIA's own attention (cuDNN) is the fastest
+
+# What torch says where a backend does not take a call in the first place.
+DECLINED = ("No available kernel", "No viable backend")
 
 Run: TypeAlias = Callable[..., Tensor]
 
@@ -105,16 +109,34 @@ class CudaGraphs:
         return graph.replay, output
 
 
+@lru_cache
 def attention_order(device: torch.device) -> tuple[SDPBackend, ...]:
-    """Return the attention backends from the fastest to the one that always works.
+    """Return a GPU's attention backends from the fastest to the one that always works.
 
     A fixed order and not a measured one, so that a machine answers a seed the same way every day.
+    A backend that takes a call and then fails on it, as versions of cuDNN do, is left out.
     """
     flash, cudnn = SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION
-    first = (flash, cudnn)
-    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= HOPPER:
-        first = (cudnn, flash)
-    return (*first, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+    hopper = torch.cuda.get_device_capability(device)[0] >= HOPPER
+    fast = (cudnn, flash) if hopper else (flash, cudnn)
+    fused = (*fast, SDPBackend.EFFICIENT_ATTENTION)
+    return (*(each for each in fused if not _breaks(each, device)), SDPBackend.MATH)
+
+
+def _breaks(backend: SDPBackend, device: torch.device) -> bool:
+    """Try a backend on the shapes of both of a block's attentions, to itself and to the text."""
+    queries = torch.zeros(2, 2, 64, 128, dtype=torch.bfloat16, device=device)
+    text = torch.zeros(1, 2, 16, 128, dtype=torch.bfloat16, device=device).expand(2, -1, -1, -1)
+    bias = torch.zeros(1, 1, 1, 16, dtype=torch.bfloat16, device=device)
+    for keys, mask in ((queries, None), (text, bias)):
+        try:
+            with sdpa_kernel(backend):
+                functional.scaled_dot_product_attention(queries, keys, keys, attn_mask=mask)
+            torch.cuda.synchronize(device)
+        except RuntimeError as error:
+            if not str(error).startswith(DECLINED):
+                return True
+    return False
 
 
 @contextlib.contextmanager

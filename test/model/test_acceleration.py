@@ -255,9 +255,31 @@ def test_attention_backends_have_a_fixed_order(
     capability: tuple[int, int], first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    order = attention_order(torch.device("cuda:0"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    order = attention_order.__wrapped__(CPU)  # a CPU's kernels stand in; none of them breaks
     assert order[0].name.startswith(first)
     assert order[-1] is SDPBackend.MATH and len(set(order)) == 4
+
+
+@pytest.mark.parametrize(
+    ("message", "kept"), [("No available kernel. Aborting", True), ("mha_graph failed", False)]
+)
+def test_an_attention_backend_that_breaks_is_left_out(
+    message: str, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = nn.functional.scaled_dot_product_attention
+
+    def breaking(*args: Any, attn_mask: Tensor | None = None) -> Tensor:
+        if attn_mask is not None and torch.backends.cuda.cudnn_sdp_enabled():
+            raise RuntimeError(message)
+        return whole(*args, attn_mask=attn_mask)
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", breaking)
+    order = attention_order.__wrapped__(CPU)
+    assert (SDPBackend.CUDNN_ATTENTION in order) == kept
+    assert SDPBackend.FLASH_ATTENTION in order
 
 
 def test_the_attention_backend_has_a_name() -> None:

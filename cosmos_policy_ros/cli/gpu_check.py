@@ -52,15 +52,15 @@ def _gpu_check(options: argparse.Namespace) -> int:
     is_gpu = device.type == "cuda"
     size: Size = options.size or ("full" if is_gpu else "small")
     calls = options.calls or (200 if is_gpu else 20)
-    machine = describe_device(device) | {
-        "package": __version__,
-        "python": platform.python_version(),
-        "size": size,
-    }
-    print("\n".join(f"{name}: {value}" for name, value in machine.items()))
     begun, rows, section = time.perf_counter(), [], ""
     with tempfile.TemporaryDirectory(prefix="gpu_check_", dir=options.folder) as temporary:
         bench = Bench(device, Path(temporary), size)
+        machine = describe_device(device) | {
+            "package": __version__,
+            "python": platform.python_version(),
+            "size": size,
+        }
+        print("\n".join(f"{name}: {value}" for name, value in machine.items()))
         for row in _rows(bench, options.only or SECTIONS, calls):
             if row.section != section:
                 print(f"\n{row.section}")

@@ -72,6 +72,9 @@ class Bench:
     folder: Path
     size: Size
 
+    def __post_init__(self) -> None:
+        torch.set_num_threads(1)  # as a policy does: two that share busy cores wait for each other
+
     @property
     def is_gpu(self) -> bool:
         """Whether there is what a GPU has: graphs, its own memory, clocks."""

@@ -24,13 +24,14 @@ from torch.distributed.tensor import DTensor
 from cosmos_policy_ros.core.errors import TrainingError
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.statistics import constant_dimensions, describe_unused, load_statistics
+from cosmos_policy_ros.training.batch import Batch, collate
 from cosmos_policy_ros.training.config import TrainingConfig
 from cosmos_policy_ros.training.dataset_index import Mixture, index_episodes
 from cosmos_policy_ros.training.loss import JointLoss, LossMeter
 from cosmos_policy_ros.training.optimisers import Average, Optimisers, learning_rate
 from cosmos_policy_ros.training.parallel import DistContext, check_sharing, shard_network
 from cosmos_policy_ros.training.reports import Reports, Validation, card, validate
-from cosmos_policy_ros.training.samples import Batch, SampleMaker, Shard, collate, load
+from cosmos_policy_ros.training.samples import SampleMaker, Shard, load
 from cosmos_policy_ros.training.saving import SavedSteps, begin_folder, write_card, write_weights
 from cosmos_policy_ros.training.start import add_adapters, check_start, load_start, merge_adapters
 from cosmos_policy_ros.training.targets import TargetMaker

@@ -16,14 +16,22 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.run import main as torchrun
 from torch.utils.checkpoint import checkpoint
+
+try:
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+except ImportError:  # torch 2.5 has it under its first name
+    from torch.distributed._composable.fsdp import (  # type: ignore[attr-defined]
+        FSDPModule,
+        MixedPrecisionPolicy,
+        fully_shard,
+    )
 
 from cosmos_policy_ros.core.errors import CosmosPolicyError, TrainingError
 from cosmos_policy_ros.model.checkpoint import choose_device
 from cosmos_policy_ros.model.transformer import Transformer
-from cosmos_policy_ros.training.config import RunConfig, TrainingConfig
+from cosmos_policy_ros.training.config import RunConfig
 
 T = TypeVar("T")
 MEETING = "COSMOS_POLICY_MEETING"  # variable: the file through which one machine's processes meet
@@ -123,9 +131,8 @@ def joined(device_name: str) -> Iterator[DistContext]:
         dist.destroy_process_group()
 
 
-def check_sharing(config: TrainingConfig, size: int) -> None:
+def check_sharing(run: RunConfig, size: int) -> None:
     """Raise TrainingError if ``size`` processes cannot share batches or weights."""
-    run = config.run
     if run.batch % size:
         raise TrainingError(
             f"run.batch: {run.batch} samples cannot be shared by {size} processes; take a multiple"
@@ -162,3 +169,9 @@ def shard_network(network: Transformer, world: DistContext, run: RunConfig) -> N
     mesh = mesh if shape[0] > 1 else mesh["shards"]
     for part in (*network.blocks, network):
         fully_shard(part, mesh=mesh, mp_policy=policy)
+
+
+def exchange_gradients(network: Transformer, *, now: bool) -> None:
+    """Say whether the next backward pass ends with an exchange between processes."""
+    if isinstance(network, FSDPModule):
+        network.set_requires_gradient_sync(now)

@@ -50,6 +50,7 @@ BARE = (
     "training.optimisers",
     "training.parallel",
     "training.start",
+    "training.step_speed",
     "training.targets",
 )
 ABSENT = ("apsw", "argcomplete", "cv2", "h5py", "lz4", "matplotlib", "mcap", "mujoco", "ray")

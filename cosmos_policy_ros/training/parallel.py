@@ -21,12 +21,16 @@ from torch.utils.checkpoint import checkpoint
 
 try:
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+    GPUS_ONLY = False
 except ImportError:  # torch 2.5 has it under its first name
     from torch.distributed._composable.fsdp import (  # type: ignore[attr-defined]
         FSDPModule,
         MixedPrecisionPolicy,
         fully_shard,
     )
+
+    GPUS_ONLY = True
 
 from cosmos_policy_ros.core.errors import CosmosPolicyError, TrainingError
 from cosmos_policy_ros.model.checkpoint import choose_device
@@ -149,6 +153,9 @@ def shard_network(network: Transformer, world: DistContext, run: RunConfig) -> N
 
     More processes than ``shard_size`` hold several copies and exchange gradients only between them.
     The arithmetic runs in ``run.precision`` on copies of the float32 weights.
+
+    Raises:
+        TrainingError: this torch shards and converts on GPUs only.
     """
     if run.activation_checkpointing:
         for block in network.blocks:
@@ -157,6 +164,11 @@ def shard_network(network: Transformer, world: DistContext, run: RunConfig) -> N
             )
     if world.size == 1 and run.precision == "float32":
         return  # nothing to share and nothing to convert
+    if GPUS_ONLY and world.device.type == "cpu":
+        raise TrainingError(
+            f"torch {torch.__version__} shares and converts weights on GPUs only; on a CPU take "
+            f"2.6 or newer, or one process and run.precision: float32"
+        )
     shards = min(world.size, run.shard_size)
     shape, names = (world.size // shards, shards), ("copies", "shards")
     mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=names)

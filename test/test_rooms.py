@@ -41,10 +41,17 @@ MAY_IMPORT = {
 # What works beside torch, numpy, safetensors and diffusers alone, and what is then not there.
 BARE = (
     "cli.cosmos",
+    "cli.gpu_check",
     "inference.cosmos_engine",
+    "inference.gpu_bench",
+    "inference.gpu_numbers",
+    "inference.gpu_speed",
+    "inference.gpu_steadiness",
     "inference.worker",
     "model.convert",
     "model.policy",
+    "model.random_checkpoint",
+    "model.straightforward",
     "training.config",
     "training.loss",
     "training.optimisers",

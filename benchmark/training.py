@@ -53,11 +53,10 @@ from cosmos_policy_ros.model.random_checkpoint import (  # noqa: E402
 from cosmos_policy_ros.model.straightforward import Straightforward  # noqa: E402
 from cosmos_policy_ros.model.transformer import Transformer  # noqa: E402
 from cosmos_policy_ros.rig.chunk import TimedChunk  # noqa: E402
+from cosmos_policy_ros.training.batch import Batch, WindowRef  # noqa: E402
 from cosmos_policy_ros.training.config import ObjectiveConfig  # noqa: E402
-from cosmos_policy_ros.training.dataset_index import WindowRef  # noqa: E402
 from cosmos_policy_ros.training.loss import JointLoss, LossMeter, frame_errors, total_loss  # noqa: E402
 from cosmos_policy_ros.training.optimisers import Muon  # noqa: E402
-from cosmos_policy_ros.training.samples import Batch  # noqa: E402
 from cosmos_policy_ros.training.targets import TargetMaker  # noqa: E402
 
 STEPS, CHUNK = 150, 50

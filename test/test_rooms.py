@@ -1,8 +1,14 @@
-"""The house's floors: imports run downwards only, and heavy packages stay in their rooms."""
+"""The house's floors: imports run downwards only, and heavy packages stay in their rooms.
+
+Also what a bare machine with a GPU can import: ``rig.images`` asked for OpenCV where no camera is,
+and a loss for the bags' library where no bag is.
+"""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -31,6 +37,31 @@ MAY_IMPORT = {
     "rclpy": {"nodes", "cli"},
     "ray": {"inference"},
 }
+
+# What works beside torch, numpy, safetensors and diffusers alone, and what is then not there.
+BARE = (
+    "cli.cosmos",
+    "cli.gpu_check",
+    "inference.cosmos_engine",
+    "inference.gpu_bench",
+    "inference.gpu_numbers",
+    "inference.gpu_speed",
+    "inference.gpu_steadiness",
+    "inference.worker",
+    "model.convert",
+    "model.policy",
+    "model.random_checkpoint",
+    "model.straightforward",
+    "training.config",
+    "training.loss",
+    "training.optimisers",
+    "training.parallel",
+    "training.start",
+    "training.step_speed",
+    "training.targets",
+)
+ABSENT = ("apsw", "argcomplete", "cv2", "h5py", "lz4", "matplotlib", "mcap", "mujoco", "ray")
+ABSENT += ("rclpy", "rosbags", "ruamel", "tensorboard")
 
 
 def imported(source: str) -> Iterator[str]:
@@ -90,3 +121,24 @@ def test_every_folder_is_a_room() -> None:
 )
 def test_an_offence_is_seen(room: str, source: str) -> None:
     assert offences(room, source)
+
+
+def test_what_a_bare_machine_needs_asks_for_no_more_than_torch_and_diffusers() -> None:
+    # None in there is a package that is not installed, for whoever only looks for it, too.
+    script = f"""
+import sys
+from importlib import import_module
+
+sys.modules.update(dict.fromkeys({ABSENT!r}))
+failed = {{}}
+for name in {BARE!r}:
+    try:
+        import_module("{PACKAGE.name}." + name)
+    except ModuleNotFoundError as error:
+        failed[name] = str(error)
+assert not failed, failed
+import_module("{PACKAGE.name}.cli.cosmos").main(["--help"])
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("usage: cosmos")

@@ -14,8 +14,6 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-import argcomplete
-
 from cosmos_policy_ros import __version__
 from cosmos_policy_ros.core.errors import CosmosPolicyError
 
@@ -112,7 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         add = getattr(module, f"add_{name.replace('-', '_')}")
         command.description = inspect.getdoc(add)
         add(command)
-    argcomplete.autocomplete(parser)
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     return _run(parser.parse_args(given))
 
 

@@ -1,4 +1,4 @@
-"""The array type and the unit conversion that every room uses."""
+"""The array type and the unit conversions that every room uses."""
 
 from __future__ import annotations
 
@@ -8,3 +8,4 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 NS_PER_S = 1_000_000_000
+GIGABYTE = 1e9  # bytes

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future as Answer
 from typing import Any
 
+import cv2  # noqa: F401  # decodes; loaded with the node, not while a query waits
 import numpy as np
 from numpy.typing import NDArray
 from rclpy.clock import Clock, ClockType

@@ -16,7 +16,6 @@ import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,11 +24,11 @@ from cosmos_policy_ros.core.untrusted import shown
 from cosmos_policy_ros.rig.spec import GREY, MAX_SIDE
 
 CHANNELS = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1}
-_TO_RGB = {
-    "bgr8": cv2.COLOR_BGR2RGB,
-    "rgba8": cv2.COLOR_RGBA2RGB,
-    "bgra8": cv2.COLOR_BGRA2RGB,
-    GREY: cv2.COLOR_GRAY2RGB,
+_TO_RGB = {  # by OpenCV's names
+    "bgr8": "COLOR_BGR2RGB",
+    "rgba8": "COLOR_RGBA2RGB",
+    "bgra8": "COLOR_BGRA2RGB",
+    GREY: "COLOR_GRAY2RGB",
 }
 
 # Encodings of one channel: grey, depth, infrared. Also how image_transport begins a format.
@@ -89,6 +88,8 @@ def decode_image(
         ObservationError: not whole, too large, not of ``size``, grey or depth where colour is
             wanted, not readable, or cv_bridge is needed and missing or fails.
     """
+    import cv2  # a model is asked, and trained, where no camera's message is decoded
+
     height, width = image_size(message, source, grey=grey)
     if size and (height, width) != tuple(size):
         raise ObservationError(
@@ -115,7 +116,7 @@ def decode_image(
         rows = np.frombuffer(message.data, np.uint8).reshape(height, int(message.step))
         image = rows[:, : width * channels].reshape(height, width, channels)
         if message.encoding in _TO_RGB:
-            image = cv2.cvtColor(image, _TO_RGB[message.encoding])
+            image = cv2.cvtColor(image, getattr(cv2, _TO_RGB[message.encoding]))
     else:
         image = _through_cv_bridge(message, source)
     if image.shape != (height, width, 3) or image.dtype != np.uint8:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.model.config import CheckpointConfig
 from cosmos_policy_ros.model.text import TextTable
 from cosmos_policy_ros.rig.observation import Observation
+from cosmos_policy_ros.training.batch import WindowRef
 from cosmos_policy_ros.training.config import DataConfig, MixtureConfig, Role
 
 Pool = Literal["demonstration", "success", "failure"]
@@ -201,15 +202,6 @@ def _read_entry(
 
 
 # ---------------------------------------------------------------- the order of samples
-
-
-class WindowRef(NamedTuple):
-    """One sample: the window of ``entry`` that begins at ``start``, its role and random seed."""
-
-    role: Role
-    entry: int
-    start: int
-    seed: int
 
 
 class Mixture:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import time
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from cosmos_policy_ros.core.config import load_config
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.checkpoint import choose_device
 from cosmos_policy_ros.model.config import CheckpointConfig
-from cosmos_policy_ros.model.layout import LAYOUTS, first_image
 from cosmos_policy_ros.model.text import load_text
-from cosmos_policy_ros.model.tokenizer import Tokenizer
 from cosmos_policy_ros.model.transformer import Transformer
 from cosmos_policy_ros.training.config import TrainingConfig
 from cosmos_policy_ros.training.dataset_index import Mixture, index_episodes
+from cosmos_policy_ros.training.flops import encoding_flops, forward_flops
 from cosmos_policy_ros.training.parallel import check_sharing
 from cosmos_policy_ros.training.start import start_folder
 
@@ -34,15 +32,15 @@ def describe_run(config: TrainingConfig, processes: int) -> list[str]:
     Raises:
         CosmosPolicyError: something is wrong with data, checkpoint or config.
     """
-    check_sharing(config, processes)
     run, folder = config.run, start_folder(config.start.checkpoint)
+    check_sharing(run, processes)
     model = load_config(CheckpointConfig, folder / files.CONFIG)
     text = load_text(folder / files.TEXT, model.text_tokens, model.transformer.text_width)
     dataset_index = index_episodes(config.data, model, text)
     mixture = Mixture(dataset_index, config.mixture, run.seed)
 
     with torch.device("meta"):
-        network, tokenizer = Transformer(model.transformer), Tokenizer(model.vae)
+        network = Transformer(model.transformer)
     parameters = sum(p.numel() for p in network.parameters())
     trained = parameters if config.lora is None else 0  # adapters are small change
     # Weights; gradients and two moments of what is trained.
@@ -53,7 +51,7 @@ def describe_run(config: TrainingConfig, processes: int) -> list[str]:
     layers = model.transformer.layers
     kept = layers + KEPT_PER_BLOCK if run.activation_checkpointing else layers * KEPT_PER_BLOCK
     passes = 4 if run.activation_checkpointing else 3  # the backward pass costs two
-    flops = passes * _forward_flops(network, model) + _encoding_flops(tokenizer, model)
+    flops = passes * forward_flops(model) + encoding_flops(model)
     dtype = torch.bfloat16 if run.precision == "bfloat16" else torch.float32
     speed = _measure_flops(choose_device(run.device), dtype)
     hours = run.steps * run.batch / processes * flops / (speed * EFFICIENCY) / 3600
@@ -71,30 +69,6 @@ def describe_run(config: TrainingConfig, processes: int) -> list[str]:
         f"this device: {speed / 1e12:.3g} TFLOP/s in a matrix product; at "
         f"{EFFICIENCY:.0%} of it the run takes {duration}",
     ]
-
-
-def _forward_flops(network: Transformer, model: CheckpointConfig) -> float:
-    layout = LAYOUTS[model.layout]
-    channels, height, width = model.frame_shape
-    latent = torch.empty(1, channels, layout.count, height, width, device="meta")
-    timestep = torch.empty(1, layout.count, device="meta")
-    text = torch.empty(1, model.text_tokens, model.transformer.text_width, device="meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(latent, timestep, timestep > 0, text)
-    return float(counter.get_total_flops())
-
-
-def _encoding_flops(tokenizer: Tokenizer, model: CheckpointConfig) -> float:
-    """Count what is encoded per sample: the images behind those that are always black."""
-    layout, size = LAYOUTS[model.layout], model.image_size
-    black = first_image(layout.index(layout.cameras[0]))
-    images = first_image(layout.index("value")) - black
-    video = torch.empty(1, 3, images, size, size, device="meta")
-    with torch.no_grad():
-        tokenizer.encode_after_black(video, black)  # the second time, what is black is kept
-        with FlopCounterMode(display=False) as counter:
-            tokenizer.encode_after_black(video, black)
-    return float(counter.get_total_flops())
 
 
 def _measure_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -17,8 +17,8 @@ from cosmos_policy_ros.model.checkpoint import Checkpoint
 from cosmos_policy_ros.model.config import Numerics, Preconditioning
 from cosmos_policy_ros.model.denoiser import estimate_clean, level
 from cosmos_policy_ros.model.layout import FUTURE, Layout, Mode, ValueMode
+from cosmos_policy_ros.training.batch import Batch
 from cosmos_policy_ros.training.config import NoiseConfig, ObjectiveConfig, Role
-from cosmos_policy_ros.training.samples import Batch
 from cosmos_policy_ros.training.targets import TargetMaker
 
 # Maps (latent, timestep, known, text) to the prediction, like ``Transformer.forward``.

@@ -16,14 +16,26 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.run import main as torchrun
 from torch.utils.checkpoint import checkpoint
+
+try:
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+    GPUS_ONLY = False
+except ImportError:  # torch 2.5 has it under its first name
+    from torch.distributed._composable.fsdp import (  # type: ignore[attr-defined]
+        FSDPModule,
+        MixedPrecisionPolicy,
+        fully_shard,
+    )
+
+    GPUS_ONLY = True
 
 from cosmos_policy_ros.core.errors import CosmosPolicyError, TrainingError
 from cosmos_policy_ros.model.checkpoint import choose_device
 from cosmos_policy_ros.model.transformer import Transformer
-from cosmos_policy_ros.training.config import RunConfig, TrainingConfig
+from cosmos_policy_ros.training.config import RunConfig
 
 T = TypeVar("T")
 MEETING = "COSMOS_POLICY_MEETING"  # variable: the file through which one machine's processes meet
@@ -123,9 +135,8 @@ def joined(device_name: str) -> Iterator[DistContext]:
         dist.destroy_process_group()
 
 
-def check_sharing(config: TrainingConfig, size: int) -> None:
+def check_sharing(run: RunConfig, size: int) -> None:
     """Raise TrainingError if ``size`` processes cannot share batches or weights."""
-    run = config.run
     if run.batch % size:
         raise TrainingError(
             f"run.batch: {run.batch} samples cannot be shared by {size} processes; take a multiple"
@@ -142,6 +153,9 @@ def shard_network(network: Transformer, world: DistContext, run: RunConfig) -> N
 
     More processes than ``shard_size`` hold several copies and exchange gradients only between them.
     The arithmetic runs in ``run.precision`` on copies of the float32 weights.
+
+    Raises:
+        TrainingError: this torch shards and converts on GPUs only.
     """
     if run.activation_checkpointing:
         for block in network.blocks:
@@ -150,6 +164,11 @@ def shard_network(network: Transformer, world: DistContext, run: RunConfig) -> N
             )
     if world.size == 1 and run.precision == "float32":
         return  # nothing to share and nothing to convert
+    if GPUS_ONLY and world.device.type == "cpu":
+        raise TrainingError(
+            f"torch {torch.__version__} shares and converts weights on GPUs only; on a CPU take "
+            f"2.6 or newer, or one process and run.precision: float32"
+        )
     shards = min(world.size, run.shard_size)
     shape, names = (world.size // shards, shards), ("copies", "shards")
     mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=names)
@@ -162,3 +181,9 @@ def shard_network(network: Transformer, world: DistContext, run: RunConfig) -> N
     mesh = mesh if shape[0] > 1 else mesh["shards"]
     for part in (*network.blocks, network):
         fully_shard(part, mesh=mesh, mp_policy=policy)
+
+
+def exchange_gradients(network: Transformer, *, now: bool) -> None:
+    """Say whether the next backward pass ends with an exchange between processes."""
+    if isinstance(network, FSDPModule):
+        network.set_requires_gradient_sync(now)

@@ -1,10 +1,10 @@
-"""A window of an episode as the network takes it, batches of them, and their augmentation."""
+"""A window of an episode as the network takes it, in what order, and its augmentation."""
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,15 +17,16 @@ from torch.nn.functional import affine_grid, grid_sample
 from torch.utils.data import DataLoader, Dataset
 
 from cosmos_policy_ros.core.errors import ObservationError, RolloutError, TrainingError
+from cosmos_policy_ros.core.units import GIGABYTE
 from cosmos_policy_ros.model.config import CheckpointConfig, Numerics
 from cosmos_policy_ros.model.images import CROP_AREA, ImageArray, centre_crop, enlarge
 from cosmos_policy_ros.model.layout import LAYOUTS
 from cosmos_policy_ros.model.sequence import check_state, reduce_images
 from cosmos_policy_ros.model.statistics import Statistics
-from cosmos_policy_ros.training.config import DataConfig, ObjectiveConfig, Role, Strength
-from cosmos_policy_ros.training.dataset_index import DatasetIndex, Mixture, WindowRef
+from cosmos_policy_ros.training.batch import Batch, Sample, WindowRef, collate
+from cosmos_policy_ros.training.config import DataConfig, ObjectiveConfig, Strength
+from cosmos_policy_ros.training.dataset_index import DatasetIndex, Mixture
 
-GIGABYTE = 1e9
 MAX_ATTEMPTS = 20  # windows tried for one slot; so many in a row say that all are bad
 
 
@@ -34,52 +35,6 @@ class BatchSlot(NamedTuple):
 
     step: int
     place: int
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One training example.
-
-    Attributes:
-        window: its window, role and seed.
-        prompt: the task in words.
-        images: (2 C, S, S, 3) uint8: the cameras now, then at s', in the layout's order.
-        proprio, future_proprio: (p,) float32, normalised.
-        actions: (K d,) float32, normalised, time-major.
-        value: the return of s' in [-1, 1].
-        future: the step of s'.
-        replaced: why earlier windows for this slot could not be read.
-    """
-
-    window: WindowRef
-    prompt: str
-    images: ImageArray
-    proprio: NDArray[np.float32]
-    actions: NDArray[np.float32]
-    future_proprio: NDArray[np.float32]
-    value: float
-    future: int
-    replaced: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Samples side by side; fields as those of :class:`Sample`, with B in front."""
-
-    windows: tuple[WindowRef, ...]
-    prompts: tuple[str, ...]
-    images: Tensor
-    proprio: Tensor
-    actions: Tensor
-    future_proprio: Tensor
-    value: Tensor
-    futures: tuple[int, ...]
-    replaced: tuple[str, ...]
-
-    @property
-    def roles(self) -> tuple[Role, ...]:
-        """The samples' roles."""
-        return tuple(window.role for window in self.windows)
 
 
 class _Moment(NamedTuple):
@@ -218,25 +173,6 @@ def value_target(score: float, steps_left: int, discount: float, numerics: Numer
 
 
 # ---------------------------------------------------------------- batches
-
-
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Put samples side by side."""
-
-    def stacked(name: str) -> Tensor:
-        return torch.from_numpy(np.stack([getattr(sample, name) for sample in samples]))
-
-    return Batch(
-        windows=tuple(sample.window for sample in samples),
-        prompts=tuple(sample.prompt for sample in samples),
-        images=stacked("images"),
-        proprio=stacked("proprio"),
-        actions=stacked("actions"),
-        future_proprio=stacked("future_proprio"),
-        value=torch.tensor([sample.value for sample in samples], dtype=torch.float32),
-        futures=tuple(sample.future for sample in samples),
-        replaced=tuple(reason for sample in samples for reason in sample.replaced),
-    )
 
 
 @dataclass(frozen=True)

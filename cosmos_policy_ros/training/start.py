@@ -15,10 +15,10 @@ from cosmos_policy_ros.core.errors import TrainingError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint
 from cosmos_policy_ros.model.transformer import Transformer
+from cosmos_policy_ros.training.batch import Batch
 from cosmos_policy_ros.training.config import LoraConfig, StartConfig
 from cosmos_policy_ros.training.loss import JointLoss, LossMeter
 from cosmos_policy_ros.training.parallel import DistContext
-from cosmos_policy_ros.training.samples import Batch
 
 # Fraction of the loss of a network that knows nothing, in the kind of frame that the start does
 # best. However strange statistics, images or prompts are to trained weights, something of what they

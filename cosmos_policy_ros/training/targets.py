@@ -25,12 +25,13 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 from torch import Tensor
 from torch.nn.functional import conv2d
 
+from cosmos_policy_ros.core.units import GIGABYTE
 from cosmos_policy_ros.model.checkpoint import Checkpoint
 from cosmos_policy_ros.model.config import LATENT_CHANNELS
 from cosmos_policy_ros.model.images import to_model
 from cosmos_policy_ros.model.layout import FUTURE, inject, inject_value
 from cosmos_policy_ros.model.sequence import encode_known
-from cosmos_policy_ros.training.samples import GIGABYTE, Batch
+from cosmos_policy_ros.training.batch import Batch
 
 # Of one call of the autoencoder: four samples of the released models. Small images go several
 # times faster side by side; of large ones more would only take memory.

@@ -18,21 +18,21 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from cosmos_policy_ros.core.errors import TrainingError
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.statistics import constant_dimensions, describe_unused, load_statistics
+from cosmos_policy_ros.training.batch import Batch, collate
 from cosmos_policy_ros.training.config import TrainingConfig
 from cosmos_policy_ros.training.dataset_index import Mixture, index_episodes
 from cosmos_policy_ros.training.loss import JointLoss, LossMeter
 from cosmos_policy_ros.training.optimisers import Average, Optimisers, learning_rate
 from cosmos_policy_ros.training.parallel import DistContext, check_sharing, shard_network
 from cosmos_policy_ros.training.reports import Reports, Validation, card, validate
-from cosmos_policy_ros.training.samples import Batch, SampleMaker, Shard, collate, load
+from cosmos_policy_ros.training.samples import SampleMaker, Shard, load
 from cosmos_policy_ros.training.saving import SavedSteps, begin_folder, write_card, write_weights
 from cosmos_policy_ros.training.start import add_adapters, check_start, load_start, merge_adapters
+from cosmos_policy_ros.training.step import add_gradients, move_weights
 from cosmos_policy_ros.training.targets import TargetMaker
 
 LOG = "training"  # folder of everything that a checkpoint does not consist of
@@ -55,7 +55,7 @@ class Trainer:
         Raises:
             CosmosPolicyError: something is wrong with data, checkpoint or config.
         """
-        check_sharing(config, world.size)
+        check_sharing(config.run, world.size)
         self.config, self.output, self.world = config, output, world
         run = config.run
         torch.set_num_threads(run.threads)
@@ -171,24 +171,17 @@ class Trainer:
         for index in range(micro_batches):
             batch = next(batches)
             replaced += batch.replaced
-            if isinstance(self.network, FSDPModule):
-                # Gradients are exchanged in the step's last backward pass only.
-                self.network.set_requires_gradient_sync(index + 1 == micro_batches)
-            fraction = len(batch.windows) / run.batch
-            loss = self.joint_loss.loss(self.network, batch, meter, fraction)
-            # FSDP averages gradients over the processes; the step's are to be summed.
-            torch.autograd.backward(loss * self.world.size)
-
-        parameters = list(self.optimisers.parameters.values())
-        for parameter in parameters:
-            if parameter.grad is not None:
-                gradient = parameter.grad
-                local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
-                # As released: a gradient that is no number moves nothing.
-                torch.nan_to_num_(local, nan=0.0, posinf=0.0, neginf=0.0)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, optimiser.clip_norm)
+            add_gradients(
+                self.network,
+                self.joint_loss,
+                batch,
+                meter,
+                len(batch.windows) / run.batch,
+                self.world,
+                last=index + 1 == micro_batches,
+            )
         rate = learning_rate(step, optimiser)
-        self.optimisers.step(rate)
+        norm = move_weights(self.optimisers, rate, optimiser.clip_norm)
         if self.average is not None:
             self.average.update(step + 1)
 
@@ -201,7 +194,6 @@ class Trainer:
                 f"step {step + 1}: the loss is {loss_value}; lower optimiser.learning_rate and go "
                 f"on with --resume from step {self.saved.newest()}"
             )
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if reports is not None:
             for reason in replaced:
                 reports.say(f"another window was taken: {reason}")

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cosmos_policy_ros.core.errors import TrainingError
+from cosmos_policy_ros.training.batch import WindowRef
 from cosmos_policy_ros.training.config import MixtureConfig
-from cosmos_policy_ros.training.dataset_index import DatasetIndex, Mixture, Pool, WindowRef
+from cosmos_policy_ros.training.dataset_index import DatasetIndex, Mixture, Pool
 
 
 class FakeCensus(DatasetIndex):

@@ -13,9 +13,10 @@ from cosmos_policy_ros.dataset.windows import EpisodeWindows
 from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.training import targets
+from cosmos_policy_ros.training.batch import WindowRef, collate
 from cosmos_policy_ros.training.config import TrainingConfig
-from cosmos_policy_ros.training.dataset_index import Mixture, WindowRef, index_episodes
-from cosmos_policy_ros.training.samples import BatchSlot, SampleMaker, Shard, collate, load
+from cosmos_policy_ros.training.dataset_index import Mixture, index_episodes
+from cosmos_policy_ros.training.samples import BatchSlot, SampleMaker, Shard, load
 from cosmos_policy_ros.training.targets import TargetMaker
 
 from .conftest import TINY

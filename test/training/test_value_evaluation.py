@@ -10,9 +10,10 @@ import pytest
 
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.model.policy import CosmosPolicy
+from cosmos_policy_ros.training.batch import Sample, WindowRef
 from cosmos_policy_ros.training.config import DataConfig
-from cosmos_policy_ros.training.dataset_index import DatasetIndex, WindowRef, index_episodes
-from cosmos_policy_ros.training.samples import Sample, SampleMaker
+from cosmos_policy_ros.training.dataset_index import DatasetIndex, index_episodes
+from cosmos_policy_ros.training.samples import SampleMaker
 from cosmos_policy_ros.training.value_evaluation import (
     auc,
     evaluate_values,

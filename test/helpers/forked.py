@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import patch
 
 from cosmos_policy_ros.inference import worker
@@ -34,6 +35,10 @@ CONTEXT.set_forkserver_preload(
         "cosmos_policy_ros.training.trainer",
     ]
 )
+
+
+# px; the tiny models' own size, so that what a trial's bag is written from is not resized either.
+CAMERA_SIZE = (64, 64)
 
 
 def run_command(
@@ -91,7 +96,9 @@ def _run(
     file_limit: int | None,
 ) -> None:
     from cosmos_policy_ros.cli import cosmos
+    from cosmos_policy_ros.evaluation import trial
 
+    trial.CAMERA_SIZE = CAMERA_SIZE
     os.chdir(folder)
     os.environ.update(environment)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -101,6 +108,27 @@ def _run(
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, hard))
     sys.exit(cosmos.main(arguments))
+
+
+def prepare(*setting_up: Any) -> None:
+    """Prepare a process of an evaluation as ``evaluate`` does, with small cameras."""
+    from cosmos_policy_ros.evaluation import evaluate, trial
+
+    trial.CAMERA_SIZE = CAMERA_SIZE
+    evaluate._prepare(*setting_up)
+
+
+@contextmanager
+def forked_evaluations() -> Iterator[None]:
+    """Have evaluations draw small images, and their processes forked instead of spawned."""
+    from cosmos_policy_ros.evaluation import evaluate, trial
+
+    with (
+        patch.object(trial, "CAMERA_SIZE", CAMERA_SIZE),
+        patch.object(evaluate, "get_context", lambda _: CONTEXT),
+        patch.object(evaluate, "_prepare", prepare),
+    ):
+        yield
 
 
 @contextmanager

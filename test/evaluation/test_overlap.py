@@ -39,7 +39,7 @@ def test_as_fast_as_answers_in_no_time_and_without_a_pause(env: SimEnv) -> None:
         (latency, jitter): env.run(
             GOAL, 3, Demonstrator(), timing=in_motion(latency, jitter=jitter)
         )
-        for latency, jitter in ((0.6, 0.0), (0.5, 0.2), (0.9, 0.0))
+        for latency, jitter in ((0.1, 0.0), (0.6, 0.0), (0.5, 0.2), (0.9, 0.0))
     }
     for timing, trial in moving.items():
         assert trial.success and (trial.refused, trial.late) == (0, 0)

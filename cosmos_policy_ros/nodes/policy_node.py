@@ -30,6 +30,7 @@ from cosmos_policy_ros.nodes.policy_watchdog import WatchdogMonitor
 from cosmos_policy_ros.planning.scheduler import Inference, start_inference
 from cosmos_policy_ros.rig.self_check import Check, failures, table
 
+DIAGNOSIS_PERIOD = 1.0  # wall s
 STRANGER_PERIOD = 0.25  # wall s between two looks at who can command the arms
 
 
@@ -120,7 +121,7 @@ class PolicyNode(shell.ManagedNode):
         self._pace = PollScheduler(self, settings.rig.arms.keys(), self._poll)
         self._inputs.on_joint_state = self._pace.on_joint_state
         steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(1.0, self._diagnose, clock=steady)
+        self.create_timer(DIAGNOSIS_PERIOD, self._diagnose, clock=steady)
         self.create_timer(STRANGER_PERIOD, self._watch_strangers, clock=steady)
         self.create_service(SetBool, "~/arm", self._on_arm)
         self.create_service(SetBool, "~/pause", self._on_pause)

@@ -162,6 +162,7 @@ class RecorderInputs:
 
 # Nodes that missed each other's greeting say hello again after 3 s.
 DISCOVERY_PATIENCE = 10.0  # wall s
+WATCH_PERIOD = 1.0  # wall s between two looks at the episode, and reports of it
 RETRY = 0.05  # wall s between two looks at what still speaks against an episode
 # Ctrl-C reaches all nodes at once: the policy node's last trajectory, a brake, comes after it.
 FAREWELL = 0.5  # wall s
@@ -224,7 +225,7 @@ class RecorderNode(shell.ManagedNode):
         self._serve(EndEpisode, "~/discard_episode", self._discard)
         self._serve(ScoreEpisode, "~/score_episode", self._score)
         self.create_timer(
-            1.0,
+            WATCH_PERIOD,
             self._watch_episode,  # type: ignore[arg-type]  # rclpy awaits it
             callback_group=self._background.group,
             clock=Clock(clock_type=ClockType.STEADY_TIME),

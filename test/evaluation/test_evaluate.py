@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 import yaml
-from helpers.forked import CONTEXT
+from helpers.forked import forked_evaluations
 
 from cosmos_policy_ros.cli import cosmos
 from cosmos_policy_ros.episodes.episode import read_episode
@@ -61,13 +60,19 @@ def test_contenders_meet_the_same_scenes_with_the_same_noise_in_shuffled_order()
     assert plan(config) == jobs
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forked() -> Iterator[None]:
+    """No contender here looks at the images."""
+    with forked_evaluations():
+        yield
+
+
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two trials, made in two processes that number their episodes in one folder."""
     folder = tmp_path_factory.mktemp("evaluated")
     arguments = [str(write(folder, keep="all")), "--output", str(folder), "--set", "processes=2"]
-    with patch("cosmos_policy_ros.evaluation.evaluate.get_context", lambda _: CONTEXT):
-        assert main(arguments) == 0
+    assert main(arguments) == 0
     return folder
 
 

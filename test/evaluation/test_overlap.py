@@ -13,6 +13,7 @@ from cosmos_policy_ros.core.task import load_task
 from cosmos_policy_ros.dataset.windows import EpisodeWindows
 from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.store import EpisodeStore
+from cosmos_policy_ros.evaluation import trial as trial_module
 from cosmos_policy_ros.evaluation.trial import SimEnv, Timing, TrialBag
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.rig.execution import Execution, TransitionMode
@@ -64,11 +65,14 @@ def test_conditioned_chunks_begin_where_the_arms_are_going(env: SimEnv) -> None:
 
 
 def test_a_trial_in_motion_is_recorded_as_one_stretch(
-    env: SimEnv, rig: RigSpec, types: Typestore, tmp_path: Path
+    rig: RigSpec, types: Typestore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(trial_module, "CAMERA_SIZE", (64, 64))  # nobody looks
+    env = SimEnv(rig, TASK, 64)
     store = EpisodeStore(tmp_path, types)
     bag = TrialBag(store, types, rig, load_task(TASK, config_folder("tasks")), seed=3, engine="x")
     trial = env.run(GOAL, 3, Demonstrator(), [bag], timing=in_motion(0.4))
+    env.close()
     windows = EpisodeWindows(read_episode(bag.finish("done", trial.score)), 0.04)
     steps = windows.steps
     gaps = np.diff(steps.times_ns)

@@ -23,7 +23,7 @@ TRIALS, FLOOR = 8, 3
 def trials(output: Path, condition: str, count: int) -> list[Result]:
     output.mkdir()
     contender = Contender("tiny", checkpoint="tiny")
-    config = EvaluationConfig(TASK, (contender,), (condition,), trials=count)
+    config = EvaluationConfig(TASK, (contender,), (condition,), trials=count, processes=0)
     return evaluate(config, output)
 
 

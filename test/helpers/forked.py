@@ -8,15 +8,18 @@ for other tests to see.
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Client, Listener
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import patch
 
 from cosmos_policy_ros.inference import worker
@@ -34,8 +37,15 @@ CONTEXT.set_forkserver_preload(
 )
 
 
+# px; the tiny models' own size, so that what a trial's bag is written from is not resized either.
+CAMERA_SIZE = (64, 64)
+
+
 def run_command(
-    arguments: Sequence[str], folder: Path = Path(), processes: int = 1
+    arguments: Sequence[str],
+    folder: Path = Path(),
+    processes: int = 1,
+    file_limit: int | None = None,
 ) -> tuple[int, str]:
     """Run ``cosmos`` with arguments in a folder.
 
@@ -43,6 +53,7 @@ def run_command(
         arguments: the subcommand and its own.
         folder: to run in.
         processes: more than one are told of each other as ``torchrun`` does.
+        file_limit: bytes past which the kernel lets no file grow, as a full disk would.
 
     Returns:
         The exit code, the first that is not 0, and what was printed.
@@ -55,24 +66,69 @@ def run_command(
         for rank in range(processes):
             world = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
             world |= {MEETING: f"{meeting}/processes", "GLOO_SOCKET_IFNAME": "lo"}
-            given = (list(arguments), folder, log, world if processes > 1 else {})
-            running.append(CONTEXT.Process(target=_run, args=given))
-            running[-1].start()
+            environment = world if processes > 1 else {}
+            running.append(begin_command(arguments, log, folder, environment, file_limit))
         for process in running:
             process.join()
         codes = [process.exitcode or 0 for process in running]
         return next(filter(None, codes), 0), log.read_text(errors="replace")
 
 
-def _run(arguments: list[str], folder: Path, log: Path, environment: Mapping[str, str]) -> None:
-    from cosmos_policy_ros.cli import cosmos
+def begin_command(
+    arguments: Sequence[str],
+    log: Path,
+    folder: Path = Path(),
+    environment: Mapping[str, str] | None = None,
+    file_limit: int | None = None,
+) -> ForkServerProcess:
+    """Begin what :func:`run_command` waits for, with what it prints added to a file."""
+    given = (list(arguments), log, folder, environment or {}, file_limit)
+    process = CONTEXT.Process(target=_run, args=given)
+    process.start()
+    return process
 
+
+def _run(
+    arguments: list[str],
+    log: Path,
+    folder: Path,
+    environment: Mapping[str, str],
+    file_limit: int | None,
+) -> None:
+    from cosmos_policy_ros.cli import cosmos
+    from cosmos_policy_ros.evaluation import trial
+
+    trial.CAMERA_SIZE = CAMERA_SIZE
     os.chdir(folder)
     os.environ.update(environment)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
+    if file_limit is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, hard))
     sys.exit(cosmos.main(arguments))
+
+
+def prepare(*setting_up: Any) -> None:
+    """Prepare a process of an evaluation as ``evaluate`` does, with small cameras."""
+    from cosmos_policy_ros.evaluation import evaluate, trial
+
+    trial.CAMERA_SIZE = CAMERA_SIZE
+    evaluate._prepare(*setting_up)
+
+
+@contextmanager
+def forked_evaluations() -> Iterator[None]:
+    """Have evaluations draw small images, and their processes forked instead of spawned."""
+    from cosmos_policy_ros.evaluation import evaluate, trial
+
+    with (
+        patch.object(trial, "CAMERA_SIZE", CAMERA_SIZE),
+        patch.object(evaluate, "get_context", lambda _: CONTEXT),
+        patch.object(evaluate, "_prepare", prepare),
+    ):
+        yield
 
 
 @contextmanager

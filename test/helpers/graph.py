@@ -40,7 +40,9 @@ SLICE = 5
 POLICY_STATE, DECISION = f"/{POLICY_NODE}/state", f"/{POLICY_NODE}/decision"
 GATE_RESULT = f"/{POLICY_NODE}/gate_result"
 RIG_STATE = f"/{SIM_RIG_NODE}/state"
-STUB_POLICY_NODE = Path(__file__).with_name("stub_policy_node.py")
+STUBS = {
+    name: Path(__file__).with_name(f"stub_{name}.py") for name in ("policy_node", "recorder_node")
+}
 # More than a test publishes on any topic.
 DEPTH = 5000
 
@@ -383,7 +385,7 @@ def start(
     shipped = graph.executable
 
     def program(name: str) -> Path:
-        return STUB_POLICY_NODE if stub and name == "policy_node" else shipped(name)
+        return STUBS[name] if stub and name in STUBS else shipped(name)
 
     with patch.object(graph, "executable", program):
         return NodeProcesses(nodes, logs)

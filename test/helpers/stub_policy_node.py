@@ -8,7 +8,7 @@ if __name__ == "__main__":
 
     from helpers.stub_engine import load
 
-    from cosmos_policy_ros.nodes import shell
-    from cosmos_policy_ros.nodes.policy_node import make_node
+    from cosmos_policy_ros.nodes import policy_node, shell
 
-    shell.main(lambda: make_node(load))
+    policy_node.DIAGNOSIS_PERIOD = 0.1  # tests wait for what it tells
+    shell.main(lambda: policy_node.make_node(load))

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from helpers.graph import Graph
 
-from cosmos_policy_ros.evaluation.trial import CAMERA_SIZE
-
 TASK = "either_cube"
+CAMERA_SIZE = (120, 160)  # px; half of what it was trained on, and more than it is given of that
 # One of the scenes of the evaluation on the checkpoint's card, and its noise.
 SCENE, NOISE = 100_041, 42_000
 

@@ -13,6 +13,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+import yaml
 from helpers.episodes import MS, START_NS, Writing
 from rosbags.typesys.store import Typestore
 from safetensors.torch import save_file
@@ -29,6 +30,7 @@ from cosmos_policy_ros.training.config import TrainingConfig
 from cosmos_policy_ros.training.loss import frame_errors
 
 TINY = config_folder("models") / "tiny_random"
+START = "start"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -71,10 +73,22 @@ def same_day() -> AbstractContextManager[Any]:
     return patch("cosmos_policy_ros.episodes.store.datetime", now)
 
 
+def make_start(folder: Path) -> None:
+    """Make what trainings begin with: ``TINY``, half as deep, its autoencoder half as wide."""
+    folder.mkdir()
+    for name in files.REQUIRED:
+        (folder / name).write_bytes((TINY / name).read_bytes())
+    config = yaml.safe_load((folder / files.CONFIG).read_text())
+    config["transformer"]["layers"] = 2
+    config["vae"]["base_width"] = 8
+    (folder / files.CONFIG).write_text(yaml.safe_dump(config))
+
+
 @pytest.fixture(scope="session")
 def episodes(tmp_path_factory: pytest.TempPathFactory, types: Typestore) -> Path:
-    """A folder with demonstrations and one with rollouts, three of each."""
+    """A folder with demonstrations and one with rollouts, three of each, and one of the start."""
     root = tmp_path_factory.mktemp("episodes")
+    make_start(root / START)
     with same_day():
         demonstrations = EpisodeStore(root / "demonstrations", types)
         for phase in range(3):
@@ -89,12 +103,10 @@ def episodes(tmp_path_factory: pytest.TempPathFactory, types: Typestore) -> Path
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny checkpoint that has weights: it has learned what a success is worth, and an action."""
     folder = tmp_path_factory.mktemp("checkpoints") / "trained"
-    folder.mkdir()
-    for name in files.REQUIRED:
-        (folder / name).write_bytes((TINY / name).read_bytes())
+    make_start(folder)
+    checkpoint = load_checkpoint(folder)
     extremes = np.stack([np.full(14, -1.0), np.full(14, 1.0)])
     write_statistics(folder / files.STATISTICS, measure(extremes, extremes))
-    checkpoint = load_checkpoint(TINY)
     learn_success(checkpoint)
     save_file(checkpoint.transformer.state_dict(), folder / files.TRANSFORMER)
     save_file(checkpoint.tokenizer.vae.state_dict(), folder / files.VAE)
@@ -139,7 +151,11 @@ def config(episodes: Path) -> Callable[..., TrainingConfig]:
 def settings(episodes: Path, **sections: dict[str, Any] | None) -> dict[str, Any]:
     """Return the content of a configuration file."""
     content: dict[str, Any] = {
-        "start": {"checkpoint": str(TINY), "scratch": True, "statistics": "demonstrations"},
+        "start": {
+            "checkpoint": str(episodes / START),
+            "scratch": True,
+            "statistics": "demonstrations",
+        },
         "data": {
             "demonstrations": [str(episodes / "demonstrations")],
             "rollouts": [str(episodes / "rollouts")],

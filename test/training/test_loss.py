@@ -24,7 +24,7 @@ from cosmos_policy_ros.training.trainer import Trainer
 from .conftest import TINY, same_day, settings
 
 TRAINED = config_folder("models") / "tiny"
-EPISODES, CHUNKS = 5, 3
+EPISODES, CHUNKS = 5, 2
 
 
 @pytest.fixture(scope="module")

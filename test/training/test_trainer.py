@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers.forked import run_command
+from helpers.forked import begin_command, run_command
 from helpers.waiting import family, is_on_loopback, sockets, wait_for
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
@@ -31,7 +29,7 @@ from cosmos_policy_ros.training.reports import read_steps
 from cosmos_policy_ros.training.start import initialise
 from cosmos_policy_ros.training.trainer import Trainer
 
-from .conftest import TINY, learn_success, settings
+from .conftest import START, learn_success, settings
 
 Config = Callable[..., TrainingConfig]
 STEPS = "training/steps.jsonl"
@@ -70,17 +68,15 @@ def write_settings(output: Path, episodes: Path, **sections: Any) -> Path:
     return path
 
 
-def arguments(output: Path, episodes: Path, *more: str, **sections: Any) -> list[str]:
+def words(output: Path, episodes: Path, *more: str, **sections: Any) -> list[str]:
+    """Return what follows ``cosmos``."""
     path = write_settings(output, episodes, **sections)
-    program = [sys.executable, "-m", "cosmos_policy_ros.cli.cosmos", "train", str(path)]
-    return [*program, "--output", str(output), *more]
+    return ["train", str(path), "--output", str(output), *more]
 
 
 def command(output: Path, episodes: Path, *more: str, processes: int = 1, **sections: Any) -> Path:
     """Train as ``cosmos train`` does, or ``torchrun`` with it; return the output folder."""
-    path = write_settings(output, episodes, **sections)
-    words = ["train", str(path), "--output", str(output), *more]
-    code, printed = run_command(words, processes=processes)
+    code, printed = run_command(words(output, episodes, *more, **sections), processes=processes)
     assert code == 0, printed[-3000:]
     return output
 
@@ -98,10 +94,10 @@ def same(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]], rtol: f
 # ---------------------------------------------------------------- what comes out
 
 
-def test_what_comes_out_is_a_checkpoint_with_a_card(plain: Path) -> None:
+def test_what_comes_out_is_a_checkpoint_with_a_card(plain: Path, episodes: Path) -> None:
     checkpoint = load_checkpoint(plain)
     assert not checkpoint.random_weights
-    start = load_checkpoint(TINY)
+    start = load_checkpoint(episodes / START)
     moved = [
         name
         for (name, now), before in zip(
@@ -176,24 +172,23 @@ def test_two_processes_learn_what_one_learns(plain: Path, tmp_path: Path, episod
 def test_processes_of_one_machine_listen_on_loopback_only(tmp_path: Path, episodes: Path) -> None:
     """``torchrun --standalone`` listens on all interfaces."""
     output = tmp_path / "out"
-    process = subprocess.Popen(
-        arguments(output, episodes, "--processes", "2", run={"steps": 400}),
-        stderr=subprocess.DEVNULL,
-    )
+    run = {"steps": 10_000, "save_every": 9_999}
+    process = begin_command(words(output, episodes, "--processes", "2", run=run), tmp_path / "log")
+    assert process.pid is not None
     try:
 
         def it_trains() -> bool:
-            assert process.poll() is None
-            return (output / STEPS).is_file() and len(read_steps(output / STEPS)) >= 2
+            assert process.is_alive()
+            return (output / STEPS).is_file() and bool(read_steps(output / STEPS))
 
-        wait_for(it_trains, "two steps")
+        wait_for(it_trains, "a step")
         found = [socket for pid in family(process.pid) for socket in sockets(pid)]
     finally:
-        process.send_signal(signal.SIGINT)
-        process.wait()
+        os.kill(process.pid, signal.SIGINT)
+        process.join()
     assert len(found) >= 2  # the two processes hear each other
     assert all(map(is_on_loopback, found)), found
-    assert process.returncode == 128 + signal.SIGINT
+    assert process.exitcode == 128 + signal.SIGINT
 
 
 def test_micro_batches_learn_what_a_batch_learns(
@@ -212,18 +207,16 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
     tmp_path: Path, episodes: Path, config: Config
 ) -> None:
     output = tmp_path / "killed"
-    process = subprocess.Popen(
-        arguments(output, episodes, run={"steps": 400}), stderr=subprocess.DEVNULL
-    )
+    process = begin_command(words(output, episodes, run={"steps": 400}), tmp_path / "log")
 
     def beyond_a_resume_point() -> bool:
-        assert process.poll() is None
+        assert process.is_alive()
         points = list((output / "training/resume").glob("step_*[0-9]"))
         return bool(points) and len(read_steps(output / STEPS)) >= 3
 
     wait_for(beyond_a_resume_point, "a resume point, and a step behind it")
     process.kill()
-    process.wait()
+    process.join()
     steps = len(read_steps(output / STEPS)) + 2
     command(output, episodes, "--resume", run={"steps": steps})
     train(config(run={"steps": steps, "save_every": 400}), tmp_path / "whole")
@@ -265,18 +258,18 @@ def test_muon_and_the_average_are_the_same_in_two_processes(tmp_path: Path, epis
 
 
 def test_muon_moves_whole_weights_where_the_arithmetic_is_bfloat16(
-    tmp_path: Path, config: Config
+    tmp_path: Path, config: Config, episodes: Path
 ) -> None:
     """It is given float32 weights and gradients then; one step goes where it goes in float32."""
-    moved = []
+    name, moved = "blocks.0.mlp.layer1.weight", []
+    start = load_checkpoint(episodes / START).transformer.state_dict()[name]
     for precision in ("float32", "bfloat16"):
         run = {"precision": precision, "steps": 1, "validation_windows": 0}
         output = tmp_path / precision
         trained = train(config(run=run, optimiser={"matrix_rate": 0.01}), output)
-        weight = trained.optimisers.parameters["blocks.0.mlp.layer1.weight"]
+        weight = trained.optimisers.parameters[name]
         whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
         assert whole.dtype == torch.float32
-        start = load_checkpoint(TINY).transformer.state_dict()["blocks.0.mlp.layer1.weight"]
         moved.append((whole.detach() - start).flatten())
     assert torch.cosine_similarity(*moved, dim=0) > 0.9
 
@@ -294,17 +287,15 @@ def test_a_run_that_goes_on_with_other_data_says_so(
 
 
 def test_ctrl_c_ends_after_a_whole_step_and_saves_it(tmp_path: Path, episodes: Path) -> None:
-    output = tmp_path / "stopped"
-    process = subprocess.Popen(
-        arguments(output, episodes, run={"steps": 10_000, "save_every": 9_999}),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    output, log = tmp_path / "stopped", tmp_path / "log"
+    endless = {"steps": 10_000, "save_every": 9_999}
+    process = begin_command(words(output, episodes, run=endless), log)
     wait_for(lambda: (output / STEPS).is_file() and curve(output), "the first step")
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 0
-    assert "Traceback" not in said
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    assert process.exitcode == 0
+    assert "Traceback" not in log.read_text()
     steps = curve(output)[-1]["step"]
     assert (output / f"training/resume/step_{steps:09d}").is_dir()
     assert json.loads((output / files.PROVENANCE).read_text())["steps"] == steps
@@ -365,11 +356,11 @@ def test_a_silent_start_from_scratch_is_impossible(
 
 
 @pytest.fixture(scope="module")
-def strange(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def strange(trained: Path, episodes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with weights of which nothing holds but what a success is worth."""
     folder = tmp_path_factory.mktemp("checkpoints") / "strange"
     shutil.copytree(trained, folder)
-    checkpoint = load_checkpoint(TINY)
+    checkpoint = load_checkpoint(episodes / START)
     learn_success(checkpoint, others=1.5)
     save_file(checkpoint.transformer.state_dict(), folder / files.TRANSFORMER)
     return folder
@@ -443,11 +434,8 @@ def test_a_batch_that_processes_cannot_share_is_refused(tmp_path: Path, config: 
 
 
 def test_a_full_disk_is_told_without_a_traceback(tmp_path: Path, episodes: Path) -> None:
-    """The kernel refuses a file of more than 5 MB, as a full disk would."""
-    program = arguments(tmp_path / "out", episodes)
-    limited = ["bash", "-c", 'ulimit -f 5000; exec "$@"', "-", *program]
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(limited, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 1
-    assert "cannot be written" in done.stderr
-    assert "Traceback" not in done.stderr
+    """The kernel refuses a file of more than 2 MB, as a full disk would."""
+    code, printed = run_command(words(tmp_path / "out", episodes), file_limit=2_000_000)
+    assert code == 1
+    assert "cannot be written" in printed
+    assert "Traceback" not in printed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -37,7 +38,8 @@ class Row:
         name: what was measured.
         value: None where it could not be.
         unit: of the value.
-        limit: the largest value that is right; or, in the other sections, the aim.
+        limit: the largest value that is right.
+        aim: what it should be, where nothing is wrong otherwise.
         remark: what it means, or why there is no value.
         figures: further numbers by name, for the JSON file.
     """
@@ -47,13 +49,14 @@ class Row:
     value: float | None
     unit: str = ""
     limit: float | None = None
+    aim: float | None = None
     remark: str = ""
     figures: dict[str, float] | None = None
 
     @property
     def wrong(self) -> bool:
         """Whether a number is not what it must be."""
-        if self.section != "right" or self.limit is None or self.value is None:
+        if self.limit is None or self.value is None:
             return False
         return not self.value <= self.limit  # not a number is wrong, too
 
@@ -79,6 +82,17 @@ class Bench:
     def is_gpu(self) -> bool:
         """Whether there is what a GPU has: graphs, its own memory, clocks."""
         return self.device.type == "cuda"
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs there are."""
+        return torch.cuda.device_count() if self.is_gpu else 0
+
+    def collect(self) -> None:
+        """Give back the device's memory that nothing refers to any more."""
+        gc.collect()
+        if self.is_gpu:
+            torch.cuda.empty_cache()
 
     def write(self, name: str, changes: dict[str, Any]) -> tuple[Path, int]:
         """Write a checkpoint with random weights; return its folder and their bytes."""

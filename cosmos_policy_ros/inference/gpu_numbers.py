@@ -128,7 +128,7 @@ def _against_itself(bench: Bench, checkpoint: Checkpoint) -> Iterator[Row]:
     plain, query = CosmosPolicy(checkpoint, graphs=False), random_query()
     expected = plain.decide(query)
     again = answers(plain.decide(query), expected)
-    yield Row("right", "same seed, same answer", again, "rad", 0.0, "bit for bit")
+    yield Row("right", "same seed, same answer", again, "rad", 0.0, remark="bit for bit")
     half = checkpoint.transformer.dtype == torch.bfloat16
     other = torch.float32 if half else torch.bfloat16
     changed = replace(
@@ -144,19 +144,20 @@ def _against_itself(bench: Bench, checkpoint: Checkpoint) -> Iterator[Row]:
     if bench.is_gpu:
         graphs = CosmosPolicy(checkpoint)
         differs = max(answers(graphs.decide(query), expected) for _ in range(2))
-        yield Row("right", "CUDA graph, as it is", differs, "rad", 0.0, graphs.info.warning)
+        remark = graphs.info.warning or "bit for bit"
+        yield Row("right", "CUDA graph, as it is", differs, "rad", 0.0, remark=remark)
     else:
         yield Row("right", "CUDA graph, as it is", None, remark=NEEDS_GPU)
     scene = plain.encode_observation(query.prompt, query.observation)
     together = relative_chunks(plain, scene)
-    yield Row("right", "batch of 8, one by one", together, "rad", limit, "rounding")
+    yield Row("right", "batch of 8, one by one", together, "rad", limit, remark="rounding")
     # Its own transformer: blocks are compiled in place.
     network = copy.deepcopy(checkpoint.transformer)
     compiled = CosmosPolicy(replace(checkpoint, transformer=network))
     compiled.compile()
     differs = answers(compiled.decide(query), expected)
     remark = compiled.info.warning or "rounding"
-    yield Row("right", "compiled, as it is", differs, "rad", limit, remark)
+    yield Row("right", "compiled, as it is", differs, "rad", limit, remark=remark)
     network = copy.deepcopy(checkpoint.transformer)
     quantise(network)
     small = CosmosPolicy(replace(checkpoint, transformer=network), graphs=False)

@@ -50,10 +50,12 @@ def measure_steadiness(bench: Bench, checkpoint: Checkpoint, calls: int) -> Iter
     yield Row("steady", f"a decision, median of {calls}", figures["p50"], "s", figures=figures)
     yield Row("steady", "99 % within", figures["p99"], "s")
     yield Row("steady", "longest", figures["longest"], "s")
-    yield Row("steady", "memory grown", grown, "MB", 1.0 if bench.is_gpu else None)
+    yield Row("steady", "memory grown", grown, "MB", aim=1.0 if bench.is_gpu else None)
     waited = float(counters["stats"]["unique_graphs"] - compiled)
-    yield Row("steady", "queries that waited for the compiler", waited, "", 0.0)
-    yield Row("right", "the first answer again, at the end", drift, "rad", 0.0, "bit for bit")
+    yield Row("steady", "queries that waited for the compiler", waited, limit=0.0)
+    yield Row(
+        "steady", "the first answer again, at the end", drift, "rad", 0.0, remark="bit for bit"
+    )
     if all(clocks):
         yield Row("steady", "clock, temperature, power", None, remark=" → ".join(clocks))
     else:
@@ -83,7 +85,7 @@ def measure_restart(bench: Bench, folder: Path) -> Iterator[Row]:
         seconds = time.perf_counter() - killed
         yield Row("steady", "killed in a call, and back", seconds, "s", remark=remark)
         differs = float(np.abs(found.positions - expected.positions).max())
-        yield Row("right", "the new worker's answer", differs, "rad", 0.0, "bit for bit")
+        yield Row("steady", "the new worker's answer", differs, "rad", 0.0, remark="bit for bit")
     finally:
         worker.close()
 

@@ -229,9 +229,8 @@ class Speed:
         if figures["tera_flops"]:
             rate = figures["tera_flops"] / seconds
             parts.append(f"{rate:.3g} TFLOP/s, {rate / self.best:.0%} of its best product")
-        return Row(
-            "fast", name, seconds, "s", aim, "; ".join([*parts, remark]).strip("; "), figures
-        )
+        remark = "; ".join(filter(None, [*parts, remark]))
+        return Row("fast", name, seconds, "s", aim=aim, remark=remark, figures=figures)
 
 
 def best_product(bench: Bench, dtype: torch.dtype) -> float:

@@ -102,7 +102,8 @@ def _clocks(bench: Bench) -> str:
     program = shutil.which("nvidia-smi")
     if not bench.is_gpu or program is None:
         return ""
-    card = str(torch.cuda.get_device_properties(bench.device).uuid)
-    command = [program, f"--query-gpu={CLOCKS}", "--format=csv,noheader", f"--id=GPU-{card}"]
+    uuid = getattr(torch.cuda.get_device_properties(bench.device), "uuid", None)
+    card = f"GPU-{uuid}" if uuid is not None else str(bench.device.index)
+    command = [program, f"--query-gpu={CLOCKS}", "--format=csv,noheader", f"--id={card}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
     return done.stdout.strip() if done.returncode == 0 else ""

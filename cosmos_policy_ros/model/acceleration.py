@@ -162,9 +162,10 @@ def attention_backend(queries: Tensor, keys: Tensor, bias: Tensor | None = None)
 def channels_last(tokenizer: Tokenizer) -> None:
     """Lay out the autoencoder's convolutions with channels fastest, as tensor cores take them."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    for parameter in tokenizer.parameters():
-        if parameter.ndim in formats:
-            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
+    with torch.inference_mode(False):  # else no later gradient could pass them
+        for parameter in tokenizer.parameters():
+            if parameter.ndim in formats:
+                parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
 
 
 def compile_blocks(network: Transformer, backend: str | Callable[..., Any] = "inductor") -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint
@@ -149,6 +150,20 @@ def tera_flops(work: Callable[[], object]) -> float:
 
     ``work`` must not play a recorded graph, which is one operation to torch.
     """
-    with FlopCounterMode(display=False) as counter:
+    decomposed = _Decomposed()  # type: ignore[no-untyped-call]
+    with FlopCounterMode(display=False) as counter, decomposed:
         work()
     return float(counter.get_total_flops()) / 1e12
+
+
+class _Decomposed(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Takes composite operations apart, which torch 2.5 leaves whole in inference mode.
+
+    Its counter knows no linear layer, only matrix products.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        parts = func.decompose(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {})) if parts is NotImplemented else parts

@@ -81,7 +81,7 @@ class CudaGraphs:
                 recorded = _Recorded(static, *self._record(run, static), run)
             # A driver has many ways to refuse, and none that matters for the result.
             except Exception as error:
-                self._recorded.clear()
+                self.forget()
                 self.failure = f"{type(error).__name__}: {first_line(error)}"
                 return run(*inputs)
             self._recorded[key] = recorded
@@ -92,6 +92,11 @@ class CudaGraphs:
             static_input.copy_(given, non_blocking=True)
         recorded.play()
         return recorded.output.clone()  # the next graph writes where this one did
+
+    def forget(self) -> None:
+        """Drop all recordings and begin anew."""
+        self._recorded.clear()
+        self.failure = ""
 
     def _record(self, run: Run, inputs: tuple[Tensor, ...]) -> tuple[Callable[[], object], Tensor]:
         """Return what plays ``run`` on these very tensors, and where its result then is."""

@@ -164,6 +164,8 @@ class CosmosPolicy:
         # A compiler has many ways to fail, from a missing program to a bug, and none that matters.
         except Exception as error:
             uncompile_blocks(network)
+            if self._graphs is not None:
+                self._graphs.forget()  # it has met the same error
             cause = getattr(error, "inner_exception", error)
             self._warnings.append(
                 f"the transformer runs uncompiled, slower with the same results, because it could "

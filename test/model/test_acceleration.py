@@ -147,6 +147,23 @@ def test_a_driver_that_refuses_to_record_costs_speed_only(
     assert "more lines" not in warning
 
 
+def test_a_compiler_that_fails_leaves_recordings_in_use(
+    tiny: CosmosPolicy, shallow: Path, scenes: list[Conditioning]
+) -> None:
+    policy = CosmosPolicy.load(shallow, device="cpu", denoising_steps=1)
+    policy._graphs = TracedGraphs(CPU)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("no C++ compiler")
+
+    policy.compile(backend=broken)
+    assert "runs uncompiled" in policy.info.warning and "CUDA graph" not in policy.info.warning
+    found = policy.sample_actions(scenes[0], DRAWS[1:2])
+    expected = tiny.sample_actions(scenes[0], DRAWS[1:2])
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    assert policy._graphs.recordings == 1
+
+
 class Crossings(TorchDispatchMode):
     """Notes every operation that reads a device or copies between one and the CPU."""
 

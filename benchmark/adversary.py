@@ -43,7 +43,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from cosmos_policy_ros.core.errors import CosmosPolicyError
 from cosmos_policy_ros.nodes import shell
-from cosmos_policy_ros.nodes.graph import environment
+from cosmos_policy_ros.nodes.graph import environment, request_to_keep_to_machine
 
 PER_GRAPH = 25  # scenarios before it is started anew, in another way
 # s from the last act until the arms must rest: half a second to notice, a brake of 0.4, and what a
@@ -277,7 +277,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=1, help="that each is played")
     arguments = parser.parse_args()
     os.environ.setdefault("ROS_DOMAIN_ID", "58")
-    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+    os.environ |= request_to_keep_to_machine()
     os.environ |= environment()
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     rng = random.Random(arguments.seed)  # noqa: S311

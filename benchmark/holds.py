@@ -37,7 +37,12 @@ from helpers.stock_rig import RIG_PROGRAM, set_modes, stock_rig
 
 from cosmos_policy_ros.nodes import graph, shell
 from cosmos_policy_ros.nodes.client import GraphClient
-from cosmos_policy_ros.nodes.graph import NodeProcesses, environment, node_processes
+from cosmos_policy_ros.nodes.graph import (
+    NodeProcesses,
+    environment,
+    node_processes,
+    request_to_keep_to_machine,
+)
 
 WATCHDOG = "arm_interface_node"
 MOVING, RESTING = 0.15, 0.02  # rad/s of the fastest joint, over WINDOW
@@ -191,7 +196,7 @@ def measure(command_interface: str, failure: str) -> tuple[float, str]:
 
 def main() -> None:
     """Print the table."""
-    os.environ |= {"ROS_DOMAIN_ID": "59", "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+    os.environ |= {"ROS_DOMAIN_ID": "59", **request_to_keep_to_machine()}
     os.environ |= environment()
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     print("| failure in mid-chunk | command interface | at rest after | said |\n|---|---|---|---|")

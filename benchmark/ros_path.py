@@ -56,6 +56,7 @@ from cosmos_policy_ros.nodes.graph import (  # noqa: E402
     NodeProcesses,
     environment,
     node_processes,
+    request_to_keep_to_machine,
 )
 from cosmos_policy_ros.rig.spec import load_rig  # noqa: E402
 
@@ -302,7 +303,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write everything here")
     options = parser.parse_args()
     os.environ["ROS_DOMAIN_ID"] = str(options.domain)
-    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+    os.environ |= request_to_keep_to_machine()
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     os.environ |= environment()
     measure = {"cpu": measure_cpu, "loss": measure_loss, "publish": measure_publish}

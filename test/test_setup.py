@@ -1,7 +1,7 @@
 """Set-up beside a distro's ROS, and programs that find their environment from any shell.
 
-pip put NumPy 2 beside compiled modules that cannot load it and replaced a GPU's torch, and
-``ros2 launch`` took a Python that had none.
+pip put NumPy 2 beside compiled modules that cannot load it and replaced a GPU's torch,
+``ros2 launch`` took a Python that had none, and a pin had dropped Python 3.10.
 """
 
 from __future__ import annotations
@@ -9,12 +9,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[1]
 CHOOSE = ROOT / "scripts/requirements/choose.py"
+PINS = ("core", "dev", "numpy1", "numpy2", "torch")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 PROGRAMS = ("arm_interface_node", "cosmos", "policy_node", "recorder_node", "sim_rig_node")
 
 
@@ -95,6 +100,29 @@ def test_a_program_runs_where_nothing_is_activated(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "usage: cosmos train" in done.stdout
+
+
+def test_every_pinned_package_runs_on_each_python_that_it_is_pinned_for() -> None:
+    """As far as the packages that are installed here tell."""
+    lines = "\n".join((CHOOSE.parent / f"{name}.txt").read_text() for name in PINS).splitlines()
+    told = []
+    for line in lines:
+        if not (text := line.partition("#")[0].strip()):
+            continue
+        pin = Requirement(text)
+        if "==" not in text:  # of a range pip takes what runs
+            continue
+        try:
+            package = metadata(pin.name)
+        except PackageNotFoundError:
+            continue
+        if package["Version"] in pin.specifier and package["Requires-Python"]:
+            told.append(pin.name)
+            for python in PYTHONS:
+                pinned = pin.marker is None or pin.marker.evaluate({"python_version": python})
+                runs = f"{python}.99" in SpecifierSet(package["Requires-Python"])
+                assert runs or not pinned, f"'{text}' does not run on Python {python}"
+    assert "pytest" in told
 
 
 def installed(name: str) -> Path:

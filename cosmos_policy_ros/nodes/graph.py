@@ -103,10 +103,21 @@ def environment(
         return {name: foreign}
     if _keeps_to_machine(given):
         found = {name: str(folder / LOOPBACK[profile]), REACH: "SYSTEM_DEFAULT"}
-        # Jazzy warns about its being set.
-        return found | ({OLD_REACH: "0"} if given.get(OLD_REACH) else {})
+        # Any other value than none makes Jazzy warn.
+        return found | ({OLD_REACH: ""} if given.get(OLD_REACH) else {})
     found = {name: str(folder / profile)}
     return found | ({REACH: "SUBNET"} if _is_on_loopback(given) and PEERS in given else {})
+
+
+def request_to_keep_to_machine(variables: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the variable that asks for a graph on this machine only.
+
+    Args:
+        variables: of which the distro is told; by default this process' own.
+    """
+    given = os.environ if variables is None else variables
+    # Jazzy warns about Humble's variable, which Humble alone needs.
+    return {OLD_REACH: "1"} if given.get("ROS_DISTRO") == "humble" else {REACH: "LOCALHOST"}
 
 
 def exposure(variables: Mapping[str, str] | None = None) -> str:
@@ -134,7 +145,7 @@ def exposure(variables: Mapping[str, str] | None = None) -> str:
             f"{place}: keeps to this machine; {REACH}=SUBNET at start lets other machines take "
             f"part; {advice}"
         )
-    keeps = f"{OLD_REACH}=1" if given.get("ROS_DISTRO") == "humble" else f"{REACH}=LOCALHOST"
+    keeps = "=".join(*request_to_keep_to_machine(given).items())
     return (
         f"{place}: listens on all interfaces, and {anyone}; with {keeps} the launch file keeps the "
         f"graph to this machine; {advice}"

@@ -103,7 +103,7 @@ def test_the_demonstrator_succeeds_and_an_observer_sees_all_of_it(recorded: Reco
     first = queries[0].observation
     assert first.images["primary"].shape == (240, 320, 3)
     np.testing.assert_array_equal(
-        notes.seen[first.stamp_ns]["primary"], reduce(first.images["primary"], 64, "primary")
+        notes.seen[first.stamp_ns]["primary"], reduce(first.images["primary"], 64)
     )
 
 
@@ -197,4 +197,4 @@ def test_a_trials_bag_holds_what_was_seen_and_told(recorded: Recorded) -> None:
         seen = windows.observe(query.observation.stamp_ns)
         np.testing.assert_allclose(seen.state, query.observation.state, atol=1e-12)
         for role, image in seen.images.items():
-            np.testing.assert_array_equal(image, reduce(query.observation.images[role], 64, role))
+            np.testing.assert_array_equal(image, reduce(query.observation.images[role], 64))

@@ -31,7 +31,12 @@ from cosmos_policy_ros.episodes.topics import (
 )
 from cosmos_policy_ros.nodes import graph, shell
 from cosmos_policy_ros.nodes.client import GraphClient
-from cosmos_policy_ros.nodes.graph import NodeProcess, NodeProcesses, node_processes
+from cosmos_policy_ros.nodes.graph import (
+    NodeProcess,
+    NodeProcesses,
+    node_processes,
+    request_to_keep_to_machine,
+)
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
 CHUNK = 50  # periods
@@ -56,8 +61,7 @@ def isolate() -> dict[str, str]:
     """
     return {
         "ROS_DOMAIN_ID": str(1 + os.getpid() % 59),
-        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-        "ROS_LOCALHOST_ONLY": "1",  # Humble's name for it
+        **request_to_keep_to_machine(),
     }
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 LISTENING = "0A"  # of TCP, in /proc/net/tcp
 # No such process, and one that ended between opening a file of /proc and reading it.
 GONE = (FileNotFoundError, ProcessLookupError)
+# Of Fast DDS' segments of shared memory: from 3 on, and before.
+SEGMENTS = ("/dev/shm/fastdds_", "/dev/shm/fastrtps_")
 PATIENCE = 60.0  # s; a test that waits this long has failed, however busy the machine
 
 
@@ -37,7 +39,7 @@ def is_running(pid: int) -> bool:
 def shared_memory_of(pid: int) -> set[Path]:
     """Return Fast DDS' segments that a process has mapped, others' too."""
     mapped = {line.split()[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines()}
-    return {Path(x) for x in mapped if x.startswith("/dev/shm/fastdds_") and "_port" not in x}
+    return {Path(x) for x in mapped if x.startswith(SEGMENTS) and "_port" not in x}
 
 
 def sockets(pid: int) -> Iterator[str]:

@@ -281,6 +281,8 @@ def test_beside_another_commander_the_arms_are_not_armed(loop: Loop) -> None:
         assert told.message.count("pass  ") == len(told.message.splitlines()) - 1
     finally:
         node.destroy_publisher(other)
+    # Armed before the other was found, they are held until they are disarmed.
+    assert loop.client.stop().success
     loop.wait(lambda: loop.client.arm().success, "the other commander to be gone")
 
 

@@ -39,7 +39,7 @@ setup(
     install_requires=[
         "argcomplete>=2",
         # A range, so that a lab's CUDA build of torch is kept.
-        "torch>=2.5",
+        "torch>=2.6",
         "diffusers>=0.35",
         "safetensors>=0.4",
         "numpy>=1.26",

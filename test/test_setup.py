@@ -57,10 +57,10 @@ def test_numpy_is_the_one_that_the_distros_extensions_can_load(
     ("found", "chosen"),
     [
         (torch("2.9.1+cu128", "12.8"), "torch==2.9.1+cu128"),
-        (torch("2.5.0a0+nv24.08", "12.6"), "torch==2.5.0a0+nv24.08"),
+        (torch("2.6.0a0+nv24.12", "12.6"), "torch==2.6.0a0+nv24.12"),
         (torch("2.10.0+rocm6.4", None, "6.4"), "torch==2.10.0+rocm6.4"),
         (torch("2.9.1+cpu", None), "torch.txt"),
-        (torch("2.4.1+cu121", "12.1"), "torch.txt"),
+        (torch("2.5.1+cu121", "12.1"), "torch.txt"),
         ("raise OSError('libcudart.so.12: cannot open shared object file')", "torch.txt"),
     ],
 )

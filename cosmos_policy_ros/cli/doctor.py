@@ -25,7 +25,7 @@ from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
 State = Literal["ok", "look", "bad"]
-LEAST_PYTHON, LEAST_TORCH = (3, 10), (2, 5)
+LEAST_PYTHON, LEAST_TORCH = (3, 10), (2, 6)
 COMPILED = ("rclpy", "cv_bridge", "cv2", "h5py", "mujoco")
 OPTIONAL = ("rclpy", "cv_bridge", "mujoco")  # each command says when it needs one of them
 OPENCV = ("opencv-python", "opencv-contrib-python", "opencv-python-headless")
@@ -175,7 +175,7 @@ def gpu(asked: subprocess.CompletedProcess[str], driver: bool) -> Finding:
     gpus = ", ".join(f"{name} ({memory / 2**30:.0f} GiB)" for name, memory in told["gpus"])
     found = f"{version}, {f'for {built}' if built else 'for the CPU'}, {gpus or 'no GPU'}"
     if tuple(map(int, version.split(".")[:2])) < LEAST_TORCH:
-        return Finding("torch", "bad", found, "2.5 or newer is needed: run scripts/setup")
+        return Finding("torch", "bad", found, "2.6 or newer is needed: run scripts/setup")
     if driver and not told["cuda"]:
         return Finding(
             "torch",

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-LEAST_TORCH = (2, 5)
+LEAST_TORCH = (2, 6)  # diffusers reads torch.accelerator when it is imported
 FOUND_TORCH = """
 import torch
 print(torch.__version__, torch.version.cuda or getattr(torch.version, "hip", None) or "")
@@ -41,6 +41,13 @@ def choose(system: str, own: str) -> list[str]:
         kept.append(f"torch=={torch[0]}")
         print(f"setup: keeping torch {torch[0]} (for {torch[1]})", file=sys.stderr)
     else:
+        if len(torch) == 2:
+            least = ".".join(map(str, LEAST_TORCH))
+            print(
+                f"setup: torch {torch[0]} (for {torch[1]}) is older than {least}, which diffusers "
+                "needs: one without a GPU is installed; put a newer one for the GPU into .venv",
+                file=sys.stderr,
+            )
         files.append("torch.txt")
     return [*(f"--requirement={FOLDER / name}" for name in files), *kept]
 

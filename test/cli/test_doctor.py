@@ -102,7 +102,7 @@ def test_two_copies_of_opencv() -> None:
         ("2.13.0+cpu", None, [], False, "ok", ["for the CPU, no GPU"]),
         ("2.13.0+cpu", None, [], True, "look", ["CUDA build", "scripts/setup keeps it"]),
         ("2.9.1+cu128", "12.8", [], False, "look", ["needs its driver"]),
-        ("2.4.1+cu121", "12.1", [["NVIDIA L4", 2**34]], True, "bad", ["2.5 or newer"]),
+        ("2.4.1+cu121", "12.1", [["NVIDIA L4", 2**34]], True, "bad", ["2.6 or newer"]),
     ],
 )
 def test_torch(

@@ -197,7 +197,7 @@ def compare_steps(root: Path, laps: int = 3) -> int:
     batch = make_batch(checkpoint.config.image_size)
     layout = checkpoint.layout
     names = [*layout.cameras, *(FUTURE + camera for camera in layout.cameras)]
-    images = dict(zip(names, batch.images[0].numpy(), strict=True))
+    images = dict(zip(names, batch.images[0], strict=True))
     vectors = [layout.index(n) for n in ("proprio", "action", "future_proprio", "value")]
 
     def ours() -> torch.Tensor:

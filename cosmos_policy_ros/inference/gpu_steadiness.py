@@ -40,7 +40,7 @@ def measure_steadiness(bench: Bench, checkpoint: Checkpoint, calls: int) -> Iter
         start = time.perf_counter()
         policy.decide(query)
         seconds.append(time.perf_counter() - start)
-        if index == SETTLED:
+        if index == min(SETTLED, calls - 1):
             settled = _memory(bench)
     grown = (_memory(bench) - settled) / 1e6
     clocks.append(_clocks(bench))

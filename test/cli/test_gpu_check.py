@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.forked import forked_workers
 
 from cosmos_policy_ros.cli import cosmos, gpu_check
 from cosmos_policy_ros.inference import gpu_bench
@@ -49,7 +50,8 @@ def check(tmp_path: Path, *options: str) -> tuple[int, dict[str, Any]]:
 def test_every_row_is_filled_or_needs_a_gpu(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, found = check(tmp_path, "--calls", "8")
+    with forked_workers():
+        code, found = check(tmp_path, "--calls", "8")
     printed = capsys.readouterr().out
     assert code == 0 and "no number is wrong" in printed
     rows = {row["name"]: row for row in found["rows"]}

@@ -1,6 +1,6 @@
 """Pins that gpu-check fills every row, sees a wrong number, and says what only a GPU can tell.
 
-On a CPU, at the small size. What is compiled is traced and not translated, which would take a
+On a CPU, at the small size. What is compiled is captured and not translated, which would take a
 minute; the file of figures is read back.
 """
 
@@ -37,7 +37,8 @@ TINY: dict[str, Any] = {
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_check, "SMALL", TINY)
     monkeypatch.setattr("cosmos_policy_ros.inference.gpu_numbers.SMALL", TINY)
-    traced = partialmethod(CosmosPolicy.compile, backend="aot_eager")
+    # Captured only: that the graphs can be traced on is for test/model/test_devices.py to see.
+    traced = partialmethod(CosmosPolicy.compile, backend="eager")
     monkeypatch.setattr(CosmosPolicy, "compile", traced)
 
 

@@ -1,6 +1,6 @@
 """Pins that gpu-check fills every row, sees a wrong number, and says what only a GPU can tell.
 
-On a CPU, at the small size. What is compiled is traced and not translated, which would take a
+On a CPU, at the small size. What is compiled is captured and not translated, which would take a
 minute; the file of figures is read back.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.forked import forked_workers
 
 from cosmos_policy_ros.cli import cosmos, gpu_check
 from cosmos_policy_ros.inference import gpu_bench
@@ -36,7 +37,8 @@ TINY: dict[str, Any] = {
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_check, "SMALL", TINY)
     monkeypatch.setattr("cosmos_policy_ros.inference.gpu_numbers.SMALL", TINY)
-    traced = partialmethod(CosmosPolicy.compile, backend="aot_eager")
+    # Captured only: that the graphs can be traced on is for test/model/test_devices.py to see.
+    traced = partialmethod(CosmosPolicy.compile, backend="eager")
     monkeypatch.setattr(CosmosPolicy, "compile", traced)
 
 
@@ -49,7 +51,8 @@ def check(tmp_path: Path, *options: str) -> tuple[int, dict[str, Any]]:
 def test_every_row_is_filled_or_needs_a_gpu(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, found = check(tmp_path, "--calls", "8")
+    with forked_workers():
+        code, found = check(tmp_path, "--calls", "8")
     printed = capsys.readouterr().out
     assert code == 0 and "no number is wrong" in printed
     rows = {row["name"]: row for row in found["rows"]}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 from unittest.mock import patch
 
@@ -45,9 +45,14 @@ SLICE = 5
 POLICY_STATE, DECISION = f"/{POLICY_NODE}/state", f"/{POLICY_NODE}/decision"
 GATE_RESULT = f"/{POLICY_NODE}/gate_result"
 RIG_STATE = f"/{SIM_RIG_NODE}/state"
-STUBS = {
-    name: Path(__file__).with_name(f"stub_{name}.py") for name in ("policy_node", "recorder_node")
+HELPERS = Path(__file__).parent
+# What a graph runs in place of shipped programs, by what is asked for.
+BRISK = {
+    "policy_node": HELPERS / "brisk_policy_node.py",
+    "recorder_node": HELPERS / "brisk_recorder_node.py",
 }
+STUBS = BRISK | {"policy_node": HELPERS / "stub_policy_node.py"}
+FORKING = BRISK | {"policy_node": HELPERS / "forking_policy_node.py"}
 # More than a test publishes on any topic.
 DEPTH = 5000
 
@@ -133,6 +138,7 @@ class Graph:
         root: Path,
         *,
         stub: bool = False,
+        forking: bool = False,
         size: tuple[int, int] = (128, 128),
         rig: str = "sim",
         **policy: Any,
@@ -142,6 +148,7 @@ class Graph:
         Args:
             root: folder of the episodes; logs go into its ``log``.
             stub: let ``helpers.stub_engine`` decide instead of the demonstrator.
+            forking: have the policy node's inference processes forked instead of spawned.
             size: rows and columns of the images [px].
             rig: name or file of a simulated rig.
             policy: parameters of the policy node.
@@ -149,7 +156,8 @@ class Graph:
         self.rig = load_rig(rig, config_folder("rigs"))
         height, width = size
         nodes = node_processes(rig=rig, stepped=True, width=width, height=height, root=str(root))
-        self.processes = start(nodes, root / "log", stub=stub, **policy)
+        programs = STUBS if stub else FORKING if forking else BRISK
+        self.processes = start(nodes, root / "log", programs, **policy)
         self.client = GraphClient("operator", self.processes.check)
         try:
             self._listen()
@@ -379,9 +387,15 @@ def read_bag(path: Path) -> Cdr:
 
 
 def start(
-    nodes: tuple[NodeProcess, ...], logs: Path, *, stub: bool = False, **policy: Any
+    nodes: tuple[NodeProcess, ...],
+    logs: Path,
+    programs: Mapping[str, Path] = MappingProxyType({}),
+    **policy: Any,
 ) -> NodeProcesses:
-    """Start nodes; ``policy`` are parameters of the policy node on top of theirs."""
+    """Start nodes, some by other programs than the shipped ones.
+
+    ``policy`` are parameters of the policy node on top of theirs.
+    """
     nodes = tuple(
         replace(n, parameters=n.parameters | policy) if n.executable == "policy_node" else n
         for n in nodes
@@ -389,7 +403,7 @@ def start(
     shipped = graph.executable
 
     def program(name: str) -> Path:
-        return STUBS[name] if stub and name in STUBS else shipped(name)
+        return programs.get(name) or shipped(name)
 
     with patch.object(graph, "executable", program):
         return NodeProcesses(nodes, logs)
@@ -402,9 +416,19 @@ def worker_of(node_pid: int) -> int | None:
 
 def workers_of(node_pid: int) -> list[int]:
     """Return the process ids of a policy node's inference processes."""
+    found = []
+    for pid, command in _children(node_pid):
+        if b"spawn_main" in command:
+            found.append(pid)
+        elif b"multiprocessing.forkserver" in command:
+            found += [forked for forked, _ in _children(pid)]
+    return found
+
+
+def _children(pid: int) -> list[tuple[int, bytes]]:
+    """Return a process's children and their command lines."""
     return [
-        int(child)
-        for task in Path(f"/proc/{node_pid}/task").iterdir()
+        (int(child), Path(f"/proc/{child}/cmdline").read_bytes())
+        for task in Path(f"/proc/{pid}/task").iterdir()
         for child in (task / "children").read_text().split()
-        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
     ]

@@ -46,7 +46,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Graph]:
     options: dict[str, Any] = {"planning": str(preset), "devices": "cpu,cpu", "restarts": 10}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COSMOS_POLICY_TASKS", str(folder))  # an action takes tasks by name
-        with Graph(folder, denoising_steps=2, **options) as graph:
+        with Graph(folder, forking=True, denoising_steps=2, **options) as graph:
             yield graph
 
 

@@ -44,7 +44,7 @@ from cosmos_policy_ros.nodes.graph import NodeProcess, NodeProcesses
 from cosmos_policy_ros.nodes.shell import stamp_to_ns
 from cosmos_policy_ros.rig.spec import RigSpec
 
-KILLS = 6  # two in each third of the time that they live: without labels, and with
+KILLS = 4  # two in each half of the time that they live: without labels, and with
 PROMISE = 1.0  # s; what was received longer ago survives
 SHORTEST, LONGEST = 0.3, 2.5  # s of recording
 # Discovery after a SIGKILL fails now and then for good: the middleware's, not the recorder's. Such
@@ -126,8 +126,8 @@ class Drill:
         with self._start(self._root / "log" / str(number)) as processes:
             life = Life(self._start_episode(processes))
             started = time.monotonic()
-            third = (number // 2 + self._draw.random()) / (KILLS // 2)
-            end = started + SHORTEST + third * (LONGEST - SHORTEST)
+            part = (number // 2 + self._draw.random()) / (KILLS // 2)
+            end = started + SHORTEST + part * (LONGEST - SHORTEST)
             # Every label is written out at once, and hides whether the rest would have been.
             self._record(end, labelling=number % 2 == 1, episode=life.episode)
             pid = processes.pid("recorder_node")

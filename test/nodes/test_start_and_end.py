@@ -12,7 +12,7 @@ from typing import Any
 
 import helpers.graph
 import pytest
-from helpers.graph import Graph, start, worker_of
+from helpers.graph import STUBS, Graph, start, worker_of
 from helpers.waiting import is_running, wait_for
 
 from cosmos_policy_ros.core.paths import config_folder
@@ -167,7 +167,7 @@ def test_a_launch_killed_whole_loses_nothing_older_than_a_second(tmp_path: Path)
 
 
 def test_a_killed_policy_node_takes_its_inference_process_along(tmp_path: Path) -> None:
-    with start((node("policy_node"),), tmp_path, stub=True) as processes:
+    with start((node("policy_node"),), tmp_path, STUBS) as processes:
         client = GraphClient("operator", processes.check)
         try:
             client.policy_ready(60.0)

@@ -1,4 +1,4 @@
-"""The recorder node, telling more often how far it is; it runs beside the stub policy node."""
+"""The recorder node, telling more often how far it is; it runs in the graphs of tests."""
 
 if __name__ == "__main__":
     from cosmos_policy_ros.nodes import recorder_node

@@ -27,6 +27,7 @@ import pytest
 import torch
 from helpers.episodes import record
 from helpers.hdf5 import ROLLOUT, write_hdf5
+from helpers.recordings import write_recording
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from mcap.opcode import Opcode
@@ -134,6 +135,8 @@ class Readers:
                     write_hdf5(folder / "a.hdf5", rows=3).read_bytes(),
                     write_hdf5(folder / "b.hdf5", "jpeg", rows=3, attributes=ROLLOUT).read_bytes(),
                     _chunked(folder / "c.hdf5"),
+                    write_recording(folder / "d.hdf5", "padded", rows=3).read_bytes(),
+                    write_recording(folder / "e.hdf5", "strings", rows=3).read_bytes(),
                 ],
                 self.hdf5,
             ),
@@ -212,7 +215,7 @@ class Readers:
                 continue
 
     def hdf5(self, content: bytes) -> None:
-        with open_hdf5(self._file("a.hdf5", content)) as source:
+        with open_hdf5(self._file("a.hdf5", content), colours="bgr") as source:
             source_metadata(source, ())
             for frames in source.frames.values():
                 list(frames.every(2))

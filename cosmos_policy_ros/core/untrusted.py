@@ -183,8 +183,16 @@ def check_yaml(text: str) -> None:
 def shown(value: object, most: int = SHOWN_CHARACTERS) -> str:
     """Return a value for a message: printable, and of at most so many characters."""
     text = value if isinstance(value, str) else _BRIEF.repr(value)
-    cut = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: most + 1])
+    cut = escaped(text[: most + 1])
     return cut if len(cut) <= most else f"{cut[:most]}…"
+
+
+def escaped(text: str, kept: str = "") -> str:
+    """Return a text with every character that cannot be shown escaped, but those of ``kept``.
+
+    A terminal obeys control characters, and half a character of a file's name cannot be printed.
+    """
+    return "".join(c if c.isprintable() or c in kept else repr(c)[1:-1] for c in text)
 
 
 def _check_regular(mode: int) -> None:

@@ -14,7 +14,7 @@ import resource
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -39,7 +39,22 @@ BASE_SECONDS, BYTES_PER_SECOND = 5, 2_000_000
 takes a tenth of that."""
 TRIAL_MEMORY = 8 << 30
 """A trial's address space; the libraries alone take one thousand million bytes."""
+MAX_NAMES = 256
+"""Objects of a group that are looked at."""
 MOST_NAMED = 12  # of what a group holds, in a message
+_PLUGINS = {
+    305: "LZO",
+    307: "bzip2",
+    32000: "LZF",
+    32001: "blosc",
+    32004: "lz4",
+    32008: "bitshuffle",
+    32013: "zfp",
+    32015: "zstd",
+    32017: "SZ",
+    32024: "SZ3",
+    32026: "blosc2",
+}
 _FILTERS = {
     h5py.h5z.FILTER_DEFLATE,
     h5py.h5z.FILTER_SHUFFLE,
@@ -58,22 +73,40 @@ def find(group: h5py.Group, key: str) -> h5py.Dataset | h5py.Group | None:
         UnreadableError: a link on the way leads elsewhere, or the object keeps its data elsewhere,
             claims more than the file can hold, or needs a plugin to be read.
     """
+    found = reach(group, key)
+    if isinstance(found, h5py.Dataset):
+        _check(found, shown(key))
+    return found
+
+
+def reach(group: h5py.Group, key: str) -> h5py.Dataset | h5py.Group | None:
+    """Return an object as :func:`find` does, to look at its description only: see if it is wanted.
+
+    Its data is not checked, which for a packed one takes as long as to read it.
+
+    Raises:
+        UnreadableError: a link on the way leads elsewhere.
+    """
     found: Any = group
     for name in key.split("/"):
+        link = name.encode(errors="surrogateescape")  # h5py's word for what is no UTF-8
         # By the links themselves: to ask whether a name is in a group already follows it.
-        if not isinstance(found, h5py.Group) or not found.id.links.exists(name.encode()):
+        if not isinstance(found, h5py.Group) or not found.id.links.exists(link):
             return None
-        if found.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
-            target = found.id.links.get_val(name.encode())
+        if found.id.links.get_info(link).type != h5py.h5l.TYPE_HARD:
+            target = found.id.links.get_val(link)
             parts = reversed(target) if isinstance(target, tuple) else (target,)
             raise UnreadableError(
-                f"/{key}: is a link to {' in '.join(map(_shown, parts))}, which is not followed: "
-                f"an episode's file holds its own data"
+                f"/{shown(key)}: is a link to {' in '.join(map(_shown, parts))}, which is not "
+                f"followed: an episode's file holds its own data"
             )
         found = found[name]
-    if isinstance(found, h5py.Dataset):
-        _check(found, key)
     return found
+
+
+def listed(group: Any) -> list[str]:
+    """Return the names in a group; none where it is no group, and at most :data:`MAX_NAMES`."""
+    return list(islice(group, MAX_NAMES)) if isinstance(group, h5py.Group) else []
 
 
 def try_apart(path: Path, size: int, keys: Iterable[str], attributes: Iterable[str]) -> None:
@@ -115,21 +148,35 @@ def trial() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (TRIAL_MEMORY, TRIAL_MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(Exception), h5py.File(path, "r") as file:
-        names_in(file)
-        for name in attributes.split(","):
+        for name in [*attributes.split(","), *islice(file.attrs, MAX_NAMES)]:
             with suppress(Exception):
                 attribute(file, name)
-        for key in keys.split(","):
+        for key in [*keys.split(","), *_below(file)]:
             with suppress(Exception):
-                found = find(file, key)
-                names_in(found)
-                if isinstance(found, h5py.Dataset) and found.shape:
-                    rows = found.chunks[0] if found.chunks and found.dtype.kind != "O" else 1
-                    for first in range(0, found.shape[0], rows):
-                        with suppress(Exception):
-                            found[first : first + rows]
-                elif isinstance(found, h5py.Dataset):
-                    found[()]
+                _read_all(find(file, key))
+
+
+def _below(file: h5py.File) -> Iterator[str]:
+    """Yield what an import may look at besides, whose names are not known before."""
+    for group in ("", "observations", "observations/images", "observations/video_paths"):
+        with suppress(Exception):
+            for name in listed(find(file, group) if group else file):
+                yield f"{group}/{name}" if group else name
+
+
+def _read_all(found: Any) -> None:
+    names_in(found)
+    if not isinstance(found, h5py.Dataset):
+        return
+    if not found.shape:
+        found[()]
+        return
+    rows = found.chunks[0] if found.chunks and found.dtype.kind != "O" else 1
+    if found.ndim <= 1 and found.dtype.kind in "fiub":
+        rows = found.shape[0]
+    for first in range(0, found.shape[0], rows):
+        with suppress(Exception):
+            found[first : first + rows]
 
 
 def names_in(group: Any) -> str:
@@ -165,10 +212,11 @@ def _check(dataset: h5py.Dataset, key: str) -> None:
         )
     filters = [plist.get_filter(index) for index in range(plist.get_nfilters())]
     for number, _, _, name in filters:
-        if number not in _FILTERS:
+        if number not in _FILTERS or not h5py.h5z.filter_avail(number):
+            called = _PLUGINS.get(number) or _shown(name).partition(";")[0] or "filter"
             raise UnreadableError(
-                f"/{key}: is packed by filter {number} ({_shown(name)}), which needs a "
-                f"plugin; write it without, or with gzip"
+                f"/{key}: is packed by {called} ({number}), which needs a plugin that is not here; "
+                f"repack the file where it is, with h5repack -f GZIP=4 OLD NEW"
             )
     if len(dataset.shape or ()) and dataset.shape[0] > MAX_ROWS:
         raise UnreadableError(f"/{key}: has {dataset.shape[0]} rows, at most {MAX_ROWS} are read")

@@ -1,37 +1,46 @@
 """One episode in an HDF5 file, in whichever of the known layouts.
 
 ALOHA and ACT files, and the released demonstrations and rollouts, share ``/observations/qpos`` and
-``/action``; they differ in where the images are.
+``/action``; they differ in where the images are, in how they are stored, and in what tells a rate.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import cv2
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos_policy_ros.bags.jpeg import JPEG_BEGIN, ImageArray, is_jpeg
 from cosmos_policy_ros.core.errors import RolloutError
-from cosmos_policy_ros.core.untrusted import UnreadableError, check_file, open_file, reading, shown
-from cosmos_policy_ros.interop.hdf5_checks import attribute, find, names_in, try_apart
+from cosmos_policy_ros.core.untrusted import UnreadableError, check_file, reading, shown
+from cosmos_policy_ros.interop import camera_names
+from cosmos_policy_ros.interop.hdf5_checks import (
+    attribute,
+    find,
+    listed,
+    names_in,
+    reach,
+    try_apart,
+)
+from cosmos_policy_ros.interop.hdf5_frames import (
+    Frames,
+    JpegFrames,
+    VideoFrames,
+    holds_jpeg,
+    images_of,
+)
+from cosmos_policy_ros.interop.hdf5_pace import RATE_SETS, RELEASED, STAMP_SETS, pace_of
+from cosmos_policy_ros.interop.source_rate import Grid, Pace, control_grid
 from cosmos_policy_ros.rig.arms import STATE_DIM
 
 SUFFIXES = (".hdf5", ".h5", ".he5")
-CAMERAS = {
-    "left_wrist": "cam_left_wrist",
-    "right_wrist": "cam_right_wrist",
-    "primary": "cam_high",
-}
-"""ALOHA's name of a camera by its role."""
+CAMERAS = camera_names.ALOHA
 JPEG_SETS = {
     "left_wrist": "wrist_left_images_jpeg",
     "right_wrist": "wrist_right_images_jpeg",
@@ -39,12 +48,13 @@ JPEG_SETS = {
 }
 """The released trainer's top-level data set by a camera's role."""
 QPOS, QVEL, EFFORT = "observations/qpos", "observations/qvel", "observations/effort"
-ACTION = "action"
+ACTION, RELATIVE_ACTION = "action", "relative_action"
 IMAGES, VIDEO_PATHS = "observations/images", "observations/video_paths"
-_KEYS = (
-    *(ACTION, QPOS, QVEL, EFFORT, IMAGES, VIDEO_PATHS, *JPEG_SETS.values()),
-    *(f"{group}/{name}" for group in (IMAGES, VIDEO_PATHS) for name in CAMERAS.values()),
-)
+COMPRESS_LEN, COMPRESS = "compress_len", "compress"
+"""Data set and attribute that ALOHA's recorders write beside padded rows of JPEG."""
+ARGS_JSON = "args_json"
+"""Data set of the released client, which runs at 25 Hz."""
+FPS = "fps"
 SIM, TASK_DESCRIPTION = "sim", "task_description"
 SUCCESS, SUCCESS_SCORE = "success", "success_score"
 USER_DESCRIPTION, USER_NAME = "user_description", "user_name"
@@ -59,190 +69,18 @@ ATTRIBUTES = (
     POLICY_NAME,
     DATE_TIME,
 )
-"""The attributes of the file's root that are read."""
+"""The attributes of the file's root that are read, beside those that tell a rate."""
 DATE_FORMAT = "%Y_%m_%d--%H_%M_%S"
 """As the released ALOHA client writes :data:`DATE_TIME`."""
 
-RELEASED_RATE = 25.0  # Hz; what the released client runs at
 LEAST_STEPS = 2
-MAX_PIXELS = 1 << 24
-"""An image's most pixels; twice those of a 4K camera."""
-MAX_SCANS = 64
-"""Passes over a progressive JPEG; encoders make ten, and each takes as long as an image."""
-
-_JPEG_SCAN = b"\xff\xda"
-_FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # heads of an image, which hold sizes
-_MP4_BEGIN = b"ftyp"  # bytes 4 to 8 of the file
-
-# The images of one camera in an HDF5 file or beside it. An episode of 44 s holds three gigabytes of
-# raw images, so none of the classes here keeps more than the one it was asked for.
-
-
-@dataclass(frozen=True)
-class _DataSet:
-    """Images in a data set, one per entry; ``where`` names it in messages."""
-
-    dataset: Any
-    where: str
-
-    @property
-    def count(self) -> int:
-        """Length of the data set."""
-        return int(self.dataset.shape[0])
-
-    def _entries(self, stride: int, together: int) -> Iterator[tuple[int, Any]]:
-        """Yield (number, entry) of every ``stride``-th, so many read together."""
-        for first in range(0, self.count, together):
-            where = f"{self.where}: image {first} cannot be read"
-            with reading(where, "images", RolloutError, "the file is damaged"):
-                entries = self.dataset[first : first + together]
-            for index in range(first + -first % stride, first + len(entries), stride):
-                yield index, entries[index - first]
-
-
-@dataclass(frozen=True)
-class RawFrames(_DataSet):
-    """A data set (T, H, W, 3) uint8."""
-
-    def __post_init__(self) -> None:
-        shape, dtype = self.dataset.shape, self.dataset.dtype
-        if len(shape) == 2:
-            raise RolloutError(
-                f"{self.where}: holds rows of bytes, as compressed ACT files do, whose order of "
-                f"colours differs from tool to tool; decompress it with the tool that wrote it"
-            )
-        if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or 0 in shape:
-            raise RolloutError(
-                f"{self.where}: is {dtype} {shape}, expected uint8 (T, height, width, 3) RGB"
-            )
-
-    def every(self, stride: int) -> Iterator[ImageArray]:
-        """Yield every ``stride``-th image as (H, W, 3). Raises RolloutError: one is damaged."""
-        # A chunk is unpacked whole for each of its rows that is read alone.
-        for _, entry in self._entries(stride, self.dataset.chunks[0] if self.dataset.chunks else 1):
-            yield np.asarray(entry)
-
-
-@dataclass(frozen=True)
-class JpegFrames(_DataSet):
-    """A data set (T,) of JPEG files, uint8 of any length each; they are handed on byte for byte.
-
-    ``most`` is the bytes that all of them together may have, those of the file: an image may be
-    named by a thousand entries and stored once.
-    """
-
-    most: int
-
-    def __post_init__(self) -> None:
-        dtype = self.dataset.dtype
-        vlen = (dtype.metadata or {}).get("vlen")
-        if len(self.dataset.shape) != 1 or vlen is None or np.dtype(vlen) != np.uint8:
-            raise RolloutError(
-                f"{self.where}: is {dtype} {self.dataset.shape}, expected (T,) of JPEG files"
-            )
-
-    def every(self, stride: int) -> Iterator[ImageArray]:
-        """Yield every ``stride``-th file, decoded once to be sure. Raises RolloutError: damaged."""
-        left = self.most
-        for index, entry in self._entries(stride, 1):
-            data = np.asarray(entry, np.uint8)
-            left -= data.size
-            if left < 0:
-                raise RolloutError(
-                    f"{self.where}: its images come to more than the {self.most} bytes of the "
-                    f"file; the file is damaged"
-                )
-            jpeg = data.tobytes()
-            _check_jpeg(jpeg, f"{self.where}: image {index}")
-            yield jpeg
-
-
-def _check_jpeg(jpeg: bytes, where: str) -> None:
-    """Refuse what is no whole JPEG, or has more pixels or passes over them than a camera's."""
-    at, height, width = len(JPEG_BEGIN), 0, 0
-    while at + 9 <= len(jpeg) and jpeg[at] == 0xFF:
-        marker, length = jpeg[at + 1], int.from_bytes(jpeg[at + 2 : at + 4], "big")
-        if marker in _FRAME_MARKERS:
-            height, width = (int.from_bytes(jpeg[at + i : at + i + 2], "big") for i in (5, 7))
-            break
-        at += 2 + length if marker != 0xFF else 1
-    whole = is_jpeg(jpeg)
-    if whole and (height * width > MAX_PIXELS or jpeg.count(_JPEG_SCAN) > MAX_SCANS):
-        raise RolloutError(
-            f"{where}: a JPEG of {width}x{height} pixels in {jpeg.count(_JPEG_SCAN)} scans; at "
-            f"most {MAX_PIXELS} pixels in {MAX_SCANS} are decoded"
-        )
-    # OpenCV fills what is missing with grey and says nothing.
-    if not whole or cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR) is None:
-        fault = "is no whole JPEG" if not whole else "does not decode"
-        raise RolloutError(f"{where}, {len(jpeg)} bytes, {fault}; the file is damaged there")
-
-
-@dataclass
-class VideoFrames:
-    """An MP4 file; ``where`` names the key that points to it.
-
-    Attributes:
-        count: frames, by the file's own header.
-        rate: frames per second, by the file's own header.
-    """
-
-    path: Path
-    where: str
-    count: int = field(init=False)
-    rate: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        if not self.path.exists():
-            raise RolloutError(f"{self.where}: {self.path} is not there; copy the videos as well")
-        with reading(f"{self.where}: {self.path} cannot be read as a video", "", RolloutError):
-            with open_file(self.path) as file:
-                begin = file.read(8)
-            # What looks like a list of other files would be followed.
-            if begin[4:] != _MP4_BEGIN:
-                raise UnreadableError("it does not begin like an MP4")
-            self.count, self.rate, width, height = video_header(self.path)
-            if self.count < 1 or self.rate <= 0 or not 0 < width * height <= MAX_PIXELS:
-                raise UnreadableError(
-                    f"it says {self.count} frames of {width:g}x"
-                    f"{height:g} pixels, at most {MAX_PIXELS} of them are decoded"
-                )
-
-    def every(self, stride: int) -> Iterator[ImageArray]:
-        """Yield every ``stride``-th frame as (H, W, 3). Raises RolloutError: some are missing."""
-        video, index = cv2.VideoCapture(str(self.path)), 0
-        try:
-            while index <= self.count and video.grab():
-                if index % stride == 0 and index < self.count:
-                    found, bgr = video.retrieve()
-                    if not found:
-                        break
-                    yield np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
-                index += 1
-        finally:
-            video.release()
-        if index != self.count:
-            readable = f"{index}" if index < self.count else "more"
-            raise RolloutError(
-                f"{self.where}: {self.path} says it has {self.count} frames, {readable} can be "
-                f"read; the video is damaged"
-            )
-
-
-def video_header(path: Path) -> tuple[int, float, float, float]:
-    """Return a video's frames, rate [Hz], width and height [px]; zeros where it cannot be read."""
-    video = cv2.VideoCapture(str(path))
-    try:
-        if not video.isOpened():
-            return 0, 0.0, 0.0, 0.0
-        return (
-            round(video.get(cv2.CAP_PROP_FRAME_COUNT)),
-            video.get(cv2.CAP_PROP_FPS),
-            video.get(cv2.CAP_PROP_FRAME_WIDTH),
-            video.get(cv2.CAP_PROP_FRAME_HEIGHT),
-        )
-    finally:
-        video.release()
+Colours = Literal["rgb", "bgr"]
+_TAKEN = (ACTION, QPOS, QVEL, EFFORT, IMAGES, VIDEO_PATHS, COMPRESS_LEN, *JPEG_SETS.values())
+_KNOWN = (*_TAKEN, RELATIVE_ACTION, ARGS_JSON, *STAMP_SETS, *RATE_SETS)
+_MOST_OTHERS = 64  # objects that are not taken, and looked at all the same
+_MOST_OTHER_BYTES = 8 << 20
+_STANDS = 1e-3  # what moves by less stands still, in any unit of a robot's
+_SPEED_NAMES = ("base", "vel", "twist")  # of things whose numbers are speeds: those but 0 move
 
 
 @dataclass(frozen=True)
@@ -253,10 +91,12 @@ class SourceEpisode:
         path: of the file.
         qpos, action: (T, 14) float64: left arm, right arm, six joints [rad] and the gripper
             (0 closed, 1 open) each.
-        qvel, effort: (T, 14), or None where the file has none or holds zeros for them.
-        frames: T images per role, all of the same kind.
-        rate: steps per second [Hz]; None when the file does not tell.
+        qvel, effort: (T, 14), or None where the file has none, holds zeros for them, or has
+            something in them that is no number.
+        frames: T images per role.
+        pace: what the file tells of its rate.
         attributes: those of :data:`ATTRIBUTES` that the file has.
+        notes: what was done to images, and what is not taken, for a report.
     """
 
     path: Path
@@ -264,9 +104,10 @@ class SourceEpisode:
     action: NDArray[np.float64]
     qvel: NDArray[np.float64] | None
     effort: NDArray[np.float64] | None
-    frames: Mapping[str, RawFrames | JpegFrames | VideoFrames]
-    rate: float | None
+    frames: Mapping[str, Frames]
+    pace: Pace
     attributes: Mapping[str, Any]
+    notes: tuple[str, ...] = field(default=())
 
     def digest(self) -> str:
         """Return the sha256 (hex) over the file and its videos."""
@@ -278,50 +119,67 @@ class SourceEpisode:
                     sha.update(block)
         return sha.hexdigest()
 
-    def stride(self, rate: float | None, control: float) -> int:
-        """Return every how many-th row is a control step.
-
-        Args:
-            rate: of the source [Hz]; None for what the file tells.
-            control: of the rig [Hz].
-
-        Raises:
-            RolloutError: the file does not tell its rate, or it is no multiple of ``control``.
-        """
-        rate = rate if rate is not None else self.rate
-        if rate is None:
-            raise RolloutError(
-                f"{self.path}: does not tell its rate; give --rate {control:g}, or --rate 50 for a "
-                f"file recorded with ACT"
-            )
-        stride = round(rate / control) if math.isfinite(rate) else 0
-        if stride < 1 or not math.isclose(stride * control, rate, rel_tol=1e-3):
-            raise RolloutError(
-                f"{self.path}: {rate:g} Hz is no multiple of the rig's {control:g} Hz; if the file "
-                f"is wrong about it, give --rate"
-            )
-        return stride
+    def grid(self, rate: float | None, control: float) -> Grid:
+        """Return the control steps, see :func:`source_rate.control_grid`, which also raises."""
+        try:
+            return control_grid(self.pace, len(self.action), rate, control)
+        except RolloutError as error:
+            raise RolloutError(f"{self.path}: {error}") from error
 
 
 @contextmanager
-def open_hdf5(path: Path) -> Iterator[SourceEpisode]:
+def open_hdf5(
+    path: Path, cameras: Mapping[str, str] | None = None, colours: Colours | None = None
+) -> Iterator[SourceEpisode]:
     """Open an episode and check all of it but the images' content.
+
+    Args:
+        path: of the file.
+        cameras: the file's names of cameras by their roles; the others are recognised.
+        colours: "rgb" where a viewer shows the images in their colours, "bgr" where it shows them
+            with red and blue exchanged; None for what the layout tells.
 
     Raises:
         RolloutError: no such file, not HDF5, not one of the known layouts, a wrong shape, a value
-            that is not finite, or other numbers of images than of actions; names file and key.
+            that is not finite, other numbers of images than of actions, or an order of colours that
+            is not known; names file and key.
     """
     with reading(path, "HDF5", RolloutError):
         size = check_file(path)
-        try_apart(path, size, _KEYS, ATTRIBUTES)
-        file = h5py.File(path, "r")
+        try_apart(path, size, _KNOWN, ATTRIBUTES)
+        file = _open(path)
     with file:
         with reading(path, "HDF5", RolloutError, "the file may be damaged"):
-            episode = _read(path, file, size)
+            try:
+                episode = _read(path, file, size, cameras or {}, colours)
+            except UnreadableError as error:  # says what is wrong; no damage to be guessed
+                raise RolloutError(f"{path}: {error}") from error
         yield episode
 
 
-def _read(path: Path, file: h5py.File, size: int) -> SourceEpisode:
+def _open(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r")
+    except BlockingIOError as error:
+        raise UnreadableError(
+            "is locked: another program has it open for writing; close that, and import again"
+        ) from error
+    except OSError as error:
+        fault = str(error).rpartition("(")[2].rstrip(")") if "truncated" in str(error) else ""
+        if fault:
+            raise UnreadableError(
+                f"cannot be read as HDF5: it was cut off ({shown(fault, 100)}); copy it again"
+            ) from error
+        raise
+
+
+def _read(
+    path: Path,
+    file: h5py.File,
+    size: int,
+    cameras: Mapping[str, str],
+    colours: Colours | None,
+) -> SourceEpisode:
     action, qpos = _vectors(file, ACTION), _vectors(file, QPOS)
     if len(action) != len(qpos):
         raise RolloutError(
@@ -331,32 +189,38 @@ def _read(path: Path, file: h5py.File, size: int) -> SourceEpisode:
         raise RolloutError(
             f"{path}: /{ACTION} has {len(action)} rows, at least {LEAST_STEPS} are an episode"
         )
-    frames = _frames(file, size)
-    for role, each in frames.items():
+    notes: list[str] = []
+    frames = _frames(file, size, cameras, colours, notes)
+    for each in frames.values():
         if each.count != len(action):
             raise RolloutError(
-                f"{path}: {each.count} images of {CAMERAS[role]} and {len(action)} rows in "
-                f"/{ACTION}; the released trainer skips such an episode, too"
+                f"{path}: {each.count} images of {each.where.rpartition('/')[2]} and "
+                f"{len(action)} rows in /{ACTION}; the released trainer skips such an episode, too"
             )
     rates = {f.rate for f in frames.values() if isinstance(f, VideoFrames)}
     if len(rates) > 1:
         found = ", ".join(f"{rate:g}" for rate in sorted(rates))
         raise RolloutError(f"{path}: its videos have {found} frames per second; they differ")
-    released = TASK_DESCRIPTION in file.attrs or find(file, JPEG_SETS["primary"]) is not None
+    told = {"videos": rates.pop()} if rates else {}
+    qvel, effort = (_measured(file, key, len(action)) for key in (QVEL, EFFORT))
+    released = any(find(file, key) is not None for key in (*JPEG_SETS.values(), ARGS_JSON))
+    pace = pace_of(file, qpos, qvel, told, RELEASED if released else {})
+    notes += _not_taken(file, len(action))
     return SourceEpisode(
         path=path,
         qpos=qpos,
         action=action,
-        qvel=_measured(file, QVEL, len(action)),
-        effort=_measured(file, EFFORT, len(action)),
+        qvel=_numbers(qvel, QVEL, notes),
+        effort=_numbers(effort, EFFORT, notes),
         frames=frames,
-        rate=rates.pop() if rates else RELEASED_RATE if released else None,
+        pace=pace,
         attributes={key: attribute(file, key) for key in ATTRIBUTES if key in file.attrs},
+        notes=tuple(notes),
     )
 
 
-def _vectors(file: h5py.File, key: str) -> NDArray[np.float64]:
-    """Read a (T, 14) data set of finite numbers."""
+def _vectors(file: h5py.File, key: str, *, finite: bool = True) -> NDArray[np.float64]:
+    """Read a (T, 14) data set of numbers, which must be ``finite``."""
     where = f"{file.filename}: /{key}"
     dataset = find(file, key)
     if not isinstance(dataset, h5py.Dataset):
@@ -370,7 +234,7 @@ def _vectors(file: h5py.File, key: str) -> NDArray[np.float64]:
     with reading(where, "numbers", RolloutError, "the file is damaged"):
         values = np.asarray(dataset[()], np.float64)
     bad = np.argwhere(~np.isfinite(values))
-    if len(bad):
+    if finite and len(bad):
         row, column = bad[0]
         raise RolloutError(
             f"{where}: row {row}, column {column} is {values[row, column]} and {len(bad) - 1} more "
@@ -383,41 +247,106 @@ def _measured(file: h5py.File, key: str, rows: int) -> NDArray[np.float64] | Non
     """Read what not every rig measures; zeros stand for "not measured"."""
     if find(file, key) is None:
         return None
-    values = _vectors(file, key)
+    values = _vectors(file, key, finite=False)
     if len(values) != rows:
         raise RolloutError(f"{file.filename}: /{key} has {len(values)} rows, /{ACTION} {rows}")
     return values if values.any() else None
 
 
-def _frames(file: h5py.File, size: int) -> dict[str, RawFrames | JpegFrames | VideoFrames]:
+def _numbers(
+    values: NDArray[np.float64] | None, key: str, notes: list[str]
+) -> NDArray[np.float64] | None:
+    """Return values if all of them are numbers; nobody learns from these, so a note is enough."""
+    if values is None:
+        return None
+    bad = np.argwhere(~np.isfinite(values))
+    if not len(bad):
+        return values
+    row, column = bad[0]
+    notes.append(
+        f"left out: /{key}, where {len(bad)} values are no numbers, first row {row}, "
+        f"column {column}"
+    )
+    return None
+
+
+def _frames(
+    file: h5py.File,
+    size: int,
+    given: Mapping[str, str],
+    colours: Colours | None,
+    notes: list[str],
+) -> dict[str, Frames]:
     """Find the images where the released trainer looks for them, in its order."""
-    group, names = "", CAMERAS
-    if any(find(file, key) is not None for key in JPEG_SETS.values()):
-        names = JPEG_SETS
-    elif find(file, IMAGES) is not None:
-        group = IMAGES
-    elif find(file, VIDEO_PATHS) is not None:
-        group = VIDEO_PATHS
-    else:
+    if not given and any(find(file, key) is not None for key in JPEG_SETS.values()):
+        sets = {role: _dataset(file, "", key) for role, key in JPEG_SETS.items()}
+        places = {role: f"{file.filename}: /{key}" for role, key in JPEG_SETS.items()}
+        swapped = colours == "bgr"
+        notes += [_swapped_note(colours)] if swapped else []
+        return {r: JpegFrames(d, places[r], size, swapped=swapped) for r, d in sets.items()}
+    group = next((key for key in (IMAGES, VIDEO_PATHS) if find(file, key) is not None), "")
+    if not group:
         raise RolloutError(
             f"{file.filename}: has no images: none of /{JPEG_SETS['primary']}, /{IMAGES} and "
             f"/{VIDEO_PATHS} is there"
         )
-    frames: dict[str, RawFrames | JpegFrames | VideoFrames] = {}
-    for role, name in names.items():
-        key = f"{group}/{name}" if group else name
-        where = f"{file.filename}: /{key}"
-        dataset = find(file, key)
-        if not isinstance(dataset, h5py.Dataset):
-            inside = find(file, group) if group else file
-            raise RolloutError(f"{where}: is not there; in its place there is {names_in(inside)}")
-        if names is JPEG_SETS:
-            frames[role] = JpegFrames(dataset, where, size)
-        elif group == IMAGES:
-            frames[role] = RawFrames(dataset, where)
+    found = camera_names.assign(listed(find(file, group)), given, f"{file.filename}: /{group}")
+    if found.unused:
+        names = ", ".join(shown(name) for name in found.unused)
+        notes.append(f"not taken: {'cameras' if len(found.unused) > 1 else 'camera'} {names}")
+    frames: dict[str, Frames] = {}
+    for role, name in found.names.items():
+        dataset = _dataset(file, group, name)
+        where = f"{file.filename}: /{group}/{shown(name)}"
+        if group == VIDEO_PATHS:
+            frames[role] = VideoFrames(_video_path(file, dataset, where), where, colours == "bgr")
         else:
-            frames[role] = VideoFrames(_video_path(file, dataset, where), where)
+            swapped = _swapped(file, dataset, where, colours)
+            frames[role] = images_of(dataset, where, size, swapped=swapped)
+    if any(each.swapped for each in frames.values()):
+        notes.append(_swapped_note(colours))
+    if len({type(each) for each in frames.values()}) > 1:
+        notes.append("raw images became JPEG of quality 95, as the other cameras' are JPEG")
     return frames
+
+
+def _dataset(file: h5py.File, group: str, name: str) -> h5py.Dataset:
+    key = f"{group}/{name}" if group else name
+    dataset = find(file, key)
+    if not isinstance(dataset, h5py.Dataset):
+        inside = find(file, group) if group else file
+        raise RolloutError(
+            f"{file.filename}: /{shown(key)}: is not there; in its place there is "
+            f"{names_in(inside)}"
+        )
+    return dataset
+
+
+def _swapped(file: h5py.File, dataset: h5py.Dataset, where: str, colours: Colours | None) -> bool:
+    """Return whether images have red and blue exchanged, by an operator's word or the layout.
+
+    ALOHA's recorders hand RGB images to an encoder that takes them for BGR. What they write is
+    known by its marks; others' JPEG may be either. Raw images are in the cameras' order, RGB.
+    """
+    if colours is not None:
+        return colours == "bgr"
+    if not holds_jpeg(dataset):
+        return False
+    recorder = find(file, COMPRESS_LEN) is not None or (
+        COMPRESS in file.attrs and bool(attribute(file, COMPRESS))
+    )
+    if recorder and dataset.ndim == 2:
+        return True
+    raise RolloutError(
+        f"{where}: is JPEG of a tool that is not known here, and so is the order of its colours; "
+        f"look at one image in a viewer, then give --colours rgb if its colours are right, or "
+        f"--colours bgr if red and blue are exchanged"
+    )
+
+
+def _swapped_note(colours: Colours | None) -> str:
+    by = "as given" if colours else "as ALOHA's recorders store them"
+    return f"red and blue exchanged back ({by}), JPEG anew at quality 95"
 
 
 def _video_path(file: h5py.File, dataset: h5py.Dataset, where: str) -> Path:
@@ -434,3 +363,37 @@ def _video_path(file: h5py.File, dataset: h5py.Dataset, where: str) -> Path:
             f"beside it and name it so"
         )
     return Path(file.filename).parent / name
+
+
+def _not_taken(file: h5py.File, rows: int) -> list[str]:
+    """Tell what else in the file has a row per step, and moves."""
+    moving: list[str] = []
+    places = [("", file), ("observations", find(file, "observations"))]
+    for prefix, group in places:
+        for name in listed(group)[:_MOST_OTHERS]:
+            key = f"{prefix}/{name}" if prefix else name
+            if key not in _KNOWN and _moves(file, key, rows):
+                moving.append(f"/{shown(key)}")
+    return [f"not taken: {', '.join(moving)}, which move{'' if len(moving) > 1 else 's'}"] * bool(
+        moving
+    )
+
+
+def _moves(file: h5py.File, key: str, rows: int) -> bool:
+    """Return whether a data set has a row per step and is no constant; unreadable ones have not."""
+    try:
+        dataset = reach(file, key)
+        if not isinstance(dataset, h5py.Dataset) or dataset.ndim not in (1, 2):
+            return False
+        if dataset.shape[0] != rows or dataset.dtype.kind not in "fiu":
+            return False
+        if dataset.size * dataset.dtype.itemsize > _MOST_OTHER_BYTES:
+            return False
+        find(file, key)
+        values = np.asarray(dataset[()], np.float64).reshape(rows, -1)
+    except (UnreadableError, OSError, ValueError, RuntimeError):
+        return False
+    values = np.where(np.isfinite(values), values, 0.0)
+    if any(word in key.lower() for word in _SPEED_NAMES) and (np.abs(values) > _STANDS).any():
+        return True
+    return bool((np.ptp(values, axis=0) > _STANDS).any()) if values.size else False

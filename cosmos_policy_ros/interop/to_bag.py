@@ -1,7 +1,7 @@
 """An episode of an HDF5 file becomes a bag like any other.
 
-Row t is seen at ``start + t * dt`` and its action is due one dt later, as on a rig that answers at
-once. Receive stamps are the header stamps: nothing was on its way anywhere.
+Control step t is seen at ``start + t * dt`` and its action is due one dt later, as on a rig that
+answers at once. Receive stamps are the header stamps: nothing was on its way anywhere.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,7 @@ from cosmos_policy_ros.core.files import FolderLock
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.task import FULL_SCORE, load_task, read_task, task_names
 from cosmos_policy_ros.core.units import NS_PER_S
-from cosmos_policy_ros.core.untrusted import shown
+from cosmos_policy_ros.core.untrusted import escaped, shown
 from cosmos_policy_ros.episodes.episode import OUTCOME, QUALITY, bare_id, episode_id
 from cosmos_policy_ros.episodes.labels import OperatorScore, labels_of, number, write_labels
 from cosmos_policy_ros.episodes.quality import (
@@ -42,7 +42,10 @@ from cosmos_policy_ros.episodes.quality import (
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.episodes.topics import absolute, rig_topics
 from cosmos_policy_ros.interop import hdf5_layout as layout
-from cosmos_policy_ros.interop.hdf5_layout import JpegFrames, SourceEpisode, VideoFrames
+from cosmos_policy_ros.interop.hdf5_frames import JpegFrames, VideoFrames, repeated
+from cosmos_policy_ros.interop.hdf5_layout import Colours, SourceEpisode
+from cosmos_policy_ros.interop.source_rate import Grid
+from cosmos_policy_ros.interop.source_units import check_units
 from cosmos_policy_ros.rig.arms import ARM_DIM, Arms
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
@@ -146,9 +149,15 @@ def source_metadata(
         )
     # Released rollouts have all three, demonstrations none.
     rollout = operator_score is not None or layout.POLICY_NAME in given
-    prompt = prompt or _text(source, layout.TASK_DESCRIPTION)
+    prompt = prompt or _text(source, layout.TASK_DESCRIPTION, as_it_is=True)
+    prompt = prompt or _prompt_of_folder(source, prompts)
+    if not prompt.isprintable():
+        raise RolloutError(
+            f"{source.path}: its prompt '{shown(prompt)}' has characters that cannot be shown, and "
+            f"would be learnt with them; give --prompt"
+        )
     return SourceMetadata(
-        prompt=prompt or _prompt_of_folder(source, prompts),
+        prompt=prompt,
         policy=(_text(source, layout.POLICY_NAME) or "unknown policy") if rollout else "",
         operator_name=_text(source, layout.USER_NAME),
         start_ns=_start_ns(source),
@@ -184,7 +193,8 @@ def _start_ns(source: SourceEpisode) -> int:
     return round(source.path.stat().st_mtime) * NS_PER_S
 
 
-def _text(source: SourceEpisode, key: str) -> str:
+def _text(source: SourceEpisode, key: str, *, as_it_is: bool = False) -> str:
+    """Return an attribute's text, with what cannot be shown escaped unless ``as_it_is``."""
     value: Any = source.attributes.get(key, "")
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.item()
@@ -194,7 +204,9 @@ def _text(source: SourceEpisode, key: str) -> str:
         return ""
     if not isinstance(value, str):
         raise RolloutError(f"{source.path}: {key}: '{shown(value)}' must be text")
-    return value
+    if "\0" in value:
+        raise RolloutError(f"{source.path}: {key}: {shown(value)} holds a NUL character; remove it")
+    return value if as_it_is else escaped(value, "\n\t")
 
 
 def _number(source: SourceEpisode, key: str) -> float:
@@ -208,8 +220,9 @@ def _number(source: SourceEpisode, key: str) -> float:
     return number
 
 
-SOURCE, SOURCE_DIGEST = "source", "source_sha256"
-"""Entries of ``custom_data``: the file's name, and the sha256 over it and its videos."""
+SOURCE, SOURCE_DIGEST, SOURCE_NOTES = "source", "source_sha256", "source_notes"
+"""Entries of ``custom_data``: the file's name, the sha256 over it and its videos, and what was done
+to its content on the way or left out."""
 IMPORTED = "imported"
 """The outcome of every imported episode."""
 
@@ -228,6 +241,8 @@ class ImportOptions:
         task: name or path of a task file; None for the one that has the episode's prompt.
         prompt: in place of the files' own.
         rate: of the source [Hz].
+        cameras: the files' names of cameras by their roles; others are recognised.
+        colours: "rgb" or "bgr", see :func:`hdf5_layout.open_hdf5`; None for what a layout tells.
         videos_as: what the frames of a video become.
         again: take a file that the store has.
     """
@@ -236,19 +251,25 @@ class ImportOptions:
     task: str | None = None
     prompt: str | None = None
     rate: float | None = None
+    cameras: Mapping[str, str] = field(default_factory=dict)
+    colours: Colours | None = None
     videos_as: Literal["jpeg", "raw"] = "jpeg"
     again: bool = False
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What became of a file: the bag's folder, its steps, seconds, quality and score."""
+    """What became of a file: the bag's folder, its steps, seconds, quality and score.
+
+    ``notes`` say what was done to the content on the way, and what was left out.
+    """
 
     path: Path
     steps: int
     seconds: float
     quality: QualityReport
     score: float | None
+    notes: tuple[str, ...] = ()
 
 
 class Importer:
@@ -292,12 +313,13 @@ class Importer:
 
         Raises:
             KnownSourceError: the store has it.
-            RolloutError: something is wrong with the file, see :func:`open_hdf5`, or the disk
-                refused.
+            RolloutError: something is wrong with the file, see :func:`open_hdf5`, its rate or its
+                units, or the disk refused.
         """
-        with layout.open_hdf5(path) as source:
+        options = self._options
+        with layout.open_hdf5(path, options.cameras, options.colours) as source:
             digest = source.digest()
-            if digest in self._known and not self._options.again:
+            if digest in self._known and not options.again:
                 raise KnownSourceError(
                     f"{source.path}: is in {self._store.root} as {self._known[digest]}; --again "
                     f"imports it once more"
@@ -306,11 +328,17 @@ class Importer:
             prompts = [prompt for task in self._tasks for prompt in task.prompts]
             found = source_metadata(source, prompts, self._options.prompt)
             metadata = self._metadata(rig, found)
-            stride = source.stride(self._options.rate, rig.rates.control)
+            try:
+                check_units(
+                    rig, {f"/{layout.QPOS}": source.qpos, f"/{layout.ACTION}": source.action}
+                )
+            except RolloutError as error:
+                raise RolloutError(f"{source.path}: {error}") from error
+            grid = source.grid(options.rate, rig.rates.control)
             folder = self._store.root / (metadata.episode_id + RECORDING)
             new = not folder.exists()
             try:
-                imported = self._write(source, rig, found, metadata, stride, digest)
+                imported = self._write(source, rig, found, metadata, grid, digest)
             except BaseException:
                 if new:
                     with suppress(OSError):  # unless another recorder has it
@@ -325,8 +353,7 @@ class Importer:
         simulated = bool(source.attributes.get(layout.SIM, False))
         name = self._options.rig or ("sim" if simulated else "interbotix_1")
         kinds = {type(frames) for frames in source.frames.values()}
-        videos_as_jpeg = kinds == {VideoFrames} and self._options.videos_as == "jpeg"
-        jpeg = kinds == {JpegFrames} or videos_as_jpeg
+        jpeg = JpegFrames in kinds or (VideoFrames in kinds and self._options.videos_as == "jpeg")
         return rig_as_imported(load_rig(name, config_folder("rigs")), jpeg=jpeg)
 
     def _metadata(self, rig: RigSpec, found: SourceMetadata) -> EpisodeMetadata:
@@ -354,19 +381,20 @@ class Importer:
         rig: RigSpec,
         found: SourceMetadata,
         metadata: EpisodeMetadata,
-        stride: int,
+        grid: Grid,
         digest: str,
     ) -> Imported:
         quality = QualityMonitor(
             sensors_of(rig, absolute), rig.observation.camera_skew, self._limits
         )
-        steps, score = len(source.action[::stride]), None
+        steps, score = len(grid.rows), None
+        notes = (*grid.notes, *source.notes)
         folder, start_ns = self._store.root / metadata.episode_id, found.start_ns
         newest_ns = 0
         with BagWriter(
             folder, rig_topics(rig), metadata, types=self._types, start_ns=start_ns
         ) as writer:
-            for topic, stamp_ns, cdr in self._episode(source, rig, start_ns, stride):
+            for topic, stamp_ns, cdr in self._episode(source, rig, start_ns, grid):
                 writer.write(topic, stamp_ns, cdr)
                 quality.add(topic, stamp_ns, cdr)
                 newest_ns = stamp_ns
@@ -379,33 +407,40 @@ class Importer:
                 {
                     OUTCOME: IMPORTED,
                     QUALITY: report.to_json(),
-                    SOURCE: source.path.name,
+                    SOURCE: escaped(source.path.name),
                     SOURCE_DIGEST: digest,
+                    **({SOURCE_NOTES: "; ".join(notes)} if notes else {}),
                 }
             )
-        return Imported(path, steps, steps * rig.rates.dt, report, score)
+        return Imported(path, steps, steps * rig.rates.dt, report, score, notes)
 
     def _episode(
-        self, source: SourceEpisode, rig: RigSpec, start_ns: int, stride: int
+        self, source: SourceEpisode, rig: RigSpec, start_ns: int, grid: Grid
     ) -> Iterator[tuple[str, int, bytes]]:
         """Yield (topic, stamp in ns, message) of a whole episode in order of time."""
         messages, step_ns = self._messages, round(rig.rates.dt * NS_PER_S)
-        images = {role: frames.every(stride) for role, frames in source.frames.items()}
+        rows = grid.rows.tolist()
+        images = {role: repeated(frames, rows) for role, frames in source.frames.items()}
         per_chunk = rig.rates.chunk_steps
-        actions = source.action[::stride]
+        actions, qpos = grid.values(source.action), grid.values(source.qpos)
+        qvel = None if source.qvel is None else grid.values(source.qvel)
+        effort = None if source.effort is None else grid.values(source.effort)
         for step in range(len(actions)):
-            row, now_ns = step * stride, start_ns + step * step_ns
+            now_ns = start_ns + step * step_ns
             if step % per_chunk == 0:
-                rows = actions[step : step + per_chunk]
+                due = actions[step : step + per_chunk]
                 chunk_id = f"import/{step // per_chunk}"
-                for topic, cdr in messages.trajectories(rig, chunk_id, now_ns, step_ns, rows):
+                for topic, cdr in messages.trajectories(rig, chunk_id, now_ns, step_ns, due):
                     yield absolute(topic), now_ns, cdr
             for index, arm in enumerate(rig.arms.values()):
                 part = slice(index * ARM_DIM, (index + 1) * ARM_DIM)
-                velocity = None if source.qvel is None else source.qvel[row, part]
-                effort = None if source.effort is None else source.effort[row, part]
-                position = source.qpos[row, part]
-                cdr = messages.joint_state(arm, now_ns, position, velocity, effort)
+                cdr = messages.joint_state(
+                    arm,
+                    now_ns,
+                    qpos[step, part],
+                    None if qvel is None else qvel[step, part],
+                    None if effort is None else effort[step, part],
+                )
                 yield absolute(arm.joint_states), now_ns, cdr
             for camera in rig.cameras:
                 image = next(images[camera.role])

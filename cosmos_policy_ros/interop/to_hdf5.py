@@ -23,6 +23,7 @@ from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.dataset.windows import ExecutedEpisode
 from cosmos_policy_ros.episodes.episode import Episode
 from cosmos_policy_ros.interop import hdf5_layout as layout
+from cosmos_policy_ros.interop.hdf5_frames import video_header
 
 Images = Literal["jpeg", "raw", "video"]
 _CODEC = "mp4v"  # the released client's
@@ -139,7 +140,7 @@ class _VideoWriter:
     def close(self) -> None:
         self._writer.release()
         # OpenCV does not tell of a disk that refuses.
-        found, *_ = layout.video_header(self._path)
+        found, *_ = video_header(self._path)
         if found != self._count:
             raise RolloutError(
                 f"{self._path}: holds {found} of {self._count} frames; free disk space"
@@ -149,6 +150,7 @@ class _VideoWriter:
 def _write(source: ExecutedEpisode, file: h5py.File, stem: Path, images: Images) -> int:
     """Write all steps and return their number; ``stem`` is what the videos' names begin with."""
     file.attrs.update(_attributes(source.episode, source.rig.kind == "sim"))
+    file.attrs[layout.FPS] = source.rig.rates.control
     shapes: dict[str, tuple[int, ...]] = {}
     writers: dict[str, _DataSetWriter | _VideoWriter] = {}
     rows: list[tuple[NDArray[np.float64], ...]] = []
@@ -181,8 +183,8 @@ def _write(source: ExecutedEpisode, file: h5py.File, stem: Path, images: Images)
     relative = (
         np.concatenate([relative, relative[-1:]]) if len(rows) > 1 else np.zeros_like(columns[-1])
     )
-    file["relative_action"] = relative
-    file["args_json"] = json.dumps(source.episode.metadata.custom_data(), ensure_ascii=False)
+    file[layout.RELATIVE_ACTION] = relative
+    file[layout.ARGS_JSON] = json.dumps(source.episode.metadata.custom_data(), ensure_ascii=False)
     return len(rows)
 
 

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from helpers.hdf5 import ROLLOUT, write_hdf5
+from helpers.recordings import write_recording
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.cli import cosmos
@@ -51,7 +53,7 @@ def test_a_bad_file_does_not_stop_the_others(
     tmp_path: Path, sources: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = tmp_path / "store"
-    done = run("import", sources, "--root", store)
+    done = run("import", sources, "--root", store, "--rate", 25)
     assert done.returncode == 1
     told = [line.partition(": ")[0] for line in done.stdout.splitlines()]
     names = ["episode_2.hdf5", "episode_10.hdf5", "episode_12.h5"]
@@ -66,8 +68,62 @@ def test_a_bad_file_does_not_stop_the_others(
     said = capsys.readouterr()
     assert said.err.count("refused: ") == 3
     assert said.out == f"0 episodes imported into {store}, 3 there already\n"
-    assert cosmos.main(["import", str(sources), "--root", str(store), "--again"]) == 0
+    assert (
+        cosmos.main(["import", str(sources), "--root", str(store), "--rate", "25", "--again"]) == 0
+    )
     assert len(list(store.iterdir())) == 6
+
+
+def test_no_file_ends_the_others(tmp_path: Path) -> None:
+    """Names that are no text, a terminal's orders, a locked, a cut and an empty file, one gone."""
+    folder = tmp_path / "data"
+    good = write_hdf5(folder / "good.hdf5", "raw", rows=ROWS).read_bytes()
+    (folder / os.fsdecode(b"caf\xe9.hdf5")).write_bytes(good + b"\0")
+    (folder / "\x1b[31mred\n.hdf5").write_bytes(good + b"\0\0")
+    (folder / "cut.hdf5").write_bytes(good[: len(good) // 2])
+    (folder / "empty.hdf5").touch()
+    (folder / "dangling.hdf5").symlink_to("nowhere")
+    orders = {"task_description": "fold", "user_name": "\x1b]0;ann\x07", "success": True}
+    write_hdf5(folder / "orders.hdf5", "raw", rows=ROWS, attributes=orders)
+    locked = write_hdf5(folder / "locked.hdf5", "raw", rows=ROWS)
+    with h5py.File(locked, "a"):
+        done = run("import", folder, folder / "gone", "--root", tmp_path / "store", "--rate", 25)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    told = done.stdout.splitlines()
+    assert told[-1] == f"4 episodes imported into {tmp_path / 'store'}, 4 failed"
+    assert any("caf\\udce9.hdf5: " in line for line in told)
+    assert any("\\x1b[31mred\\n.hdf5: " in line for line in told)
+    assert (done.stdout + done.stderr).replace("\n", "").isprintable()
+    for words in (
+        "gone: no such file or folder",
+        "cut.hdf5: cannot be read as HDF5: it was cut off (",
+        "empty.hdf5: cannot be read as HDF5",
+        "locked.hdf5: is locked: another program has it open",
+    ):
+        assert done.stderr.count(words) == 1, done.stderr
+    listed = run("episodes", "list", "--root", tmp_path / "store")
+    assert (listed.stdout + listed.stderr).replace("\n", "").isprintable()
+    assert listed.returncode == 0
+
+
+def test_options_name_cameras_and_colours(tmp_path: Path) -> None:
+    names = {"cam_high": "up", "cam_left_wrist": "l", "cam_right_wrist": "r"}
+    path = write_recording(tmp_path / "a/e.hdf5", "strings", rows=ROWS, cameras=names)
+    store = ["--root", tmp_path / "store", "--rate", 50]
+    asked = run("import", path, *store)
+    assert asked.returncode == 1
+    assert "no camera is known as left_wrist; there is l, r, up" in asked.stderr
+    given = [f"--camera={role}={name}" for role, name in (("primary", "up"), ("left_wrist", "l"))]
+    done = run("import", path, *store, *given, "--camera", "right_wrist=r", "--colours", "bgr")
+    assert done.returncode == 0, done.stderr
+    assert "every second row of 50 Hz; red and blue exchanged back (as given)" in done.stdout
+    for wrong in ("primary", "front=up", "primary="):
+        refused = run("import", path, *store, "--camera", wrong)
+        assert refused.returncode == 1
+        assert (
+            "expected ROLE=NAME with a role of left_wrist, right_wrist, primary" in refused.stderr
+        )
 
 
 def test_a_wrong_rig_or_task_is_said_once(
@@ -85,7 +141,7 @@ def test_export_takes_what_is_scored_and_goes_on(
     tmp_path: Path, sources: Path, types: Typestore, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store, out = tmp_path / "store", tmp_path / "deep/out"
-    cosmos.main(["import", str(sources), "--root", str(store)])
+    cosmos.main(["import", str(sources), "--root", str(store), "--rate", "25"])
     done = run("export-hdf5", "--root", store, "--out", out)
     assert done.returncode == 0
     assert "left out: 2 without a score" in done.stderr
@@ -114,7 +170,7 @@ def test_a_bag_that_cannot_be_exported_does_not_stop_the_others(
     tmp_path: Path, sources: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store, out = tmp_path / "store", tmp_path / "out"
-    cosmos.main(["import", str(sources), "--root", str(store)])
+    cosmos.main(["import", str(sources), "--root", str(store), "--rate", "25"])
     first = sorted(store.iterdir(), key=lambda p: p.name[-4:])[0]
     mcap = first / f"{first.name}_0.mcap"
     content = bytearray(mcap.read_bytes())

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 from helpers.hdf5 import CAMERAS, ROLLOUT, jpegs, motion, random_images, write_hdf5
+from helpers.recordings import write_recording
 
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.interop import hdf5_checks, hdf5_layout
@@ -163,7 +164,7 @@ def rows_in_one_chunk(file: h5py.File) -> None:
         (deflated(zlib.compress(bytes(50_000_000))), "a chunk is larger unpacked than the"),
         (deflated(b"x" * 2000), "error"),
         (deflated(bytes(2000), (h5py.h5z.FILTER_DEFLATE,) * 2), "deflated more than once"),
-        (deflated(bytes(2000), (32004,)), r"packed by filter 32004 .*needs a plugin"),
+        (deflated(bytes(2000), (32004,)), r"packed by lz4 \(32004\), which needs a plugin"),
     ],
 )
 def test_a_claim_is_held_against_what_is_there(
@@ -222,6 +223,78 @@ def test_a_jpeg_that_claims_too_much_is_not_decoded(tmp_path: Path, jpeg: bytes,
     path = write_hdf5(tmp_path / "e.hdf5", "jpeg", attributes=ROLLOUT, change=change)
     with open_hdf5(path) as source, pytest.raises(RolloutError, match=f"image 3.*{told}"):
         list(source.frames["primary"].every(1))
+
+
+@pytest.mark.parametrize("images", ["padded", "strings", "scattered"])
+@pytest.mark.parametrize(
+    ("jpeg", "told"),
+    [
+        (jpeg_of(65_000, 65_000), "a JPEG of 65000x65000 pixels"),
+        (jpeg_of(24, 32, 500), "in 500 scans"),
+        (b"\x89PNG\r\n", "is no whole JPEG"),
+        (b"", "is no whole JPEG"),
+        (b"\xff\xd8" + b"\xff" * 300, "is no whole JPEG"),
+        (b"\xff\xd8" + b"\xff\xe0\xff\xff" * 70, "is no whole JPEG"),
+    ],
+)
+def test_a_jpeg_of_any_recorder_is_held_to_the_same(
+    tmp_path: Path, images: str, jpeg: bytes, told: str
+) -> None:
+    made = {camera: jpegs(random_images(ROWS, camera)) for camera in CAMERAS}
+    made["cam_high"][3] = jpeg
+    path = write_recording(tmp_path / "e.hdf5", images, rows=ROWS, jpegs=made)
+    raised = pytest.raises(RolloutError, match=f"cam_high: image 3.*{told}")
+    with open_hdf5(path, colours="rgb") as source, raised:
+        list(source.frames["primary"].every(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda f: f.create_dataset(CAM, (ROWS, 10**9), np.uint8), "claims 24000000000 bytes"),
+        (lambda f: f.create_dataset(CAM, (ROWS,), "S1000000"), "claims 24000000 bytes"),
+        (
+            lambda f: f.create_dataset(CAM, (ROWS, 2**26), np.uint8, chunks=(ROWS, 2**26)),
+            "claims",
+        ),
+        (lambda f: f.create_dataset(CAM, data=np.zeros((ROWS, 99), np.int32)), "is int32"),
+        (lambda f: f.create_dataset(CAM, data=np.zeros((ROWS, 0), np.uint8)), "is uint8"),
+        (
+            lambda f: f.create_dataset(CAM, (1,), h5py.vlen_dtype(np.float64)).__setitem__(
+                0, np.zeros(3)
+            ),
+            "is object",
+        ),
+        (lambda f: f.create_dataset(CAM, data=[f.ref] * ROWS, dtype=h5py.ref_dtype), "is object"),
+        (lambda f: f.create_group(CAM), "cam_high: is not there"),
+        (lambda f: f.__setitem__(CAM, h5py.SoftLink("/action")), "is a link to /action"),
+    ],
+)
+def test_jpeg_rows_claim_no_more_than_is_there(
+    tmp_path: Path, change: Callable[[h5py.File], Any], told: str
+) -> None:
+    def spoil(file: h5py.File) -> None:
+        file.attrs["compress"] = True
+        del file[CAM]
+        change(file)
+
+    path = write_recording(tmp_path / "e.hdf5", "padded", rows=ROWS, change=spoil)
+    with pytest.raises(RolloutError, match=told), open_hdf5(path):
+        pass
+
+
+def test_names_that_are_no_text_are_shown_and_read(tmp_path: Path) -> None:
+    def change(file: h5py.File) -> None:
+        images, observations = file["observations/images"], file["observations"]
+        for name in (b"\xff\x1b[31m", b"cam_l\xe9w"):
+            h5py.h5o.link(images["cam_high"].id, images.id, name)
+        observations.id.links.create_soft(b"\xfe", b"/nowhere")
+
+    with open_hdf5(write_hdf5(tmp_path / "e.hdf5", change=change)) as source:
+        noted = " ".join(source.notes)
+    assert "cameras" in noted
+    assert "\\x1b[31m" in noted
+    assert noted.isprintable()
 
 
 @pytest.mark.parametrize("name", ["../outside.mp4", "/etc/hostname", "sub/../../outside.mp4", ".."])

@@ -74,10 +74,10 @@ def test_there_and_back_again_is_equal(
         assert np.array_equal(file["relative_action"][:-1], steps)
         assert np.array_equal(file["relative_action"][-1], steps[-1])
         if images == "jpeg":
-            assert dict(file.attrs) == {**ROLLOUT, "sim": True}
+            assert dict(file.attrs) == {**ROLLOUT, "sim": True, "fps": 25.0}
             assert json.loads(file["args_json"][()])["task"] == "ziploc"
         else:
-            assert set(file.attrs) == {"sim", "task_description", "date_time"}
+            assert set(file.attrs) == {"sim", "task_description", "date_time", "fps"}
         for camera in CAMERAS:
             check_images(file, out, camera, images)
 

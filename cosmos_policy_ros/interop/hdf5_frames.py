@@ -1,0 +1,321 @@
+"""The images of one camera in an HDF5 file or beside it, in whichever way a recorder stored them.
+
+An episode of 44 s holds three gigabytes of raw images, so none of the classes here keeps more than
+the one that it was asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import h5py
+import numpy as np
+
+from cosmos_policy_ros.bags.jpeg import JPEG_BEGIN, ImageArray, to_jpeg
+from cosmos_policy_ros.core.errors import RolloutError
+from cosmos_policy_ros.core.untrusted import UnreadableError, open_file, reading
+
+MAX_PIXELS = 1 << 24
+"""An image's most pixels; twice those of a 4K camera."""
+MAX_SCANS = 64
+"""Passes over a progressive JPEG; encoders make ten, and each takes as long as an image."""
+
+_JPEG_END = 0xD9
+_JPEG_SCAN = 0xDA
+_FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # heads of an image, which hold sizes
+# Within a scan, 0xff stands before a zero, a restart marker or a filling 0xff, else it ends there.
+_AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_MP4_BEGIN = b"ftyp"  # bytes 4 to 8 of the file
+
+
+@dataclass(frozen=True)
+class _DataSet:
+    """Images in a data set, one per row.
+
+    Attributes:
+        dataset: of h5py.
+        where: names it in messages.
+        swapped: the images have red and blue exchanged, and are handed on put right.
+    """
+
+    dataset: Any
+    where: str
+    swapped: bool = field(default=False, kw_only=True)
+
+    @property
+    def count(self) -> int:
+        """Length of the data set."""
+        return int(self.dataset.shape[0])
+
+    def every(self, stride: int) -> Iterator[ImageArray]:
+        """Yield every ``stride``-th image, as :meth:`rows` does."""
+        return self.rows(range(0, self.count, stride))
+
+    def rows(self, rows: Iterable[int]) -> Iterator[ImageArray]:
+        """Yield the images of these rows, ascending. Raises RolloutError: one is damaged."""
+        raise NotImplementedError
+
+    def _entries(self, rows: Iterable[int], together: int) -> Iterator[tuple[int, Any]]:
+        """Yield (row, entry) of these rows, so many read together."""
+        first, block = 0, self.dataset[:0]
+        for row in rows:
+            if not first <= row < first + len(block):
+                first = row - row % together
+                where = f"{self.where}: image {first} cannot be read"
+                with reading(where, "images", RolloutError, "the file is damaged"):
+                    block = self.dataset[first : first + together]
+            yield row, block[row - first]
+
+    def _rows_per_chunk(self) -> int:
+        """Return how many rows are unpacked together: a chunk is, whatever is read of it."""
+        return int(self.dataset.chunks[0]) if self.dataset.chunks else 1
+
+
+@dataclass(frozen=True)
+class RawFrames(_DataSet):
+    """A data set (T, H, W, 3) uint8."""
+
+    def __post_init__(self) -> None:
+        shape, dtype = self.dataset.shape, self.dataset.dtype
+        if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or 0 in shape:
+            raise RolloutError(
+                f"{self.where}: is {dtype} {shape}, expected uint8 (T, height, width, 3), or JPEG "
+                f"files: uint8 (T, bytes), or (T,) of byte strings or of uint8 of any length"
+            )
+
+    def rows(self, rows: Iterable[int]) -> Iterator[ImageArray]:
+        """Yield the images of these rows as (H, W, 3) RGB. Raises RolloutError: damaged."""
+        for _, entry in self._entries(rows, self._rows_per_chunk()):
+            yield np.ascontiguousarray(entry[..., ::-1]) if self.swapped else np.asarray(entry)
+
+
+@dataclass(frozen=True)
+class JpegFrames(_DataSet):
+    """JPEG files, handed on byte for byte up to their end, unless their colours are ``swapped``.
+
+    They are entries (T,) of uint8 of any length, byte strings (T,) of any or of one length, or rows
+    (T, bytes) of uint8; shorter ones are padded. ``most`` is the bytes that all of them together
+    may have, those of the file: an image may be named by a thousand entries and stored once.
+    """
+
+    most: int
+
+    def __post_init__(self) -> None:
+        if not holds_jpeg(self.dataset):
+            raise RolloutError(
+                f"{self.where}: is {self.dataset.dtype} {self.dataset.shape}, expected (T,) of "
+                f"JPEG files"
+            )
+
+    def rows(self, rows: Iterable[int]) -> Iterator[ImageArray]:
+        """Yield the files of these rows, decoded once to be sure. Raises RolloutError: damaged."""
+        left, scattered = self.most, self.dataset.dtype.kind == "O"
+        for row, entry in self._entries(rows, 1 if scattered else self._rows_per_chunk()):
+            data = _bytes_of(entry)
+            left -= len(data) if scattered else 0  # of others the claim is checked before
+            if left < 0:
+                raise RolloutError(
+                    f"{self.where}: its images come to more than the {self.most} bytes of the "
+                    f"file; the file is damaged"
+                )
+            jpeg = data[: jpeg_end(data)]
+            bgr = _decoded(jpeg, len(data.rstrip(b"\0")), f"{self.where}: image {row}")
+            # Decoded as if it were right, what is called blue is red: it is an RGB image already.
+            yield to_jpeg(bgr) if self.swapped else jpeg
+
+
+def holds_jpeg(dataset: Any) -> bool:
+    """Return whether a data set is shaped and typed like JPEG files, one per row."""
+    dtype, shape = dataset.dtype, dataset.shape
+    if len(shape) == 2:
+        return bool(dtype == np.uint8 and 0 not in shape)
+    if len(shape) != 1:
+        return False
+    if dtype.kind in "SV" and dtype.names is None and dtype.subdtype is None:
+        return True
+    vlen = (dtype.metadata or {}).get("vlen")
+    return vlen in (bytes, str) or (vlen is not None and np.dtype(vlen) in (np.uint8, np.int8))
+
+
+def _bytes_of(entry: Any) -> bytes:
+    if isinstance(entry, str):
+        return entry.encode(errors="surrogateescape")
+    return entry if isinstance(entry, bytes) else np.asarray(entry).tobytes()
+
+
+def jpeg_end(data: bytes) -> int:
+    """Return how many bytes at the beginning are one whole JPEG file; 0 when there is none.
+
+    What lies behind is padding, whatever is in it. An end marker within a segment, that of a
+    preview, is none.
+    """
+    at = len(JPEG_BEGIN)
+    if not data.startswith(JPEG_BEGIN):
+        return 0
+    while at + 2 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == _JPEG_END:
+            return at + 2
+        if marker == 0xFF:
+            at += 1
+            continue
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == _JPEG_SCAN:
+            found = _AFTER_SCAN.search(data, at)
+            if found is None:
+                return 0
+            at = found.start()
+    return 0
+
+
+def _decoded(jpeg: bytes, length: int, where: str) -> Any:
+    """Return the pixels of a JPEG file as OpenCV gives them, (H, W, 3).
+
+    Args:
+        jpeg: the file; empty where there is no whole one.
+        length: of what is stored, for the message.
+        where: the same.
+
+    Raises:
+        RolloutError: it is not whole, does not decode, or has more pixels or passes over them than
+            a camera's.
+    """
+    at, height, width = len(JPEG_BEGIN), 0, 0
+    while at + 9 <= len(jpeg) and jpeg[at] == 0xFF:
+        marker, size = jpeg[at + 1], int.from_bytes(jpeg[at + 2 : at + 4], "big")
+        if marker in _FRAME_MARKERS:
+            height, width = (int.from_bytes(jpeg[at + i : at + i + 2], "big") for i in (5, 7))
+            break
+        at += 2 + size if marker != 0xFF else 1
+    scans = jpeg.count(bytes([0xFF, _JPEG_SCAN]))
+    if height * width > MAX_PIXELS or scans > MAX_SCANS:
+        raise RolloutError(
+            f"{where}: a JPEG of {width}x{height} pixels in {scans} scans; at most {MAX_PIXELS} "
+            f"pixels in {MAX_SCANS} are decoded"
+        )
+    # OpenCV fills what is missing with grey and says nothing.
+    bgr = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR) if jpeg else None
+    if bgr is None:
+        fault = "does not decode" if jpeg else "is no whole JPEG"
+        raise RolloutError(f"{where}, {length} bytes, {fault}; the file is damaged there")
+    return bgr
+
+
+@dataclass
+class VideoFrames:
+    """An MP4 file; ``where`` names the key that points to it, ``swapped`` is as in a data set.
+
+    Attributes:
+        count: frames, by the file's own header.
+        rate: frames per second, by the file's own header.
+    """
+
+    path: Path
+    where: str
+    swapped: bool = False
+    count: int = field(init=False)
+    rate: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.path.exists():
+            raise RolloutError(f"{self.where}: {self.path} is not there; copy the videos as well")
+        with reading(f"{self.where}: {self.path} cannot be read as a video", "", RolloutError):
+            with open_file(self.path) as file:
+                begin = file.read(8)
+            # What looks like a list of other files would be followed.
+            if begin[4:] != _MP4_BEGIN:
+                raise UnreadableError("it does not begin like an MP4")
+            self.count, self.rate, width, height = video_header(self.path)
+            if self.count < 1 or self.rate <= 0 or not 0 < width * height <= MAX_PIXELS:
+                raise UnreadableError(
+                    f"it says {self.count} frames of {width:g}x"
+                    f"{height:g} pixels, at most {MAX_PIXELS} of them are decoded"
+                )
+
+    def every(self, stride: int) -> Iterator[ImageArray]:
+        """Yield every ``stride``-th frame, as :meth:`rows` does."""
+        return self.rows(range(0, self.count, stride))
+
+    def rows(self, rows: Iterable[int]) -> Iterator[ImageArray]:
+        """Yield these frames, ascending, as (H, W, 3) RGB. Raises RolloutError: some are missing.
+
+        A video tells only at its end whether it held what it promised, so it is read to there.
+        """
+        video, index = cv2.VideoCapture(str(self.path)), 0
+        asked = iter(rows)
+        wanted = next(asked, None)
+        try:
+            while index <= self.count and video.grab():
+                if index == wanted:
+                    found, bgr = video.retrieve()
+                    if not found:
+                        break
+                    rgb = bgr if self.swapped else cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+                    yield np.asarray(rgb, np.uint8)
+                    wanted = next(asked, None)
+                index += 1
+        finally:
+            video.release()
+        if index != self.count:
+            readable = f"{index}" if index < self.count else "more"
+            raise RolloutError(
+                f"{self.where}: {self.path} says it has {self.count} frames, {readable} can be "
+                f"read; the video is damaged"
+            )
+
+
+Frames = RawFrames | JpegFrames | VideoFrames
+"""All images of one camera."""
+
+
+def repeated(frames: Frames, rows: Sequence[int]) -> Iterator[ImageArray]:
+    """Yield the image of each row, where one row may come several times in succession.
+
+    The iterator goes on to the end of a video before it ends. Raises as ``frames.rows`` does.
+    """
+    images = frames.rows(dict.fromkeys(rows))
+    row, image = -1, None
+    for wanted in rows:
+        if wanted != row or image is None:
+            row, image = wanted, next(images)
+        yield image
+    for _ in images:
+        pass
+
+
+def video_header(path: Path) -> tuple[int, float, float, float]:
+    """Return a video's frames, rate [Hz], width and height [px]; zeros where it cannot be read."""
+    video = cv2.VideoCapture(str(path))
+    try:
+        if not video.isOpened():
+            return 0, 0.0, 0.0, 0.0
+        return (
+            round(video.get(cv2.CAP_PROP_FRAME_COUNT)),
+            video.get(cv2.CAP_PROP_FPS),
+            video.get(cv2.CAP_PROP_FRAME_WIDTH),
+            video.get(cv2.CAP_PROP_FRAME_HEIGHT),
+        )
+    finally:
+        video.release()
+
+
+def images_of(dataset: h5py.Dataset, where: str, size: int, *, swapped: bool) -> Frames:
+    """Return the images in a data set, whatever kind they are.
+
+    Args:
+        dataset: checked by ``hdf5_checks.find``.
+        where: file and key, for messages.
+        size: of the file [bytes].
+        swapped: red and blue are exchanged.
+
+    Raises:
+        RolloutError: a shape or type that holds no images.
+    """
+    if holds_jpeg(dataset):
+        return JpegFrames(dataset, where, size, swapped=swapped)
+    return RawFrames(dataset, where, swapped=swapped)

@@ -16,15 +16,15 @@ ALOHA = {
 }
 """ALOHA's name of a camera by its role."""
 ROLES = tuple(ALOHA)
+_ALOHA_2 = {
+    "left_wrist": "camera_wrist_left",
+    "right_wrist": "camera_wrist_right",
+    "primary": "camera_high",
+}
 # Sets that are taken as a whole, whatever other cameras are beside them.
 _SETS: tuple[Mapping[str, str], ...] = (
     ALOHA,
-    # Interbotix' ALOHA 2.0.
-    {
-        "left_wrist": "camera_wrist_left",
-        "right_wrist": "camera_wrist_right",
-        "primary": "camera_high",
-    },
+    _ALOHA_2,
     # RoboTwin's simulation, where cameras called left and right are at the wrists.
     {"left_wrist": "left_camera", "right_wrist": "right_camera", "primary": "head_camera"},
 )
@@ -37,10 +37,10 @@ _SHOWN_NAMES = 12
 
 @dataclass(frozen=True)
 class Cameras:
-    """The file's name of each role's camera, and the names that are left over."""
+    """The file's name of each role's camera; ``notes`` tell of others and of doubts."""
 
     names: Mapping[str, str]
-    unused: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def parse_map(texts: Iterable[str]) -> dict[str, str]:
@@ -98,10 +98,16 @@ def assign(names: Sequence[str], given: Mapping[str, str], where: str) -> Camera
                 f"such as {_example(names, chosen)}"
             )
         chosen[role] = fitting[0]
-    taken = set(chosen.values())
-    return Cameras(
-        {role: chosen[role] for role in ROLES}, tuple(name for name in names if name not in taken)
-    )
+    unused = [name for name in names if name not in chosen.values()]
+    notes = []
+    if unused:
+        notes.append(f"not taken: {'cameras' if len(unused) > 1 else 'camera'} {_listed(unused)}")
+    if chosen == _ALOHA_2:
+        notes.append(
+            "cameras are named as on Interbotix' ALOHA 2.0, whose recorder puts the right arm "
+            "first: see in an image whether the left arm is the left one"
+        )
+    return Cameras({role: chosen[role] for role in ROLES}, tuple(notes))
 
 
 def role_of(name: str) -> str | None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import h5py
 import numpy as np
 
 from cosmos_policy_ros.bags.jpeg import JPEG_BEGIN, ImageArray, to_jpeg
@@ -302,20 +301,3 @@ def video_header(path: Path) -> tuple[int, float, float, float]:
         )
     finally:
         video.release()
-
-
-def images_of(dataset: h5py.Dataset, where: str, size: int, *, swapped: bool) -> Frames:
-    """Return the images in a data set, whatever kind they are.
-
-    Args:
-        dataset: checked by ``hdf5_checks.find``.
-        where: file and key, for messages.
-        size: of the file [bytes].
-        swapped: red and blue are exchanged.
-
-    Raises:
-        RolloutError: a shape or type that holds no images.
-    """
-    if holds_jpeg(dataset):
-        return JpegFrames(dataset, where, size, swapped=swapped)
-    return RawFrames(dataset, where, swapped=swapped)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import h5py
 import numpy as np
@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.untrusted import UnreadableError, check_file, reading, shown
-from cosmos_policy_ros.interop import camera_names
+from cosmos_policy_ros.interop.hdf5_cameras import (
+    COMPRESS_LEN,
+    IMAGES,
+    JPEG_SETS,
+    VIDEO_PATHS,
+    Colours,
+    find_cameras,
+)
 from cosmos_policy_ros.interop.hdf5_checks import (
     attribute,
     find,
@@ -28,30 +35,14 @@ from cosmos_policy_ros.interop.hdf5_checks import (
     reach,
     try_apart,
 )
-from cosmos_policy_ros.interop.hdf5_frames import (
-    Frames,
-    JpegFrames,
-    VideoFrames,
-    holds_jpeg,
-    images_of,
-)
+from cosmos_policy_ros.interop.hdf5_frames import Frames, VideoFrames
 from cosmos_policy_ros.interop.hdf5_pace import RATE_SETS, RELEASED, STAMP_SETS, pace_of
 from cosmos_policy_ros.interop.source_rate import Grid, Pace, control_grid
 from cosmos_policy_ros.rig.arms import STATE_DIM
 
 SUFFIXES = (".hdf5", ".h5", ".he5")
-CAMERAS = camera_names.ALOHA
-JPEG_SETS = {
-    "left_wrist": "wrist_left_images_jpeg",
-    "right_wrist": "wrist_right_images_jpeg",
-    "primary": "primary_images_jpeg",
-}
-"""The released trainer's top-level data set by a camera's role."""
 QPOS, QVEL, EFFORT = "observations/qpos", "observations/qvel", "observations/effort"
 ACTION, RELATIVE_ACTION = "action", "relative_action"
-IMAGES, VIDEO_PATHS = "observations/images", "observations/video_paths"
-COMPRESS_LEN, COMPRESS = "compress_len", "compress"
-"""Data set and attribute that ALOHA's recorders write beside padded rows of JPEG."""
 ARGS_JSON = "args_json"
 """Data set of the released client, which runs at 25 Hz."""
 FPS = "fps"
@@ -74,7 +65,6 @@ DATE_FORMAT = "%Y_%m_%d--%H_%M_%S"
 """As the released ALOHA client writes :data:`DATE_TIME`."""
 
 LEAST_STEPS = 2
-Colours = Literal["rgb", "bgr"]
 _TAKEN = (ACTION, QPOS, QVEL, EFFORT, IMAGES, VIDEO_PATHS, COMPRESS_LEN, *JPEG_SETS.values())
 _KNOWN = (*_TAKEN, RELATIVE_ACTION, ARGS_JSON, *STAMP_SETS, *RATE_SETS)
 _MOST_OTHERS = 64  # objects that are not taken, and looked at all the same
@@ -165,6 +155,11 @@ def _open(path: Path) -> h5py.File:
             "is locked: another program has it open for writing; close that, and import again"
         ) from error
     except OSError as error:
+        if "unable to lock" in str(error):
+            raise UnreadableError(
+                "cannot be locked where it is; copy it to a local disk, or set "
+                "HDF5_USE_FILE_LOCKING=FALSE"
+            ) from error
         fault = str(error).rpartition("(")[2].rstrip(")") if "truncated" in str(error) else ""
         if fault:
             raise UnreadableError(
@@ -190,7 +185,7 @@ def _read(
             f"{path}: /{ACTION} has {len(action)} rows, at least {LEAST_STEPS} are an episode"
         )
     notes: list[str] = []
-    frames = _frames(file, size, cameras, colours, notes)
+    frames = find_cameras(file, size, cameras, colours, notes)
     for each in frames.values():
         if each.count != len(action):
             raise RolloutError(
@@ -268,101 +263,6 @@ def _numbers(
         f"column {column}"
     )
     return None
-
-
-def _frames(
-    file: h5py.File,
-    size: int,
-    given: Mapping[str, str],
-    colours: Colours | None,
-    notes: list[str],
-) -> dict[str, Frames]:
-    """Find the images where the released trainer looks for them, in its order."""
-    if not given and any(find(file, key) is not None for key in JPEG_SETS.values()):
-        sets = {role: _dataset(file, "", key) for role, key in JPEG_SETS.items()}
-        places = {role: f"{file.filename}: /{key}" for role, key in JPEG_SETS.items()}
-        swapped = colours == "bgr"
-        notes += [_swapped_note(colours)] if swapped else []
-        return {r: JpegFrames(d, places[r], size, swapped=swapped) for r, d in sets.items()}
-    group = next((key for key in (IMAGES, VIDEO_PATHS) if find(file, key) is not None), "")
-    if not group:
-        raise RolloutError(
-            f"{file.filename}: has no images: none of /{JPEG_SETS['primary']}, /{IMAGES} and "
-            f"/{VIDEO_PATHS} is there"
-        )
-    found = camera_names.assign(listed(find(file, group)), given, f"{file.filename}: /{group}")
-    if found.unused:
-        names = ", ".join(shown(name) for name in found.unused)
-        notes.append(f"not taken: {'cameras' if len(found.unused) > 1 else 'camera'} {names}")
-    frames: dict[str, Frames] = {}
-    for role, name in found.names.items():
-        dataset = _dataset(file, group, name)
-        where = f"{file.filename}: /{group}/{shown(name)}"
-        if group == VIDEO_PATHS:
-            frames[role] = VideoFrames(_video_path(file, dataset, where), where, colours == "bgr")
-        else:
-            swapped = _swapped(file, dataset, where, colours)
-            frames[role] = images_of(dataset, where, size, swapped=swapped)
-    if any(each.swapped for each in frames.values()):
-        notes.append(_swapped_note(colours))
-    if len({type(each) for each in frames.values()}) > 1:
-        notes.append("raw images became JPEG of quality 95, as the other cameras' are JPEG")
-    return frames
-
-
-def _dataset(file: h5py.File, group: str, name: str) -> h5py.Dataset:
-    key = f"{group}/{name}" if group else name
-    dataset = find(file, key)
-    if not isinstance(dataset, h5py.Dataset):
-        inside = find(file, group) if group else file
-        raise RolloutError(
-            f"{file.filename}: /{shown(key)}: is not there; in its place there is "
-            f"{names_in(inside)}"
-        )
-    return dataset
-
-
-def _swapped(file: h5py.File, dataset: h5py.Dataset, where: str, colours: Colours | None) -> bool:
-    """Return whether images have red and blue exchanged, by an operator's word or the layout.
-
-    ALOHA's recorders hand RGB images to an encoder that takes them for BGR. What they write is
-    known by its marks; others' JPEG may be either. Raw images are in the cameras' order, RGB.
-    """
-    if colours is not None:
-        return colours == "bgr"
-    if not holds_jpeg(dataset):
-        return False
-    recorder = find(file, COMPRESS_LEN) is not None or (
-        COMPRESS in file.attrs and bool(attribute(file, COMPRESS))
-    )
-    if recorder and dataset.ndim == 2:
-        return True
-    raise RolloutError(
-        f"{where}: is JPEG of a tool that is not known here, and so is the order of its colours; "
-        f"look at one image in a viewer, then give --colours rgb if its colours are right, or "
-        f"--colours bgr if red and blue are exchanged"
-    )
-
-
-def _swapped_note(colours: Colours | None) -> str:
-    by = "as given" if colours else "as ALOHA's recorders store them"
-    return f"red and blue exchanged back ({by}), JPEG anew at quality 95"
-
-
-def _video_path(file: h5py.File, dataset: h5py.Dataset, where: str) -> Path:
-    """Return the path of a video, which the data set names relative to the file."""
-    text = h5py.check_string_dtype(dataset.dtype) is not None or dataset.dtype.kind == "S"
-    value = dataset[()] if dataset.shape == () and text else None
-    name = value.decode(errors="replace") if isinstance(value, bytes) else value
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise RolloutError(f"{where}: holds {shown(value)}, expected the name of a video")
-    folder = Path(file.filename).resolve().parent
-    if not (folder / name).resolve().is_relative_to(folder):
-        raise RolloutError(
-            f"{where}: names {shown(name)}, which is not in the file's own folder; copy the video "
-            f"beside it and name it so"
-        )
-    return Path(file.filename).parent / name
 
 
 def _not_taken(file: h5py.File, rows: int) -> list[str]:

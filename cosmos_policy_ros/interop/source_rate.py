@@ -18,8 +18,8 @@ from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
 
 Floats = NDArray[np.float64]
 
-LEAST_RATE, MOST_RATE = 1.0, 1000.0
-"""Rows per second that a recording of arms may have [Hz]."""
+LEAST_RATE, MOST_RATE = 5.0, 1000.0
+"""Rows per second that a recording of arms may have [Hz]; fewer are too far apart to be joined."""
 AGREE = 1.02
 """Factor between two things in a file that tell the same rate."""
 CONTRADICT = 1.15

@@ -42,8 +42,9 @@ from cosmos_policy_ros.episodes.quality import (
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.episodes.topics import absolute, rig_topics
 from cosmos_policy_ros.interop import hdf5_layout as layout
+from cosmos_policy_ros.interop.hdf5_cameras import Colours
 from cosmos_policy_ros.interop.hdf5_frames import JpegFrames, VideoFrames, repeated
-from cosmos_policy_ros.interop.hdf5_layout import Colours, SourceEpisode
+from cosmos_policy_ros.interop.hdf5_layout import SourceEpisode
 from cosmos_policy_ros.interop.source_rate import Grid
 from cosmos_policy_ros.interop.source_units import check_units
 from cosmos_policy_ros.rig.arms import ARM_DIM, Arms

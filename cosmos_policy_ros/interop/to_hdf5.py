@@ -22,6 +22,7 @@ from cosmos_policy_ros.core.task import FULL_SCORE
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.dataset.windows import ExecutedEpisode
 from cosmos_policy_ros.episodes.episode import Episode
+from cosmos_policy_ros.interop import hdf5_cameras as cameras
 from cosmos_policy_ros.interop import hdf5_layout as layout
 from cosmos_policy_ros.interop.hdf5_frames import video_header
 
@@ -196,14 +197,14 @@ def _image_writer(
     shape: tuple[int, ...],
     images: Images,
 ) -> _DataSetWriter | _VideoWriter:
-    steps, camera = len(source), layout.CAMERAS[role]
+    steps, camera = len(source), cameras.CAMERAS[role]
     if images == "jpeg":
         kind = h5py.vlen_dtype(np.uint8)
-        key = layout.JPEG_SETS[role]
+        key = cameras.JPEG_SETS[role]
         return _DataSetWriter(file.create_dataset(key, (steps,), kind, maxshape=(None,)))
     if images == "raw":
         dataset = file.create_dataset(
-            f"{layout.IMAGES}/{camera}",
+            f"{cameras.IMAGES}/{camera}",
             (steps, *shape),
             np.uint8,
             maxshape=(None, *shape),
@@ -211,7 +212,7 @@ def _image_writer(
         )
         return _DataSetWriter(dataset)
     video = stem.with_name(f"{stem.name}_{camera}.mp4")
-    file[f"{layout.VIDEO_PATHS}/{camera}"] = video.name.encode()
+    file[f"{cameras.VIDEO_PATHS}/{camera}"] = video.name.encode()
     return _VideoWriter(video, source.rig.rates.control, *shape[:2])
 
 

@@ -20,7 +20,7 @@ from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.task import FULL_SCORE
 from cosmos_policy_ros.dataset.windows import ExecutedEpisode
 from cosmos_policy_ros.episodes.episode import Episode
-from cosmos_policy_ros.interop.hdf5_layout import CAMERAS
+from cosmos_policy_ros.interop.camera_names import ALOHA
 from cosmos_policy_ros.rig.arms import STATE_DIM
 
 Images = Literal["video", "image"]
@@ -91,13 +91,13 @@ class LeRobotExport:
             raise RolloutError(f"{first.path}: no step can be looked at: {source.left_out[0]}")
         self._folder, self._scored, self._count = folder, scored, 0
         self._rate = source.rig.rates.control
-        self._shapes = {role: step.images[role].shape for role in CAMERAS}
+        self._shapes = {role: step.images[role].shape for role in ALOHA}
         names = list(source.rig.joint_names)
         features: dict[str, dict[str, Any]] = {
             key: {"dtype": "float32", "shape": (STATE_DIM,), "names": names}
             for key in (STATE, ACTION)
         }
-        for role, camera in CAMERAS.items():
+        for role, camera in ALOHA.items():
             features[IMAGES + camera] = {
                 "dtype": images,
                 "shape": self._shapes[role],
@@ -177,7 +177,7 @@ class LeRobotExport:
                         f"{bag}: camera {role} has {width}x{height} pixels, the data set "
                         f"{shape[1]}x{shape[0]}; export it into another"
                     )
-            images = {IMAGES + camera: step.images[role] for role, camera in CAMERAS.items()}
+            images = {IMAGES + camera: step.images[role] for role, camera in ALOHA.items()}
             state, action = step.state.astype(np.float32), step.action.astype(np.float32)
             with self._library():
                 self._data.add_frame({STATE: state, ACTION: action, **images, **labels})

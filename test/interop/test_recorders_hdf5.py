@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 from helpers.exchange import look
-from helpers.hdf5 import CAMERAS, jpegs, random_images
+from helpers.hdf5 import CAMERAS, jpegs, random_images, write_hdf5
 from helpers.recordings import GRIPPERS, as_recorded, moves, padded, speeds, write_recording
 from rosbags.typesys.store import Typestore
 
@@ -198,6 +198,25 @@ def test_an_ambiguous_set_is_asked_for_and_the_rest_is_named(tmp_path: Path) -> 
 
     with open_hdf5(write_recording(tmp_path / "b.hdf5", change=aloha)) as source:
         assert "not taken: cameras cam_low, front" in source.notes
+
+
+def test_the_arms_of_aloha_2_are_doubted(tmp_path: Path) -> None:
+    names = ("camera_wrist_left", "camera_wrist_right", "camera_high")
+    path = write_recording(tmp_path / "e.hdf5", cameras=dict(zip(NAMES, names, strict=True)))
+    with open_hdf5(path) as source:
+        assert any("puts the right arm first" in note for note in source.notes)
+
+
+@pytest.mark.parametrize("rate", [10, 30])
+def test_videos_are_resampled_too(tmp_path: Path, take: Take, rate: float) -> None:
+    done = take(write_hdf5(tmp_path / "a/e.hdf5", "video", rate=rate), videos_as="raw")
+    _, _, seen = look(done.path)
+    nearest = np.floor(np.minimum(np.arange(done.steps) / 25 * rate, 23) + 0.5).astype(int)
+    for each, row in zip(seen, nearest, strict=True):
+        assert (
+            np.abs(each.images["primary"].astype(int) - random_images(24, "cam_high")[row]).mean()
+            < 5
+        )
 
 
 @pytest.mark.parametrize("rate", [10, 24, 30, 45.5, 60])

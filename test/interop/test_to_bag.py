@@ -413,7 +413,7 @@ def test_a_damaged_video_is_named(tmp_path: Path, take: Take) -> None:
     ("images", "rate", "options", "words"),
     [
         ("raw", 25, {}, "does not tell its rate; give --rate 25, or --rate 50"),
-        ("jpeg", 25, {"rate": 0.0}, "0 Hz, as given, is no rate of a recording; expected 1 to"),
+        ("jpeg", 25, {"rate": 0.0}, "0 Hz, as given, is no rate of a recording; expected 5 to"),
         ("raw", 25, {"rate": float("inf")}, "inf Hz, as given, is no rate"),
         ("raw", 25, {"rate": float("nan")}, "nan Hz, as given, is no rate"),
     ],

@@ -126,9 +126,8 @@ def _swapped(file: h5py.File, dataset: h5py.Dataset, where: str, colours: Colour
         return colours == "bgr"
     if not holds_jpeg(dataset):
         return False
-    recorder = find(file, COMPRESS_LEN) is not None or (
-        COMPRESS in file.attrs and bool(attribute(file, COMPRESS))
-    )
+    compress = str(attribute(file, COMPRESS)) if COMPRESS in file.attrs else ""
+    recorder = find(file, COMPRESS_LEN) is not None or compress in ("True", "1")
     if recorder and dataset.ndim == 2:
         return True
     raise RolloutError(

@@ -16,6 +16,7 @@ from cosmos_policy_ros.interop.hdf5_checks import attribute, find, reach
 from cosmos_policy_ros.interop.source_rate import (
     LEAST_RATE,
     MOST_RATE,
+    STAMPS,
     Pace,
     fitting_rate,
     seconds_of,
@@ -59,11 +60,10 @@ def pace_of(
     Raises:
         UnreadableError: one of those objects is a link, or claims more than the file holds.
     """
-    told = _attributes(file) | _scalars(file) | dict(videos)
     doubts: list[str] = []
     stamps = _stamps(file, len(qpos), doubts)
-    if stamps is not None:
-        told["stamps"] = (len(stamps) - 1) / float(stamps[-1])
+    told = {} if stamps is None else {STAMPS: (len(stamps) - 1) / float(stamps[-1])}
+    told |= _attributes(file) | _scalars(file) | dict(videos)
     return Pace(
         told=told or dict(layout),
         stamps=stamps,

@@ -20,11 +20,14 @@ Floats = NDArray[np.float64]
 
 LEAST_RATE, MOST_RATE = 5.0, 1000.0
 """Rows per second that a recording of arms may have [Hz]; fewer are too far apart to be joined."""
+STAMPS = "stamps"
+"""What tells a rate that was measured, in :attr:`Pace.told`; others say what was meant."""
 AGREE = 1.02
 """Factor between two things in a file that tell the same rate."""
 CONTRADICT = 1.15
-"""Factor between a rate and the one that fits positions and velocities, from which on it is
-refused. Recorders run some per cent slower than they say; 25 and 30 Hz are 1.2 apart."""
+"""Factor between a rate that was meant and the one that stamps, or positions and velocities, show,
+from which on it is refused. Recorders run some per cent slower than they say; 25 and 30 Hz are 1.2
+apart."""
 MAX_GAP = 0.25
 """Seconds between two rows that may be interpolated: beyond, nobody knows what the arms did."""
 _UNEVEN = 0.25  # of a control step, by which stamps may be off an even pace
@@ -37,7 +40,7 @@ _SPACING = (0.002, 0.2)  # s
 _WINDOW = 5
 _LEAST_WINDOWS = 10
 _LEAST_WAY = 0.02  # rad; of a joint within an episode, to count as moving
-_LEAST_CORRELATION = 0.9
+_LEAST_CORRELATION = 0.95  # noise of less turns the rate by 1.05 at most
 _IMPOSSIBLE_SPEED = 10.0  # rad/s; three times a servo's
 _COMMON_RATES = (5, 10, 15, 20, 25, 30, 40, 50, 60, 100, 200)
 
@@ -47,7 +50,7 @@ class Pace:
     """What a file tells of its rate.
 
     Attributes:
-        told: rates [Hz] by what tells them, such as "attribute fps".
+        told: rates [Hz] by what tells them, such as "attribute fps"; stamps come first.
         stamps: (T,) seconds from the first row on, or None.
         fitting: the rate [Hz] at which positions and velocities agree; None where velocities are
             not measured, or nothing moves.
@@ -203,7 +206,7 @@ def _rate(pace: Pace, given: float | None) -> tuple[float, str]:
         raise RolloutError(f"does not tell its rate{doubts}; {hint}")
     (by, rate), *others = pace.told.items()
     for name, other in others:
-        if not _near(rate, other, AGREE):
+        if not _near(rate, other, CONTRADICT if by == STAMPS else AGREE):
             raise RolloutError(
                 f"is of {rate:g} Hz by its {by}, and of {other:g} Hz by its {name}; give --rate "
                 f"with what is right"

@@ -195,7 +195,10 @@ def _start_ns(source: SourceEpisode) -> int:
 
 
 def _text(source: SourceEpisode, key: str, *, as_it_is: bool = False) -> str:
-    """Return an attribute's text, with what cannot be shown escaped unless ``as_it_is``."""
+    """Return an attribute's text, with what cannot be shown escaped, unless ``as_it_is``: one line.
+
+    A note may have several.
+    """
     value: Any = source.attributes.get(key, "")
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.item()
@@ -207,7 +210,9 @@ def _text(source: SourceEpisode, key: str, *, as_it_is: bool = False) -> str:
         raise RolloutError(f"{source.path}: {key}: '{shown(value)}' must be text")
     if "\0" in value:
         raise RolloutError(f"{source.path}: {key}: {shown(value)} holds a NUL character; remove it")
-    return value if as_it_is else escaped(value, "\n\t")
+    if as_it_is:
+        return value.strip("\r\n")
+    return escaped(value, "\n\t" if key == layout.USER_DESCRIPTION else "")
 
 
 def _number(source: SourceEpisode, key: str) -> float:

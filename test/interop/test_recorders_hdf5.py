@@ -19,6 +19,7 @@ from helpers.recordings import GRIPPERS, as_recorded, moves, padded, speeds, wri
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.core.errors import RolloutError
+from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.interop.hdf5_layout import open_hdf5
 from cosmos_policy_ros.interop.to_bag import Imported, Importer, ImportOptions
@@ -312,10 +313,20 @@ def test_things_that_tell_different_rates_are_named(tmp_path: Path, take: Take) 
 
     path = write_recording(tmp_path / "a/e.hdf5", change=change)
     with pytest.raises(
-        RolloutError, match="is of 30 Hz by its attribute fps, and of 50 Hz by its stamps; give"
+        RolloutError, match="is of 50 Hz by its stamps, and of 30 Hz by its attribute fps; give"
     ):
         take(path)
     assert "50 Hz as given, though by its attribute fps it is 30" in take(path, rate=50).notes
+
+
+def test_stamps_go_before_what_was_meant(tmp_path: Path, take: Take) -> None:
+    def change(file: h5py.File) -> None:
+        file.attrs["fps"] = 50
+        file["timestamps"] = np.arange(60) / 47
+
+    done = take(write_recording(tmp_path / "a/e.hdf5", rate=47, change=change))
+    assert "47 Hz resampled to 25 Hz by stamps" in done.notes
+    assert done.seconds == pytest.approx(60 / 47, abs=0.04)
 
 
 def test_uneven_stamps_are_followed_and_gaps_are_not(tmp_path: Path, take: Take) -> None:
@@ -498,6 +509,17 @@ def test_what_is_not_taken_cannot_lead_elsewhere(tmp_path: Path, take: Take) -> 
 
     done = take(write_recording(tmp_path / "a/e.hdf5", change=change), rate=50)
     assert not any("not taken" in note for note in done.notes)
+
+
+def test_names_and_notes_give_a_terminal_no_orders(tmp_path: Path, take: Take) -> None:
+    texts = {"user_name": "a\x1b[2J\nb", "user_description": "one\ntwo\x07", "policy_name": "\x1b"}
+    given = {"task_description": "fold\n", "success": True, **texts}
+    done = take(write_recording(tmp_path / "a/e.hdf5", attributes=given), rate=50)
+    episode = read_episode(done.path)
+    assert episode.score is not None
+    assert (episode.metadata.prompt, episode.score.note) == ("fold", "one\ntwo\\x07")
+    assert episode.metadata.operator_name == "a\\x1b[2J\\nb"
+    assert episode.metadata.engine == "\\x1b"
 
 
 @pytest.mark.parametrize("text", ["fold\x1b[31m", "fold\nshirt", "fold\x07"])

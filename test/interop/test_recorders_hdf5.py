@@ -329,6 +329,22 @@ def test_stamps_go_before_what_was_meant(tmp_path: Path, take: Take) -> None:
     assert done.seconds == pytest.approx(60 / 47, abs=0.04)
 
 
+def test_a_mean_rate_of_stamps_hides_no_uneven_ones(tmp_path: Path, take: Take) -> None:
+    times = np.concatenate([0.03 * np.arange(30), 0.9 + 0.0097 * np.arange(30)])
+    times *= 59 / 50 / times[-1]
+
+    def change(file: h5py.File) -> None:
+        file["observations/qpos"][...] = moves(times)
+        del file["observations/qvel"]
+        file["timestamps"] = times
+
+    done = take(write_recording(tmp_path / "a/e.hdf5", change=change))
+    assert "50 Hz resampled to 25 Hz by stamps" in done.notes
+    _, _, seen = look(done.path)
+    states = np.stack([each.state for each in seen])
+    assert np.abs(states - moves(np.arange(done.steps) / 25)).max() < 0.001
+
+
 def test_uneven_stamps_are_followed_and_gaps_are_not(tmp_path: Path, take: Take) -> None:
     times = np.cumsum(np.where(np.arange(60) % 3, 0.02, 0.05)) - 0.05
 

@@ -36,6 +36,8 @@ def test_compiled_blocks_give_the_same(shallow: Path, query: Query) -> None:
 
     Queries find every variant compiled: with a prefix or without, one sample or several.
     """
+    torch._dynamo.reset()  # other tests of this process have compiled as well
+    counters.clear()
     policy = CosmosPolicy.load(shallow, device="cpu", denoising_steps=3)
     expected = policy.decide(query)
     policy.compile(backend="aot_eager")

@@ -251,7 +251,7 @@ def _measured(file: h5py.File, key: str, rows: int) -> NDArray[np.float64] | Non
 def _numbers(
     values: NDArray[np.float64] | None, key: str, notes: list[str]
 ) -> NDArray[np.float64] | None:
-    """Return values if all of them are numbers; nobody learns from these, so a note is enough."""
+    """Return values if all of them are numbers; no training reads these: a note is enough."""
     if values is None:
         return None
     bad = np.argwhere(~np.isfinite(values))

@@ -29,7 +29,7 @@ CONTRADICT = 1.15
 from which on it is refused. Recorders run some per cent slower than they say; 25 and 30 Hz are 1.2
 apart."""
 MAX_GAP = 0.25
-"""Seconds between two rows that may be interpolated: beyond, nobody knows what the arms did."""
+"""Seconds between two rows that may be interpolated: beyond it the arms may have done anything."""
 _UNEVEN = 0.25  # of a control step, by which stamps may be off an even pace
 _EXACT = 1e-3  # by which a rate may be off a multiple of the control rate
 # A stamp's unit by the spacing of the rows; the ranges, of 5 to 500 Hz, do not touch.

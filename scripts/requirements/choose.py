@@ -27,7 +27,7 @@ def choose(system: str, own: str) -> list[str]:
     """Return arguments for pip.
 
     A distro's compiled extensions (cv_bridge) that were built with NumPy 1 cannot load NumPy 2. And
-    a torch that fits the machine's GPU, found by whoever set it up, is not replaced.
+    a torch that fits the machine's GPU is not replaced.
 
     Args:
         system: the interpreter that ROS runs under.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import re
 import tempfile
@@ -13,21 +14,22 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cosmos_policy_ros import __version__
-from cosmos_policy_ros.core.errors import TrainingError
+from cosmos_policy_ros.core.errors import ConfigError, TrainingError
 from cosmos_policy_ros.core.files import replace_text
 from cosmos_policy_ros.inference.gpu_bench import (
+    CUT_SHORT,
     NEEDS_GPU,
     SMALL,
     Bench,
     Row,
     Size,
     describe_device,
-    load,
+    guarded,
 )
 from cosmos_policy_ros.inference.gpu_numbers import check_numbers
 from cosmos_policy_ros.inference.gpu_speed import Speed, measure_memory
 from cosmos_policy_ros.inference.gpu_steadiness import measure_restart, measure_steadiness
-from cosmos_policy_ros.model.checkpoint import choose_device
+from cosmos_policy_ros.model.checkpoint import choose_device, load_checkpoint
 from cosmos_policy_ros.training.step_speed import StepSpeed, measure_processes, measure_step
 
 SECTIONS = ("right", "fast", "memory", "steady")
@@ -62,7 +64,8 @@ def _gpu_check(options: argparse.Namespace) -> int:
     device = choose_device(options.device)
     is_gpu = device.type == "cuda"
     size: Size = options.size or ("full" if is_gpu else "small")
-    calls = options.calls or (200 if is_gpu else 20)
+    calls = (200 if is_gpu else 20) if options.calls is None else options.calls
+    _check(options, calls)
     begun, rows, section = time.perf_counter(), [], ""
     with tempfile.TemporaryDirectory(prefix="gpu_check_", dir=options.folder) as temporary:
         bench = Bench(device, Path(temporary), size)
@@ -84,25 +87,49 @@ def _gpu_check(options: argparse.Namespace) -> int:
     result = {"machine": machine, "seconds": spent, "rows": [asdict(row) for row in rows]}
     replace_text(output, json.dumps(result, indent=1) + "\n")
     wrong = [row.name for row in rows if row.wrong]
+    cut = [row.section for row in rows if row.name == CUT_SHORT]
     verdict = f"WRONG: {'; '.join(wrong)}" if wrong else "no number is wrong"
+    verdict += f", but no memory for all of {', '.join(cut)}" if cut else ""
     print(f"\n{verdict}; {spent:.0f} s; written to {output}")
-    return 1 if wrong else 0
+    return 1 if wrong or cut else 0
+
+
+def _check(options: argparse.Namespace, calls: int) -> None:
+    """Refuse at once what would end ten minutes of measuring without a result."""
+    if calls < 1:
+        raise ConfigError(f"--calls {calls}: at least 1 is needed")
+    for name, folder in (("--folder", options.folder), ("--output", options.output)):
+        place = folder if name == "--folder" or folder is None else folder.absolute().parent
+        if place is not None and not (place.is_dir() and os.access(place, os.W_OK)):
+            raise ConfigError(f"{name}: {place} is no folder that can be written to")
 
 
 def _rows(bench: Bench, sections: Sequence[str], calls: int) -> Iterator[Row]:
     """Yield the rows of some sections; weights are written once and loaded for each."""
     folder, written = bench.write("checkpoint", {} if bench.size == "full" else SMALL)
-    if "right" in sections:
-        yield from check_numbers(bench, load(folder, bench.device))
-    if "fast" in sections:
-        speed = Speed(bench, load(folder, bench.device))
-        yield from speed.rows()
-        yield from _training(bench, folder, speed.best)
-    if "memory" in sections:
-        yield from measure_memory(bench, folder, written)
-    if "steady" in sections:
-        yield from measure_steadiness(bench, load(folder, bench.device), calls)
-        yield from measure_restart(bench, folder)
+    ways: dict[str, Callable[[], Iterator[Row]]] = {
+        "right": lambda: check_numbers(bench, load_checkpoint(folder, bench.device)),
+        "fast": lambda: _speed(bench, folder),
+        "memory": lambda: measure_memory(bench, folder, written),
+        "steady": lambda: _steadiness(bench, folder, calls),
+    }
+    for section in SECTIONS:
+        if section in sections:
+            yield from guarded(section, ways[section])
+            bench.collect()
+
+
+def _speed(bench: Bench, folder: Path) -> Iterator[Row]:
+    speed = Speed(bench, load_checkpoint(folder, bench.device))
+    yield from speed.rows()
+    best = speed.best
+    del speed  # training takes the memory
+    yield from _training(bench, folder, best)
+
+
+def _steadiness(bench: Bench, folder: Path, calls: int) -> Iterator[Row]:
+    yield from measure_steadiness(bench, load_checkpoint(folder, bench.device), calls)
+    yield from measure_restart(bench, folder)
 
 
 def _training(bench: Bench, folder: Path, best: float) -> Iterator[Row]:
@@ -110,10 +137,10 @@ def _training(bench: Bench, folder: Path, best: float) -> Iterator[Row]:
     batch = SAMPLES if bench.is_gpu else 1
     ways: dict[str, Callable[[], StepSpeed]] = {
         f"training step of {batch}, all weights": lambda: measure_step(
-            load(folder, bench.device), bench.device, batch=batch, lora=False
+            load_checkpoint(folder, bench.device), bench.device, batch=batch, lora=False
         ),
         f"training step of {batch}, adapters": lambda: measure_step(
-            load(folder, bench.device), bench.device, batch=batch, lora=True
+            load_checkpoint(folder, bench.device), bench.device, batch=batch, lora=True
         ),
     }
     over_all = f"training step of {batch} per GPU, sharded"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +14,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint
 from cosmos_policy_ros.model.random_checkpoint import write_config, write_weights
 
 NEEDS_GPU = "needs a GPU"
+CUT_SHORT = "cut short"  # the name of a section's last row where memory ran out
 REACH = 1.57  # rad: joints of the random checkpoints range over half a turn
 SMALL: dict[str, Any] = {
     "precision": "float32",  # a CPU may have to emulate bfloat16
@@ -120,6 +120,15 @@ class Bench:
         return statistics.median(laps_taken)
 
 
+def guarded(section: str, rows: Callable[[], Iterator[Row]]) -> Iterator[Row]:
+    """Yield rows until the device has no memory for one; the last one then says so."""
+    try:
+        yield from rows()
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        yield Row(section, CUT_SHORT, None, remark=f"no memory for the rest: {reason}")
+
+
 def describe_device(device: torch.device) -> dict[str, str]:
     """Return what figures depend on besides the code."""
     if device.type == "cuda":
@@ -138,11 +147,6 @@ def describe_device(device: torch.device) -> dict[str, str]:
         "of it": memory,
         "torch": f"{torch.__version__} ({built}), cuDNN {cudnn}",
     }
-
-
-def load(folder: Path, device: torch.device | str) -> Checkpoint:
-    """Load a checkpoint whose weights were written here."""
-    return load_checkpoint(folder, device)
 
 
 def tera_flops(work: Callable[[], object]) -> float:

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cosmos_policy_ros.inference.gpu_bench import NEEDS_GPU, SMALL, WIDE, Bench, Row, load
+from cosmos_policy_ros.inference.gpu_bench import NEEDS_GPU, SMALL, WIDE, Bench, Row
 from cosmos_policy_ros.model.acceleration import quantise
-from cosmos_policy_ros.model.checkpoint import Checkpoint
+from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint
+from cosmos_policy_ros.model.denoiser import Denoiser
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.model.random_checkpoint import SEED, random_query
 from cosmos_policy_ros.model.sampler import SampleSpec, initial_noise
@@ -56,12 +57,12 @@ def exact_float32() -> Iterator[None]:
 
 def _against_the_cpu(bench: Bench) -> Iterator[Row]:
     """Every stage in float32 at a small size."""
-    folder, _ = bench.write("float32", SMALL)
     names = ("images", "encoding", "denoising, 10 steps", "chunk", "decoded futures")
     if not bench.is_gpu:
         yield from (Row("right", f"{name}, as on a CPU", None, remark=NEEDS_GPU) for name in names)
         return
-    cpu, gpu = (CosmosPolicy(load(folder, device)) for device in ("cpu", bench.device))
+    folder, _ = bench.write("float32", SMALL)
+    cpu, gpu = (CosmosPolicy(load_checkpoint(folder, device)) for device in ("cpu", bench.device))
     query = random_query()
     mine, theirs = (prepare_images(query.observation, p.checkpoint) for p in (gpu, cpu))
     levels = max(float((mine[r].cpu().int() - theirs[r].int()).abs().max()) for r in theirs)
@@ -94,7 +95,7 @@ def _against_diffusers(bench: Bench) -> Iterator[Row]:
     full = bench.size == "full"
     folder, _ = bench.write("wide", WIDE if full else SMALL)
     size = "full width" if full else "small"
-    checkpoint = load(folder, bench.device)
+    checkpoint = load_checkpoint(folder, bench.device)
     way, query = Straightforward(checkpoint), random_query()
     images, text = way.preprocess(query)
     encoded = way.encode(images)
@@ -107,18 +108,11 @@ def _against_diffusers(bench: Bench) -> Iterator[Row]:
     noise = initial_noise([SEED], tuple(clean.shape[1:])).to(bench.device)
     noisy = clean + noise / 80 * SIGMA
     expected = way.evaluate(noisy, SIGMA, clean, text)
-    known = torch.tensor(checkpoint.layout.mask("policy"))
-    t = SIGMA / (1 + SIGMA)
-    timestep = torch.where(known, 0.0, torch.tensor(t).bfloat16().float()).unsqueeze(0)
-    fed = torch.where(known.to(bench.device).view(1, 1, -1, 1, 1), clean, (1 - t) * noisy)
-    velocity = network(
-        fed,
-        network.prepare(timestep),
-        known.to(bench.device).unsqueeze(0),
-        network.read(query.prompt, lambda _: text[0].cpu()),
-    )
-    generated = [frame for frame, given in enumerate(known.tolist()) if not given]
-    estimate = (1 - t) * noisy - t * velocity
+    memory = network.read(query.prompt, lambda _: text[0].cpu())
+    known = checkpoint.layout.mask("policy")
+    denoiser = Denoiser(network, checkpoint.config.preconditioning, clean, known, memory)
+    estimate = denoiser(noisy, torch.tensor([SIGMA]), (0,))
+    generated = list(denoiser.generated)
     found = relative(estimate[:, :, generated], expected[:, :, generated])
     yield Row("right", f"one evaluation, as diffusers ({size})", found, "sd", FLOAT32)
 

@@ -15,7 +15,7 @@ from torch.nn.attention import sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from cosmos_policy_ros.inference.cosmos_engine import footprint
-from cosmos_policy_ros.inference.gpu_bench import NEEDS_GPU, Bench, Row, load, tera_flops
+from cosmos_policy_ros.inference.gpu_bench import NEEDS_GPU, Bench, Row, tera_flops
 from cosmos_policy_ros.inference.spec import EngineSpec, SearchConfig
 from cosmos_policy_ros.model.acceleration import (
     attention_backend,
@@ -23,7 +23,7 @@ from cosmos_policy_ros.model.acceleration import (
     channels_last,
     first_line,
 )
-from cosmos_policy_ros.model.checkpoint import Checkpoint
+from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.model.random_checkpoint import SEED, random_query
 from cosmos_policy_ros.model.sampler import SampleSpec, ensemble
@@ -221,7 +221,7 @@ class Speed:
     ) -> Row:
         """Time ``work``; ``slow`` is the straightforward way, ``counted`` the same unrecorded."""
         seconds = self._bench.seconds(work, self._laps)
-        figures, parts = {"seconds": seconds, "tera_flops": tera_flops(counted or work)}, []
+        figures, parts = {"tera_flops": tera_flops(counted or work)}, []
         if slow is not None:
             figures["straightforward_seconds"] = self._bench.seconds(slow, min(self._laps, 2))
             ratio = figures["straightforward_seconds"] / seconds
@@ -253,7 +253,7 @@ def measure_memory(bench: Bench, folder: Path, written: int) -> Iterator[Row]:
         before = torch.cuda.memory_allocated(bench.device)
     bench.wait()
     start = time.perf_counter()
-    policy = CosmosPolicy(load(folder, bench.device), graphs=False)
+    policy = CosmosPolicy(load_checkpoint(folder, bench.device), graphs=False)
     bench.wait()
     seconds = time.perf_counter() - start
     rate = f"{written / GB:.2f} GB, {written / seconds / GB:.2f} GB/s"

@@ -7,6 +7,7 @@ the one that it was asked for.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,7 @@ _MP4_BEGIN = b"ftyp"  # bytes 4 to 8 of the file
 
 
 @dataclass(frozen=True)
-class _DataSet:
+class _DataSet(ABC):
     """Images in a data set, one per row.
 
     Attributes:
@@ -55,9 +56,9 @@ class _DataSet:
         """Yield every ``stride``-th image, as :meth:`rows` does."""
         return self.rows(range(0, self.count, stride))
 
+    @abstractmethod
     def rows(self, rows: Iterable[int]) -> Iterator[ImageArray]:
         """Yield the images of these rows, ascending. Raises RolloutError: one is damaged."""
-        raise NotImplementedError
 
     def _entries(self, rows: Iterable[int], together: int) -> Iterator[tuple[int, Any]]:
         """Yield (row, entry) of these rows, so many read together."""

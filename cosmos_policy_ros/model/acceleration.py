@@ -44,6 +44,10 @@ HOPPER = 9  # compute capability from which NVIDIA's own attention (cuDNN) is th
 # What torch says where a backend does not take a call in the first place.
 DECLINED = ("No available kernel", "No viable backend")
 
+# torch 2.5 takes a list as what is allowed, in an order of its own.
+TAKES_ORDER = "set_priority" in inspect.signature(sdpa_kernel).parameters
+IN_ORDER: dict[str, Any] = {"set_priority": True} if TAKES_ORDER else {}
+
 Run: TypeAlias = Callable[..., Tensor]
 
 
@@ -150,10 +154,7 @@ def attention(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    # torch 2.5 takes a list as what is allowed, in an order of its own.
-    takes_order = "set_priority" in inspect.signature(sdpa_kernel).parameters
-    options: dict[str, Any] = {"set_priority": True} if takes_order else {}
-    with sdpa_kernel(list(attention_order(device)), **options):
+    with sdpa_kernel(list(attention_order(device)), **IN_ORDER):
         yield
 
 

@@ -65,7 +65,7 @@ def reduce(image: ImageArray, size: int, device: torch.device | str = "cpu") -> 
     """Bring (H, W, 3) uint8 to (size, size, 3) uint8 on a device, by the stored size.
 
     One that has the size already is left as it is. A CPU uses Pillow itself; another device gets
-    the image and does the same, bit for bit (:func:`resize`), in a twentieth of the time.
+    the image and does the same, bit for bit (:func:`resize`).
     """
     sizes = [] if image.shape[:2] == (size, size) else [STORED_SIZE, size]
     if torch.device(device).type == "cpu":

@@ -98,7 +98,7 @@ class CosmosPolicy:
             threads: CPU threads of the whole process. One by default: a second one makes a small
                 network slower whenever anything else wants the core.
             compiled: compile the transformer; see :meth:`compile`.
-            fp8_weights: keep most of the transformer in 8 bits. Half the memory, and other
+            fp8_weights: keep most of the transformer in 8 bits. 0.6 of the memory, and other
                 results: ``cosmos gpu-check`` says by how much.
             denoising_steps: instead of the checkpoint's own.
             numerics: instead of the checkpoint's own.

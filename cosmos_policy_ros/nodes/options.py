@@ -160,7 +160,7 @@ POLICY = (
     Option(
         "fp8_weights",
         False,
-        "engine cosmos: keep the transformer's weights in 8 bits; half the memory, less exact",
+        "engine cosmos: keep the transformer's weights in 8 bits; 0.6 of the memory, less exact",
         argument=True,
     ),
     Option(

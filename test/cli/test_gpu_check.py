@@ -69,8 +69,7 @@ def test_every_row_is_filled_or_needs_a_gpu(
         "10 steps, compiled",
         "a whole decision, compiled",
     ):
-        figures = rows[name]["figures"]
-        assert figures["seconds"] > 0 and figures["tera_flops"] > 0
+        assert rows[name]["value"] > 0 and rows[name]["figures"]["tera_flops"] > 0
     assert rows["10 steps, as it is"]["figures"]["straightforward_seconds"] > 0
     assert rows["training step of 1, adapters"]["figures"]["encoding"] > 0
     assert rows["best of 8, on one device"]["value"] > rows["imagine 24 futures"]["value"]
@@ -95,6 +94,36 @@ def test_a_wrong_number_is_found(
     assert "WRONG: one evaluation, as diffusers (small);" in capsys.readouterr().out
     assert {row["section"] for row in found["rows"]} == {"right"}
     assert transformer.EPSILON == 1e-6
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--calls", "0"], "--calls 0: at least 1"),
+        (["--calls", "-3"], "--calls -3"),
+        (["--folder", "/nowhere"], "--folder: /nowhere"),
+        (["--output", "/nowhere/figures.json"], "--output: /nowhere"),
+    ],
+)
+def test_what_would_be_in_vain_is_refused_at_once(
+    options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cosmos.main(["gpu-check", "--device", "cpu", *options]) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_a_section_without_memory_ends_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
+
+    monkeypatch.setattr(gpu_check, "check_numbers", full)
+    code, found = check(tmp_path, "--only", "right", "--only", "memory")
+    assert code == 1 and "no memory for all of right" in capsys.readouterr().out
+    first, *others = found["rows"]
+    assert "9 GiB" in first["remark"] and first["value"] is None
+    assert {row["section"] for row in others} == {"memory"}
 
 
 @pytest.mark.parametrize(

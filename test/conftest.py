@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -28,6 +29,9 @@ settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 # Nor are the task files of the person who runs the tests.
 os.environ["COSMOS_POLICY_TASKS"] = os.devnull
+# Nor is that person's cache, which episodes of tests would fill.
+_CACHE = tempfile.TemporaryDirectory(prefix="cosmos_policy_cache-")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 
 # Side by side, the file that begins last keeps the others waiting for as long as it takes.

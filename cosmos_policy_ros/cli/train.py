@@ -24,7 +24,7 @@ PROGRAM = "cosmos_policy_ros.cli.cosmos"
 FREE = {
     *(f"run.{key}" for key in ("steps", "save_every", "keep", "validation_windows", "device")),
     *(f"run.{key}" for key in ("threads", "micro_batch", "shard_size", "activation_checkpointing")),
-    *(f"data.{key}" for key in ("workers", "cache_gb", "latent_cache_gb")),
+    *(f"data.{key}" for key in ("workers", "prepared_gb", "cache_gb", "latent_cache_gb")),
 }
 
 
@@ -37,6 +37,12 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="print data, memory and time, and end"
     )
+    parser.add_argument(
+        "--prepare-only",
+        action="store_true",
+        help="prepare images (data.prepared_gb) on this machine, and end; for runs under torchrun, "
+        "which prepare none themselves",
+    )
 
     def run(options: argparse.Namespace) -> int:
         if options.dry_run:
@@ -44,14 +50,21 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 
             config = read_config(options.config, options.set)
             print("\n".join(describe_run(config, options.processes)))
+        elif options.prepare_only:
+            _prepare(read_config(options.config, options.set))
         elif options.output is None:
             parser.error("--output is needed: the checkpoint folder to make")
-        elif options.processes > 1 and "RANK" not in os.environ:
-            from cosmos_policy_ros.training.parallel import launch_processes
-
-            return launch_processes(options.processes, PROGRAM, options.arguments)
-        else:
+        elif "RANK" in os.environ:  # one of several, started by launch_processes or torchrun
             _train(read_config(options.config, options.set), options.output, options.resume)
+        else:
+            config = read_config(options.config, options.set)
+            if config.data.prepared_gb:
+                _prepare(config)
+            if options.processes > 1:
+                from cosmos_policy_ros.training.parallel import launch_processes
+
+                return launch_processes(options.processes, PROGRAM, options.arguments)
+            _train(config, options.output, options.resume)
         return 0
 
     parser.set_defaults(run=run)
@@ -64,6 +77,12 @@ def read_config(name: str, changes: Sequence[str] = ()) -> TrainingConfig:
         ConfigError: no such file or key, or a value that is none.
     """
     return load_changed(TrainingConfig, named_file(name, config_folder("training")), changes)
+
+
+def _prepare(config: TrainingConfig) -> None:
+    from cosmos_policy_ros.training.prepared_images import prepare_run
+
+    print(prepare_run(config), flush=True)
 
 
 def _train(config: TrainingConfig, output: Path, resume: bool) -> None:

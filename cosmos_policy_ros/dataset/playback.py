@@ -6,7 +6,7 @@ by the code that made them live, ``rig.observation``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -76,18 +76,20 @@ class RecordedSensors:
     Attributes:
         episode: its summary.
         rig: as the bag shows it.
-        topics: the cameras' and arms' messages, by the bag's names.
+        indexed: the messages of cameras, arms, outputs and the safety gate, by the bag's names.
+        topics: those of cameras and arms.
     """
 
-    def __init__(self, episode: Episode) -> None:
-        """Index the bag."""
+    def __init__(self, episode: Episode, indexed: Mapping[str, IndexedTopic] | None = None) -> None:
+        """Index the bag, unless the caller has its index from an earlier time."""
         self.episode = episode
         self.rig = rig = find_rig(episode)
         self._gate_results = rig.topic(f"{POLICY_NODE}/gate_result")
-        self._indexed = index_topics(
-            episode.files, [*rig.sensors, *rig.outputs, self._gate_results]
-        )
-        self.topics = {topic: self._indexed[topic] for topic in rig.sensors}
+        if indexed is None:
+            wanted = [*rig.sensors, *rig.outputs, self._gate_results]
+            indexed = index_topics(episode.files, wanted)
+        self.indexed = indexed
+        self.topics = {topic: indexed[topic] for topic in rig.sensors}
 
     def observe(self, stamp_ns: int) -> Observation:
         """Return what the newest messages stamped by then show.

@@ -157,27 +157,35 @@ class EpisodeWindows(RecordedSensors):
         steps: the rows of them that were executed.
     """
 
-    def __init__(self, episode: Episode, dt: float | None = None) -> None:
+    def __init__(
+        self,
+        episode: Episode,
+        dt: float | None = None,
+        indexed: Mapping[str, IndexedTopic] | None = None,
+        sent: tuple[Sent, ...] | None = None,
+    ) -> None:
         """Index the bag.
 
         Args:
             episode: a finished one.
             dt: seconds per control step; by default the rig's own.
+            indexed: that of earlier windows of the same bag, where the caller has it.
+            sent: likewise.
 
         Raises:
             RolloutError: it has no index, lacks its rig's topics or any message of a sensor, or
                 its trajectories do not fit ``dt``.
         """
-        super().__init__(episode)
+        super().__init__(episode, indexed)
         # The bag defines its messages itself, and may have put anything into them.
         with reading(episode.path, "an episode", RolloutError, VERIFY):
-            self.sent = self._join_outputs()
+            self.sent = self._join_outputs() if sent is None else sent
             steps = find_steps(self.sent, dt or self.rig.rig.rates.dt)
             self.steps = self._while_recorded(steps)
 
     def _join_outputs(self) -> tuple[Sent, ...]:
         """Join the outputs' trajectories by the chunk they belong to; one alone is no action."""
-        results = self._indexed[self._gate_results]
+        results = self.indexed[self._gate_results]
         starts = {}
         for index, stamp_ns in enumerate(results.stamps_ns):
             result = results.read(index)
@@ -188,8 +196,8 @@ class EpisodeWindows(RecordedSensors):
             # By id and number under that id, which ways to the start pose share.
             chunks: dict[tuple[str, int], Sent] = {}
             count: Counter[str] = Counter()
-            for index in range(len(self._indexed[name])):
-                part = _read_sent(output, self._indexed[name], index, starts)
+            for index in range(len(self.indexed[name])):
+                part = _read_sent(output, self.indexed[name], index, starts)
                 chunks[part.chunk_id, count[part.chunk_id]] = part
                 count[part.chunk_id] += 1
             sent.append(chunks)

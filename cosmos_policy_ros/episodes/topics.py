@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from cosmos_policy_ros.bags.jpeg import rig_of_bag
 from cosmos_policy_ros.bags.mcap_file import Topic
@@ -114,11 +114,9 @@ def find_rig(episode: Episode) -> RigInBag:
             earlier version recorded it.
     """
     try:
-        rig = parse_config(
-            RigSpec, episode.metadata.rig_yaml, f"{episode.path}: the rig in its metadata"
-        )
+        rig = _parse_rig(episode.metadata.rig_yaml)
     except ConfigError as error:
-        raise RolloutError(str(error)) from error
+        raise RolloutError(f"{episode.path}: {error}") from error
     # Without its gate results, a decision's chunk would be taken to start when it was sent.
     if old := next((t for t in episode.topics if t.endswith(f"{POLICY_NODE}/verdict")), None):
         raise RolloutError(
@@ -142,6 +140,11 @@ def find_rig(episode: Episode) -> RigInBag:
         f"{episode.path}: {', '.join(missing or names)} of rig '{rig.name}' is not in the bag "
         f"under one namespace; it holds {', '.join(sorted(episode.topics))}"
     )
+
+
+@lru_cache(maxsize=64)  # the episodes of a lab have a handful of rigs
+def _parse_rig(text: str) -> RigSpec:
+    return parse_config(RigSpec, text, "the rig in its metadata")
 
 
 def _sensors(rig: RigSpec) -> list[str]:

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from cosmos_policy_ros.core.disk_cache import cache_folder
 from cosmos_policy_ros.model.tokenizer import Tokenizer
 from cosmos_policy_ros.model.transformer import Transformer
 
@@ -201,14 +202,12 @@ def uncompile_blocks(network: Transformer) -> None:
 def keep_compiled() -> None:
     """Have torch keep what it compiles where a reboot leaves it, unless it was told a place.
 
-    That is ``$XDG_CACHE_HOME`` or ``~/.cache``; torch's own place is in the folder of temporary
-    files.
+    Torch's own place is in the folder of temporary files.
     """
     own = Path(tempfile.gettempdir()) / "torchinductor_"
     # torch writes its own choice there when it is imported.
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(own)).startswith(str(own)):
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        folder = cache / "cosmos_policy_ros" / "compiled"
+        folder = cache_folder("compiled")
         with contextlib.suppress(OSError):  # nowhere to write: torch's own place will do
             folder.mkdir(parents=True, exist_ok=True)
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)

@@ -20,8 +20,8 @@ from tqdm import tqdm
 from cosmos_policy_ros.bags.writer import DISCARDED, METADATA, RECORDING
 from cosmos_policy_ros.core.errors import RolloutError, TrainingError
 from cosmos_policy_ros.core.task import FULL_SCORE
+from cosmos_policy_ros.dataset.index_cache import IndexedEpisode
 from cosmos_policy_ros.dataset.windows import EpisodeWindows
-from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.model.config import CheckpointConfig
 from cosmos_policy_ros.model.text import TextTable
 from cosmos_policy_ros.rig.observation import Observation
@@ -40,12 +40,14 @@ class EpisodeEntry:
         pool: a half-done task is a failure, as in the released code, and keeps its score.
         score: in [0, 1]; 1 for a demonstration.
         starts: steps at which a usable window begins.
+        digest: sha256 (hex) of the episode's files, see :class:`IndexedEpisode`.
     """
 
     windows: EpisodeWindows
     pool: Pool
     score: float
     starts: NDArray[np.int64]
+    digest: str
 
     @property
     def prompt(self) -> str:
@@ -171,7 +173,8 @@ def _read_entry(
     """Read an episode; raise RolloutError with the reason if it cannot be learned from."""
     if path.name.endswith(DISCARDED):
         raise RolloutError("was discarded")
-    episode = read_episode(path)
+    indexed = IndexedEpisode(path)
+    episode = indexed.episode
     if not episode.quality.go and not data.use_no_go:
         raise RolloutError(episode.quality.text)
     prompt = episode.metadata.prompt
@@ -191,14 +194,14 @@ def _read_entry(
     else:
         pool = "success" if label.success else "failure"
         score = label.points / FULL_SCORE
-    windows = EpisodeWindows(episode, model.dt)
+    windows = indexed.windows(model.dt)
     if not np.isfinite(windows.steps.actions).all():
         row = int(np.flatnonzero(~np.isfinite(windows.steps.actions).all(axis=1))[0])
         raise RolloutError(f"the action of step {row} is not finite")
     usable = windows.usable(model.chunk_steps)
     if not usable.any():
         raise RolloutError(f"has no usable window among its {len(windows)} steps")
-    return EpisodeEntry(windows, pool, score, np.flatnonzero(usable))
+    return EpisodeEntry(windows, pool, score, np.flatnonzero(usable), indexed.digest)
 
 
 # ---------------------------------------------------------------- the order of samples

@@ -16,6 +16,7 @@ from cosmos_policy_ros.training.config import TrainingConfig
 from cosmos_policy_ros.training.dataset_index import Mixture, index_episodes
 from cosmos_policy_ros.training.flops import encoding_flops, forward_flops
 from cosmos_policy_ros.training.parallel import check_sharing
+from cosmos_policy_ros.training.prepared_images import describe_prepared
 from cosmos_policy_ros.training.start import start_folder
 
 FLOAT32 = 4  # bytes
@@ -61,6 +62,7 @@ def describe_run(config: TrainingConfig, processes: int) -> list[str]:
         duration = f"{hours:.1f} h" if hours < 100 else f"{hours / 24:.0f} days"
     return [
         *dataset_index.lines(),
+        *describe_prepared(config.data, model, dataset_index.entries),
         mixture.describe(run.batch),
         f"network: {parameters / 1e6:,.1f} million parameters",
         f"memory per process: about {state / 1e9:.1f} GB of weights, gradients and "

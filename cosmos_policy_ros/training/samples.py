@@ -11,7 +11,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 from torch.utils.data import DataLoader, Dataset
@@ -20,12 +19,11 @@ from cosmos_policy_ros.core.errors import ObservationError, RolloutError, Traini
 from cosmos_policy_ros.core.units import GIGABYTE
 from cosmos_policy_ros.model.config import CheckpointConfig, Numerics
 from cosmos_policy_ros.model.images import CROP_AREA, ImageArray, centre_crop, enlarge
-from cosmos_policy_ros.model.layout import LAYOUTS
-from cosmos_policy_ros.model.sequence import check_state, reduce_images
 from cosmos_policy_ros.model.statistics import Statistics
 from cosmos_policy_ros.training.batch import Batch, Sample, WindowRef, collate
 from cosmos_policy_ros.training.config import DataConfig, ObjectiveConfig, Strength
 from cosmos_policy_ros.training.dataset_index import DatasetIndex, Mixture
+from cosmos_policy_ros.training.prepared_images import Moment, PreparedImages, moment_of
 
 MAX_ATTEMPTS = 20  # windows tried for one slot; so many in a row say that all are bad
 
@@ -35,11 +33,6 @@ class BatchSlot(NamedTuple):
 
     step: int
     place: int
-
-
-class _Moment(NamedTuple):
-    images: ImageArray  # (C, S, S, 3)
-    state: NDArray[np.float64]
 
 
 @dataclass
@@ -54,6 +47,7 @@ class SampleMaker(Dataset[Sample]):
         statistics: ranges to normalise by.
         data: augmentation and cache.
         objective: what a value is.
+        prepared: images that need not be read from the bags; None: all are.
     """
 
     dataset_index: DatasetIndex
@@ -63,7 +57,8 @@ class SampleMaker(Dataset[Sample]):
     statistics: Statistics
     data: DataConfig
     objective: ObjectiveConfig
-    _cache: OrderedDict[tuple[int, int], _Moment] = field(default_factory=OrderedDict)
+    prepared: PreparedImages | None = None
+    _cache: OrderedDict[tuple[int, int], Moment] = field(default_factory=OrderedDict)
     _cached_bytes: int = 0
 
     def __getitem__(self, slot: BatchSlot) -> Sample:
@@ -121,19 +116,19 @@ class SampleMaker(Dataset[Sample]):
             replaced=replaced,
         )
 
-    def _moment(self, index: int, step: int) -> _Moment:
-        """Return images and state of an episode's step, from memory if they are there."""
+    def _moment(self, index: int, step: int) -> Moment:
+        """Return images and state of an episode's step, from memory or disk if they are there."""
         key = (index, step)
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        observation = self.dataset_index.entries[index].observe(step)
-        check_state(observation.state, self.config.proprio_dims)
-        reduced = reduce_images(observation, self.config)
-        images = [reduced[camera] for camera in LAYOUTS[self.config.layout].cameras]
+        entry = self.dataset_index.entries[index]
+        moment = self.prepared.moment(entry, step) if self.prepared is not None else None
+        if moment is None:
+            moment = moment_of(entry, step, self.config)
         if self.data.augmentation == "none":
-            images = [centre_crop(image) for image in images]
-        moment = _Moment(torch.stack(images).numpy(), observation.state)
+            cropped = [centre_crop(image) for image in torch.from_numpy(moment.images)]
+            moment = moment._replace(images=torch.stack(cropped).numpy())
         limit = self.data.cache_gb * GIGABYTE / max(self.data.workers, 1)
         if moment.images.nbytes <= limit:
             self._cache[key] = moment

@@ -28,6 +28,7 @@ from cosmos_policy_ros.training.dataset_index import Mixture, index_episodes
 from cosmos_policy_ros.training.loss import JointLoss, LossMeter
 from cosmos_policy_ros.training.optimisers import Average, Optimisers, learning_rate
 from cosmos_policy_ros.training.parallel import DistContext, check_sharing, shard_network
+from cosmos_policy_ros.training.prepared_images import prepared_images
 from cosmos_policy_ros.training.reports import Reports, Validation, card, validate
 from cosmos_policy_ros.training.samples import SampleMaker, Shard, load
 from cosmos_policy_ros.training.saving import SavedSteps, begin_folder, write_card, write_weights
@@ -88,6 +89,7 @@ class Trainer:
             statistics,
             config.data,
             config.objective,
+            prepared_images(config.data, model),
         )
         targets = TargetMaker(self.checkpoint, world.device, config.data.latent_cache_gb)
         self.joint_loss = JointLoss(self.checkpoint, config.objective, targets, world.device)

@@ -151,7 +151,7 @@ def test_another_way_to_prepare_is_another_file(
     for change in (
         {"flip_images": True},
         {"jpeg_quality": 95},
-        {"image_size": checkpoint.config.image_size // 2},
+        {"dt": 0.08},
     ):
         other = replace(checkpoint.config, **change)  # type: ignore[arg-type]
         assert (

@@ -72,8 +72,8 @@ class DiskCache:
                 draft.unlink()
             raise
 
-    def make_room(self, needed: int, keep: Collection[str] = ()) -> bool:
-        """Delete what was used least recently until ``needed`` more bytes fit; return if they do.
+    def make_room(self, needed: int, keep: Collection[str] = ()) -> int:
+        """Delete what was used least recently until ``needed`` more bytes fit; return what fits.
 
         Args:
             needed: bytes that are about to be written.
@@ -96,7 +96,7 @@ class DiskCache:
             with suppress(OSError):
                 path.unlink()
                 used -= size
-        return used + needed <= self.limit and self._free() >= needed + SPARED
+        return max(min(self.limit - used, self._free() - SPARED), 0)
 
     def _files(self) -> list[Path]:
         try:

@@ -93,6 +93,11 @@ class PreparedImages:
         limit = int(gigabytes * GIGABYTE)
         self._cache = DiskCache(folder or cache_folder("prepared_images"), limit)
 
+    @property
+    def folder(self) -> Path:
+        """The folder of all prepared images."""
+        return self._cache.folder
+
     def moment(self, entry: EpisodeEntry, step: int) -> Moment | None:
         """Return a prepared step; None where it is not prepared, or its record is damaged."""
         path = self._cache.path(self._key(entry))
@@ -115,25 +120,21 @@ class PreparedImages:
         Files of these episodes stay; others go, the least recently used first, to make room.
 
         Raises:
-            TrainingError: a process that prepares was killed.
+            TrainingError: a process that prepares was killed, or the disk refused.
         """
-        wanted: dict[str, EpisodeEntry] = {}
-        total = 0
-        for entry in entries:
-            if total + self.size(entry) <= self._cache.limit:
-                wanted[self._key(entry)] = entry
-                total += self.size(entry)
-        missing = {key: entry for key, entry in wanted.items() if self._cache.find(key) is None}
-        if missing:
-            needed = sum(self.size(entry) for entry in missing.values())
-            if not self._cache.make_room(needed, wanted.keys()):
-                raise TrainingError(
-                    f"{self._cache.folder}: {needed / GIGABYTE:.0f} GB of prepared images do not "
-                    f"fit on the disk: free some, set XDG_CACHE_HOME to a folder on a larger one, "
-                    f"or lower data.prepared_gb, {self._cache.limit / GIGABYTE:g}; 0 reads the bags"
-                )
-            self._prepare_in_processes(missing, processes)
-        return len(wanted)
+        wanted = {self._key(entry): entry for entry in entries}
+        present = {key for key in wanted if self._cache.find(key) is not None}
+        missing = {key: entry for key, entry in wanted.items() if key not in present}
+        needed = sum(self.size(entry) for entry in missing.values())
+        room = self._cache.make_room(needed, present) if missing else 0
+        chosen = {}
+        for key, entry in missing.items():
+            if self.size(entry) <= room:
+                chosen[key] = entry
+                room -= self.size(entry)
+        if chosen:
+            self._prepare_in_processes(chosen, processes)
+        return len(present) + len(chosen)
 
     def _prepare_in_processes(self, missing: dict[str, EpisodeEntry], processes: int) -> None:
         # Forking a process with threads is asking for a hang.
@@ -233,5 +234,5 @@ def prepare_run(config: TrainingConfig) -> str:
     text = load_text(folder / files.TEXT, model.text_tokens, model.transformer.text_width)
     entries = index_episodes(config.data, model, text).entries
     count = prepared.prepare(entries, len(os.sched_getaffinity(0)))
-    rest = "" if count == len(entries) else "; the others do not fit into data.prepared_gb"
-    return f"images of {count} of {len(entries)} episodes are prepared{rest}"
+    rest = "" if count == len(entries) else "; the others do not fit into data.prepared_gb or there"
+    return f"images of {count} of {len(entries)} episodes are prepared in {prepared.folder}{rest}"

@@ -39,11 +39,11 @@ def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
         put(cache, key, 30, used) for key, used in zip("abc", (1, 2, 3), strict=True)
     )
     assert cache.find("a") == first  # and counts as used now
-    assert cache.make_room(30)
+    assert cache.make_room(30) == 40
     assert not second.exists()
     assert first.exists()
     assert third.exists()
-    assert not cache.make_room(90, keep={"a"})
+    assert cache.make_room(90, keep={"a"}) == 70
     assert first.exists()
     assert not third.exists()
 
@@ -55,11 +55,11 @@ def test_drafts_of_dead_processes_go(tmp_path: Path) -> None:
         dead.write_bytes(b"\0" * 90)
         old = dead.stat().st_mtime - 2 * DRAFT_LIFE
         os.utime(dead, (old, old))
-        assert cache.make_room(100)
+        assert cache.make_room(100) == 100
         assert draft.exists()
         assert not dead.exists()
 
 
 def test_a_full_disk_has_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk_cache, "SPARED", 1 << 62)
-    assert not DiskCache(tmp_path, 100).make_room(1)
+    assert DiskCache(tmp_path, 100).make_room(1) == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cosmos_policy_ros.core.errors import ObservationError, TrainingError
+from cosmos_policy_ros.core.errors import ObservationError
 from cosmos_policy_ros.dataset.windows import EpisodeWindows
 from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint
 from cosmos_policy_ros.rig.observation import Observation
@@ -177,19 +177,15 @@ def test_processes_prepare_what_is_missing_and_the_bound_is_kept(
     assert prepared.moment(dataset.entries[2], 7) is None
 
 
-def test_a_full_disk_is_told_before_the_run(
-    checkpoint: Checkpoint,
-    dataset: DatasetIndex,
-    prepared: PreparedImages,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_full_disk_leaves_it_to_the_bags(
+    dataset: DatasetIndex, prepared: PreparedImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cosmos_policy_ros.core.disk_cache.SPARED", 1 << 62)
-    with pytest.raises(TrainingError, match=r"do not fit on the disk.*data.prepared_gb, 1"):
-        prepared.prepare(dataset.entries, 1)
+    assert prepared.prepare(dataset.entries, 1) == 0
 
 
 def test_a_run_says_how_much_is_prepared(config: Config) -> None:
     assert prepare_run(config()) == "no images are prepared: data.prepared_gb is 0"
     text = prepare_run(config(data={"prepared_gb": 1e-9}))
     assert text.startswith("images of 0 of ")
-    assert text.endswith("the others do not fit into data.prepared_gb")
+    assert text.endswith("the others do not fit into data.prepared_gb or there")

@@ -1,11 +1,16 @@
 """Fine-tuning: reading samples, and one step of the optimiser, each against other ways of the same.
 
-Run: ``python benchmark/training.py [data|step|muon]`` from the package's root.
+Run: ``python benchmark/training.py [data|prepared|index|step|muon]`` from the package's root.
 
 ``data``
     Two moments and a chunk of a 6 s episode of three 480x640 cameras, at random: from the bag as it
     was recorded (raw, JPEG, JPEG in zstd chunks), and from the same frames as HDF5 (raw, JPEG) and
     as MP4, as the released trainer keeps them. Ratios are to the raw bag.
+``prepared``
+    The same two moments as the released network takes them, decoded, resized and cropped: from each
+    bag, and from images prepared on disk. Says how long preparing them takes.
+``index``
+    Looking through a data set of 20 episodes of a minute: from the bags, and from the cache.
 ``step``
     Encoding, loss, gradients: ours against diffusers' classes with the same weights, which encode
     all 41 images and compute the time's modulation per token. 8 layers, width 512, autoencoder of
@@ -16,11 +21,13 @@ Run: ``python benchmark/training.py [data|step|muon]`` from the package's root.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -37,7 +44,9 @@ from numpy.typing import NDArray  # noqa: E402
 
 from cosmos_policy_ros.bags.types import load_types  # noqa: E402
 from cosmos_policy_ros.core.config import load_config  # noqa: E402
+from cosmos_policy_ros.core.disk_cache import DiskCache  # noqa: E402
 from cosmos_policy_ros.core.paths import config_folder, package_share  # noqa: E402
+from cosmos_policy_ros.dataset.index_cache import IndexedEpisode  # noqa: E402
 from cosmos_policy_ros.dataset.windows import EpisodeWindows  # noqa: E402
 from cosmos_policy_ros.episodes.episode import read_episode  # noqa: E402
 from cosmos_policy_ros.episodes.recording import Options  # noqa: E402
@@ -46,17 +55,20 @@ from cosmos_policy_ros.interop.to_hdf5 import export_hdf5  # noqa: E402
 from cosmos_policy_ros.model.checkpoint import load_checkpoint  # noqa: E402
 from cosmos_policy_ros.model.config import CheckpointConfig  # noqa: E402
 from cosmos_policy_ros.model.layout import FUTURE  # noqa: E402
-from cosmos_policy_ros.model.random_checkpoint import (  # noqa: E402
-    PROMPT,
-    write_config,
-)
+from cosmos_policy_ros.model.random_checkpoint import PROMPT, RELEASED, write_config  # noqa: E402
 from cosmos_policy_ros.model.straightforward import Straightforward  # noqa: E402
 from cosmos_policy_ros.model.transformer import Transformer  # noqa: E402
 from cosmos_policy_ros.rig.chunk import TimedChunk  # noqa: E402
 from cosmos_policy_ros.training.batch import Batch, WindowRef  # noqa: E402
 from cosmos_policy_ros.training.config import ObjectiveConfig  # noqa: E402
+from cosmos_policy_ros.training.dataset_index import EpisodeEntry  # noqa: E402
 from cosmos_policy_ros.training.loss import JointLoss, LossMeter, frame_errors, total_loss  # noqa: E402
 from cosmos_policy_ros.training.optimisers import Muon  # noqa: E402
+from cosmos_policy_ros.training.prepared_images import (  # noqa: E402
+    Moment,
+    PreparedImages,
+    moment_of,
+)
 from cosmos_policy_ros.training.targets import TargetMaker  # noqa: E402
 
 STEPS, CHUNK = 150, 50
@@ -64,20 +76,26 @@ ROUNDS, SAMPLES = 5, 10  # samples per way and round; the ways take turns
 Reader = Callable[[int], None]
 
 
-def record(store: EpisodeStore, jpeg: bool, options: Options) -> Path:
-    """Record 6 s of moving images with some noise; return the bag."""
+def record(
+    store: EpisodeStore,
+    jpeg: bool,
+    options: Options,
+    steps: int = STEPS,
+    size: tuple[int, int] = (480, 640),
+) -> Path:
+    """Record moving images with some noise, 6 s of 480x640 pixels; return the bag."""
     types = load_types(package_share() / "msg")
     writing = Writing(store, types, jpeg=jpeg, options=options)
-    positions = np.full((STEPS, 14), 0.5)
+    positions = np.full((steps, 14), 0.5)
     writing.trajectory(TimedChunk("run/0", START_NS, 0.04, positions[0], positions, np.ones(14)))
     random = np.random.default_rng(0)
-    y, x = np.mgrid[:480, :640]
-    for at in range(0, STEPS * 40 + 40, 10):
+    y, x = np.mgrid[: size[0], : size[1]]
+    for at in range(0, steps * 40 + 40, 10):
         for side in ("left", "right"):
             writing.state(side, at)
         for index, camera in enumerate(RIG.cameras if at % 40 == 0 else ()):
             moving = np.stack([(x + at // 8) % 256, (y + 60 * index) % 256, (x + y) % 256], -1)
-            noise = random.integers(-6, 7, (480, 640, 1))
+            noise = random.integers(-6, 7, (*size, 1))
             writing.image(camera.role, at, np.clip(moving + noise, 0, 255).astype(np.uint8))
     return writing.recording.finish("stopped")
 
@@ -160,6 +178,61 @@ def compare_data(root: Path) -> None:
     for name, found in seconds.items():
         ratio = median(s / b for s, b in zip(found, seconds["bag, raw"], strict=True))
         print(f"  {name:16} {1 / median(found):7.1f} per second   {ratio:5.2f} times the raw bag")
+
+
+def entry_of(path: Path) -> EpisodeEntry:
+    """Return an episode as a training's index has it."""
+    indexed = IndexedEpisode(path)
+    return EpisodeEntry(
+        indexed.windows(0.04), "demonstration", 1.0, np.arange(STEPS), indexed.digest
+    )
+
+
+def compare_prepared(root: Path) -> None:
+    store = EpisodeStore(root / "prepared", load_types(package_share() / "msg"))
+    config = load_config(CheckpointConfig, config_folder("models") / RELEASED / "config.yaml")
+    raw, jpeg = (entry_of(record(store, kind, Options())) for kind in (False, True))
+    prepared = PreparedImages(config, 10.0, root / "images")
+    began = time.perf_counter()
+    prepared.prepare([raw], processes=1)
+    took = time.perf_counter() - began
+
+    def read(entry: EpisodeEntry, step: int) -> Moment | None:
+        return moment_of(entry, step, config)
+
+    ways: dict[str, Callable[[int], Moment | None]] = {
+        "bag, raw": partial(read, raw),
+        "bag, JPEG": partial(read, jpeg),
+        "prepared": partial(prepared.moment, raw),
+    }
+    random = np.random.default_rng(1)
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(ROUNDS):
+        steps = random.integers(0, STEPS - CHUNK, SAMPLES)
+        for name, way in ways.items():
+            began = time.perf_counter()
+            for step in steps:
+                for at in (step, step + CHUNK):
+                    assert way(int(at)) is not None
+            seconds[name].append((time.perf_counter() - began) / SAMPLES)
+    print(f"samples of six 224 px images, one process, median of {ROUNDS} x {SAMPLES}")
+    for name, found in seconds.items():
+        ratio = median(s / b for s, b in zip(found, seconds["prepared"], strict=True))
+        print(f"  {name:10} {1 / median(found):7.1f} per second   {ratio:6.1f} times the prepared")
+    print(f"  preparing {STEPS} steps took {took:.1f} s, the start of its process included")
+
+
+def compare_index(root: Path) -> None:
+    store = EpisodeStore(root / "many", load_types(package_share() / "msg"))
+    path = record(store, True, Options(), steps=1500, size=(48, 64))
+    paths = [shutil.copytree(path, root / "many" / f"{path.name[:-1]}{n}") for n in range(2, 21)]
+    cache = DiskCache(root / "cache", 1 << 30)
+    for name in ("from the bags", "from the cache"):
+        began = time.perf_counter()
+        for each in paths:
+            IndexedEpisode(each, cache).windows(0.04)
+        per_episode = (time.perf_counter() - began) / len(paths)
+        print(f"index {name:14} {1e3 * per_episode:6.1f} ms an episode of a minute")
 
 
 def make_batch(size: int) -> Batch:
@@ -266,13 +339,17 @@ def compare_muon(rounds: int = 5) -> None:
 
 
 def main() -> int:
-    wanted = sys.argv[1:] or ["data", "step", "muon"]
+    wanted = sys.argv[1:] or ["data", "prepared", "index", "step", "muon"]
     torch.set_num_threads(1)
     print(describe_machine())
     code = 0
     with tempfile.TemporaryDirectory() as folder:
         if "data" in wanted:
             compare_data(Path(folder))
+        if "prepared" in wanted:
+            compare_prepared(Path(folder))
+        if "index" in wanted:
+            compare_index(Path(folder))
         if "step" in wanted:
             (Path(folder) / "checkpoint").mkdir()
             code = compare_steps(Path(folder) / "checkpoint")

@@ -46,9 +46,9 @@ from cosmos_policy_ros.interop.hdf5_cameras import Colours
 from cosmos_policy_ros.interop.hdf5_frames import JpegFrames, VideoFrames, repeated
 from cosmos_policy_ros.interop.hdf5_layout import SourceEpisode
 from cosmos_policy_ros.interop.source_rate import Grid
-from cosmos_policy_ros.interop.source_units import check_units
 from cosmos_policy_ros.rig.arms import ARM_DIM, Arms
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
+from cosmos_policy_ros.rig.unit_check import check_units
 
 
 def rig_as_imported(rig: RigSpec, *, jpeg: bool) -> RigSpec:

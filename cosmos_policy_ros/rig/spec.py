@@ -458,6 +458,17 @@ class RigSpec:
             [[*(arm.max_acceleration or free)[:ARM_JOINTS], math.inf] for arm in self.arms.values()]
         )
 
+    @property
+    def tick(self) -> Array:
+        """(14,) one count of each motor's encoder, policy units.
+
+        A gripper's motor turns 1 to 2 rad from closed to open. Where the rig file does not tell how
+        far, because it is commanded in another unit than angles, it is taken to turn 1.
+        """
+        grippers = [arm.gripper for arm in self.arms.values()]
+        turns = [abs(g.command_stroke) if g.command_unit == "angle" else 1.0 for g in grippers]
+        return np.concatenate([[*(vx300s.TICK,) * ARM_JOINTS, vx300s.TICK / t] for t in turns])
+
 
 def load_rig(name_or_path: str, folder: Path) -> RigSpec:
     """Load a rig that is to move, by the name of a file in ``folder`` or by a YAML file's path.

@@ -7,6 +7,7 @@ hand; a test holds them against MuJoCo's distances between these.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
@@ -15,6 +16,9 @@ UPPER = (3.14158, 1.25664, 1.60570, 3.14158, 2.23402, 3.14158)
 """Position limits [rad]."""
 MAX_VELOCITY = 3.14159
 """Of every joint [rad/s]."""
+TICKS_PER_TURN = 4096
+TICK = math.tau / TICKS_PER_TURN
+"""One count of a motor's encoder [rad]: what is finer cannot be measured, nor told to it."""
 
 ORIGINS = (
     (0.0, 0.0, 0.079),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
 from cosmos_policy_ros.rig.spec import RigSpec
+from cosmos_policy_ros.rig.vx300s import TICK
 
 Floats = NDArray[np.float64]
 
@@ -31,7 +32,6 @@ _ANGLE = (
     -1.8,
     2.0,
 )  # rad; of gripper motors, leaders' and followers', with any published constants
-_TICKS = 4096.0  # of an encoder per turn
 _FAILED_READ = -math.pi  # what a motor's driver publishes when it could not read
 _UNREAD = "; it looks like a motor that could not be read"
 _USED = 0.2  # of a stroke, or rad; a gripper that moves further is used
@@ -39,14 +39,21 @@ _SHOWN = 3
 
 
 def check_units(rig: RigSpec, values: Mapping[str, Floats]) -> None:
-    """Refuse values that the rig's joints cannot have.
-
-    Args:
-        rig: has the limits.
-        values: (T, 14) by the names for messages, such as "/action".
+    """Refuse values that the rig's joints cannot have; see :func:`unit_faults`.
 
     Raises:
         RolloutError: names up to three joints, each with value, row, limit and likely unit.
+    """
+    if fault := describe_faults(unit_faults(rig, values)):
+        raise RolloutError(fault)
+
+
+def unit_faults(rig: RigSpec, values: Mapping[str, Floats]) -> list[str]:
+    """Return what the rig's joints cannot have, a text per joint; none is best.
+
+    Args:
+        rig: has the limits.
+        values: (T, 14) by the names for messages, such as "/action"; at least one row of each.
     """
     faults: list[str] = []
     for where, found in values.items():
@@ -59,8 +66,13 @@ def check_units(rig: RigSpec, values: Mapping[str, Floats]) -> None:
                 fault = _joint_fault(column, rig.lower[index], rig.upper[index])
             if fault:
                 faults.append(f"{where}: {joint} {fault}")
+    return faults
+
+
+def describe_faults(faults: Sequence[str]) -> str:
+    """Return the first of such faults, and what to do, as one text; "" for none."""
     if not faults:
-        return
+        return ""
     more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
     advice = (
         "cut these rows out of the file"
@@ -68,7 +80,7 @@ def check_units(rig: RigSpec, values: Mapping[str, Floats]) -> None:
         else "convert the file: joints in radians (degrees times pi/180), grippers from 0 closed "
         "to 1 open; or give the --rig that it is of"
     )
-    raise RolloutError(f"{'; '.join(faults[:_SHOWN])}{more}; {advice}")
+    return f"{'; '.join(faults[:_SHOWN])}{more}; {advice}"
 
 
 def _joint_fault(column: Floats, lower: float, upper: float) -> str:
@@ -85,7 +97,7 @@ def _joint_fault(column: Floats, lower: float, upper: float) -> str:
 
 def _joint_unit(column: Floats, lower: float, upper: float) -> str:
     degrees = np.radians(column)
-    ticks = column * (2 * math.pi / _TICKS)
+    ticks = column * TICK
     row, _ = _furthest(column, lower, upper)
     if abs(column[row] - _FAILED_READ) < 1e-3:
         return _UNREAD

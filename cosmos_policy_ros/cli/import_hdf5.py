@@ -33,6 +33,15 @@ def add_import(parser: argparse.ArgumentParser) -> None:
     )
     add_root(parser)
     parser.add_argument(
+        "--again", action="store_true", help="also take files that the store has already"
+    )
+    add_source_options(parser)
+    parser.set_defaults(run=_import)
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for what files do not say, or say wrongly."""
+    parser.add_argument(
         "--rig", help="a rig file's name or path (interbotix_1; sim for simulated data)"
     )
     parser.add_argument(
@@ -67,20 +76,22 @@ def add_import(parser: argparse.ArgumentParser) -> None:
         default="jpeg",
         help="what the frames of videos become: JPEG of quality 95, or raw at ten times the size",
     )
-    parser.add_argument(
-        "--again", action="store_true", help="also take files that the store has already"
+
+
+def source_options(options: argparse.Namespace, *, again: bool = False) -> ImportOptions:
+    """Return what those options say."""
+    names = ("rig", "task", "prompt", "rate", "colours", "videos_as")
+    return ImportOptions(
+        cameras=parse_map(options.camera),
+        again=again,
+        **{name: getattr(options, name) for name in names},
     )
-    parser.set_defaults(run=_import)
 
 
 def _import(options: argparse.Namespace) -> int:
     types = load_types(package_share() / "msg")
     store = EpisodeStore(options.root.expanduser(), types)
-    names = ("rig", "task", "prompt", "rate", "colours", "videos_as", "again")
-    choices = ImportOptions(
-        cameras=parse_map(options.camera), **{name: getattr(options, name) for name in names}
-    )
-    importer = Importer(store, types, choices)
+    importer = Importer(store, types, source_options(options, again=options.again))
     imported = known = failed = 0
     files: dict[Path, None] = {}
     for source in options.sources:

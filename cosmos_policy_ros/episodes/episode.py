@@ -35,6 +35,7 @@ OUTCOME = "outcome"
 DISCARD_REASON = "discard_reason"
 RECOVERED = "recovered"
 QUALITY = "integrity"
+SOURCE_NOTES = "source_notes"
 
 _MAX_TASK_CHARACTERS = 40  # a folder name of at most 72 characters, read whole in a file manager
 _ID = re.compile(r"\d{8}-\d{6}_.+_(?P<number>\d{4,})")
@@ -66,6 +67,7 @@ class Episode:
         quality: whether it is good enough to learn from.
         start_ns: receive stamp of the first message.
         duration_ns: from the first to the last message.
+        source_notes: what an import did to the content on the way, or left out, joined by "; ".
     """
 
     id: str
@@ -81,6 +83,7 @@ class Episode:
     quality: QualityReport
     start_ns: int
     duration_ns: int
+    source_notes: str
 
     @property
     def score(self) -> Label | None:
@@ -161,6 +164,7 @@ def read_episode(path: Path, information: Mapping[str, Any] | None = None) -> Ep
         quality=quality,
         start_ns=information["starting_time"]["nanoseconds_since_epoch"],
         duration_ns=information["duration"]["nanoseconds"],
+        source_notes=notes.get(SOURCE_NOTES, ""),
     )
 
 

@@ -31,7 +31,7 @@ from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.task import FULL_SCORE, load_task, read_task, task_names
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.core.untrusted import escaped, shown
-from cosmos_policy_ros.episodes.episode import OUTCOME, QUALITY, bare_id, episode_id
+from cosmos_policy_ros.episodes.episode import OUTCOME, QUALITY, SOURCE_NOTES, bare_id, episode_id
 from cosmos_policy_ros.episodes.labels import OperatorScore, labels_of, number, write_labels
 from cosmos_policy_ros.episodes.quality import (
     QualityMonitor,
@@ -226,9 +226,8 @@ def _number(source: SourceEpisode, key: str) -> float:
     return number
 
 
-SOURCE, SOURCE_DIGEST, SOURCE_NOTES = "source", "source_sha256", "source_notes"
-"""Entries of ``custom_data``: the file's name, the sha256 over it and its videos, and what was done
-to its content on the way or left out."""
+SOURCE, SOURCE_DIGEST = "source", "source_sha256"
+"""Entries of ``custom_data``: the file's name, and the sha256 over it and its videos."""
 IMPORTED = "imported"
 """The outcome of every imported episode."""
 

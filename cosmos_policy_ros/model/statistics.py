@@ -128,6 +128,23 @@ def measure(actions: Array, proprio: Array) -> dict[str, list[float]]:
     return content
 
 
+def widen(content: Mapping[str, list[float]], least: Array) -> dict[str, list[float]]:
+    """Return such entries with no range below ``least`` (d,), policy units, about its middle.
+
+    A dimension that rests moves by a tick of its encoder now and then. Stretched to [-1, 1], that
+    noise would be the most violent motion that there is. One that never moved at all stays: always
+    0.
+    """
+    widened = dict(content)
+    for what in ("actions", "proprio"):
+        low, high = np.array(content[f"{what}_min"]), np.array(content[f"{what}_max"])
+        narrow = (high - low < least) & (high - low >= CONSTANT_RANGE)
+        middle = (low + high) / 2
+        widened[f"{what}_min"] = np.where(narrow, middle - least / 2, low).tolist()
+        widened[f"{what}_max"] = np.where(narrow, middle + least / 2, high).tolist()
+    return widened
+
+
 def write_statistics(path: Path, content: Mapping[str, list[float]]) -> None:
     """Write the file. Raises CheckpointError when the disk refuses."""
     try:

@@ -76,7 +76,8 @@ class DataConfig:
         demonstrations: folders of episodes; each teaches as a success.
         rollouts: folders of scored episodes, good and bad.
         held_out: fraction of the demonstrations that is kept for the validation.
-        use_no_go: learn from episodes whose quality verdict is NO-GO too.
+        use_no_go: learn from episodes that are NO-GO too, by the recorder's verdict or by the
+            checks of ``config/checks.yaml``, as far as there is anything to learn from.
         augmentation: "strong" as for ALOHA, "standard" as for the simulators, "none".
         workers: loading processes per training process; 0 loads in the process itself.
         prepared_gb: images as the network takes them, kept on disk for all runs over the same

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,24 @@ from tqdm import tqdm
 from cosmos_policy_ros.bags.writer import DISCARDED, METADATA, RECORDING
 from cosmos_policy_ros.core.errors import RolloutError, TrainingError
 from cosmos_policy_ros.core.task import FULL_SCORE
+from cosmos_policy_ros.core.untrusted import escaped
+from cosmos_policy_ros.dataset.checks import (
+    CANNOT_BE_LEARNED,
+    CheckLimits,
+    EpisodeReport,
+    Expected,
+    judge_episode,
+    load_check_limits,
+    prompt_fault,
+    read_motion,
+)
 from cosmos_policy_ros.dataset.index_cache import IndexedEpisode
+from cosmos_policy_ros.dataset.review import (
+    Ranges,
+    learned_ranges,
+    set_warnings,
+    with_outliers,
+)
 from cosmos_policy_ros.dataset.windows import EpisodeWindows
 from cosmos_policy_ros.model.config import CheckpointConfig
 from cosmos_policy_ros.model.text import TextTable
@@ -29,6 +47,7 @@ from cosmos_policy_ros.training.batch import WindowRef
 from cosmos_policy_ros.training.config import DataConfig, MixtureConfig, Role
 
 Pool = Literal["demonstration", "success", "failure"]
+BAG_FILE = re.compile(r"\.(mcap|db3)(\.zstd)?$")
 
 
 @dataclass(frozen=True)
@@ -41,6 +60,7 @@ class EpisodeEntry:
         score: in [0, 1]; 1 for a demonstration.
         starts: steps at which a usable window begins.
         digest: sha256 (hex) of the episode's files, see :class:`IndexedEpisode`.
+        report: what the checks found.
     """
 
     windows: EpisodeWindows
@@ -48,6 +68,7 @@ class EpisodeEntry:
     score: float
     starts: NDArray[np.int64]
     digest: str
+    report: EpisodeReport
 
     @property
     def prompt(self) -> str:
@@ -68,12 +89,16 @@ class DatasetIndex:
         held_out: demonstrations for the validation.
         left_out: folder and reason of every episode that is not used.
         windows_left_out: windows of used episodes with a gap or a brake in them.
+        warnings: what is odd about the used episodes, a line each.
+        ranges: of the demonstrations, for statistics; None where there is none.
     """
 
     entries: tuple[EpisodeEntry, ...]
     held_out: tuple[EpisodeEntry, ...]
     left_out: tuple[tuple[Path, str], ...]
     windows_left_out: int
+    warnings: tuple[str, ...] = ()
+    ranges: Ranges | None = None
 
     def pool(self, name: Pool) -> list[int]:
         """Return the indices of a pool's entries."""
@@ -103,16 +128,17 @@ class DatasetIndex:
             ),
             f"windows left out (a gap or a brake in them): {self.windows_left_out}",
             f"episodes left out: {len(self.left_out)}",
-            *(f"  {path.name}: {reason}" for path, reason in self.left_out),
+            *(f"  {escaped(path.name)}: {reason}" for path, reason in self.left_out),
+            *(f"warning: {text}" for text in self.warnings),
         ]
 
 
 def index_episodes(data: DataConfig, model: CheckpointConfig, text: TextTable) -> DatasetIndex:
-    """Read every episode's index.
+    """Read every episode's index, and hold each against its rig and the checkpoint.
 
     Args:
         data: names the folders.
-        model: of the checkpoint: the length of a chunk.
+        model: of the checkpoint: the length of a chunk, the images' shape.
         text: the prompts that the checkpoint knows; episodes with others are left out.
 
     Raises:
@@ -120,12 +146,19 @@ def index_episodes(data: DataConfig, model: CheckpointConfig, text: TextTable) -
     """
     entries: list[EpisodeEntry] = []
     left_out: list[tuple[Path, str]] = []
-    windows_left_out = 0
+    windows_left_out, limits = 0, load_check_limits()
+    expected = Expected(
+        chunk_steps=model.chunk_steps,
+        camera_size=model.trained_on,
+        image_size=model.image_size,
+        prompts=text.embeddings,
+        source=str(text.path),
+    )
     paths = [(path, True) for folder in data.demonstrations for path in _bags(folder)]
     paths += [(path, False) for folder in data.rollouts for path in _bags(folder)]
     for path, demonstration in tqdm(paths, "episodes", unit="", leave=False, disable=None):
         try:
-            entry = _read_entry(path, demonstration, data, model, text)
+            entry = _read_entry(path, demonstration, data, model.dt, expected, limits)
         except RolloutError as error:
             left_out.append((path, str(error).removeprefix(f"{path}: ")))
             continue
@@ -142,8 +175,11 @@ def index_episodes(data: DataConfig, model: CheckpointConfig, text: TextTable) -
         raise TrainingError(
             f"{folders}: none of the {len(left_out)} episodes can be learned from: {listed}"
         )
+    reports = with_outliers({str(e.windows.episode.path): e.report for e in entries}, limits)
+    entries = [replace(e, report=reports[str(e.windows.episode.path)]) for e in entries]
     # By the hash of their ids: the same demonstrations are held out in every run.
     demonstrations = [entry for entry in entries if entry.pool == "demonstration"]
+    ranges = learned_ranges([entry.report for entry in demonstrations], limits)
     demonstrations.sort(
         key=lambda entry: hashlib.sha256(entry.windows.episode.id.encode()).hexdigest()
     )
@@ -151,7 +187,22 @@ def index_episodes(data: DataConfig, model: CheckpointConfig, text: TextTable) -
     held_out = demonstrations[: max(count, 0)]
     chosen = {id(entry) for entry in held_out}
     kept = tuple(entry for entry in entries if id(entry) not in chosen)
-    return DatasetIndex(kept, tuple(held_out), tuple(left_out), windows_left_out)
+    warnings = tuple(_warnings(entries, limits))
+    return DatasetIndex(kept, tuple(held_out), tuple(left_out), windows_left_out, warnings, ranges)
+
+
+def _warnings(entries: Sequence[EpisodeEntry], limits: CheckLimits) -> Iterator[str]:
+    """Yield what is odd about all episodes together, then how many have which oddity."""
+    for finding in set_warnings([entry.report for entry in entries], limits):
+        yield finding.text
+    odd: dict[str, list[tuple[str, str]]] = {}
+    for entry in entries:
+        report = entry.report  # of one that is used though it is NO-GO, its reasons, too
+        for finding in (*report.reasons, *report.warnings):
+            odd.setdefault(finding.check, []).append((entry.windows.episode.id, finding.text))
+    for check, found in odd.items():
+        (first, text), episodes = found[0], len({name for name, _ in found})
+        yield f"{check}: {episodes} of {len(entries)} episodes, such as {first}: {text}"
 
 
 def _bags(name: str) -> list[Path]:
@@ -160,15 +211,26 @@ def _bags(name: str) -> list[Path]:
         raise TrainingError(
             f"{folder}: is no folder of episodes; fix data.demonstrations or data.rollouts"
         )
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.is_dir() and ((path / METADATA).exists() or path.name.endswith(RECORDING))
-    )
+    return sorted(path for path in folder.iterdir() if path.is_dir() and _may_be_a_bag(path))
+
+
+def _may_be_a_bag(folder: Path) -> bool:
+    """Tell whether a folder has anything of a bag, so that it is counted, whatever it lacks."""
+    try:
+        return folder.name.endswith(RECORDING) or any(
+            each.name == METADATA or BAG_FILE.search(each.name) for each in folder.iterdir()
+        )
+    except OSError:
+        return True  # reading it says why it cannot be
 
 
 def _read_entry(
-    path: Path, demonstration: bool, data: DataConfig, model: CheckpointConfig, text: TextTable
+    path: Path,
+    demonstration: bool,
+    data: DataConfig,
+    dt: float,
+    expected: Expected,
+    limits: CheckLimits,
 ) -> EpisodeEntry:
     """Read an episode; raise RolloutError with the reason if it cannot be learned from."""
     if path.name.endswith(DISCARDED):
@@ -177,12 +239,8 @@ def _read_entry(
     episode = indexed.episode
     if not episode.quality.go and not data.use_no_go:
         raise RolloutError(episode.quality.text)
-    prompt = episode.metadata.prompt
-    if prompt not in text.embeddings:
-        raise RolloutError(
-            f"its prompt '{prompt}' has no embedding in {text.path}; 'cosmos embed-prompts' adds "
-            f"one"
-        )
+    if fault := prompt_fault(episode.metadata.prompt, expected):
+        raise RolloutError(fault)
     label = episode.score
     pool: Pool
     if demonstration:
@@ -194,14 +252,16 @@ def _read_entry(
     else:
         pool = "success" if label.success else "failure"
         score = label.points / FULL_SCORE
-    windows = indexed.windows(model.dt)
-    if not np.isfinite(windows.steps.actions).all():
-        row = int(np.flatnonzero(~np.isfinite(windows.steps.actions).all(axis=1))[0])
-        raise RolloutError(f"the action of step {row} is not finite")
-    usable = windows.usable(model.chunk_steps)
-    if not usable.any():
-        raise RolloutError(f"has no usable window among its {len(windows)} steps")
-    return EpisodeEntry(windows, pool, score, np.flatnonzero(usable), indexed.digest)
+    windows = indexed.windows(dt)
+    report = judge_episode(windows, read_motion(windows, dt), limits, expected=expected)
+    if refused := [
+        each.text
+        for each in report.reasons
+        if each.check in CANNOT_BE_LEARNED or not data.use_no_go
+    ]:
+        raise RolloutError(f"NO-GO: {'; '.join(refused)}")
+    starts = np.flatnonzero(windows.usable(expected.chunk_steps))
+    return EpisodeEntry(windows, pool, score, starts, indexed.digest, report)
 
 
 # ---------------------------------------------------------------- the order of samples

@@ -10,7 +10,6 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -32,7 +31,7 @@ from cosmos_policy_ros.core.files import replace_text, replacing
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.checkpoint import Checkpoint
 from cosmos_policy_ros.model.config import CheckpointConfig
-from cosmos_policy_ros.model.statistics import measure, write_statistics
+from cosmos_policy_ros.model.statistics import write_statistics
 from cosmos_policy_ros.model.weights import distributed_reader
 from cosmos_policy_ros.training.dataset_index import DatasetIndex
 from cosmos_policy_ros.training.parallel import DistContext
@@ -90,23 +89,12 @@ def begin_folder(
     if statistics == "checkpoint":
         copy_file(checkpoint.path / files.STATISTICS, folder / files.STATISTICS)
         return
-    actions, states = [], []
-    for entry in (*dataset_index.entries, *dataset_index.held_out):
-        if entry.pool != "demonstration":
-            continue
-        actions.append(entry.windows.steps.actions)
-        for step in range(len(entry.windows)):
-            try:
-                states.append(entry.windows.state(step))
-            except (ObservationError, RolloutError):
-                continue  # a gap: its windows are not used either
-    if not states:
+    if dataset_index.ranges is None:
         raise TrainingError(
             "start.statistics: there are no demonstrations to take the ranges from; set it to "
             "checkpoint"
         )
-    ranges = measure(np.concatenate(actions), np.stack(states))
-    write_statistics(folder / files.STATISTICS, ranges)
+    write_statistics(folder / files.STATISTICS, dataset_index.ranges.content)
 
 
 def note_camera_size(dataset_index: DatasetIndex, folder: Path) -> None:

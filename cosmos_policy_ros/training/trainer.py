@@ -234,15 +234,26 @@ class Trainer:
             )
             reports.validated(step, validation)
             metadata = self._summary(step, validation)
-            lines = card(self.output.name, metadata, self.dataset_index.lines(), self._last["l1"])
+            lines = card(self.output.name, metadata, self._data_lines(), self._last["l1"])
             write_card(self.output, metadata, lines)
         self.world.wait()
         return validation
 
     # ---------------------------------------------------------------- for people
 
+    def _data_lines(self) -> list[str]:
+        """Return what is learned from, and what of its ranges was widened."""
+        ranges = self.dataset_index.ranges
+        widened: tuple[str, ...] = ()
+        if self.config.start.statistics == "demonstrations" and ranges is not None:
+            widened = ranges.widened
+        return [
+            *self.dataset_index.lines(),
+            *(f"warning: the statistics' range was widened of {each}" for each in widened),
+        ]
+
     def _introduce(self, reports: Reports) -> None:
-        for line in self.dataset_index.lines():
+        for line in self._data_lines():
             reports.say(line)
         reports.say(self.mixture.describe(self.config.run.batch))
         if self.start_loss is not None:

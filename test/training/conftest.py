@@ -54,12 +54,12 @@ def record_wave(
     positions: np.ndarray[Any, np.dtype[np.float64]] | None = None,
     **of_metadata: Any,
 ) -> Path:
-    """Record 2.8 s in which the arms are told ``rows`` rows of a wave."""
+    """Record 2.8 s in which the arms follow ``rows`` rows of a wave."""
     writing = Writing(store, types, **of_metadata)
     actions = wave(rows, phase) if positions is None else positions
     chunk = TimedChunk("run/0", START_NS + 200 * MS, 0.04, actions[0], actions, np.full(14, 9.0))
     writing.trajectory(chunk)
-    writing.seconds(2.8)
+    writing.follow(2.8, lambda at: actions[np.clip((at - 340) // 40, 0, len(actions) - 1)])
     path = writing.recording.finish("stopped")
     if score is not None:
         operator_score = OperatorScore(score, success=score == 100)

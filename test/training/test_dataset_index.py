@@ -110,7 +110,7 @@ def test_every_other_reason_is_told(store: EpisodeStore, types: Typestore) -> No
         failed.name: "is a demonstration that failed: scored 25",
         foreign.name: f"its prompt 'juggle' has no embedding in {TINY / files.TEXT}; "
         "'cosmos embed-prompts' adds one",
-        not_finite.name: "the action of step 7 is not finite",
+        not_finite.name: "NO-GO: the action of step 7 is not finite",
     }
 
 

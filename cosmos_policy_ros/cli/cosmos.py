@@ -28,6 +28,7 @@ COMMANDS = {
     "episodes": {
         "episodes": "list, show, relabel, verify, discard, purge",
         "recover": "make whole what a recorder that died has left",
+        "dataset": "check: what would be learnt, judged episode by episode, before any training",
         "import": "HDF5 episodes of ALOHA, ACT and Cosmos into bags",
         "export-hdf5": "bags into HDF5 files, laid out as the released rollouts",
         "export-lerobot": "bags into a LeRobot v3 data set",

@@ -34,11 +34,18 @@ class Ranges:
 
     Attributes:
         content: the ten entries of the statistics file.
-        widened: the dimensions whose range was widened, each with how far it moves.
+        widened: the dimensions whose range was widened, each with the ticks that it moves by.
     """
 
     content: Mapping[str, list[float]]
     widened: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """What was widened, in a line; "" for nothing."""
+        if not self.widened:
+            return ""
+        return f"ranges widened, of what moves by so many ticks only: {', '.join(self.widened)}"
 
 
 def learned_ranges(reports: Sequence[EpisodeReport], limits: CheckLimits) -> Ranges | None:
@@ -55,15 +62,13 @@ def learned_ranges(reports: Sequence[EpisodeReport], limits: CheckLimits) -> Ran
     for what, of in (("actions", _actions(measured)), ("proprio", _states(measured))):
         together = _together(of)
         content |= {f"{what}_{name}": list(getattr(together, name)) for name in MEASURES}
-    least = limits.least_range * tick
-    widened = widen(content, least)
+    widened = widen(content, limits.least_range * tick)
     named = []
     for what, word in (("actions", "action"), ("proprio", "state")):
         moved = np.subtract(content[f"{what}_max"], content[f"{what}_min"])
         changed = np.not_equal(content[f"{what}_max"], widened[f"{what}_max"])
         named += [
-            f"{word} {joints[at]}, which moves by {_ticks(moved[at], tick[at])}, to {least[at]:.3f}"
-            for at in np.flatnonzero(changed)
+            f"{word} {joints[at]} ({moved[at] / tick[at]:.0f})" for at in np.flatnonzero(changed)
         ]
     return Ranges(widened, tuple(named))
 
@@ -125,6 +130,16 @@ def set_warnings(reports: Sequence[EpisodeReport], limits: CheckLimits) -> list[
     return found
 
 
+def idle_joints(reports: Sequence[EpisodeReport], limits: CheckLimits) -> tuple[str, ...]:
+    """Return the joints that hardly move in all episodes together, in state and action."""
+    measured = [report for report in reports if report.states and report.actions]
+    if not measured:
+        return ()
+    moved = np.maximum(_together(_states(measured)).range, _together(_actions(measured)).range)
+    idle = moved < limits.least_range * _tick(measured)
+    return tuple(name for name, is_idle in zip(measured[0].joints, idle, strict=True) if is_idle)
+
+
 def count_prompts(reports: Iterable[EpisodeReport]) -> list[tuple[str, int]]:
     """Return the prompts as they can be shown, with their episodes, the most frequent first."""
     return Counter(shown(report.prompt) for report in reports).most_common()
@@ -183,11 +198,6 @@ def _odd(values: Array, limits: CheckLimits) -> NDArray[np.bool_]:
     spread = _NORMAL * float(np.median(off[known]))
     odd: NDArray[np.bool_] = off > max(limits.outlier * spread, np.log(limits.outlier_factor))
     return known & odd
-
-
-def _ticks(moved: float, tick: float) -> str:
-    count = moved / tick
-    return f"{count:.0f} tick{'' if round(count) == 1 else 's'}"
 
 
 def _factor(times: float) -> str:

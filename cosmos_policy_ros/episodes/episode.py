@@ -22,6 +22,7 @@ from cosmos_policy_ros.bags.writer import (
     DISCARDED,
     EPISODE_TOPIC,
     LABEL_TOPIC,
+    METADATA,
     RECORDING,
     read_metadata,
 )
@@ -38,6 +39,7 @@ QUALITY = "integrity"
 SOURCE_NOTES = "source_notes"
 
 _MAX_TASK_CHARACTERS = 40  # a folder name of at most 72 characters, read whole in a file manager
+_BAG_FILE = re.compile(r"\.(mcap|db3)(\.zstd)?$")
 _ID = re.compile(r"\d{8}-\d{6}_.+_(?P<number>\d{4,})")
 
 
@@ -111,6 +113,19 @@ def id_number(name: str) -> int:
     """Return the running number of an id or folder name, 0 when it is not an episode's."""
     match = _ID.fullmatch(bare_id(name))
     return int(match["number"]) if match else 0
+
+
+def has_bag_files(folder: Path) -> bool:
+    """Tell whether a folder has anything of a bag, whatever else of one it lacks.
+
+    One that cannot be listed has: reading it says why not.
+    """
+    try:
+        return folder.name.endswith(RECORDING) or any(
+            file.name == METADATA or _BAG_FILE.search(file.name) for file in folder.iterdir()
+        )
+    except OSError:
+        return True
 
 
 def read_episode(path: Path, information: Mapping[str, Any] | None = None) -> Episode:

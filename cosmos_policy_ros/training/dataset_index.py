@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cosmos_policy_ros.bags.writer import DISCARDED, METADATA, RECORDING
+from cosmos_policy_ros.bags.writer import DISCARDED
 from cosmos_policy_ros.core.errors import RolloutError, TrainingError
 from cosmos_policy_ros.core.task import FULL_SCORE
 from cosmos_policy_ros.core.untrusted import escaped
@@ -40,6 +39,7 @@ from cosmos_policy_ros.dataset.review import (
     with_outliers,
 )
 from cosmos_policy_ros.dataset.windows import EpisodeWindows
+from cosmos_policy_ros.episodes.episode import has_bag_files
 from cosmos_policy_ros.model.config import CheckpointConfig
 from cosmos_policy_ros.model.text import TextTable
 from cosmos_policy_ros.rig.observation import Observation
@@ -47,7 +47,6 @@ from cosmos_policy_ros.training.batch import WindowRef
 from cosmos_policy_ros.training.config import DataConfig, MixtureConfig, Role
 
 Pool = Literal["demonstration", "success", "failure"]
-BAG_FILE = re.compile(r"\.(mcap|db3)(\.zstd)?$")
 
 
 @dataclass(frozen=True)
@@ -147,13 +146,7 @@ def index_episodes(data: DataConfig, model: CheckpointConfig, text: TextTable) -
     entries: list[EpisodeEntry] = []
     left_out: list[tuple[Path, str]] = []
     windows_left_out, limits = 0, load_check_limits()
-    expected = Expected(
-        chunk_steps=model.chunk_steps,
-        camera_size=model.trained_on,
-        image_size=model.image_size,
-        prompts=text.embeddings,
-        source=str(text.path),
-    )
+    expected = expected_of(model, text)
     paths = [(path, True) for folder in data.demonstrations for path in _bags(folder)]
     paths += [(path, False) for folder in data.rollouts for path in _bags(folder)]
     for path, demonstration in tqdm(paths, "episodes", unit="", leave=False, disable=None):
@@ -191,6 +184,17 @@ def index_episodes(data: DataConfig, model: CheckpointConfig, text: TextTable) -
     return DatasetIndex(kept, tuple(held_out), tuple(left_out), windows_left_out, warnings, ranges)
 
 
+def expected_of(model: CheckpointConfig, text: TextTable) -> Expected:
+    """Return what a checkpoint expects of an episode."""
+    return Expected(
+        chunk_steps=model.chunk_steps,
+        camera_size=model.trained_on,
+        image_size=model.image_size,
+        prompts=text.embeddings,
+        source=str(text.path),
+    )
+
+
 def _warnings(entries: Sequence[EpisodeEntry], limits: CheckLimits) -> Iterator[str]:
     """Yield what is odd about all episodes together, then how many have which oddity."""
     for finding in set_warnings([entry.report for entry in entries], limits):
@@ -211,17 +215,7 @@ def _bags(name: str) -> list[Path]:
         raise TrainingError(
             f"{folder}: is no folder of episodes; fix data.demonstrations or data.rollouts"
         )
-    return sorted(path for path in folder.iterdir() if path.is_dir() and _may_be_a_bag(path))
-
-
-def _may_be_a_bag(folder: Path) -> bool:
-    """Tell whether a folder has anything of a bag, so that it is counted, whatever it lacks."""
-    try:
-        return folder.name.endswith(RECORDING) or any(
-            each.name == METADATA or BAG_FILE.search(each.name) for each in folder.iterdir()
-        )
-    except OSError:
-        return True  # reading it says why it cannot be
+    return sorted(path for path in folder.iterdir() if path.is_dir() and has_bag_files(path))
 
 
 def _read_entry(

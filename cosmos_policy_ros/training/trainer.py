@@ -243,14 +243,10 @@ class Trainer:
 
     def _data_lines(self) -> list[str]:
         """Return what is learned from, and what of its ranges was widened."""
-        ranges = self.dataset_index.ranges
-        widened: tuple[str, ...] = ()
-        if self.config.start.statistics == "demonstrations" and ranges is not None:
-            widened = ranges.widened
-        return [
-            *self.dataset_index.lines(),
-            *(f"warning: the statistics' range was widened of {each}" for each in widened),
-        ]
+        lines, ranges = self.dataset_index.lines(), self.dataset_index.ranges
+        if self.config.start.statistics == "demonstrations" and ranges is not None and ranges.text:
+            lines.append(f"warning: {ranges.text}")
+        return lines
 
     def _introduce(self, reports: Reports) -> None:
         for line in self._data_lines():

@@ -36,6 +36,7 @@ CANNOT_BE_LEARNED = frozenset(("prompt", "windows", "finite"))
 """Checks whose reasons leave nothing to learn from, whatever a training is told to take."""
 _WIDEST_LAG = 1.5  # s before and after the admissible lags that are tried
 _LEAST_PAIRS = 25  # of steps; fewer tell no lag
+_LEAST_OVERLAP = 0.5  # fraction of an episode's steps; a lag that leaves less is not tried
 _MOST_ODD = 1e-3  # fraction of an image's pixels that may be unlike the rest: a lamp, a dead pixel
 _MOST_BRIGHT = 1e-2
 _STANDS = 0.2  # fraction of its action's range; an arm's joint that moves less does not follow
@@ -437,18 +438,18 @@ def _unfollowed(motion: Motion, rig: RigSpec, limits: CheckLimits) -> Iterator[s
     moving = (told > limits.moving) & (goes > limits.moving)
 
     def error(lag: int) -> tuple[float, Array]:
-        """Return the mean error of moving joints, offsets apart, and all joints' median error.
+        """Return the error of most moving joints, offsets apart, and all joints' median error.
 
         An action is due a step after its state was seen; ``lag`` counts from there.
         """
         first = motion.pairs(lag + 1)
         off = states[first + lag + 1] - actions[first]
         off = off[np.isfinite(off).all(axis=1)]
-        if len(off) < _LEAST_PAIRS:
+        if len(off) < max(_LEAST_PAIRS, _LEAST_OVERLAP * len(motion)):
             return np.inf, np.zeros(len(JOINTS))
-        # A constant offset is no matter of time.
-        timed = np.abs(off - np.median(off, axis=0))[:, moving]
-        return float(timed.mean()) if timed.size else 0.0, np.median(np.abs(off), axis=0)
+        # A constant offset is no matter of time, nor is a single joint that does something else.
+        timed = np.abs(off - np.median(off, axis=0))[:, moving].mean(axis=0)
+        return float(np.median(timed)) if timed.size else 0.0, np.median(np.abs(off), axis=0)
 
     most, widest = (round(each / motion.dt) for each in (limits.most_lag, _WIDEST_LAG))
     errors = {lag: error(lag) for lag in range(-widest, most + widest + 1)}

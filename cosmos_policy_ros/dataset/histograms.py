@@ -59,11 +59,15 @@ class JointHistograms:
         axes = figure.subplots(len(ARMS), ARM_DIM).ravel()
         for joint, (name, plot) in enumerate(zip(self._rig.joint_names, axes, strict=True)):
             self._draw_joint(plot, joint, (self._rig.lower[joint], self._rig.upper[joint]))
-            plot.set_title(f"{name}, idle" if name in idle else name, fontsize=9)
+            ends = f"{self._rig.lower[joint]:.2f} to {self._rig.upper[joint]:.2f}"
+            plot.set_title(f"{name}{', idle' * (name in idle)}\n{ends}", fontsize=8)
             if name in idle:
                 plot.set_facecolor(IDLE)
         axes[0].legend(fontsize=7)
-        figure.supxlabel("rad; grippers 0 closed to 1 open. Dashed: the rig's limits", fontsize=9)
+        figure.supxlabel(
+            "rad; grippers 0 closed to 1 open. Dashed, and in the titles: the rig's limits",
+            fontsize=9,
+        )
         figure.supylabel("steps", fontsize=9)
         try:
             with replacing(path) as draft:

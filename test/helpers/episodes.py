@@ -182,15 +182,23 @@ class Writing:
     ) -> None:
         """Write arms that are at the (14,) ``pose`` of each moment [ms], and what cameras show."""
         for at in range(0, round(seconds * 1000), JOINT_PERIOD):
-            now = pose(at)
-            for index, (side, arm) in enumerate(self.rig.arms.items()):
-                joints, gripper = now[7 * index : 7 * index + 6], arm.gripper
-                finger = gripper.state_closed + now[7 * index + 6] * gripper.state_stroke
-                names = [*arm.names, gripper.finger_joint]
-                self.joints(side, at, names, [*joints, 0.0, finger])
-            for camera in self.rig.cameras:
-                if at % CAMERA_PERIOD == 0:
-                    self.image(camera.role, at, image(camera.role, at))
+            self.follow_once(at, pose(at), image)
+
+    def follow_once(
+        self,
+        at: int,
+        pose: NDArray[np.float64],
+        image: Callable[[str, int], NDArray[np.uint8]] = noise,
+    ) -> None:
+        """Write one moment of it."""
+        for index, (side, arm) in enumerate(self.rig.arms.items()):
+            joints, gripper = pose[7 * index : 7 * index + 6], arm.gripper
+            finger = gripper.state_closed + pose[7 * index + 6] * gripper.state_stroke
+            names = [*arm.names, gripper.finger_joint]
+            self.joints(side, at, names, [*joints, 0.0, finger])
+        for camera in self.rig.cameras:
+            if at % CAMERA_PERIOD == 0:
+                self.image(camera.role, at, image(camera.role, at))
 
     def _write(
         self,

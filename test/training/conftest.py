@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers.episodes import MS, START_NS, Writing
+from helpers.episodes import MS, START_NS, Writing, noise
 from rosbags.typesys.store import Typestore
 from safetensors.torch import save_file
 
@@ -52,19 +52,29 @@ def record_wave(
     score: float | None = None,
     rows: int = 60,
     positions: np.ndarray[Any, np.dtype[np.float64]] | None = None,
+    states: np.ndarray[Any, np.dtype[np.float64]] | None = None,
+    image_size: tuple[int, int] = (8, 8),
     **of_metadata: Any,
 ) -> Path:
-    """Record 2.8 s in which the arms follow ``rows`` rows of a wave."""
+    """Record 2.8 s in which the arms follow ``rows`` rows of a wave, or go through ``states``."""
     writing = Writing(store, types, **of_metadata)
     actions = wave(rows, phase) if positions is None else positions
     chunk = TimedChunk("run/0", START_NS + 200 * MS, 0.04, actions[0], actions, np.full(14, 9.0))
     writing.trajectory(chunk)
-    writing.follow(2.8, lambda at: actions[np.clip((at - 340) // 40, 0, len(actions) - 1)])
-    path = writing.recording.finish("stopped")
+    path = actions if states is None else states
+
+    def pose(at: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+        return path[np.clip((at - 340) // 40, 0, len(path) - 1)]
+
+    def image(role: str, at: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        return np.resize(noise(role, at), (*image_size, 3))
+
+    writing.follow(2.8, pose, image)
+    folder = writing.recording.finish("stopped")
     if score is not None:
         operator_score = OperatorScore(score, success=score == 100)
-        store.score(operator_score, episode=path.name)
-    return path
+        store.score(operator_score, episode=folder.name)
+    return folder
 
 
 def same_day() -> AbstractContextManager[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,9 +17,11 @@ from cosmos_policy_ros.core.errors import TrainingError
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.config import CheckpointConfig
+from cosmos_policy_ros.model.statistics import load_statistics
 from cosmos_policy_ros.model.text import load_text
 from cosmos_policy_ros.training.config import DataConfig
 from cosmos_policy_ros.training.dataset_index import DatasetIndex, index_episodes
+from cosmos_policy_ros.training.saving import begin_folder
 
 from .conftest import TINY, record_wave, wave
 
@@ -126,6 +129,90 @@ def test_no_go_is_left_out_unless_told_otherwise(store: EpisodeStore, types: Typ
     ((left, reason),) = dataset_index(store.root).left_out
     assert (left, reason) == (path, "NO-GO: frozen")
     assert len(dataset_index(store.root, use_no_go=True).entries) == 2
+
+
+def test_what_the_checks_refuse_is_left_out_unless_told_otherwise(
+    store: EpisodeStore, types: Typestore
+) -> None:
+    """Arms that do not do what they are told taught a policy as if they did."""
+    record_wave(store, types, 0)
+    other = wave(60, 0)
+    other[:, 2] = np.linspace(-0.9, 0.9, 60)
+    path = record_wave(store, types, 0, states=other)
+    ((left, reason),) = dataset_index(store.root).left_out
+    assert left == path
+    assert reason.startswith("NO-GO: the states are off their actions by more than 0.3 rad")
+    found = dataset_index(store.root, use_no_go=True)
+    assert len(found.entries) == 2
+    said = "\n".join(found.lines())
+    assert f"warning: following: 1 of 2 episodes, such as {path.name}: the states are off" in said
+
+
+def lost_metadata(path: Path) -> None:
+    (path / "metadata.yaml").unlink()
+
+
+def lost_metadata_of_sqlite(path: Path) -> None:
+    lost_metadata(path)
+    (file,) = path.glob("*.mcap")
+    file.rename(file.with_suffix(".db3"))
+
+
+def packed(path: Path) -> None:
+    lost_metadata(path)
+    (file,) = path.glob("*.mcap")
+    file.rename(file.with_name(f"{file.name}.zstd"))
+
+
+def died(path: Path) -> None:
+    path.rename(path.with_name(f"{path.name}.recording"))
+
+
+@pytest.mark.parametrize("damage", [lost_metadata, lost_metadata_of_sqlite, packed, died])
+def test_an_episode_that_cannot_be_read_is_counted(
+    store: EpisodeStore, types: Typestore, damage: Callable[[Path], None]
+) -> None:
+    """One that had lost its metadata was in no count at all."""
+    record_wave(store, types, 0)
+    path = record_wave(store, types, 1)
+    damage(path)
+    found = dataset_index(store.root)
+    ((left, reason),) = found.left_out
+    assert left.name.removesuffix(".recording") == path.name
+    assert reason
+    assert f"episodes left out: 1\n  {left.name}: {reason}" in "\n".join(found.lines())
+
+
+def test_an_arm_at_rest_gives_no_steep_statistics(
+    store: EpisodeStore, types: Typestore, tmp_path: Path
+) -> None:
+    """One tick of its encoder was stretched to all of -1 to 1; 0.03 rad away was 38."""
+    ticks = np.random.default_rng(0).integers(0, 2, (60, 7)) * 2 * np.pi / 4096
+    for phase in range(2):
+        actions = wave(60, phase)
+        actions[:, 7:] = 0.4
+        states = actions.copy()
+        states[:, 7:] += ticks
+        record_wave(store, types, phase, positions=actions, states=states)
+    found = dataset_index(store.root)
+    assert "the right arm (at most 2)" in "\n".join(found.lines())
+    assert found.ranges is not None
+    assert "state right/waist (1)" in found.ranges.text
+    written = tmp_path / "checkpoint"
+    written.mkdir()
+    begin_folder(written, SimpleNamespace(path=TINY), found, "demonstrations")  # type: ignore[arg-type]
+    proprio = load_statistics(written / files.STATISTICS, 14, 14).proprio
+    rest = np.r_[wave(1, 0)[0, :7], np.full(7, 0.4)]
+    away = rest + np.r_[np.zeros(7), np.full(7, 0.03)]
+    assert np.abs(proprio.normalise(np.stack([rest, away]))[:, 7:]).max() < 3
+
+
+def test_images_of_two_shapes_are_said(store: EpisodeStore, types: Typestore) -> None:
+    for phase, size in enumerate(((8, 8), (9, 16))):
+        record_wave(store, types, phase, image_size=size)
+    said = "\n".join(dataset_index(store.root).lines())
+    assert "primary: images of several sizes (rows x columns, episodes): 8x8 in 1" in said
+    assert "9x16 in 1; of several aspect ratios" in said
 
 
 def test_a_rollout_without_a_score_is_left_out(store: EpisodeStore, types: Typestore) -> None:

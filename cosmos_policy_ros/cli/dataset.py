@@ -241,9 +241,10 @@ def _summary(found: _Found, limits: CheckLimits) -> Iterator[str]:
         f"{max(seconds):.1f} s, {say_seconds(sum(seconds))} in all"
     )
     yield from (f"prompt in {count}: {prompt}" for prompt, count in count_prompts(good))
-    sizes = Counter((role, size) for r in good for role, all_ in r.sizes.items() for size in all_)
-    for (role, (rows, columns)), count in sorted(sizes.items()):
-        yield f"{role} in {count}: {rows}x{columns} (rows x columns)"
+    for role in dict.fromkeys(role for report in good for role in report.sizes):
+        sizes = Counter(size for report in good for size in report.sizes.get(role, ()))
+        shapes = ", ".join(f"{rows}x{cols} in {count}" for (rows, cols), count in sizes.items())
+        yield f"{role}: {shapes} (rows x columns)"
     yield from (f"warning: {finding.text}" for finding in set_warnings(good, limits))
     yield from _table(good, limits)
 

@@ -38,6 +38,7 @@ _WIDEST_LAG = 1.5  # s before and after the admissible lags that are tried
 _LEAST_PAIRS = 25  # of steps; fewer tell no lag
 _LEAST_OVERLAP = 0.5  # fraction of an episode's steps; a lag that leaves less is not tried
 _MOST_ODD = 1e-3  # fraction of an image's pixels that may be unlike the rest: a lamp, a dead pixel
+_MOST_COLOURED = 1e-4  # of a grey image's; a small object far away is of few
 _MOST_BRIGHT = 1e-2
 _STANDS = 0.2  # fraction of its action's range; an arm's joint that moves less does not follow
 _NOT_TAKEN = ("not taken", "left out")  # how an import's notes of what it dropped begin
@@ -549,7 +550,7 @@ def _describe(
         fault = "of one colour"
     red, green, blue = cv2.split(pixels)
     spread = cv2.subtract(cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue))
-    grey = bool((spread > limits.grey_level).mean() <= _MOST_ODD)
+    grey = bool((spread > limits.grey_level).mean() <= _MOST_COLOURED)
     same = False
     if before.shape == pixels.shape:
         changed = (cv2.absdiff(pixels, before) > limits.frozen_level).any(axis=-1)

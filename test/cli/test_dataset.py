@@ -99,7 +99,7 @@ def test_a_good_recording_is_go_and_nothing_stays(
     assert first == f"{path}: GO, 60 steps, 2.4 s"
     assert "1 of 1 episode are GO" in rest
     assert "prompt in 1: fold shirt" in rest
-    assert "primary in 1: 24x32 (rows x columns)" in rest
+    assert "primary: 24x32 in 1 (rows x columns)" in rest
     (waist,) = (line for line in rest if line.startswith("left/waist"))
     numbers = [float(cell) for cell in waist.split()[1:]]
     assert numbers[3:5] == pytest.approx([wave()[:, 0].min(), wave()[:, 0].max()], abs=1e-3)

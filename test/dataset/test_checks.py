@@ -340,6 +340,17 @@ def test_a_camera_is_allowed_a_dark_moment_and_to_be_grey_where_the_rig_says_so(
     assert not list(checks._judge_images(looks, motion, grey_rig, LIMITS))
 
 
+def test_a_small_thing_that_has_a_colour_is_enough(store: EpisodeStore, types: Typestore) -> None:
+    """A cube on a grey table under grey arms, 64 pixels wide, is four of them."""
+
+    def cube(role: str, at: int) -> NDArray[np.uint8]:
+        pixels = cv2.resize(grey(shades(role, at), at), (64, 64)).astype(np.uint8)
+        pixels[20:22, 30:32] = [180, 30, 30]
+        return pixels
+
+    assert judged(store, types, image=cube).go
+
+
 def test_a_camera_frozen_from_the_middle_on_is_refused(
     store: EpisodeStore, types: Typestore
 ) -> None:

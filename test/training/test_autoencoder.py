@@ -116,7 +116,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, types: Typestore) -> Path:
             record_square(store, types, phase)
     config = {
         "checkpoint": str(TINY),
-        "data": {"demonstrations": [str(folder / "episodes")], "held_out": 0.34},
+        "data": {"demonstrations": [str(folder / "episodes")], "held_out": 0.34, "use_no_go": True},
         "steps": STEPS,
         "batch": BATCH,
         "learning_rate": RATE,

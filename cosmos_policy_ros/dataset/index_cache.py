@@ -1,8 +1,8 @@
-"""The index of an episode, kept on disk so that a data set is looked through once.
+"""The index of an episode and its report, kept on disk so that a data set is looked through once.
 
 To index an episode is to read some bytes of each of its messages, and every trajectory: a fifth of
-a second, minutes for a data set. What was found is kept under a digest of the episode's files and
-of the code that reads them.
+a second, minutes for a data set; to judge it takes a state per step and some images besides. What
+was found is kept under a digest of the episode's files and of the code that reads them.
 """
 
 from __future__ import annotations
@@ -23,14 +23,22 @@ from cosmos_policy_ros.bags.index import IndexedTopic, MessageLocation
 from cosmos_policy_ros.bags.messages import EpisodeMetadata, Label
 from cosmos_policy_ros.core.disk_cache import DiskCache, cache_folder
 from cosmos_policy_ros.core.errors import RolloutError
-from cosmos_policy_ros.core.untrusted import reading
+from cosmos_policy_ros.core.untrusted import read_text, reading
+from cosmos_policy_ros.dataset.checks import (
+    CheckLimits,
+    EpisodeReport,
+    Expected,
+    judge_episode,
+    prompt_fault,
+    read_motion,
+)
 from cosmos_policy_ros.dataset.windows import EpisodeWindows, Sent
 from cosmos_policy_ros.episodes.episode import Episode, TopicSummary, read_episode
 from cosmos_policy_ros.episodes.quality import QualityReport
 
 LIMIT = 2 << 30  # bytes; an episode of a minute has one million
 WHOLE = 1 << 20  # bytes up to which a file is known by its content, beyond by size and change
-ROOMS = ("core", "rig", "bags", "episodes", "dataset")  # whose code decides what is found
+ROOMS = ("core", "rig", "model", "bags", "episodes", "dataset")  # whose code decides what is found
 
 
 class Found(NamedTuple):
@@ -74,6 +82,34 @@ class IndexedEpisode:
         with suppress(OSError):
             self._write(Found(self.episode, windows.indexed, windows.sent))
         return windows
+
+    def report(
+        self, windows: EpisodeWindows, dt: float, limits: CheckLimits, expected: Expected
+    ) -> EpisodeReport:
+        """Judge the episode, or return what was found by the same measures before.
+
+        Args:
+            windows: of this episode.
+            dt: seconds per step that they were made with.
+            limits: of ``checks.yaml``.
+            expected: of the checkpoint that is to learn from it.
+
+        Raises:
+            RolloutError: the bag is damaged.
+        """
+        # Of the prompts only what they say of this episode: a checkpoint that learns new ones is
+        # the same to all others.
+        prompt = prompt_fault(self.episode.metadata.prompt, expected)
+        measures = [dt, asdict(limits), prompt, expected.chunk_steps]
+        measures += [expected.camera_size, expected.image_size]
+        key = hashlib.sha256(json.dumps([self.digest, measures]).encode()).hexdigest()
+        with suppress(OSError, ValueError):  # whatever became of the file, the bag has it all
+            if file := self._cache.find(key):
+                return EpisodeReport.from_json(read_text(file))
+        report = judge_episode(windows, read_motion(windows, dt), limits, expected=expected)
+        with suppress(OSError), self._cache.making(key) as draft:
+            draft.write_text(report.to_json(), encoding="utf-8")
+        return report
 
     def _read(self, path: Path) -> Found | None:
         file = self._cache.find(self.digest)
@@ -154,7 +190,7 @@ def _as_arrays(found: Found) -> dict[str, Any]:
 
 _PLAIN = (
     *("id", "outcome", "discarded", "discard_reason", "recovered"),
-    *("start_ns", "duration_ns"),
+    *("start_ns", "duration_ns", "source_notes"),
 )
 
 

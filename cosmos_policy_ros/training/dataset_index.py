@@ -26,10 +26,8 @@ from cosmos_policy_ros.dataset.checks import (
     CheckLimits,
     EpisodeReport,
     Expected,
-    judge_episode,
     load_check_limits,
     prompt_fault,
-    read_motion,
 )
 from cosmos_policy_ros.dataset.index_cache import IndexedEpisode
 from cosmos_policy_ros.dataset.review import (
@@ -247,7 +245,7 @@ def _read_entry(
         pool = "success" if label.success else "failure"
         score = label.points / FULL_SCORE
     windows = indexed.windows(dt)
-    report = judge_episode(windows, read_motion(windows, dt), limits, expected=expected)
+    report = indexed.report(windows, dt, limits, expected)
     if refused := [
         each.text
         for each in report.reasons

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from rosbags.typesys.store import Typestore
 from cosmos_policy_ros.core.disk_cache import DiskCache
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.dataset import index_cache
+from cosmos_policy_ros.dataset.checks import Expected, load_check_limits
 from cosmos_policy_ros.dataset.index_cache import IndexedEpisode, digest_of_files
 from cosmos_policy_ros.dataset.windows import EpisodeWindows
 from cosmos_policy_ros.episodes.episode import read_episode
@@ -46,6 +48,39 @@ def episode(store: EpisodeStore, types: Typestore) -> Path:
     path = writing.recording.finish("stopped")
     store.score(OperatorScore(70.0, note="ünï\ncode"), episode=path.name)
     return path
+
+
+EXPECTED = Expected(20, (8, 8), 224, ("transfer the red cube",), "text.safetensors")
+
+
+def test_a_report_is_kept_for_the_same_measures(
+    episode: Path, cache: DiskCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = load_check_limits()
+    made = IndexedEpisode(episode, cache)
+    report = made.report(made.windows(DT), DT, limits, EXPECTED)
+    assert report.steps == 40
+
+    def judged(*_: object, **__: object) -> None:
+        raise AssertionError("the bag was judged again")
+
+    monkeypatch.setattr(index_cache, "judge_episode", judged)
+    kept = IndexedEpisode(episode, cache)
+    more_prompts = replace(EXPECTED, prompts=(*EXPECTED.prompts, "juggle"))
+    assert kept.report(kept.windows(DT), DT, limits, more_prompts) == report
+    for limits_now, expected_now in (
+        (replace(limits, moving=0.2), EXPECTED),
+        (limits, replace(EXPECTED, chunk_steps=21)),
+        (limits, replace(EXPECTED, camera_size=(9, 16))),
+        (limits, replace(EXPECTED, prompts=())),
+    ):
+        with pytest.raises(AssertionError, match="judged again"):
+            kept.report(kept.windows(DT), DT, limits_now, expected_now)
+    for file in cache.folder.iterdir():
+        file.write_text("spoilt")
+    again = IndexedEpisode(episode, cache)
+    monkeypatch.undo()
+    assert again.report(again.windows(DT), DT, limits, EXPECTED) == report
 
 
 def same(one: EpisodeWindows, other: EpisodeWindows) -> None:

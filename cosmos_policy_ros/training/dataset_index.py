@@ -110,8 +110,14 @@ class DatasetIndex:
             sha.update(entry.starts.tobytes())
         return sha.hexdigest()
 
-    def lines(self) -> list[str]:
-        """Return counts and reasons for a person to read."""
+    def lines(self, statistics: str = "checkpoint") -> list[str]:
+        """Return counts, reasons and warnings for a person to read.
+
+        ``statistics`` is the key of ``start``: with "demonstrations", also what was widened.
+        """
+        warnings = list(self.warnings)
+        if statistics == "demonstrations" and self.ranges is not None and self.ranges.text:
+            warnings.append(self.ranges.text)
         groups = {
             "demonstrations": [e for e in self.entries if e.pool == "demonstration"],
             "successes": [e for e in self.entries if e.pool == "success"],
@@ -126,7 +132,7 @@ class DatasetIndex:
             f"windows left out (a gap or a brake in them): {self.windows_left_out}",
             f"episodes left out: {len(self.left_out)}",
             *(f"  {escaped(path.name)}: {reason}" for path, reason in self.left_out),
-            *(f"warning: {text}" for text in self.warnings),
+            *(f"warning: {text}" for text in warnings),
         ]
 
 

@@ -61,7 +61,7 @@ def describe_run(config: TrainingConfig, processes: int) -> list[str]:
     else:
         duration = f"{hours:.1f} h" if hours < 100 else f"{hours / 24:.0f} days"
     return [
-        *dataset_index.lines(),
+        *dataset_index.lines(config.start.statistics),
         *describe_prepared(config.data, model, dataset_index.entries),
         mixture.describe(run.batch),
         f"network: {parameters / 1e6:,.1f} million parameters",

@@ -242,11 +242,8 @@ class Trainer:
     # ---------------------------------------------------------------- for people
 
     def _data_lines(self) -> list[str]:
-        """Return what is learned from, and what of its ranges was widened."""
-        lines, ranges = self.dataset_index.lines(), self.dataset_index.ranges
-        if self.config.start.statistics == "demonstrations" and ranges is not None and ranges.text:
-            lines.append(f"warning: {ranges.text}")
-        return lines
+        """Return what is learned from, what is not, and what is odd about it."""
+        return self.dataset_index.lines(self.config.start.statistics)
 
     def _introduce(self, reports: Reports) -> None:
         for line in self._data_lines():

@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.cli import cosmos
 from cosmos_policy_ros.cli.train import read_config
 from cosmos_policy_ros.core.errors import ConfigError
 from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.episodes.store import EpisodeStore
 
-from .conftest import settings
+from .conftest import record_wave, settings, wave
 
 SHIPPED = sorted(path.stem for path in config_folder("training").glob("*.yaml"))
 
@@ -102,6 +105,30 @@ def test_a_dry_run_counts_and_estimates_and_writes_nothing(
     ):
         assert words in said
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_is_odd_about_the_data_is_said_before_a_training(
+    tmp_path: Path, types: Typestore, episodes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An arm at rest was trained on without a word."""
+    store = EpisodeStore(tmp_path / "demonstrations", types)
+    for phase in range(2):
+        actions = wave(60, phase)
+        actions[:, 7:] = 0.4
+        states = actions + np.arange(60)[:, None] % 2 * np.r_[np.zeros(7), np.full(7, 0.0015)]
+        record_wave(store, types, phase, positions=actions, states=states)
+    data = {"demonstrations": [str(store.root)], "rollouts": []}
+    mixture = {"policy": 1.0, "world_model": 0.0, "value": 0.0}
+    file = tmp_path / "mine.yaml"
+    for statistics, widened in (("demonstrations", True), ("checkpoint", False)):
+        start = {"statistics": statistics}
+        content = settings(episodes, data=data, mixture=mixture, start=start)
+        file.write_text(yaml.safe_dump(content))
+        assert main([str(file), "--dry-run"]) == 0
+        said = capsys.readouterr().out
+        assert "warning: in all episodes together hardly moved" in said
+        assert "the right arm (at most 2)" in said
+        assert ("warning: ranges widened" in said) == widened
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:

@@ -55,7 +55,7 @@ HELP = {name: text for group in COMMANDS.values() for name, text in group.items(
 # Where it is not the module of the command's own name.
 MODULES = {
     "recover": "episodes",
-    "import": "import_hdf5",
+    "import": "import_episodes",
     "export-hdf5": "export",
     "export-lerobot": "export",
     "replay-gate": "replay",

@@ -17,7 +17,7 @@ from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.bags.types import load_types
 from cosmos_policy_ros.bags.writer import DISCARDED
-from cosmos_policy_ros.cli.import_hdf5 import add_source_options, find_files, source_options
+from cosmos_policy_ros.cli.import_episodes import add_source_options, source_options
 from cosmos_policy_ros.cli.shared import say_count, say_seconds
 from cosmos_policy_ros.core.errors import CosmosPolicyError, RolloutError
 from cosmos_policy_ros.core.files import replace_text
@@ -42,7 +42,9 @@ from cosmos_policy_ros.dataset.review import (
 from cosmos_policy_ros.dataset.windows import EpisodeWindows
 from cosmos_policy_ros.episodes.episode import has_bag_files, read_episode
 from cosmos_policy_ros.episodes.store import EpisodeStore
-from cosmos_policy_ros.interop.to_bag import Importer, ImportOptions
+from cosmos_policy_ros.interop.foreign_episode import ImportOptions, Source
+from cosmos_policy_ros.interop.importer import Importer
+from cosmos_policy_ros.interop.sources import find_sources
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
 REFUSED = "refused"
@@ -105,7 +107,9 @@ class _Judge:
         self.watch(self.rig or own, motion)
         return report
 
-    def judge_import(self, source: Path, choices: ImportOptions, types: Typestore) -> EpisodeReport:
+    def judge_import(
+        self, source: Source, choices: ImportOptions, types: Typestore
+    ) -> EpisodeReport:
         """Judge what an import makes of a source; nothing of it stays."""
         with tempfile.TemporaryDirectory(prefix="cosmos-check-") as folder:
             store = EpisodeStore(Path(folder), types)
@@ -189,7 +193,7 @@ def _episodes(
     try:
         if source.is_dir():
             folders = [source] if has_bag_files(source) else _bags_in(source)
-        recordings = [] if folders == [source] else find_files([source])
+        recordings = [] if folders == [source] else find_sources(source)
     except (RolloutError, OSError) as error:
         recordings = []
         if not folders:
@@ -201,7 +205,7 @@ def _episodes(
         else:
             yield str(folder), partial(judge.judge, folder)
     for recording in recordings:
-        yield str(recording), partial(judge.judge_import, recording, choices, types)
+        yield str(recording.path), partial(judge.judge_import, recording, choices, types)
 
 
 def _bags_in(folder: Path) -> list[Path]:

@@ -15,10 +15,10 @@ from helpers.recordings import write_recording
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.cli import cosmos
-from cosmos_policy_ros.cli.import_hdf5 import find_files
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.interop.hdf5_layout import open_hdf5
+from cosmos_policy_ros.interop.sources import find_sources
 
 ROOT = Path(__file__).parents[2]
 ROWS = 6
@@ -191,14 +191,15 @@ def test_a_bag_that_cannot_be_exported_does_not_stop_the_others(
 
 
 def test_files_are_found_below_folders_in_the_order_of_their_numbers(sources: Path) -> None:
-    found = find_files([sources, sources / "fold_shirt/train/episode_2.hdf5"])
-    numbers = [path.stem for path in found]
+    found = find_sources(sources)
+    numbers = [source.path.stem for source in found]
     assert numbers == ["episode_2", "episode_10", "episode_11", "episode_12"]
+    assert find_sources(sources / "fold_shirt/train/episode_2.hdf5") == found[:1]
     with pytest.raises(RolloutError, match="no such file or folder"):
-        find_files([sources / "gone"])
+        find_sources(sources / "gone")
     (sources / "empty").mkdir()
     with pytest.raises(RolloutError, match=r"no \.hdf5, \.h5, \.he5 file below it"):
-        find_files([sources / "empty"])
+        find_sources(sources / "empty")
 
 
 @pytest.mark.parametrize("command", ["import", "export-hdf5", "export-lerobot"])

@@ -22,7 +22,7 @@ from cosmos_policy_ros.dataset.windows import EpisodeWindows
 from cosmos_policy_ros.episodes.episode import read_episode, read_messages
 from cosmos_policy_ros.episodes.recording import Options
 from cosmos_policy_ros.episodes.store import EpisodeStore
-from cosmos_policy_ros.interop.to_bag import rig_text
+from cosmos_policy_ros.interop.importer import rig_text
 from cosmos_policy_ros.rig.chunk import Blend, TimedChunk
 from cosmos_policy_ros.rig.observation import SensorBuffer
 from cosmos_policy_ros.rig.safety_gate import CHUNK_ID

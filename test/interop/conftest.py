@@ -11,7 +11,9 @@ from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.interop import hdf5_layout
-from cosmos_policy_ros.interop.to_bag import Importer, ImportOptions
+from cosmos_policy_ros.interop.foreign_episode import ImportOptions
+from cosmos_policy_ros.interop.importer import Importer
+from cosmos_policy_ros.interop.to_bag import Hdf5Source
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +37,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory, types: Typestore) -> Mappin
     return {
         images: Shared(
             source,
-            *look(Importer(store, types, ImportOptions(rigs[images], rate=25)).take(source).path),
+            *look(
+                Importer(store, types, ImportOptions(rigs[images], rate=25))
+                .take(Hdf5Source(source))
+                .path
+            ),
         )
         for images, source in sources.items()
     }

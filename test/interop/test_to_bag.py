@@ -29,13 +29,9 @@ from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.quality import QualityMonitor, load_limits
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.episodes.verify import verify
-from cosmos_policy_ros.interop.to_bag import (
-    Importer,
-    ImportOptions,
-    KnownSourceError,
-    rig_as_imported,
-    rig_text,
-)
+from cosmos_policy_ros.interop.foreign_episode import ImportOptions
+from cosmos_policy_ros.interop.importer import Importer, KnownSourceError, rig_text
+from cosmos_policy_ros.interop.to_bag import Hdf5Source, rig_as_imported
 from cosmos_policy_ros.rig.observation import read_arm
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
@@ -51,7 +47,9 @@ class Take:
         self.store, self.types = store, types
 
     def __call__(self, path: Path, **options: Any) -> Path:
-        return Importer(self.store, self.types, ImportOptions(**options)).take(path).path
+        return (
+            Importer(self.store, self.types, ImportOptions(**options)).take(Hdf5Source(path)).path
+        )
 
 
 @pytest.fixture

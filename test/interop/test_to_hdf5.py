@@ -25,7 +25,9 @@ from cosmos_policy_ros.dataset.windows import opening_per_reading
 from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.store import EpisodeStore
-from cosmos_policy_ros.interop.to_bag import Importer, ImportOptions, rig_text
+from cosmos_policy_ros.interop.foreign_episode import ImportOptions
+from cosmos_policy_ros.interop.importer import Importer, rig_text
+from cosmos_policy_ros.interop.to_bag import Hdf5Source
 from cosmos_policy_ros.interop.to_hdf5 import export_hdf5
 from cosmos_policy_ros.rig.observation import read_arm
 from cosmos_policy_ros.rig.spec import load_rig
@@ -98,7 +100,7 @@ def check_images(file: h5py.File, out: Path, camera: str, images: str) -> None:
 
 def test_velocities_and_efforts_come_back(tmp_path: Path, out: Path, importer: Importer) -> None:
     path = write_hdf5(tmp_path / "a/e.hdf5", "raw", measured=True)
-    done = export_hdf5(read_episode(importer.take(path).path), out, 0, "raw")
+    done = export_hdf5(read_episode(importer.take(Hdf5Source(path)).path), out, 0, "raw")
     check_equal(done.path, path)
     assert arrays(done.path)["observations/effort"].any()
 
@@ -121,7 +123,7 @@ def test_a_demonstration_there_and_back_again_stays_one(
     out: Path, shared: Mapping[str, Shared], importer: Importer
 ) -> None:
     done = export_hdf5(shared["raw"].episode, out, 0, "jpeg")
-    again = read_episode(importer.take(done.path).path)
+    again = read_episode(importer.take(Hdf5Source(done.path)).path)
     assert (again.metadata.prompt, again.metadata.engine, again.score) == ("fold shirt", "", None)
 
 
@@ -141,7 +143,7 @@ def test_a_later_score_is_what_is_exported(
     tmp_path: Path, out: Path, importer: Importer, store: EpisodeStore
 ) -> None:
     path = write_hdf5(tmp_path / "a/e.hdf5", "jpeg", rows=5, attributes=ROLLOUT)
-    bag = importer.take(path).path
+    bag = importer.take(Hdf5Source(path)).path
     store.score(OperatorScore(85, True, operator_name="bob", note="on the video"), episode=bag.name)
     with h5py.File(export_hdf5(read_episode(bag), out, 0).path) as file:
         assert file.attrs["success"]

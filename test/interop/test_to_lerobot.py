@@ -22,7 +22,9 @@ from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.episodes.episode import Episode, read_episode
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.interop import to_lerobot
-from cosmos_policy_ros.interop.to_bag import Importer, ImportOptions
+from cosmos_policy_ros.interop.foreign_episode import ImportOptions
+from cosmos_policy_ros.interop.importer import Importer
+from cosmos_policy_ros.interop.to_bag import Hdf5Source
 from cosmos_policy_ros.interop.to_lerobot import LeRobotExport, LibraryError
 
 needs_library = pytest.mark.skipif(find_spec("lerobot") is None, reason="lerobot is not installed")
@@ -98,7 +100,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory, types: Typestore) -> Episod
         folder / "a/3.hdf5", "raw", rows=ROWS, attributes={**ROLLOUT, "success": 0}, change=grow
     )
     for path in (failure, success, demo, larger):
-        importer.take(path)
+        importer.take(Hdf5Source(path))
     return store
 
 

@@ -1,11 +1,9 @@
-"""``cosmos import``: episodes of ALOHA, ACT and Cosmos HDF5 files into bags."""
+"""``cosmos import``: episodes that other programs recorded, into the store."""
 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
@@ -16,8 +14,9 @@ from cosmos_policy_ros.core.paths import package_share
 from cosmos_policy_ros.core.untrusted import escaped
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.interop.camera_names import parse_map
-from cosmos_policy_ros.interop.hdf5_layout import SUFFIXES
-from cosmos_policy_ros.interop.to_bag import Imported, Importer, ImportOptions, KnownSourceError
+from cosmos_policy_ros.interop.foreign_episode import ImportOptions, Source
+from cosmos_policy_ros.interop.importer import Imported, Importer, KnownSourceError
+from cosmos_policy_ros.interop.sources import find_sources
 
 
 def add_import(parser: argparse.ArgumentParser) -> None:
@@ -93,16 +92,16 @@ def _import(options: argparse.Namespace) -> int:
     store = EpisodeStore(options.root.expanduser(), types)
     importer = Importer(store, types, source_options(options, again=options.again))
     imported = known = failed = 0
-    files: dict[Path, None] = {}
-    for source in options.sources:
+    found: dict[Source, None] = {}  # each once
+    for place in options.sources:
         try:
-            files |= dict.fromkeys(find_files([source]))
+            found |= dict.fromkeys(find_sources(place))
         except RolloutError as error:
             _say(f"error: {error}", sys.stderr)
             failed += 1
-    for file in files:
+    for source in found:
         try:
-            _say(f"{file}: {_line(importer.take(file))}", sys.stdout)
+            _say(f"{source.path}: {_line(importer.take(source))}", sys.stdout)
             imported += 1
         except KnownSourceError as error:
             _say(f"refused: {error}", sys.stderr)
@@ -110,8 +109,9 @@ def _import(options: argparse.Namespace) -> int:
         except CosmosPolicyError as error:
             _say(f"error: {error}", sys.stderr)
             failed += 1
-        except Exception as error:  # a fault of ours with one file must not cost the others
-            _say(f"error: {file}: {type(error).__name__}: {error}; please report it", sys.stderr)
+        except Exception as error:  # a fault of ours with one source must not cost the others
+            fault = f"{type(error).__name__}: {error}"
+            _say(f"error: {source.path}: {fault}; please report it", sys.stderr)
             failed += 1
     print(
         f"{say_count(imported, 'episode')} imported into {escaped(str(store.root))}"
@@ -121,7 +121,7 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _line(done: Imported) -> str:
-    """Return what is told of an imported file."""
+    """Return what is told of an imported source."""
     score = "" if done.score is None else f", {done.score:g} of 100"
     said = f"{done.steps} steps, {say_seconds(done.seconds)}{score}, {done.quality.text}"
     return "; ".join([f"{done.path.name}, {said}", *done.notes])
@@ -130,39 +130,3 @@ def _line(done: Imported) -> str:
 def _say(text: str, where: TextIO) -> None:
     """Print a line in which files have a say: nothing that a terminal obeys, or cannot print."""
     print(escaped(text), file=where, flush=True)
-
-
-def find_files(sources: Iterable[Path]) -> list[Path]:
-    """Return the HDF5 files named, and those below the folders named, each once.
-
-    Raises:
-        RolloutError: a path is not there, or a folder has none below it.
-    """
-    found: dict[Path, None] = {}
-    for source in sources:
-        source = source.expanduser()
-        if source.is_dir():
-            below = [p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and _is_file(p)]
-            if not below:
-                raise RolloutError(f"{source}: no {', '.join(SUFFIXES)} file below it")
-            found |= dict.fromkeys(sorted(below, key=_natural))
-        elif source.is_file():
-            found[source] = None
-        else:
-            raise RolloutError(f"{source}: no such file or folder")
-    return list(found)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:
-        return True  # whatever the system says of it, it is said when it is opened
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Sort episode_2 before episode_10."""
-    return [
-        (int(part), "") if part.isdecimal() else (-1, part)
-        for part in re.split(r"(\d+)", str(path))
-    ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from bz2 import BZ2Decompressor
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -22,6 +23,7 @@ from mcap.data_stream import ReadDataStream
 from mcap.opcode import Opcode
 from mcap.summary import Summary
 from mcap.writer import MCAP0_MAGIC
+from rosbags.rosbag1 import reader as rosbag1_reader
 from rosbags.rosbag2 import storage_mcap
 
 from cosmos_policy_ros.bags.mcap_file import QOS_KEY
@@ -175,6 +177,18 @@ def unpack(data: bytes, compression: str, size: int) -> bytes:
 # rosbags unpacks a chunk whatever it comes to; here it is given the size to stop at.
 storage_mcap.DECOMPRESSORS["zstd"] = lambda data, size: unpack(data, "zstd", size)
 storage_mcap.DECOMPRESSORS["lz4"] = lambda data, size: unpack(data, "lz4", size)
+
+
+def unpack_ros1(data: bytes, decompressor: Any) -> bytes:
+    """Return the records of a ROS 1 bag's chunk, unpacked; one that is too large is refused."""
+    content: bytes = decompressor.decompress(data, max_length=LARGEST_CHUNK + 1)
+    if len(content) > LARGEST_CHUNK:
+        raise UnreadableError(f"a chunk has more than {LARGEST_CHUNK} unpacked bytes")
+    return content
+
+
+rosbag1_reader.decompressors["bz2"] = lambda data: unpack_ros1(data, BZ2Decompressor())
+rosbag1_reader.decompressors["lz4"] = lambda data: unpack_ros1(data, LZ4FrameDecompressor())
 
 
 def chunk_content(chunk: mcap.Chunk) -> bytes:

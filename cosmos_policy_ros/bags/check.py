@@ -83,6 +83,8 @@ class CheckedFile:
                     if isinstance(record, Chunk):
                         self._check_message_index()
                         yield from self._open(record, at)
+                    elif isinstance(record, Message):  # of a recorder that makes no chunks
+                        yield from self._received(record, f"the message at byte {at}")
                     else:
                         self._note(record)
                 if self._footer is not None:  # else the damage was told
@@ -142,17 +144,20 @@ class CheckedFile:
             if not isinstance(record, Message):
                 self._note(record)
                 continue
-            stamp_ns = record.log_time
-            self._found.setdefault(record.channel_id, []).append((stamp_ns, offset))
-            channel = self._channels.get(record.channel_id)
-            schema = self._schemas.get(channel.schema_id) if channel else None
-            if channel is None or schema is None:
-                self._complain(f"the chunk at byte {at} has a message without topic or type")
-                continue
-            self.counts[channel.topic] += 1
-            first, last = self.stamps or (stamp_ns, stamp_ns)
-            self.stamps = min(first, stamp_ns), max(last, stamp_ns)
-            yield Received(channel.topic, schema, stamp_ns, record.data)
+            self._found.setdefault(record.channel_id, []).append((record.log_time, offset))
+            yield from self._received(record, f"a message of the chunk at byte {at}")
+
+    def _received(self, record: Message, where: str) -> Iterator[Received]:
+        stamp_ns = record.log_time
+        channel = self._channels.get(record.channel_id)
+        schema = self._schemas.get(channel.schema_id) if channel else None
+        if channel is None or schema is None:
+            self._complain(f"{where} has no topic or no type")
+            return
+        self.counts[channel.topic] += 1
+        first, last = self.stamps or (stamp_ns, stamp_ns)
+        self.stamps = min(first, stamp_ns), max(last, stamp_ns)
+        yield Received(channel.topic, schema, stamp_ns, record.data)
 
     def _note(self, record: Any) -> None:
         match record:

@@ -20,6 +20,7 @@ from cosmos_policy_ros.core.untrusted import UnreadableError, reading, shown
 
 PACKAGE = "cosmos_policy_ros"
 MAX_DEFINITION = 1 << 18  # characters; an image's, with all it is made of, has 6000
+_BUILTIN = ("builtin_interfaces/msg/Time", "builtin_interfaces/msg/Duration")
 MAX_TYPE_DEPTH = 32  # of types within types; ROS's own have five levels
 
 
@@ -68,7 +69,7 @@ def types_of_definition(msgtype: str, definition: str) -> Typestore:
         if len(definition) > MAX_DEFINITION:
             raise UnreadableError(f"has {len(definition)} characters, at most {MAX_DEFINITION}")
         found = get_types_from_msg(definition, msgtype)
-        sizes: dict[str, int] = {}
+        sizes = dict.fromkeys(_BUILTIN, 8)  # those of ROS 1 are in no definition
         for name in found:
             _least_bytes((Nodetype.NAME, name), found, sizes, 0)
         store = get_typestore(Stores.EMPTY)

@@ -22,13 +22,15 @@ from cosmos_policy_ros.bags.mcap_file import VERIFY
 from cosmos_policy_ros.core.errors import ObservationError, RolloutError
 from cosmos_policy_ros.core.units import NS_PER_S, Array
 from cosmos_policy_ros.core.untrusted import reading
-from cosmos_policy_ros.dataset.playback import RecordedSensors
+from cosmos_policy_ros.dataset.playback import RecordedSensors, stamp_ns
 from cosmos_policy_ros.episodes.episode import Episode
 from cosmos_policy_ros.rig.arms import ARM_DIM, STATE_DIM, Gripper, finger_from_angle
 from cosmos_policy_ros.rig.chunk import BRAKE
 from cosmos_policy_ros.rig.safety_gate import CHUNK_ID
-from cosmos_policy_ros.rig.spec import Output
+from cosmos_policy_ros.rig.spec import Output, RigSpec
 
+Starts = Mapping[str, int]
+"""When each chunk was accepted [ns], by its id."""
 DT_TOLERANCE = 1e-3  # s between a row's time and a whole number of steps
 _ANGLE = 1e-6  # rad; half the step of a central difference
 
@@ -119,24 +121,33 @@ def _on_grid(sent: Sent, step_ns: int) -> tuple[NDArray[np.intp], NDArray[np.int
     return on_grid[first[wanted]], found[wanted] * step_ns
 
 
-def _read_sent(output: Output, topic: IndexedTopic, index: int, starts: Mapping[str, int]) -> Sent:
-    """Read one trajectory, its positions (n, joints) those of the output, in the driver's units."""
-    message = topic.read(index)
+def read_sent(
+    message: Any, output: Output, where: object, received_ns: int, number: int, starts: Starts
+) -> Sent:
+    """Read one trajectory, its positions (n, joints) those of the output, in the driver's units.
+
+    Args:
+        message: a JointTrajectory.
+        output: that it was sent to.
+        where: the bag, for messages.
+        received_ns: its receive stamp.
+        number: of the trajectory on its topic.
+        starts: when each chunk was accepted, for trajectories that bear no start.
+    """
     missing = [name for name in output.joints if name not in message.joint_names]
     if missing:
         raise RolloutError(
-            f"{topic.files[0].parent}: a trajectory on {output.topic} lacks the joint "
-            f"{', '.join(missing)} of the rig's file; it moves {', '.join(message.joint_names)}"
+            f"{where}: a trajectory on {output.topic} lacks the joint {', '.join(missing)} of the "
+            f"rig's file; it moves {', '.join(message.joint_names)}"
         )
     columns = [message.joint_names.index(name) for name in output.joints]
     rows = np.array([point.positions for point in message.points], np.float64)
     due = [point.time_from_start for point in message.points]
     offsets_ns = np.array([time.sec * NS_PER_S + time.nanosec for time in due], np.int64)
     # Those of an imported episode may have no id; then they belong together by their order.
-    chunk_id = message.header.frame_id or f"#{index}"
+    chunk_id = message.header.frame_id or f"#{number}"
     # Trajectories without a stamp start when their chunk was accepted, or came.
-    sent_ns = starts.get(chunk_id, int(topic.received_ns[index]))
-    start_ns = int(topic.stamps_ns[index]) or sent_ns
+    start_ns = stamp_ns(message) or starts.get(chunk_id, received_ns)
     if len(offsets_ns) > 1:
         # One that took over in motion was sent between two rows: it starts where the row before
         # its first was due.
@@ -144,6 +155,30 @@ def _read_sent(output: Output, topic: IndexedTopic, index: int, starts: Mapping[
         start_ns, offsets_ns = start_ns + phase_ns, offsets_ns - phase_ns
     positions = rows.reshape(-1, len(message.joint_names))[:, columns]
     return Sent(chunk_id, start_ns, offsets_ns, positions)
+
+
+def join_outputs(rig: RigSpec, sent: Sequence[Iterable[Sent]]) -> tuple[Sent, ...]:
+    """Join the trajectories of each of a rig's outputs by their chunk; one alone is no action."""
+    by_output = []
+    for parts in sent:
+        # By id and number under that id, which ways to the start pose share.
+        chunks: dict[tuple[str, int], Sent] = {}
+        count: Counter[str] = Counter()
+        for part in parts:
+            chunks[part.chunk_id, count[part.chunk_id]] = part
+            count[part.chunk_id] += 1
+        by_output.append(chunks)
+    joined = []
+    for key, first in by_output[0].items():
+        parts = [chunks[key] for chunks in by_output if key in chunks]
+        same = [part for part in parts if np.array_equal(part.offsets_ns, first.offsets_ns)]
+        if len(same) < len(by_output):
+            continue
+        positions = np.zeros((len(first.offsets_ns), STATE_DIM))
+        for output, part in zip(rig.outputs, same, strict=True):
+            positions[:, output.columns] = part.positions
+        joined.append(first._replace(positions=rig.commanded(positions)))
+    return tuple(sorted(joined, key=lambda each: each.start_ns))
 
 
 class EpisodeWindows(RecordedSensors):
@@ -184,34 +219,21 @@ class EpisodeWindows(RecordedSensors):
             self.steps = self._while_recorded(steps)
 
     def _join_outputs(self) -> tuple[Sent, ...]:
-        """Join the outputs' trajectories by the chunk they belong to; one alone is no action."""
+        """Read every output's trajectories and join them."""
         results = self.indexed[self._gate_results]
         starts = {}
-        for index, stamp_ns in enumerate(results.stamps_ns):
+        for index, accepted_ns in enumerate(results.stamps_ns):
             result = results.read(index)
             if result.accepted:
-                starts[result.chunk_id] = int(stamp_ns)
-        outputs, sent = self.rig.outputs, []
-        for name, output in outputs.items():
-            # By id and number under that id, which ways to the start pose share.
-            chunks: dict[tuple[str, int], Sent] = {}
-            count: Counter[str] = Counter()
-            for index in range(len(self.indexed[name])):
-                part = _read_sent(output, self.indexed[name], index, starts)
-                chunks[part.chunk_id, count[part.chunk_id]] = part
-                count[part.chunk_id] += 1
-            sent.append(chunks)
-        joined = []
-        for key, first in sent[0].items():
-            parts = [chunks[key] for chunks in sent if key in chunks]
-            same = [part for part in parts if np.array_equal(part.offsets_ns, first.offsets_ns)]
-            if len(same) < len(outputs):
-                continue
-            positions = np.zeros((len(first.offsets_ns), STATE_DIM))
-            for output, part in zip(outputs.values(), same, strict=True):
-                positions[:, output.columns] = part.positions
-            joined.append(first._replace(positions=self.rig.rig.commanded(positions)))
-        return tuple(sorted(joined, key=lambda each: each.start_ns))
+                starts[result.chunk_id] = int(accepted_ns)
+
+        def read(name: str, output: Output) -> Iterator[Sent]:
+            topic = self.indexed[name]
+            for index, received_ns in enumerate(topic.received_ns):
+                message = topic.read(index)
+                yield read_sent(message, output, self.episode.path, int(received_ns), index, starts)
+
+        return join_outputs(self.rig.rig, [read(*each) for each in self.rig.outputs.items()])
 
     def _while_recorded(self, steps: Steps) -> Steps:
         """Keep the steps while every sensor was being recorded."""

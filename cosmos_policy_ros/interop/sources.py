@@ -6,6 +6,7 @@ This is the one place that knows every format: a new one is a class with the met
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ from pathlib import Path
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.interop.foreign_episode import Source
 from cosmos_policy_ros.interop.hdf5_layout import SUFFIXES as HDF5_SUFFIXES
+from cosmos_policy_ros.interop.ros_bag import RosBagSource
+from cosmos_policy_ros.interop.ros_bag_files import SUFFIXES as BAG_SUFFIXES
+from cosmos_policy_ros.interop.ros_bag_files import bags_in, is_storage
 from cosmos_policy_ros.interop.to_bag import Hdf5Source
 
 
@@ -26,19 +30,26 @@ def find_sources(place: Path) -> list[Source]:
     """
     place = place.expanduser()
     if place.is_file():
-        return [Hdf5Source(place)]
+        return [RosBagSource(place, (place,)) if is_storage(place) else Hdf5Source(place)]
     if not place.is_dir():
         raise RolloutError(f"{place}: no such file or folder")
     found = list(_below(place))
     if not found:
-        raise RolloutError(f"{place}: no {', '.join(HDF5_SUFFIXES)} file below it")
+        endings = ", ".join((*HDF5_SUFFIXES, *BAG_SUFFIXES))
+        raise RolloutError(f"{place}: no {endings} file below it")
     return found
 
 
-def _below(folder: Path) -> Iterator[Source]:
-    files = [p for p in folder.rglob("*") if p.suffix.lower() in HDF5_SUFFIXES and _is_file(p)]
-    for path in sorted(files, key=_natural):
-        yield Hdf5Source(path)
+def _below(place: Path) -> Iterator[Source]:
+    """Yield what is in a folder and those below it, in the order of the names."""
+    for folder in sorted((Path(each[0]) for each in os.walk(place)), key=_natural):
+        here: list[Source] = [RosBagSource(*each) for each in bags_in(folder)]
+        here += [
+            Hdf5Source(path)
+            for path in folder.iterdir()
+            if path.suffix.lower() in HDF5_SUFFIXES and _is_file(path)
+        ]
+        yield from sorted(here, key=lambda source: _natural(source.path))
 
 
 def _is_file(path: Path) -> bool:

@@ -168,6 +168,27 @@ class Driver:
 
 
 @dataclass(frozen=True)
+class Leader:
+    """The arm that an operator moves, and its follower after it.
+
+    Where a bag of a teleoperated rig holds no commands, these are the actions.
+
+    Attributes:
+        joint_states: topic; its joints are called as the follower's are.
+        closed, open: its gripper's motor there [rad].
+    """
+
+    joint_states: str
+    closed: float
+    open: float
+
+    def __post_init__(self) -> None:
+        """Refuse what the types allow but no gripper is."""
+        if self.closed == self.open:
+            raise ValueError("leader: open and closed must differ")
+
+
+@dataclass(frozen=True)
 class Arm:
     """One follower arm.
 
@@ -183,6 +204,7 @@ class Arm:
         driver: for an arm that is streamed to; needed where ``command_interface`` is "interbotix".
         max_acceleration: limits of the change of speed from row to row [rad/s^2]; None in bags from
             before this key, for no limit.
+        leader: that it follows where a person moves it; read by ``cosmos import`` alone.
     """
 
     joint_states: str
@@ -195,6 +217,7 @@ class Arm:
     gripper: Gripper
     driver: Driver | None = None
     max_acceleration: tuple[float, float, float, float, float, float] | None = None
+    leader: Leader | None = None
 
     def __post_init__(self) -> None:
         """Refuse what the types allow but no arm is."""

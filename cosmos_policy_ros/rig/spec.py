@@ -358,6 +358,7 @@ class RigSpec:
         topics += dict.fromkeys(arm.joint_states for arm in arms)
         topics += [output.topic for output in self.outputs]
         topics += [topic for each in drivers for topic in (each.joint_group, each.joint_single)]
+        topics += [arm.leader.joint_states for arm in arms if arm.leader is not None]
         if len(set(topics)) != len(topics):
             raise ValueError("cameras and arms: two of them share a topic")
         left, right = arms
@@ -526,6 +527,9 @@ def _check_ranges(rig: RigSpec) -> None:
         if arm.gripper.crank is not None:
             for key, value in vars(arm.gripper.crank).items():
                 check(f"{where}: gripper: crank: {key}", value, (0.005, 0.1))
+        if arm.leader is not None:
+            for key in ("closed", "open"):
+                check(f"{where}: leader: {key}", getattr(arm.leader, key), (-7.0, 7.0))
         if arm.driver is not None:
             for index, value in enumerate(arm.driver.parked):
                 check(f"{where}: driver: parked[{index}]", value, (-math.pi, math.pi))

@@ -22,7 +22,6 @@ from cosmos_policy_ros.bags.writer import EPISODE_TOPIC
 from cosmos_policy_ros.core.errors import ObservationError, RolloutError
 from cosmos_policy_ros.core.units import NS_PER_S, Array
 from cosmos_policy_ros.core.untrusted import shown
-from cosmos_policy_ros.dataset.windows import find_steps
 from cosmos_policy_ros.episodes.topics import absolute, rig_topics
 from cosmos_policy_ros.interop.foreign_episode import (
     EpisodeContent,
@@ -241,11 +240,11 @@ class OpenRosBag:
         clock: Clock,
     ) -> tuple[Actions, bool]:
         """Return the actions, and whether they are trajectories that stay as they are."""
-        if isinstance(commands, Trajectories) and commands.steps_as_they_are():
-            steps = find_steps(commands.sent(), rig.rates.dt)
-            return Actions(steps.times_ns, steps.actions, steps.stretch), True
         spans = [clock.span(log) for log in reading.stamps.values()] + states.spans
         first, last = max(span[0] for span in spans), min(span[1] for span in spans)
+        # A step begins up to one image's time behind the newest one.
+        last += max(log.period_ns for log in reading.stamps.values())
+        kept = commands.as_they_are() if isinstance(commands, Trajectories) else None
         begin, end = commands.span_ns
         seconds = (min(last, end) - max(first, begin)) / NS_PER_S
         if seconds * rig.rates.control > MOST_STEPS:
@@ -253,14 +252,17 @@ class OpenRosBag:
                 f"goes on for {seconds:.0f} s; an episode has at most "
                 f"{MOST_STEPS / rig.rates.control:.0f}"
             )
-        actions = sample(commands, rig.rates.dt, first, last)
+        actions = kept or sample(commands, rig.rates.dt, first, last)
+        actions = actions.between(first, last)
+        for name in commands.topics if kept is not None else ():
+            self.bag.topics[name].check_layout(self.context.types)
         if len(actions) < _LEAST_STEPS:
             raise RolloutError(
                 f"has {len(actions)} control steps with a command while all sensors were being "
                 f"recorded: commands go on for {(end - begin) / NS_PER_S:.2f} s, sensors for "
                 f"{(last - first) / NS_PER_S:.2f} s, both for {max(seconds, 0):.2f} s"
             )
-        return actions, False
+        return actions, kept is not None
 
     def _messages(
         self, found: RigTopics, clock: Clock, actions: Actions, kept: Commands | None
@@ -395,7 +397,7 @@ def _told_of_commands(
     notes = [f"actions: {commands.what}, {commands.pace}, taken at {rig.rates.control:g} Hz"]
     if pauses := int(actions.run[-1]):
         between = np.diff(actions.times_ns) / NS_PER_S
-        seconds = float(between[between > 1.5 * rig.rates.dt].sum())
+        seconds = float((between[between > 1.5 * rig.rates.dt] - rig.rates.dt).sum())
         notes.append(
             f"commands pause {pauses} time{'s' * (pauses > 1)}, {seconds:.2f} s in all: no action "
             f"chunk runs across"

@@ -53,6 +53,11 @@ class StampLog:
         self.stamps.append(stamp_ns)
         self.received.append(received_ns)
 
+    @property
+    def period_ns(self) -> int:
+        """Between two messages, as a rule."""
+        return round(float(np.median(np.diff(self.received)))) if len(self.received) > 1 else 0
+
 
 @dataclass(frozen=True)
 class Clock:

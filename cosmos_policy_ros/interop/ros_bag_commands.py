@@ -34,7 +34,6 @@ ALL_JOINTS = "all"
 """What Interbotix' drivers call the six joints and the gripper together."""
 _EVEN = 0.9  # of a control step, which steps of trajectories are apart at least
 _IN_PACE = 0.5  # resultant of the moments of commands on a clock face of one interval
-_LATE = 99.0  # per cent of the commands that have come by the moment that is looked at
 _JUST_AFTER_NS = 1000
 
 
@@ -48,6 +47,29 @@ class InForce(NamedTuple):
 
     positions: Array
     valid: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Actions:
+    """Actions by control step.
+
+    Attributes:
+        times_ns: (n,) when each was seen for; its action is due one step later.
+        rows: (n, 14) policy units.
+        run: (n,) a number that changes where an action chunk may not run across.
+    """
+
+    times_ns: Times
+    rows: Array
+    run: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.times_ns)
+
+    def between(self, first_ns: int, last_ns: int) -> Actions:
+        """Return those that were seen for between two moments."""
+        kept = (self.times_ns >= first_ns) & (self.times_ns <= last_ns)
+        return Actions(self.times_ns[kept], self.rows[kept], self.run[kept])
 
 
 class Commands(ABC):
@@ -143,15 +165,16 @@ class Trajectories(Commands):
         ]
         return join_outputs(self._rig, parts)
 
-    def steps_as_they_are(self) -> int:
-        """Return the steps of the trajectories if they have a row for each; 0 if they have not."""
+    def as_they_are(self) -> Actions | None:
+        """Return the trajectories' rows if they have one for each control step."""
         try:
             steps = find_steps(self.sent(), self._rig.rates.dt)
         except RolloutError:
-            return 0
+            return None
         between = np.diff(steps.times_ns) / NS_PER_S
-        even = len(between) > 0 and np.median(between) >= _EVEN * self._rig.rates.dt
-        return len(steps) if even else 0
+        if not len(between) or np.median(between) < _EVEN * self._rig.rates.dt:
+            return None
+        return Actions(steps.times_ns, steps.actions, steps.stretch)
 
     @property
     def span_ns(self) -> tuple[int, int]:
@@ -191,6 +214,12 @@ def _length_ns(message: Any) -> int:
     return int(due.sec) * NS_PER_S + int(due.nanosec)
 
 
+def _until(end_ns: int, next_ns: int | None) -> int:
+    """Return how long a command counts that ends then: up to the next, if that is near."""
+    near = next_ns is not None and next_ns - end_ns <= MAX_GAP * NS_PER_S
+    return next_ns if near and next_ns is not None else end_ns
+
+
 def _followed(
     joints: tuple[str, ...], coming: Sequence[tuple[int, Any]], times_ns: Times
 ) -> tuple[Array, NDArray[np.bool_]]:
@@ -222,7 +251,8 @@ def _followed(
             except (RigError, ValueError, IndexError):
                 continue  # as a controller does
         rows[index] = controller.sample(now_ns)
-        valid[index] = following and now_ns <= controller.end_ns + MAX_GAP * NS_PER_S
+        until_ns = _until(controller.end_ns, coming[number][0] if number < len(coming) else None)
+        valid[index] = following and now_ns <= until_ns
     return rows, valid
 
 
@@ -285,11 +315,11 @@ class _Streams(Commands):
     @property
     def span_ns(self) -> tuple[int, int]:
         """From the latest stream's first goal to the earliest last one."""
-        all_times = [(s.sorted()[0], s.lasting) for s in self._streams]
-        gap_ns = round(MAX_GAP * NS_PER_S)
+        all_times = [(stream.sorted()[0], stream.lasting) for stream in self._streams]
         return (
             max(int(times[0]) for times, _ in all_times),
-            min(int(times[-1]) + gap_ns for times, lasting in all_times if not lasting),
+            min(int(times[-1]) for times, lasting in all_times if not lasting)
+            + round(self._interval_ns),
         )
 
     def at(self, times_ns: Times) -> InForce:
@@ -302,12 +332,15 @@ class _Streams(Commands):
             positions[:, stream.columns] = rows[np.maximum(newest, 0)]
             valid &= newest >= 0
             if not stream.lasting:
-                age = (times_ns - sent_ns[np.maximum(newest, 0)]) / NS_PER_S
-                valid &= age <= MAX_GAP
+                # Up to the next, if that is near; before a pause, no longer than others do.
+                between = np.append(np.diff(sent_ns), NS_PER_S)
+                near = between <= MAX_GAP * NS_PER_S
+                until_ns = sent_ns + np.where(near, between, self._interval_ns)
+                valid &= times_ns <= until_ns[np.maximum(newest, 0)]
         return InForce(positions, valid)
 
     def first_look_ns(self, not_before_ns: int) -> int:
-        """Return a moment just after a goal was sent.
+        """Return a moment just after a goal was sent, by the latest of them all.
 
         Where goals come at the rate of the control steps or a multiple of it, none is then missed
         or seen twice because it came a little early or late.
@@ -319,7 +352,7 @@ class _Streams(Commands):
         mean = turns.mean()
         if abs(mean) < _IN_PACE:
             return first_ns
-        late = np.percentile(np.angle(turns / mean), _LATE)
+        late = np.angle(turns / mean).max()
         phase = float((np.angle(mean) + late) / (2 * np.pi)) % 1
         return first_ns + round(phase * interval) + _JUST_AFTER_NS
 
@@ -443,24 +476,6 @@ def kinds_of(rig: RigSpec, namespace: str, where: object) -> list[Commands]:
     if all(arm.leader is not None for arm in arms):
         kinds.append(LeaderStates(rig, namespace))
     return kinds
-
-
-@dataclass(frozen=True)
-class Actions:
-    """Actions on a grid of control steps.
-
-    Attributes:
-        times_ns: (n,) when each was seen for; its action is due one step later.
-        rows: (n, 14) policy units.
-        run: (n,) a number that changes where steps are missing between two.
-    """
-
-    times_ns: Times
-    rows: Array
-    run: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.times_ns)
 
 
 def sample(commands: Commands, dt: float, first_ns: int, last_ns: int) -> Actions:

@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import lz4.frame
 import zstandard
 from rosbags.interfaces import Connection, MessageDefinitionFormat, Nodetype
 from rosbags.rosbag1 import Reader as Rosbag1Reader
+from rosbags.rosbag1 import ReaderError as Rosbag1ReaderError
 from rosbags.rosbag2 import Reader as Rosbag2Reader
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.msg import normalize_msgtype
@@ -190,14 +191,12 @@ def bags_in(folder: Path) -> list[BagFiles]:
     files = {p.name: p for p in sorted(folder.iterdir(), key=_natural) if is_storage(p)}
     ros1 = [BagFiles(p, (p,)) for p in files.values() if ".bag" in p.name.lower()]
     rest = {name: p for name, p in files.items() if ".bag" not in name.lower()}
-    notes: list[str] = []
     found: list[BagFiles] = []
-    listed = _listed(folder, notes)
+    listed, fault = _listed(folder)
     if there := [rest.pop(name) for name in listed if name in rest]:
-        if lost := [name for name in listed if name not in files]:
-            notes.append(f"of its metadata.yaml's files {_some(lost)} are not there")
-        found.append(BagFiles(folder, tuple(there), tuple(notes)))
-        notes = []
+        lost = [name for name in listed if name not in files]
+        told = [f"of the files in its metadata.yaml {_some(lost)} is missing"] * bool(lost)
+        found.append(BagFiles(folder, tuple(there), tuple(told)))
     parts: dict[str, list[tuple[int, Path]]] = {}
     for path in rest.values():
         stem = _bare(path.name)
@@ -206,29 +205,27 @@ def bags_in(folder: Path) -> list[BagFiles]:
         parts.setdefault(f"{name}/{path.name[len(stem) :]}", []).append((number, path))
     for group in parts.values():
         group.sort(key=lambda part: part[0])
-        numbers = [number for number, _ in group]
-        told = [*notes, *(["it has no metadata.yaml"] * (not listed and not found))]
-        if lost := sorted({*range(numbers[-1] + 1)} - {*numbers}):
-            told.append(f"its files number {_some(lost)} are not there")
-        whole = len(parts) == 1 and not found
-        where = folder if whole else group[0][1]
+        told = [] if found else [fault]
+        if lost := sorted({*range(group[-1][0])} - {number for number, _ in group}):
+            told.append(f"of its files number {_some(lost)} is missing")
+        only = len(parts) == 1 and not found
+        where = folder if only else group[0][1]
         found.append(BagFiles(where, tuple(path for _, path in group), tuple(told)))
     return [*found, *ros1]
 
 
-def _listed(folder: Path, notes: list[str]) -> list[str]:
-    """Return the names of a bag's files by its metadata; damaged ones are told in ``notes``."""
+def _listed(folder: Path) -> tuple[list[str], str]:
+    """Return the names of a bag's files by its metadata, and why there are none."""
     path = folder / METADATA
     try:
         if not path.is_file():
-            return []
+            return [], "it has no metadata.yaml"
         with reading(path.name, "a bag's metadata", RolloutError):
             content = parse_yaml(read_text(path))
             names = content["rosbag2_bagfile_information"]["relative_file_paths"]
-            return [PurePath(name).name for name in names]
+            return [PurePath(name).name for name in names], "its metadata.yaml lists other files"
     except (RolloutError, OSError) as error:
-        notes.append(f"{error}; its files were taken as they are named")
-        return []
+        return [], f"its {error}"
 
 
 def _bare(name: str) -> str:
@@ -313,7 +310,9 @@ def open_bag(files: Sequence[Path]) -> Iterator[ForeignBag]:
         for number, file in enumerate(files):
             with reading(file, "a bag", RolloutError, "was it copied whole?"):
                 check_file(file)
-                storages.append(_open_storage(file, folder / str(number), stack))
+                place = folder / str(number)
+                place.mkdir()
+                storages.append(_open_storage(file, place, stack))
         where = files[0] if len(files) == 1 else files[0].parent
         with reading(where, "a bag", RolloutError):
             bag = ForeignBag(files, storages)
@@ -321,16 +320,22 @@ def open_bag(files: Sequence[Path]) -> Iterator[ForeignBag]:
 
 
 def _open_storage(file: Path, place: Path, stack: ExitStack) -> _Storage:
-    """Open a file of any kind; ``place`` is a path for what may have to be made of it."""
+    """Open a file of any kind; ``place`` is a folder for what may have to be made of it."""
     head = _head(file)
     if head.startswith((_ZSTD, _LZ4)):
-        unpacked = place.with_suffix(".unpacked")
+        unpacked = place / file.stem
         _unpack_file(file, unpacked, packed_by_zstd=head.startswith(_ZSTD))
         file, head = unpacked, _head(unpacked)
     if head.startswith(_MCAP):
         return _Mcap(file)
     if head.startswith(_ROS1):
-        return _Rosbags(stack.enter_context(Rosbag1Reader(file)))
+        try:
+            return _Rosbags(stack.enter_context(Rosbag1Reader(file)))
+        except Rosbag1ReaderError as error:
+            raise UnreadableError(
+                f"its index cannot be read ({shown(str(error), 100)}); 'rosbag reindex' makes one "
+                f"for what is whole"
+            ) from error
     if head.startswith(_SQLITE):
         return _Rosbags(stack.enter_context(Rosbag2Reader(_sqlite(file, place))))
     if not head:
@@ -347,13 +352,13 @@ def _unpack_file(file: Path, target: Path, *, packed_by_zstd: bool) -> None:
     """Write what a packed file holds, as far as it goes; raises UnreadableError, OSError."""
     allowance = Allowance(file.stat().st_size)
     with open_file(file) as packed, target.open("wb") as plain:
-        stream: BinaryIO = (
+        stream: Any = (
             zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True)
             if packed_by_zstd
             else lz4.frame.open(packed)
         )
         try:
-            while block := stream.read(_BLOCK):
+            while block := stream.read1(_BLOCK):  # what is there before an end that is not
                 allowance.take(len(block))
                 plain.write(block)
         except EOFError:
@@ -389,7 +394,7 @@ def _sqlite(file: Path, place: Path) -> Path:
     stated = pages * (page if page > 1 else 1 << 16)
     if changed == valid_for and size < stated:
         raise UnreadableError(f"was cut off: {size} of {stated} bytes are there; copy it again")
-    target = place.with_suffix(".db3")
+    target = place / "bag.db3"
     beside = [file.with_name(file.name + ending) for ending in ("-wal", "-journal")]
     if not any(path.is_file() and path.stat().st_size for path in beside):
         target.symlink_to(file.resolve())
@@ -421,7 +426,8 @@ class _Mcap:
             file = CheckedFile(self._path)
             pairs = list({each.topic: each.schema for each in file.messages()}.items())
             if not pairs:
-                raise UnreadableError("; ".join([*file.problems, "holds no message"])) from None
+                faults = [each.removeprefix(f"{self._path.name}: ") for each in file.problems]
+                raise UnreadableError("; ".join([*faults, "holds no message"])) from None
         return {
             topic: BagTopic(
                 topic,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+import struct
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lz4.frame
+import numpy as np
 import yaml
 from mcap.writer import CompressionType
 from mcap.writer import Writer as McapWriter
@@ -38,6 +39,7 @@ FORMATS = (
     "ros1 bz2",
     "ros1 lz4",
 )
+SMALL_CHUNKS = "mcap small chunks"
 
 
 class Message(NamedTuple):
@@ -90,8 +92,8 @@ def write_bag(
     names = []
     for number, piece in enumerate(pieces):
         folder = path.with_name(f"{path.name}_{number}")
-        if form in ("mcap no chunks", "mcap chunks lz4"):
-            _write_mcap(folder, piece, types, chunked="chunks lz4" in form)
+        if form in ("mcap no chunks", "mcap chunks lz4", SMALL_CHUNKS):
+            _write_mcap(folder, piece, types, form)
         else:
             _write_rosbag2(folder, piece, types, form)
         path.mkdir(exist_ok=True)
@@ -139,17 +141,15 @@ def _write_rosbag2(folder: Path, messages: Sequence[Message], types: Typestore, 
             database.commit()
 
 
-def _write_mcap(
-    folder: Path, messages: Sequence[Message], types: Typestore, *, chunked: bool
-) -> None:
-    """Write what rosbag2's writer makes of its preset "fastwrite", or with lz4."""
+def _write_mcap(folder: Path, messages: Sequence[Message], types: Typestore, form: str) -> None:
+    """Write what rosbag2's writer makes of its preset "fastwrite", or in small chunks."""
     folder.mkdir()
     with (folder / f"{folder.name}.mcap").open("wb") as stream:
         writer = McapWriter(
             stream,
             chunk_size=1 << 16,
-            use_chunking=chunked,
-            compression=CompressionType.LZ4 if chunked else CompressionType.NONE,
+            use_chunking="no chunks" not in form,
+            compression=CompressionType.LZ4 if "lz4" in form else CompressionType.NONE,
         )
         writer.start("ros2", "test")
         channels: dict[str, int] = {}
@@ -181,19 +181,74 @@ def _write_ros1(path: Path, messages: Sequence[Message], types: Typestore, form:
     return path
 
 
-Change = Callable[[Message], "Message | None"]
-
-
-def changed(messages: Iterable[Message], change: Change) -> list[Message]:
-    """Return messages as ``change`` makes them, without those that it makes None of."""
-    return [new for new in map(change, messages) if new is not None]
-
-
 def renamed(messages: Iterable[Message], prefix: str) -> list[Message]:
     """Return messages with their topics in a namespace."""
     return [message._replace(topic=f"{prefix}{message.topic}") for message in messages]
 
 
-def copied(bag: Path, target: Path) -> Path:
-    """Return a copy of a bag's folder."""
-    return Path(shutil.copytree(bag, target))
+def stamped(message: Message, stamp_ns: int) -> Message:
+    """Return a message with another stamp in its header."""
+    stamp = struct.pack("<iI", *divmod(stamp_ns, 10**9))
+    return message._replace(cdr=message.cdr[:4] + stamp + message.cdr[12:])
+
+
+class Made:
+    """Makes messages of any type."""
+
+    def __init__(self, types: Typestore) -> None:
+        self.types = types
+
+    def __call__(self, topic: str, msgtype: str, received_ns: int, **fields: Any) -> Message:
+        """Return a message; lists of numbers become arrays, ``stamp_ns`` a header."""
+        if "stamp_ns" in fields:
+            fields = {"header": self.header(fields.pop("stamp_ns")), **fields}
+        message = self.types.types[msgtype](**fields)
+        cdr = bytes(self.types.serialize_cdr(message, msgtype))
+        return Message(topic, msgtype, received_ns, cdr)
+
+    def header(self, stamp_ns: int, frame_id: str = "") -> Any:
+        """Return a header."""
+        sec, nanosec = divmod(stamp_ns, 10**9)
+        stamp = self.types.types["builtin_interfaces/msg/Time"](sec=sec, nanosec=nanosec)
+        return self.types.types["std_msgs/msg/Header"](stamp=stamp, frame_id=frame_id)
+
+    def joints(
+        self, topic: str, stamp_ns: int, names: Sequence[str], position: Sequence[float]
+    ) -> Message:
+        """Return a joint state."""
+        none = np.zeros(0)
+        fields = {"name": list(names), "position": np.array(position, np.float64)}
+        fields |= {"velocity": none, "effort": none}
+        return self(topic, "sensor_msgs/msg/JointState", stamp_ns, stamp_ns=stamp_ns, **fields)
+
+    def group(self, topic: str, received_ns: int, name: str, cmd: Sequence[float]) -> Message:
+        """Return goals of a group of joints."""
+        kind = "interbotix_xs_msgs/msg/JointGroupCommand"
+        return self(topic, kind, received_ns, name=name, cmd=np.array(cmd, np.float32))
+
+    def single(self, topic: str, received_ns: int, name: str, cmd: float) -> Message:
+        """Return the goal of one joint."""
+        kind = "interbotix_xs_msgs/msg/JointSingleCommand"
+        return self(topic, kind, received_ns, name=name, cmd=float(np.float32(cmd)))
+
+    def trajectory(
+        self,
+        topic: str,
+        received_ns: int,
+        names: Sequence[str],
+        points: Iterable[tuple[float, Sequence[float]]],
+        stamp_ns: int = 0,
+    ) -> Message:
+        """Return a trajectory through positions that are due after some seconds."""
+        made = []
+        for seconds, positions in points:
+            sec, nanosec = divmod(round(seconds * 10**9), 10**9)
+            due = self.types.types["builtin_interfaces/msg/Duration"](sec=sec, nanosec=nanosec)
+            none = {key: np.zeros(0) for key in ("velocities", "accelerations", "effort")}
+            kind = self.types.types["trajectory_msgs/msg/JointTrajectoryPoint"]
+            made.append(
+                kind(positions=np.array(positions, np.float64), time_from_start=due, **none)
+            )
+        kind = "trajectory_msgs/msg/JointTrajectory"
+        fields = {"joint_names": list(names), "points": made}
+        return self(topic, kind, received_ns, stamp_ns=stamp_ns, **fields)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 from helpers.exchange import ROWS, Shared, look
+from helpers.foreign_bags import Made, foreign_types
+from helpers.foreign_episode import Ours, Take, record_ours, rig_file, teleoperated
 from helpers.hdf5 import ROLLOUT, write_hdf5
 from rosbags.typesys.store import Typestore
 
@@ -45,3 +48,25 @@ def shared(tmp_path_factory: pytest.TempPathFactory, types: Typestore) -> Mappin
         )
         for images, source in sources.items()
     }
+
+
+@pytest.fixture(scope="session")
+def ours(tmp_path_factory: pytest.TempPathFactory, types: Typestore) -> Ours:
+    """Return an episode of our recorder, whose messages others might have recorded."""
+    return record_ours(EpisodeStore(tmp_path_factory.mktemp("ours"), types), types)
+
+
+@pytest.fixture(scope="session")
+def make(types: Typestore) -> Made:
+    return Made(foreign_types(types))
+
+
+@pytest.fixture
+def take(store: EpisodeStore, make: Made, tmp_path: Path) -> Take:
+    return Take(store, make, tmp_path / "sources")
+
+
+@pytest.fixture
+def named(tmp_path: Path) -> str:
+    """Return the rig file of a teleoperated rig."""
+    return rig_file(tmp_path / "rigs", teleoperated())

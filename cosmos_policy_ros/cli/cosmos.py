@@ -29,7 +29,7 @@ COMMANDS = {
         "episodes": "list, show, relabel, verify, discard, purge",
         "recover": "make whole what a recorder that died has left",
         "dataset": "check: what would be learnt, judged episode by episode, before any training",
-        "import": "HDF5 episodes of ALOHA, ACT and Cosmos into bags",
+        "import": "HDF5 files of ALOHA, ACT and Cosmos, and bags of others, into episodes",
         "export-hdf5": "bags into HDF5 files, laid out as the released rollouts",
         "export-lerobot": "bags into a LeRobot v3 data set",
         "replay-gate": "what the safety gate says of recorded chunks",

@@ -20,15 +20,20 @@ from cosmos_policy_ros.interop.sources import find_sources
 
 
 def add_import(parser: argparse.ArgumentParser) -> None:
-    """Make bags of ALOHA, ACT and Cosmos Policy HDF5 episodes.
+    """Make episodes of what other programs recorded: HDF5 files of ALOHA, ACT and Cosmos; bags.
 
-    What was done to a file's content, and what of it was not taken, stands in its line. What is
-    wrong with a file is said and the others go on; then, and for a file that was imported before,
-    the exit code is 1. Joints in another unit than radians, and grippers in another than 0 (closed)
-    to 1 (open), are refused.
+    What a SOURCE is, it tells itself: bags of ROS 2 (MCAP or SQLite, packed or not, in several
+    files, metadata.yaml lost) and of ROS 1, each one episode. What was done to its content, and
+    what of it was not taken, stands in its line. What is wrong with one is said and the others go
+    on; then, and for a source that was imported before, the exit code is 1. Joints in another unit
+    than radians, and grippers in another than the rig file's, are refused.
     """
     parser.add_argument(
-        "sources", type=Path, nargs="+", metavar="SOURCE", help="HDF5 files, or folders of them"
+        "sources",
+        type=Path,
+        nargs="+",
+        metavar="SOURCE",
+        help="HDF5 files, bags' folders or files, or folders of them",
     )
     add_root(parser)
     parser.add_argument(
@@ -47,12 +52,13 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         "--task", help="a task file's name or path (the one with the episode's prompt)"
     )
     parser.add_argument(
-        "--prompt", help="the task's text (the file's, else after the folder's name)"
+        "--prompt",
+        help="the task's text, which a bag never tells (the file's, else after the folder's name)",
     )
     parser.add_argument(
         "--rate",
         type=float,
-        help="steps per second of the source, 50 for ACT (what the file tells); at a multiple of "
+        help="steps per second of an HDF5 file, 50 for ACT (what the file tells); at a multiple of "
         "the control rate every so many steps are taken, at any other they are resampled",
     )
     parser.add_argument(
@@ -60,14 +66,15 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="ROLE=NAME",
-        help="the file's camera for primary, left_wrist or right_wrist, such as primary=top; once "
-        "for each (those whose names are known)",
+        help="the source's camera for primary, left_wrist or right_wrist, such as primary=top or a "
+        "bag's topic primary=/top/image_raw; once for each (those whose names are known, and the "
+        "rig file's topics)",
     )
     parser.add_argument(
         "--colours",
         choices=("rgb", "bgr"),
-        help="rgb: a viewer shows the images in their colours; bgr: with red and blue exchanged, "
-        "which is put right (what the layout tells)",
+        help="rgb: a viewer shows an HDF5 file's images in their colours; bgr: with red and blue "
+        "exchanged, which is put right (what the layout tells)",
     )
     parser.add_argument(
         "--videos-as",

@@ -10,6 +10,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from helpers.foreign_bags import foreign_types, write_bag
+from helpers.foreign_episode import record_ours
 from helpers.hdf5 import ROLLOUT, write_hdf5
 from helpers.recordings import write_recording
 from rosbags.typesys.store import Typestore
@@ -105,6 +107,50 @@ def test_no_file_ends_the_others(tmp_path: Path) -> None:
     listed = run("episodes", "list", "--root", tmp_path / "store")
     assert (listed.stdout + listed.stderr).replace("\n", "").isprintable()
     assert listed.returncode == 0
+
+
+def test_files_and_bags_of_every_kind_go_through_one_command(
+    tmp_path: Path, types: Typestore
+) -> None:
+    """Two bags and a file that are sound, among some that are cut, empty or no bag at all."""
+    known = foreign_types(types)
+    ours = record_ours(EpisodeStore(tmp_path / "ours", types), types)
+    folder = tmp_path / "data"
+    write_bag(folder / "\x1b[31mred", ours.messages, known, "sqlite3 messages zstd")
+    write_bag(folder / "ros1.bag", ours.messages, known, "ros1")
+    write_hdf5(folder / "episode.hdf5", "raw", rows=ROWS)
+    for name, form in (("cut", "sqlite3"), ("torn.bag", "ros1 lz4")):
+        path = write_bag(folder / name, ours.messages, known, form)
+        file = path if path.is_file() else path / "cut_0.db3"
+        file.write_bytes(file.read_bytes()[:60_000])
+    (folder / "empty.mcap").touch()
+    (folder / "noise.db3").write_bytes(b"\x1b]0;noise\x07" * 100)
+    (folder / "text.bag.active").write_text("#ROSBAG V1.2\n")
+    (folder / os.fsdecode(b"caf\xe9.mcap")).symlink_to("nowhere")
+    store = tmp_path / "store"
+    given = ["--root", store, "--rig", "sim", "--prompt", "fold it"]
+    done = run("import", folder, *given, "--rate", 25)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr and "please report" not in done.stderr
+    assert (done.stdout + done.stderr).replace("\n", "").isprintable()
+    told = done.stdout.splitlines()
+    names = ["episode.hdf5", "ros1.bag", "\\x1b[31mred"]
+    assert [line.partition(": ")[0].rpartition("/")[2] for line in told[:-1]] == names
+    assert told[-1] == f"3 episodes imported into {store}, 6 failed"
+    for words in (
+        "cut_0.db3: was cut off: 60000 of ",
+        "torn.bag: its index cannot be read (",
+        "empty.mcap: is empty; was it copied whole?",
+        "noise.db3: begins like no bag: neither MCAP, SQLite nor ROS 1",
+        "text.bag.active: its index cannot be read (Bag version 102 is not supported.)",
+        "caf\\udce9.mcap: cannot be read: No such file or directory",
+    ):
+        assert done.stderr.count(words) == 1, done.stderr
+    again = run(
+        "import", folder / "ros1.bag", "--root", store, "--rig", "sim", "--prompt", "fold it"
+    )
+    assert again.returncode == 1
+    assert "ros1.bag: is in " in again.stderr and "--again imports it once more" in again.stderr
 
 
 def test_options_name_cameras_and_colours(tmp_path: Path) -> None:

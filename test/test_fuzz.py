@@ -26,6 +26,8 @@ import numpy as np
 import pytest
 import torch
 from helpers.episodes import record
+from helpers.foreign_bags import FORMATS, Made, foreign_types, write_bag
+from helpers.foreign_episode import goals, record_ours, rig_file, teleoperated
 from helpers.hdf5 import ROLLOUT, write_hdf5
 from helpers.recordings import write_recording
 from hypothesis import HealthCheck, Phase, given, settings
@@ -54,7 +56,10 @@ from cosmos_policy_ros.episodes.quality import load_limits
 from cosmos_policy_ros.episodes.recording import Options
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.episodes.verify import verify
+from cosmos_policy_ros.interop.foreign_episode import ImportOptions
 from cosmos_policy_ros.interop.hdf5_layout import open_hdf5
+from cosmos_policy_ros.interop.importer import Importer
+from cosmos_policy_ros.interop.ros_bag import RosBagSource
 from cosmos_policy_ros.interop.to_bag import source_metadata
 from cosmos_policy_ros.model.config import read_config
 from cosmos_policy_ros.model.statistics import KEYS, load_statistics
@@ -119,6 +124,7 @@ class Readers:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._sound = folder / "sound"
+        self._rig = rig_file(folder, teleoperated())
         store = EpisodeStore(self._sound, TYPES)
         packed = Options(compression="zstd")
         self.bags = [record(store, TYPES, 0.1), record(store, TYPES, 0.1, options=packed)]
@@ -130,6 +136,7 @@ class Readers:
             "label_log": ([_label_log(folder)], self.label_log),
             "definition": ([_definition()], self.definition),
             "message": ([_metadata(), _label()], self.message),
+            "bag of others": (_foreign(folder / "others"), self.foreign),
             "hdf5": (
                 [
                     write_hdf5(folder / "a.hdf5", rows=3).read_bytes(),
@@ -214,6 +221,13 @@ class Readers:
             except CosmosPolicyError:
                 continue
 
+    def foreign(self, content: bytes) -> None:
+        path = self._file("a.bag", content)
+        shutil.rmtree(self.folder / "imported", ignore_errors=True)
+        store = EpisodeStore(self.folder / "imported", TYPES)
+        options = ImportOptions(rig=self._rig, prompt="fold")
+        Importer(store, TYPES, options).take(RosBagSource(path, (path,)))
+
     def hdf5(self, content: bytes) -> None:
         with open_hdf5(self._file("a.hdf5", content), colours="bgr") as source:
             source_metadata(source, ())
@@ -253,6 +267,24 @@ class Readers:
         folder.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
         return folder / name
+
+
+def _foreign(folder: Path) -> list[bytes]:
+    """Return bags of other recorders in every storage, with trajectories and with goals."""
+    ours = record_ours(EpisodeStore(folder / "ours", TYPES), TYPES, seconds=0.6)
+    types = foreign_types(TYPES)
+    sent = goals(Made(types), teleoperated(), range(100, 600, 20))
+    found = []
+    for number, form in enumerate(FORMATS):
+        path = folder / f"{number}.bag"
+        messages = ours.messages if number % 2 else [*ours.sensors, *sent]
+        written = write_bag(path, messages, types, form)
+        files = (
+            [p for p in written.iterdir() if p.suffix != ".yaml"] if written.is_dir() else [path]
+        )
+        content = files[0].read_bytes()
+        found.append(_without_checksums(content) if content.startswith(b"\x89MCAP") else content)
+    return found
 
 
 def _mcap(bag: Path) -> Path:
@@ -329,7 +361,7 @@ def _old_weights() -> bytes:
 
 NAMES = (
     *("bag", "recovery", "metadata", "label_log", "definition", "message", "hdf5"),
-    *("rig", "task", "config", "statistics"),
+    *("bag of others", "rig", "task", "config", "statistics"),
     *("prompts pickle", "index pickle", "weights", "safetensors"),
 )
 

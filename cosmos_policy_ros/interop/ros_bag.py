@@ -21,7 +21,7 @@ from cosmos_policy_ros.bags.messages import RigMessages, header_stamp
 from cosmos_policy_ros.bags.writer import EPISODE_TOPIC
 from cosmos_policy_ros.core.errors import ObservationError, RolloutError
 from cosmos_policy_ros.core.units import NS_PER_S, Array
-from cosmos_policy_ros.core.untrusted import shown
+from cosmos_policy_ros.core.untrusted import reading, shown
 from cosmos_policy_ros.episodes.topics import absolute, rig_topics
 from cosmos_policy_ros.interop.foreign_episode import (
     EpisodeContent,
@@ -113,10 +113,12 @@ class OpenRosBag:
 
     def content(self) -> EpisodeContent:
         """Read all but the images, see :class:`foreign_episode.OpenEpisode`."""
+        path = str(self.source.path)
         try:
-            return self._content()
+            # A bag defines its messages itself, and may have put anything into them.
+            with reading(path, "a bag of this rig", RolloutError):
+                return self._content()
         except (RolloutError, ObservationError) as error:
-            path = str(self.source.path)
             raise RolloutError(str(error) if path in str(error) else f"{path}: {error}") from error
 
     def _content(self) -> EpisodeContent:
@@ -137,15 +139,15 @@ class OpenRosBag:
         for name in found.written:
             topics[name].check_layout(self.context.types)
         kinds, absent = self._kinds(found)
-        reading = self._read(found, kinds)
-        clock = find_clock(reading.stamps)
-        states = _States(found, reading, topics, clock)
-        commands = self._commands(kinds, absent, reading, clock)
-        actions, as_they_are = self._actions(found.rig, commands, reading, states, clock)
+        read = self._read(found, kinds)
+        clock = find_clock(read.stamps)
+        states = _States(found, read, topics, clock)
+        commands = self._commands(kinds, absent, read, clock)
+        actions, as_they_are = self._actions(found.rig, commands, read, states, clock)
         check_units(
             found.rig, {"joint states": states.at(actions.times_ns), "actions": actions.rows}
         )
-        start_ns = clock.receipt(min(log.received[0] for log in reading.stamps.values()))
+        start_ns = clock.receipt(min(log.received[0] for log in read.stamps.values()))
         notes = (
             *self.source.notes,
             *_faults(self.bag.faults),
@@ -153,7 +155,7 @@ class OpenRosBag:
             *clock.notes,
             *states.notes,
             *_told_of_commands(commands, actions, found.rig, as_they_are),
-            *reading.not_taken,
+            *read.not_taken,
         )
         return EpisodeContent(
             rig=found.rig,
@@ -186,40 +188,40 @@ class OpenRosBag:
             if isinstance(kind, Trajectories) and kind.gate_results in topics:
                 commands.add(kind.gate_results)
         others = find_leftovers(topics, found, commands)
-        reading = _Reading({name: StampLog() for name in (*found.cameras, *found.arms)})
-        wanted = {*reading.stamps, *commands, *others.topics}
+        read = _Reading({name: StampLog() for name in (*found.cameras, *found.arms)})
+        wanted = {*read.stamps, *commands, *others.topics}
         for each in self.bag.messages(wanted):
             name, topic = each.topic, topics[each.topic]
-            if name in found.cameras and not reading.stamps[name].stamps:
+            if name in found.cameras and not read.stamps[name].stamps:
                 check_image(topic, each.data, found.cameras[name])
-            if (log := reading.stamps.get(name)) is not None:
+            if (log := read.stamps.get(name)) is not None:
                 log.add(stamp_of(topic, each.data), each.received_ns)
             if name in found.arms:
-                reading.states.append(each)
+                read.states.append(each)
             elif name in commands:
-                reading.commands.append(each)
+                read.commands.append(each)
             elif name in others.topics:
                 others.watch(topic, each)
-        for name, log in reading.stamps.items():
+        for name, log in read.stamps.items():
             if not log.stamps:
                 raise RolloutError(f"{shown(name)} holds no message")
-        reading.not_taken = others.notes
-        return reading
+        read.not_taken = others.notes
+        return read
 
     def _commands(
-        self, kinds: Sequence[Commands], absent: Sequence[str], reading: _Reading, clock: Clock
+        self, kinds: Sequence[Commands], absent: Sequence[str], read: _Reading, clock: Clock
     ) -> Commands:
         """Return the first kind of commands that is complete."""
         for kind in kinds:
             if isinstance(kind, Trajectories):
-                for each in reading.commands:
+                for each in read.commands:
                     topic = self.bag.topics[each.topic]
                     if each.topic == kind.gate_results and topic.msgtype == GATE_RESULT:
                         result = topic.read(each.data)
                         if result.accepted:
                             stamp = result.header.stamp
                             kind.starts[result.chunk_id] = stamp.sec * NS_PER_S + stamp.nanosec
-            for each in reading.commands:
+            for each in read.commands:
                 if each.topic in kind.topics:
                     message = self.bag.topics[each.topic].read(each.data)
                     kind.add(each.topic, clock.receipt(each.received_ns), message)
@@ -235,15 +237,15 @@ class OpenRosBag:
         self,
         rig: RigSpec,
         commands: Commands,
-        reading: _Reading,
+        read: _Reading,
         states: _States,
         clock: Clock,
     ) -> tuple[Actions, bool]:
         """Return the actions, and whether they are trajectories that stay as they are."""
-        spans = [clock.span(log) for log in reading.stamps.values()] + states.spans
+        spans = [clock.span(log) for log in read.stamps.values()] + states.spans
         first, last = max(span[0] for span in spans), min(span[1] for span in spans)
         # A step begins up to one image's time behind the newest one.
-        last += max(log.period_ns for log in reading.stamps.values())
+        last += max(log.period_ns for log in read.stamps.values())
         kept = commands.as_they_are() if isinstance(commands, Trajectories) else None
         begin, end = commands.span_ns
         seconds = (min(last, end) - max(first, begin)) / NS_PER_S
@@ -300,14 +302,14 @@ class _States:
     """The arms' readings by their stamps."""
 
     def __init__(
-        self, found: RigTopics, reading: _Reading, topics: Mapping[str, BagTopic], clock: Clock
+        self, found: RigTopics, read: _Reading, topics: Mapping[str, BagTopic], clock: Clock
     ) -> None:
         """Read them; raises RolloutError where an arm has none."""
         arms = found.rig.arms.values()
         times: list[list[int]] = [[] for _ in arms]
         rows: list[list[Array]] = [[] for _ in arms]
         bad, fault = 0, ""
-        for each in reading.states:
+        for each in read.states:
             topic = topics[each.topic]
             message = topic.read(each.data)
             for index in found.arms[each.topic]:

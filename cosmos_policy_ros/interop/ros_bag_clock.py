@@ -36,6 +36,8 @@ def stamp_of(topic: BagTopic, data: bytes) -> int:
 
 def with_stamp(cdr: bytes, stamp_ns: int) -> bytes:
     """Return a message with another stamp in its header. Raises RolloutError."""
+    if len(cdr) < HEADER_BYTES:
+        raise RolloutError(f"a message of {len(cdr)} bytes has no header; the bag is damaged")
     check_stamp(stamp_ns, "a message that bears none")
     order = "<" if cdr[1] & 1 else ">"
     return cdr[:4] + struct.pack(f"{order}iI", *divmod(stamp_ns, NS_PER_S)) + cdr[HEADER_BYTES:]

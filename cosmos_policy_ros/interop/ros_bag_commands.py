@@ -169,7 +169,7 @@ class Trajectories(Commands):
         """Return the trajectories' rows if they have one for each control step."""
         try:
             steps = find_steps(self.sent(), self._rig.rates.dt)
-        except RolloutError:
+        except (RolloutError, ValueError):  # rows of several lengths are no array
             return None
         between = np.diff(steps.times_ns) / NS_PER_S
         if not len(between) or np.median(between) < _EVEN * self._rig.rates.dt:

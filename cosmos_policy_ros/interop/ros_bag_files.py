@@ -34,6 +34,7 @@ from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.bags.bounds import LARGEST_CHUNK, Allowance, read_summary
 from cosmos_policy_ros.bags.check import CheckedFile
+from cosmos_policy_ros.bags.messages import check_stamp
 from cosmos_policy_ros.bags.types import types_of_definition
 from cosmos_policy_ros.bags.writer import METADATA
 from cosmos_policy_ros.core.errors import RolloutError
@@ -262,13 +263,7 @@ class ForeignBag:
         self._files, self._storages = files, storages
         self.topics: dict[str, BagTopic] = {}
         for storage in storages:
-            for name, topic in storage.topics.items():
-                known = self.topics.setdefault(name, topic)
-                if known.msgtype != topic.msgtype:
-                    raise UnreadableError(
-                        f"has messages of two types on {shown(name)}, {shown(known.msgtype)} and "
-                        f"{shown(topic.msgtype)}"
-                    )
+            self.topics |= {n: t for n, t in storage.topics.items() if n not in self.topics}
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -284,6 +279,7 @@ class ForeignBag:
         for file, storage in zip(self._files, self._storages, strict=True):
             with reading(file, "a bag", RolloutError, "copy it again"):
                 for topic, received_ns, data in storage.messages(topics):
+                    check_stamp(received_ns, shown(topic))
                     yield Recorded(topic, received_ns, _unpack_message(data))
 
     def digest(self) -> str:
@@ -313,10 +309,7 @@ def open_bag(files: Sequence[Path]) -> Iterator[ForeignBag]:
                 place = folder / str(number)
                 place.mkdir()
                 storages.append(_open_storage(file, place, stack))
-        where = files[0] if len(files) == 1 else files[0].parent
-        with reading(where, "a bag", RolloutError):
-            bag = ForeignBag(files, storages)
-        yield bag
+        yield ForeignBag(files, storages)
 
 
 def _open_storage(file: Path, place: Path, stack: ExitStack) -> _Storage:

@@ -40,10 +40,10 @@ class Ours(NamedTuple):
         return [m for m in self.messages if m.msgtype != TRAJECTORY]
 
 
-def record_ours(store: EpisodeStore, types: Typestore) -> Ours:
+def record_ours(store: EpisodeStore, types: Typestore, seconds: float = SECONDS) -> Ours:
     """Record two chunks, the pause between them, and what was seen meanwhile."""
     writing = Writing(store, types)
-    for at in range(0, round(SECONDS * 1000), 10):
+    for at in range(0, round(seconds * 1000), 10):
         for side, arm in RIG.arms.items():
             # A gripper from 0.2 on, which no published unit is mistaken for.
             names = [*arm.names, arm.gripper.finger_joint]

@@ -57,7 +57,6 @@ from cosmos_policy_ros.rig.chunk import BRAKE
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rig.unit_check import check_units
 
-GATE_RESULT = "cosmos_policy_ros/msg/GateResult"
 MOST_STEPS = 100_000
 """Of an episode; more than an hour at 25 Hz."""
 _LEAST_STEPS = 2
@@ -183,10 +182,7 @@ class OpenRosBag:
     def _read(self, found: RigTopics, kinds: Sequence[Commands]) -> _Reading:
         """Go through the bag once."""
         topics = self.bag.topics
-        commands = {name for kind in kinds for name in kind.topics}
-        for kind in kinds:
-            if isinstance(kind, Trajectories) and kind.gate_results in topics:
-                commands.add(kind.gate_results)
+        commands = {name for kind in kinds for name in (*kind.topics, *kind.also)}
         others = find_leftovers(topics, found, commands)
         read = _Reading({name: StampLog() for name in (*found.cameras, *found.arms)})
         wanted = {*read.stamps, *commands, *others.topics}
@@ -213,16 +209,8 @@ class OpenRosBag:
     ) -> Commands:
         """Return the first kind of commands that is complete."""
         for kind in kinds:
-            if isinstance(kind, Trajectories):
-                for each in read.commands:
-                    topic = self.bag.topics[each.topic]
-                    if each.topic == kind.gate_results and topic.msgtype == GATE_RESULT:
-                        result = topic.read(each.data)
-                        if result.accepted:
-                            stamp = result.header.stamp
-                            kind.starts[result.chunk_id] = stamp.sec * NS_PER_S + stamp.nanosec
             for each in read.commands:
-                if each.topic in kind.topics:
+                if each.topic in (*kind.topics, *kind.also):
                     message = self.bag.topics[each.topic].read(each.data)
                     kind.add(each.topic, clock.receipt(each.received_ns), message)
             if not kind.missing:

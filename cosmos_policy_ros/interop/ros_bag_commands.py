@@ -77,6 +77,7 @@ class Commands(ABC):
 
     Attributes:
         topics: the bag's, all of which must have messages.
+        also: topics that tell more of them, where the bag has these.
         what: the kind, for people.
         msgtypes: of its messages.
         counts: messages so far, by topic.
@@ -85,6 +86,7 @@ class Commands(ABC):
 
     what: str
     msgtypes: tuple[str, ...]
+    also: tuple[str, ...] = ()
 
     def __init__(self, topics: Iterable[str]) -> None:
         """Expect messages on ``topics``."""
@@ -99,10 +101,10 @@ class Commands(ABC):
 
     def add(self, topic: str, received_ns: int, message: Any) -> None:
         """Take a message; ``received_ns`` by the clock that stamps the sensors."""
-        if self._take(topic, received_ns, message):
-            self.counts[topic] += 1
-        else:
+        if not self._take(topic, received_ns, message):
             self.left_out += 1
+        elif topic in self.counts:
+            self.counts[topic] += 1
 
     @abstractmethod
     def _take(self, topic: str, received_ns: int, message: Any) -> bool:
@@ -137,13 +139,16 @@ class Trajectories(Commands):
         """Expect the outputs of ``rig``; ``where`` names the bag."""
         self._rig, self._where = rig, where
         self.outputs = {absolute(output.topic, namespace): output for output in rig.outputs}
-        self.gate_results = absolute(f"{POLICY_NODE}/gate_result", namespace)
+        self.also = (absolute(f"{POLICY_NODE}/gate_result", namespace),)
         self.starts: dict[str, int] = {}  # of chunks, as the policy node accepted them
         self._messages: dict[str, list[tuple[int, Any]]] = {topic: [] for topic in self.outputs}
         super().__init__(self.outputs)
 
     def _take(self, topic: str, received_ns: int, message: Any) -> bool:
-        self._messages[topic].append((received_ns, message))
+        if topic not in self.also:
+            self._messages[topic].append((received_ns, message))
+        elif getattr(message, "accepted", False):
+            self.starts[message.chunk_id] = stamp_ns(message)
         return True
 
     def start_ns(self, received_ns: int, message: Any) -> int:

@@ -27,6 +27,7 @@ from helpers.foreign_episode import (
     windows_of,
 )
 
+from cosmos_policy_ros.bags import bounds
 from cosmos_policy_ros.bags.jpeg import SUFFIX, is_jpeg, to_compressed
 from cosmos_policy_ros.bags.messages import header_stamp
 from cosmos_policy_ros.core.errors import RolloutError
@@ -340,3 +341,14 @@ def test_a_type_of_the_same_name_and_other_fields_is_refused(
     file.write_bytes(content.replace(b"float64[] effort", b"float32[] effort"))
     with pytest.raises(RolloutError, match="defines sensor_msgs/msg/JointState otherwise than ROS"):
         take.bag(path)
+
+
+def test_a_chunk_that_unpacks_without_end_is_refused(
+    take: Take, ours: Ours, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a ROS 1 bag; 200 bytes of bz2 are two hundred megabytes."""
+    monkeypatch.setattr(bounds, "LARGEST_CHUNK", 10_000)
+    for form in ("ros1 bz2", "ros1 lz4"):
+        with pytest.raises(RolloutError, match="a chunk has more than 10000 unpacked bytes"):
+            take(ours.messages, form)
+        (take.folder / "run.bag").unlink()

@@ -306,3 +306,27 @@ def test_a_rig_file_of_ones_own_loads_by_path(tmp_path: Path) -> None:
     own = tmp_path / "mine.yaml"
     own.write_text(yaml.safe_dump(content() | {"name": "mine"}), encoding="utf-8")
     assert load_rig(str(own), RIGS).name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("closed", 0.3083, "leader: open and closed must differ"),
+        ("joint_states", "follower_left/joint_states", "two of them share a topic"),
+        ("angle", 1.0, "angle"),
+    ],
+)
+def test_a_leader_that_can_be_none_is_refused(key: str, value: Any, told: str) -> None:
+    changed = content()
+    leader = {"joint_states": "leader_left/joint_states", "closed": -0.6842, "open": 0.3083}
+    changed["arms"]["left"]["leader"] = {**leader, key: value}
+    assert told in refused(changed)
+
+
+def test_a_leaders_gripper_is_in_radians(tmp_path: Path) -> None:
+    changed = content()
+    leader = {"joint_states": "leader_left/joint_states", "closed": -40.0, "open": 18.0}
+    changed["arms"]["left"]["leader"] = leader
+    (tmp_path / "sim.yaml").write_text(yaml.dump(changed, Dumper=DUMPER))
+    with pytest.raises(ConfigError, match="leader: closed: -40 is outside -7 to 7"):
+        load_rig(str(tmp_path / "sim.yaml"), RIGS)

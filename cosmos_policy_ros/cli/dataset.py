@@ -16,7 +16,7 @@ import numpy as np
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.bags.types import load_types
-from cosmos_policy_ros.bags.writer import DISCARDED
+from cosmos_policy_ros.bags.writer import DISCARDED, EPISODE_TOPIC, read_metadata
 from cosmos_policy_ros.cli.import_episodes import add_source_options, source_options
 from cosmos_policy_ros.cli.shared import say_count, say_seconds
 from cosmos_policy_ros.core.errors import CosmosPolicyError, RolloutError
@@ -40,7 +40,7 @@ from cosmos_policy_ros.dataset.review import (
     with_outliers,
 )
 from cosmos_policy_ros.dataset.windows import EpisodeWindows
-from cosmos_policy_ros.episodes.episode import has_bag_files, read_episode
+from cosmos_policy_ros.episodes.episode import has_bag_files, id_number, read_episode
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.interop.foreign_episode import ImportOptions, Source
 from cosmos_policy_ros.interop.importer import Importer
@@ -189,13 +189,17 @@ def _episodes(
     source: Path, judge: _Judge, choices: ImportOptions, types: Typestore, found: _Found
 ) -> Iterator[tuple[str, Callable[[], EpisodeReport]]]:
     """Yield the name of each episode of a source, and what judges it."""
-    folders = []
+    folders: list[Path] = []
+    recordings: list[Source] = []
     try:
         if source.is_dir():
-            folders = [source] if has_bag_files(source) else _bags_in(source)
-        recordings = [] if folders == [source] else find_sources(source)
+            bags = [source] if has_bag_files(source) else _bags_in(source)
+            folders = [folder for folder in bags if _is_own(folder)]
+        if folders != [source]:
+            recordings = [
+                s for s in find_sources(source) if not {s.path, s.path.parent} & {*folders}
+            ]
     except (RolloutError, OSError) as error:
-        recordings = []
         if not folders:
             found.refused[str(source)] = text = str(error).removeprefix(f"{source}: ")
             print(f"{escaped(str(source))}: NO-GO: {escaped(text)}", flush=True)
@@ -206,6 +210,17 @@ def _episodes(
             yield str(folder), partial(judge.judge, folder)
     for recording in recordings:
         yield str(recording.path), partial(judge.judge_import, recording, choices, types)
+
+
+def _is_own(folder: Path) -> bool:
+    """Tell whether a bag is an episode of this package, by its name or by what it holds."""
+    if id_number(folder.name):
+        return True
+    try:
+        topics = read_metadata(folder)["topics_with_message_count"]
+    except RolloutError:
+        return False
+    return any(topic["topic_metadata"]["name"] == EPISODE_TOPIC.name for topic in topics)
 
 
 def _bags_in(folder: Path) -> list[Path]:

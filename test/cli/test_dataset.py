@@ -16,6 +16,8 @@ import h5py
 import numpy as np
 import pytest
 from helpers.episodes import MS, START_NS, Writing
+from helpers.foreign_bags import foreign_types, write_bag
+from helpers.foreign_episode import record_ours
 from helpers.hdf5 import CAMERAS, write_hdf5
 from numpy.typing import NDArray
 from rosbags.typesys.store import Typestore
@@ -218,6 +220,21 @@ def test_a_folder_of_episodes_is_judged_one_by_one(
         str(lost): False,
     }
     assert {each["check"] for each in found[str(turned)]["reasons"]} >= {"following"}
+
+
+def test_a_bag_of_others_is_judged_beside_episodes(
+    tmp_path: Path, types: Typestore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was taken for an episode, since it has the files of one."""
+    ours = record_ours(EpisodeStore(tmp_path / "data", types), types)
+    write_bag(tmp_path / "data/theirs", ours.messages, foreign_types(types), "sqlite3")
+    given = ["--rig", "sim", "--prompt", "transfer the red cube"]
+    cosmos.main(["dataset", "check", str(tmp_path / "data"), *given])
+    said = capsys.readouterr().out
+    for judged in (ours.windows.episode.path, tmp_path / "data/theirs"):
+        (line,) = (line for line in said.splitlines() if line.startswith(f"{judged}: "))
+        assert "45 steps, 1.8 s" in line
+    assert "actions: JointTrajectory messages as they are" in line
 
 
 def test_what_stands_out_is_said_in_the_end(

@@ -60,7 +60,6 @@ from cosmos_policy_ros.interop.foreign_episode import ImportOptions
 from cosmos_policy_ros.interop.hdf5_layout import open_hdf5
 from cosmos_policy_ros.interop.importer import Importer
 from cosmos_policy_ros.interop.ros_bag import RosBagSource
-from cosmos_policy_ros.interop.to_bag import source_metadata
 from cosmos_policy_ros.model.config import read_config
 from cosmos_policy_ros.model.statistics import KEYS, load_statistics
 from cosmos_policy_ros.model.text import load_text
@@ -230,7 +229,7 @@ class Readers:
 
     def hdf5(self, content: bytes) -> None:
         with open_hdf5(self._file("a.hdf5", content), colours="bgr") as source:
-            source_metadata(source, ())
+            source.metadata(())
             for frames in source.frames.values():
                 list(frames.every(2))
 

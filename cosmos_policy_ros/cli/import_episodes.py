@@ -20,9 +20,10 @@ from cosmos_policy_ros.interop.sources import find_sources
 
 
 def add_import(parser: argparse.ArgumentParser) -> None:
-    """Make episodes of what other programs recorded: HDF5 files of ALOHA, ACT and Cosmos; bags.
+    """Make episodes of what other programs recorded: HDF5 files, LeRobot data sets, bags.
 
-    What a SOURCE is, it tells itself: bags of ROS 2 (MCAP or SQLite, packed or not, in several
+    What a SOURCE is, it tells itself: HDF5 files of ALOHA, ACT and Cosmos; LeRobot data sets (v2.0,
+    v2.1, v3) with all their episodes; bags of ROS 2 (MCAP or SQLite, packed or not, in several
     files, metadata.yaml lost) and of ROS 1, each one episode. What was done to its content, and
     what of it was not taken, stands in its line. What is wrong with one is said and the others go
     on; then, and for a source that was imported before, the exit code is 1. Joints in another unit
@@ -33,7 +34,7 @@ def add_import(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="SOURCE",
-        help="HDF5 files, bags' folders or files, or folders of them",
+        help="HDF5 files, LeRobot data sets, bags' folders or files, or folders of them",
     )
     add_root(parser)
     parser.add_argument(
@@ -73,8 +74,14 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--colours",
         choices=("rgb", "bgr"),
-        help="rgb: a viewer shows an HDF5 file's images in their colours; bgr: with red and blue "
+        help="rgb: a viewer shows a file's images in their colours; bgr: with red and blue "
         "exchanged, which is put right (what the layout tells)",
+    )
+    parser.add_argument(
+        "--first-arm",
+        choices=("left", "right"),
+        help="the arm whose seven columns, waist to gripper, come first in a LeRobot data set "
+        "(what the columns' names tell)",
     )
     parser.add_argument(
         "--videos-as",
@@ -86,7 +93,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
 
 def source_options(options: argparse.Namespace, *, again: bool = False) -> ImportOptions:
     """Return what those options say."""
-    names = ("rig", "task", "prompt", "rate", "colours", "videos_as")
+    names = ("rig", "task", "prompt", "rate", "colours", "first_arm", "videos_as")
     return ImportOptions(
         cameras=parse_map(options.camera),
         again=again,

@@ -20,8 +20,10 @@ from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.task import Task, load_task
 from cosmos_policy_ros.core.untrusted import shown
 from cosmos_policy_ros.episodes.labels import OperatorScore
-from cosmos_policy_ros.interop.hdf5_cameras import Colours
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
+
+Colours = Literal["rgb", "bgr"]
+Arm = Literal["left", "right"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class ImportOptions:
         rate: of the source's rows [Hz].
         cameras: the sources' names of cameras by their roles; others are recognised.
         colours: "rgb" or "bgr", see :func:`hdf5_layout.open_hdf5`; None for what a layout tells.
+        first_arm: whose columns come first in a LeRobot data set, each arm's from waist to gripper
+            whatever names they have; None for what the names tell.
         videos_as: what the frames of a video become.
         again: take a source that the store has.
     """
@@ -46,6 +50,7 @@ class ImportOptions:
     rate: float | None = None
     cameras: Mapping[str, str] = field(default_factory=dict)
     colours: Colours | None = None
+    first_arm: Arm | None = None
     videos_as: Literal["jpeg", "raw"] = "jpeg"
     again: bool = False
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
 
 import h5py
 
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.untrusted import shown
 from cosmos_policy_ros.interop import camera_names
+from cosmos_policy_ros.interop.foreign_episode import Colours
 from cosmos_policy_ros.interop.hdf5_checks import attribute, find, listed, names_in
 from cosmos_policy_ros.interop.hdf5_frames import (
-    Frames,
+    Hdf5Frames,
     JpegFrames,
     RawFrames,
     VideoFrames,
@@ -30,7 +30,6 @@ JPEG_SETS = {
 IMAGES, VIDEO_PATHS = "observations/images", "observations/video_paths"
 COMPRESS_LEN, COMPRESS = "compress_len", "compress"
 """Data set and attribute that ALOHA's recorders write beside padded rows of JPEG."""
-Colours = Literal["rgb", "bgr"]
 
 
 def find_cameras(
@@ -39,7 +38,7 @@ def find_cameras(
     given: Mapping[str, str],
     colours: Colours | None,
     notes: list[str],
-) -> dict[str, Frames]:
+) -> dict[str, Hdf5Frames]:
     """Find the images where the released trainer looks for them, in its order.
 
     Args:
@@ -65,8 +64,8 @@ def find_cameras(
     return frames
 
 
-def _jpeg_sets(file: h5py.File, size: int, *, swapped: bool) -> dict[str, Frames]:
-    frames: dict[str, Frames] = {}
+def _jpeg_sets(file: h5py.File, size: int, *, swapped: bool) -> dict[str, Hdf5Frames]:
+    frames: dict[str, Hdf5Frames] = {}
     for role, key in JPEG_SETS.items():
         where = f"{file.filename}: /{key}"
         frames[role] = JpegFrames(_dataset(file, "", key), where, size, swapped=swapped)
@@ -79,7 +78,7 @@ def _group(
     given: Mapping[str, str],
     colours: Colours | None,
     notes: list[str],
-) -> dict[str, Frames]:
+) -> dict[str, Hdf5Frames]:
     """Return the images of a group that has one object per camera."""
     group = next((key for key in (IMAGES, VIDEO_PATHS) if find(file, key) is not None), "")
     if not group:
@@ -89,7 +88,7 @@ def _group(
         )
     found = camera_names.assign(listed(find(file, group)), given, f"{file.filename}: /{group}")
     notes += found.notes
-    frames: dict[str, Frames] = {}
+    frames: dict[str, Hdf5Frames] = {}
     for role, name in found.names.items():
         dataset = _dataset(file, group, name)
         where = f"{file.filename}: /{group}/{shown(name)}"
@@ -137,7 +136,7 @@ def _swapped(file: h5py.File, dataset: h5py.Dataset, where: str, colours: Colour
     )
 
 
-def _swapped_note(frames: Iterable[Frames], colours: Colours | None) -> list[str]:
+def _swapped_note(frames: Iterable[Hdf5Frames], colours: Colours | None) -> list[str]:
     swapped = [each for each in frames if each.swapped]
     by = "as given" if colours else "as ALOHA's recorders store them"
     anew = ", JPEG anew at quality 95" if any(isinstance(f, JpegFrames) for f in swapped) else ""

@@ -23,9 +23,8 @@ from typing import Any
 import h5py
 
 from cosmos_policy_ros.core.untrusted import UnreadableError, shown
+from cosmos_policy_ros.interop.row_episode import MAX_ROWS
 
-MAX_ROWS = 100_000
-"""Steps of an episode; half an hour at 50 Hz."""
 MAX_CHUNK_BYTES = 64 << 20
 """A chunk's size unpacked; it is unpacked whole."""
 MAX_BLOCK_BYTES = 256 << 20

@@ -6,9 +6,8 @@ the one that it was asked for.
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from cosmos_policy_ros.bags.jpeg import JPEG_BEGIN, ImageArray, to_jpeg
+from cosmos_policy_ros.bags.jpeg import ImageArray, to_jpeg
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.untrusted import UnreadableError, open_file, reading
+from cosmos_policy_ros.interop.jpeg_files import decode_jpeg, jpeg_end
+from cosmos_policy_ros.interop.row_episode import MAX_PIXELS, Kind
 
-MAX_PIXELS = 1 << 24
-"""An image's most pixels; twice those of a 4K camera."""
-MAX_SCANS = 64
-"""Passes over a progressive JPEG; encoders make ten, and each takes as long as an image."""
-
-_JPEG_END = 0xD9
-_JPEG_SCAN = 0xDA
-_FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # heads of an image, which hold sizes
-# Within a scan, 0xff stands before a zero, a restart marker or a filling 0xff, else it ends there.
-_AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _MP4_BEGIN = b"ftyp"  # bytes 4 to 8 of the file
 
 
@@ -55,6 +46,11 @@ class _DataSet(ABC):
     def every(self, stride: int) -> Iterator[ImageArray]:
         """Yield every ``stride``-th image, as :meth:`rows` does."""
         return self.rows(range(0, self.count, stride))
+
+    @property
+    @abstractmethod
+    def kind(self) -> Kind:
+        """How they are kept."""
 
     @abstractmethod
     def rows(self, rows: Iterable[int]) -> Iterator[ImageArray]:
@@ -88,6 +84,11 @@ class RawFrames(_DataSet):
                 f"files: uint8 (T, bytes), or (T,) of byte strings or of uint8 of any length"
             )
 
+    @property
+    def kind(self) -> Kind:
+        """Pixels."""
+        return "raw"
+
     def rows(self, rows: Iterable[int]) -> Iterator[ImageArray]:
         """Yield the images of these rows as (H, W, 3) RGB. Raises RolloutError: damaged."""
         for _, entry in self._entries(rows, self._rows_per_chunk()):
@@ -112,6 +113,11 @@ class JpegFrames(_DataSet):
                 f"JPEG files"
             )
 
+    @property
+    def kind(self) -> Kind:
+        """JPEG files."""
+        return "jpeg"
+
     def rows(self, rows: Iterable[int]) -> Iterator[ImageArray]:
         """Yield the files of these rows, decoded once to be sure. Raises RolloutError: damaged."""
         left, scattered = self.most, self.dataset.dtype.kind == "O"
@@ -124,7 +130,7 @@ class JpegFrames(_DataSet):
                     f"file; the file is damaged"
                 )
             jpeg = data[: jpeg_end(data)]
-            bgr = _decoded(jpeg, len(data.rstrip(b"\0")), f"{self.where}: image {row}")
+            bgr = decode_jpeg(jpeg, len(data.rstrip(b"\0")), f"{self.where}: image {row}")
             # Decoded as if it were right, what is called blue is red: it is an RGB image already.
             yield to_jpeg(bgr) if self.swapped else jpeg
 
@@ -148,64 +154,6 @@ def _bytes_of(entry: Any) -> bytes:
     return entry if isinstance(entry, bytes) else np.asarray(entry).tobytes()
 
 
-def jpeg_end(data: bytes) -> int:
-    """Return how many bytes at the beginning are one whole JPEG file; 0 when there is none.
-
-    What lies behind is padding, whatever is in it. An end marker within a segment, that of a
-    preview, is none.
-    """
-    at = len(JPEG_BEGIN)
-    if not data.startswith(JPEG_BEGIN):
-        return 0
-    while at + 2 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == _JPEG_END:
-            return at + 2
-        if marker == 0xFF:
-            at += 1
-            continue
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker == _JPEG_SCAN:
-            found = _AFTER_SCAN.search(data, at)
-            if found is None:
-                return 0
-            at = found.start()
-    return 0
-
-
-def _decoded(jpeg: bytes, length: int, where: str) -> Any:
-    """Return the pixels of a JPEG file as OpenCV gives them, (H, W, 3).
-
-    Args:
-        jpeg: the file; empty where there is no whole one.
-        length: of what is stored, for the message.
-        where: the same.
-
-    Raises:
-        RolloutError: it is not whole, does not decode, or has more pixels or passes over them than
-            a camera's.
-    """
-    at, height, width = len(JPEG_BEGIN), 0, 0
-    while at + 9 <= len(jpeg) and jpeg[at] == 0xFF:
-        marker, size = jpeg[at + 1], int.from_bytes(jpeg[at + 2 : at + 4], "big")
-        if marker in _FRAME_MARKERS:
-            height, width = (int.from_bytes(jpeg[at + i : at + i + 2], "big") for i in (5, 7))
-            break
-        at += 2 + size if marker != 0xFF else 1
-    scans = jpeg.count(bytes([0xFF, _JPEG_SCAN]))
-    if height * width > MAX_PIXELS or scans > MAX_SCANS:
-        raise RolloutError(
-            f"{where}: a JPEG of {width}x{height} pixels in {scans} scans; at most {MAX_PIXELS} "
-            f"pixels in {MAX_SCANS} are decoded"
-        )
-    # OpenCV fills what is missing with grey and says nothing.
-    bgr = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR) if jpeg else None
-    if bgr is None:
-        fault = "does not decode" if jpeg else "is no whole JPEG"
-        raise RolloutError(f"{where}, {length} bytes, {fault}; the file is damaged there")
-    return bgr
-
-
 @dataclass
 class VideoFrames:
     """An MP4 file; ``where`` names the key that points to it, ``swapped`` is as in a data set.
@@ -220,6 +168,7 @@ class VideoFrames:
     swapped: bool = False
     count: int = field(init=False)
     rate: float = field(init=False)
+    kind: Kind = field(default="video", init=False)
 
     def __post_init__(self) -> None:
         if not self.path.exists():
@@ -269,23 +218,8 @@ class VideoFrames:
             )
 
 
-Frames = RawFrames | JpegFrames | VideoFrames
+Hdf5Frames = RawFrames | JpegFrames | VideoFrames
 """All images of one camera."""
-
-
-def repeated(frames: Frames, rows: Sequence[int]) -> Iterator[ImageArray]:
-    """Yield the image of each row, where one row may come several times in succession.
-
-    The iterator goes on to the end of a video before it ends. Raises as ``frames.rows`` does.
-    """
-    images = frames.rows(dict.fromkeys(rows))
-    row, image = -1, None
-    for wanted in rows:
-        if wanted != row or image is None:
-            row, image = wanted, next(images)
-        yield image
-    for _ in images:
-        pass
 
 
 def video_header(path: Path) -> tuple[int, float, float, float]:

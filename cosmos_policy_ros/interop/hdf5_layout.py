@@ -7,9 +7,9 @@ ALOHA and ACT files, and the released demonstrations and rollouts, share ``/obse
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.untrusted import UnreadableError, check_file, reading, shown
+from cosmos_policy_ros.interop.foreign_episode import Colours, ImportContext, SourceMetadata
 from cosmos_policy_ros.interop.hdf5_cameras import (
     COMPRESS_LEN,
     IMAGES,
     JPEG_SETS,
     VIDEO_PATHS,
-    Colours,
     find_cameras,
 )
 from cosmos_policy_ros.interop.hdf5_checks import (
@@ -35,9 +35,18 @@ from cosmos_policy_ros.interop.hdf5_checks import (
     reach,
     try_apart,
 )
-from cosmos_policy_ros.interop.hdf5_frames import Frames, VideoFrames
+from cosmos_policy_ros.interop.hdf5_frames import VideoFrames
+from cosmos_policy_ros.interop.hdf5_metadata import ATTRIBUTES, SIM, metadata_of
 from cosmos_policy_ros.interop.hdf5_pace import RATE_SETS, RELEASED, STAMP_SETS, pace_of
-from cosmos_policy_ros.interop.source_rate import Grid, Pace, control_grid
+from cosmos_policy_ros.interop.row_episode import (
+    LEAST_ROWS,
+    RowEpisode,
+    check_finite,
+    measured,
+    moves,
+    not_taken,
+)
+from cosmos_policy_ros.interop.to_bag import OpenRows
 from cosmos_policy_ros.rig.arms import STATE_DIM
 
 SUFFIXES = (".hdf5", ".h5", ".he5")
@@ -46,58 +55,23 @@ ACTION, RELATIVE_ACTION = "action", "relative_action"
 ARGS_JSON = "args_json"
 """Data set of the released client, which runs at 25 Hz."""
 FPS = "fps"
-SIM, TASK_DESCRIPTION = "sim", "task_description"
-SUCCESS, SUCCESS_SCORE = "success", "success_score"
-USER_DESCRIPTION, USER_NAME = "user_description", "user_name"
-POLICY_NAME, DATE_TIME = "policy_name", "date_time"
-ATTRIBUTES = (
-    SIM,
-    TASK_DESCRIPTION,
-    SUCCESS,
-    SUCCESS_SCORE,
-    USER_DESCRIPTION,
-    USER_NAME,
-    POLICY_NAME,
-    DATE_TIME,
-)
-"""The attributes of the file's root that are read, beside those that tell a rate."""
-DATE_FORMAT = "%Y_%m_%d--%H_%M_%S"
-"""As the released ALOHA client writes :data:`DATE_TIME`."""
-
-LEAST_STEPS = 2
 _TAKEN = (ACTION, QPOS, QVEL, EFFORT, IMAGES, VIDEO_PATHS, COMPRESS_LEN, *JPEG_SETS.values())
 _KNOWN = (*_TAKEN, RELATIVE_ACTION, ARGS_JSON, *STAMP_SETS, *RATE_SETS)
 _MOST_OTHERS = 64  # objects that are not taken, and looked at all the same
 _MOST_OTHER_BYTES = 8 << 20
-_STANDS = 1e-3  # what moves by less stands still, in any unit of a robot's
-_SPEED_NAMES = ("base", "vel", "twist")  # of things whose numbers are speeds: those but 0 move
 
 
 @dataclass(frozen=True)
-class SourceEpisode:
-    """An open file; its images are read when they are asked for.
+class Hdf5Episode(RowEpisode):
+    """An open file.
 
     Attributes:
         path: of the file.
-        qpos, action: (T, 14) float64: left arm, right arm, six joints [rad] and the gripper
-            (0 closed, 1 open) each.
-        qvel, effort: (T, 14), or None where the file has none, holds zeros for them, or has
-            something in them that is no number.
-        frames: T images per role.
-        pace: what the file tells of its rate.
-        attributes: those of :data:`ATTRIBUTES` that the file has.
-        notes: what was done to images, and what is not taken, for a report.
+        attributes: those of :data:`hdf5_metadata.ATTRIBUTES` that the file has.
     """
 
     path: Path
-    qpos: NDArray[np.float64]
-    action: NDArray[np.float64]
-    qvel: NDArray[np.float64] | None
-    effort: NDArray[np.float64] | None
-    frames: Mapping[str, Frames]
-    pace: Pace
     attributes: Mapping[str, Any]
-    notes: tuple[str, ...] = field(default=())
 
     def digest(self) -> str:
         """Return the sha256 (hex) over the file and its videos."""
@@ -109,18 +83,34 @@ class SourceEpisode:
                     sha.update(block)
         return sha.hexdigest()
 
-    def grid(self, rate: float | None, control: float) -> Grid:
-        """Return the control steps, see :func:`source_rate.control_grid`, which also raises."""
-        try:
-            return control_grid(self.pace, len(self.action), rate, control)
-        except RolloutError as error:
-            raise RolloutError(f"{self.path}: {error}") from error
+    def metadata(self, prompts: Iterable[str], prompt: str | None = None) -> SourceMetadata:
+        """Return what its attributes tell, see :func:`hdf5_metadata.metadata_of`."""
+        return metadata_of(self.path, self.attributes, prompts, prompt)
+
+
+@dataclass(frozen=True)
+class Hdf5Source:
+    """An HDF5 file: one episode."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The file's."""
+        return self.path.name
+
+    @contextmanager
+    def open(self, context: ImportContext) -> Iterator[OpenRows]:
+        """Open it; raises as :func:`open_hdf5` does."""
+        options = context.options
+        with open_hdf5(self.path, options.cameras, options.colours) as source:
+            yield OpenRows(source, context)
 
 
 @contextmanager
 def open_hdf5(
     path: Path, cameras: Mapping[str, str] | None = None, colours: Colours | None = None
-) -> Iterator[SourceEpisode]:
+) -> Iterator[Hdf5Episode]:
     """Open an episode and check all of it but the images' content.
 
     Args:
@@ -174,15 +164,15 @@ def _read(
     size: int,
     cameras: Mapping[str, str],
     colours: Colours | None,
-) -> SourceEpisode:
+) -> Hdf5Episode:
     action, qpos = _vectors(file, ACTION), _vectors(file, QPOS)
     if len(action) != len(qpos):
         raise RolloutError(
             f"{path}: /{QPOS} has {len(qpos)} rows and /{ACTION} {len(action)}; they must agree"
         )
-    if len(action) < LEAST_STEPS:
+    if len(action) < LEAST_ROWS:
         raise RolloutError(
-            f"{path}: /{ACTION} has {len(action)} rows, at least {LEAST_STEPS} are an episode"
+            f"{path}: /{ACTION} has {len(action)} rows, at least {LEAST_ROWS} are an episode"
         )
     notes: list[str] = []
     frames = find_cameras(file, size, cameras, colours, notes)
@@ -200,17 +190,21 @@ def _read(
     qvel, effort = (_measured(file, key, len(action)) for key in (QVEL, EFFORT))
     released = any(find(file, key) is not None for key in (*JPEG_SETS.values(), ARGS_JSON))
     pace = pace_of(file, qpos, qvel, told, RELEASED if released else {})
-    notes += _not_taken(file, len(action))
-    return SourceEpisode(
-        path=path,
+    attributes = {key: attribute(file, key) for key in ATTRIBUTES if key in file.attrs}
+    qvel, effort = measured(qvel, f"/{QVEL}", notes), measured(effort, f"/{EFFORT}", notes)
+    return Hdf5Episode(
+        where=str(path),
+        keys=(f"/{QPOS}", f"/{ACTION}"),
         qpos=qpos,
         action=action,
-        qvel=_numbers(qvel, QVEL, notes),
-        effort=_numbers(effort, EFFORT, notes),
+        qvel=qvel,
+        effort=effort,
         frames=frames,
         pace=pace,
-        attributes={key: attribute(file, key) for key in ATTRIBUTES if key in file.attrs},
-        notes=tuple(notes),
+        path=path,
+        attributes=attributes,
+        simulated=bool(attributes.get(SIM, False)),
+        notes=(*notes, *_not_taken(file, len(action))),
     )
 
 
@@ -228,41 +222,19 @@ def _vectors(file: h5py.File, key: str, *, finite: bool = True) -> NDArray[np.fl
         )
     with reading(where, "numbers", RolloutError, "the file is damaged"):
         values = np.asarray(dataset[()], np.float64)
-    bad = np.argwhere(~np.isfinite(values))
-    if finite and len(bad):
-        row, column = bad[0]
-        raise RolloutError(
-            f"{where}: row {row}, column {column} is {values[row, column]} and {len(bad) - 1} more "
-            f"are no numbers either; nothing can be learnt from them"
-        )
+    if finite:
+        check_finite(where, values)
     return values
 
 
 def _measured(file: h5py.File, key: str, rows: int) -> NDArray[np.float64] | None:
-    """Read what not every rig measures; zeros stand for "not measured"."""
+    """Read what not every rig measures."""
     if find(file, key) is None:
         return None
     values = _vectors(file, key, finite=False)
     if len(values) != rows:
         raise RolloutError(f"{file.filename}: /{key} has {len(values)} rows, /{ACTION} {rows}")
-    return values if values.any() else None
-
-
-def _numbers(
-    values: NDArray[np.float64] | None, key: str, notes: list[str]
-) -> NDArray[np.float64] | None:
-    """Return values if all of them are numbers; no training reads these: a note is enough."""
-    if values is None:
-        return None
-    bad = np.argwhere(~np.isfinite(values))
-    if not len(bad):
-        return values
-    row, column = bad[0]
-    notes.append(
-        f"left out: /{key}, where {len(bad)} values are no numbers, first row {row}, "
-        f"column {column}"
-    )
-    return None
+    return values
 
 
 def _not_taken(file: h5py.File, rows: int) -> list[str]:
@@ -274,9 +246,7 @@ def _not_taken(file: h5py.File, rows: int) -> list[str]:
             key = f"{prefix}/{name}" if prefix else name
             if key not in _KNOWN and _moves(file, key, rows):
                 moving.append(f"/{shown(key)}")
-    return [f"not taken: {', '.join(moving)}, which move{'' if len(moving) > 1 else 's'}"] * bool(
-        moving
-    )
+    return not_taken(moving)
 
 
 def _moves(file: h5py.File, key: str, rows: int) -> bool:
@@ -293,7 +263,4 @@ def _moves(file: h5py.File, key: str, rows: int) -> bool:
         values = np.asarray(dataset[()], np.float64).reshape(rows, -1)
     except (UnreadableError, OSError, ValueError, RuntimeError):
         return False
-    values = np.where(np.isfinite(values), values, 0.0)
-    if any(word in key.lower() for word in _SPEED_NAMES) and (np.abs(values) > _STANDS).any():
-        return True
-    return bool((np.ptp(values, axis=0) > _STANDS).any()) if values.size else False
+    return moves(key, values)

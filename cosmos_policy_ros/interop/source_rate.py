@@ -116,7 +116,7 @@ def control_grid(pace: Pace, count: int, given: float | None, control: float) ->
         raise RolloutError(
             f"{rate:g} Hz, {by}, is not what positions and velocities in the file agree at, "
             f"which is about {_rounded(pace.fitting):g} Hz; give --rate "
-            f"{_rounded(pace.fitting):g}, or take /observations/qvel out if it is wrong"
+            f"{_rounded(pace.fitting):g}, or take the velocities out if they are wrong"
         )
     notes = [
         f"{rate:g} Hz as given, though by its {name} it is {other:g}"

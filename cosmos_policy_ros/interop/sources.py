@@ -9,15 +9,20 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
 from cosmos_policy_ros.core.errors import RolloutError
-from cosmos_policy_ros.interop.foreign_episode import Source
+from cosmos_policy_ros.interop.foreign_episode import ImportContext, OpenEpisode, Source
 from cosmos_policy_ros.interop.hdf5_layout import SUFFIXES as HDF5_SUFFIXES
+from cosmos_policy_ros.interop.hdf5_layout import Hdf5Source
+from cosmos_policy_ros.interop.lerobot_episode import sources_of
+from cosmos_policy_ros.interop.lerobot_set import INFO as LEROBOT_INFO
+from cosmos_policy_ros.interop.lerobot_set import is_set
 from cosmos_policy_ros.interop.ros_bag import RosBagSource
 from cosmos_policy_ros.interop.ros_bag_files import SUFFIXES as BAG_SUFFIXES
 from cosmos_policy_ros.interop.ros_bag_files import bags_in, is_storage
-from cosmos_policy_ros.interop.to_bag import Hdf5Source
 
 
 def find_sources(place: Path) -> list[Source]:
@@ -33,11 +38,32 @@ def find_sources(place: Path) -> list[Source]:
         return [RosBagSource(place, (place,)) if is_storage(place) else Hdf5Source(place)]
     if not place.is_dir():
         raise RolloutError(f"{place}: no such file or folder")
+    if is_set(place):
+        return [*sources_of(place)]
     found = list(_below(place))
     if not found:
         endings = ", ".join((*HDF5_SUFFIXES, *BAG_SUFFIXES))
-        raise RolloutError(f"{place}: no {endings} file below it")
+        raise RolloutError(
+            f"{place}: no {endings} file and no LeRobot data set ({LEROBOT_INFO}) below it"
+        )
     return found
+
+
+@dataclass(frozen=True)
+class UnreadableSource:
+    """A place whose episodes cannot be told, as one of several: it must not cost the others."""
+
+    path: Path
+    error: RolloutError
+
+    @property
+    def name(self) -> str:
+        """The folder's."""
+        return self.path.name
+
+    def open(self, _: ImportContext) -> AbstractContextManager[OpenEpisode]:
+        """Raise what is wrong with it."""
+        raise self.error
 
 
 def _below(place: Path) -> Iterator[Source]:
@@ -50,6 +76,11 @@ def _below(place: Path) -> Iterator[Source]:
             if path.suffix.lower() in HDF5_SUFFIXES and _is_file(path)
         ]
         yield from sorted(here, key=lambda source: _natural(source.path))
+        if is_set(folder):
+            try:
+                yield from sources_of(folder)
+            except RolloutError as error:
+                yield UnreadableSource(folder, error)
 
 
 def _is_file(path: Path) -> bool:

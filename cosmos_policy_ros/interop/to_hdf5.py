@@ -24,6 +24,7 @@ from cosmos_policy_ros.dataset.windows import ExecutedEpisode
 from cosmos_policy_ros.episodes.episode import Episode
 from cosmos_policy_ros.interop import hdf5_cameras as cameras
 from cosmos_policy_ros.interop import hdf5_layout as layout
+from cosmos_policy_ros.interop import hdf5_metadata as attributes
 from cosmos_policy_ros.interop.hdf5_frames import video_header
 
 Images = Literal["jpeg", "raw", "video"]
@@ -223,16 +224,16 @@ def _attributes(episode: Episode, simulated: bool) -> Mapping[str, Any]:
     policy = "--".join(part for part in (metadata.engine, metadata.checkpoint) if part)
     operator = metadata.operator_name or (score.operator_name if score else "")
     found: dict[str, Any] = {
-        layout.SIM: simulated,
-        layout.TASK_DESCRIPTION: metadata.prompt,
-        layout.DATE_TIME: begun.strftime(layout.DATE_FORMAT),
+        attributes.SIM: simulated,
+        attributes.TASK_DESCRIPTION: metadata.prompt,
+        attributes.DATE_TIME: begun.strftime(attributes.DATE_FORMAT),
     }
     if score is not None:
-        found[layout.SUCCESS] = score.success
-        found[layout.SUCCESS_SCORE] = score.points / FULL_SCORE
-        found[layout.USER_DESCRIPTION] = score.note
+        found[attributes.SUCCESS] = score.success
+        found[attributes.SUCCESS_SCORE] = score.points / FULL_SCORE
+        found[attributes.USER_DESCRIPTION] = score.note
     if policy:
-        found[layout.POLICY_NAME] = policy
+        found[attributes.POLICY_NAME] = policy
     if operator:
-        found[layout.USER_NAME] = operator
+        found[attributes.USER_NAME] = operator
     return found

@@ -21,12 +21,10 @@ from cosmos_policy_ros.core.task import FULL_SCORE
 from cosmos_policy_ros.dataset.windows import ExecutedEpisode
 from cosmos_policy_ros.episodes.episode import Episode
 from cosmos_policy_ros.interop.camera_names import ALOHA
+from cosmos_policy_ros.interop.lerobot_episode import ACTION, IMAGES, SCORE, STATE, SUCCESS
 from cosmos_policy_ros.rig.arms import STATE_DIM
 
 Images = Literal["video", "image"]
-STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
-SCORE, SUCCESS = "score", "success"
-"""Features that repeat an episode's score (0 to 1) and success in each of its frames."""
 
 
 @dataclass(frozen=True)

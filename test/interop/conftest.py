@@ -15,8 +15,8 @@ from rosbags.typesys.store import Typestore
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.interop import hdf5_layout
 from cosmos_policy_ros.interop.foreign_episode import ImportOptions
+from cosmos_policy_ros.interop.hdf5_layout import Hdf5Source
 from cosmos_policy_ros.interop.importer import Importer
-from cosmos_policy_ros.interop.to_bag import Hdf5Source
 
 
 @pytest.fixture(autouse=True)

@@ -22,9 +22,8 @@ from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.interop.foreign_episode import ImportOptions
-from cosmos_policy_ros.interop.hdf5_layout import open_hdf5
+from cosmos_policy_ros.interop.hdf5_layout import Hdf5Source, open_hdf5
 from cosmos_policy_ros.interop.importer import Imported, Importer
-from cosmos_policy_ros.interop.to_bag import Hdf5Source
 
 ROLES = {"cam_high": "primary", "cam_left_wrist": "left_wrist", "cam_right_wrist": "right_wrist"}
 RIGHT = {camera: jpegs(random_images(60, camera)) for camera in CAMERAS}

@@ -30,8 +30,9 @@ from cosmos_policy_ros.episodes.quality import QualityMonitor, load_limits
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.episodes.verify import verify
 from cosmos_policy_ros.interop.foreign_episode import ImportOptions
+from cosmos_policy_ros.interop.hdf5_layout import Hdf5Source
 from cosmos_policy_ros.interop.importer import Importer, KnownSourceError, rig_text
-from cosmos_policy_ros.interop.to_bag import Hdf5Source, rig_as_imported
+from cosmos_policy_ros.interop.to_bag import rig_as_imported
 from cosmos_policy_ros.rig.observation import read_arm
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 

@@ -26,8 +26,8 @@ from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.interop.foreign_episode import ImportOptions
+from cosmos_policy_ros.interop.hdf5_layout import Hdf5Source
 from cosmos_policy_ros.interop.importer import Importer, rig_text
-from cosmos_policy_ros.interop.to_bag import Hdf5Source
 from cosmos_policy_ros.interop.to_hdf5 import export_hdf5
 from cosmos_policy_ros.rig.observation import read_arm
 from cosmos_policy_ros.rig.spec import load_rig

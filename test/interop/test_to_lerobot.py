@@ -23,8 +23,8 @@ from cosmos_policy_ros.episodes.episode import Episode, read_episode
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.interop import to_lerobot
 from cosmos_policy_ros.interop.foreign_episode import ImportOptions
+from cosmos_policy_ros.interop.hdf5_layout import Hdf5Source
 from cosmos_policy_ros.interop.importer import Importer
-from cosmos_policy_ros.interop.to_bag import Hdf5Source
 from cosmos_policy_ros.interop.to_lerobot import LeRobotExport, LibraryError
 
 needs_library = pytest.mark.skipif(find_spec("lerobot") is None, reason="lerobot is not installed")

@@ -61,7 +61,7 @@ BARE = (
     "training.targets",
 )
 ABSENT = ("apsw", "argcomplete", "cv2", "h5py", "lz4", "matplotlib", "mcap", "mujoco", "ray")
-ABSENT += ("rclpy", "rosbags", "ruamel", "tensorboard")
+ABSENT += ("av", "pyarrow", "rclpy", "rosbags", "ruamel", "tensorboard")
 
 
 def imported(source: str) -> Iterator[str]:

@@ -356,8 +356,8 @@ class _Reader:
         if not self._has(SCORE):
             return success, None
         scores = self._numbers(SCORE)
-        score = float(scores[0, 0])
-        constant = scores.shape[1] == 1 and bool((scores == score).all())
+        score = round(float(scores[0, 0]), 6)  # stored as float32
+        constant = scores.shape[1] == 1 and not np.ptp(scores)
         return success, score if constant and 0 <= score <= 1 else None
 
     def _others(self) -> None:

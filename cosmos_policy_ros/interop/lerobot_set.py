@@ -48,6 +48,7 @@ _DATA_PATH_3 = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _CHUNK = 1000  # episodes
 _FIELD = re.compile(r"\{(\w+)(?::0?(\d{1,2})d)?\}")
 _MOST_INDEX = 10**9
+_SHOWN_PATH = 200
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ class LeRobotSet:
         if "\0" in relative or "{" in template.replace("{", "", len(_FIELD.findall(template))):
             raise RolloutError(f"{where} is none that is known here")
         path = self.folder / relative
-        with reading(path, "a path", RolloutError):
+        with reading(f"{self.folder}/{shown(relative, _SHOWN_PATH)}", "a path", RolloutError):
             root, found = self.folder.resolve(), path.resolve()
             # A hub's cache has links to the files' contents, which it keeps beside the snapshots.
             roots = [
@@ -272,7 +273,7 @@ class LeRobotSet:
                 record = _mapping(parse_json(line.decode(errors="surrogateescape")), "")
                 number, text = _index(record.get("task_index")), record.get("task")
                 if number is not None and isinstance(text, str):
-                    yield number, text.encode(errors="surrogateescape"), where
+                    yield number, text.encode(errors="surrogatepass"), where
 
     def _tasks_3(self) -> Iterator[tuple[int, str | bytes, str]]:
         path = self.file(TASKS_3)

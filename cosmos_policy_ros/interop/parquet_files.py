@@ -231,9 +231,7 @@ def _as_rows(column: pa.ChunkedArray, key: str) -> Floats:
     while any(test(array.type) for test in lists):
         lengths: Sequence[int] = pc.unique(pc.list_value_length(array)).to_pylist()
         if len(lengths) > 1:
-            raise UnreadableError(
-                f"{shown(key)}: its rows have {lengths[0]} to {lengths[1]} values"
-            )
+            raise UnreadableError(f"{shown(key)}: has rows of {lengths[0]} and {lengths[1]} values")
         array = array.flatten()
         _check_whole(array, key)
     kind = array.type

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.exchange import look
 from helpers.hdf5 import CAMERAS, ROLLOUT, motion, random_images, write_hdf5
 from rosbags.typesys.store import Typestore
 
@@ -25,6 +26,7 @@ from cosmos_policy_ros.interop import to_lerobot
 from cosmos_policy_ros.interop.foreign_episode import ImportOptions
 from cosmos_policy_ros.interop.hdf5_layout import Hdf5Source
 from cosmos_policy_ros.interop.importer import Importer
+from cosmos_policy_ros.interop.sources import find_sources
 from cosmos_policy_ros.interop.to_lerobot import LeRobotExport, LibraryError
 
 needs_library = pytest.mark.skipif(find_spec("lerobot") is None, reason="lerobot is not installed")
@@ -229,3 +231,30 @@ def test_the_library_reads_back_what_was_recorded(
             lost = np.abs(seen - random_images(rows, camera)[step]).mean()
             exact = images == "image" and not episode
             assert lost < 1e-3 if exact else lost < 12
+
+
+@needs_library
+@pytest.mark.parametrize("images", ["video", "image"])
+def test_what_was_exported_comes_back(
+    tmp_path: Path, episodes: list[Episode], types: Typestore, images: Any
+) -> None:
+    folder = tmp_path / "set"
+    with LeRobotExport(folder, episodes[0], images=images, scored=True) as data:
+        for episode in episodes[:2]:
+            data.add(episode)
+    importer = Importer(EpisodeStore(tmp_path / "back", types), types)
+    for source, before in zip(find_sources(folder), episodes[:2], strict=True):
+        done = importer.take(source)
+        assert done.notes == ()
+        after, windows, seen = look(done.path)
+        _, wanted, originals = look(before.path)
+        assert (after.metadata.prompt, after.metadata.task) == ("put candy in bag", "ziploc")
+        assert after.score is not None and before.score is not None
+        assert after.score.points == pytest.approx(before.score.points)
+        assert after.score.success == before.score.success
+        assert np.array_equal(windows.steps.actions, wanted.steps.actions)
+        for one, original in zip(seen, originals, strict=True):
+            assert np.array_equal(one.state, original.state)
+            for role, image in original.images.items():
+                lost = np.abs(one.images[role].astype(int) - image)
+                assert lost.max() == 0 if images == "image" else lost.mean() < 12

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.core.errors import RolloutError
+from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.core.untrusted import (
     UnreadableError,
     parse_json,
@@ -125,26 +126,27 @@ class LeRobotSet:
             RolloutError: none is listed.
         """
         listed = self._listed_2() if self.version == 2 else self._listed_3()
-        found: list[SetEpisode] = []
+        entries: list[_Entry] = []
         known: set[int] = set()
         for where, record in listed:
-            episode = SetEpisode(self, where, record)
-            if not episode.fault and episode.index in known:
-                episode = SetEpisode(self, where, f"lists episode {episode.index} a second time")
-            elif not episode.fault:
-                known.add(episode.index)
-            found.append(episode)
-            if len(found) > MAX_EPISODES:
+            entry = _entry(where, record)
+            if not entry.fault and entry.index in known:
+                entry = _Entry(where, fault=f"{where}: lists episode {entry.index} a second time")
+            elif not entry.fault:
+                known.add(entry.index)
+            entries.append(entry)
+            if len(entries) > MAX_EPISODES:
                 raise RolloutError(f"{self.folder}: lists more than {MAX_EPISODES} episodes")
-        if not found:
+        if not entries:
             raise RolloutError(f"{self.folder}: lists no episodes")
-        rows = 0
-        for episode in reversed(found):
+        found, rows = [], 0
+        for entry in reversed(entries):
             # The last row was as late as the last change; the others went before it.
-            rows += 0 if episode.fault else episode.length
-            seconds = self._changed_ns / 1e9 - rows / self.fps
-            object.__setattr__(episode, "start_ns", max(round(seconds), 0) * 10**9)
-        return found
+            rows += entry.length
+            seconds = max(round(self._changed_ns / NS_PER_S - rows / self.fps), 0)
+            start_ns = seconds * NS_PER_S
+            found.append(SetEpisode(**vars(entry), source=self, start_ns=start_ns))
+        return found[::-1]
 
     @cached_property
     def tasks(self) -> Mapping[int, str | RolloutError]:
@@ -187,7 +189,7 @@ class LeRobotSet:
             return f"{value:0{match[2]}d}" if match[2] else str(value)
 
         relative = _FIELD.sub(fill, template)
-        if "\0" in relative or "{" in template.replace("{", "", len(_FIELD.findall(template))):
+        if "\0" in relative or len(_FIELD.findall(template)) != template.count("{"):
             raise RolloutError(f"{where} is none that is known here")
         path = self.folder / relative
         with reading(f"{self.folder}/{shown(relative, _SHOWN_PATH)}", "a path", RolloutError):
@@ -299,44 +301,35 @@ class LeRobotSet:
 
 
 @dataclass(frozen=True)
-class SetEpisode:
+class _Entry:
+    """What is listed of an episode.
+
+    Attributes:
+        listed: where, for messages.
+        record: its entry.
+        index: its number; -1 where the entry does not tell one.
+        length: rows.
+        fault: what is wrong with the entry; "" where it can be read.
+    """
+
+    listed: str
+    record: Mapping[str, Any] = field(default_factory=dict)
+    index: int = -1
+    length: int = 0
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class SetEpisode(_Entry):
     """An episode of a data set, before anything of it is read.
 
     Attributes:
         source: the data set.
-        listed: where it is listed, for messages.
-        record: its entry, or what is wrong with that.
-        index: its number; -1 where the entry does not tell one.
-        length: rows.
-        fault: what is wrong with the entry; "" where it can be read.
         start_ns: when it began, as well as the data set tells, nanoseconds since the epoch.
     """
 
-    source: LeRobotSet
-    listed: str
-    record: Mapping[str, Any] | str
-    index: int = field(init=False)
-    length: int = field(init=False)
-    fault: str = field(init=False)
-    start_ns: int = field(default=0, init=False)
-
-    def __post_init__(self) -> None:
-        index, length, fault = -1, 0, ""
-        if isinstance(self.record, str):
-            fault = ": ".join(filter(None, (self.listed, self.record)))
-        else:
-            found = [_index(self.record.get(key)) for key in ("episode_index", "length")]
-            if found[0] is None or found[1] is None:
-                fault = f"{self.listed}: tells no episode_index and length of an episode"
-            else:
-                index, length = found[0], found[1]
-                if not LEAST_ROWS <= length <= MAX_ROWS:
-                    fault = (
-                        f"{self.listed}: episode {index} has {length} rows, {LEAST_ROWS} to "
-                        f"{MAX_ROWS} are read"
-                    )
-        for key, value in (("index", index), ("length", length), ("fault", fault)):
-            object.__setattr__(self, key, value)
+    source: LeRobotSet = field(kw_only=True)
+    start_ns: int = field(kw_only=True)
 
     def __str__(self) -> str:
         number = f", episode {self.index}" if self.index >= 0 else ""
@@ -379,10 +372,24 @@ class SetEpisode:
 
     def _told(self, key: str) -> float:
         """Return a number of its entry. Raises RolloutError: there is none."""
-        value = self.record.get(key) if isinstance(self.record, Mapping) else None
+        value = self.record.get(key)
         if value is None or not math.isfinite(value):
             raise RolloutError(f"{self.listed}: tells no {shown(key)}; the data set is not whole")
         return float(value)
+
+
+def _entry(listed: str, record: Mapping[str, Any] | str) -> _Entry:
+    """Return what an episode's entry tells; ``record`` may be what is wrong with it instead."""
+    if isinstance(record, str):
+        return _Entry(listed, fault=": ".join(filter(None, (listed, record))))
+    index, length = (_index(record.get(key)) for key in ("episode_index", "length"))
+    if index is None or length is None:
+        fault = f"{listed}: tells no episode_index and length of an episode"
+        return _Entry(listed, fault=fault)
+    if not LEAST_ROWS <= length <= MAX_ROWS:
+        fault = f"{listed}: episode {index} has {length} rows, {LEAST_ROWS} to {MAX_ROWS} are read"
+        return _Entry(listed, index=index, fault=fault)
+    return _Entry(listed, record, index, length)
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:

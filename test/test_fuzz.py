@@ -18,6 +18,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from helpers.episodes import record
 from helpers.foreign_bags import FORMATS, Made, foreign_types, write_bag
 from helpers.foreign_episode import goals, record_ours, rig_file, teleoperated
 from helpers.hdf5 import ROLLOUT, write_hdf5
+from helpers.lerobot import DATA_2, EPISODES_3, IMAGES, VIDEO_3, LeRobot
 from helpers.recordings import write_recording
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -60,6 +62,8 @@ from cosmos_policy_ros.interop.foreign_episode import ImportOptions
 from cosmos_policy_ros.interop.hdf5_layout import open_hdf5
 from cosmos_policy_ros.interop.importer import Importer
 from cosmos_policy_ros.interop.ros_bag import RosBagSource
+from cosmos_policy_ros.interop.lerobot_episode import open_episode
+from cosmos_policy_ros.interop.lerobot_set import LeRobotSet
 from cosmos_policy_ros.model.config import read_config
 from cosmos_policy_ros.model.statistics import KEYS, load_statistics
 from cosmos_policy_ros.model.text import load_text
@@ -146,6 +150,7 @@ class Readers:
                 ],
                 self.hdf5,
             ),
+            **self._sets(folder / "sets"),
             "rig": ([(config_folder("rigs") / "sim.yaml").read_bytes()], self.rig),
             "task": ([(config_folder("tasks") / "ziploc.yaml").read_bytes()], self.task),
             "config": (
@@ -158,6 +163,35 @@ class Readers:
             "weights": ([_weights(), _old_weights()], self.weights),
             "safetensors": ([save({"a": torch.ones(2, 3), "b": torch.zeros(4)})], self.safetensors),
         }
+
+    def _sets(self, folder: Path) -> Mapping[str, tuple[list[bytes], Callable[[bytes], None]]]:
+        two = LeRobot("v2.1", "png", rows=(3,), prompts=["a"]).write(folder / "two")
+        three = LeRobot("v3.0", rows=(3, 4)).write(folder / "three")
+        files = {
+            "lerobot info": (three, "meta/info.json"),
+            "lerobot lines": (two, "meta/episodes.jsonl"),
+            "lerobot episodes": (three, EPISODES_3),
+            "lerobot rows": (two, DATA_2.format(0)),
+            "lerobot video": (three, VIDEO_3.format(f"{IMAGES}cam_high")),
+        }
+        return {
+            name: ([(root / path).read_bytes()], partial(self.lerobot, root, path))
+            for name, (root, path) in files.items()
+        }
+
+    def lerobot(self, root: Path, name: str, content: bytes) -> None:
+        path = root / name
+        sound = path.read_bytes()
+        path.write_bytes(content)
+        try:
+            for entry in LeRobotSet(root).episodes():
+                with open_episode(entry) as episode:
+                    episode.metadata((), None)
+                    episode.digest()
+                    for frames in episode.frames.values():
+                        list(frames.rows(range(0, frames.count, 2)))
+        finally:
+            path.write_bytes(sound)
 
     def _bag(self, name: str, content: bytes) -> Path:
         folder = self.folder / "spoilt" / self.bags[0].name
@@ -361,6 +395,7 @@ def _old_weights() -> bytes:
 NAMES = (
     *("bag", "recovery", "metadata", "label_log", "definition", "message", "hdf5"),
     *("bag of others", "rig", "task", "config", "statistics"),
+    *("lerobot info", "lerobot lines", "lerobot episodes", "lerobot rows", "lerobot video"),
     *("prompts pickle", "index pickle", "weights", "safetensors"),
 )
 

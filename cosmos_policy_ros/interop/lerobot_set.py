@@ -143,8 +143,7 @@ class LeRobotSet:
         for entry in reversed(entries):
             # The last row was as late as the last change; the others went before it.
             rows += entry.length
-            seconds = max(round(self._changed_ns / NS_PER_S - rows / self.fps), 0)
-            start_ns = seconds * NS_PER_S
+            start_ns = max(self._changed_ns - round(rows / self.fps * NS_PER_S), 0)
             found.append(SetEpisode(**vars(entry), source=self, start_ns=start_ns))
         return found[::-1]
 

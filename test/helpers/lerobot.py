@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import av
@@ -83,7 +85,8 @@ class LeRobot:
             for episode, rows in enumerate(self.rows):
                 for camera, key in self.cameras.items():
                     path = folder / VIDEO_2.format(key, episode)
-                    write_video(path, pictures(rows, camera, episode), self.fps, self.codec)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(_video(rows, camera, episode, self.fps, self.codec))
         if self.version == "v2.1":
             for episode, table in enumerate(tables):
                 write_table(folder / DATA_2.format(episode), table)
@@ -198,12 +201,10 @@ def encoded(frames: NDArray[np.uint8], suffix: str) -> list[bytes]:
     return [cv2.imencode(suffix, cv2.cvtColor(f, cv2.COLOR_RGB2BGR))[1].tobytes() for f in frames]
 
 
-def write_video(
-    path: Path, frames: NDArray[np.uint8], fps: float, codec: str, *, group: int = 2
-) -> None:
-    """Write an MP4 file with a key frame every ``group`` frames, as the library does."""
+def write_video(path: Path, frames: NDArray[np.uint8], fps: float, codec: str) -> None:
+    """Write an MP4 file with a key frame every second frame, as the library does."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    options = {"g": str(group), "crf": "18"}
+    options = {"g": "2", "crf": "18"}
     if codec == "libx265":
         options["x265-params"] = "log-level=none"
     height, width = frames.shape[1:3]
@@ -213,6 +214,14 @@ def write_video(
         for frame in frames:
             file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         file.mux(stream.encode(None))
+
+
+@cache
+def _video(rows: int, camera: str, episode: int, fps: float, codec: str) -> bytes:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "a.mp4"
+        write_video(path, pictures(rows, camera, episode), fps, codec)
+        return path.read_bytes()
 
 
 def concatenate(parts: Sequence[Path], path: Path, rows: Sequence[int], fps: float) -> None:

@@ -61,9 +61,9 @@ from cosmos_policy_ros.episodes.verify import verify
 from cosmos_policy_ros.interop.foreign_episode import ImportOptions
 from cosmos_policy_ros.interop.hdf5_layout import open_hdf5
 from cosmos_policy_ros.interop.importer import Importer
-from cosmos_policy_ros.interop.ros_bag import RosBagSource
 from cosmos_policy_ros.interop.lerobot_episode import open_episode
 from cosmos_policy_ros.interop.lerobot_set import LeRobotSet
+from cosmos_policy_ros.interop.ros_bag import RosBagSource
 from cosmos_policy_ros.model.config import read_config
 from cosmos_policy_ros.model.statistics import KEYS, load_statistics
 from cosmos_policy_ros.model.text import load_text

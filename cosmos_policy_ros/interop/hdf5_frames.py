@@ -130,9 +130,8 @@ class JpegFrames(_DataSet):
                     f"file; the file is damaged"
                 )
             jpeg = data[: jpeg_end(data)]
-            bgr = decode_jpeg(jpeg, len(data.rstrip(b"\0")), f"{self.where}: image {row}")
-            # Decoded as if it were right, what is called blue is red: it is an RGB image already.
-            yield to_jpeg(bgr) if self.swapped else jpeg
+            rgb = decode_jpeg(jpeg, len(data.rstrip(b"\0")), f"{self.where}: image {row}")
+            yield to_jpeg(np.ascontiguousarray(rgb[..., ::-1])) if self.swapped else jpeg
 
 
 def holds_jpeg(dataset: Any) -> bool:

@@ -47,7 +47,7 @@ def jpeg_end(data: bytes) -> int:
 
 
 def decode_jpeg(jpeg: bytes, length: int, where: str) -> Any:
-    """Return the pixels of a JPEG file as OpenCV gives them, (H, W, 3).
+    """Return the pixels of a JPEG file, (H, W, 3) RGB.
 
     Args:
         jpeg: the file; empty where there is no whole one.
@@ -76,4 +76,4 @@ def decode_jpeg(jpeg: bytes, length: int, where: str) -> Any:
     if bgr is None:
         fault = "does not decode" if jpeg else "is no whole JPEG"
         raise RolloutError(f"{where}, {length} bytes, {fault}; the file is damaged there")
-    return bgr
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)

@@ -71,14 +71,14 @@ class VideoPart:
         wanted = next(asked, None)
         row, shape = 0, None
         for frame in self._frames():
-            if frame.time is None:
-                raise RolloutError(f"{self._at(row)}: its frame has no time; the video is damaged")
             if row == self.count:
                 if self.whole:
                     raise RolloutError(
                         f"{self.where}: {self.path} has more frames than the {self.count} rows"
                     )
                 break
+            if frame.time is None:
+                raise RolloutError(f"{self._at(row)}: its frame has no time; the video is damaged")
             early = (self.seconds[row] - frame.time) / self.period
             if early > _NEAR:
                 if row == 0 and not self.whole:
@@ -141,10 +141,7 @@ class VideoPart:
             with self._reading():
                 # What looks like a list of other files would be followed: the format is given,
                 # and no name of a file.
-                limits = {"max_pixels": str(MAX_PIXELS)}
-                container: Any = av.open(
-                    file, "r", format="mp4", options=limits, metadata_errors="replace"
-                )
+                container: Any = av.open(file, "r", format="mp4", metadata_errors="replace")
             with container:
                 with self._reading():
                     if not container.streams.video:
@@ -157,6 +154,8 @@ class VideoPart:
                             f"has {stream.width}x{stream.height} pixels, at most {MAX_PIXELS} of "
                             f"them are decoded"
                         )
+                    # What the frames say themselves may be more than what the file says.
+                    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
                     begin = float(self.seconds[0] - self.period / 2)
                     if begin > 0:
                         container.seek(int(begin / stream.time_base), stream=stream)
@@ -222,15 +221,13 @@ class EmbeddedFrames:
             sha.update(hashlib.sha256(data).digest())
 
     def _image(self, data: bytes, kind: Kind, where: str) -> ImageArray:
-        if not data.startswith(JPEG_BEGIN):
-            rgb = decode_png(data, where)
-            return np.ascontiguousarray(rgb[..., ::-1]) if self.swapped else rgb
-        jpeg = data[: jpeg_end(data)]
-        bgr = decode_jpeg(jpeg, len(data), where)
-        if kind == "jpeg":
-            # Decoded as if it were right, what is called blue is red: it is an RGB image already.
-            return to_jpeg(bgr) if self.swapped else jpeg
-        return np.ascontiguousarray(bgr if self.swapped else bgr[..., ::-1])
+        jpeg = data[: jpeg_end(data)] if data.startswith(JPEG_BEGIN) else None
+        rgb = decode_png(data, where) if jpeg is None else decode_jpeg(jpeg, len(data), where)
+        if jpeg is not None and kind == "jpeg" and not self.swapped:
+            return jpeg
+        if self.swapped:
+            rgb = np.ascontiguousarray(rgb[..., ::-1])
+        return to_jpeg(rgb) if kind == "jpeg" else rgb
 
 
 LeRobotFrames = VideoPart | EmbeddedFrames

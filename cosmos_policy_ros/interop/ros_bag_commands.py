@@ -297,8 +297,8 @@ class _Streams(Commands):
         return tuple(dict.fromkeys(s.topic for s in self._streams if not len(s)))
 
     def _times(self) -> Times:
-        """Return the moments of the goals of the first arm's joints."""
-        return next(s for s in self._streams if not s.lasting).sorted()[0]
+        """Return the moments of all goals of the arms' joints."""
+        return np.concatenate([s.sorted()[0] for s in self._streams if not s.lasting])
 
     @property
     def _interval_ns(self) -> float:

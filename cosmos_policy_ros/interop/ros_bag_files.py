@@ -255,7 +255,7 @@ class ForeignBag:
     """The open files of a bag.
 
     Attributes:
-        topics: by name.
+        topics: those that have messages, by name.
     """
 
     def __init__(self, files: Sequence[Path], storages: Sequence[_Storage]) -> None:
@@ -414,7 +414,13 @@ class _Mcap:
         try:
             summary = read_summary(self._path)
             schemas = summary.schemas
-            pairs = [(c.topic, schemas[c.schema_id]) for c in summary.channels.values()]
+            # A topic may be there without a message; some writers leave the index of those out.
+            used = {i for chunk in summary.chunk_indexes for i in chunk.message_index_offsets}
+            pairs = [
+                (channel.topic, schemas[channel.schema_id])
+                for channel in summary.channels.values()
+                if channel.id in used or not used
+            ]
         except Exception:  # no index, or a damaged one: the file itself tells
             file = CheckedFile(self._path)
             pairs = list({each.topic: each.schema for each in file.messages()}.items())
@@ -454,6 +460,7 @@ class _Rosbags:
                 connection.msgdef.data,
             )
             for connection in reader.connections
+            if connection.msgcount
         }
 
     def _encoding(self, connection: Connection) -> str:

@@ -127,6 +127,8 @@ def _write_rosbag2(folder: Path, messages: Sequence[Message], types: Typestore, 
         for topic, msgtype, received_ns, cdr in messages:
             if topic not in connections:
                 connections[topic] = writer.add_connection(topic, msgtype, typestore=types)
+            if not cdr:
+                continue  # of a topic on which nothing is sent
             writer.write(connections[topic], received_ns, cdr)
     if "file lz4" in form:
         (file,) = folder.glob("*.mcap")

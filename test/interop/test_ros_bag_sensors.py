@@ -79,6 +79,14 @@ def test_of_both_kinds_the_rigs_own_is_taken(take: Take, ours: Ours) -> None:
     assert not any("camera" in note for note in done.notes)
 
 
+@pytest.mark.parametrize("form", ["mcap", "sqlite3"])
+def test_a_topic_on_which_nothing_was_sent_is_none(take: Take, ours: Ours, form: str) -> None:
+    topic = CAMERAS["primary"]
+    sent = as_jpeg(take.make, ours.messages, topic)
+    done = take([Message(topic, IMAGE, ns(0), b""), *sent], form)
+    assert "unlike the rig file, cameras are primary compressed" in done.notes
+
+
 def test_a_namespace_and_other_names_of_cameras(take: Take, ours: Ours) -> None:
     odd = {CAMERAS["primary"]: "/top/image", CAMERAS["left_wrist"]: "/l/image/compressed"}
     sent = as_jpeg(take.make, ours.messages, CAMERAS["left_wrist"])

@@ -48,6 +48,7 @@ setup(
         "pyyaml>=6",
         "pyarrow>=14",
         "rosbags>=0.11",
+        "simplejpeg>=1.7.6",
         "ruamel.yaml.clib>=0.2.8",
         "mcap>=1.6",
         "h5py>=3.8",

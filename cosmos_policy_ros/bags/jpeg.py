@@ -1,27 +1,24 @@
-"""Raw images as JPEG on their way into the bag: a tenth of the disk, no longer bit for bit."""
+"""Raw images as JPEG on their way into the bag, as the policy looked at them."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.bags.mcap_file import Topic
 from cosmos_policy_ros.core.errors import RolloutError
-from cosmos_policy_ros.rig.images import decode_image
-from cosmos_policy_ros.rig.spec import GREY, RigSpec
+from cosmos_policy_ros.rig.images import as_jpeg
+from cosmos_policy_ros.rig.jpeg import JPEG_BEGIN
+from cosmos_policy_ros.rig.spec import RigSpec
 
 ImageArray = NDArray[np.uint8] | bytes
 """(H, W, 3) RGB, or a whole JPEG file."""
-JPEG_BEGIN = b"\xff\xd8"
 SUFFIX = "/compressed"  # image_transport's
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
-JPEG_QUALITY = 95
-FORMAT = "rgb8; jpeg compressed bgr8"  # as image_transport spells it
 
 
 def is_jpeg(data: bytes) -> bool:
@@ -37,7 +34,11 @@ def jpeg_topic(topic: Topic) -> Topic:
 
 
 def rig_of_bag(rig: RigSpec, jpeg: bool) -> RigSpec:
-    """Return the rig as a bag shows it: with compressed cameras where images became JPEG."""
+    """Return the rig as a bag shows it: with compressed cameras where images became JPEG.
+
+    What is left of raw cameras was recorded, and seen, as it came.
+    """
+    rig = rig.with_images("raw")
     if not jpeg:
         return rig
     cameras = tuple(
@@ -49,13 +50,6 @@ def rig_of_bag(rig: RigSpec, jpeg: bool) -> RigSpec:
     return replace(rig, cameras=cameras)
 
 
-def to_jpeg(rgb: NDArray[np.uint8], quality: int = JPEG_QUALITY, *, grey: bool = False) -> bytes:
-    """Return (H, W, 3) RGB as a JPEG file, of one channel if ``grey``; ``quality`` is 1 to 100."""
-    pixels = rgb[..., 0] if grey else cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
-    _, jpeg = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return jpeg.tobytes()
-
-
 def to_compressed(types: Typestore, cdr: bytes, quality: int) -> bytes:
     """Turn a serialised ``Image`` into a serialised ``CompressedImage`` with the same header.
 
@@ -64,15 +58,14 @@ def to_compressed(types: Typestore, cdr: bytes, quality: int) -> bytes:
     """
     try:
         message: Any = types.deserialize_cdr(cdr, IMAGE)
-        grey = message.encoding == GREY  # and stays so, or it would be read as a colour image
-        rgb = decode_image(message, "the camera", grey=grey)
+        jpeg = as_jpeg(message, "the camera", quality)
     except Exception as error:
         raise RolloutError(
-            f"an image cannot become a JPEG: {error}; or record with images:=raw"
+            f"an image cannot become a JPEG: {str(error).rstrip('.')}; or record with images:=raw"
         ) from error
     compressed = types.types[COMPRESSED](
         header=message.header,
-        format=f"{GREY}; jpeg compressed " if grey else FORMAT,
-        data=np.frombuffer(to_jpeg(rgb, quality, grey=grey), np.uint8),
+        format=jpeg.format,
+        data=np.frombuffer(jpeg.data, np.uint8),
     )
     return bytes(types.serialize_cdr(compressed, COMPRESSED))

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from rosbags.typesys.store import Typestore
 
-from cosmos_policy_ros.bags.jpeg import COMPRESSED, FORMAT, IMAGE, ImageArray
+from cosmos_policy_ros.bags.jpeg import COMPRESSED, IMAGE, ImageArray
 from cosmos_policy_ros.bags.types import PACKAGE
 from cosmos_policy_ros.core.config import from_mapping
 from cosmos_policy_ros.core.errors import RolloutError
@@ -20,6 +20,7 @@ from cosmos_policy_ros.core.task import FULL_SCORE
 from cosmos_policy_ros.core.units import NS_PER_S, Array
 from cosmos_policy_ros.core.untrusted import UnreadableError, reading, shown
 from cosmos_policy_ros.rig.arms import ARM_JOINTS, Arm
+from cosmos_policy_ros.rig.images import JPEG_FORMAT
 from cosmos_policy_ros.rig.spec import RigSpec
 
 EPISODE_TYPE = f"{PACKAGE}/msg/Episode"
@@ -219,7 +220,8 @@ class RigMessages:
         header = _header(self._types, stamp_ns)
         if isinstance(image, bytes):
             data = np.frombuffer(image, np.uint8)
-            return _serialise(self._types, COMPRESSED, header=header, format=FORMAT, data=data)
+            said = JPEG_FORMAT
+            return _serialise(self._types, COMPRESSED, header=header, format=said, data=data)
         height, width, channels = image.shape
         return _serialise(
             self._types,

@@ -26,7 +26,7 @@ from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
 State = Literal["ok", "look", "bad"]
 LEAST_PYTHON, LEAST_TORCH = (3, 10), (2, 6)
-COMPILED = ("rclpy", "cv_bridge", "cv2", "h5py", "mujoco")
+COMPILED = ("rclpy", "cv_bridge", "cv2", "simplejpeg", "h5py", "mujoco")
 OPTIONAL = ("rclpy", "cv_bridge", "mujoco")  # each command says when it needs one of them
 OPENCV = ("opencv-python", "opencv-contrib-python", "opencv-python-headless")
 SHARED_MEMORY = Path("/dev") / "shm"
@@ -34,6 +34,7 @@ SEGMENT = 32 << 20  # bytes of shared memory per process, as config/fastdds.xml 
 PROCESSES = 8  # a graph, its camera drivers and a viewer
 CLOCK_OFF = 0.05  # s; ``observation.stamp_ahead`` of the rig files
 IMAGE = (480, 640)  # px, where the rig file does not say
+JPEG_SHARE = 1 / 8  # of an image's bytes, where it is of a room
 LEAST_MINUTES = 30.0  # of recording
 PATIENCE = 60.0  # s for another process, which may load gigabytes from a slow disk
 DISCOVERY = 2.0  # s
@@ -275,7 +276,8 @@ def disk(rig: RigSpec, root: Path) -> Finding:
     rate = 0.0
     for camera in rig.cameras:
         height, width = camera.size[:2] or IMAGE
-        share = 0.1 if camera.transport == "compressed" else 1.0
+        raw = camera.transport == "raw" and rig.recording.images == "raw"
+        share = 1.0 if raw else JPEG_SHARE
         rate += height * width * 3 * share * rig.rates.cameras
     minutes = free / rate / 60
     found = f"{free / 1e9:.0f} GB free in {place}, {minutes:.0f} minutes of rig {rig.name}"

@@ -26,7 +26,7 @@ from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.task import Task, load_task
 from cosmos_policy_ros.dataset.contact_sheet import contact_sheet, future_sheet, save_sheet
 from cosmos_policy_ros.episodes.episode import read_episode
-from cosmos_policy_ros.episodes.topics import POLICY_NODE
+from cosmos_policy_ros.episodes.topics import POLICY_NODE, find_rig
 from cosmos_policy_ros.inference.spec import ENGINES
 from cosmos_policy_ros.msg import Decision
 from cosmos_policy_ros.nodes.client import GraphClient
@@ -202,15 +202,16 @@ class Demo:
         )
         bag = Path(stopped.path)
         size = sum(file.stat().st_size for file in bag.iterdir())
-        sheets = [save_sheet(contact_sheet(bag, self._rig), bag / "contact_sheet.png")]
-        future = future_sheet(bag, self._rig)
+        sheets = [save_sheet(contact_sheet(bag), bag / "contact_sheet.png")]
+        future = future_sheet(bag)
         if future is not None:
             sheets.append(save_sheet(future, bag / "futures.png"))
-        topics = read_episode(bag).topics
+        episode = read_episode(bag)
+        cameras = find_rig(episode).cameras
         latency = "  ".join(
             f"{name} {1000 * median(seconds):.0f}" for name, seconds in self._phases.items()
         )
-        images = "  ".join(f"{c.role} {topics[f'/{c.topic}'].count}" for c in self._rig.cameras)
+        images = "  ".join(f"{cameras[t]} {episode.topics[t].count}" for t in cameras)
         idle = result.idle_seconds / result.seconds if result.seconds else 0.0
         print(
             f"""

@@ -14,10 +14,9 @@ from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.core.untrusted import reading
 from cosmos_policy_ros.dataset.playback import stamp_ns
-from cosmos_policy_ros.episodes.episode import read_messages
-from cosmos_policy_ros.episodes.topics import absolute, future_topic
+from cosmos_policy_ros.episodes.episode import read_episode, read_messages
+from cosmos_policy_ros.episodes.topics import find_rig, future_topic
 from cosmos_policy_ros.rig.images import decode_image
-from cosmos_policy_ros.rig.spec import RigSpec
 
 TILE = (120, 160)  # px, rows and columns
 MARGIN = 22  # px, for the times above
@@ -26,12 +25,13 @@ ImageArray = NDArray[np.uint8]
 Shots = list[tuple[int, ImageArray]]  # stamps and tiles
 
 
-def contact_sheet(bag: Path, rig: RigSpec, columns: int = 8) -> ImageArray:
+def contact_sheet(bag: Path, columns: int = 8) -> ImageArray:
     """Return an RGB image (rows, columns, 3) of the cameras at even times of an episode."""
-    frames = _read(bag, {absolute(c.topic): c.role for c in rig.cameras})
+    rig = find_rig(read_episode(bag))
+    frames = _read(bag, rig.cameras)
     stamps = [stamp for row in frames.values() for stamp, _ in row]
     if not stamps:
-        raise RolloutError(f"{bag}: holds no image of rig '{rig.name}'")
+        raise RolloutError(f"{bag}: holds no image of rig '{rig.rig.name}'")
     times = np.linspace(min(stamps), max(stamps), columns).astype(np.int64)
     heads = [f"{(time_ns - times[0]) / NS_PER_S:.1f} s" for time_ns in times]
     rows: dict[str, list[ImageArray | None]] = {
@@ -40,20 +40,21 @@ def contact_sheet(bag: Path, rig: RigSpec, columns: int = 8) -> ImageArray:
     return tabulate(heads, rows)
 
 
-def future_sheet(bag: Path, rig: RigSpec) -> ImageArray | None:
+def future_sheet(bag: Path) -> ImageArray | None:
     """Return the predicted images of each chunk's end, above what the cameras then saw.
 
     None for an episode without predictions.
     """
-    cameras = {absolute(c.topic): c.role for c in rig.cameras}
-    futures = {absolute(future_topic(role)): role for role in cameras.values()}
+    rig = find_rig(read_episode(bag))
+    cameras, rates = rig.cameras, rig.rig.rates
+    futures = {rig.topic(future_topic(role)): role for role in cameras.values()}
     seen, predicted = _read(bag, cameras), _read(bag, futures)
     stamps = sorted({stamp for shots in predicted.values() for stamp, _ in shots})
     if not stamps:
         return None
     # The next query came when the chunk had been executed, however long the first one was thought
     # about; the last chunk has none behind it.
-    chunk_ns = round(rig.rates.chunk_steps * rig.rates.dt * NS_PER_S)
+    chunk_ns = round(rates.chunk_steps * rates.dt * NS_PER_S)
     ends = [*stamps[1:], stamps[-1] + chunk_ns]
     rows: dict[str, list[ImageArray | None]] = {}
     for role in cameras.values():

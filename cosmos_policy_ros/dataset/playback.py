@@ -45,8 +45,6 @@ def observations(
     Of a message's arrival at the policy a bag knows nothing: at a moment of your own you get the
     newest stamped by then. At a decision you get what the decision was made of, byte for byte,
     found by its digest; were it not in the bag, you would get an error and not something like it.
-    Images recorded as JPEG have lost the bytes that the digest is of: there it is the newest
-    stamped by then, too.
 
     Args:
         path: a finished episode.
@@ -158,7 +156,7 @@ class RecordedSensors:
             newest: Observation | ObservationError = self.observe(stamp_ns)
         except ObservationError as error:
             newest = error
-        if not digest or not self.rig.as_received or _is(newest, digest):
+        if not digest or _is(newest, digest):
             return newest
         read = cache(lambda topic, index: self.topics[topic].read(index))
         for messages in self._likeliest(stamp_ns)[:MOST_TRIES]:

@@ -21,6 +21,7 @@ from cosmos_policy_ros.core.untrusted import parse_json
 from cosmos_policy_ros.rig.spec import RigSpec
 
 GIGABYTE = 1e9
+NOISE_AS_JPEG = 0.4  # of its raw bytes; no image has more. One of a room has an eighth
 PRIMARY = "primary"
 IMAGES_KEPT = 32  # stamps per camera, a second of them, among which the nearest is looked for
 MOST = 2.0**63  # of any number in a report: nanoseconds and bytes have 64 bits
@@ -79,6 +80,7 @@ class TopicHealth:
     count: int = 0  # written
     lost: int = 0  # on the way here, as the middleware reports
     dropped: int = 0  # since the writer's queue was full
+    unreadable: int = 0  # images that could not become JPEG
     longest_gap: float = 0.0  # s between two receipts
     offset: float = 0.0  # largest distance of a header stamp from its receipt, s; of sensors only
     first_ns: int = 0  # receipts
@@ -185,6 +187,10 @@ class QualityMonitor:
         """Note messages that did not fit into the writer's queue."""
         self._health.setdefault(topic, TopicHealth()).dropped += count
 
+    def unreadable(self, topic: str, count: int = 1) -> None:
+        """Note images that could not become JPEG."""
+        self._health.setdefault(topic, TopicHealth()).unreadable += count
+
     def report(self, now_ns: int, free_bytes: int, waited_bytes: int = 0) -> QualityReport:
         """Judge the episode, which ends at ``now_ns`` by the clock of the receipts."""
         limits, free_gb = self._limits, free_bytes / GIGABYTE
@@ -194,6 +200,7 @@ class QualityMonitor:
             for fate, lost in (
                 ("lost on the way here", health.lost),
                 ("dropped, the disk is too slow", health.dropped),
+                ("no readable images and left out", health.unreadable),
             ):
                 fraction = lost / (health.count + lost) if lost else 0.0
                 if fraction > limits.most_lost:
@@ -236,8 +243,10 @@ class QualityMonitor:
 class Traffic:
     """The recent messages, recorded or not, by which an episode may begin or not."""
 
-    def __init__(self) -> None:
-        self._recent: deque[tuple[int, int]] = deque()  # receipt [ns] and bytes
+    def __init__(self, on_disk: Mapping[str, float] | None = None) -> None:
+        """Begin; ``on_disk`` says which part of a topic's bytes reaches the disk, else all do."""
+        self._on_disk = on_disk or {}
+        self._recent: deque[tuple[int, int]] = deque()  # receipt [ns] and bytes on the disk
         self._received: dict[str, int] = {}
         self._offset: dict[str, float] = {}  # s from the newest message's stamp to its receipt
 
@@ -246,12 +255,12 @@ class Traffic:
         self._received[topic] = received_ns
         if stamped:
             self._offset[topic] = (received_ns - header_stamp(cdr)) / NS_PER_S
-        self._recent.append((received_ns, len(cdr)))
+        self._recent.append((received_ns, round(len(cdr) * self._on_disk.get(topic, 1.0))))
         while self._recent[0][0] < received_ns - WINDOW:
             self._recent.popleft()
 
     def bytes_per_second(self, now_ns: int) -> float:
-        """Return the present rate of all topics together."""
+        """Return the present rate on the disk of all topics together, at most."""
         return sum(size for at, size in self._recent if at > now_ns - WINDOW) * NS_PER_S / WINDOW
 
     def problems(
@@ -284,8 +293,9 @@ class Traffic:
         rate = self.bytes_per_second(now_ns)
         needed = rate * seconds / GIGABYTE + limits.least_free
         if free_bytes / GIGABYTE < needed:
+            smaller = "" if self._on_disk else ", or record with images:=jpeg"
             found.append(
                 f"{free_bytes / GIGABYTE:.1f} GB are left on the disk, and {seconds:g} s at "
-                f"{rate / 1e6:.0f} MB/s need {needed:.1f}: free some, or record with images:=jpeg"
+                f"{rate / 1e6:.0f} MB/s need {needed:.1f}: free some{smaller}"
             )
         return tuple(found)

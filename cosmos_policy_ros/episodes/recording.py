@@ -1,6 +1,7 @@
 """The episode being recorded: a queue that never blocks its caller, and a thread that writes.
 
 The queue is bounded in bytes. What does not fit, while the disk hesitates, is dropped and counted.
+Images become JPEG in threads of their own, and are written in the order in which they came.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ import queue
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from rosbags.typesys.store import Typestore
 
-from cosmos_policy_ros.bags.jpeg import JPEG_QUALITY, jpeg_topic, to_compressed
+from cosmos_policy_ros.bags.jpeg import jpeg_topic, to_compressed
 from cosmos_policy_ros.bags.mcap_file import Compression, Topic
 from cosmos_policy_ros.bags.messages import EpisodeMetadata, Label, check_text
 from cosmos_policy_ros.bags.writer import BagWriter
@@ -22,10 +25,12 @@ from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.episodes.episode import DISCARD_REASON, OUTCOME, QUALITY
 from cosmos_policy_ros.episodes.labels import number, write_labels
 from cosmos_policy_ros.episodes.quality import QualityMonitor, QualityReport
+from cosmos_policy_ros.rig.spec import JPEG_QUALITY
 
 FLUSH_PERIOD = 0.5  # s; what was received longer ago survives this process
 DISK_PATIENCE = 5.0  # s without a word from the disk; a busy one hesitates for a second or two
 QUEUE_BYTES = 256 << 20  # three seconds of three raw 640x480 cameras at 30 Hz
+ENCODERS = 3  # threads, one per camera of a rig; the encoder leaves the interpreter to others
 
 
 @dataclass(frozen=True)
@@ -38,10 +43,21 @@ class Options:
     queue_bytes: int = QUEUE_BYTES  # most that may wait for the disk
 
 
+class _Waiting(NamedTuple):
+    """A message on its way to the disk, of so many bytes when it came; an image may yet be JPEG."""
+
+    topic: str
+    stamp_ns: int
+    size: int
+    content: bytes | Future[bytes]
+
+
 class Recording:
     """Ends once, by :meth:`finish` or :meth:`discard`. Safe to share between threads.
 
-    ``path`` is the folder that is being written.
+    Attributes:
+        path: the folder that is being written.
+        refused: why the last image that could not become a JPEG is not in the bag; else empty.
     """
 
     def __init__(
@@ -58,8 +74,11 @@ class Recording:
         self._writer, self._types, self._lock, self._monitor = writer, types, lock, monitor
         self._jpegs = {t.name: jpeg_topic(t).name for t in options.jpegs}
         self._jpeg_quality = options.jpeg_quality
+        self.refused = ""
         self._labels: tuple[Label, ...] = ()
-        self._queue: queue.SimpleQueue[tuple[str, int, bytes] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._encoders = ThreadPoolExecutor(ENCODERS, "JPEG encoder")
+        self._closed = False  # to messages
         self._limit, self._waiting, self._most_waiting = options.queue_bytes, 0, 0
         self._counting = threading.Lock()
         self._newest_ns = 0
@@ -92,13 +111,18 @@ class Recording:
     def write(self, topic: str, stamp_ns: int, cdr: bytes) -> None:
         """Take one serialised message, received at ``stamp_ns``, and return at once."""
         with self._counting:
+            if self._closed:
+                return
             self._newest_ns = max(self._newest_ns, stamp_ns)
             if self._waiting + len(cdr) > self._limit:
                 self._monitor.dropped(self._jpegs.get(topic, topic))
                 return
             self._waiting += len(cdr)
             self._most_waiting = max(self._most_waiting, self._waiting)
-        self._queue.put((topic, stamp_ns, cdr))
+            content: bytes | Future[bytes] = cdr
+            if topic in self._jpegs:
+                content = self._encoders.submit(to_compressed, self._types, cdr, self._jpeg_quality)
+            self._queue.put(_Waiting(topic, stamp_ns, len(cdr), content))
 
     def lost(self, topic: str, count: int) -> None:
         """Note messages that the middleware lost before they came here."""
@@ -169,6 +193,8 @@ class Recording:
 
     def _end(self, notes: Mapping[str, str], *, discarded: bool) -> Path:
         with self._lock:
+            with self._counting:
+                self._closed = True
             self._queue.put(None)
             self._thread.join()
             self._look()
@@ -182,34 +208,48 @@ class Recording:
                 raise
 
     def _write_all(self) -> None:
+        try:
+            self._write_until_end()
+        # Any error: a thread that ended silently would lose the rest of the episode.
+        except Exception as error:
+            known = isinstance(error, RolloutError)
+            self._writer.abort(str(error) if known else f"{type(error).__name__}: {error}")
+        with self._counting:
+            self._closed = True
+        self._encoders.shutdown(wait=False, cancel_futures=True)
+
+    def _write_until_end(self) -> None:
         flushed = time.monotonic()
         while True:
             left = flushed + FLUSH_PERIOD - time.monotonic()
             try:
-                received = self._queue.get(timeout=max(left, 0.0))
+                waiting = self._queue.get(timeout=max(left, 0.0))
             except queue.Empty:
-                received = "", 0, b""
-            if received is None:
-                return
-            topic, stamp_ns, cdr = received
-            try:
-                if topic:
-                    recorded = cdr
-                    if topic in self._jpegs:
-                        topic = self._jpegs[topic]
-                        recorded = to_compressed(self._types, cdr, self._jpeg_quality)
-                    self._writer.write(topic, stamp_ns, recorded)
+                pass
+            else:
+                if waiting is None:
+                    return
+                self._write_one(waiting)
+            if time.monotonic() - flushed >= FLUSH_PERIOD:
+                self._writer.flush()
+                self._look()
+                flushed = time.monotonic()
+
+    def _write_one(self, waiting: _Waiting) -> None:
+        topic, cdr = waiting.topic, waiting.content
+        try:
+            if isinstance(cdr, Future):
+                topic = self._jpegs[topic]
+                try:
+                    cdr = cdr.result()
+                except RolloutError as error:
+                    self.refused = f"{topic}: {error}"
                     with self._counting:
-                        self._monitor.add(topic, stamp_ns, recorded)
-                if time.monotonic() - flushed >= FLUSH_PERIOD:
-                    self._writer.flush()
-                    self._look()
-                    flushed = time.monotonic()
-            # Any error: a thread that ended silently would lose the rest of the episode.
-            except Exception as error:
-                known = isinstance(error, RolloutError)
-                self._writer.abort(str(error) if known else f"{type(error).__name__}: {error}")
-                return
-            finally:
-                with self._counting:
-                    self._waiting -= len(cdr)
+                        self._monitor.unreadable(topic)
+                    return
+            self._writer.write(topic, waiting.stamp_ns, cdr)
+            with self._counting:
+                self._monitor.add(topic, waiting.stamp_ns, cdr)
+        finally:
+            with self._counting:
+                self._waiting -= waiting.size

@@ -74,12 +74,10 @@ class RigInBag:
     Attributes:
         rig: with compressed cameras where they were recorded as JPEG.
         namespace: the recorder's; "" for the root, else such as "/lab".
-        as_received: the images are the camera's own bytes, not JPEG made of them.
     """
 
     rig: RigSpec
     namespace: str
-    as_received: bool
 
     def topic(self, name: str) -> str:
         """Return the bag's name for a topic of the rig file."""
@@ -133,7 +131,7 @@ def find_rig(episode: Episode) -> RigInBag:
             namespaces = {t.removesuffix(ending) for t in episode.topics if t.endswith(ending)}
         for namespace in sorted(namespaces, key=len):
             if all(absolute(name, namespace) in episode.topics for name in names):
-                return RigInBag(shown, namespace, as_received=shown == rig)
+                return RigInBag(shown, namespace)
     names = _sensors(rig)
     missing = [n for n in names if not any(t == n or t.endswith(f"/{n}") for t in episode.topics)]
     raise RolloutError(

@@ -204,6 +204,7 @@ def _report(monitor: QualityMonitor, now_ns: int, stored: QualityReport | None) 
     for topic, health in stored.topics.items():
         monitor.lost(topic, int(health.get("lost", 0)))
         monitor.dropped(topic, int(health.get("dropped", 0)))
+        monitor.unreadable(topic, int(health.get("unreadable", 0)))
     free_bytes = round(stored.free_gb * GIGABYTE) if stored.free_gb else sys.maxsize
     report = monitor.report(now_ns, free_bytes, stored.waited_bytes)
     return replace(report, free_gb=stored.free_gb)

@@ -169,8 +169,10 @@ class SimEnv:
         """
         self._size = size
         self._spec, self._gate, self._sides = rig, SafetyGate(rig), rig.arms.keys()
-        # While a chunk is executed nothing is drawn, and no camera is lost.
-        self._rarely_seen = replace(rig, observation=replace(rig.observation, image_timeout=0.0))
+        # While a chunk is executed nothing is drawn, and no camera is lost. What is recorded is
+        # what the model makes of an image, and no JPEG of the camera's.
+        patient = replace(rig.observation, image_timeout=0.0)
+        self._rarely_seen = replace(rig, observation=patient).with_images("raw")
         self._renderer = Renderer(task, *CAMERA_SIZE)
         self._rig = SimRig(task, spec=rig)
         self._tick_ns = round(1e9 / rig.rates.joint_states)

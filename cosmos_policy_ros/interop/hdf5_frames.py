@@ -15,11 +15,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from cosmos_policy_ros.bags.jpeg import ImageArray, to_jpeg
+from cosmos_policy_ros.bags.jpeg import ImageArray
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.untrusted import UnreadableError, open_file, reading
 from cosmos_policy_ros.interop.jpeg_files import decode_jpeg, jpeg_end
 from cosmos_policy_ros.interop.row_episode import MAX_PIXELS, Kind
+from cosmos_policy_ros.rig.jpeg import to_jpeg
 
 _MP4_BEGIN = b"ftyp"  # bytes 4 to 8 of the file
 
@@ -131,7 +132,7 @@ class JpegFrames(_DataSet):
                 )
             jpeg = data[: jpeg_end(data)]
             rgb = decode_jpeg(jpeg, len(data.rstrip(b"\0")), f"{self.where}: image {row}")
-            yield to_jpeg(np.ascontiguousarray(rgb[..., ::-1])) if self.swapped else jpeg
+            yield to_jpeg(rgb[..., ::-1]) if self.swapped else jpeg
 
 
 def holds_jpeg(dataset: Any) -> bool:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import cv2
-import numpy as np
-
-from cosmos_policy_ros.bags.jpeg import JPEG_BEGIN
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.interop.row_episode import MAX_PIXELS
+from cosmos_policy_ros.rig.jpeg import JPEG_BEGIN, from_jpeg
 
 MAX_SCANS = 64
 """Passes over a progressive JPEG; encoders make ten, and each takes as long as an image."""
@@ -71,9 +68,10 @@ def decode_jpeg(jpeg: bytes, length: int, where: str) -> Any:
             f"{where}: a JPEG of {width}x{height} pixels in {scans} scans; at most {MAX_PIXELS} "
             f"pixels in {MAX_SCANS} are decoded"
         )
-    # OpenCV fills what is missing with grey and says nothing.
-    bgr = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR) if jpeg else None
-    if bgr is None:
-        fault = "does not decode" if jpeg else "is no whole JPEG"
-        raise RolloutError(f"{where}, {length} bytes, {fault}; the file is damaged there")
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+    fault = "is no whole JPEG"
+    if jpeg:
+        try:
+            return from_jpeg(jpeg)
+        except ValueError as error:
+            fault = f"does not decode ({error})"
+    raise RolloutError(f"{where}, {length} bytes, {fault}; the file is damaged there")

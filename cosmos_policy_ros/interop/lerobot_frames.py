@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cosmos_policy_ros.bags.jpeg import JPEG_BEGIN, ImageArray, to_jpeg
+from cosmos_policy_ros.bags.jpeg import ImageArray
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.untrusted import UnreadableError, open_file, reading
 from cosmos_policy_ros.interop.jpeg_files import decode_jpeg, jpeg_end
 from cosmos_policy_ros.interop.parquet_files import ParquetFile, check_begin
 from cosmos_policy_ros.interop.row_episode import MAX_PIXELS, Floats, Kind
+from cosmos_policy_ros.rig.jpeg import JPEG_BEGIN, to_jpeg
 
 _MP4_BEGIN = b"ftyp"  # bytes 4 to 8 of the file
 _PNG_BEGIN = b"\x89PNG\r\n\x1a\n"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from cosmos_policy_ros.bags.jpeg import SUFFIX, to_jpeg
+from cosmos_policy_ros.bags.jpeg import SUFFIX
 from cosmos_policy_ros.bags.messages import RigMessages
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.units import NS_PER_S
@@ -18,6 +18,7 @@ from cosmos_policy_ros.interop.foreign_episode import EpisodeContent, ImportCont
 from cosmos_policy_ros.interop.row_episode import RowEpisode, repeated
 from cosmos_policy_ros.interop.source_rate import Grid
 from cosmos_policy_ros.rig.arms import ARM_DIM, Arms
+from cosmos_policy_ros.rig.jpeg import to_jpeg
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rig.unit_check import check_units
 

@@ -16,7 +16,6 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos_policy_ros.bags.jpeg import to_jpeg
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.task import FULL_SCORE
 from cosmos_policy_ros.core.units import NS_PER_S
@@ -26,6 +25,7 @@ from cosmos_policy_ros.interop import hdf5_cameras as cameras
 from cosmos_policy_ros.interop import hdf5_layout as layout
 from cosmos_policy_ros.interop import hdf5_metadata as attributes
 from cosmos_policy_ros.interop.hdf5_frames import video_header
+from cosmos_policy_ros.rig.jpeg import to_jpeg
 
 Images = Literal["jpeg", "raw", "video"]
 _CODEC = "mp4v"  # the released client's

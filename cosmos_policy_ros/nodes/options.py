@@ -93,6 +93,14 @@ RIG = Option(
     argument=True,
 )
 TASK = Option("task", "transfer_cube", "task: a name in config/tasks or a YAML file", argument=True)
+IMAGES = Option(
+    "images",
+    DEFAULT,
+    "raw cameras' images as jpeg, or raw on eight times the disk: as they are recorded, and so as "
+    "the policy sees them; default: as the rig file says, the shipped ones jpeg",
+    argument=True,
+    choices=("jpeg", "raw", DEFAULT),
+)
 STEPPED = Option(
     "stepped",
     False,
@@ -102,6 +110,7 @@ STEPPED = Option(
 POLICY = (
     RIG,
     TASK,
+    IMAGES,
     Option(
         "engine",
         DEFAULT,
@@ -234,14 +243,7 @@ POLICY = (
 RECORDER = (
     RIG,
     Option("root", "rollouts", "folder of the episodes, one bag each", argument=True),
-    Option(
-        "images",
-        "raw",
-        "raw keeps the drivers' bytes; jpeg takes a tenth of the disk",
-        argument=True,
-        choices=("raw", "jpeg"),
-    ),
-    Option("jpeg_quality", 95, "of images:=jpeg", 1, 100),
+    IMAGES,
     Option(
         "compression",
         NONE,

@@ -83,6 +83,7 @@ class PolicyNode(shell.ManagedNode):
             self._motion_clock,
             engine.engine,
             engine.checkpoint,
+            images=settings.rig.recording.text,
             identity=self._identity,
             heartbeat=self._watchdog.needed,
         )

@@ -68,6 +68,8 @@ def read_settings(node: Node) -> PolicySettings:
         return None if name in MAY_BE_NONE and found in (DEFAULT, NONE) else found
 
     rig = load_rig(value("rig"), config_folder("rigs"))
+    if images := value("images"):
+        rig = rig.with_images(images)
     planning, numerics = value("planning"), value("numerics")
     search = None
     if planning is not None:

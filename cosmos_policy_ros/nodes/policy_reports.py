@@ -74,15 +74,28 @@ class PolicyReports:
         engine: str,
         checkpoint: str,
         *,
+        images: str,
         identity: str = "",
         heartbeat: bool = False,
     ):
-        """Open both topics; with ``heartbeat`` the state is repeated while armed."""
+        """Open both topics.
+
+        Args:
+            node: whose they are.
+            inference: whose health is told.
+            sources: the same.
+            clock: that arms move by.
+            engine: its name.
+            checkpoint: as given.
+            images: how raw cameras' images are seen, see ``rig.spec.ImageRecording``.
+            identity: of this process; empty in a dry run.
+            heartbeat: repeat the state while armed.
+        """
         self._node, self._inference, self._sources = node, inference, sources
         self._clock, self._identity = clock, identity
         self._commands, self._command_id = 0, ""
         self._heartbeat = heartbeat
-        self._engine, self._checkpoint = engine, checkpoint
+        self._engine, self._checkpoint, self._images = engine, checkpoint, images
         quiet = shell.NO_PUBLISHER_EVENTS
         self._states = node.create_publisher(
             PolicyState, "~/state", shell.LATCHED_PUBLISHER, event_callbacks=quiet
@@ -127,6 +140,7 @@ class PolicyReports:
         until = shell.ns_to_stamp(self._clock.to_ros(until_ns) if until_ns else 0)
         state = PolicyState(executing_until=until, engine=self._engine, **fields)
         state.identity, state.command_id = self._identity, self._command_id
+        state.images = self._images
         state.command_count = self._commands
         state.header.stamp = self._node.get_clock().now().to_msg()
         state.checkpoint, state.checkpoint_digest = self._checkpoint, self._inference.info.digest

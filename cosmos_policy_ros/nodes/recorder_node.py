@@ -1,7 +1,8 @@
-"""The recorder node: one bag per episode, raw messages as they came, scores by service.
+"""The recorder node: one bag per episode, messages as they came, scores by service.
 
-A thin shell over ``episodes.store``. Every subscription hands over serialised bytes, so nothing is
-decoded or encoded again on the way to the disk.
+A thin shell over ``episodes.store``. Every subscription hands over serialised bytes, and these go
+to the disk; only a raw camera's images become JPEG on the way, the very ones that the policy node
+looks at.
 
 Services and the watch over the episode are coroutines: what a disk or a late rig keeps waiting is
 awaited, and messages are taken meanwhile.
@@ -26,17 +27,18 @@ from rclpy.qos import QoSCompatibility, QoSDurabilityPolicy, QoSProfile, qos_che
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from cosmos_policy_ros import __version__
-from cosmos_policy_ros.bags.jpeg import rig_of_bag
-from cosmos_policy_ros.bags.mcap_file import Topic
+from cosmos_policy_ros.bags.jpeg import IMAGE, rig_of_bag
+from cosmos_policy_ros.bags.mcap_file import Topic, to_yaml
 from cosmos_policy_ros.bags.messages import EpisodeMetadata
 from cosmos_policy_ros.bags.types import load_types
-from cosmos_policy_ros.core.config import named_file, read_config
+from cosmos_policy_ros.core.config import load_yaml, named_file, read_config, to_plain
 from cosmos_policy_ros.core.errors import CosmosPolicyError, RolloutError
 from cosmos_policy_ros.core.paths import config_folder, package_share
 from cosmos_policy_ros.core.task import choose_prompt, load_named_task
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.quality import (
+    NOISE_AS_JPEG,
     QualityMonitor,
     Traffic,
     load_limits,
@@ -50,8 +52,8 @@ from cosmos_policy_ros.msg import PolicyState, RecorderState
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.background import Background
 from cosmos_policy_ros.nodes.convert import label_to_message
-from cosmos_policy_ros.nodes.options import RECORDER
-from cosmos_policy_ros.rig.spec import load_rig
+from cosmos_policy_ros.nodes.options import DEFAULT, RECORDER
+from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 from cosmos_policy_ros.srv import EndEpisode, ScoreEpisode, StartEpisode
 
 try:
@@ -81,6 +83,7 @@ class RecorderInputs:
         clock: Callable[[], int],
         keep: Keep,
         lost: Lost,
+        traffic: Traffic,
     ) -> None:
         """Subscribe to absolute topics.
 
@@ -91,8 +94,9 @@ class RecorderInputs:
             clock: nanoseconds now, the stamp of a receipt.
             keep: takes topic, stamp and message.
             lost: takes a topic and how many of its messages the middleware lost.
+            traffic: is told of every message.
         """
-        self.traffic = Traffic()
+        self.traffic = traffic
         self._node, self._clock, self._keep, self._lost = node, clock, keep, lost
         self._sensors = frozenset(sensors)
         self._subscriptions = {topic.name: self._subscribe(topic) for topic in topics}
@@ -193,8 +197,8 @@ class RecorderNode(shell.ManagedNode):
     def set_up(self) -> None:
         """Read the rig, open the folder, subscribe to everything an episode consists of."""
         rig_file = named_file(self.get_parameter("rig").value, config_folder("rigs"))
-        self._rig = load_rig(str(rig_file), rig_file.parent)
-        self._rig_yaml = read_config(rig_file)
+        values = self._read_values()
+        self._rig, self._rig_yaml = _read_rig(rig_file, values["images"])
         root = Path(self.get_parameter("root").value).expanduser()
         types = load_types(package_share() / "msg")
         self._store = EpisodeStore(root, types, clock=self._now_ns)
@@ -205,7 +209,10 @@ class RecorderNode(shell.ManagedNode):
         )
         self._sensors = sensors_of(self._rig, self.resolve_topic_name)
         self._limits = load_limits()
-        self._options = self._read_options()
+        wanted, cameras = self._rig.recording, {s.topic for s in self._sensors if s.role}
+        raw = tuple(t for t in self._topics if t.name in cameras and t.msgtype == IMAGE)
+        jpegs = raw if wanted.images == "jpeg" else ()
+        self._options = Options(jpegs, wanted.jpeg_quality, values["compression"])
         self._inputs = RecorderInputs(
             self,
             self._topics,
@@ -213,6 +220,7 @@ class RecorderNode(shell.ManagedNode):
             self._now_ns,
             self._keep,
             self._lose,
+            Traffic({topic.name: NOISE_AS_JPEG for topic in jpegs}),
         )
         self.create_subscription(
             PolicyState, f"{POLICY_NODE}/state", self._keep_policy_state, shell.LATCHED
@@ -375,6 +383,12 @@ class RecorderNode(shell.ManagedNode):
         store = self._open_store
         if (other := store.recording) is not None:
             raise RolloutError(f"episode '{other.id}' is being recorded; stop or discard it first")
+        seen, recorded = self._policy.images, self._rig.recording.text
+        if seen not in ("", recorded):
+            raise RolloutError(
+                f"the policy node sees images as '{seen}', this recorder would write '{recorded}', "
+                f"and no decision could be found again: give both nodes the same rig and images"
+            )
         await self._preflight(task.time_limit)
         recording: Recording = await self._background.run(
             store.begin, metadata, self._topics, self._quality(), self._options
@@ -388,17 +402,11 @@ class RecorderNode(shell.ManagedNode):
         if not self.active:
             raise RolloutError("the recorder is not active; activate it first")
 
-    def _read_options(self) -> Options:
+    def _read_values(self) -> dict[str, Any]:
         values = {option.name: self.get_parameter(option.name).value for option in RECORDER}
         for option in RECORDER:
             option.check(values[option.name])
-        cameras = {sensor.topic for sensor in self._sensors if sensor.role}
-        jpegs = (
-            tuple(t for t in self._topics if t.name in cameras)
-            if values["images"] == "jpeg"
-            else ()
-        )
-        return Options(jpegs, values["jpeg_quality"], values["compression"])
+        return values
 
     def _quality(self) -> QualityMonitor:
         rig = rig_of_bag(self._rig, bool(self._options.jpegs))
@@ -505,6 +513,8 @@ class RecorderNode(shell.ManagedNode):
     def _note_end(self, recording: Recording, outcome: str) -> None:
         self._ended_ns = time.monotonic_ns()
         quality = recording.quality()
+        if recording.refused:
+            self.get_logger().error(f"left out of episode {recording.id}: {recording.refused}")
         self._message = f"episode {recording.id} is complete ({outcome}), {quality.text}"
 
     # ---------------------------------------------------------------- reports
@@ -544,11 +554,22 @@ class RecorderNode(shell.ManagedNode):
             found = quality.topics.values()
             state.counts = array("Q", [int(topic["count"]) for topic in found])
             state.rates = array("f", [topic["rate"] for topic in found])
-            state.lost = sum(int(topic["lost"] + topic["dropped"]) for topic in found)
+            state.lost = sum(
+                int(topic["lost"] + topic["dropped"] + topic["unreadable"]) for topic in found
+            )
             state.waiting_bytes, state.free_gb = quality.waited_bytes, quality.free_gb
             state.go, state.reasons = quality.go, list(quality.reasons)
         self._phase = state.phase
         self._states.publish(state)
+
+
+def _read_rig(file: Path, images: str) -> tuple[RigSpec, str]:
+    """Return the rig in force and its file's text, with the parameter ``images`` in both."""
+    rig, text = load_rig(str(file), file.parent), read_config(file)
+    if images == DEFAULT:
+        return rig, text
+    rig = rig.with_images("raw" if images == "raw" else "jpeg")
+    return rig, to_yaml({**load_yaml(file), "recording": to_plain(rig.recording)})
 
 
 def _free_bytes(root: Path) -> int:

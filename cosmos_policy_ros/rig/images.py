@@ -4,8 +4,7 @@ Works on any object with the fields of ``sensor_msgs/Image`` or ``CompressedImag
 that rclpy delivered and one that was read back from a bag give the same bytes.
 
 Anyone on the network may publish an image, so nothing is decoded before its header has been read:
-a few hundred bytes can ask a decoder for gigabytes, and a decoder fills what is missing with grey
-and says nothing.
+a few hundred bytes can ask a decoder for gigabytes.
 """
 
 from __future__ import annotations
@@ -21,9 +20,11 @@ from numpy.typing import NDArray
 
 from cosmos_policy_ros.core.errors import ObservationError
 from cosmos_policy_ros.core.untrusted import shown
+from cosmos_policy_ros.rig.jpeg import JPEG_BEGIN, from_jpeg, to_jpeg
 from cosmos_policy_ros.rig.spec import GREY, MAX_SIDE
 
 CHANNELS = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1}
+JPEG_FORMAT = "rgb8; jpeg compressed bgr8"  # of a colour image, as image_transport spells it
 _TO_RGB = {  # by OpenCV's names
     "bgr8": "COLOR_BGR2RGB",
     "rgba8": "COLOR_RGBA2RGB",
@@ -42,7 +43,6 @@ _MOST_SEGMENTS = 1000
 _MOST_SCANS = 32  # of a progressive JPEG; usually 10, and each costs a pass over the whole image
 _MOST_CHUNKS = 20_000  # of a PNG; libpng cuts an image of 50 MB into 6000
 
-_JPEG_BEGIN = b"\xff\xd8"
 _EOI, _SOS = 0xD9, 0xDA
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _DECODABLE = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive; Huffman coded
@@ -56,6 +56,13 @@ _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 1, 6: 3}  # by colour type, without the op
 _PALETTE = 3  # the colour type whose colours have 8 bits, whatever its indices have
 # Compressed notes and further frames: they cost a decoder what the header says nothing of.
 _PNG_REFUSED = frozenset({b"zTXt", b"iTXt", b"iCCP", b"acTL", b"fcTL", b"fdAT"})
+
+
+class Jpeg(NamedTuple):
+    """An image with the fields of a ``CompressedImage``."""
+
+    format: str
+    data: bytes
 
 
 class _Header(NamedTuple):
@@ -98,19 +105,7 @@ def decode_image(
         )
     image: Any
     if hasattr(message, "format"):
-        data = np.frombuffer(message.data, np.uint8)
-        # An image is where the camera is: a note in it on how it was held turns nothing.
-        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        try:
-            bgr = cv2.imdecode(data, flags)
-        except cv2.error as error:
-            raise ObservationError(
-                f"{source}: OpenCV cannot decode {data.size} bytes of '{shown(message.format)}' "
-                f"({' '.join(str(error).split())[:200]}); restart the camera driver"
-            ) from error
-        if bgr is None:
-            raise _unreadable(message, source, "it does not decode")
-        image = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+        image = _decompressed(message, source)
     elif message.encoding in CHANNELS:
         channels = CHANNELS[message.encoding]
         rows = np.frombuffer(message.data, np.uint8).reshape(height, int(message.step))
@@ -125,6 +120,26 @@ def decode_image(
             f"{height}x{width} pixels; restart the camera driver"
         )
     return np.asarray(image)
+
+
+def as_jpeg(message: Any, source: str, quality: int) -> Jpeg:
+    """Return what an Image becomes in the bag: recorder and policy both ask here.
+
+    A grey image stays one, or it would be read as a colour camera's.
+
+    Args:
+        message: a raw Image.
+        source: topic, for messages.
+        quality: 1 to 100.
+
+    Raises:
+        ObservationError: as for :func:`decode_image`.
+    """
+    grey = message.encoding == GREY
+    rgb = decode_image(message, source, grey=grey)
+    # Spelt as image_transport does.
+    said = f"{GREY}; jpeg compressed " if grey else JPEG_FORMAT
+    return Jpeg(said, to_jpeg(rgb, quality, grey=grey))
 
 
 def image_size(message: Any, source: str, *, grey: bool = False) -> tuple[int, int]:
@@ -153,6 +168,29 @@ def image_size(message: Any, source: str, *, grey: bool = False) -> tuple[int, i
     return height, width
 
 
+def _decompressed(message: Any, source: str) -> Any:
+    """Return the pixels of a JPEG or PNG whose header was read."""
+    import cv2
+
+    data = np.frombuffer(message.data, np.uint8)
+    if data[: len(JPEG_BEGIN)].tobytes() == JPEG_BEGIN:
+        try:
+            return from_jpeg(data)
+        except ValueError as error:
+            raise _unreadable(message, source, shown(str(error))) from error
+    try:
+        # An image is where the camera is: a note in it on how it was held turns nothing.
+        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:
+        raise ObservationError(
+            f"{source}: OpenCV cannot decode {data.size} bytes of '{shown(message.format)}' "
+            f"({' '.join(str(error).split())[:200]}); restart the camera driver"
+        ) from error
+    if bgr is None:
+        raise _unreadable(message, source, "it does not decode")
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
 def _compressed_size(message: Any, source: str, *, grey: bool) -> tuple[int, int]:
     declared = message.format.split(";")[0].strip()
     one_channel = _ONE_CHANNEL.fullmatch(declared) and not (grey and declared == GREY)
@@ -160,7 +198,7 @@ def _compressed_size(message: Any, source: str, *, grey: bool) -> tuple[int, int
         raise _no_colour(source, f"format '{shown(message.format)}'")
     data = np.frombuffer(message.data, np.uint8).tobytes()
     try:
-        if data.startswith(_JPEG_BEGIN):
+        if data.startswith(JPEG_BEGIN):
             kind, header = "JPEG", _read_jpeg(data, source)
         elif data.startswith(_PNG_BEGIN):
             kind, header = "PNG", _read_png(data, source)
@@ -180,7 +218,7 @@ def _compressed_size(message: Any, source: str, *, grey: bool) -> tuple[int, int
 def _read_jpeg(data: bytes, source: str) -> _Header:
     """Walk from segment to segment to the end marker; what comes after it is padding."""
     header: _Header | None = None
-    at, scans = len(_JPEG_BEGIN), 0
+    at, scans = len(JPEG_BEGIN), 0
     for _ in range(_MOST_SEGMENTS):
         found = _MARKER.match(data, at)
         if found is None:

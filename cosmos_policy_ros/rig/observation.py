@@ -18,7 +18,7 @@ from cosmos_policy_ros.core.units import NS_PER_S, Array
 from cosmos_policy_ros.core.untrusted import shown
 from cosmos_policy_ros.rig.arms import Arm
 from cosmos_policy_ros.rig.clock import Receipt
-from cosmos_policy_ros.rig.images import decode_image, image_size
+from cosmos_policy_ros.rig.images import as_jpeg, decode_image, image_size
 from cosmos_policy_ros.rig.spec import Camera, ObservationLimits, RigSpec
 
 
@@ -159,14 +159,15 @@ class _ArmSource(_Source):
 class SensorBuffer:
     """The newest message of every source, and the checks between them and an observation.
 
-    Messages are only kept on arrival; decoding waits until a query needs the image. All ages are
+    Messages are only kept on arrival; decoding waits until a query needs the image, which a raw
+    camera's goes through the very JPEG that is recorded of it. All ages are
     measured on the clock that arms move by (``rig.clock``); a stamp only says how old a message was
     when it came, and one ahead of this machine's clock says nothing, so its message is not used.
     """
 
     def __init__(self, rig: RigSpec) -> None:
         """Expect the cameras and arms that ``rig`` names."""
-        self._limits = rig.observation
+        self._limits, self._recording = rig.observation, rig.recording
         self._cameras: dict[str, _CameraSource] = {
             camera.role: _CameraSource(camera.topic, camera=camera) for camera in rig.cameras
         }
@@ -299,19 +300,20 @@ class SensorBuffer:
             raise ObservationError("; ".join(problems))
         state = self.measured()
         assert state is not None
-        images = {
-            role: decode_image(
-                source.newest, source.topic, grey=source.camera.grey, size=source.camera.size
-            )
-            for role, source in self._cameras.items()
-        }
         return Observation(
             stamp_ns=max(source.stamp_ns for source in self._sources.values()),
-            images=images,
+            images={role: self._image(source) for role, source in self._cameras.items()},
             state=state,
             ages=self.ages(now_ns),
             seen_ns=max(source.seen_ns for source in self._sources.values()),
         )
+
+    def _image(self, source: _CameraSource) -> NDArray[np.uint8]:
+        """Return a camera's newest image as its recording shows it."""
+        message, camera = source.newest, source.camera
+        if camera.transport == "raw" and self._recording.images == "jpeg":
+            message = as_jpeg(message, source.topic, self._recording.jpeg_quality)
+        return decode_image(message, source.topic, grey=camera.grey, size=camera.size)
 
 
 def fingerprint(message: Any) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -253,6 +253,7 @@ GREY = "mono8"  # encoding of a grey image of 8 bits
 # Rows and columns [px] of an image. Cameras of a rig have 480 to 2160 rows; one of this size takes
 # 50 MB and 0.1 to 0.6 s to decode, and ten times as many pixels would hold up the arms.
 MAX_SIDE = 4096
+JPEG_QUALITY = 95  # above, files grow and nothing is seen
 
 
 @dataclass(frozen=True)
@@ -294,6 +295,32 @@ class Camera:
 
 
 @dataclass(frozen=True)
+class ImageRecording:
+    """What becomes of raw cameras' images before they are recorded, and looked at.
+
+    The policy looks at the bytes that are recorded. A camera of transport "compressed" is recorded,
+    and looked at, as its driver sends it.
+
+    Attributes:
+        images: "jpeg", or "raw" for the driver's own bytes on eight times the disk.
+        jpeg_quality: 1 to 95.
+    """
+
+    images: Literal["jpeg", "raw"] = "jpeg"
+    jpeg_quality: int = JPEG_QUALITY
+
+    def __post_init__(self) -> None:
+        """Refuse a quality that is none."""
+        if not 1 <= self.jpeg_quality <= JPEG_QUALITY:
+            raise ValueError(f"jpeg_quality: {self.jpeg_quality} must be 1 to {JPEG_QUALITY}")
+
+    @property
+    def text(self) -> str:
+        """In a word or two: "raw", or "jpeg 95"."""
+        return "raw" if self.images == "raw" else f"jpeg {self.jpeg_quality}"
+
+
+@dataclass(frozen=True)
 class Bringup:
     """The launch file that starts a rig's own drivers: arms and cameras, without leaders.
 
@@ -322,6 +349,7 @@ class RigSpec:
         observation: when a source may not be used.
         gate: limits of the safety gate.
         tracking: when moving arms do not follow.
+        recording: what becomes of raw cameras' images.
         trajectory_stamp: "zero" starts a trajectory on arrival, "start" stamps it.
         command_interface: what takes the trajectories: "joint_trajectory" for controllers,
             "interbotix" for drivers that know none.
@@ -339,6 +367,7 @@ class RigSpec:
     observation: ObservationLimits
     gate: GateLimits
     tracking: TrackingLimits = field(default_factory=TrackingLimits)
+    recording: ImageRecording = field(default_factory=ImageRecording)
     trajectory_stamp: Literal["zero", "start"] = "zero"
     command_interface: Literal["joint_trajectory", "interbotix"] = "joint_trajectory"
     stream: StreamLimits = field(default_factory=StreamLimits)
@@ -406,6 +435,10 @@ class RigSpec:
                 name = f"{side}_gripper" if side else "grippers"
             found.append(Output(name, topic, names, columns))
         return tuple(found)
+
+    def with_images(self, images: Literal["jpeg", "raw"]) -> RigSpec:
+        """Return the rig with raw cameras' images recorded so."""
+        return replace(self, recording=replace(self.recording, images=images))
 
     def command(self, positions: Array) -> Array:
         """Return (K, 14) targets in policy units as the drivers take them."""

@@ -39,7 +39,7 @@ def tile(sheet: np.ndarray, row: int, column: int) -> int:
 
 
 def test_cameras_at_even_times(writing: Writing) -> None:
-    sheet = contact_sheet(writing.recording.finish("stopped"), RIG, columns=5)
+    sheet = contact_sheet(writing.recording.finish("stopped"), columns=5)
     assert sheet.shape == (MARGIN + 3 * HEIGHT, 5 * WIDTH, 3)
     last = SECONDS * 1000 // CAMERA_PERIOD - 1
     for row in range(3):
@@ -57,7 +57,7 @@ def test_what_was_imagined_stands_above_what_came(writing: Writing, types: Types
             # Decoded while the arms move: it comes later than its stamp.
             received = START_NS + (at + 700) * MS
             writing.recording.write(writing.topic(future_topic(camera.role)), received, cdr)
-    sheet = future_sheet(writing.recording.finish("stopped"), RIG)
+    sheet = future_sheet(writing.recording.finish("stopped"))
     assert sheet is not None
     assert sheet.shape == (MARGIN + 6 * HEIGHT, 2 * WIDTH, 3)
     for camera in range(3):
@@ -69,7 +69,7 @@ def test_what_was_imagined_stands_above_what_came(writing: Writing, types: Types
 def test_an_episode_without_futures_or_images(
     writing: Writing, types: Typestore, tmp_path: Path
 ) -> None:
-    assert future_sheet(writing.recording.finish("stopped"), RIG) is None
+    assert future_sheet(writing.recording.finish("stopped")) is None
     empty = Writing(EpisodeStore(tmp_path / "empty", types), types)
     with pytest.raises(RolloutError, match="holds no image of rig 'sim'"):
-        contact_sheet(empty.recording.finish("stopped"), RIG)
+        contact_sheet(empty.recording.finish("stopped"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from cosmos_policy_ros.dataset.playback import decisions, observations
 from cosmos_policy_ros.episodes.episode import TopicSummary, read_episode
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.episodes.topics import find_rig
-from cosmos_policy_ros.rig.observation import Observation
+from cosmos_policy_ros.rig.observation import Observation, SensorBuffer
 
 
 @pytest.fixture
@@ -109,12 +110,36 @@ def test_what_is_not_in_the_bag_is_not_made_up(episodes: EpisodeStore, types: Ty
     assert "nothing in it has the digest abababababab" in str(found)
 
 
-def test_images_that_became_jpeg_are_not_held_against_the_digest(
+def test_images_that_became_jpeg_are_found_by_their_digest_too(
     episodes: EpisodeStore, types: Typestore
 ) -> None:
+    """What the policy saw of raw images is what was recorded of them, byte for byte."""
+    live = SensorBuffer(RIG)
+    live.add_joint_state("left", *joints(430), at(430)[0])
+    live.add_joint_state("right", *joints(390), at(390)[0])
+    for camera in RIG.cameras:
+        moment = 360 if camera.role == "primary" else 400
+        live.add_image(camera.role, raw_image(noise(camera.role, moment)), at(moment)[0])
+    decided_on = live.observe(at(430)[0])
+    assert not np.array_equal(decided_on.images["primary"], noise("primary", 360))
     writing = Writing(episodes, types, jpeg=True)
-    (found,) = observations(write_with_late_sources(writing, "ab" * 32))
+    (found,) = observations(write_with_late_sources(writing, decided_on.digest()))
     assert isinstance(found, Observation)
+    assert found.digest() == decided_on.digest()
+    (other,) = observations(write_with_late_sources(Writing(episodes, types, jpeg=True), "ab" * 32))
+    assert isinstance(other, ObservationError)
+
+
+def joints(moment: int) -> tuple[list[str], list[float]]:
+    """Return names and positions of an arm's joint state as :class:`Writing` writes it."""
+    names = [*RIG.arms.left.names, RIG.arms.left.gripper.finger_joint]
+    return names, [moment / 1e5] * len(names)
+
+
+def raw_image(pixels: np.ndarray) -> SimpleNamespace:
+    height, width, _ = pixels.shape
+    data = pixels.tobytes()
+    return SimpleNamespace(height=height, width=width, encoding="rgb8", step=3 * width, data=data)
 
 
 def test_a_bad_moment_says_why_and_the_next_is_given(

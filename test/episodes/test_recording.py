@@ -22,6 +22,7 @@ from mcap.reader import make_reader
 from rosbags.rosbag2 import Reader
 from rosbags.typesys.store import Typestore
 
+from cosmos_policy_ros.bags.jpeg import to_compressed
 from cosmos_policy_ros.bags.mcap_file import Topic
 from cosmos_policy_ros.bags.messages import EpisodeMetadata
 from cosmos_policy_ros.bags.writer import BagWriter
@@ -31,6 +32,7 @@ from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.recording import Options, Recording
 from cosmos_policy_ros.episodes.store import EpisodeStore, recover
 from cosmos_policy_ros.rig.images import decode_image
+from cosmos_policy_ros.rig.spec import JPEG_QUALITY
 
 START_NS = 1_700_000_000_000_000_000
 RECORDING = "cosmos_policy_ros.episodes.recording"
@@ -55,6 +57,14 @@ def image(types: Typestore, encoding: str = "rgb8", seed: int = 0) -> tuple[byte
     return bytes(types.serialize_cdr(message, message.__msgtype__)), pixels
 
 
+def large_image(types: Typestore) -> bytes:
+    """Return a serialised image of noise, a megabyte."""
+    message = types.deserialize_cdr(image(types)[0], "sensor_msgs/msg/Image")
+    pixels = np.random.default_rng(0).integers(0, 256, 480 * 640 * 3, np.uint8)
+    large = replace(message, height=480, width=640, step=1920, data=pixels)
+    return bytes(types.serialize_cdr(large, message.__msgtype__))
+
+
 def grey_image(types: Typestore) -> bytes:
     cdr, _ = image(types)
     message = types.deserialize_cdr(cdr, "sensor_msgs/msg/Image")
@@ -75,7 +85,7 @@ def slow_disk(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     write = BagWriter.write
 
     def wait_and_write(self: BagWriter, topic: str, stamp_ns: int, cdr: bytes) -> None:
-        if topic == CAMERA.name:
+        if topic.startswith(CAMERA.name):
             ready.wait(60.0)
         write(self, topic, stamp_ns, cdr)
 
@@ -162,16 +172,73 @@ def test_a_grey_image_stays_one(jpegs: Recording, types: Typestore) -> None:
         decode_image(message, "cam")
 
 
-@pytest.mark.parametrize("what", ["of a rare encoding", "no image"])
-def test_what_cannot_be_a_jpeg_ends_the_bag_with_its_reason(
-    jpegs: Recording, types: Typestore, what: str
+@pytest.mark.parametrize(
+    ("cdr", "why"),
+    [
+        (lambda good: good.replace(b"rgb8", b"yuv4"), "encoding 'yuv4' needs cv_bridge"),
+        (lambda good: good[:-100], "Invalid sequence length"),
+        (lambda good: b"\0\1\0\0nothing like it", ""),
+    ],
+    ids=["rare", "cut off", "no image"],
+)
+def test_what_cannot_be_a_jpeg_is_left_out_counted_and_explained(
+    jpegs: Recording, types: Typestore, cdr: Callable[[bytes], bytes], why: str
 ) -> None:
-    rare = what != "no image"
-    cdr = image(types)[0].replace(b"rgb8", b"yuv4") if rare else b"\0\1\0\0nothing like it"
-    jpegs.write("/cam", START_NS, cdr)
-    wait_for(lambda: not jpegs.open, "the recording to fail")
-    assert "an image cannot become a JPEG" in jpegs.failure
-    assert not rare or "encoding 'yuv4' needs cv_bridge" in jpegs.failure
+    """A torn message of a camera ended the whole episode."""
+    good = image(types)[0]
+    for number, each in enumerate([good, cdr(good), good]):
+        jpegs.write("/cam", START_NS + number, each)
+    path = jpegs.finish("stopped")
+    assert "/cam/compressed: an image cannot become a JPEG" in jpegs.refused
+    assert why in jpegs.refused
+    assert len(list(read_messages(path, ["/cam/compressed"]))) == 2
+    episode = read_episode(path)
+    told = "1 messages of /cam/compressed were no readable images and left out (33.3%)"
+    assert told in episode.quality.text
+
+
+def test_images_that_become_jpeg_keep_their_order_and_their_place(
+    store: EpisodeStore, metadata: EpisodeMetadata, types: Typestore
+) -> None:
+    """A large one takes longer than the small one behind it, and nothing overtakes either."""
+    other = Topic("/joints", "sensor_msgs/msg/Image")
+    recording = store.begin(metadata, [CAMERA, other], options=Options(jpegs=(CAMERA,)))
+    sent = [image(types, seed=seed)[0] for seed in range(3)]
+    sent.insert(0, large_image(types))
+    for number, cdr in enumerate(sent * 5):
+        recording.write("/cam", START_NS + 2 * number, cdr)
+        recording.write("/joints", START_NS + 2 * number + 1, cdr[:60])
+    path = recording.finish("stopped")  # with most of it waiting
+    with Reader(path) as reader:
+        topics = [c.topic for c in reader.connections if c.topic.startswith(("/cam", "/joints"))]
+        assert sorted(topics) == ["/cam/compressed", "/joints"]
+    (file,) = path.glob("*.mcap")
+    with file.open("rb") as stream:
+        found = [
+            (channel.topic, message.log_time - START_NS, message.data)
+            for _, channel, message in make_reader(stream).iter_messages(
+                topics=topics, log_time_order=False
+            )
+        ]
+    assert [stamp for _, stamp, _ in found] == list(range(2 * 5 * len(sent)))
+    jpegs = [data for topic, _, data in found if topic == "/cam/compressed"]
+    assert jpegs == [to_compressed(types, cdr, JPEG_QUALITY) for cdr in sent] * 5
+
+
+def test_what_waits_to_become_jpeg_counts_with_its_raw_bytes(
+    store: EpisodeStore,
+    metadata: EpisodeMetadata,
+    types: Typestore,
+    slow_disk: threading.Event,
+) -> None:
+    cdr = image(types)[0]
+    options = Options(jpegs=(CAMERA,), queue_bytes=10 * len(cdr))
+    recording = store.begin(metadata, [CAMERA], options=options)
+    for number in range(30):
+        recording.write("/cam", START_NS + number, cdr)
+    assert recording.quality().topics["/cam/compressed"]["dropped"] == 20
+    slow_disk.set()
+    assert len(list(read_messages(recording.finish("stopped"), ["/cam/compressed"]))) == 10
 
 
 def test_zstd_is_undone_by_every_reader(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.episodes import START_NS, record
+from helpers.episodes import MS, RIG, START_NS, Writing, record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mcap.reader import make_reader
@@ -55,6 +55,18 @@ def problem(path: Path) -> str:
     """Return the only problem of an episode."""
     (found,) = check(path).problems
     return found
+
+
+def test_images_that_were_left_out_are_no_damage(episodes: EpisodeStore, types: Typestore) -> None:
+    """The verdict counts them, and a second look at the bag comes to the same one."""
+    writing = Writing(episodes, types, jpeg=True)
+    writing.seconds(3.0)
+    topic = writing.topic(RIG.cameras[0].topic)
+    for at in range(8):
+        writing.recording.write(topic, START_NS + (3000 + at) * MS, b"\0\1\0\0nothing like it")
+    found = check(writing.recording.finish("stopped"))
+    assert found.problems == () and found.quality is not None
+    assert "8 messages of" in found.quality.text and "no readable images" in found.quality.text
 
 
 def test_a_sound_episode_is_sound(scored: Path) -> None:

@@ -22,7 +22,9 @@ from rclpy.qos import QoSDurabilityPolicy, QoSProfile
 from rclpy.serialization import deserialize_message
 from rosbags.rosbag2 import Reader
 
-from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.bags.jpeg import SUFFIX, to_compressed
+from cosmos_policy_ros.bags.types import load_types
+from cosmos_policy_ros.core.paths import config_folder, package_share
 from cosmos_policy_ros.episodes.topics import (
     POLICY_NODE,
     RECORDER_NODE,
@@ -37,7 +39,7 @@ from cosmos_policy_ros.nodes.graph import (
     node_processes,
     request_to_keep_to_machine,
 )
-from cosmos_policy_ros.rig.spec import RigSpec, load_rig
+from cosmos_policy_ros.rig.spec import JPEG_QUALITY, RigSpec, load_rig
 
 CHUNK = 50  # periods
 # Periods: 0.2 s, so that a policy node two slices behind the wire is within every limit of an age.
@@ -105,21 +107,30 @@ class Wire:
 
 @dataclass
 class Recorded:
-    """An episode: its finished bag, and what came over the wire meanwhile."""
+    """An episode: its finished bag, and what came over the wire meanwhile.
+
+    ``as_jpeg`` are the topics of raw images by what the bag calls them as JPEG.
+    """
 
     id: str
     path: Path = Path()
     wire: Cdr = field(default_factory=dict)
     before: Cdr = field(default_factory=dict)
+    as_jpeg: Mapping[str, str] = field(default_factory=dict)
 
     def check_complete(self) -> None:
         """Hold the bag against the wire, byte for byte.
 
         What was sent just before may have reached a recorder that was kept waiting just after.
         """
-        bag = read_bag(self.path)
+        bag, types = read_bag(self.path), load_types(package_share() / "msg")
         for topic, seen in self.wire.items():
             found, before = bag.get(topic, []), self.before.get(topic, [])
+            if topic in self.as_jpeg:
+                assert not found, f"{topic} is in the bag and not only its JPEGs"
+                found = bag.get(self.as_jpeg[topic], [])
+                seen = [to_compressed(types, cdr, JPEG_QUALITY) for cdr in seen]
+                before = [to_compressed(types, cdr, JPEG_QUALITY) for cdr in before]
             late = len(found) - len(seen)
             same = found[max(late, 0) :] == seen
             assert same, f"{topic}: bag has {len(found)}, wire {len(seen)}, and they differ"
@@ -154,6 +165,7 @@ class Graph:
             policy: parameters of the policy node.
         """
         self.rig = load_rig(rig, config_folder("rigs"))
+        self._as_jpeg = {f"/{c.topic}": f"/{c.topic}{SUFFIX}" for c in self.rig.cameras}
         height, width = size
         nodes = node_processes(rig=rig, stepped=True, width=width, height=height, root=str(root))
         programs = STUBS if stub else FORKING if forking else BRISK
@@ -343,9 +355,9 @@ class Graph:
         """Wait until the recorder has written as many messages of every topic as we have seen."""
 
         def missing() -> dict[str, tuple[int, int]]:
-            state, seen = self._recorder, self.wire.cdr
+            state, seen, names = self._recorder, self.wire.cdr, self._as_jpeg
             written = dict(zip(state.topics, state.counts, strict=True))
-            pairs = {topic: (written.get(topic, 0), len(seen[topic])) for topic in seen}
+            pairs = {t: (written.get(names.get(t, t), 0), len(seen[t])) for t in seen}
             return {topic: pair for topic, pair in pairs.items() if pair[0] < pair[1]}
 
         wait_for(lambda: not missing(), lambda: f"topics (written, published): {missing()}")
@@ -367,7 +379,7 @@ class Graph:
         """Record an episode; what it yields is complete afterwards."""
         self.wire.forget()
         started = self.start_episode(operator_name="ann", seed=7)
-        episode = Recorded(started.episode_id)
+        episode = Recorded(started.episode_id, as_jpeg=self._as_jpeg)
         episode.before = {topic: list(each) for topic, each in self.wire.forgotten.items()}
         yield episode
         self.until_recorded()

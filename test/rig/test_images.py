@@ -1,7 +1,8 @@
 """Every common encoding must give the same RGB image; anything else a clear error, at once.
 
 Pins: a PNG or JPEG of a few hundred bytes that claimed 60000 rows ended the policy node or held it
-for 23 s; half a JPEG passed for an image under OpenCV 4; grey and depth images passed for
+for 23 s; half a JPEG passed for an image under OpenCV 4, one torn before its end marker under
+OpenCV 5, too; grey and depth images passed for
 colour; whatever cv_bridge raised ended the node.
 """
 
@@ -10,6 +11,8 @@ from __future__ import annotations
 import struct
 import sys
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -17,11 +20,12 @@ from unittest.mock import patch
 import cv2
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cosmos_policy_ros.core.errors import ObservationError
-from cosmos_policy_ros.rig.images import decode_image, image_size
+from cosmos_policy_ros.rig.images import as_jpeg, decode_image, image_size
 from cosmos_policy_ros.rig.spec import MAX_SIDE
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
@@ -56,6 +60,36 @@ def test_grey_becomes_three_equal_channels() -> None:
     image = decode_image(message("mono8", RGB[..., 0]), "cam", grey=True)
     for channel in range(3):
         np.testing.assert_array_equal(image[..., channel], RGB[..., 0])
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+@pytest.mark.parametrize(
+    ("encoding", "pixels"),
+    [
+        ("rgb8", RGB),
+        ("bgr8", RGB[..., ::-1]),
+        ("rgba8", np.dstack([RGB, RGB[..., 0]])),
+        ("bgra8", np.dstack([RGB[..., ::-1], RGB[..., 0]])),
+    ],
+)
+def test_every_encoding_becomes_the_same_jpeg(
+    encoding: str, pixels: np.ndarray, padding: int
+) -> None:
+    odd = np.vstack([pixels[:5, :7]] * 3)  # 15 rows of 7: no whole block each way
+    found = as_jpeg(message(encoding, odd, padding), "cam", 95)
+    expected = as_jpeg(message("rgb8", np.vstack([RGB[:5, :7]] * 3)), "cam", 95)
+    assert found == expected and found.format == "rgb8; jpeg compressed bgr8"
+    assert decode_image(found, "cam").shape == (15, 7, 3)
+    assert len(as_jpeg(message(encoding, odd), "cam", 50).data) < len(found.data)
+
+
+def test_a_grey_image_becomes_a_grey_jpeg() -> None:
+    found = as_jpeg(message("mono8", RGB[..., 0], 3), "cam", 95)
+    assert found.format == "mono8; jpeg compressed "
+    image = decode_image(found, "cam", grey=True)
+    assert np.abs(image.astype(int) - RGB[..., :1]).mean() < 4
+    with pytest.raises(ObservationError, match="is no colour image"):
+        decode_image(found, "cam")
 
 
 def test_rgb8_is_a_view_and_not_a_copy() -> None:
@@ -110,13 +144,19 @@ def compressed(data: bytes, said: str = "") -> SimpleNamespace:
     return SimpleNamespace(format=said, data=data)
 
 
-def decoders_work() -> Any:
+@contextmanager
+def no_decoder() -> Iterator[None]:
     """No decoder may be asked."""
-    return patch.object(cv2, "imdecode", side_effect=AssertionError("it was decoded"))
+    decoded = AssertionError("it was decoded")
+    with (
+        patch.object(cv2, "imdecode", side_effect=decoded),
+        patch.object(simplejpeg, "decode_jpeg", side_effect=decoded),
+    ):
+        yield
 
 
 def refusal(message: Any, **options: Any) -> str:
-    with decoders_work(), pytest.raises(ObservationError) as raised:
+    with no_decoder(), pytest.raises(ObservationError) as raised:
         decode_image(message, "/cam/compressed", **options)
     assert str(raised.value).startswith("/cam/compressed: ")
     return str(raised.value)
@@ -174,6 +214,39 @@ def test_an_image_that_was_cut_off_is_none(whole: bytes, tail: bytes) -> None:
     """Wherever it was cut, and whatever a buffer was filled up with."""
     for length in (*range(8, len(whole), 7), len(whole) - 2):
         assert "no readable image" in refusal(compressed(whole[:length] + tail))
+
+
+CAMERA = cv2.resize(SMOOTH, (320, 240)) // 2 + np.random.default_rng(1).integers(
+    0, 40, (240, 320, 3), np.uint8
+)
+RESTARTING = cv2.imencode(".jpg", CAMERA, [cv2.IMWRITE_JPEG_RST_INTERVAL, 20])[1].tobytes()
+PROGRESSIVE = cv2.imencode(".jpg", CAMERA, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+GREY_CAMERA = cv2.imencode(".jpg", CAMERA[..., 0])[1].tobytes()
+
+
+@pytest.mark.parametrize("part", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize(
+    "whole",
+    [cv2.imencode(".jpg", CAMERA)[1].tobytes(), RESTARTING, PROGRESSIVE, GREY_CAMERA],
+    ids=["baseline", "restart markers", "progressive", "grey"],
+)
+def test_a_jpeg_torn_before_its_end_marker_is_none(whole: bytes, part: float) -> None:
+    """A lost packet of a USB camera: OpenCV fills what is missing with grey and says nothing."""
+    at = round(part * len(whole))
+    for torn in (
+        whole[:at] + whole[-2:],
+        whole[:at] + whole[at + 2000 :],
+        whole[:at] + bytes(1024) + whole[-2:],
+    ):
+        with pytest.raises(ObservationError, match=r"no readable image: .*JPEG"):
+            decode_image(compressed(torn, "jpeg"), "cam", grey=True)
+
+
+def test_the_decoder_gives_what_opencv_gives() -> None:
+    """What was recorded, or trained on, by others was read by OpenCV."""
+    for data in (JPEG, RESTARTING, PROGRESSIVE, GREY_CAMERA):
+        expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+        np.testing.assert_array_equal(decode_image(compressed(data), "cam", grey=True), expected)
 
 
 def test_bytes_after_the_end_are_padding() -> None:
@@ -288,9 +361,9 @@ def test_a_note_on_how_a_camera_was_held_turns_nothing() -> None:
 def test_what_opencv_raises_becomes_an_error_with_the_topic() -> None:
     with (
         patch.object(cv2, "imdecode", side_effect=cv2.error("validateInputImageSize failed")),
-        pytest.raises(ObservationError, match=r"^/cam: OpenCV cannot decode .* bytes of 'jpeg'"),
+        pytest.raises(ObservationError, match=r"^/cam: OpenCV cannot decode .* bytes of 'png'"),
     ):
-        decode_image(compressed(JPEG, "jpeg"), "/cam")
+        decode_image(compressed(PNG, "png"), "/cam")
 
 
 def test_the_rig_files_size_is_asked_for() -> None:

@@ -58,8 +58,9 @@ class Feed:
         from rclpy.executors import SingleThreadedExecutor
         from rclpy.node import Node
         from rosgraph_msgs.msg import Clock
-        from sensor_msgs.msg import Image, JointState
+        from sensor_msgs.msg import CompressedImage, Image, JointState
 
+        from cosmos_policy_ros.bags.jpeg import SUFFIX
         from cosmos_policy_ros.core.paths import config_folder
         from cosmos_policy_ros.nodes import shell
         from cosmos_policy_ros.rig.spec import load_rig
@@ -75,8 +76,12 @@ class Feed:
         self._offset_ns = 0
         node = self._node = Node("feed")
         image_qos = qos(options.reliability, options.depth)
+        kind, suffix = (CompressedImage, SUFFIX) if options.compressed else (Image, "")
         self._cameras: dict[str, tuple[Any, list[Any]]] = {
-            c.role: (node.create_publisher(Image, c.topic, image_qos), pictures(c.role))
+            c.role: (
+                node.create_publisher(kind, c.topic + suffix, image_qos),
+                pictures(c.role, options.compressed),
+            )
             for c in rig.cameras
         }
         self._arms = [
@@ -151,16 +156,21 @@ def qos(reliability: str, depth: int) -> Any:
     return QoSProfile(depth=depth, reliability=ReliabilityPolicy[reliability.upper()])
 
 
-def pictures(role: str) -> list[Any]:
+def pictures(role: str, compressed: bool) -> list[Any]:
     """Return noise images as filled messages, so that the feed itself costs little."""
     import numpy as np
-    from sensor_msgs.msg import Image
+    from sensor_msgs.msg import CompressedImage, Image
+
+    from cosmos_policy_ros.rig.images import as_jpeg
 
     rng = np.random.default_rng(len(role))
     messages = []
     for _ in range(IMAGES):
         message = Image(height=HEIGHT, width=WIDTH, encoding="rgb8", step=3 * WIDTH)
         message.data = array("B", rng.bytes(HEIGHT * WIDTH * 3))
+        if compressed:
+            jpeg = as_jpeg(message, role, 95)
+            message = CompressedImage(format=jpeg.format, data=array("B", jpeg.data))
         messages.append(message)
     return messages
 
@@ -345,6 +355,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=0, help="per camera; 0: no end")
     parser.add_argument("--warmup", type=int, default=0, help="frames before the counted ones")
     parser.add_argument("--folder", type=Path, help="bag of the plain recorder")
+    parser.add_argument("--compressed", action="store_true", help="cameras send JPEG, as a driver")
     parser.add_argument("--sim", action="store_true", help="own clock that skips the motion")
     options, _ = parser.parse_known_args()
     if options.role == "feed":

@@ -6,10 +6,10 @@ Run, from the package's root::
     python benchmark/recorder.py [--frames 300] [--rounds 2]
 
 A feed publishes three 640x480 rgb8 cameras at 30 Hz (83 MB/s) and two joint states at 100 Hz over
-real DDS. In turns, each in a process of its own, they are recorded by the real recorder node (raw,
-JPEG, zstd; its start and stop services, its verdict) and by the simplest thing that could work.
-Frames are numbered, so that each that is not in the bag is known. CPU seconds are the whole
-process'.
+real DDS; for the last way the cameras send JPEG themselves. In turns, each in a process of its own,
+they are recorded by the real recorder node (its start and stop services, its verdict) and by the
+simplest thing that could work. The images are noise, the worst that JPEG can be given. Frames are
+numbered, so that each that is not in the bag is known. CPU seconds are the whole process'.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ import rclpy  # noqa: E402
 from _ros_ends import CAMERA_HZ  # noqa: E402
 from ros_path import End  # noqa: E402
 
+from cosmos_policy_ros.bags.jpeg import SUFFIX  # noqa: E402
+from cosmos_policy_ros.bags.mcap_file import to_yaml  # noqa: E402
+from cosmos_policy_ros.core.config import load_yaml  # noqa: E402
 from cosmos_policy_ros.core.paths import config_folder  # noqa: E402
 from cosmos_policy_ros.episodes.episode import read_episode, read_messages  # noqa: E402
 from cosmos_policy_ros.nodes.client import GraphClient  # noqa: E402
@@ -44,7 +47,9 @@ WAYS: dict[str, tuple[str, ...]] = {
     "recorder, raw": ("images:=raw",),
     "recorder, zstd": ("images:=raw", "compression:=zstd"),
     "recorder, jpeg": ("images:=jpeg",),
+    "recorder, camera's jpeg": ("images:=jpeg",),
 }
+COMPRESSED = "recorder, camera's jpeg"
 
 Result = dict[str, Any]
 
@@ -52,8 +57,18 @@ Result = dict[str, Any]
 def numbered(bag: Path) -> int:
     """Return how many of the feed's numbered frames are in a bag."""
     cameras = [f"/{camera.topic}" for camera in load_rig("sim", config_folder("rigs")).cameras]
-    topics = [*cameras, *(f"{topic}/compressed" for topic in cameras)]
+    topics = [*cameras, *(topic + SUFFIX for topic in cameras)]
     return sum(message.header.frame_id != "" for _, _, message in read_messages(bag, topics))
+
+
+def compressed_rig(folder: Path) -> Path:
+    """Write the simulated rig's file with cameras that send JPEG; return it."""
+    rig = load_yaml(config_folder("rigs") / "sim.yaml")
+    for camera in rig["cameras"]:
+        camera |= {"topic": camera["topic"] + SUFFIX, "transport": "compressed"}
+    file = folder / "compressed.yaml"
+    file.write_text(to_yaml(rig))
+    return file
 
 
 def size_of(bag: Path) -> int:
@@ -65,13 +80,16 @@ def run(way: str, folder: Path, frames: int, client: GraphClient) -> Result:
     options = WAYS[way]
     folder.mkdir()
     if options:
-        parameters = [f"root:={folder}", "rig:=sim", *options]
+        rig = compressed_rig(folder) if way == COMPRESSED else "sim"
+        parameters = [f"root:={folder}", f"rig:={rig}", *options]
         arguments = ["--ros-args", *(x for p in parameters for x in ("-p", p))]
         reader = End(folder, "recorder", *arguments)
     else:
         reader = End(folder, "plain", "--folder", str(folder / "bag"))
     verdict = ""
-    with End(folder, "feed", "--frames", str(frames), "--warmup", str(WARMUP)) as feed, reader:
+    feeding = ["--frames", str(frames), "--warmup", str(WARMUP)]
+    feeding += ["--compressed"] if way == COMPRESSED else []
+    with End(folder, "feed", *feeding) as feed, reader:
         if options:
             started = client.start_episode(task="transfer_cube")
             if not started.success:

@@ -25,7 +25,7 @@ def reports(monkeypatch: pytest.MonkeyPatch, told: list[str]) -> PolicyReports:
     worker: Any = SimpleNamespace(
         status="ready", message="", info=SimpleNamespace(digest="", warning="")
     )
-    return PolicyReports(node, worker, Mock(), Mock(), "cosmos", "")
+    return PolicyReports(node, worker, Mock(), Mock(), "cosmos", "", images="raw")
 
 
 def test_what_happened_between_two_polls_is_told(reports: PolicyReports, told: list[str]) -> None:

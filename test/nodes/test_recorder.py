@@ -11,6 +11,7 @@ import os
 import shutil
 import threading
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cosmos_policy_ros.msg import RecorderState
+from cosmos_policy_ros.msg import PolicyState, RecorderState
 from cosmos_policy_ros.srv import EndEpisode, ScoreEpisode, StartEpisode
 from helpers.waiting import wait_for
 from rclpy.duration import Duration
@@ -27,14 +28,21 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import Image, JointState
+from rclpy.serialization import serialize_message
+from rosbags.rosbag2 import Reader
+from sensor_msgs.msg import CompressedImage, Image, JointState
 
+from cosmos_policy_ros.bags.jpeg import SUFFIX
+from cosmos_policy_ros.bags.mcap_file import to_yaml
 from cosmos_policy_ros.bags.writer import BagWriter
+from cosmos_policy_ros.core.config import load_yaml, parse_config
+from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.store import EpisodeStore
-from cosmos_policy_ros.nodes import recorder_node
+from cosmos_policy_ros.episodes.topics import find_rig
+from cosmos_policy_ros.nodes import recorder_node, shell
 from cosmos_policy_ros.nodes.recorder_node import RecorderNode
-from cosmos_policy_ros.rig.spec import RigSpec
+from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
 MESSAGES = 30
 
@@ -50,7 +58,8 @@ class Bench:
     def connect(self, rig: RigSpec) -> None:
         for camera in rig.cameras:
             if f"/{camera.topic}" not in self.publishers:
-                publisher = self.rig.create_publisher(Image, camera.topic, 50)
+                kind = Image if camera.transport == "raw" else CompressedImage
+                publisher = self.rig.create_publisher(kind, camera.topic, 50)
                 self.publishers[f"/{camera.topic}"] = publisher
         for arm in rig.arms.values():
             topic = arm.joint_states
@@ -66,7 +75,8 @@ class Bench:
         """Return when all has arrived in the recorder's process, where nobody has looked yet."""
         for publisher in self.publishers.values():
             for _ in range(count):
-                message = publisher.msg_type()
+                kind = publisher.msg_type
+                message = small_image() if kind is Image else kind()
                 message.header.stamp = self.rig.get_clock().now().to_msg()
                 publisher.publish(message)
         for publisher in self.publishers.values():
@@ -104,7 +114,14 @@ class Bench:
 
     def recorded(self, episode: str) -> dict[str, int]:
         topics = read_episode(Path("rollouts") / episode).topics
-        return {topic: topics[topic].count for topic in self.publishers}
+        return {topic: topics[self.name_in_bag(topic)].count for topic in self.publishers}
+
+    def name_in_bag(self, topic: str) -> str:
+        return topic + SUFFIX if self.publishers[topic].msg_type is Image else topic
+
+
+def small_image() -> Image:
+    return Image(height=4, width=8, encoding="rgb8", step=24, data=bytes(range(96)))
 
 
 @pytest.fixture
@@ -252,23 +269,81 @@ def test_a_score_by_the_rubric(bench: Bench, rig: RigSpec) -> None:
     assert [label.kind for label in episode.labels] == ["stage", "stage", "score"]
 
 
-@pytest.mark.parametrize("parameters", [{"images": "jpeg", "compression": "zstd"}])
-def test_images_become_jpegs(bench: Bench, rig: RigSpec) -> None:
+@pytest.mark.parametrize(
+    ("parameters", "jpeg"),
+    [
+        ({}, True),
+        ({"images": "jpeg", "compression": "zstd"}, True),
+        ({"images": "raw"}, False),
+    ],
+)
+def test_images_are_recorded_as_they_are_asked_for(bench: Bench, rig: RigSpec, jpeg: bool) -> None:
     bench.connect(rig)
     started = bench.start()
     assert started.success, started.message
-    for camera in rig.cameras:
-        message = Image(height=48, width=64, encoding="rgb8", step=192, data=bytes(48 * 192))
-        message.header.stamp = bench.rig.get_clock().now().to_msg()
-        bench.publishers[f"/{camera.topic}"].publish(message)
-    for publisher in bench.publishers.values():
-        assert publisher.wait_for_all_acked(Duration(seconds=60))
+    bench.publish(1)
     stop(bench)
     episode = read_episode(Path("rollouts") / started.episode_id)
     counts = {name: topic.count for name, topic in episode.topics.items()}
     for camera in rig.cameras:
-        assert counts[f"/{camera.topic}/compressed"] == 1
-        assert f"/{camera.topic}" not in counts
+        raw, compressed = f"/{camera.topic}", f"/{camera.topic}{SUFFIX}"
+        assert counts.get(compressed if jpeg else raw) == 1
+        assert (raw if jpeg else compressed) not in counts
+    in_force = parse_config(RigSpec, episode.metadata.rig_yaml, "the bag's rig")
+    assert in_force == rig.with_images("jpeg" if jpeg else "raw")
+    assert find_rig(episode).rig.recording.images == "raw"  # no JPEG is to be made of a JPEG
+
+
+@pytest.fixture
+def compressed_rig(tmp_path: Path, parameters: dict[str, Any]) -> RigSpec:
+    """The simulated rig with cameras whose drivers send JPEG, in the recorder's parameters."""
+    content = load_yaml(config_folder("rigs") / "sim.yaml")
+    for camera in content["cameras"]:
+        camera |= {"topic": camera["topic"] + SUFFIX, "transport": "compressed"}
+    file = tmp_path / "compressed.yaml"
+    file.write_text(to_yaml(content))
+    parameters["rig"] = str(file)
+    return load_rig(str(file), tmp_path)
+
+
+def test_what_a_driver_compressed_is_recorded_untouched(
+    compressed_rig: RigSpec, bench: Bench
+) -> None:
+    """With images:=jpeg it was taken for a raw image, and the first one ended the episode."""
+    bench.connect(compressed_rig)
+    started = bench.start()
+    assert started.success, started.message
+    sent = {}
+    for camera in compressed_rig.cameras:
+        message = CompressedImage(format="jpg", data=array("B", f"not {camera.role}".encode()))
+        message.header.stamp = bench.rig.get_clock().now().to_msg()
+        message.header.frame_id = "cam"  # no text needs padding, which is of any bytes
+        sent[f"/{camera.topic}"] = serialize_message(message)
+        bench.publishers[f"/{camera.topic}"].publish(message)
+    for publisher in bench.publishers.values():
+        assert publisher.wait_for_all_acked(Duration(seconds=60))
+    stop(bench)
+    with Reader(Path("rollouts") / started.episode_id) as reader:
+        found = {c.topic: bytes(cdr) for c, _, cdr in reader.messages() if c.topic in sent}
+    assert found == sent
+
+
+def test_a_policy_node_that_sees_other_images_keeps_an_episode_from_beginning(
+    bench: Bench, rig: RigSpec
+) -> None:
+    """No decision of it would be found again by its digest."""
+    bench.connect(rig)
+    states = bench.rig.create_publisher(PolicyState, "policy_node/state", shell.LATCHED_PUBLISHER)
+    states.publish(PolicyState(images="raw"))
+    bench.spin_until(lambda: bench.recorder._policy.images, "the policy node's state")
+    refused = bench.start()
+    assert not refused.success
+    assert "the policy node sees images as 'raw', this recorder would write 'jpeg 95'" in (
+        refused.message
+    )
+    states.publish(PolicyState(images="jpeg 95"))
+    bench.spin_until(lambda: bench.recorder._policy.images != "raw", "the policy node's state")
+    assert bench.start().success
 
 
 @pytest.mark.parametrize(
@@ -378,7 +453,8 @@ def test_messages_are_taken_while_a_disk_hesitates_over_a_score(
 
     def taken() -> bool:
         counts = recording.quality().topics
-        return all(counts[topic]["count"] == MESSAGES for topic in bench.publishers)
+        names = map(bench.name_in_bag, bench.publishers)
+        return all(counts[name]["count"] == MESSAGES for name in names)
 
     bench.spin_until(taken, "the messages")
     assert not scored.done()
@@ -520,9 +596,11 @@ def test_a_message_without_a_header_ends_nothing(bench: Bench, rig: RigSpec) -> 
     """Bytes come as they were sent, and anyone may send them."""
     bench.connect(rig)
     started = bench.start()
-    topic = f"/{rig.cameras[0].topic}"
-    for cut in (b"", b"\0", b"\0\1\0\0", bytes(11)):
-        bench.recorder._inputs._receive(topic, cut)
+    camera, arm = f"/{rig.cameras[0].topic}", f"/{rig.arms.left.joint_states}"
+    for topic in (camera, arm):
+        for cut in (b"", b"\0", b"\0\1\0\0", bytes(11)):
+            bench.recorder._inputs._receive(topic, cut)
     stop(bench)
     verdict = read_episode(Path("rollouts") / started.episode_id).quality
-    assert f"{topic} is stamped" in verdict.text
+    assert f"{arm} is stamped" in verdict.text
+    assert f"4 messages of {camera}{SUFFIX} were no readable images" in verdict.text

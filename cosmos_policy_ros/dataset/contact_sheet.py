@@ -9,12 +9,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cosmos_policy_ros.bags.index import IndexedTopic, index_topics
 from cosmos_policy_ros.bags.mcap_file import VERIFY
+from cosmos_policy_ros.bags.video import image_reader
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.core.untrusted import reading
-from cosmos_policy_ros.dataset.playback import stamp_ns
-from cosmos_policy_ros.episodes.episode import read_episode, read_messages
+from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.topics import find_rig, future_topic
 from cosmos_policy_ros.rig.images import decode_image
 
@@ -22,22 +23,19 @@ TILE = (120, 160)  # px, rows and columns
 MARGIN = 22  # px, for the times above
 BACKGROUND, INK, INK_ON_IMAGE = 255, (40, 40, 40), (255, 255, 255)
 ImageArray = NDArray[np.uint8]
-Shots = list[tuple[int, ImageArray]]  # stamps and tiles
 
 
 def contact_sheet(bag: Path, columns: int = 8) -> ImageArray:
     """Return an RGB image (rows, columns, 3) of the cameras at even times of an episode."""
     rig = find_rig(read_episode(bag))
-    frames = _read(bag, rig.cameras)
-    stamps = [stamp for row in frames.values() for stamp, _ in row]
-    if not stamps:
-        raise RolloutError(f"{bag}: holds no image of rig '{rig.rig.name}'")
-    times = np.linspace(min(stamps), max(stamps), columns).astype(np.int64)
-    heads = [f"{(time_ns - times[0]) / NS_PER_S:.1f} s" for time_ns in times]
-    rows: dict[str, list[ImageArray | None]] = {
-        role: [_nearest(shots, int(time_ns)) for time_ns in times] for role, shots in frames.items()
-    }
-    return tabulate(heads, rows)
+    with reading(bag, "a bag of images", RolloutError, VERIFY):
+        seen = _read(bag, rig.cameras)
+        stamps = [int(stamp) for shots in seen.values() for stamp in shots.stamps_ns]
+        if not stamps:
+            raise RolloutError(f"{bag}: holds no image of rig '{rig.rig.name}'")
+        times = np.linspace(min(stamps), max(stamps), columns).astype(np.int64)
+        rows = {role: [shots.nearest(int(t)) for t in times] for role, shots in seen.items()}
+    return tabulate([f"{(time_ns - times[0]) / NS_PER_S:.1f} s" for time_ns in times], rows)
 
 
 def future_sheet(bag: Path) -> ImageArray | None:
@@ -48,19 +46,19 @@ def future_sheet(bag: Path) -> ImageArray | None:
     rig = find_rig(read_episode(bag))
     cameras, rates = rig.cameras, rig.rig.rates
     futures = {rig.topic(future_topic(role)): role for role in cameras.values()}
-    seen, predicted = _read(bag, cameras), _read(bag, futures)
-    stamps = sorted({stamp for shots in predicted.values() for stamp, _ in shots})
-    if not stamps:
-        return None
-    # The next query came when the chunk had been executed, however long the first one was thought
-    # about; the last chunk has none behind it.
-    chunk_ns = round(rates.chunk_steps * rates.dt * NS_PER_S)
-    ends = [*stamps[1:], stamps[-1] + chunk_ns]
     rows: dict[str, list[ImageArray | None]] = {}
-    for role in cameras.values():
-        by_stamp = dict(predicted[role])
-        rows[f"{role}, imagined"] = [by_stamp.get(stamp) for stamp in stamps]
-        rows[f"{role}, came"] = [_nearest(seen[role], end) for end in ends]
+    with reading(bag, "a bag of images", RolloutError, VERIFY):
+        seen, predicted = _read(bag, cameras), _read(bag, futures)
+        stamps = sorted({int(stamp) for shots in predicted.values() for stamp in shots.stamps_ns})
+        if not stamps:
+            return None
+        # The next query came when the chunk had been executed, however long the first one was
+        # thought about; the last chunk has none behind it.
+        chunk_ns = round(rates.chunk_steps * rates.dt * NS_PER_S)
+        ends = [*stamps[1:], stamps[-1] + chunk_ns]
+        for role in cameras.values():
+            rows[f"{role}, imagined"] = [predicted[role].at(stamp) for stamp in stamps]
+            rows[f"{role}, came"] = [seen[role].nearest(end) for end in ends]
     return tabulate([f"chunk {number}" for number in range(1, len(stamps) + 1)], rows)
 
 
@@ -87,22 +85,38 @@ def save_sheet(sheet: ImageArray, file: Path) -> Path:
     return file
 
 
-def _read(bag: Path, topics: Mapping[str, str]) -> dict[str, Shots]:
-    """Return the images of some topics by role, by the stamps in their headers."""
-    frames: dict[str, Shots] = {role: [] for role in topics.values()}
-    with reading(bag, "a bag of images", RolloutError, VERIFY):
-        for topic, _, message in read_messages(bag, topics):
-            image = decode_image(message, topic, grey=True)  # a sheet shows whatever was recorded
-            frames[topics[topic]].append((stamp_ns(message), _tile(image)))
-    return frames
+class _Shots:
+    """The images of one topic, by the stamps in their headers; decoded as they are asked for."""
+
+    def __init__(self, name: str, topic: IndexedTopic) -> None:
+        self.stamps_ns = topic.stamps_ns
+        self._name, self._read = name, image_reader(topic)
+
+    def at(self, stamp_ns: int) -> ImageArray | None:
+        """Return the tile of this very stamp, if there is one."""
+        index = int(np.searchsorted(self.stamps_ns, stamp_ns))
+        there = index < len(self.stamps_ns) and self.stamps_ns[index] == stamp_ns
+        return self._tile(index) if there else None
+
+    def nearest(self, time_ns: int) -> ImageArray | None:
+        """Return the tile nearest in time, if there is any."""
+        if not len(self.stamps_ns):
+            return None
+        return self._tile(int(np.abs(self.stamps_ns - time_ns).argmin()))
+
+    def _tile(self, index: int) -> ImageArray:
+        # A sheet shows whatever was recorded, grey images too.
+        return _tile(decode_image(self._read(index), self._name, grey=True))
+
+
+def _read(bag: Path, topics: Mapping[str, str]) -> dict[str, _Shots]:
+    """Return the images of some topics by role."""
+    indexed = index_topics(read_episode(bag).files, topics)
+    return {role: _Shots(name, indexed[name]) for name, role in topics.items()}
 
 
 def _tile(image: ImageArray) -> ImageArray:
     return np.asarray(cv2.resize(image, TILE[::-1], interpolation=cv2.INTER_AREA), np.uint8)
-
-
-def _nearest(shots: Shots, time_ns: int) -> ImageArray | None:
-    return min(shots, key=lambda shot: abs(shot[0] - time_ns))[1] if shots else None
 
 
 def _write(sheet: ImageArray, text: str, x: int, y: int, ink: tuple[int, int, int]) -> None:

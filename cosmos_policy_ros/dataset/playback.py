@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from cosmos_policy_ros.bags.index import IndexedTopic, index_topics
+from cosmos_policy_ros.bags.index import index_topics
 from cosmos_policy_ros.bags.mcap_file import VERIFY
+from cosmos_policy_ros.bags.video import image_reader
 from cosmos_policy_ros.core.errors import ObservationError, RolloutError
 from cosmos_policy_ros.core.units import NS_PER_S, Array
 from cosmos_policy_ros.core.untrusted import reading
@@ -45,6 +46,8 @@ def observations(
     Of a message's arrival at the policy a bag knows nothing: at a moment of your own you get the
     newest stamped by then. At a decision you get what the decision was made of, byte for byte,
     found by its digest; were it not in the bag, you would get an error and not something like it.
+    A compacted episode has lost the bytes that the digest is of: there it is the newest stamped by
+    then, too.
 
     Args:
         path: a finished episode.
@@ -88,6 +91,7 @@ class RecordedSensors:
             indexed = index_topics(episode.files, wanted)
         self.indexed = indexed
         self.topics = {topic: indexed[topic] for topic in rig.sensors}
+        self._image = {topic: image_reader(self.topics[topic]) for topic in rig.cameras}
 
     def observe(self, stamp_ns: int) -> Observation:
         """Return what the newest messages stamped by then show.
@@ -99,7 +103,7 @@ class RecordedSensors:
         buffer = SensorBuffer(self.rig.rig)
         with reading(self.episode.path, "an episode", RolloutError, VERIFY):
             for topic, role in self.rig.cameras.items():
-                for message, at in self._images(self.topics[topic], stamp_ns):
+                for message, at in self._images(topic, stamp_ns):
                     buffer.add_image(role, message, at)
             self._add_states(buffer, stamp_ns)
             return buffer.observe(stamp_ns)
@@ -118,22 +122,23 @@ class RecordedSensors:
             raise ObservationError(f"{self.episode.path}: no joint state by {stamp_ns} ns")
         return state, buffer.state_age(stamp_ns)
 
-    def _images(self, topic: IndexedTopic, stamp_ns: int) -> list[tuple[Any, int]]:
+    def _images(self, name: str, stamp_ns: int) -> list[tuple[Any, int]]:
         """Return the messages that tell a camera's newest image, and whether it is frozen.
 
         An image that differs from the one before the rig's limit for frozen cameras is not; only
         if it does not are those in between worth reading.
         """
+        topic, image = self.topics[name], self._image[name]
         newest = topic.newest(stamp_ns)
         if newest < 0:
             return []
         limit_ns = round(self.rig.rig.observation.frozen_after * NS_PER_S)
         before = topic.newest(int(topic.stamps_ns[newest]) - limit_ns - 1) if limit_ns else -1
         wanted = [before, newest] if before >= 0 else [newest]
-        read = {index: topic.read(index) for index in wanted}
+        read = {index: image(index) for index in wanted}
         if len(wanted) > 1 and len({fingerprint(message) for message in read.values()}) == 1:
             wanted = list(range(wanted[0], newest + 1))
-            read |= {index: topic.read(index) for index in wanted if index not in read}
+            read |= {index: image(index) for index in wanted if index not in read}
         return [(read[index], int(topic.stamps_ns[index])) for index in wanted]
 
     def _add_states(self, buffer: SensorBuffer, stamp_ns: int) -> None:
@@ -156,7 +161,7 @@ class RecordedSensors:
             newest: Observation | ObservationError = self.observe(stamp_ns)
         except ObservationError as error:
             newest = error
-        if not digest or _is(newest, digest):
+        if not digest or not self.rig.as_seen or _is(newest, digest):
             return newest
         read = cache(lambda topic, index: self.topics[topic].read(index))
         for messages in self._likeliest(stamp_ns)[:MOST_TRIES]:

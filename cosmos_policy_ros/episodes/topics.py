@@ -7,6 +7,7 @@ from functools import cached_property, lru_cache
 
 from cosmos_policy_ros.bags.jpeg import rig_of_bag
 from cosmos_policy_ros.bags.mcap_file import Topic
+from cosmos_policy_ros.bags.video import rig_of_video
 from cosmos_policy_ros.bags.writer import LATCHED, RELIABLE
 from cosmos_policy_ros.core.config import parse_config
 from cosmos_policy_ros.core.errors import ConfigError, RolloutError
@@ -72,12 +73,14 @@ class RigInBag:
     """A rig, and where a bag has its topics.
 
     Attributes:
-        rig: with compressed cameras where they were recorded as JPEG.
+        rig: with compressed cameras where they were recorded as JPEG, or became video.
         namespace: the recorder's; "" for the root, else such as "/lab".
+        as_seen: the images are those that the policy saw, not video made of them.
     """
 
     rig: RigSpec
     namespace: str
+    as_seen: bool
 
     def topic(self, name: str) -> str:
         """Return the bag's name for a topic of the rig file."""
@@ -122,8 +125,8 @@ def find_rig(episode: Episode) -> RigInBag:
             f"{POLICY_NODE}/gate_result; read it with that version, "
             f"{episode.metadata.package_version}"
         )
-    for jpeg in (False, True):
-        shown = rig_of_bag(rig, jpeg)
+    video = rig_of_video(rig)
+    for shown in (rig_of_bag(rig, False), rig_of_bag(rig, True), video):
         names = _sensors(shown)
         namespaces = {""}
         if relative := next((name for name in names if not name.startswith("/")), None):
@@ -131,7 +134,7 @@ def find_rig(episode: Episode) -> RigInBag:
             namespaces = {t.removesuffix(ending) for t in episode.topics if t.endswith(ending)}
         for namespace in sorted(namespaces, key=len):
             if all(absolute(name, namespace) in episode.topics for name in names):
-                return RigInBag(shown, namespace)
+                return RigInBag(shown, namespace, as_seen=shown is not video)
     names = _sensors(rig)
     missing = [n for n in names if not any(t == n or t.endswith(f"/{n}") for t in episode.topics)]
     raise RolloutError(

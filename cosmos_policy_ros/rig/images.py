@@ -1,7 +1,8 @@
 """Camera messages into RGB arrays, only when a query needs them.
 
 Works on any object with the fields of ``sensor_msgs/Image`` or ``CompressedImage``: a message
-that rclpy delivered and one that was read back from a bag give the same bytes.
+that rclpy delivered and one that was read back from a bag give the same bytes. An image of a video,
+which cannot be decoded by itself, comes with its ``pixels``.
 
 Anyone on the network may publish an image, so nothing is decoded before its header has been read:
 a few hundred bytes can ask a decoder for gigabytes.
@@ -85,7 +86,7 @@ def decode_image(
 
     Args:
         message: an Image (``encoding``, ``height``, ``width``, ``step``, ``data``) or a
-            CompressedImage (``format``, ``data``).
+            CompressedImage (``format``, ``data``), or a video's image (``pixels``).
         source: topic, for messages.
         grey: whether a grey image is wanted, as three equal channels; a colour camera that
             sends one is set up wrongly.
@@ -104,7 +105,9 @@ def decode_image(
             f"says {size[0]}x{size[1]}; set the camera's profile, or size in the rig file"
         )
     image: Any
-    if hasattr(message, "format"):
+    if hasattr(message, "pixels"):
+        image = message.pixels
+    elif hasattr(message, "format"):
         image = _decompressed(message, source)
     elif message.encoding in CHANNELS:
         channels = CHANNELS[message.encoding]
@@ -150,6 +153,8 @@ def image_size(message: Any, source: str, *, grey: bool = False) -> tuple[int, i
     Raises:
         ObservationError: as for :func:`decode_image`, as far as the header tells.
     """
+    if hasattr(message, "pixels"):
+        return int(message.pixels.shape[0]), int(message.pixels.shape[1])
     if hasattr(message, "format"):
         return _compressed_size(message, source, grey=grey)
     encoding, height, width = message.encoding, int(message.height), int(message.width)

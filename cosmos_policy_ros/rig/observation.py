@@ -317,7 +317,12 @@ class SensorBuffer:
 
 
 def fingerprint(message: Any) -> int:
-    """Return a checksum of some 500 bytes of an image's data, which tells a frozen camera."""
+    """Return a checksum of some 500 bytes of an image's data, which tells a frozen camera.
+
+    A video's image comes with that of the message it was made from.
+    """
+    if hasattr(message, "pixels"):
+        return int(message.fingerprint)
     data = np.frombuffer(message.data, np.uint8) if len(message.data) else np.zeros(0, np.uint8)
     return zlib.crc32(data[::FINGERPRINT_STRIDE].tobytes())
 

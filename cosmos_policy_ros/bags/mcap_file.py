@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from mcap.writer import CompressionType, Writer
 from rosbags.interfaces import Qos
@@ -38,6 +38,24 @@ class Topic:
     qos: tuple[Qos, ...] = ()
 
 
+class Declaration(NamedTuple):
+    """A topic as a file declares it: what its messages are, and how they were offered.
+
+    Attributes:
+        name: absolute.
+        msgtype: such as "sensor_msgs/msg/Image".
+        definition: the text of the type and of those it is made of.
+        digest: the type's RIHS01 hash; empty where a file does not tell it.
+        qos: the profiles offered, rosbag2's YAML; empty for none.
+    """
+
+    name: str
+    msgtype: str
+    definition: str
+    digest: str
+    qos: str
+
+
 class McapFile:
     """Takes serialised messages. Every method raises OSError when the disk refuses.
 
@@ -63,19 +81,26 @@ class McapFile:
         kind = CompressionType.ZSTD if compression == "zstd" else CompressionType.NONE
         self._writer = Writer(self._stream, chunk_size=CHUNK_BYTES, compression=kind)
         self._writer.start("ros2", "cosmos_policy_ros")
-        schemas: dict[str, int] = {}
+        self._schemas: dict[tuple[str, str], int] = {}
         for topic in topics:
-            if topic.msgtype not in schemas:
-                definition, _ = types.generate_msgdef(topic.msgtype, ros_version=2)
-                schemas[topic.msgtype] = self._writer.register_schema(
-                    topic.msgtype, "ros2msg", definition.encode()
-                )
-            qos = _qos_text(topic.qos)
+            definition, _ = types.generate_msgdef(topic.msgtype, ros_version=2)
             digest = types.hash_rihs01(topic.msgtype)
-            self._channels[topic.name] = self._writer.register_channel(
-                topic.name, "cdr", schemas[topic.msgtype], {QOS_KEY: qos, HASH_KEY: digest}
+            qos = _qos_text(topic.qos)
+            self.declare(Declaration(topic.name, topic.msgtype, definition, digest, qos))
+
+    def declare(self, topic: Declaration) -> None:
+        """Take messages of a further topic, whose name is new to the file."""
+        name, msgtype, definition, digest, qos = topic
+        schema = (msgtype, definition)
+        if schema not in self._schemas:
+            self._schemas[schema] = self._writer.register_schema(
+                msgtype, "ros2msg", definition.encode()
             )
-            self._topics.append(describe_topic(topic.name, topic.msgtype, "cdr", qos, digest))
+        self._channels[name] = self._writer.register_channel(
+            name, "cdr", self._schemas[schema], {QOS_KEY: qos, HASH_KEY: digest}
+        )
+        self.counts.setdefault(name, 0)
+        self._topics.append(describe_topic(name, msgtype, "cdr", qos, digest))
 
     def describe(self, notes: Mapping[str, str], name: str = "") -> dict[str, Any]:
         """Return the metadata of a bag of this file alone, under its own or another name."""

@@ -82,6 +82,19 @@ def rig_of_video(rig: RigSpec) -> RigSpec:
     return replace(rig, cameras=cameras)
 
 
+def require_encoder() -> None:
+    """Raise RolloutError where PyAV is missing, or was built without x264."""
+    try:
+        import av
+
+        av.CodecContext.create("libx264", "w")
+    except Exception as error:
+        raise RolloutError(
+            f"PyAV with libx264, which makes the video, is not here ({type(error).__name__}); "
+            f"'pip install av' brings both"
+        ) from error
+
+
 class VideoEncoder:
     """Makes the data of CompressedVideo messages from one camera's images, in their order."""
 
@@ -164,9 +177,8 @@ class VideoDecoder:
     @property
     def size(self) -> int:
         """Bytes of all decoded frames."""
-        return sum(plane.buffer_size for frame in self.frames[:1] for plane in frame.planes) * len(
-            self.frames
-        )
+        of_one = sum(int(plane.buffer_size) for frame in self.frames[:1] for plane in frame.planes)
+        return of_one * len(self.frames)
 
 
 def is_key(data: bytes) -> bool:

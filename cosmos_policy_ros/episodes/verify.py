@@ -28,6 +28,7 @@ from cosmos_policy_ros.bags.writer import (
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.files import locked
 from cosmos_policy_ros.core.untrusted import reading
+from cosmos_policy_ros.episodes.compact import left_over
 from cosmos_policy_ros.episodes.episode import QUALITY, Episode, read_episode
 from cosmos_policy_ros.episodes.labels import LABEL_LOG, read_log
 from cosmos_policy_ros.episodes.quality import (
@@ -83,7 +84,12 @@ def verify(folder: Path, limits: QualityLimits) -> Verification:
     problems += [
         f"{name} is in metadata.yaml and not in the folder" for name in listed if name not in names
     ]
-    for name in sorted(present.difference(listed)):
+    left = {path.name for path in left_over(folder, information)} if information else set()
+    problems += [
+        f"{name} is left of a compaction that was killed; 'cosmos episodes compact' removes it"
+        for name in sorted(left)
+    ]
+    for name in sorted(present.difference(listed, left)):
         problems.append(f"{name} is in the folder and not in metadata.yaml")
         names.append(name)
     files = [CheckedFile(folder / name) for name in names]

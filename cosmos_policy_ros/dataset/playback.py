@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cosmos_policy_ros.bags.index import index_topics
+from cosmos_policy_ros.bags.index import IndexedTopic, index_topics
 from cosmos_policy_ros.bags.mcap_file import VERIFY
 from cosmos_policy_ros.bags.video import image_reader
 from cosmos_policy_ros.core.errors import ObservationError, RolloutError

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from cosmos_policy_ros.bags.writer import RECORDING
+from cosmos_policy_ros.cli.compact import add_compact, run_compact
 from cosmos_policy_ros.cli.shared import (
     Row,
     add_root,
@@ -16,11 +17,13 @@ from cosmos_policy_ros.cli.shared import (
     find,
     open_store,
     read_rows,
+    say_bytes,
     say_count,
     say_seconds,
 )
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.units import NS_PER_S
+from cosmos_policy_ros.episodes.compact import is_compacted
 from cosmos_policy_ros.episodes.episode import Episode, bare_id, read_episode
 from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.quality import load_limits
@@ -61,7 +64,7 @@ ID_HELP = "its id, or its number alone"
 
 
 def add_episodes(parser: argparse.ArgumentParser) -> None:
-    """Look after recorded episodes. Only purge deletes anything."""
+    """Look after recorded episodes. Only purge deletes any, and compact puts video for images."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(
@@ -108,6 +111,9 @@ def add_episodes(parser: argparse.ArgumentParser) -> None:
 
     purge = command("purge", _purge, "Delete the discarded episodes for good, after asking.")
     purge.add_argument("--yes", action="store_true", help="do not ask")
+
+    small = command("compact", run_compact, "Make the camera images video, a tenth of the disk.")
+    add_compact(small, ID_HELP)
 
     check = command("verify", _verify, "Read episodes whole and name everything that is wrong.")
     check.add_argument("ids", nargs="*", metavar="ID", help=ID_HELP)
@@ -207,7 +213,9 @@ def _describe(episode: Episode) -> Iterator[str]:
         yield field("discarded", episode.discard_reason)
     if episode.recovered:
         yield field("recovered", episode.recovered)
-    yield field("folder", f"{episode.path} ({_say_bytes(_folder_bytes(episode.path))})")
+    yield field("folder", f"{episode.path} ({say_bytes(_folder_bytes(episode.path))})")
+    if is_compacted(episode):
+        yield field("compacted", "its images are video, no longer those that were decided on")
     for name in METADATA:
         yield field(name.removesuffix("_name").replace("_", " "), getattr(episode.metadata, name))
 
@@ -239,13 +247,6 @@ def _describe(episode: Episode) -> Iterator[str]:
 
 def _folder_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-def _say_bytes(count: int) -> str:
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} bytes"
 
 
 def _relabel(store: EpisodeStore, options: argparse.Namespace) -> int:
@@ -283,8 +284,8 @@ def _purge(store: EpisodeStore, options: argparse.Namespace) -> int:
         print(f"{store.root}: no episode is discarded; nothing to delete")
         return 0
     for folder in folders:
-        print(f"{folder.name}  {_say_bytes(_folder_bytes(folder))}")
-    total = _say_bytes(sum(map(_folder_bytes, folders)))
+        print(f"{folder.name}  {say_bytes(_folder_bytes(folder))}")
+    total = say_bytes(sum(map(_folder_bytes, folders)))
     if not options.yes:
         question = f"Delete {say_count(len(folders), 'episode')} for good, {total}? Type yes: "
         print(question, end="", flush=True)

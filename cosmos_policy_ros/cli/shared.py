@@ -83,6 +83,14 @@ def say_seconds(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def say_bytes(count: int) -> str:
+    """Return a size for people, such as "83.2 MB"."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"
+
+
 def say_count(count: int, thing: str) -> str:
     """Return a number of things for people, such as "1 episode" or "3 episodes"."""
     return f"{count} {thing}{'' if count == 1 else 's'}"

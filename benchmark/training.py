@@ -4,8 +4,8 @@ Run: ``python benchmark/training.py [data|prepared|index|step|muon]`` from the p
 
 ``data``
     Two moments and a chunk of a 6 s episode of three 480x640 cameras, at random: from the bag as it
-    was recorded (raw, JPEG, JPEG in zstd chunks), and from the same frames as HDF5 (raw, JPEG) and
-    as MP4, as the released trainer keeps them. Ratios are to the raw bag.
+    was recorded (raw, JPEG, JPEG in zstd chunks) and from it compacted, and from the same frames as
+    HDF5 (raw, JPEG) and as MP4, as the released trainer keeps them. Ratios are to the raw bag.
 ``prepared``
     The same two moments as the released network takes them, decoded, resized and cropped: from each
     bag, and from images prepared on disk. Says how long preparing them takes.
@@ -48,6 +48,7 @@ from cosmos_policy_ros.core.disk_cache import DiskCache  # noqa: E402
 from cosmos_policy_ros.core.paths import config_folder, package_share  # noqa: E402
 from cosmos_policy_ros.dataset.index_cache import IndexedEpisode  # noqa: E402
 from cosmos_policy_ros.dataset.windows import EpisodeWindows  # noqa: E402
+from cosmos_policy_ros.episodes.compact import compact, load_compaction  # noqa: E402
 from cosmos_policy_ros.episodes.episode import read_episode  # noqa: E402
 from cosmos_policy_ros.episodes.recording import Options  # noqa: E402
 from cosmos_policy_ros.episodes.store import EpisodeStore  # noqa: E402
@@ -149,10 +150,18 @@ def video_frame(file: h5py.File, camera: str, at: int) -> NDArray[np.uint8]:
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
 
 
+def compact_copy(path: Path) -> Path:
+    """Compact a copy of an episode; return it."""
+    copy = Path(shutil.copytree(path, path.parents[1] / "compacted" / path.name))
+    compact(copy, load_compaction())
+    return copy
+
+
 def compare_data(root: Path) -> None:
     store = EpisodeStore(root, load_types(package_share() / "msg"))
     raw, jpeg = record(store, False, Options()), record(store, True, Options())
     packed = record(store, True, replace(Options(), compression="zstd"))
+    compacted = compact_copy(raw)
     hdf5 = {}
     for kind, bag in (("raw", raw), ("jpeg", jpeg), ("video", raw)):
         (root / f"as_{kind}").mkdir()
@@ -161,6 +170,7 @@ def compare_data(root: Path) -> None:
         "bag, raw": from_bag(raw),
         "bag, JPEG": from_bag(jpeg),
         "bag, JPEG, zstd": from_bag(packed),
+        "bag, compacted": from_bag(compacted),
         "HDF5, raw": from_hdf5(hdf5["raw"], raw_frame),
         "HDF5, JPEG": from_hdf5(hdf5["jpeg"], jpeg_frame),
         "HDF5 + MP4": from_hdf5(hdf5["video"], video_frame),
@@ -192,6 +202,7 @@ def compare_prepared(root: Path) -> None:
     store = EpisodeStore(root / "prepared", load_types(package_share() / "msg"))
     config = load_config(CheckpointConfig, config_folder("models") / RELEASED / "config.yaml")
     raw, jpeg = (entry_of(record(store, kind, Options())) for kind in (False, True))
+    compacted = entry_of(compact_copy(raw.windows.episode.path))
     prepared = PreparedImages(config, 10.0, root / "images")
     began = time.perf_counter()
     prepared.prepare([raw], processes=1)
@@ -203,6 +214,7 @@ def compare_prepared(root: Path) -> None:
     ways: dict[str, Callable[[int], Moment | None]] = {
         "bag, raw": partial(read, raw),
         "bag, JPEG": partial(read, jpeg),
+        "bag, compacted": partial(read, compacted),
         "prepared": partial(prepared.moment, raw),
     }
     random = np.random.default_rng(1)
@@ -218,7 +230,7 @@ def compare_prepared(root: Path) -> None:
     print(f"samples of six 224 px images, one process, median of {ROUNDS} x {SAMPLES}")
     for name, found in seconds.items():
         ratio = median(s / b for s, b in zip(found, seconds["prepared"], strict=True))
-        print(f"  {name:10} {1 / median(found):7.1f} per second   {ratio:6.1f} times the prepared")
+        print(f"  {name:14} {1 / median(found):7.1f} per second   {ratio:6.1f} times the prepared")
     print(f"  preparing {STEPS} steps took {took:.1f} s, the start of its process included")
 
 

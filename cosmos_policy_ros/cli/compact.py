@@ -21,6 +21,7 @@ def add_compact(parser: argparse.ArgumentParser, id_help: str) -> None:
     parser.add_argument("ids", nargs="*", metavar="ID", help=id_help)
     parser.add_argument("--all", action="store_true", help="every finished episode")
     parser.add_argument("--scored", action="store_true", help="every one that has a score")
+    parser.set_defaults(interrupted=GOES_ON)
     crf = load_compaction().crf
     parser.add_argument(
         "--crf", type=int, help=f"x264's rate factor; less is better and larger ({crf})"
@@ -44,19 +45,15 @@ def run_compact(store: EpisodeStore, options: argparse.Namespace) -> int:
         folders = [row.path for row in rows if row.episode is not None]
     done: list[Compacted] = []
     before = failed = 0
-    try:
-        for folder in folders:
-            try:
-                found = _compact_one(folder, config)
-            except RolloutError as error:
-                print(f"error: {escaped(str(error))}", file=sys.stderr, flush=True)
-                failed += 1
-                continue
-            before += found is None
-            done += [found] if found is not None else []
-    except KeyboardInterrupt:
-        print(f"\n{GOES_ON}", file=sys.stderr)
-        return 130
+    for folder in folders:
+        try:
+            found = _compact_one(folder, config)
+        except RolloutError as error:
+            print(f"error: {escaped(str(error))}", file=sys.stderr, flush=True)
+            failed += 1
+            continue
+        before += found is None
+        done += [found] if found is not None else []
     if len(folders) != 1:
         print(_total(done, before, failed))
     return int(failed > 0)

@@ -251,6 +251,13 @@ RECORDER = (
         argument=True,
         choices=(NONE, "zstd"),
     ),
+    Option(
+        "compact_after_score",
+        False,
+        "make video of a scored episode's images while nothing is recorded, a core's work for as "
+        "long as it lasted: a tenth of the disk, but no longer what was decided on, bit for bit",
+        argument=True,
+    ),
 )
 ARM_INTERFACE = (
     RIG,

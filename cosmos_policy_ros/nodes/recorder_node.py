@@ -51,6 +51,7 @@ from cosmos_policy_ros.msg import Label as LabelMsg
 from cosmos_policy_ros.msg import PolicyState, RecorderState
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.background import Background
+from cosmos_policy_ros.nodes.compaction import BackgroundCompaction
 from cosmos_policy_ros.nodes.convert import label_to_message
 from cosmos_policy_ros.nodes.options import DEFAULT, RECORDER
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
@@ -228,6 +229,7 @@ class RecorderNode(shell.ManagedNode):
         self._states = self.create_publisher(RecorderState, "~/state", shell.LATCHED)
         self._scores = self.create_publisher(LabelMsg, "~/score", shell.LATCHED)
         self._background = Background(self)
+        self._compaction = BackgroundCompaction(root.absolute(), self.get_logger())
         self._serve(StartEpisode, "~/start_episode", self._start)
         self._serve(EndEpisode, "~/stop_episode", self._stop)
         self._serve(EndEpisode, "~/discard_episode", self._discard)
@@ -238,11 +240,15 @@ class RecorderNode(shell.ManagedNode):
             callback_group=self._background.group,
             clock=Clock(clock_type=ClockType.STEADY_TIME),
         )
+        self.create_timer(
+            WATCH_PERIOD, self._compact_if_idle, clock=Clock(clock_type=ClockType.STEADY_TIME)
+        )
         self.report()
 
     def come_to_rest(self, reason: str) -> None:
         """End the episode being recorded: an inactive recorder records nothing."""
         self.active = False
+        self._compaction.stop()
         self._end_recording(reason)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -255,6 +261,8 @@ class RecorderNode(shell.ManagedNode):
     def close(self) -> None:
         """Finish the bag and answer waiting services; called before the ROS context ends."""
         self.active = False
+        if self._store is not None:
+            self._compaction.stop()
         if self._store is not None and self._store.recording is not None:
             deadline = time.monotonic() + FAREWELL
             while time.monotonic() < deadline:
@@ -351,6 +359,7 @@ class RecorderNode(shell.ManagedNode):
                 f"{DISCOVERY_PATIENCE:g} s"
             )
         self._starting = True
+        self._compaction.stop()  # an episode has the machine to itself
         try:
             recording = await self._begin(request)
         finally:
@@ -488,9 +497,17 @@ class RecorderNode(shell.ManagedNode):
         score, episode = self._open_store.score, request.episode_id
         *_, label = await self._background.run(score, operator_score, episode=episode)
         self._scores.publish(label_to_message(label))
+        if self.get_parameter("compact_after_score").value:
+            self._compaction.add(label.episode_id)
         self._message = f"episode {label.episode_id} scored {label.points:g} of 100"
         response.message = f"{self._message} (revision {label.revision})"
         response.revision, response.score = label.revision, label.points
+
+    def _compact_if_idle(self) -> None:
+        """Compact what was scored; not while an episode is recorded, begun or ended."""
+        recording = self._store is not None and self._store.recording is not None
+        if self.active and not (recording or self._starting or self._ending):
+            self._compaction.look()
 
     async def _finish(self, recording: Recording, outcome: str) -> Path:
         path: Path = await self._end(recording.finish, outcome)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import threading
 import time
 from array import array
@@ -21,6 +22,8 @@ from typing import Any
 import pytest
 from cosmos_policy_ros.msg import PolicyState, RecorderState
 from cosmos_policy_ros.srv import EndEpisode, ScoreEpisode, StartEpisode
+from helpers.episodes import Writing
+from helpers.scenes import record_scenes
 from helpers.waiting import wait_for
 from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
@@ -30,6 +33,7 @@ from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import serialize_message
 from rosbags.rosbag2 import Reader
+from rosbags.typesys.store import Typestore
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from cosmos_policy_ros.bags.jpeg import SUFFIX
@@ -37,10 +41,11 @@ from cosmos_policy_ros.bags.mcap_file import to_yaml
 from cosmos_policy_ros.bags.writer import BagWriter
 from cosmos_policy_ros.core.config import load_yaml, parse_config
 from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.episodes.compact import is_compacted
 from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.episodes.topics import find_rig
-from cosmos_policy_ros.nodes import recorder_node, shell
+from cosmos_policy_ros.nodes import compaction, recorder_node, shell
 from cosmos_policy_ros.nodes.recorder_node import RecorderNode
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
@@ -604,3 +609,39 @@ def test_a_message_without_a_header_ends_nothing(bench: Bench, rig: RigSpec) -> 
     verdict = read_episode(Path("rollouts") / started.episode_id).quality
     assert f"{arm} is stamped" in verdict.text
     assert f"4 messages of {camera}{SUFFIX} were no readable images" in verdict.text
+
+
+@pytest.mark.parametrize("parameters", [{"compact_after_score": True}])
+def test_a_scored_episode_is_compacted(bench: Bench, types: Typestore) -> None:
+    path = record_scenes(Writing(bench.recorder._open_store, types), 3)
+    assert bench.call(ScoreEpisode, "score_episode", score=80.0, episode_id=path.name).success
+    bench.spin_until(lambda: is_compacted(read_episode(path)), "the compaction")
+    episode = read_episode(path)
+    assert episode.score is not None and episode.score.points == 80
+
+
+@pytest.mark.parametrize("parameters", [{"compact_after_score": True}])
+def test_a_compaction_makes_way_for_an_episode(
+    bench: Bench, rig: RigSpec, types: Typestore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compaction, "COMMAND", ("sh", "-c", "exec sleep 600"))
+    bench.connect(rig)
+    path = record_scenes(Writing(bench.recorder._open_store, types), 3)
+    assert bench.call(ScoreEpisode, "score_episode", score=80.0, episode_id=path.name).success
+    background = bench.recorder._compaction
+    bench.spin_until(lambda: background._process, "the compaction")
+    sleeping = background._process
+    bench.publish(1)
+    assert bench.start().success
+    assert sleeping is not None and sleeping.returncode == -signal.SIGKILL
+    looked = time.monotonic()
+    bench.spin_until(lambda: time.monotonic() > looked + 2.5, "two looks")
+    assert background._process is None
+    stop(bench)
+    bench.spin_until(lambda: background._process, "the compaction that was killed")
+
+
+def test_no_episode_is_compacted_that_need_not(bench: Bench, types: Typestore) -> None:
+    path = record_scenes(Writing(bench.recorder._open_store, types), 3)
+    assert bench.call(ScoreEpisode, "score_episode", score=80.0, episode_id=path.name).success
+    assert not bench.recorder._compaction._waiting

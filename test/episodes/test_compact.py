@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import h5py
 import numpy as np
 import pytest
 import yaml
@@ -36,6 +37,7 @@ from cosmos_policy_ros.bags.writer import METADATA, read_metadata, write_metadat
 from cosmos_policy_ros.core.errors import ObservationError, RolloutError
 from cosmos_policy_ros.core.files import locked
 from cosmos_policy_ros.dataset.contact_sheet import contact_sheet
+from cosmos_policy_ros.dataset.gate_replay import check_episode
 from cosmos_policy_ros.dataset.playback import observations
 from cosmos_policy_ros.dataset.windows import EpisodeWindows
 from cosmos_policy_ros.episodes.compact import (
@@ -51,6 +53,7 @@ from cosmos_policy_ros.episodes.quality import load_limits
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.episodes.topics import find_rig
 from cosmos_policy_ros.episodes.verify import verify
+from cosmos_policy_ros.interop.to_hdf5 import export_hdf5
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.observation import Observation
 
@@ -352,6 +355,24 @@ def test_contact_sheet(scored: Path) -> None:
     compacted(scored)
     after = contact_sheet(scored, columns=4)
     assert after.shape == before.shape and cv2.PSNR(after, before) > LEAST
+
+
+def test_gate_replay_and_export(scored: Path, tmp_path: Path) -> None:
+    judged = check_episode(scored)
+    (tmp_path / "before").mkdir()
+    was = export_hdf5(read_episode(scored), tmp_path / "before", 0, images="raw")
+    compacted(scored)
+    again = check_episode(scored)
+    assert (again.judged, again.refused) == (judged.judged, judged.refused)
+    assert judged.judged > 0
+    (tmp_path / "after").mkdir()
+    now = export_hdf5(read_episode(scored), tmp_path / "after", 0, images="raw")
+    with h5py.File(was.path) as old, h5py.File(now.path) as new:
+        np.testing.assert_array_equal(new["action"], old["action"])
+        for name, images in old["observations/images"].items():
+            again_images = new[f"observations/images/{name}"]
+            assert images.shape == again_images.shape
+            assert cv2.PSNR(images[3], again_images[3]) > LEAST
 
 
 # ---------------------------------------------------------------- meanwhile

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from helpers.feeding import JOINTS, NAMES, fill, image
 
+from cosmos_policy_ros.bags.jpeg import rig_of_bag
 from cosmos_policy_ros.core.errors import ObservationError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.rig.arms import finger_from_angle
 from cosmos_policy_ros.rig.clock import Receipt
+from cosmos_policy_ros.rig.images import as_jpeg
+from cosmos_policy_ros.rig.jpeg import from_jpeg
 from cosmos_policy_ros.rig.observation import SensorBuffer, read_arm
 from cosmos_policy_ros.rig.spec import CAMERA_ROLES, RigSpec, load_rig
 
@@ -244,6 +247,29 @@ def test_a_camera_that_sends_another_size_than_its_rig_file_says(rig: RigSpec) -
             sources.observe(10 * NS_PER_S)
         else:
             assert "the rig file says 480x640" in complaint(sources, 10.0)
+
+
+def test_a_raw_image_is_seen_as_it_is_recorded(rig: RigSpec) -> None:
+    """As the JPEG that the recorder makes of it, or as it came: a digest is of what is kept."""
+    raw = image(0)
+    pixels = np.random.default_rng(0).integers(0, 256, (raw.height, raw.width, 3), np.uint8)
+    raw.data = pixels.tobytes()
+    compressed = as_jpeg(raw, "cam", 95)
+    of_jpeg = from_jpeg(compressed.data)
+    assert not np.array_equal(of_jpeg, pixels)
+    for seen_by, sent, expected in (
+        (rig, raw, of_jpeg),
+        (rig.with_images("raw"), raw, pixels),
+        (rig_of_bag(rig, jpeg=True), compressed, of_jpeg),
+        (rig_of_bag(rig, jpeg=False), raw, pixels),
+    ):
+        sources = SensorBuffer(seen_by)
+        fill(sources, 10.0)
+        for role in CAMERA_ROLES:
+            sources.add_image(role, sent, 10 * NS_PER_S)
+        seen = sources.observe(10 * NS_PER_S)
+        for role in CAMERA_ROLES:
+            np.testing.assert_array_equal(seen.images[role], expected)
 
 
 def test_a_grey_camera_is_taken_only_where_the_rig_file_says_so(rig: RigSpec) -> None:

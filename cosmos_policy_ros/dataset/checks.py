@@ -60,6 +60,8 @@ class CheckLimits:
         state_speed: times the rig's ``max_velocity`` that a state may change by from step to step.
         action_speed: times the same that an action may.
         most_error: rad between a state and its action, median over an episode.
+        most_unlike: what the states of a joint that moves by more than ``most_error`` are off their
+            actions, without a constant offset, in the actions' own mean deviations.
         most_lag: s by which a state may follow its action.
         lag_gain: fraction to which the error falls at another lag that is believed.
         least_range: ticks of an encoder; a dimension that moves less is named, and widened to it in
@@ -79,6 +81,7 @@ class CheckLimits:
     state_speed: float
     action_speed: float
     most_error: float
+    most_unlike: float
     most_lag: float
     lag_gain: float
     least_range: float
@@ -438,8 +441,8 @@ def _unfollowed(motion: Motion, rig: RigSpec, limits: CheckLimits) -> Iterator[s
     goes, told = (np.nanmax(each, axis=0) - np.nanmin(each, axis=0) for each in (states, actions))
     moving = (told > limits.moving) & (goes > limits.moving)
 
-    def error(lag: int) -> tuple[float, Array]:
-        """Return the error of most moving joints, offsets apart, and all joints' median error.
+    def errors_at(lag: int) -> tuple[float, Array, Array]:
+        """Return the error of most moving joints, offsets apart; per joint that, and with offsets.
 
         An action is due a step after its state was seen; ``lag`` counts from there.
         """
@@ -447,13 +450,14 @@ def _unfollowed(motion: Motion, rig: RigSpec, limits: CheckLimits) -> Iterator[s
         off = states[first + lag + 1] - actions[first]
         off = off[np.isfinite(off).all(axis=1)]
         if len(off) < max(_LEAST_PAIRS, _LEAST_OVERLAP * len(motion)):
-            return np.inf, np.zeros(len(JOINTS))
+            return np.inf, np.zeros(len(JOINTS)), np.zeros(len(JOINTS))
         # A constant offset is no matter of time, nor is a single joint that does something else.
-        timed = np.abs(off - np.median(off, axis=0))[:, moving].mean(axis=0)
-        return float(np.median(timed)) if timed.size else 0.0, np.median(np.abs(off), axis=0)
+        timed = np.abs(off - np.median(off, axis=0)).mean(axis=0)
+        together = float(np.median(timed[moving])) if moving.any() else 0.0
+        return together, timed, np.median(np.abs(off), axis=0)
 
     most, widest = (round(each / motion.dt) for each in (limits.most_lag, _WIDEST_LAG))
-    errors = {lag: error(lag) for lag in range(-widest, most + widest + 1)}
+    errors = {lag: errors_at(lag) for lag in range(-widest, most + widest + 1)}
     within = {lag: errors[lag][0] for lag in range(most + 1)}
     best = min(within, key=lambda lag: within[lag])
     anywhere = min(errors, key=lambda lag: errors[lag][0])
@@ -471,13 +475,21 @@ def _unfollowed(motion: Motion, rig: RigSpec, limits: CheckLimits) -> Iterator[s
             f"{names[at]} {goes[at]:.2g} of {told[at]:.2g}" for at in np.flatnonzero(still)
         )
         yield f"joints do not do what they are told; rad moved, of those in the actions: {listed}"
-    off = errors[best][1]
+    _, timed, off = errors[best]
     far = np.flatnonzero((off > limits.most_error) & ~still)
     if len(far):
         listed = ", ".join(f"{names[at]} {off[at]:.2f}" for at in far)
         yield (
             f"the states are off their actions by more than {limits.most_error:g} rad for half of "
             f"the time: {listed}; are these the same arms, in the same order and unit?"
+        )
+    own = np.abs(actions - np.median(actions, axis=0)).mean(axis=0)
+    large = (told > limits.most_error) & (goes > limits.most_error)
+    other = np.flatnonzero(large & (timed > limits.most_unlike * own))
+    if len(other):
+        yield (
+            f"the states are no more like their actions than any others: "
+            f"{', '.join(names[at] for at in other)}; are these the same arms, in the same order?"
         )
 
 

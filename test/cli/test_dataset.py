@@ -14,11 +14,13 @@ from typing import Any
 import cv2
 import h5py
 import numpy as np
+import pyarrow as pa
 import pytest
 from helpers.episodes import MS, START_NS, Writing
 from helpers.foreign_bags import foreign_types, write_bag
 from helpers.foreign_episode import record_ours
 from helpers.hdf5 import CAMERAS, write_hdf5
+from helpers.lerobot import DATA_2, DATA_3, LeRobot, change_table
 from numpy.typing import NDArray
 from rosbags.typesys.store import Typestore
 
@@ -279,3 +281,30 @@ def test_what_cannot_be_written_is_a_line(
     for option in ("--json", "--histograms"):
         assert check(path, "--rate", 25, option, tmp_path / "nowhere/it") == 1
         assert "nowhere/it: cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_every_episode_of_a_lerobot_set_is_judged(
+    tmp_path: Path, temporary: Path, capsys: pytest.CaptureFixture[str], version: str
+) -> None:
+    """They have no files of their own: each has a line, and none takes another's place."""
+    folder = LeRobot(version=version, rows=(60, 70), prompts=("fold", "fold")).write(
+        tmp_path / "set"
+    )
+    places = [(DATA_2.format(0), (60,)), (DATA_2.format(1), (70,))]
+    for file, lengths in places if version == "v2.1" else [(DATA_3, (60, 70))]:
+        actions = np.concatenate([wave(rows) for rows in lengths])
+        states = np.concatenate([wave(rows)[np.arange(rows).clip(3) - 3] for rows in lengths])
+        if lengths[-1] == 70:  # both arms of the second episode do what the left one is told
+            states[-70:, 7:] = states[-70:, :7]
+        columns = {"action": vectors(actions), "observation.state": vectors(states)}
+        change_table(folder / file, **columns)
+    assert check(folder) == 1
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{folder}/episode 0: GO, 60 steps")
+    assert second.startswith(f"{folder}/episode 1: NO-GO, 70 steps")
+    assert not list(temporary.iterdir())
+
+
+def vectors(values: Array) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel().astype(np.float32)), 14)

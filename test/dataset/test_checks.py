@@ -213,6 +213,10 @@ def test_arms_that_do_something_else_are_refused(store: EpisodeStore, types: Typ
     swapped = np.hstack([actions[:, 7:] - 0.6, actions[:, :7]])
     text = texts(judged(store, types, actions, swapped).reasons, "following")
     assert "the same arms, in the same order" in text
+    mirrored = wave()[:, [*range(7), *range(7)]]  # the right arm goes where the left one does
+    text = texts(judged(store, types, wave(), mirrored).reasons, "following")
+    assert "no more like their actions than any others: right/shoulder" in text
+    assert "left/" not in text
     still = actions.copy()
     still[:, 2] = 0.5
     text = texts(judged(store, types, actions, still).reasons, "following")

@@ -11,23 +11,21 @@ the centre crop included); images made a second by one core.
     The simulated rig's images in groups of 1 to 30: bytes, and the time that reading one at random,
     and the one behind it, takes.
 ``kills N``
-    The command is killed N times at random moments while it compacts episodes of the simulated rig;
-    after each kill every episode is read whole.
+    A process that compacts an episode of the simulated rig is killed N times, anywhere between its
+    begin and its end; each time the episode is read whole, and compacted by the next run.
 """
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, median
 
@@ -206,46 +204,35 @@ def compare_groups(root: Path) -> None:
 
 
 def kill(root: Path, kills: int) -> None:
-    """Kill the command at random, and look after all episodes each time."""
-    renderer = Renderer("transfer_cube", 96, 128)
-    store = EpisodeStore(root, TYPES)
-    for seed in range(4):
-        demonstrate(store, TYPES, renderer, seed, chunks=2)
-    pristine = root.with_name("pristine")
-    shutil.copytree(root, pristine)
-    expected = {path.name: contents(path) for path in root.iterdir()}
-    began = time.monotonic()
-    for path in root.iterdir():
-        compact(path, load_compaction())
-    longest = time.monotonic() - began
-    shutil.rmtree(root)
-    shutil.copytree(pristine, root)
+    """Kill a process that compacts a short episode, anywhere between its begin and its end."""
+    renderer = Renderer("transfer_cube", 48, 64)
+    made = demonstrate(EpisodeStore(root, TYPES), TYPES, renderer, 1, chunks=1)
+    expected, config = contents(made), load_compaction()
+    folder = root.with_name("copy") / made.name
     found: Counter[str] = Counter()
+    lives: list[float] = []
     draw = random.Random(3)  # noqa: S311
-    command = [sys.executable, str(ROOT / "scripts/cosmos"), "episodes", "compact", "--all"]
-    while found["kills"] < kills:
-        process = subprocess.Popen(
-            [*command, "--root", str(root)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        # From the first file that it touches on: starting Python is not what is tested.
-        while process.poll() is None and not any(root.glob("*/.*.partial")):
-            time.sleep(0.001)
-        time.sleep(draw.random() * longest)
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            found["kills"] += 1
-        process.wait()
-        for path in root.iterdir():
-            assert contents(path) == expected[path.name], path
-            found["readings"] += 1
-        done = sum(is_compacted(read_episode(path)) for path in root.iterdir())
-        found["left over"] += any(root.glob("*/.*.partial"))
-        found["compacted when killed"] += done
-        if done == len(expected):
-            found["rounds"] += 1
-            shutil.rmtree(root)
-            shutil.copytree(pristine, root)
-    print(f"{dict(found)}: every episode whole each time")
+    fork = get_context("fork")
+    while found["killed"] < kills:
+        shutil.copytree(made, folder)
+        process = fork.Process(target=compact, args=(folder, config))
+        began = time.monotonic()
+        process.start()
+        process.join(draw.random() * median(lives[-9:]) * 1.1 if lives else None)
+        process.kill()
+        process.join()
+        if process.exitcode == 0:
+            lives.append(time.monotonic() - began)
+        else:
+            found["killed"] += 1
+            found["new" if is_compacted(read_episode(folder)) else "old"] += 1
+            found["with a file left over"] += len(list(folder.iterdir())) > len([*made.iterdir()])
+            assert contents(folder) == expected
+            compact(folder, config)
+        assert contents(folder) == expected
+        assert len(list(folder.iterdir())) == len(list(made.iterdir()))
+        shutil.rmtree(folder)
+    print(f"{dict(found)}: the episode whole each time, and compacted by the next run")
 
 
 def contents(path: Path) -> list[tuple[str, int]]:

@@ -1,1 +1,1 @@
-"""Episodes as bags: the store, recording, labels and rubric, quality, verification."""
+"""Episodes as bags: store, recording, labels and rubric, quality, verification, compaction."""

@@ -59,6 +59,7 @@ _READERS: dict[int, Callable[[ReadDataStream], Any]] = {
     Opcode.SUMMARY_OFFSET: mcap.SummaryOffset.read,
     Opcode.DATA_END: mcap.DataEnd.read,
 }
+_OF_SUMMARY = (Opcode.CHUNK_INDEX, Opcode.CHANNEL, Opcode.SCHEMA, Opcode.STATISTICS)
 
 
 class ExactStream(ReadDataStream):
@@ -213,10 +214,15 @@ def chunk_records(chunk: mcap.Chunk) -> Iterator[tuple[int, mcap.McapRecord]]:
         at = begin + size
 
 
+class NoChunksError(UnreadableError):
+    """A finished file without an index of chunks, which are needed to find messages."""
+
+
 def read_summary(path: Path) -> Summary:
     """Return a finished file's index; one that would keep a reader busy for too long is refused.
 
     Raises:
+        NoChunksError: its messages are in no chunks, so that there is no index of them.
         UnreadableError, OSError: it has no index, or none within bounds.
     """
     summary = Summary()
@@ -233,7 +239,7 @@ def read_summary(path: Path) -> Summary:
             raise UnreadableError("has no index at its end")
         allowance = Allowance(size)
         for at, opcode, length in records(file, start, end):
-            if opcode not in (Opcode.CHUNK_INDEX, Opcode.CHANNEL, Opcode.SCHEMA):
+            if opcode not in _OF_SUMMARY:
                 continue
             record = parse_record(opcode, read_content(file, at, length))
             if isinstance(record, mcap.ChunkIndex):
@@ -246,11 +252,13 @@ def read_summary(path: Path) -> Summary:
                     raise UnreadableError(f"has more than {MOST_CHANNELS} topics")
                 check_yaml(record.metadata.get(QOS_KEY, ""))
                 summary.channels[record.id] = record
-            else:
+            elif isinstance(record, mcap.Schema):
                 summary.schemas[record.id] = record
+            else:
+                summary.statistics = record
     if not (summary.chunk_indexes and summary.channels and summary.schemas):
         # Readers would scan the whole file instead.
-        raise UnreadableError("its index lacks its chunks, its topics or their types")
+        raise NoChunksError("its index lacks its chunks, its topics or their types")
     free = len(MCAP0_MAGIC)
     for chunk in sorted(summary.chunk_indexes, key=lambda chunk: chunk.chunk_start_offset):
         at = chunk.chunk_start_offset

@@ -34,6 +34,7 @@ from cosmos_policy_ros.bags.bounds import (
     chunk_records,
     parse_record,
 )
+from cosmos_policy_ros.bags.mcap_file import HASH_KEY, QOS_KEY, Declaration
 from cosmos_policy_ros.core.untrusted import UnreadableError, open_file
 
 CHECKSUM_BYTES = 4  # the footer's last field
@@ -92,6 +93,20 @@ class CheckedFile:
                     self._check_end(file, size, self._footer)
         except (OSError, UnreadableError) as error:
             self._complain(f"cannot be read: {getattr(error, 'strerror', None) or error}")
+
+    def declarations(self) -> dict[str, Declaration]:
+        """Return the topics declared so far, by name; those of an unknown type are left out."""
+        found = {}
+        for channel in self._channels.values():
+            if (schema := self._schemas.get(channel.schema_id)) is not None:
+                found[channel.topic] = Declaration(
+                    channel.topic,
+                    schema.name,
+                    schema.data.decode(errors="replace"),
+                    channel.metadata.get(HASH_KEY, ""),
+                    channel.metadata.get(QOS_KEY, ""),
+                )
+        return found
 
     def _records(self, file: BinaryIO, size: int) -> Iterator[tuple[int, Any]]:
         """Yield (offset, record) up to and with the footer, or up to the first damage."""

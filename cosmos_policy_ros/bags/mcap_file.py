@@ -17,7 +17,7 @@ from rosbags.rosbag2.metadata import dump_qos_v8
 from rosbags.typesys.store import Typestore
 from ruamel.yaml import YAML
 
-REBUILD = "'cosmos recover' rebuilds the index of one whose recorder died"
+REBUILD = "'cosmos recover' keeps what is whole of a file that was cut off"
 VERIFY = "'cosmos episodes verify' tells what else is damaged"
 
 Compression = Literal["none", "zstd"]

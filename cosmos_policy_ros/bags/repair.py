@@ -36,6 +36,7 @@ from cosmos_policy_ros.bags.bounds import (
     chunk_records,
     read_content,
     read_record,
+    read_summary,
 )
 from cosmos_policy_ros.bags.mcap_file import HASH_KEY, QOS_KEY, describe_bag, describe_topic
 from cosmos_policy_ros.core.errors import RolloutError
@@ -280,3 +281,31 @@ def describe_scan(name: str, whole: ScanResult, notes: Mapping[str, str]) -> dic
     total = whole.total
     counts = {topic: total[channel.id] for topic, channel in channels.items()}
     return describe_bag(name, topics, counts, whole.span, notes)
+
+
+def describe_finished(path: Path) -> dict[str, Any]:
+    """Return the metadata of a bag of one finished file alone, by the file's own index.
+
+    Raises:
+        RolloutError: it has no index, or one that does not tell its counts.
+    """
+    with reading(path, "an MCAP file", RolloutError):
+        summary = read_summary(path)
+        if (statistics := summary.statistics) is None:
+            raise UnreadableError("its index lacks its counts")
+        topics = [
+            describe_topic(
+                channel.topic,
+                summary.schemas[channel.schema_id].name,
+                channel.message_encoding,
+                channel.metadata.get(QOS_KEY, ""),
+                channel.metadata.get(HASH_KEY, ""),
+            )
+            for channel in summary.channels.values()
+        ]
+        counts = {
+            channel.topic: statistics.channel_message_counts.get(channel.id, 0)
+            for channel in summary.channels.values()
+        }
+        span = (statistics.message_start_time, statistics.message_end_time)
+        return describe_bag(path.name, topics, counts, span, {})

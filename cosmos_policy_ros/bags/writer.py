@@ -48,16 +48,20 @@ MAX_NUMBER = 2**63 - 1  # what rosbag2's own fields hold
 _ROOT = "rosbag2_bagfile_information"
 
 
-def read_metadata(folder: Path) -> dict[str, Any]:
+def read_metadata(folder: Path, *, any_storage: bool = False) -> dict[str, Any]:
     """Return the content under ``rosbag2_bagfile_information``.
 
     Read as YAML 1.2, as it was written: YAML 1.1 would turn the prompt "yes" into a boolean.
+
+    Args:
+        folder: of the bag.
+        any_storage: also of a bag whose messages are not read here as they are stored.
 
     Raises:
         RolloutError: the file is missing or is not the metadata of a bag as they are recorded here.
     """
     path = folder / METADATA
-    with reading(path, "a bag's metadata", RolloutError, "is this a finished bag?"):
+    with reading(path, "a bag's metadata", RolloutError):
         text = read_text(path, MAX_METADATA_BYTES)
         check_yaml(text)
         content = YAML(typ="safe").load(text)
@@ -65,22 +69,28 @@ def read_metadata(folder: Path) -> dict[str, Any]:
             raise UnreadableError(f"has no mapping '{_ROOT}'")
         information = cast("dict[str, Any]", content[_ROOT])
         _check_metadata(information)
+        if not any_storage and (stored := other_storage(information)):
+            raise UnreadableError(f"is of a bag stored as {stored}")
     return information
+
+
+def other_storage(information: Mapping[str, Any]) -> str:
+    """Return how a bag is stored in words; empty for MCAP files as they are written here."""
+    storage, mode = information["storage_identifier"], information.get("compression_mode") or "none"
+    packed = str(mode).lower() != "none"
+    if storage == "mcap" and not packed:
+        return ""
+    return f"{shown(storage)}{f' with compressed {shown(mode).lower()}s' if packed else ''}"
 
 
 def _check_metadata(information: Mapping[str, Any]) -> None:
     """Refuse what would lead a reader out of the folder, or keep it busy for too long."""
-    storage, mode = information["storage_identifier"], information.get("compression_mode") or "none"
-    if storage != "mcap" or str(mode).lower() != "none":
-        raise UnreadableError(
-            f"is of a bag stored as '{shown(storage)}' with compression mode '{shown(mode)}', but "
-            f"only mcap with mode 'none' is read here; make one with 'ros2 bag convert'"
-        )
+    if not isinstance(information["storage_identifier"], str):
+        raise UnreadableError("its storage_identifier is no text")
     version = information["version"]
     if type(version) is not int or version > NEWEST_READ:
         raise UnreadableError(
-            f"its version {shown(version)} is none that is read here, {NEWEST_READ} or older; make "
-            f"one with 'ros2 bag convert'"
+            f"its version {shown(version)} is none that is read here, {NEWEST_READ} or older"
         )
     names = information["relative_file_paths"]
     plain = isinstance(names, list) and all(
@@ -156,25 +166,40 @@ def add_file(
             file.abort()
         sync(draft)
         rename(draft, target)
-        merged = copy.deepcopy(dict(information))
-        merged["relative_file_paths"].append(target.name)
-        merged["files"] = (merged.get("files") or []) + addition["files"]
-        merged["message_count"] += len(messages)
-        (added,) = addition["topics_with_message_count"]
-        for listed in merged["topics_with_message_count"]:
-            keys = ("name", "type", "type_description_hash")
-            known, new = listed["topic_metadata"], added["topic_metadata"]
-            if all(known.get(key, "") == new[key] for key in keys):
-                listed["message_count"] += len(messages)
-                break
-        else:
-            merged["topics_with_message_count"].append(added)
-        write_metadata(folder, merged)
+        write_metadata(folder, joined(information, addition))
     except OSError:
         target.unlink(missing_ok=True)
         raise
     finally:
         draft.unlink(missing_ok=True)
+
+
+def joined(information: Mapping[str, Any], addition: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a bag's metadata with those of further files; its notes stay its own."""
+    whole = copy.deepcopy(dict(information))
+    whole["relative_file_paths"] += addition["relative_file_paths"]
+    whole["files"] = (whole.get("files") or []) + addition["files"]
+    for added in addition["topics_with_message_count"]:
+        for listed in whole["topics_with_message_count"]:
+            keys = ("name", "type", "type_description_hash")
+            known, new = listed["topic_metadata"], added["topic_metadata"]
+            if all(known.get(key, "") == new[key] for key in keys):
+                listed["message_count"] += added["message_count"]
+                break
+        else:
+            whole["topics_with_message_count"].append(added)
+    spans = [_span(each) for each in (information, addition) if each["message_count"]]
+    if spans:
+        first_ns = min(first for first, _ in spans)
+        whole["starting_time"] = {"nanoseconds_since_epoch": first_ns}
+        whole["duration"] = {"nanoseconds": max(last for _, last in spans) - first_ns}
+    whole["message_count"] += addition["message_count"]
+    return whole
+
+
+def _span(information: Mapping[str, Any]) -> tuple[int, int]:
+    first_ns = information["starting_time"]["nanoseconds_since_epoch"]
+    return first_ns, first_ns + information["duration"]["nanoseconds"]
 
 
 RECORDING = ".recording"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from cosmos_policy_ros.cli.shared import GOES_ON, find, read_rows, say_bytes, say_count
+from cosmos_policy_ros.cli.shared import GOES_ON, read_rows, say_bytes, say_count
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.untrusted import escaped
 from cosmos_policy_ros.episodes.compact import Compacted, CompactionConfig, compact, load_compaction
@@ -39,10 +39,10 @@ def run_compact(store: EpisodeStore, options: argparse.Namespace) -> int:
         except ValueError as error:
             raise RolloutError(f"--{error}") from None
     if options.ids:
-        folders = [find(store, name) for name in options.ids]
+        folders = [store.find(name) for name in options.ids]
     else:
         rows = read_rows(store, scored=True if options.scored and not options.all else None)
-        folders = [row.path for row in rows if row.episode is not None]
+        folders = [row.folder.path for row in rows if row.episode is not None]
     done: list[Compacted] = []
     before = failed = 0
     for folder in folders:

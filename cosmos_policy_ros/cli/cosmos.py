@@ -13,9 +13,11 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 
 from cosmos_policy_ros import __version__
 from cosmos_policy_ros.core.errors import CosmosPolicyError
+from cosmos_policy_ros.core.untrusted import escaped
 
 COMMANDS = {
     "on a rig": {
@@ -27,7 +29,7 @@ COMMANDS = {
     },
     "episodes": {
         "episodes": "list, show, relabel, verify, discard, purge",
-        "recover": "make whole what a recorder that died has left",
+        "recover": "make episodes readable that are cut, compressed, or lost a part",
         "dataset": "check: what would be learnt, judged episode by episode, before any training",
         "import": "HDF5 files of ALOHA, ACT and Cosmos, and bags of others, into episodes",
         "export-hdf5": "bags into HDF5 files, laid out as the released rollouts",
@@ -71,6 +73,7 @@ MODULES = {
     "ablate": "experiments",
 }
 ROS = ("rclpy", "cosmos_policy_ros.nodes", "cosmos_policy_ros.msg", "rcl_interfaces")
+LINE_ENDS = "\n\t"  # that a message of ours may have
 INTERRUPTED, PIPE_CLOSED = 130, 141  # exit codes, as a shell reports SIGINT and SIGPIPE
 
 
@@ -125,12 +128,15 @@ def module_of(name: str) -> str:
 
 def _run(options: argparse.Namespace) -> int:
     """Run a command and return its exit code; no traceback for what an operator can meet."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # half a character of a file's name ends nothing
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = int(options.run(options))
         sys.stdout.flush()
     except CosmosPolicyError as error:
         if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks for all
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {escaped(str(error), LINE_ENDS)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\n{options.interrupted}", file=sys.stderr)

@@ -16,7 +16,7 @@ import numpy as np
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.bags.types import load_types
-from cosmos_policy_ros.bags.writer import DISCARDED, EPISODE_TOPIC, read_metadata
+from cosmos_policy_ros.bags.writer import DISCARDED
 from cosmos_policy_ros.cli.import_episodes import add_source_options, source_options
 from cosmos_policy_ros.cli.shared import say_count, say_seconds
 from cosmos_policy_ros.core.errors import CosmosPolicyError, RolloutError
@@ -40,7 +40,8 @@ from cosmos_policy_ros.dataset.review import (
     with_outliers,
 )
 from cosmos_policy_ros.dataset.windows import EpisodeWindows
-from cosmos_policy_ros.episodes.episode import has_bag_files, id_number, read_episode
+from cosmos_policy_ros.episodes.episode import read_episode
+from cosmos_policy_ros.episodes.folders import State, candidates, is_bag, look
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.interop.foreign_episode import ImportOptions, Source
 from cosmos_policy_ros.interop.importer import Importer
@@ -193,8 +194,8 @@ def _episodes(
     recordings: list[Source] = []
     try:
         if source.is_dir():
-            bags = [source] if has_bag_files(source) else _bags_in(source)
-            folders = [folder for folder in bags if _is_own(folder)]
+            bags = [source] if is_bag(source) else candidates(source)
+            folders = [folder for folder in bags if look(folder).state is not State.FOREIGN]
         if folders != [source]:
             recordings = [
                 s for s in find_sources(source) if not {s.path, s.path.parent} & {*folders}
@@ -204,27 +205,12 @@ def _episodes(
             found.refused[str(source)] = text = str(error).removeprefix(f"{source}: ")
             print(f"{escaped(str(source))}: NO-GO: {escaped(text)}", flush=True)
     for folder in folders:
-        if folder.name.endswith(DISCARDED):
+        if look(folder).state is State.DISCARDED or folder.name.endswith(DISCARDED):
             found.discarded += 1  # whoever discarded it knows why
         else:
             yield str(folder), partial(judge.judge, folder)
     for recording in recordings:
         yield str(recording.path), partial(judge.judge_import, recording, choices, types)
-
-
-def _is_own(folder: Path) -> bool:
-    """Tell whether a bag is an episode of this package, by its name or by what it holds."""
-    if id_number(folder.name):
-        return True
-    try:
-        topics = read_metadata(folder)["topics_with_message_count"]
-    except RolloutError:
-        return False
-    return any(topic["topic_metadata"]["name"] == EPISODE_TOPIC.name for topic in topics)
-
-
-def _bags_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and has_bag_files(path))
 
 
 # ---------------------------------------------------------------- for people, and for programs

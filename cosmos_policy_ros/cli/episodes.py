@@ -14,7 +14,6 @@ from cosmos_policy_ros.cli.shared import (
     Row,
     add_root,
     begun,
-    find,
     open_store,
     read_rows,
     say_bytes,
@@ -23,17 +22,20 @@ from cosmos_policy_ros.cli.shared import (
 )
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.units import NS_PER_S
+from cosmos_policy_ros.core.untrusted import escaped, shown
 from cosmos_policy_ros.episodes.compact import is_compacted
-from cosmos_policy_ros.episodes.episode import Episode, bare_id, read_episode
+from cosmos_policy_ros.episodes.episode import Episode, read_episode
+from cosmos_policy_ros.episodes.folders import (
+    EpisodeFolder,
+    State,
+    below,
+    look,
+    scan,
+)
 from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.quality import load_limits
-from cosmos_policy_ros.episodes.store import (
-    EpisodeStore,
-    RecordingInProgressError,
-    delete,
-    discarded,
-    recover,
-)
+from cosmos_policy_ros.episodes.recovery import FolderInUseError, NothingToRecoverError, recover
+from cosmos_policy_ros.episodes.store import EpisodeStore, delete, unwanted
 from cosmos_policy_ros.episodes.topics import DECISION_TYPE
 from cosmos_policy_ros.episodes.verify import Verification, store_quality, verify
 
@@ -149,22 +151,22 @@ def _list(store: EpisodeStore, options: argparse.Namespace) -> int:
         return 0
     print(format_table(rows))
     seconds = sum(row.episode.duration_ns for row in rows if row.episode) / NS_PER_S
-    unreadable = sum(row.episode is None for row in rows)
+    unreadable = sum(row.wrong for row in rows)
     tail = f", {unreadable} of them not readable" if unreadable else ""
     print(f"{say_count(len(rows), 'episode')}, {say_seconds(seconds)}{tail}")
-    return 0
+    return int(unreadable > 0)
 
 
 def format_table(rows: Sequence[Row]) -> str:
     """Return the rows under a head, one line each; one that cannot be read says why."""
-    cells = {}
+    cells: dict[Path, tuple[str, ...]] = {}
     for row in rows:
         if (episode := row.episode) is not None:
             score = episode.score
-            cells[row.id] = (
+            cells[row.folder.path] = (
                 row.id,
-                episode.metadata.task,
-                episode.outcome or "-",
+                shown(episode.metadata.task),
+                shown(episode.outcome) or "-",
                 f"{score.points:g}" if score else "-",
                 "-" if score is None else "yes" if score.success else "no",
                 "GO" if episode.quality.go else "NO-GO",
@@ -185,15 +187,15 @@ def format_table(rows: Sequence[Row]) -> str:
 
     lines = [line(HEAD)]
     for row in rows:
-        if row.id in cells:
-            lines.append(line(cells[row.id]))
+        if row.folder.path in cells:
+            lines.append(line(cells[row.folder.path]))
         else:
-            lines.append(f"{row.id:<{widths[0]}}  {row.state}: {row.trouble}")
+            lines.append(f"{row.id:<{widths[0]}}  {row.state}: {escaped(row.trouble)}")
     return "\n".join(lines)
 
 
 def _show(store: EpisodeStore, options: argparse.Namespace) -> int:
-    print("\n".join(_describe(read_episode(find(store, options.id)))))
+    print("\n".join(_describe(read_episode(store.find(options.id)))))
     return 0
 
 
@@ -213,11 +215,13 @@ def _describe(episode: Episode) -> Iterator[str]:
         yield field("discarded", episode.discard_reason)
     if episode.recovered:
         yield field("recovered", episode.recovered)
-    yield field("folder", f"{episode.path} ({say_bytes(_folder_bytes(episode.path))})")
+    size = say_bytes(_folder_bytes(episode.path))
+    yield field("folder", f"{escaped(str(episode.path))} ({size})")
     if is_compacted(episode):
         yield field("compacted", "its images are video, no longer those that were decided on")
     for name in METADATA:
-        yield field(name.removesuffix("_name").replace("_", " "), getattr(episode.metadata, name))
+        value = escaped(str(getattr(episode.metadata, name)))
+        yield field(name.removesuffix("_name").replace("_", " "), value)
 
     yield field("integrity", "GO" if episode.quality.go else "NO-GO")
     for reason in episode.quality.reasons:
@@ -250,7 +254,7 @@ def _folder_bytes(folder: Path) -> int:
 
 
 def _relabel(store: EpisodeStore, options: argparse.Namespace) -> int:
-    episode = read_episode(find(store, options.id))
+    episode = read_episode(store.find(options.id))
     success = options.success
     if success is None:
         if episode.score is None:
@@ -264,7 +268,7 @@ def _relabel(store: EpisodeStore, options: argparse.Namespace) -> int:
         options.operator,
         options.note,
     )
-    label = store.score(operator_score, episode=episode.id)[-1]
+    label = store.score(operator_score, episode=episode.path.name)[-1]
     done = "success" if label.success else "no success"
     before = f", before {episode.score.points:g}" if episode.score else ""
     print(f"{episode.id}: {label.points:g} of 100, {done} (revision {label.revision}{before})")
@@ -272,36 +276,45 @@ def _relabel(store: EpisodeStore, options: argparse.Namespace) -> int:
 
 
 def _discard(store: EpisodeStore, options: argparse.Namespace) -> int:
-    folder = find(store, options.id)
+    folder = store.find(options.id)
     path = store.discard(options.reason, operator_name=options.operator, episode=folder.name)
-    print(f"{bare_id(folder.name)} is marked as discarded; its files stay in {path}")
+    title = look(path).title
+    print(f"{title} is marked as discarded; its files stay in {escaped(str(path))}")
     return 0
 
 
 def _purge(store: EpisodeStore, options: argparse.Namespace) -> int:
-    folders = discarded(store.root)
+    folders = unwanted(store.root)
     if not folders:
         print(f"{store.root}: no episode is discarded; nothing to delete")
         return 0
     for folder in folders:
-        print(f"{folder.name}  {say_bytes(_folder_bytes(folder))}")
+        print(f"{escaped(folder.name)}  {say_bytes(_folder_bytes(folder))}")
     total = say_bytes(sum(map(_folder_bytes, folders)))
     if not options.yes:
-        question = f"Delete {say_count(len(folders), 'episode')} for good, {total}? Type yes: "
+        question = f"Delete {say_count(len(folders), 'folder')} for good, {total}? Type yes: "
         print(question, end="", flush=True)
         if sys.stdin.readline().strip() != "yes":
             print("nothing was deleted")
             return 1
+    failed = 0
     for folder in folders:
-        delete(folder)
-    print(f"deleted {say_count(len(folders), 'episode')}, {total}")
-    return 0
+        try:
+            delete(folder)
+        except RolloutError as error:
+            print(f"error: {escaped(str(error))}", file=sys.stderr, flush=True)
+            failed += 1
+    left = f", {failed} of them not" if failed else f", {total}"
+    print(f"deleted {say_count(len(folders), 'folder')}{left}")
+    return int(failed > 0)
 
 
 def _verify(store: EpisodeStore, options: argparse.Namespace) -> int:
     if bool(options.ids) == options.all:
         raise RolloutError("name the episodes to verify, or --all, not both")
-    folders = [find(store, name) for name in options.ids] or list(store.episodes().values())
+    folders = [store.find(name) for name in options.ids]
+    passed = (State.FOREIGN, State.ORIGINAL, State.PURGED)
+    folders = folders or [each.path for each in scan(store.root) if each.state not in passed]
     limits = load_limits()
     failed = sum(not _verify_one(verify(folder, limits), options.write) for folder in folders)
     if len(folders) > 1:
@@ -311,14 +324,14 @@ def _verify(store: EpisodeStore, options: argparse.Namespace) -> int:
 
 def _verify_one(found: Verification, write: bool) -> bool:
     """Print what was found; return whether the episode is sound now."""
-    name = found.path.name
+    name = escaped(found.path.name)
     if not found.problems:
         quality = found.quality.text if found.quality else "not judged"
         print(f"{name}: sound, {found.messages} messages, {quality}", flush=True)
         return True
     print(f"{name}: {say_count(len(found.problems), 'problem')}")
-    for problem in found.problems:
-        print(f"  {problem}", flush=True)
+    for problem in (*found.problems, *filter(None, [found.advice])):
+        print(f"  {escaped(problem)}", flush=True)
     if not (write and found.stale):
         return False
     store_quality(found)
@@ -327,40 +340,62 @@ def _verify_one(found: Verification, write: bool) -> bool:
 
 
 def add_recover(parser: argparse.ArgumentParser) -> None:
-    """Make whole what a recorder that died has left.
+    """Make episodes readable that are not, as far as they are whole.
 
-    Nothing is deleted, and what a living recorder holds is left alone. Afterwards judge it:
-    episodes verify --write ID.
+    What a recorder that died has left, an episode that lost its metadata.yaml or a part of a file,
+    one in another storage or compressed. Nothing is deleted, and what a living recorder holds is
+    left alone. Afterwards judge it: episodes verify --write ID.
     """
     parser.add_argument(
         "folder",
         type=Path,
         nargs="?",
         default=Path("rollouts"),
-        help=f"folder of the episodes, or one that ends in {RECORDING} (rollouts)",
+        help="folder of an episode, or one with episodes somewhere below it (rollouts)",
     )
     parser.set_defaults(run=_recover)
 
 
 def _recover(options: argparse.Namespace) -> int:
     folder = options.folder.expanduser()
-    alone = folder.name.endswith(RECORDING)
-    if not alone and not folder.is_dir():
+    own = look(folder)
+    if own.state is not State.NO_BAG or folder.name.endswith(RECORDING):
+        return int(not _recover_one(own, alone=True))
+    if not folder.is_dir():
         raise RolloutError(f"{folder}: is no folder; give the folder of the episodes")
-    found = [folder] if alone else sorted(folder.rglob(f"*{RECORDING}"))
-    failed = 0
-    for each in found:
-        try:
-            recovered = recover(each)
-        except RecordingInProgressError as error:
-            print(f"left alone: {error}", flush=True)
-            failed += alone
-        except RolloutError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            failed += 1
-        else:
-            print(f"recovered {recovered.path}: {recovered.messages} messages", flush=True)
-            print(f"  lost: {recovered.loss}", flush=True)
-    if not found:
-        print(f"{folder}: no unfinished episode below it")
+    tried = failed = 0
+    for each in below(folder):
+        if each.state in (State.FINISHED, State.DISCARDED) and not each.remark:
+            continue
+        if each.state in (State.ORIGINAL, State.PURGED):
+            continue
+        tried += 1
+        failed += not _recover_one(each, alone=False)
+    if not tried:
+        print(f"{folder}: no episode below it needs to be recovered")
     return int(failed > 0)
+
+
+def _recover_one(found: EpisodeFolder, *, alone: bool) -> bool:
+    """Recover an episode, and say what became of it; return whether nothing is left to do."""
+    if found.state is State.FOREIGN and not alone:
+        print(f"left alone: {escaped(f'{found.path}: {found.trouble}')}", flush=True)
+        return True
+    try:
+        recovered = recover(found.path)
+    except NothingToRecoverError as error:
+        print(escaped(str(error)), flush=True)
+        return True
+    except FolderInUseError as error:
+        print(f"left alone: {escaped(str(error))}", flush=True)
+        return not alone
+    except RolloutError as error:
+        print(f"error: {escaped(str(error))}", file=sys.stderr, flush=True)
+        return False
+    path = escaped(str(recovered.path))
+    print(f"recovered {path}: {recovered.messages} messages", flush=True)
+    print(f"  lost: {escaped(recovered.loss)}", flush=True)
+    if recovered.original is not None:
+        kept = escaped(recovered.original.name)
+        print(f"  what it was made of is kept as {kept}; 'episodes purge' deletes it", flush=True)
+    return True

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cosmos_policy_ros.cli.shared import add_root, find, open_store, read_rows, say_count
+from cosmos_policy_ros.cli.shared import add_root, open_store, read_rows, say_count
 from cosmos_policy_ros.core.errors import CosmosPolicyError, RolloutError
+from cosmos_policy_ros.core.untrusted import escaped
 from cosmos_policy_ros.episodes.episode import Episode, read_episode
 from cosmos_policy_ros.interop.to_hdf5 import export_hdf5
 from cosmos_policy_ros.interop.to_lerobot import LeRobotExport, LibraryError, load_library
@@ -33,7 +34,7 @@ def add_export_hdf5(parser: argparse.ArgumentParser) -> None:
 
 def _export_hdf5(options: argparse.Namespace) -> int:
     folder = _new_folder(options.out)
-    episodes = _select(options)
+    episodes, unreadable = _select(options)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -46,7 +47,7 @@ def _export_hdf5(options: argparse.Namespace) -> int:
         number += 1
         return f"{done.path.name}, {done.steps} steps{_say_left_out(done.left_out, done.steps)}"
 
-    return _export_each(episodes, folder, export)
+    return _export_each(episodes, folder, export, unreadable)
 
 
 def add_export_lerobot(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +70,7 @@ def add_export_lerobot(parser: argparse.ArgumentParser) -> None:
 def _export_lerobot(options: argparse.Namespace) -> int:
     load_library()  # before anything else: it is the likeliest thing to be missing
     folder = _new_folder(options.out)
-    episodes = _select(options)
+    episodes, unreadable = _select(options)
     scored = all(episode.score is not None for episode in episodes)
     if not scored:
         print("not every episode has a score: the data set gets none", file=sys.stderr)
@@ -82,7 +83,7 @@ def _export_lerobot(options: argparse.Namespace) -> int:
             left_out = _say_left_out(added.left_out, added.frames)
             return f"episode {added.index}, {added.frames} frames{left_out}"
 
-        return _export_each(episodes, folder, export)
+        return _export_each(episodes, folder, export, unreadable)
 
 
 def _begin_lerobot(
@@ -115,23 +116,32 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _select(options: argparse.Namespace) -> list[Episode]:
-    """Return the wanted episodes, oldest first, and say on stderr what was left out."""
+def _select(options: argparse.Namespace) -> tuple[list[Episode], int]:
+    """Choose the episodes, and say on stderr what was left out.
+
+    Returns:
+        The wanted episodes, oldest first, and how many could not be read.
+    """
     store = open_store(options.root)
+    unreadable, seen = 0, set[str]()
     if options.ids and options.task:
         raise RolloutError("name the episodes, or choose them by --task, not both")
     found = []
     for name in options.ids:
-        episode = read_episode(find(store, name))
+        episode = read_episode(store.find(name))
         if episode.discarded:
             raise RolloutError(f"{episode.id}: was discarded: {episode.discard_reason}")
         found.append(episode)
     for row in read_rows(store, task=options.task) if not options.ids else ():
         if row.episode is None:
             _say(f"{row.id}: {row.trouble}")
+            unreadable += row.wrong
+        elif row.episode.id in seen:
+            _say(f"{row.id}: is a copy of an episode that is exported")
         elif not (row.episode.quality.go or options.no_go):
             _say(f"{row.id}: {row.episode.quality.text}")
         else:
+            seen.add(row.episode.id)
             found.append(row.episode)
     unscored = [episode.id for episode in found if episode.score is None]
     if unscored and not options.unscored:
@@ -142,11 +152,11 @@ def _select(options: argparse.Namespace) -> list[Episode]:
         found = [episode for episode in found if episode.score is not None]
     if not found:
         raise RolloutError(f"{store.root}: no such episode among {len(store.episodes())}")
-    return found
+    return found, unreadable
 
 
 def _say(text: str) -> None:
-    print(f"left out: {text}", file=sys.stderr, flush=True)
+    print(f"left out: {escaped(text)}", file=sys.stderr, flush=True)
 
 
 def _new_folder(path: Path) -> Path:
@@ -165,11 +175,14 @@ def _say_left_out(left_out: Sequence[str], steps: int) -> str:
 
 
 def _export_each(
-    episodes: Sequence[Episode], folder: Path, export: Callable[[Episode], str]
+    episodes: Sequence[Episode],
+    folder: Path,
+    export: Callable[[Episode], str],
+    unreadable: int,
 ) -> int:
     """Export one episode after the other and say what became of each; return the exit code.
 
-    One that fails is passed over; a missing library ends it.
+    One that fails is passed over, as those were that are ``unreadable``; a missing library ends it.
     """
     failed = 0
     for episode in episodes:
@@ -178,10 +191,10 @@ def _export_each(
         except LibraryError:
             raise
         except CosmosPolicyError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {escaped(str(error))}", file=sys.stderr, flush=True)
             failed += 1
     print(
         f"{say_count(len(episodes) - failed, 'episode')} exported into {folder}"
         f"{f', {failed} failed' if failed else ''}"
     )
-    return int(failed > 0)
+    return int(failed + unreadable > 0)

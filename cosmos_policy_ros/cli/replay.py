@@ -9,7 +9,9 @@ from pathlib import Path
 from cosmos_policy_ros.cli.shared import say_count
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.core.untrusted import escaped
 from cosmos_policy_ros.dataset.gate_replay import Checked, check_episode
+from cosmos_policy_ros.episodes.folders import ORIGINAL, PURGED
 from cosmos_policy_ros.rig.spec import load_rig
 
 # Exit codes; 2 is a wrong command line.
@@ -34,10 +36,12 @@ def _replay_gate(options: argparse.Namespace) -> int:
     rig = load_rig(options.rig, config_folder("rigs")) if options.rig else None
     code = AS_RECORDED
     for bag in options.bags:
+        if bag.name.endswith((ORIGINAL, PURGED)):  # of rollouts/*; not meant
+            continue
         try:
             found = check_episode(bag.expanduser(), rig)
-        except RolloutError as error:
-            print(f"error: {error}", file=sys.stderr)  # the others are looked at all the same
+        except RolloutError as error:  # the others are looked at all the same
+            print(f"error: {escaped(str(error))}", file=sys.stderr)
             code = code or UNREADABLE
             continue
         _print_checked(found)
@@ -51,7 +55,9 @@ def _replay_gate(options: argparse.Namespace) -> int:
 def _print_checked(found: Checked) -> None:
     what = "decision" if found.decided else "demonstrated chunk"
     refused = ", ".join(f"{count} by {rule}" for rule, count in found.refused.items())
-    print(f"{found.path.name}: {say_count(found.judged, what)}, refused: {refused or 'none'}")
+    print(
+        f"{escaped(found.path.name)}: {say_count(found.judged, what)}, refused: {refused or 'none'}"
+    )
     if found.first:
         print(f"  the first: {found.first}")
     if found.closest:

@@ -16,11 +16,12 @@ import tty
 from secrets import SystemRandom
 from typing import Any, Literal
 
-from cosmos_policy_ros.cli.shared import add_root, find, open_store, read_rows, say_seconds
+from cosmos_policy_ros.cli.shared import add_root, open_store, read_rows, say_seconds
 from cosmos_policy_ros.core.config import did_you_mean
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.task import FULL_SCORE
 from cosmos_policy_ros.core.units import NS_PER_S
+from cosmos_policy_ros.core.untrusted import escaped
 from cosmos_policy_ros.episodes.episode import Episode, read_episode
 from cosmos_policy_ros.episodes.labels import OperatorScore, rubric_of, tally
 from cosmos_policy_ros.episodes.store import EpisodeStore
@@ -85,12 +86,12 @@ def add_score(parser: argparse.ArgumentParser) -> None:
 def _score(options: argparse.Namespace) -> int:
     pedal = _pedal_keys(options.pedal)
     store = open_store(options.root)
-    episodes = _chosen(store, options)
+    episodes, failed = _chosen(store, options)
     if not episodes:
-        _say(f"{store.root}: every episode has its score")
-        return 0
+        which = "every episode that can be read" if failed else "every episode"
+        _say(f"{store.root}: {which} has its score")
+        return int(failed > 0)
     _say("y, Enter or space: yes   n: no   b: back one question   Ctrl-C: stop")
-    failed = 0
     with Keyboard(pedal) as keyboard:
         for number, episode in enumerate(episodes, 1):
             _say(_headline(episode, options.blind, f"{number} of {len(episodes)}"))
@@ -107,7 +108,7 @@ def _score(options: argparse.Namespace) -> int:
             if operator_score is None:
                 _say("  nothing was written")
                 continue
-            label = store.score(operator_score, episode=episode.id)[-1]
+            label = store.score(operator_score, episode=episode.path.name)[-1]
             _say(f"  written: {label.points:g} of {FULL_SCORE} (revision {label.revision})")
     return int(failed > 0)
 
@@ -125,21 +126,24 @@ def _pedal_keys(name: str | None) -> tuple[str, ...]:
     )
 
 
-def _chosen(store: EpisodeStore, options: argparse.Namespace) -> list[Episode]:
+def _chosen(store: EpisodeStore, options: argparse.Namespace) -> tuple[list[Episode], int]:
+    """Return the episodes to score, and how many could not be read."""
     if not options.unscored:
-        return [read_episode(find(store, options.id))]
+        return [read_episode(store.find(options.id))], 0
     if options.id:
         raise RolloutError("name an episode, or --unscored, not both")
-    episodes = []
+    episodes, failed = [], 0
     for row in read_rows(store, task=options.task, scored=False):
         if row.episode is None:
-            print(f"left out: {row.id} is {row.state}: {row.trouble}", file=sys.stderr, flush=True)
+            text = f"left out: {row.id}, {row.state}: {escaped(row.trouble)}"
+            print(text, file=sys.stderr, flush=True)
+            failed += row.wrong
         else:
             episodes.append(row.episode)
     if options.blind:
         # In order of time the checkpoint could be guessed from its neighbours.
         SystemRandom().shuffle(episodes)
-    return episodes
+    return episodes, failed
 
 
 def _headline(episode: Episode, blind: bool, count: str) -> str:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from cosmos_policy_ros.bags.types import load_types
-from cosmos_policy_ros.bags.writer import DISCARDED, RECORDING
 from cosmos_policy_ros.core.errors import RolloutError
-from cosmos_policy_ros.core.files import FolderLock
 from cosmos_policy_ros.core.paths import config_folder, package_share
-from cosmos_policy_ros.episodes.episode import Episode, bare_id, id_number, read_episode
+from cosmos_policy_ros.core.untrusted import shown
+from cosmos_policy_ros.episodes.episode import Episode, read_episode
+from cosmos_policy_ros.episodes.folders import EpisodeFolder, State, bare_id, copies, scan
 from cosmos_policy_ros.episodes.store import EpisodeStore
 
 GOES_ON = "interrupted: the same command goes on where it was"
-# s; a recorder makes its folder and locks it a moment later. Trying the lock in between, only to
-# look, would have the recorder refused.
-JUST_BEGUN = 2.0
 
 
 def add_root(parser: argparse.ArgumentParser) -> None:
@@ -58,15 +54,6 @@ def open_store(root: Path) -> EpisodeStore:
     return EpisodeStore(root, load_types(package_share() / "msg"))
 
 
-def find(store: EpisodeStore, name: str) -> Path:
-    """Return the folder of an episode by its id or its number alone; "" is the newest."""
-    if name.isdecimal():
-        for known, path in store.episodes().items():
-            if id_number(known) == int(name):
-                return path
-    return store.find(name)
-
-
 def begun(episode: str) -> datetime | None:
     """Return when an episode began by the operator's wall clock, from its id or folder name."""
     try:
@@ -96,25 +83,43 @@ def say_count(count: int, thing: str) -> str:
     return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
+_NOTHING_WRONG = (State.RECORDING, State.FOREIGN, State.ORIGINAL)
+
+
 @dataclass(frozen=True)
 class Row:
     """One episode of the table; ``trouble`` says why nothing could be read of it."""
 
-    id: str
-    path: Path
+    folder: EpisodeFolder
     episode: Episode | None = None
     trouble: str = ""
+    same: str = ""  # name of another folder whose episode has the same id
+
+    @property
+    def id(self) -> str:
+        """What it is called in a table and in a message."""
+        return self.folder.title
+
+    @property
+    def wrong(self) -> bool:
+        """Whether a command that passes it over has something to report."""
+        return self.episode is None and self.folder.state not in _NOTHING_WRONG
 
     @property
     def state(self) -> str:
-        """What is special about it, in a word; empty for an ordinary finished one."""
-        if self.path.name.endswith(RECORDING):
-            return "recording" if _is_locked(self.path) else "unfinished"
-        if self.path.name.endswith(DISCARDED):
-            return "discarded"
-        if self.episode is None:
-            return "unreadable"
-        return "recovered" if self.episode.recovered else ""
+        """What is special about it, in some words; empty for an ordinary finished one."""
+        words = []
+        if self.folder.state is not State.FINISHED:
+            words.append(self.folder.state.value)
+        elif self.episode is None:
+            words.append(State.UNREADABLE.value)
+        if self.episode is not None and self.episode.recovered:
+            words.append("recovered")
+        if self.folder.remark:
+            words.append(self.folder.remark)
+        if self.same:
+            words.append(f"same id as {shown(self.same)}")
+        return ", ".join(words)
 
 
 def read_rows(
@@ -134,26 +139,31 @@ def read_rows(
         since: begun at this time of the operator's wall clock or later.
         scored: True or False for those with or without a score; None for both.
         go: only those whose quality is GO.
-        discarded: discarded ones too.
+        discarded: discarded ones too, and what recoveries replaced.
 
     Raises:
         RolloutError: the folder cannot be listed.
     """
     rows = []
-    for name, path in store.episodes().items():
-        if path.name.endswith(DISCARDED) and not discarded:
+    folders = scan(store.root)
+    same = copies(folders)
+    for folder in folders:
+        kept = folder.state in (State.DISCARDED, State.ORIGINAL)
+        if folder.state is State.PURGED or (kept and not discarded):
             continue
-        start = begun(name)
+        start = begun(folder.id)
         if since is not None and start is not None and start < since:
             continue
-        row = Row(name, path, trouble="its recorder has it, or died; see cosmos recover")
-        if not path.name.endswith(RECORDING):
+        row = Row(folder, trouble=folder.trouble)
+        if not folder.trouble:
             try:
-                row = Row(name, path, read_episode(path))
+                row = Row(folder, read_episode(folder.path, folder))
             except RolloutError as error:
-                row = Row(name, path, trouble=" ".join(str(error).split()))
+                row = Row(folder, trouble=" ".join(str(error).split()))
+        if folder.path in same:
+            row = replace(row, same=same[folder.path].name)
         if row.episode is None:
-            wanted = not task or f"_{task}_" in name
+            wanted = not task or f"_{task}_" in folder.id
         else:
             wanted = (
                 (not task or row.episode.metadata.task == task)
@@ -163,16 +173,3 @@ def read_rows(
         if wanted:
             rows.append(row)
     return rows
-
-
-def _is_locked(folder: Path) -> bool:
-    """Tell whether a living recorder has it."""
-    try:
-        if time.time() - folder.stat().st_mtime < JUST_BEGUN:
-            return True
-        FolderLock(folder).release()
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False

@@ -44,17 +44,14 @@ from cosmos_policy_ros.core.config import load_config
 from cosmos_policy_ros.core.errors import ObservationError, RolloutError
 from cosmos_policy_ros.core.files import locked, rename, stands_at, sync
 from cosmos_policy_ros.core.paths import package_share
-from cosmos_policy_ros.core.untrusted import UnreadableError, open_file, parse_json, reading, shown
+from cosmos_policy_ros.core.untrusted import UnreadableError, open_file, reading, shown
 from cosmos_policy_ros.episodes.episode import QUALITY, Episode, read_episode
+from cosmos_policy_ros.episodes.folders import COMPACTED, VIDEO_FILE, left_over
 from cosmos_policy_ros.episodes.quality import QualityReport
 from cosmos_policy_ros.episodes.topics import find_rig
 from cosmos_policy_ros.rig.images import decode_image
 from cosmos_policy_ros.rig.observation import fingerprint
 
-COMPACTED = "compacted"
-"""Entry of ``custom_data``: how, from which files, and what it came to."""
-VIDEO_FILE = "_video.mcap"
-"""How the file with the video is called behind the episode's id."""
 LEFT = "; the episode stays as it is"
 _MOST_PSNR = 99.0  # dB; of equal images it is infinite
 _BLOCK = 1 << 20  # bytes read at once
@@ -131,33 +128,6 @@ def is_compacted(episode: Episode) -> bool:
     return any(topic.msgtype == VIDEO for topic in episode.topics.values())
 
 
-def left_over(folder: Path, information: Mapping[str, Any]) -> tuple[Path, ...]:
-    """Return the files that a killed compaction has left beside those that are the episode.
-
-    None while one of the episode's own files is missing: what is left may be all there is.
-    """
-    listed = information["relative_file_paths"]
-    if not all((folder / name).is_file() for name in listed):
-        return ()
-    found = [path for path in sorted(folder.glob(f"*{VIDEO_FILE}")) if path.name not in listed]
-    for name, size in _replaced(information).items():
-        path = folder / name
-        if name not in listed and path.is_file() and path.stat().st_size == size:
-            found.append(path)
-    return tuple(found)
-
-
-def _replaced(information: Mapping[str, Any]) -> dict[str, int]:
-    """Return names and sizes of the files that the episode's video took the place of."""
-    note = (information.get("custom_data") or {}).get(COMPACTED, "")
-    if not note:
-        return {}
-    with suppress(UnreadableError, KeyError, TypeError, AttributeError):
-        files = parse_json(note)["replaced"]
-        return {str(n): int(f["bytes"]) for n, f in files.items() if n == Path(n).name}
-    return {}
-
-
 def _compact(
     folder: Path, descriptor: int, config: CompactionConfig, progress: Callable[[int, int], None]
 ) -> Compacted | None:
@@ -165,7 +135,7 @@ def _compact(
         information = read_metadata(folder)
         _remove_left_over(folder, information)
         _remove_drafts(folder)
-        episode = read_episode(folder, information)
+        episode = read_episode(folder)
         if is_compacted(episode):
             return None
         with reading(folder, "an episode", RolloutError, VERIFY):

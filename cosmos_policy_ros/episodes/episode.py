@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +12,23 @@ from rosbags.interfaces import Connection
 from rosbags.rosbag2 import Reader
 from rosbags.typesys.store import Typestore
 
-from cosmos_policy_ros.bags.bounds import read_summary
-from cosmos_policy_ros.bags.mcap_file import REBUILD, VERIFY
-from cosmos_policy_ros.bags.messages import EpisodeMetadata, Label, decode_label, decode_metadata
+from cosmos_policy_ros.bags.mcap_file import VERIFY
+from cosmos_policy_ros.bags.messages import EpisodeMetadata, Label, decode_label
 from cosmos_policy_ros.bags.types import types_of_definition
-from cosmos_policy_ros.bags.writer import (
-    DISCARDED,
-    EPISODE_TOPIC,
-    LABEL_TOPIC,
-    METADATA,
-    RECORDING,
-    read_metadata,
-)
+from cosmos_policy_ros.bags.writer import LABEL_TOPIC
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.untrusted import reading
+from cosmos_policy_ros.episodes.folders import DISCARD_REASON, EpisodeFolder, State, look
 from cosmos_policy_ros.episodes.labels import read_log
 from cosmos_policy_ros.episodes.quality import QualityReport
 
 # Entries of ``custom_data``.
 OUTCOME = "outcome"
-DISCARD_REASON = "discard_reason"
 RECOVERED = "recovered"
 QUALITY = "integrity"
 SOURCE_NOTES = "source_notes"
 
-_MAX_TASK_CHARACTERS = 40  # a folder name of at most 72 characters, read whole in a file manager
-_BAG_FILE = re.compile(r"\.(mcap|db3)(\.zstd)?$")
-_ID = re.compile(r"\d{8}-\d{6}_.+_(?P<number>\d{4,})")
+NOT_JUDGED = "it was not judged; 'cosmos episodes verify --write' with its id does so"
 
 
 @dataclass(frozen=True)
@@ -93,60 +81,19 @@ class Episode:
         return next((x for x in reversed(self.labels) if x.kind == "score"), None)
 
 
-def episode_id(task: str, now: datetime, taken: Iterable[str]) -> str:
-    """Return an id such as ``20261122-105830_transfer_cube_0001``.
-
-    The trailing number is one above the highest in ``taken``, ids or folder names, so ids stay
-    apart, and in order, even when the clock is set back.
-    """
-    label = re.sub(r"[^A-Za-z0-9_-]+", "-", task)[:_MAX_TASK_CHARACTERS] or "episode"
-    number = 1 + max((id_number(name) for name in taken), default=0)
-    return f"{now:%Y%m%d-%H%M%S}_{label}_{number:04d}"
-
-
-def bare_id(folder_name: str) -> str:
-    """Return the episode id in a folder's name, whatever the episode's state."""
-    return folder_name.removesuffix(RECORDING).removesuffix(DISCARDED)
-
-
-def id_number(name: str) -> int:
-    """Return the running number of an id or folder name, 0 when it is not an episode's."""
-    match = _ID.fullmatch(bare_id(name))
-    return int(match["number"]) if match else 0
-
-
-def has_bag_files(folder: Path) -> bool:
-    """Tell whether a folder has anything of a bag, whatever else of one it lacks.
-
-    One that cannot be listed has: reading it says why not.
-    """
-    try:
-        return folder.name.endswith(RECORDING) or any(
-            file.name == METADATA or _BAG_FILE.search(file.name) for file in folder.iterdir()
-        )
-    except OSError:
-        return True
-
-
-def read_episode(path: Path, information: Mapping[str, Any] | None = None) -> Episode:
+def read_episode(path: Path, found: EpisodeFolder | None = None) -> Episode:
     """Read the summary of a finished or discarded episode.
 
     Args:
         path: the bag's folder.
-        information: its metadata, by ``read_metadata``, where the caller has them already.
+        found: what it is, by ``look``, where the caller knows already.
 
     Raises:
-        RolloutError: the bag is unfinished, unreadable, or not an episode of this package.
+        RolloutError: it cannot be read as an episode, and what to do.
     """
-    with _open(path, information) as (files, information):
-        metadata = [
-            decode_metadata(types, cdr)
-            for _, types, _, cdr in _messages(files, {EPISODE_TOPIC.name})
-        ]
-        if not metadata:
-            raise RolloutError(
-                f"{path}: has no message on '{EPISODE_TOPIC.name}'; it is a bag, but no episode"
-            )
+    with _open(path, found) as (files, found):
+        metadata, information = found.metadata, found.information
+        assert metadata is not None and information is not None, "it is whole"
         in_bag = [
             decode_label(types, cdr) for _, types, _, cdr in _messages(files, {LABEL_TOPIC.name})
         ]
@@ -164,16 +111,16 @@ def read_episode(path: Path, information: Mapping[str, Any] | None = None) -> Ep
     try:
         quality = QualityReport.from_json(notes.get(QUALITY, ""))
     except ValueError:
-        quality = QualityReport(False, ("it was not judged: its recorder died",))
+        quality = QualityReport(False, (NOT_JUDGED,))
     return Episode(
-        id=bare_id(path.name),
+        id=found.id,
         path=path,
-        files=tuple(path / name for name in information["relative_file_paths"]),
-        metadata=metadata[0],
+        files=found.files,
+        metadata=metadata,
         topics=dict(sorted(topics.items())),
         labels=tuple(labels[revision] for revision in sorted(labels)),
         outcome=notes.get(OUTCOME, ""),
-        discarded=path.name.endswith(DISCARDED),
+        discarded=found.state is State.DISCARDED,
         discard_reason=notes.get(DISCARD_REASON, ""),
         recovered=notes.get(RECOVERED, ""),
         quality=quality,
@@ -196,26 +143,18 @@ def read_messages(path: Path, topics: Iterable[str]) -> Iterator[tuple[str, int,
 
 @contextmanager
 def _open(
-    path: Path, information: Mapping[str, Any] | None = None
-) -> Iterator[tuple[list[Reader], Mapping[str, Any]]]:
-    """Open the files of a finished bag, metadata and indexes within bounds; yields both.
+    path: Path, found: EpisodeFolder | None = None
+) -> Iterator[tuple[list[Reader], EpisodeFolder]]:
+    """Open the files of a finished bag, whose metadata and indexes are within bounds; yields both.
 
     The files, not the folder, for which ``Reader`` would parse the metadata once more.
     """
-    if path.name.endswith(RECORDING):
-        raise RolloutError(
-            f"{path}: is unfinished: it is being recorded, or its recorder died; it cannot be read "
-            f"as an episode"
-        )
+    found = found or look(path)
+    if found.trouble:
+        raise RolloutError(f"{path}: {found.trouble}")
     with reading(path, "a bag", RolloutError, VERIFY), ExitStack() as opened:
-        information = information or read_metadata(path)
-        files = [path / name for name in information["relative_file_paths"]]
-        for file in files:
-            where = f"{file}: cannot be read as a bag"
-            with reading(where, "an MCAP file", RolloutError, REBUILD):
-                read_summary(file)
         try:
-            yield [opened.enter_context(Reader(file)) for file in files], information
+            yield [opened.enter_context(Reader(file)) for file in found.files], found
         except RolloutError as error:  # of a message, which does not know where it is from
             if str(path) in str(error):
                 raise

@@ -22,7 +22,8 @@ from cosmos_policy_ros.bags.mcap_file import Compression, Topic
 from cosmos_policy_ros.bags.messages import EpisodeMetadata, Label, check_text
 from cosmos_policy_ros.bags.writer import BagWriter
 from cosmos_policy_ros.core.errors import RolloutError
-from cosmos_policy_ros.episodes.episode import DISCARD_REASON, OUTCOME, QUALITY
+from cosmos_policy_ros.episodes.episode import OUTCOME, QUALITY
+from cosmos_policy_ros.episodes.folders import DISCARD_REASON
 from cosmos_policy_ros.episodes.labels import number, write_labels
 from cosmos_policy_ros.episodes.quality import QualityMonitor, QualityReport
 from cosmos_policy_ros.rig.spec import JPEG_QUALITY

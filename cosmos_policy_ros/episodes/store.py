@@ -10,52 +10,42 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
 
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.bags.jpeg import jpeg_topic
-from cosmos_policy_ros.bags.mcap_file import Topic, to_yaml
-from cosmos_policy_ros.bags.messages import (
-    EpisodeMetadata,
-    Label,
-    check_text,
-    decode_metadata,
-    encode_label,
-)
-from cosmos_policy_ros.bags.repair import ScanResult, describe_scan, repair_file, survey
-from cosmos_policy_ros.bags.types import types_of_definition
+from cosmos_policy_ros.bags.mcap_file import Topic
+from cosmos_policy_ros.bags.messages import EpisodeMetadata, Label, check_text, encode_label
 from cosmos_policy_ros.bags.writer import (
     DISCARDED,
-    EPISODE_TOPIC,
     LABEL_TOPIC,
-    METADATA,
     RECORDING,
     BagWriter,
     add_file,
     add_notes,
     read_metadata,
-    write_metadata,
 )
 from cosmos_policy_ros.core.errors import RolloutError
-from cosmos_policy_ros.core.files import FolderLock, locked, rename, sync
-from cosmos_policy_ros.core.untrusted import UnreadableError, reading
-from cosmos_policy_ros.episodes.episode import (
+from cosmos_policy_ros.core.files import locked, rename
+from cosmos_policy_ros.core.untrusted import reading, shown
+from cosmos_policy_ros.episodes.episode import Episode, read_episode
+from cosmos_policy_ros.episodes.folders import (
     DISCARD_REASON,
-    OUTCOME,
-    RECOVERED,
-    Episode,
+    ORIGINAL,
+    PURGED,
+    WHOLE,
+    KnownId,
     bare_id,
     episode_id,
     id_number,
-    read_episode,
+    known_ids,
+    look,
 )
 from cosmos_policy_ros.episodes.labels import OperatorScore, labels_of, logged, number
 from cosmos_policy_ros.episodes.quality import QualityMonitor, load_limits
-from cosmos_policy_ros.episodes.recording import FLUSH_PERIOD, Options, Recording
+from cosmos_policy_ros.episodes.recording import Options, Recording
+from cosmos_policy_ros.episodes.recovery import FolderInUseError, Recovered, recover
 
-PURGED = ".purged"
-"""Suffix of what is being deleted: half an episode must not be taken for one."""
 DEFAULTS = Options()
 
 
@@ -71,6 +61,7 @@ class EpisodeStore:
         self._clock = clock
         self._lock = threading.RLock()
         self._recording: Recording | None = None
+        self._known: dict[Path, KnownId] = {}
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -83,26 +74,53 @@ class EpisodeStore:
         return recording if recording is not None and recording.open else None
 
     def episodes(self) -> dict[str, Path]:
-        """Return the folder of every episode by id, oldest first, whatever their state."""
-        try:
-            folders = [path for path in self.root.iterdir() if id_number(path.name)]
-        except OSError as error:
-            raise RolloutError(f"{self.root}: cannot be listed: {error}") from error
-        folders.sort(key=lambda path: (id_number(path.name), path.name))
-        return {bare_id(path.name): path for path in folders}
+        """Return the folder of every episode by id, oldest first, whatever their state.
+
+        Of two that have the same id, a copy and its original, the later one is listed by its
+        folder's name.
+        """
+        found: dict[str, Path] = {}
+        for path, episode in self._ids():
+            name = path.name if episode in found else episode
+            found[name] = path
+        return found
 
     def find(self, episode: str = "") -> Path:
-        """Return the folder of an episode; of the newest when ``episode`` is empty."""
-        known = self.episodes()
+        """Return the folder of an episode; of the newest when ``episode`` is empty.
+
+        Args:
+            episode: the name of its folder, its id, or its number alone.
+
+        Raises:
+            RolloutError: there is none, or there are two.
+        """
+        known = self._ids()
         if not known:
             raise RolloutError(f"{self.root}: holds no episode yet; start one first")
-        newest = next(reversed(known))
+        newest = known[-1][1]
         wanted = bare_id(episode) or newest
-        if wanted not in known:
-            near = difflib.get_close_matches(wanted, known, n=1)
+        found = (
+            [path for path, _ in known if path.name == episode]
+            or [path for path, _ in known if bare_id(path.name) == wanted]
+            or [path for path, name in known if name == wanted]
+            or [path for path, name in known if wanted.lstrip("0") == f"{id_number(name)}"]
+        )
+        if len(found) > 1:
+            names = " and ".join(shown(path.name) for path in found)
+            raise RolloutError(
+                f"episode '{shown(episode)}' is in {len(found)} folders of {self.root}, {names}; "
+                f"give the name of one of them"
+            )
+        if not found:
+            near = difflib.get_close_matches(wanted, [name for _, name in known], n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"the newest is '{newest}'"
-            raise RolloutError(f"episode '{episode}' is not in {self.root}; {hint}")
-        return known[wanted]
+            raise RolloutError(f"episode '{shown(episode)}' is not in {self.root}; {hint}")
+        return found[0]
+
+    def _ids(self) -> list[tuple[Path, str]]:
+        """Return each episode's folder and id, oldest first."""
+        self._known = known_ids(self.root, self._known)
+        return [(path, known.id) for path, known in self._known.items()]
 
     def begin(
         self,
@@ -127,7 +145,8 @@ class EpisodeStore:
                 raise RolloutError(
                     f"episode '{self.recording.id}' is being recorded; stop or discard it first"
                 )
-            name = episode_id(metadata.task, datetime.now(), self.episodes())
+            taken = [each for path, known in self._ids() for each in (known, path.name)]
+            name = episode_id(metadata.task, datetime.now(), taken)
             metadata = replace(metadata, episode_id=name)
             writer = BagWriter(
                 self.root / name,
@@ -181,14 +200,18 @@ class EpisodeStore:
         with self._lock:
             recording = self._recorded_now(episode)
             folder = recording.path if recording is not None else self.find(episode)
-            name, now_ns = bare_id(folder.name), self._clock()
-            label = Label(name, 0, "discard", now_ns, operator_name=operator_name, note=reason)
+            now_ns = self._clock()
+
+            def label(name: str) -> Label:
+                return Label(name, 0, "discard", now_ns, operator_name=operator_name, note=reason)
+
             if recording is not None:
-                return recording.discard(label)
+                return recording.discard(label(recording.id))
             if folder.name.endswith(DISCARDED):
                 before = (read_metadata(folder).get("custom_data") or {}).get(DISCARD_REASON, "")
+                name = bare_id(folder.name)
                 raise RolloutError(f"episode '{name}' was discarded before: '{before}'")
-            add_labels(folder, lambda _: [label], self._types)
+            add_labels(folder, lambda found: [label(found.id)], self._types)
             final = folder.with_name(folder.name + DISCARDED)
             try:
                 with locked(folder):
@@ -213,7 +236,7 @@ class EpisodeStore:
         for folder in folders:
             try:
                 results.append(recover(folder))
-            except RecordingInProgressError:
+            except FolderInUseError:
                 continue
             except RolloutError as error:
                 results.append(error)
@@ -236,18 +259,17 @@ def add_labels(
     Raises:
         RolloutError: the episode is unfinished, or the disk refused; nothing has changed then.
     """
-    if folder.name.endswith(RECORDING):
-        raise RolloutError(
-            f"{folder}: is unfinished: its recorder died, or another one has it; recover it first"
-        )
+    if trouble := look(folder).trouble:
+        raise RolloutError(f"{folder}: {trouble}")
     try:
         with locked(folder):
-            information = read_metadata(folder)
-            episode = read_episode(folder, information)
+            found = look(folder)
+            episode = read_episode(folder, found)
             numbered = number(labels(episode), episode.labels)
             with logged(folder, numbered):
                 messages = [encode_label(types, label) for label in numbered]
-                add_file(folder, information, LABEL_TOPIC, messages, types)
+                assert found.information is not None, "it is whole"
+                add_file(folder, found.information, LABEL_TOPIC, messages, types)
     except OSError as error:
         raise RolloutError(
             f"{folder}: cannot be labelled: {error}; the bag is as before, label it again"
@@ -255,104 +277,29 @@ def add_labels(
     return numbered
 
 
-class RecordingInProgressError(RolloutError):
-    """The episode belongs to a recorder that lives."""
+def unwanted(root: Path) -> tuple[Path, ...]:
+    """Return what a purge deletes: the folders of discarded episodes, and what was replaced.
 
-
-class Recovered(NamedTuple):
-    """A recovered episode: its folder, its messages, and what is missing."""
-
-    path: Path
-    messages: int
-    loss: str
-
-
-def recover(folder: Path) -> Recovered:
-    """Finish ``<episode_id>.recording`` in place and give it its real name. Nothing is deleted.
+    Discarded is what bears the mark in its name, so that renaming a folder keeps it. Of a recovered
+    episode it is the original, as soon as the episode is whole; and what an interrupted purge left.
 
     Raises:
-        RolloutError: it is being recorded, nothing in it can be read, or the disk refused; it is
-            unchanged then, and can be recovered again.
+        RolloutError: the folder cannot be listed.
     """
-    # Whatever a damaged file makes a parser raise, a recorder that starts goes on to the next.
-    with reading(folder, "an unfinished episode", RolloutError, "left as it is"):
-        if folder.is_symlink() or not folder.is_dir():
-            raise UnreadableError("is no folder, so no recorder made it")
-        try:
-            hold = FolderLock(folder)
-        except BlockingIOError:
-            raise RecordingInProgressError(
-                f"{folder}: is being recorded by a recorder that lives"
-            ) from None
-        try:
-            return _recover(folder)
-        except RolloutError as error:
-            if str(folder) in str(error):
-                raise
-            raise RolloutError(f"{folder}: {error}; left as it is") from error
-        finally:
-            hold.release()
-
-
-def _recover(folder: Path) -> Recovered:
-    """Look at everything first: a folder that cannot be recovered stays as it is."""
-    final = folder.with_name(bare_id(folder.name))
-    file = folder / f"{final.name}_0.mcap"
-    if file.is_symlink() or not file.is_file():
-        raise RolloutError(f"{folder}: has no {file.name}, so there is nothing to recover")
-    scan = survey(file)
-    loss = "nothing: its recorder died after its last message was written"
-    if not scan.finished:
-        loss = f"up to {FLUSH_PERIOD:g} s before its recorder died were not yet written"
-        if scan.cut_bytes:
-            loss += f"; {scan.cut_bytes} bytes of a torn chunk were cut off"
-    information = None
-    if not (folder / METADATA).exists():
-        notes = {OUTCOME: "its recorder died", RECOVERED: loss}
-        notes = {**_metadata(file, scan).custom_data(), **notes}
-        information = describe_scan(file.name, scan, notes)
-        to_yaml(information)  # what cannot be written shows here
-    else:  # it died between the last write and the folder's real name
-        read_metadata(folder)
-    try:
-        repair_file(file, scan)
-        if information is not None:
-            write_metadata(folder, information)
-        sync(folder)
-        rename(folder, final)
-    except OSError as error:
-        raise RolloutError(
-            f"{folder}: cannot be recovered now: {error}; free disk space, or make the folder "
-            f"writable, and recover it again"
-        ) from error
-    return Recovered(final, scan.total.total(), loss)
-
-
-def _metadata(file: Path, scan: ScanResult) -> EpisodeMetadata:
-    for channel in scan.channels.values():
-        if channel.topic == EPISODE_TOPIC.name and channel.id in scan.first:
-            schema = scan.schemas[channel.schema_id]
-            types = types_of_definition(schema.name, schema.data.decode())
-            return decode_metadata(types, scan.first[channel.id].data)
-    raise RolloutError(f"{file}: has no message on '{EPISODE_TOPIC.name}'; it is no episode")
-
-
-def discarded(root: Path) -> tuple[Path, ...]:
-    """Return the folders of the discarded episodes, and those a purge that died has left."""
-    try:
+    with reading(root, "a folder of episodes", RolloutError):
         folders = [path for path in root.iterdir() if path.is_dir() and not path.is_symlink()]
-    except OSError as error:
-        raise RolloutError(f"{root}: cannot be listed: {error}") from error
-    return tuple(sorted(path for path in folders if _is_discarded(path)))
+    # Originals first: whether one is needed shows in the episode that was made of it.
+    folders.sort(key=lambda path: (not path.name.endswith(ORIGINAL), path.name))
+    return tuple(path for path in folders if _is_unwanted(path))
 
 
 def delete(folder: Path) -> None:
-    """Delete a discarded episode for good; what a disk that refuses leaves of it, the next purge.
+    """Delete what a purge may; what a disk that refuses leaves of it, the next purge deletes.
 
     Raises:
-        RolloutError: it is not discarded, or the disk refused.
+        RolloutError: it is not discarded and was not replaced, or the disk refused.
     """
-    if not _is_discarded(folder):
+    if not _is_unwanted(folder):
         raise RolloutError(f"{folder}: is not discarded; only discarded episodes are deleted")
     try:
         if not folder.name.endswith(PURGED):
@@ -365,6 +312,13 @@ def delete(folder: Path) -> None:
         raise RolloutError(f"{folder}: cannot be deleted: {error}") from error
 
 
-def _is_discarded(folder: Path) -> bool:
-    name = folder.name.removesuffix(PURGED)
-    return name.endswith(DISCARDED) and id_number(name) > 0
+def _is_unwanted(folder: Path) -> bool:
+    name = folder.name
+    if name.endswith(PURGED):
+        return name.removesuffix(PURGED).endswith((DISCARDED, ORIGINAL))
+    if name.endswith(ORIGINAL):
+        made = folder.with_name(name.removesuffix(ORIGINAL))
+        return any(
+            look(made.with_name(made.name + suffix)).state in WHOLE for suffix in ("", DISCARDED)
+        )
+    return name.endswith(DISCARDED) and bool(look(folder).id)

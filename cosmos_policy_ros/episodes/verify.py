@@ -17,19 +17,14 @@ from typing import Any, TypeVar
 
 from cosmos_policy_ros.bags.check import CheckedFile, Received
 from cosmos_policy_ros.bags.messages import Label, decode_label
+from cosmos_policy_ros.bags.storages import storage_files
 from cosmos_policy_ros.bags.types import types_of_definition
-from cosmos_policy_ros.bags.writer import (
-    EPISODE_TOPIC,
-    LABEL_TOPIC,
-    RECORDING,
-    add_notes,
-    read_metadata,
-)
+from cosmos_policy_ros.bags.writer import EPISODE_TOPIC, LABEL_TOPIC, add_notes
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.files import locked
 from cosmos_policy_ros.core.untrusted import reading
-from cosmos_policy_ros.episodes.compact import left_over
 from cosmos_policy_ros.episodes.episode import QUALITY, Episode, read_episode
+from cosmos_policy_ros.episodes.folders import State, left_over, look, recover_command
 from cosmos_policy_ros.episodes.labels import LABEL_LOG, read_log
 from cosmos_policy_ros.episodes.quality import (
     GIGABYTE,
@@ -52,6 +47,7 @@ class Verification:
     quality: QualityReport | None  # what its messages make it, if they could be judged
     stale: bool  # the stored quality report is another one, or there is none
     messages: int  # read and sound
+    advice: str = ""  # what mends it, where its problems do not say so themselves
 
 
 def verify(folder: Path, limits: QualityLimits) -> Verification:
@@ -72,14 +68,16 @@ def verify(folder: Path, limits: QualityLimits) -> Verification:
             problems.append(str(error))
             return None
 
-    if folder.name.endswith(RECORDING):
-        problem = "is unfinished: it is being recorded, or its recorder died; recover it"
-        return Verification(folder, (problem,), None, False, 0)
-    information = attempt(lambda: read_metadata(folder)) or {}
-    episode = attempt(lambda: read_episode(folder, information))
+    state = look(folder)
+    if state.trouble:
+        problems.append(state.trouble)
+        if state.state is not State.DAMAGED:
+            return Verification(folder, tuple(problems), None, False, 0)
+    information = state.information or {}
+    episode = None if state.trouble else attempt(lambda: read_episode(folder, state))
     monitor = attempt(lambda: _monitor(episode, limits)) if episode else None
     listed: list[str] = information.get("relative_file_paths", [])
-    present = {path.name for path in folder.glob("*.mcap")}
+    present = {path.name for path in storage_files(folder) if path.suffix == ".mcap"}
     names = [name for name in listed if (folder / name).is_file()]
     problems += [
         f"{name} is in metadata.yaml and not in the folder" for name in listed if name not in names
@@ -89,6 +87,7 @@ def verify(folder: Path, limits: QualityLimits) -> Verification:
         f"{name} is left of a compaction that was killed; 'cosmos episodes compact' removes it"
         for name in sorted(left)
     ]
+    mendable = bool(present.difference(listed, left))
     for name in sorted(present.difference(listed, left)):
         problems.append(f"{name} is in the folder and not in metadata.yaml")
         names.append(name)
@@ -109,10 +108,16 @@ def verify(folder: Path, limits: QualityLimits) -> Verification:
                 monitor = None
     damage = [problem for file in files for problem in file.problems]
     problems += damage
+    mendable = mendable or bool(damage)
     quality, stale = None, False
     if not damage and files and episode is not None:
-        attempt(lambda: problems.extend(_compare_metadata(information, files, episode)))
+        misfits = attempt(lambda: list(_compare_metadata(information, files))) or []
+        problems += misfits
+        if (told := sum(file.counts[EPISODE_TOPIC.name] for file in files)) != 1:
+            problems.append(f"{told} messages of metadata, expected 1")
         in_log, unreadable = attempt(lambda: read_log(folder)) or ((), ())
+        revisions = [{label.revision for label in where} for where in (labels, in_log)]
+        mendable = mendable or bool(misfits) or revisions[0] != revisions[1]
         problems += [*unreadable, *_compare_labels(labels, in_log)]
         if monitor is not None:
             text = (information.get("custom_data") or {}).get(QUALITY, "")
@@ -127,7 +132,10 @@ def verify(folder: Path, limits: QualityLimits) -> Verification:
                 before = f"its verdict is {stored.text}" if stored else "it was never judged"
                 problems.append(f"{before}; its messages make it {quality.text}")
     messages = sum(file.counts.total() for file in files)
-    return Verification(folder, tuple(problems), quality, stale, messages)
+    advice = ""
+    if mendable and not state.trouble:  # which tells it itself
+        advice = f"keep what is whole, and correct the rest: {recover_command(folder)}"
+    return Verification(folder, tuple(problems), quality, stale, messages, advice)
 
 
 def store_quality(found: Verification) -> None:
@@ -153,7 +161,7 @@ def _label(message: Received) -> Label:
 
 
 def _compare_metadata(
-    information: Mapping[str, Any], files: Sequence[CheckedFile], episode: Episode
+    information: Mapping[str, Any], files: Sequence[CheckedFile]
 ) -> Iterator[str]:
     found: Counter[str] = Counter()
     for file in files:
@@ -164,8 +172,6 @@ def _compare_metadata(
     for name in sorted(stated | found):
         if stated[name] != found[name]:
             yield f"metadata.yaml: says {stated[name]} messages of {name}, {found[name]} found"
-    if found[EPISODE_TOPIC.name] != 1:
-        yield f"{found[EPISODE_TOPIC.name]} messages of metadata, expected 1"
     start_ns = information["starting_time"]["nanoseconds_since_epoch"]
     stated_span = (start_ns, start_ns + information["duration"]["nanoseconds"])
     spans = [file.stamps for file in files if file.stamps]
@@ -174,11 +180,6 @@ def _compare_metadata(
         yield (
             f"metadata.yaml: says it spans {stated_span[0]} to {stated_span[1]} ns, found "
             f"{span[0]} to {span[1]}"
-        )
-    if episode.metadata.episode_id != episode.id:
-        yield (
-            f"the folder is called {episode.path.name}, its metadata are those of "
-            f"{episode.metadata.episode_id}"
         )
 
 

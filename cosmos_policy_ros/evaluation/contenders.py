@@ -13,6 +13,7 @@ from cosmos_policy_ros.core.errors import ConfigError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.dataset.windows import EpisodeWindows
 from cosmos_policy_ros.episodes.episode import read_episode
+from cosmos_policy_ros.episodes.folders import State, below
 from cosmos_policy_ros.inference.engines import load_engine
 from cosmos_policy_ros.inference.spec import Decide, Engine, EngineSpec, SearchConfig
 from cosmos_policy_ros.planning.search import run_search
@@ -119,7 +120,7 @@ class DemonstrationReplay:
 
     def __init__(self, root: Path) -> None:
         """Take the finished episodes below a folder. Raises ConfigError: there are none."""
-        self._episodes = sorted(path.parent for path in root.glob("**/metadata.yaml"))
+        self._episodes = sorted(each.path for each in below(root) if each.state is State.FINISHED)
         if not self._episodes:
             raise ConfigError(f"{root}: holds no demonstration to replay")
 

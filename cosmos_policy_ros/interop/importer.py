@@ -22,7 +22,8 @@ from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.task import load_task, read_task, task_names
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.core.untrusted import escaped
-from cosmos_policy_ros.episodes.episode import OUTCOME, QUALITY, SOURCE_NOTES, bare_id, episode_id
+from cosmos_policy_ros.episodes.episode import OUTCOME, QUALITY, SOURCE_NOTES
+from cosmos_policy_ros.episodes.folders import bare_id, episode_id
 from cosmos_policy_ros.episodes.labels import labels_of, number, write_labels
 from cosmos_policy_ros.episodes.quality import (
     QualityMonitor,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cosmos_policy_ros.core.errors import RolloutError
+from cosmos_policy_ros.episodes.folders import is_aside
 from cosmos_policy_ros.interop.foreign_episode import ImportContext, OpenEpisode, Source
 from cosmos_policy_ros.interop.hdf5_layout import SUFFIXES as HDF5_SUFFIXES
 from cosmos_policy_ros.interop.hdf5_layout import Hdf5Source
@@ -68,7 +69,12 @@ class UnreadableSource:
 
 def _below(place: Path) -> Iterator[Source]:
     """Yield what is in a folder and those below it, in the order of the names."""
-    for folder in sorted((Path(each[0]) for each in os.walk(place)), key=_natural):
+    folders = []
+    for name, below, _ in os.walk(place):
+        # What a recovery replaced would come twice.
+        below[:] = [each for each in below if not is_aside(Path(name, each))]
+        folders.append(Path(name))
+    for folder in sorted(folders, key=_natural):
         here: list[Source] = [RosBagSource(*each) for each in bags_in(folder)]
         here += [
             Hdf5Source(path)

@@ -37,7 +37,7 @@ from cosmos_policy_ros.dataset.review import (
     with_outliers,
 )
 from cosmos_policy_ros.dataset.windows import EpisodeWindows
-from cosmos_policy_ros.episodes.episode import has_bag_files
+from cosmos_policy_ros.episodes.folders import candidates
 from cosmos_policy_ros.model.config import CheckpointConfig
 from cosmos_policy_ros.model.text import TextTable
 from cosmos_policy_ros.rig.observation import Observation
@@ -131,7 +131,7 @@ class DatasetIndex:
             ),
             f"windows left out (a gap or a brake in them): {self.windows_left_out}",
             f"episodes left out: {len(self.left_out)}",
-            *(f"  {escaped(path.name)}: {reason}" for path, reason in self.left_out),
+            *(f"  {escaped(f'{path.name}: {reason}')}" for path, reason in self.left_out),
             *(f"warning: {text}" for text in warnings),
         ]
 
@@ -151,6 +151,7 @@ def index_episodes(data: DataConfig, model: CheckpointConfig, text: TextTable) -
     left_out: list[tuple[Path, str]] = []
     windows_left_out, limits = 0, load_check_limits()
     expected = expected_of(model, text)
+    known: dict[tuple[str, str], Path] = {}
     paths = [(path, True) for folder in data.demonstrations for path in _bags(folder)]
     paths += [(path, False) for folder in data.rollouts for path in _bags(folder)]
     for path, demonstration in tqdm(paths, "episodes", unit="", leave=False, disable=None):
@@ -158,6 +159,9 @@ def index_episodes(data: DataConfig, model: CheckpointConfig, text: TextTable) -
             entry = _read_entry(path, demonstration, data, model.dt, expected, limits)
         except RolloutError as error:
             left_out.append((path, str(error).removeprefix(f"{path}: ")))
+            continue
+        if (first := known.setdefault(_content(entry), path)) is not path:
+            left_out.append((path, f"is the same episode as {first}; delete one of the copies"))
             continue
         entries.append(entry)
         windows_left_out += len(entry.windows) - len(entry.starts)
@@ -219,7 +223,17 @@ def _bags(name: str) -> list[Path]:
         raise TrainingError(
             f"{folder}: is no folder of episodes; fix data.demonstrations or data.rollouts"
         )
-    return sorted(path for path in folder.iterdir() if path.is_dir() and has_bag_files(path))
+    try:
+        return candidates(folder)
+    except RolloutError as error:
+        raise TrainingError(str(error)) from error
+
+
+def _content(entry: EpisodeEntry) -> tuple[str, str]:
+    """Return what tells an episode from others: ids are unique among those of one recorder."""
+    steps = entry.windows.steps
+    sha = hashlib.sha256(steps.times_ns.tobytes() + steps.actions.tobytes())
+    return entry.windows.episode.id, sha.hexdigest()
 
 
 def _read_entry(
@@ -231,10 +245,12 @@ def _read_entry(
     limits: CheckLimits,
 ) -> EpisodeEntry:
     """Read an episode; raise RolloutError with the reason if it cannot be learned from."""
-    if path.name.endswith(DISCARDED):
+    if path.name.endswith(DISCARDED):  # whatever else is wrong with it
         raise RolloutError("was discarded")
     indexed = IndexedEpisode(path)
     episode = indexed.episode
+    if episode.discarded:
+        raise RolloutError("was discarded")
     if not episode.quality.go and not data.use_no_go:
         raise RolloutError(episode.quality.text)
     if fault := prompt_fault(episode.metadata.prompt, expected):

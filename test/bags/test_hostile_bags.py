@@ -37,7 +37,8 @@ from cosmos_policy_ros.dataset.windows import EpisodeWindows, Sent, find_steps
 from cosmos_policy_ros.episodes.episode import read_episode, read_messages
 from cosmos_policy_ros.episodes.labels import LABEL_LOG, OperatorScore, read_log
 from cosmos_policy_ros.episodes.quality import QualityReport, load_limits
-from cosmos_policy_ros.episodes.store import EpisodeStore, Recovered, add_labels
+from cosmos_policy_ros.episodes.recovery import Recovered
+from cosmos_policy_ros.episodes.store import EpisodeStore, add_labels
 from cosmos_policy_ros.episodes.verify import verify
 
 LIMITS = load_limits()
@@ -187,7 +188,7 @@ def test_a_folder_that_cannot_be_looked_at_is_named(
     def refuse(_: Path) -> Any:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("cosmos_policy_ros.episodes.store.FolderLock", refuse)
+    monkeypatch.setattr("cosmos_policy_ros.episodes.recovery.FolderLock", refuse)
     (error,) = store.recover()
     assert isinstance(error, RolloutError) and "Permission denied" in str(error)
 
@@ -450,8 +451,8 @@ def test_metadata_lead_to_no_other_folder(episode: Path, new: str, told: str) ->
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("storage_identifier: mcap", "storage_identifier: sqlite3", "stored as 'sqlite3'"),
-        ("compression_mode: ''", "compression_mode: FILE", "compression mode 'FILE'"),
+        ("storage_identifier: mcap", "storage_identifier: sqlite3", "stored as sqlite3"),
+        ("compression_mode: ''", "compression_mode: FILE", "stored as mcap with compressed files"),
         ("version: 8", "version: 10", "version 10 is none that is read here, 9 or older"),
         ("version: 8", "version: '8'", "version 8 is none that is read here"),
         ("format: cdr", "format: json", "serialised as 'json', not as cdr"),
@@ -465,7 +466,7 @@ def test_metadata_lead_to_no_other_folder(episode: Path, new: str, told: str) ->
 )
 def test_metadata_of_another_kind_are_told(episode: Path, old: str, new: str, told: str) -> None:
     episode = rewritten(episode, old, new)
-    with pytest.raises(RolloutError, match=rf"metadata\.yaml: .*{told}"):
+    with pytest.raises(RolloutError, match=told):
         read_episode(episode)
 
 
@@ -574,7 +575,7 @@ def test_a_pipe_among_the_episodes_or_in_one_hangs_nothing(
 ) -> None:
     os.mkfifo(store.root / "20990101-000000_x_9999")
     for deed in (lambda: store.discard("no"), lambda: store.score(OperatorScore(50))):
-        with pytest.raises(RolloutError, match="Not a directory"):
+        with pytest.raises(RolloutError, match="is no folder"):
             deed()  # type: ignore[no-untyped-call]
     recording = store.begin(metadata, [])
     os.mkfifo(recording.path / "pipe")

@@ -33,6 +33,7 @@ class Terminal:
     def __init__(self, store: EpisodeStore, capsys: pytest.CaptureFixture[str]) -> None:
         self._root, self._capsys = store.root, capsys
         self.out = self.err = ""
+        self.code = 0
 
     def __call__(self, command: str, *arguments: str) -> int:
         code = cosmos.main(["episodes", command, "--root", str(self._root), *arguments])
@@ -41,7 +42,7 @@ class Terminal:
 
     def ids(self, *arguments: str) -> list[str]:
         """Return the numbers of the episodes that ``list`` shows."""
-        assert self("list", *arguments) == 0
+        self.code = self("list", *arguments)
         return re.findall(r"^\d{8}-\d{6}_\w+_(\d{4}) ", self.out, re.MULTILINE)
 
 
@@ -85,13 +86,14 @@ def test_list_shows_every_state_and_survives_what_it_cannot_read(
     episodes.discard("cable unplugged")
     dead = die(Writing(episodes, types), monkeypatch)
     recording = Writing(episodes, types).recording
-    monkeypatch.setattr("cosmos_policy_ros.cli.shared.JUST_BEGUN", 0.0)
+    monkeypatch.setattr("cosmos_policy_ros.episodes.folders.JUST_BEGUN", 0.0)
     assert terminal.ids("--all") == ["0001", "0002", "0003", "0004", "0005", "0006"]
     table = {line.split()[0]: " ".join(line.split()[1:]) for line in terminal.out.splitlines()}
     assert table[good.name] == "transfer_cube time_limit 75.5 yes GO 3.0 827 -"
-    assert table[broken.name].startswith("unreadable: ") and "cannot be read" in table[broken.name]
+    assert table[broken.name].startswith("damaged: ") and "cannot be read" in table[broken.name]
     assert " discarded" in terminal.out
-    assert table[dead.stem].startswith("unfinished: its recorder has it, or died")
+    assert terminal.code == 1
+    assert table[dead.stem].startswith("unfinished: its recorder died")
     assert table[recording.id].startswith("recording: ")
     recording.finish("stopped")
     episodes.recover()
@@ -100,14 +102,15 @@ def test_list_shows_every_state_and_survives_what_it_cannot_read(
     assert terminal.out.splitlines()[-1].endswith("2 of them not readable")
 
 
-def test_list_filters(episodes: EpisodeStore, types: Typestore, terminal: Terminal) -> None:
+def test_list_filters(
+    episodes: EpisodeStore, types: Typestore, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("helpers.episodes.DAY", datetime.now())
     record(episodes, types, 0.1, task="insertion")
     record(episodes, types, 2.5, without="primary")
+    monkeypatch.setattr("helpers.episodes.DAY", datetime(2020, 1, 1))
     scored = record(episodes, types, 2.5)
     episodes.score(OperatorScore(100, True), episode=scored.name)
-    days = (datetime.now(), datetime.now(), datetime(2020, 1, 1))
-    for path, day in zip(episodes.episodes().values(), days, strict=True):
-        path.rename(path.with_name(f"{day:%Y%m%d}{path.name[8:]}"))
     assert terminal.ids() == ["0001", "0002", "0003"]
     assert terminal.ids("--task", "insertion") == ["0001"]
     assert terminal.ids("--scored") == ["0003"]
@@ -268,7 +271,7 @@ def test_recover_by_hand(
     living.finish("stopped")
     capsys.readouterr()
     assert cosmos.main(["recover", str(episodes.root)]) == 0
-    assert "no unfinished episode below it" in capsys.readouterr().out
+    assert "no episode below it needs to be recovered" in capsys.readouterr().out
 
 
 def test_recover_takes_one_folder(

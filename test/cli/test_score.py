@@ -149,15 +149,15 @@ def test_unscored_ones_come_in_turn_and_blind_ones_shuffled(
     monkeypatch.setattr(score_command.SystemRandom, "shuffle", lambda self, x: x.reverse())
     capsys.readouterr()
     # The first is written, the second is not.
-    assert score(monkeypatch, episodes, "y\n" * 11 + "n\n", "--unscored", "--blind") == 0
+    assert score(monkeypatch, episodes, "y\n" * 11 + "n\n", "--unscored", "--blind") == 1
     told = capsys.readouterr()
     assert told.out.index(paths[2].name) < told.out.index(paths[0].name)
     assert paths[1].name not in told.out
-    assert f"left out: {paths[3].name} is unreadable" in told.err
+    assert f"left out: {paths[3].name}, damaged" in told.err
     assert [len(read_episode(path).labels) for path in paths[:3]] == [0, 5, 5]
-    assert score(monkeypatch, episodes, "y\n" * 6, "--unscored") == 0
-    assert score(monkeypatch, episodes, "", "--unscored") == 0
-    assert "every episode has its score" in capsys.readouterr().out
+    assert score(monkeypatch, episodes, "y\n" * 6, "--unscored") == 1
+    assert score(monkeypatch, episodes, "", "--unscored") == 1
+    assert "every episode that can be read has its score" in capsys.readouterr().out
 
 
 def test_an_episode_without_a_rubric_does_not_stop_the_others(

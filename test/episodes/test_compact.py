@@ -41,13 +41,13 @@ from cosmos_policy_ros.dataset.gate_replay import check_episode
 from cosmos_policy_ros.dataset.playback import observations
 from cosmos_policy_ros.dataset.windows import EpisodeWindows
 from cosmos_policy_ros.episodes.compact import (
-    COMPACTED,
     Compacted,
     compact,
     is_compacted,
     load_compaction,
 )
 from cosmos_policy_ros.episodes.episode import Episode, read_episode
+from cosmos_policy_ros.episodes.folders import COMPACTED, State, look
 from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.quality import load_limits
 from cosmos_policy_ros.episodes.store import EpisodeStore
@@ -568,6 +568,8 @@ def test_killed_anywhere(short: Path, tmp_path: Path) -> None:
         assert not new or [len(shown) for shown in images(folder).values()] == [3] * 3
         problems = verify(folder, load_limits()).problems if new else ()
         assert all("is left of a compaction that was killed" in problem for problem in problems)
+        # Both files together would be the episode twice.
+        assert (look(folder).state, look(folder).remark) == (State.FINISHED, "")
         compact(folder, CONFIG)
         assert len(list(folder.iterdir())) == 4, at
         assert contents(folder) == before, at

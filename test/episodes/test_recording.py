@@ -30,7 +30,8 @@ from cosmos_policy_ros.core.errors import ObservationError, RolloutError
 from cosmos_policy_ros.episodes.episode import read_episode, read_messages
 from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.recording import Options, Recording
-from cosmos_policy_ros.episodes.store import EpisodeStore, recover
+from cosmos_policy_ros.episodes.recovery import recover
+from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.rig.images import decode_image
 from cosmos_policy_ros.rig.spec import JPEG_QUALITY
 

@@ -22,7 +22,8 @@ from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.quality import load_limits
 from cosmos_policy_ros.episodes.recording import Recording
-from cosmos_policy_ros.episodes.store import EpisodeStore, recover
+from cosmos_policy_ros.episodes.recovery import recover
+from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.episodes.verify import Verification, store_quality, verify
 
 LIMITS = load_limits()
@@ -186,9 +187,11 @@ def test_a_wrong_count_in_the_metadata_is_named(scored: Path) -> None:
     )
 
 
-def test_a_renamed_folder_is_named(scored: Path) -> None:
-    found = problem(scored.rename(scored.with_name("20991231-000000_ziploc_0009")))
-    assert found.endswith(f"its metadata are those of {scored.name}")
+@pytest.mark.parametrize("name", ["best_run", "20991231-000000_ziploc_0009"])
+def test_a_renamed_folder_is_sound(scored: Path, name: str) -> None:
+    renamed = scored.rename(scored.with_name(name))
+    assert check(renamed).problems == ()
+    assert read_episode(renamed).id == scored.name
 
 
 def test_a_verdict_that_does_not_fit_is_found_and_mended(scored: Path) -> None:

@@ -91,7 +91,43 @@ def test_a_foreign_bag_is_named(store: EpisodeStore, types: Typestore) -> None:
         writer.write(connection, 1, types.serialize_cdr(message, "std_msgs/msg/String"))
     ((path, reason),) = dataset_index(store.root).left_out
     assert path.name == "foreign"
-    assert "only mcap" in reason
+    assert "it is a bag, but no episode; make one of it: cosmos import" in reason
+
+
+def test_an_episode_without_metadata_is_counted_and_a_renamed_one_is_used(
+    store: EpisodeStore, types: Typestore
+) -> None:
+    """The first was counted nowhere."""
+    lost, renamed = (record_wave(store, types, phase) for phase in (0, 1))
+    (lost / "metadata.yaml").unlink()
+    renamed = renamed.rename(store.root / "best_run")
+    found = dataset_index(store.root)
+    assert [entry.windows.episode.path for entry in found.entries] == [renamed]
+    ((path, reason),) = found.left_out
+    assert path == lost and reason.startswith("has no metadata.yaml; make it again")
+
+
+def test_a_copy_is_not_learned_from_twice(
+    store: EpisodeStore, types: Typestore, tmp_path: Path
+) -> None:
+    first, other = (record_wave(store, types, phase) for phase in (0, 1))
+    shutil.copytree(first, store.root / "zz_copy")
+    # In another folder, under an id that another recorder gave an episode of its own.
+    elsewhere = EpisodeStore(tmp_path / "elsewhere", types)
+    same_id = record_wave(elsewhere, types, 2)
+    shutil.copytree(other, elsewhere.root / "copied")
+    assert same_id.name == first.name
+    found = dataset_index(store.root, rollouts=(str(elsewhere.root),))
+    assert {entry.windows.episode.path for entry in found.entries} == {first, other}
+    told = {path.name: reason for path, reason in found.left_out}
+    assert told == {
+        "zz_copy": f"is the same episode as {first}; delete one of the copies",
+        same_id.name: "has no score; 'cosmos score' gives it one",
+        "copied": "has no score; 'cosmos score' gives it one",
+    }
+    both = dataset_index(store.root, demonstrations=(str(store.root), str(elsewhere.root)))
+    assert len(both.entries) == 3
+    assert dict(both.left_out)[elsewhere.root / "copied"].startswith("is the same episode as")
 
 
 def test_every_other_reason_is_told(store: EpisodeStore, types: Typestore) -> None:

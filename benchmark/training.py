@@ -46,6 +46,11 @@ from cosmos_policy_ros.bags.types import load_types  # noqa: E402
 from cosmos_policy_ros.core.config import load_config  # noqa: E402
 from cosmos_policy_ros.core.disk_cache import DiskCache  # noqa: E402
 from cosmos_policy_ros.core.paths import config_folder, package_share  # noqa: E402
+from cosmos_policy_ros.dataset.checks import (  # noqa: E402
+    judge_episode,
+    load_check_limits,
+    read_motion,
+)
 from cosmos_policy_ros.dataset.index_cache import IndexedEpisode  # noqa: E402
 from cosmos_policy_ros.dataset.windows import EpisodeWindows  # noqa: E402
 from cosmos_policy_ros.episodes.compact import compact, load_compaction  # noqa: E402
@@ -193,9 +198,9 @@ def compare_data(root: Path) -> None:
 def entry_of(path: Path) -> EpisodeEntry:
     """Return an episode as a training's index has it."""
     indexed = IndexedEpisode(path)
-    return EpisodeEntry(
-        indexed.windows(0.04), "demonstration", 1.0, np.arange(STEPS), indexed.digest
-    )
+    windows = indexed.windows(0.04)
+    report = judge_episode(windows, read_motion(windows, 0.04), load_check_limits())
+    return EpisodeEntry(windows, "demonstration", 1.0, np.arange(STEPS), indexed.digest, report)
 
 
 def compare_prepared(root: Path) -> None:

@@ -1,1 +1,1 @@
-"""MCAP files and rosbag2 folders: writer, index, repair, check, messages, video. No torch."""
+"""MCAP files, rosbag2 folders: writer, index, repair, check, messages, video. No ROS, no torch."""

@@ -533,7 +533,7 @@ def _look(windows: EpisodeWindows, motion: Motion, limits: CheckLimits) -> _Look
             if index == last:
                 continue
             last = index
-            message = topic.read(index)
+            message = windows.image(name, index)
             try:
                 if (encoding := getattr(message, "encoding", "")) not in ("", *camera.encodings):
                     accepted = ", ".join(camera.encodings)

@@ -91,7 +91,7 @@ class RecordedSensors:
             indexed = index_topics(episode.files, wanted)
         self.indexed = indexed
         self.topics = {topic: indexed[topic] for topic in rig.sensors}
-        self._image = {topic: image_reader(self.topics[topic]) for topic in rig.cameras}
+        self._image_readers = {name: image_reader(self.topics[name]) for name in rig.cameras}
 
     def observe(self, stamp_ns: int) -> Observation:
         """Return what the newest messages stamped by then show.
@@ -122,23 +122,27 @@ class RecordedSensors:
             raise ObservationError(f"{self.episode.path}: no joint state by {stamp_ns} ns")
         return state, buffer.state_age(stamp_ns)
 
+    def image(self, name: str, index: int) -> Any:
+        """Return an image of a camera's topic, as ``rig.images`` decodes it."""
+        return self._image_readers[name](index)
+
     def _images(self, name: str, stamp_ns: int) -> list[tuple[Any, int]]:
         """Return the messages that tell a camera's newest image, and whether it is frozen.
 
         An image that differs from the one before the rig's limit for frozen cameras is not; only
         if it does not are those in between worth reading.
         """
-        topic, image = self.topics[name], self._image[name]
+        topic = self.topics[name]
         newest = topic.newest(stamp_ns)
         if newest < 0:
             return []
         limit_ns = round(self.rig.rig.observation.frozen_after * NS_PER_S)
         before = topic.newest(int(topic.stamps_ns[newest]) - limit_ns - 1) if limit_ns else -1
         wanted = [before, newest] if before >= 0 else [newest]
-        read = {index: image(index) for index in wanted}
+        read = {index: self.image(name, index) for index in wanted}
         if len(wanted) > 1 and len({fingerprint(message) for message in read.values()}) == 1:
             wanted = list(range(wanted[0], newest + 1))
-            read |= {index: image(index) for index in wanted if index not in read}
+            read |= {index: self.image(name, index) for index in wanted if index not in read}
         return [(read[index], int(topic.stamps_ns[index])) for index in wanted]
 
     def _add_states(self, buffer: SensorBuffer, stamp_ns: int) -> None:

@@ -36,6 +36,12 @@ from cosmos_policy_ros.bags.video import VIDEO, image_reader
 from cosmos_policy_ros.bags.writer import METADATA, read_metadata, write_metadata
 from cosmos_policy_ros.core.errors import ObservationError, RolloutError
 from cosmos_policy_ros.core.files import locked
+from cosmos_policy_ros.dataset.checks import (
+    EpisodeReport,
+    judge_episode,
+    load_check_limits,
+    read_motion,
+)
 from cosmos_policy_ros.dataset.contact_sheet import contact_sheet
 from cosmos_policy_ros.dataset.gate_replay import check_episode
 from cosmos_policy_ros.dataset.playback import observations
@@ -355,6 +361,17 @@ def test_contact_sheet(scored: Path) -> None:
     compacted(scored)
     after = contact_sheet(scored, columns=4)
     assert after.shape == before.shape and cv2.PSNR(after, before) > LEAST
+
+
+def test_the_checks_before_a_training(scored: Path) -> None:
+    def judge() -> EpisodeReport:
+        windows = EpisodeWindows(read_episode(scored))
+        return judge_episode(windows, read_motion(windows, 0.04), load_check_limits())
+
+    before = judge()
+    compacted(scored)
+    assert judge() == before
+    assert before.sizes and not any(found.check == "images" for found in before.reasons)
 
 
 def test_gate_replay_and_export(scored: Path, tmp_path: Path) -> None:

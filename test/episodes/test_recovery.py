@@ -28,9 +28,10 @@ from cosmos_policy_ros.cli import cosmos
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.files import locked
 from cosmos_policy_ros.episodes.episode import read_episode
-from cosmos_policy_ros.episodes.folders import State, look
+from cosmos_policy_ros.episodes.folders import State, candidates, look
 from cosmos_policy_ros.episodes.recovery import NothingToRecoverError, recover
 from cosmos_policy_ros.episodes.store import EpisodeStore
+from cosmos_policy_ros.interop.sources import find_sources
 
 START_NS = 1_700_000_000_000_000_000
 TOPICS = [Topic("/cam", "std_msgs/msg/String"), Topic("/joints", "std_msgs/msg/String")]
@@ -332,6 +333,8 @@ def test_the_original_is_kept_until_a_purge(
     assert look(recovered.original).state is State.ORIGINAL
     assert (folder / "contact_sheet.png").read_bytes() == b"png"
     assert store.find() == folder and len(store.episodes()) == 1
+    assert {source.path for source in find_sources(tmp_path)} == {folder}, "nor imported"
+    assert candidates(tmp_path) == [folder], "nor learned from"
     BROKEN["cut"].do(folder)
     with pytest.raises(RolloutError, match="is there already, from an earlier recovery"):
         recover(folder)

@@ -1,4 +1,4 @@
-"""One motion, recorded by ours and by others, teaches the same, window by window and in training."""
+"""One motion, recorded by ours and by others, teaches the same: by windows and in training."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ from cosmos_policy_ros.core.config import load_yaml  # noqa: E402
 from cosmos_policy_ros.core.paths import config_folder  # noqa: E402
 from cosmos_policy_ros.episodes.episode import read_episode, read_messages  # noqa: E402
 from cosmos_policy_ros.nodes.client import GraphClient  # noqa: E402
-from cosmos_policy_ros.rig.spec import load_rig  # noqa: E402
+from cosmos_policy_ros.rig.spec import JPEG_QUALITY, load_rig  # noqa: E402
 
 WARMUP = 150  # frames before the counted ones: 5 s in which the episode is started
 GRACE = 1.0  # s for the last frames to arrive
@@ -61,12 +61,13 @@ def numbered(bag: Path) -> int:
     return sum(message.header.frame_id != "" for _, _, message in read_messages(bag, topics))
 
 
-def compressed_rig(folder: Path) -> Path:
-    """Write the simulated rig's file with cameras that send JPEG; return it."""
+def rig_file(folder: Path, compressed: bool) -> Path:
+    """Write the simulated rig's file with a real rig's quality, or cameras that send JPEG."""
     rig = load_yaml(config_folder("rigs") / "sim.yaml")
-    for camera in rig["cameras"]:
+    rig["recording"]["jpeg_quality"] = JPEG_QUALITY
+    for camera in rig["cameras"] if compressed else ():
         camera |= {"topic": camera["topic"] + SUFFIX, "transport": "compressed"}
-    file = folder / "compressed.yaml"
+    file = folder / "rig.yaml"
     file.write_text(to_yaml(rig))
     return file
 
@@ -80,7 +81,7 @@ def run(way: str, folder: Path, frames: int, client: GraphClient) -> Result:
     options = WAYS[way]
     folder.mkdir()
     if options:
-        rig = compressed_rig(folder) if way == COMPRESSED else "sim"
+        rig = rig_file(folder, compressed=way == COMPRESSED)
         parameters = [f"root:={folder}", f"rig:={rig}", *options]
         arguments = ["--ros-args", *(x for p in parameters for x in ("-p", p))]
         reader = End(folder, "recorder", *arguments)

@@ -79,7 +79,10 @@ class Writing:
         # Which episodes a training holds out depends on their ids, and these on the wall clock.
         with patch("cosmos_policy_ros.episodes.store.datetime", now=lambda: DAY):
             self.recording: Recording = store.begin(
-                metadata(**of_metadata), topics, watch, replace(options, jpegs=jpegs)
+                metadata(**of_metadata),
+                topics,
+                watch,
+                replace(options, jpegs=jpegs, jpeg_quality=rig.recording.jpeg_quality),
             )
 
     def topic(self, name: str) -> str:

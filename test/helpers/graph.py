@@ -39,7 +39,7 @@ from cosmos_policy_ros.nodes.graph import (
     node_processes,
     request_to_keep_to_machine,
 )
-from cosmos_policy_ros.rig.spec import JPEG_QUALITY, RigSpec, load_rig
+from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
 CHUNK = 50  # periods
 # Periods: 0.2 s, so that a policy node two slices behind the wire is within every limit of an age.
@@ -117,6 +117,7 @@ class Recorded:
     wire: Cdr = field(default_factory=dict)
     before: Cdr = field(default_factory=dict)
     as_jpeg: Mapping[str, str] = field(default_factory=dict)
+    jpeg_quality: int = 0
 
     def check_complete(self) -> None:
         """Hold the bag against the wire, byte for byte.
@@ -129,8 +130,8 @@ class Recorded:
             if topic in self.as_jpeg:
                 assert not found, f"{topic} is in the bag and not only its JPEGs"
                 found = bag.get(self.as_jpeg[topic], [])
-                seen = [to_compressed(types, cdr, JPEG_QUALITY) for cdr in seen]
-                before = [to_compressed(types, cdr, JPEG_QUALITY) for cdr in before]
+                seen = [to_compressed(types, cdr, self.jpeg_quality) for cdr in seen]
+                before = [to_compressed(types, cdr, self.jpeg_quality) for cdr in before]
             late = len(found) - len(seen)
             same = found[max(late, 0) :] == seen
             assert same, f"{topic}: bag has {len(found)}, wire {len(seen)}, and they differ"
@@ -379,7 +380,8 @@ class Graph:
         """Record an episode; what it yields is complete afterwards."""
         self.wire.forget()
         started = self.start_episode(operator_name="ann", seed=7)
-        episode = Recorded(started.episode_id, as_jpeg=self._as_jpeg)
+        quality = self.rig.recording.jpeg_quality
+        episode = Recorded(started.episode_id, as_jpeg=self._as_jpeg, jpeg_quality=quality)
         episode.before = {topic: list(each) for topic, each in self.wire.forgotten.items()}
         yield episode
         self.until_recorded()

@@ -343,10 +343,9 @@ def test_a_policy_node_that_sees_other_images_keeps_an_episode_from_beginning(
     bench.spin_until(lambda: bench.recorder._policy.images, "the policy node's state")
     refused = bench.start()
     assert not refused.success
-    assert "the policy node sees images as 'raw', this recorder would write 'jpeg 95'" in (
-        refused.message
-    )
-    states.publish(PolicyState(images="jpeg 95"))
+    recorded = rig.recording.text
+    assert f"sees images as 'raw', this recorder would write '{recorded}'" in refused.message
+    states.publish(PolicyState(images=recorded))
     bench.spin_until(lambda: bench.recorder._policy.images != "raw", "the policy node's state")
     assert bench.start().success
 

@@ -254,7 +254,7 @@ def test_a_raw_image_is_seen_as_it_is_recorded(rig: RigSpec) -> None:
     raw = image(0)
     pixels = np.random.default_rng(0).integers(0, 256, (raw.height, raw.width, 3), np.uint8)
     raw.data = pixels.tobytes()
-    compressed = as_jpeg(raw, "cam", 95)
+    compressed = as_jpeg(raw, "cam", rig.recording.jpeg_quality)
     of_jpeg = from_jpeg(compressed.data)
     assert not np.array_equal(of_jpeg, pixels)
     for seen_by, sent, expected in (

@@ -46,7 +46,7 @@ from cosmos_policy_ros.core.files import locked, rename, stands_at, sync
 from cosmos_policy_ros.core.paths import package_share
 from cosmos_policy_ros.core.untrusted import UnreadableError, open_file, reading, shown
 from cosmos_policy_ros.episodes.episode import QUALITY, Episode, read_episode
-from cosmos_policy_ros.episodes.folders import COMPACTED, VIDEO_FILE, left_over
+from cosmos_policy_ros.episodes.folders import COMPACTED, VIDEO_FILE, left_over, look
 from cosmos_policy_ros.episodes.quality import QualityReport
 from cosmos_policy_ros.episodes.topics import find_rig
 from cosmos_policy_ros.rig.images import decode_image
@@ -132,10 +132,14 @@ def _compact(
     folder: Path, descriptor: int, config: CompactionConfig, progress: Callable[[int, int], None]
 ) -> Compacted | None:
     with locked(folder):
+        if trouble := look(folder).trouble:
+            raise RolloutError(f"{folder}: {trouble}{LEFT}")
         information = read_metadata(folder)
         _remove_left_over(folder, information)
         _remove_drafts(folder)
         episode = read_episode(folder)
+        if episode.discarded:
+            raise RolloutError(f"{folder}: is discarded, and only finished episodes are compacted")
         if is_compacted(episode):
             return None
         with reading(folder, "an episode", RolloutError, VERIFY):

@@ -53,7 +53,7 @@ PURGED = ".purged"
 DISCARD_REASON = "discard_reason"
 """Entry of ``custom_data``."""
 COMPACTED = "compacted"
-"""Entry of ``custom_data`` of one whose images are video: how, from which files, and the result."""
+"""Entry of ``custom_data``: how, from which files, and what it came to."""
 VIDEO_FILE = "_video.mcap"
 """How the file with the video is called behind the episode's id."""
 # s; a recorder makes its folder and locks it a moment later. Trying the lock in between, only to
@@ -201,6 +201,9 @@ def _look_at_bag(path: Path, files: Sequence[Path]) -> EpisodeFolder:
     if packed and not stored:
         stored = "mcap with compressed messages"
     listed = information["relative_file_paths"] if information else []
+    if information:
+        left = left_over(path, information)
+        files = [file for file in files if file not in left]
     present = {file.name for file in files}
     missing = [each for each in listed if each not in present]
     if metadata is None:
@@ -250,8 +253,7 @@ def _look_at_bag(path: Path, files: Sequence[Path]) -> EpisodeFolder:
         statistics = summary.statistics
         count += statistics.message_count if statistics else 0
     remark = ""
-    left = {each.name for each in left_over(path, information)}
-    if extra := sorted(present.difference(listed, left)):
+    if extra := sorted(present.difference(listed)):
         remark = f"{shown(extra[0])} is not listed in metadata.yaml; correct that: {recover}"
     elif count != information["message_count"]:
         remark = (
@@ -261,33 +263,6 @@ def _look_at_bag(path: Path, files: Sequence[Path]) -> EpisodeFolder:
     notes = information.get("custom_data") or {}
     unwanted = path.name.endswith(DISCARDED) or DISCARD_REASON in notes
     return answer(State.DISCARDED if unwanted else State.FINISHED, remark=remark)
-
-
-def left_over(folder: Path, information: Mapping[str, Any]) -> tuple[Path, ...]:
-    """Return the files that a killed compaction has left beside those that are the episode.
-
-    None while one of the episode's own files is missing: what is left may be all there is.
-    """
-    listed = information["relative_file_paths"]
-    if not all((folder / name).is_file() for name in listed):
-        return ()
-    found = [path for path in sorted(folder.glob(f"*{VIDEO_FILE}")) if path.name not in listed]
-    for name, size in _replaced(information).items():
-        path = folder / name
-        if name not in listed and path.is_file() and path.stat().st_size == size:
-            found.append(path)
-    return tuple(found)
-
-
-def _replaced(information: Mapping[str, Any]) -> dict[str, int]:
-    """Return names and sizes of the files that the episode's video took the place of."""
-    note = (information.get("custom_data") or {}).get(COMPACTED, "")
-    if not note:
-        return {}
-    with suppress(UnreadableError, KeyError, TypeError, AttributeError):
-        files = parse_json(note)["replaced"]
-        return {str(n): int(f["bytes"]) for n, f in files.items() if n == Path(n).name}
-    return {}
 
 
 def _recorded(path: Path, found_id: str) -> EpisodeFolder:
@@ -340,6 +315,33 @@ def _types_of(found: FirstMessage) -> Typestore:
     if found.definition:
         return types_of_definition(found.msgtype, found.definition)
     return load_types(package_share() / "msg")
+
+
+def left_over(folder: Path, information: Mapping[str, Any]) -> tuple[Path, ...]:
+    """Return the files that a killed compaction has left beside those that are the episode.
+
+    None while one of the episode's own files is missing: what is left may be all there is.
+    """
+    listed = information["relative_file_paths"]
+    if not all((folder / name).is_file() for name in listed):
+        return ()
+    found = [path for path in sorted(folder.glob(f"*{VIDEO_FILE}")) if path.name not in listed]
+    for name, size in _replaced(information).items():
+        path = folder / name
+        if name not in listed and path.is_file() and path.stat().st_size == size:
+            found.append(path)
+    return tuple(found)
+
+
+def _replaced(information: Mapping[str, Any]) -> dict[str, int]:
+    """Return names and sizes of the files that the episode's video took the place of."""
+    note = (information.get("custom_data") or {}).get(COMPACTED, "")
+    if not note:
+        return {}
+    with suppress(UnreadableError, KeyError, TypeError, AttributeError):
+        files = parse_json(note)["replaced"]
+        return {str(n): int(f["bytes"]) for n, f in files.items() if n == Path(n).name}
+    return {}
 
 
 def identify(path: Path) -> str:

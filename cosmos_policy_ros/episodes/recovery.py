@@ -46,6 +46,7 @@ from cosmos_policy_ros.bags.storages import (
     embedded_notes,
     first_message,
     storage_files,
+    storage_of,
 )
 from cosmos_policy_ros.bags.types import load_types, types_of_definition
 from cosmos_policy_ros.bags.writer import (
@@ -67,12 +68,14 @@ from cosmos_policy_ros.episodes.episode import NOT_JUDGED, OUTCOME, QUALITY, REC
 from cosmos_policy_ros.episodes.folders import (
     DISCARD_REASON,
     ORIGINAL,
+    VIDEO_FILE,
     WHOLE,
     EpisodeFolder,
     State,
     draft_of,
     id_number,
     interrupted,
+    left_over,
     look,
     recover_command,
 )
@@ -209,8 +212,7 @@ def _recover_bag(folder: Path) -> Recovered:
     hopeless = found.state is State.DAMAGED and found.metadata is None
     if hopeless or found.state in (State.FOREIGN, State.NO_BAG, State.UNREADABLE, State.PURGED):
         raise RolloutError(f"{folder}: {found.trouble}")
-    files = storage_files(folder)
-    _check_once(files)
+    files = _own_files(found)
     readable = found.state in WHOLE and not found.remark
     plain = all(map(_is_plain, files))
     if readable and plain:
@@ -227,20 +229,36 @@ def _recover_bag(folder: Path) -> Recovered:
     return Recovered(folder, messages, loss or "nothing: labels were missing in the bag or the log")
 
 
-def _check_once(files: Sequence[Path]) -> None:
-    """Refuse two copies of an episode, or two episodes, in one folder."""
+def _own_files(found: EpisodeFolder) -> tuple[Path, ...]:
+    """Return the files of an episode, without what a killed compaction has left beside them.
+
+    Raises:
+        RolloutError: two copies of an episode, or two episodes, are in the folder.
+    """
+    files = storage_files(found.path)
+    if found.information is not None:
+        left = left_over(found.path, found.information)
+        files = tuple(file for file in files if file not in left)
     holders = []
     for file in files:
         try:
             if first_message(file, EPISODE_TOPIC.name) is not None:
-                holders.append(shown(file.name))
+                holders.append(file)
         except (UnreadableError, OSError):
             continue  # told when it is read
+    videos = [file for file in holders if file.name.endswith(VIDEO_FILE)]
+    if len(holders) == 2 and len(videos) == 1:
+        # Nothing tells any more which is the episode; the video was read back before it was named.
+        recording = next(file for file in holders if file not in videos)
+        spare = videos[0] if _is_plain(recording) else recording
+        return tuple(file for file in files if file != spare)
     if len(holders) > 1:
+        names = " and ".join(shown(file.name) for file in holders[:2])
         raise RolloutError(
-            f"{len(holders)} of its files hold an episode's metadata, {' and '.join(holders[:2])}; "
-            f"move what does not belong here into a folder of its own"
+            f"{len(holders)} of its files hold an episode's metadata, {names}; move what does not "
+            f"belong here into a folder of its own"
         )
+    return files
 
 
 def _is_plain(file: Path) -> bool:
@@ -278,7 +296,7 @@ def _relist(found: EpisodeFolder, files: Sequence[Path]) -> Loss:
     labels = _labels_in(files)
     counts = _counts(information) + _logged_only(folder, labels)
     loss = _loss(found, counts, [], set(_listed(information)))
-    information["custom_data"] = _notes(found, found.metadata, labels, loss)
+    information["custom_data"] = _notes(found, files, found.metadata, labels, loss)
     to_yaml(information)  # what cannot be written shows here
     if (folder / METADATA).is_file():
         with replacing(folder / OLD_METADATA) as draft:
@@ -358,8 +376,9 @@ def _rewrite(found: EpisodeFolder, files: Sequence[Path]) -> Recovered:
             raise RolloutError(f"{folder}: has no message on '{EPISODE_TOPIC.name}'; no episode")
         counts = _counts(copy.information) + _logged_only(folder, copy.labels)
         loss = _loss(found, counts, copy.problems, copy.names)
-        copy.information["custom_data"] = _notes(found, copy.metadata[0], copy.labels, loss)
-        _copy_rest(folder, draft, files)
+        notes = _notes(found, files, copy.metadata[0], copy.labels, loss)
+        copy.information["custom_data"] = notes
+        _copy_rest(folder, draft)
         write_metadata(draft, copy.information)
         _settle_labels(draft)
         for file in draft.rglob("*"):
@@ -464,12 +483,11 @@ def _add(digest: Any, topic: str, stamp_ns: int, cdr: bytes) -> None:
     digest.update(cdr)
 
 
-def _copy_rest(folder: Path, draft: Path, files: Sequence[Path]) -> None:
+def _copy_rest(folder: Path, draft: Path) -> None:
     """Take along what else is in the folder: the label log, contact sheets; no pipes, no links."""
-    replaced = {METADATA, *(file.name for file in files)}
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name in replaced or entry.name.startswith("."):
+            if entry.name == METADATA or storage_of(entry.name) or entry.name.startswith("."):
                 continue
             if entry.is_file(follow_symlinks=False):
                 shutil.copy2(entry.path, draft / entry.name)
@@ -531,6 +549,7 @@ def _loss(
 
 def _notes(
     found: EpisodeFolder,
+    files: Sequence[Path],
     metadata: EpisodeMetadata | None,
     labels: Iterable[Label],
     loss: Loss,
@@ -539,7 +558,7 @@ def _notes(
     if found.information is not None:
         told = found.information.get("custom_data") or {}
     else:
-        told = next(filter(None, map(embedded_notes, storage_files(found.path))), {})
+        told = next(filter(None, map(embedded_notes, files)), {})
     known = {str(key): str(value) for key, value in told.items()}
     notes = {**(metadata.custom_data() if metadata else {}), **known}
     discards = [label.note for label in labels if label.kind == "discard"]

@@ -56,6 +56,7 @@ from cosmos_policy_ros.episodes.episode import Episode, read_episode
 from cosmos_policy_ros.episodes.folders import COMPACTED, State, look
 from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.quality import load_limits
+from cosmos_policy_ros.episodes.recovery import recover
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.episodes.topics import find_rig
 from cosmos_policy_ros.episodes.verify import verify
@@ -530,6 +531,43 @@ def test_what_is_left_over_is_not_removed_while_the_episode_needs_it(scored: Pat
     with pytest.raises(RolloutError):
         compact(scored, CONFIG)
     assert len(list(scored.glob("*_video.mcap"))) == 1
+
+
+def test_metadata_that_were_lost_are_made_again_and_tell_of_it(scored: Path) -> None:
+    compacted(scored)
+    before = read_episode(scored)
+    told = read_metadata(scored)["custom_data"][COMPACTED]
+    (scored / METADATA).unlink()
+    recovered = recover(scored)
+    assert recovered.loss.startswith("nothing")
+    assert read_metadata(scored)["custom_data"][COMPACTED] == told
+    after = read_episode(scored)
+    assert (after.topics, after.labels, after.quality) == (
+        before.topics,
+        before.labels,
+        before.quality,
+    )
+    assert verify(scored, load_limits()).problems == ()
+
+
+def test_of_a_recording_and_its_video_without_metadata_one_is_the_episode(scored: Path) -> None:
+    """A compaction was killed, and then the metadata were lost, which tell them apart."""
+    recording = next(scored.glob("*_0.mcap"))
+    kept = recording.read_bytes()
+    compacted(scored)
+    recording.write_bytes(kept)
+    (scored / METADATA).unlink()
+    recover(scored)
+    assert not is_compacted(read_episode(scored)), "the images that were decided on"
+    assert (
+        verify(scored, load_limits()).problems[0].endswith("'cosmos episodes compact' removes it")
+    )
+    compacted(scored)
+    assert verify(scored, load_limits()).problems == ()
+    recording.write_bytes(kept[: len(kept) // 2])  # a copy of it that was cut off
+    (scored / METADATA).unlink()
+    recover(scored)
+    assert is_compacted(read_episode(scored))
 
 
 # ---------------------------------------------------------------- killed

@@ -229,7 +229,7 @@ def _summary(found: _Found, limits: CheckLimits) -> Iterator[str]:
     reports = list(found.reports.values())
     good = [report for report in reports if report.go]
     yield ""
-    yield f"{len(good)} of {say_count(len(reports) + len(found.refused), 'episode')} are GO"
+    yield f"{len(good)} of {say_count(len(reports) + len(found.refused), 'episode')} GO"
     if found.discarded:
         yield f"not looked at: {say_count(found.discarded, 'discarded episode')}"
     reasons = Counter(c for r in reports for c in {finding.check for finding in r.reasons})

@@ -101,7 +101,7 @@ def test_a_good_recording_is_go_and_nothing_stays(
     assert check(path, "--rate", 25) == 0
     first, *rest = capsys.readouterr().out.splitlines()
     assert first == f"{path}: GO, 60 steps, 2.4 s"
-    assert "1 of 1 episode are GO" in rest
+    assert "1 of 1 episode GO" in rest
     assert "prompt in 1: fold shirt" in rest
     assert "primary: 24x32 in 1 (rows x columns)" in rest
     (waist,) = (line for line in rest if line.startswith("left/waist"))
@@ -133,7 +133,7 @@ def test_other_units_are_refused(
     assert f"{bad}: NO-GO: " in said
     assert words in said
     assert f"{good}: GO" in said
-    assert "1 of 2 episodes are GO" in said
+    assert "1 of 2 episodes GO" in said
     assert "NO-GO by check, in episodes: refused 1" in said
     assert not list(temporary.iterdir())
 
@@ -210,7 +210,7 @@ def test_a_folder_of_episodes_is_judged_one_by_one(
     assert f"{good}: GO, 60 steps" in said
     assert f"{turned}: NO-GO, 60 steps, 2.4 s; " in said
     assert f"{lost}: NO-GO: " in said
-    assert "1 of 3 episodes are GO" in said
+    assert "1 of 3 episodes GO" in said
     assert "not looked at: 1 discarded episode" in said
     image = cv2.imread(str(drawn))
     assert image.shape[1] > 1000
@@ -265,10 +265,10 @@ def test_what_cannot_be_read_is_named_and_counted(
     assert "\x1b" not in said
     assert "\\x1b[2Jnot.hdf5: NO-GO: " in said
     assert f"{missing}: NO-GO: no such file or folder" in said
-    assert "1 of 3 episodes are GO" in said
+    assert "1 of 3 episodes GO" in said
     assert "refused 2" in said
     assert check(orders, "--json", tmp_path / "none.json", "--histograms", tmp_path / "n.png") == 1
-    assert "0 of 1 episode are GO" in capsys.readouterr().out
+    assert "0 of 1 episode GO" in capsys.readouterr().out
     assert json.loads((tmp_path / "none.json").read_text())["statistics"] is None
     assert not (tmp_path / "n.png").exists()
     assert not list(temporary.iterdir())

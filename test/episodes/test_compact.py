@@ -517,6 +517,8 @@ def test_what_is_no_finished_episode(episodes: EpisodeStore, types: Typestore) -
     path = record_scenes(Writing(episodes, types), 3)
     unchanged(episodes.discard("blurred", episode=path.name), "is discarded, and only finished")
     recording = Writing(episodes, types).recording
+    renamed = (episodes.root / f"{path.name}.discarded").rename(episodes.root / "mine")
+    unchanged(renamed, "is discarded, and only finished")
     with pytest.raises(RolloutError, match="is unfinished, and only finished"):
         compact(recording.path, CONFIG)
     with pytest.raises(RolloutError, match="cannot be read: No such file"):

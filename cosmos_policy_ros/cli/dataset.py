@@ -206,7 +206,7 @@ def _episodes(
             print(f"{escaped(str(source))}: NO-GO: {escaped(text)}", flush=True)
     for folder in folders:
         if look(folder).state is State.DISCARDED or folder.name.endswith(DISCARDED):
-            found.discarded += 1  # whoever discarded it knows why
+            found.discarded += 1  # not a fault to report: an operator discarded it
         else:
             yield str(folder), partial(judge.judge, folder)
     for recording in recordings:

@@ -46,9 +46,8 @@ class Loop:
     ) -> None:
         path = stock_rig(folder, gripper, **driver)
         self.rig: RigSpec = load_rig(str(path), folder)
-        nodes = node_processes(
-            rig=str(path), width=64, height=48, record=False, execution=execution
-        )
+        small = {"width": 64, "height": 48, "images": "raw"}  # JPEG leaves no red of so few pixels
+        nodes = node_processes(rig=str(path), record=False, execution=execution, **small)
         shipped = graph.executable
 
         def program(name: str) -> Path:

@@ -33,7 +33,8 @@ class Run:
     """One run in real time and what was said meanwhile."""
 
     def __init__(self, folder: Path) -> None:
-        nodes = node_processes(width=64, height=48, execution="asynchronous", root=str(folder))
+        small = {"width": 64, "height": 48, "images": "raw"}  # JPEG leaves no red of so few pixels
+        nodes = node_processes(execution="asynchronous", root=str(folder), **small)
         processes = NodeProcesses(nodes, folder / "log")
         client = GraphClient("operator", processes.check)
         self.results: list[Any] = []

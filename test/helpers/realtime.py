@@ -81,7 +81,8 @@ class RealTimeGraph:
             return self.wall.program(name, special.get(name, shipped(name)))
 
         self._program, self._folder = program, folder
-        nodes = node_processes(**{"rig": rig, "width": 64, "height": 48, "record": False} | options)
+        small = {"width": 64, "height": 48, "images": "raw"}  # JPEG leaves no red of so few pixels
+        nodes = node_processes(**{"rig": rig, "record": False} | small | options)
         self._nodes = {node.executable: node for node in nodes}
         self._running: list[NodeProcesses] = []
         self._pids: dict[str, NodeProcesses] = {}

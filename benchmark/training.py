@@ -157,7 +157,7 @@ def video_frame(file: h5py.File, camera: str, at: int) -> NDArray[np.uint8]:
 
 def compact_copy(path: Path) -> Path:
     """Compact a copy of an episode; return it."""
-    copy = Path(shutil.copytree(path, path.parents[1] / "compacted" / path.name))
+    copy = Path(shutil.copytree(path, path.parent / "compacted" / path.name))
     compact(copy, load_compaction())
     return copy
 

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sqlite3
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from io import BytesIO
 from pathlib import Path, PurePath
-from typing import BinaryIO, NamedTuple
+from tempfile import TemporaryDirectory, mkdtemp
+from typing import Any, BinaryIO, NamedTuple
 
+import lz4.frame
 import zstandard
 from mcap.opcode import Opcode
 from mcap.records import Channel, Chunk, Message, Schema
@@ -27,9 +31,7 @@ from rosbags.typesys.store import Typestore
 from ruamel.yaml import YAML
 
 from cosmos_policy_ros.bags.bounds import (
-    FREE_BYTES,
     LARGEST_CHUNK,
-    RATIO,
     Allowance,
     NoChunksError,
     chunk_records,
@@ -46,13 +48,14 @@ from cosmos_policy_ros.core.untrusted import UnreadableError, check_yaml, open_f
 
 PACKED = ".zstd"
 STORAGES = {".mcap": "mcap", ".db3": "sqlite3"}
-ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"  # no serialised message begins so: CDR's first byte is 0
-AT_BEGIN = (
-    4 << 20
-)  # bytes of a file, or of its chunks unpacked, where a recorder's first messages are
-SEARCHED = 32 << 20  # bytes likewise, of a file that has no index to find one by
+# What compressed files and messages begin with; no serialised message does: CDR's first byte is 0.
+ZSTD_MAGIC, LZ4_MAGIC = b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18"
+# Bytes of a file, or of its chunks unpacked: where a recorder's first messages are, and how far one
+# is searched that has no index to find them by.
+AT_BEGIN, SEARCHED = 4 << 20, 32 << 20
 MOST_TEXT = 4 << 20  # bytes of embedded metadata; a hundred topics make 40 kB
 UNPACKED_HEAD = 4 << 20  # bytes of a compressed file that are unpacked to see what it is
+_BLOCK = 1 << 20  # bytes
 _NUMBER = re.compile(r"_(\d{1,9})$")
 
 
@@ -118,7 +121,7 @@ def first_message(file: Path, topic: str) -> FirstMessage | None:
                     raise
         else:
             found = _first_of_sqlite(stream, topic)
-    if found is None or not found.cdr.startswith(ZSTD_MAGIC):
+    if found is None or not is_packed(found.cdr):
         return found
     return found._replace(cdr=unpack_message(found.cdr), packed=True)
 
@@ -228,13 +231,86 @@ def embedded_notes(file: Path) -> dict[str, str]:
     return {}
 
 
+def is_packed(head: bytes) -> bool:
+    """Return whether a file or message that begins so is compressed."""
+    return head.startswith((ZSTD_MAGIC, LZ4_MAGIC))
+
+
 def unpack_message(data: bytes) -> bytes:
-    """Return the content of a compressed message, at most :data:`LARGEST_CHUNK` bytes."""
-    with zstandard.ZstdDecompressor().stream_reader(data) as stream:
-        content = stream.read(LARGEST_CHUNK + 1)
+    """Return the content of a message, at most :data:`LARGEST_CHUNK` bytes if it is compressed."""
+    if data.startswith(ZSTD_MAGIC):
+        with zstandard.ZstdDecompressor().stream_reader(data) as stream:
+            content = stream.read(LARGEST_CHUNK + 1)
+    elif data.startswith(LZ4_MAGIC):
+        content = lz4.frame.LZ4FrameDecompressor().decompress(data, max_length=LARGEST_CHUNK + 1)
+    else:
+        return data
     if len(content) > LARGEST_CHUNK:
         raise UnreadableError(f"a message of more than {LARGEST_CHUNK} unpacked bytes")
-    return content
+    return bytes(content)
+
+
+def unpack_file(packed: Path, target: Path) -> str:
+    """Write what a compressed file holds; return what is wrong with it, "" for nothing.
+
+    Of one that was cut off, or is damaged, everything before that is written.
+
+    Raises:
+        UnreadableError: it is larger than any recording would be.
+        OSError: the disk refused.
+    """
+    with open_file(packed) as file, target.open("wb") as plain:
+        allowance = Allowance(os.fstat(file.fileno()).st_size)
+        head = file.read(len(ZSTD_MAGIC))
+        file.seek(0)
+        stream: Any = (
+            zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+            if head == ZSTD_MAGIC
+            else lz4.frame.open(file)
+        )
+        while True:
+            try:
+                block = stream.read1(_BLOCK)
+            except EOFError:  # cut off: the content shows what is missing
+                return ""
+            except (zstandard.ZstdError, RuntimeError):  # the latter is lz4's
+                return "its compression is damaged"
+            if not block:
+                return ""
+            allowance.take(len(block))
+            plain.write(block)
+
+
+def whole_database(file: Path, place: Path) -> Path:
+    """Return where to read an sqlite3 file whose name may be anything, and that may be unfinished.
+
+    Args:
+        file: of the bag; nothing is written to it.
+        place: a folder for a link to it, or a copy that SQLite finishes with its journal.
+
+    Raises:
+        UnreadableError: it was cut off.
+        OSError: the disk refused.
+    """
+    with open_file(file) as stream:
+        head, size = stream.read(100), os.fstat(stream.fileno()).st_size
+    page, changed, pages, valid_for = struct.unpack(">16xH6xII60xI", head[:96])
+    stated = pages * (page if page > 1 else 1 << 16)
+    if changed == valid_for and size < stated:
+        raise UnreadableError(f"was cut off: {size} of {stated} bytes are there; copy it again")
+    target = Path(mkdtemp(dir=place)) / "bag.db3"
+    beside = [file.with_name(file.name + ending) for ending in ("-wal", "-journal")]
+    if not any(path.is_file() and path.stat().st_size for path in beside):
+        target.symlink_to(file.resolve())
+        return target
+    # Its recorder died: SQLite finishes a copy, journal included.
+    for path in (file, *beside):
+        if path.is_file():
+            shutil.copyfile(path, target.with_name(target.name + path.name[len(file.name) :]))
+    with closing(sqlite3.connect(target)) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        database.execute("PRAGMA journal_mode=DELETE").fetchall()
+    return target
 
 
 class StoredMessage(NamedTuple):
@@ -265,53 +341,29 @@ class StoredFile:
         """Yield what can be read, in the order of the file; its problems are then known.
 
         Args:
-            scratch: where a compressed file is unpacked to; removed again.
+            scratch: a folder where what has to be made of the file is; removed again.
 
         Raises:
             RolloutError: nothing of it can be read, or it is a damaged database.
             OSError: the disk refused.
         """
-        if not self.path.name.endswith(PACKED):
-            yield from self._read(self.path)
-            return
-        unpacked = scratch / self.path.name.removesuffix(PACKED)
-        try:
-            self._unpack(unpacked)
-            yield from self._read(unpacked)
-        finally:
-            unpacked.unlink(missing_ok=True)
-
-    def _unpack(self, target: Path) -> None:
-        with open_file(self.path) as packed, target.open("xb") as file:
-            left = FREE_BYTES + RATIO * os.fstat(packed.fileno()).st_size
-            decompressor = zstandard.ZstdDecompressor()
-            with decompressor.stream_reader(packed, read_across_frames=True) as stream:
-                while left >= 0:
-                    try:
-                        block = stream.read(1 << 20)
-                    except zstandard.ZstdError:
-                        self.problems.append(f"{self.path.name}: its compression is damaged")
-                        break
-                    if not block:
-                        break
-                    file.write(block)
-                    left -= len(block)
-        if left < 0:
-            raise RolloutError(
-                f"{self.path}: is more than {RATIO} times as large unpacked, which no recording is"
-            )
-
-    def _read(self, file: Path) -> Iterator[StoredMessage]:
-        left = Allowance(file.stat().st_size)
-        source = self._read_mcap(file) if storage_of(file.name) == "mcap" else self._sqlite(file)
-        for message in source:
-            if not message.cdr.startswith(ZSTD_MAGIC):
-                yield message
-                continue
-            with reading(self.path, "a compressed message", RolloutError):
-                content = unpack_message(message.cdr)
-                left.take(len(content))
-            yield StoredMessage(message.topic, message.stamp_ns, content)
+        with TemporaryDirectory(dir=scratch) as folder:
+            file = self.path
+            if file.name.endswith(PACKED):
+                file = Path(folder) / file.name.removesuffix(PACKED)
+                with reading(self.path, "a compressed file", RolloutError):
+                    if wrong := unpack_file(self.path, file):
+                        self.problems.append(f"{self.path.name}: {wrong}")
+            left = Allowance(file.stat().st_size)
+            mcap = storage_of(file.name) == "mcap"
+            for message in self._read_mcap(file) if mcap else self._sqlite(file, Path(folder)):
+                if not is_packed(message.cdr):
+                    yield message
+                    continue
+                with reading(self.path, "a compressed message", RolloutError):
+                    content = unpack_message(message.cdr)
+                    left.take(len(content))
+                yield message._replace(cdr=content)
 
     def _read_mcap(self, file: Path) -> Iterator[StoredMessage]:
         checked = CheckedFile(file)
@@ -331,8 +383,8 @@ class StoredFile:
         self.declared = {**checked.declarations(), **declared}
         self.problems += checked.problems
 
-    def _sqlite(self, file: Path) -> Iterator[StoredMessage]:
-        with self._open_sqlite(file) as reader:
+    def _sqlite(self, file: Path, folder: Path) -> Iterator[StoredMessage]:
+        with self._open_sqlite(file, folder) as reader:
             connections = {each.id: self._declaration(each) for each in reader.connections}
             self.declared = {each.name: each for each in connections.values()}
             rows = reader.messages(reader.connections)
@@ -345,17 +397,14 @@ class StoredFile:
                 yield StoredMessage(connections[connection.id], stamp_ns, cdr)
 
     @contextmanager
-    def _open_sqlite(self, file: Path) -> Iterator[Sqlite3Reader]:
+    def _open_sqlite(self, file: Path, folder: Path) -> Iterator[Sqlite3Reader]:
         with reading(self.path, "a database of messages", RolloutError, "copy it again"):
-            stream = open_file(file)
-        with stream:
-            reader = Sqlite3Reader(Path(_named(stream)))
-            with reading(self.path, "a database of messages", RolloutError, "copy it again"):
-                reader.open()
-            try:
-                yield reader
-            finally:
-                reader.close()
+            reader = Sqlite3Reader(whole_database(file, folder))
+            reader.open()
+        try:
+            yield reader
+        finally:
+            reader.close()
 
     def _declaration(self, connection: Connection) -> Declaration:
         msgtype, definition = connection.msgtype, connection.msgdef

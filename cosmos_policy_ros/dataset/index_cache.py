@@ -41,6 +41,11 @@ WHOLE = 1 << 20  # bytes up to which a file is known by its content, beyond by s
 ROOMS = ("core", "rig", "model", "bags", "episodes", "dataset")  # whose code decides what is found
 
 
+def users_cache() -> DiskCache:
+    """Return the cache of the person who runs this; ``make_room`` is its users' to call."""
+    return DiskCache(cache_folder("episodes"), LIMIT)
+
+
 class Found(NamedTuple):
     """What is kept of an episode."""
 
@@ -68,7 +73,7 @@ class IndexedEpisode:
         Raises:
             RolloutError: the bag is unfinished, unreadable, or not an episode of this package.
         """
-        self._cache = cache or DiskCache(cache_folder("episodes"), LIMIT)
+        self._cache = cache or users_cache()
         with reading(path, "an episode", RolloutError):
             self.digest = digest_of_files(path)
         self._found = self._read(path)
@@ -125,7 +130,6 @@ class IndexedEpisode:
     def _write(self, found: Found) -> None:
         with self._cache.making(self.digest) as draft, draft.open("wb") as file:
             np.savez(file, **_as_arrays(found))
-        self._cache.make_room(0, {self.digest})
 
 
 def digest_of_files(folder: Path) -> str:

@@ -9,21 +9,15 @@ source is ever written to.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import shutil
-import sqlite3
-import struct
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-import lz4.frame
-import zstandard
 from rosbags.interfaces import Connection, MessageDefinitionFormat, Nodetype
 from rosbags.rosbag1 import Reader as Rosbag1Reader
 from rosbags.rosbag1 import ReaderError as Rosbag1ReaderError
@@ -32,9 +26,15 @@ from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_
 from rosbags.typesys.msg import normalize_msgtype
 from rosbags.typesys.store import Typestore
 
-from cosmos_policy_ros.bags.bounds import LARGEST_CHUNK, Allowance, read_summary
+from cosmos_policy_ros.bags.bounds import read_summary
 from cosmos_policy_ros.bags.check import CheckedFile
 from cosmos_policy_ros.bags.messages import check_stamp
+from cosmos_policy_ros.bags.storages import (
+    is_packed,
+    unpack_file,
+    unpack_message,
+    whole_database,
+)
 from cosmos_policy_ros.bags.types import types_of_definition
 from cosmos_policy_ros.bags.writer import METADATA
 from cosmos_policy_ros.core.errors import RolloutError
@@ -52,7 +52,6 @@ SUFFIXES = (".mcap", ".db3", ".bag", ".bag.active")
 """How the names of bags' files end, but for what a packed one has behind it."""
 PACKED = (".zstd", ".zst", ".lz4")
 _MCAP, _SQLITE, _ROS1 = b"\x89MCAP0\r\n", b"SQLite format 3\0", b"#ROSBAG V"
-_ZSTD, _LZ4 = b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18"  # a CDR message begins with a 0
 _BLOCK = 1 << 20
 _PART = re.compile(r"(?P<stem>.+)_(?P<number>\d+)")  # of a split bag, as rosbag2 names them
 _SHOWN = 3
@@ -280,7 +279,7 @@ class ForeignBag:
             with reading(file, "a bag", RolloutError, "copy it again"):
                 for topic, received_ns, data in storage.messages(topics):
                     check_stamp(received_ns, shown(topic))
-                    yield Recorded(topic, received_ns, _unpack_message(data))
+                    yield Recorded(topic, received_ns, unpack_message(data))
 
     def digest(self) -> str:
         """Return the sha256 (hex) over the files, in their order."""
@@ -315,9 +314,17 @@ def open_bag(files: Sequence[Path]) -> Iterator[ForeignBag]:
 def _open_storage(file: Path, place: Path, stack: ExitStack) -> _Storage:
     """Open a file of any kind; ``place`` is a folder for what may have to be made of it."""
     head = _head(file)
-    if head.startswith((_ZSTD, _LZ4)):
+    if is_packed(head):
         unpacked = place / file.stem
-        _unpack_file(file, unpacked, packed_by_zstd=head.startswith(_ZSTD))
+        try:
+            wrong = unpack_file(file, unpacked)
+        except OSError as error:
+            raise UnreadableError(
+                f"cannot be unpacked into {place}: {error.strerror}; set TMPDIR to a folder with "
+                f"room"
+            ) from error
+        if wrong:
+            raise UnreadableError(wrong)
         file, head = unpacked, _head(unpacked)
     if head.startswith(_MCAP):
         return _Mcap(file)
@@ -330,7 +337,7 @@ def _open_storage(file: Path, place: Path, stack: ExitStack) -> _Storage:
                 f"for what is whole"
             ) from error
     if head.startswith(_SQLITE):
-        return _Rosbags(stack.enter_context(Rosbag2Reader(_sqlite(file, place))))
+        return _Rosbags(stack.enter_context(Rosbag2Reader(whole_database(file, place))))
     if not head:
         raise UnreadableError("is empty")
     raise UnreadableError("begins like no bag: neither MCAP, SQLite nor ROS 1")
@@ -339,67 +346,6 @@ def _open_storage(file: Path, place: Path, stack: ExitStack) -> _Storage:
 def _head(file: Path) -> bytes:
     with open_file(file) as stream:
         return stream.read(len(_SQLITE))
-
-
-def _unpack_file(file: Path, target: Path, *, packed_by_zstd: bool) -> None:
-    """Write what a packed file holds, as far as it goes; raises UnreadableError, OSError."""
-    allowance = Allowance(file.stat().st_size)
-    with open_file(file) as packed, target.open("wb") as plain:
-        stream: Any = (
-            zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True)
-            if packed_by_zstd
-            else lz4.frame.open(packed)
-        )
-        try:
-            while block := stream.read1(_BLOCK):  # what is there before an end that is not
-                allowance.take(len(block))
-                plain.write(block)
-        except EOFError:
-            return  # cut off: what is whole of it shows what is missing
-        except OSError as error:
-            if error.strerror:
-                raise UnreadableError(
-                    f"cannot be unpacked into {target.parent}: {error.strerror}; set TMPDIR to a "
-                    f"folder with room"
-                ) from error
-            raise
-
-
-def _unpack_message(data: bytes) -> bytes:
-    """Return a message, which may be packed by itself."""
-    if data.startswith(_ZSTD):
-        with zstandard.ZstdDecompressor().stream_reader(data) as stream:
-            content = stream.read(LARGEST_CHUNK + 1)
-    elif data.startswith(_LZ4):
-        content = lz4.frame.LZ4FrameDecompressor().decompress(data, max_length=LARGEST_CHUNK + 1)
-    else:
-        return data
-    if len(content) > LARGEST_CHUNK:
-        raise UnreadableError(f"a message has more than {LARGEST_CHUNK} unpacked bytes")
-    return bytes(content)
-
-
-def _sqlite(file: Path, place: Path) -> Path:
-    """Return where to read a database whose name may be anything, and that may not be finished."""
-    with open_file(file) as stream:
-        head, size = stream.read(100), os.fstat(stream.fileno()).st_size
-    page, changed, pages, valid_for = struct.unpack(">16xH6xII60xI", head[:96])
-    stated = pages * (page if page > 1 else 1 << 16)
-    if changed == valid_for and size < stated:
-        raise UnreadableError(f"was cut off: {size} of {stated} bytes are there; copy it again")
-    target = place / "bag.db3"
-    beside = [file.with_name(file.name + ending) for ending in ("-wal", "-journal")]
-    if not any(path.is_file() and path.stat().st_size for path in beside):
-        target.symlink_to(file.resolve())
-        return target
-    # Its recorder died: SQLite finishes a copy, journal included.
-    for path in (file, *beside):
-        if path.is_file():
-            shutil.copyfile(path, target.with_name(target.name + path.name[len(file.name) :]))
-    with closing(sqlite3.connect(target)) as database:
-        database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        database.execute("PRAGMA journal_mode=DELETE").fetchall()
-    return target
 
 
 class _Mcap:

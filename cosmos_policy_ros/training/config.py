@@ -104,8 +104,8 @@ class DataConfig:
         if not 0 <= self.held_out < 1:
             raise ValueError(f"held_out: {self.held_out} must be at least 0 and below 1")
         for name in ("workers", "prepared_gb", "cache_gb", "latent_cache_gb"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: {getattr(self, name)} must not be negative")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: {getattr(self, name)} must be a number from 0 on")
         if self.latent_cache_gb and self.augmentation != "none":
             raise ValueError(
                 f"latent_cache_gb: images with '{self.augmentation}' augmentation never come "

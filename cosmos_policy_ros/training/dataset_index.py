@@ -29,7 +29,7 @@ from cosmos_policy_ros.dataset.checks import (
     load_check_limits,
     prompt_fault,
 )
-from cosmos_policy_ros.dataset.index_cache import IndexedEpisode
+from cosmos_policy_ros.dataset.index_cache import IndexedEpisode, users_cache
 from cosmos_policy_ros.dataset.review import (
     Ranges,
     learned_ranges,
@@ -165,6 +165,7 @@ def index_episodes(data: DataConfig, model: CheckpointConfig, text: TextTable) -
             continue
         entries.append(entry)
         windows_left_out += len(entry.windows) - len(entry.starts)
+    users_cache().make_room(0)
     if not entries:
         folders = ", ".join((*data.demonstrations, *data.rollouts))
         if not left_out:

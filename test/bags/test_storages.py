@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ import zstandard
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys.store import Typestore
 
-from cosmos_policy_ros.bags import storages
+from cosmos_policy_ros.bags import bounds, storages
 from cosmos_policy_ros.bags.storages import StoredFile, first_message, storage_files
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.untrusted import UnreadableError
@@ -84,13 +87,31 @@ def test_a_message_that_would_fill_the_memory_is_refused(
 def test_a_file_that_would_fill_the_disk_is_refused(
     tmp_path: Path, types: Typestore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storages, "FREE_BYTES", 1 << 20)
-    monkeypatch.setattr(storages, "RATIO", 10)
+    monkeypatch.setattr(bounds, "FREE_BYTES", 1 << 20)
+    monkeypatch.setattr(bounds, "RATIO", 10)
     bomb = tmp_path / "x.mcap.zstd"
     bomb.write_bytes(zstandard.ZstdCompressor().compress(bytes(1 << 24)))
     with pytest.raises(RolloutError, match="more than 10 times as large unpacked"):
         list(StoredFile(bomb, types).messages(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == [bomb.name]
+
+
+def test_what_a_dead_recorder_left_in_the_journal_is_read(tmp_path: Path, types: Typestore) -> None:
+    file = bag(tmp_path / "bag", types, StoragePlugin.SQLITE3, text(b"one"))
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("PRAGMA journal_mode=WAL")
+        (topic,) = database.execute("SELECT id FROM topics WHERE name = '/note'").fetchone()
+        row = "INSERT INTO messages(topic_id, timestamp, data) VALUES (?, 2, ?)"
+        database.execute(row, (topic, text(b"two")))
+        database.commit()
+        # Closing it would end the journal: as it lies there now, it is a dead recorder's.
+        left = tmp_path / "left"
+        shutil.copytree(file.parent, left)
+    before = {path.name: path.read_bytes() for path in left.iterdir()}
+    assert before[f"{file.name}-wal"]
+    stored = StoredFile(left / file.name, types)
+    assert [each.cdr for each in stored.messages(tmp_path)] == [text(b"one"), text(b"two")]
+    assert {path.name: path.read_bytes() for path in left.iterdir()} == before
 
 
 @BOTH

@@ -182,20 +182,6 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
     same(indexed.windows(DT), EpisodeWindows(read_episode(episode), DT))
 
 
-def test_old_indexes_go(episode: Path, store: EpisodeStore, cache: DiskCache) -> None:
-    IndexedEpisode(episode, cache).windows(DT)
-    (old,) = cache.folder.iterdir()
-    small = replace_limit(cache, old.stat().st_size * 3 // 2)
-    add_score(episode, store)
-    IndexedEpisode(episode, small).windows(DT)
-    (kept,) = cache.folder.iterdir()
-    assert kept != old
-
-
-def replace_limit(cache: DiskCache, limit: int) -> DiskCache:
-    return DiskCache(cache.folder, limit)
-
-
 def test_an_episode_that_cannot_be_read_is_none(tmp_path: Path, cache: DiskCache) -> None:
     with pytest.raises(RolloutError, match="cannot be read"):
         IndexedEpisode(tmp_path / "20261122-105830_x_0001", cache)

@@ -39,14 +39,14 @@ from cosmos_policy_ros.bags.video import (
     require_encoder,
     video_topic,
 )
-from cosmos_policy_ros.bags.writer import DISCARDED, RECORDING, read_metadata, write_metadata
+from cosmos_policy_ros.bags.writer import RECORDING, read_metadata, write_metadata
 from cosmos_policy_ros.core.config import load_config
 from cosmos_policy_ros.core.errors import ObservationError, RolloutError
 from cosmos_policy_ros.core.files import locked, rename, stands_at, sync
 from cosmos_policy_ros.core.paths import package_share
 from cosmos_policy_ros.core.untrusted import UnreadableError, open_file, reading, shown
 from cosmos_policy_ros.episodes.episode import QUALITY, Episode, read_episode
-from cosmos_policy_ros.episodes.folders import COMPACTED, VIDEO_FILE, left_over, look
+from cosmos_policy_ros.episodes.folders import COMPACTED, VIDEO_FILE, State, left_over, look
 from cosmos_policy_ros.episodes.quality import QualityReport
 from cosmos_policy_ros.episodes.topics import find_rig
 from cosmos_policy_ros.rig.images import decode_image
@@ -104,10 +104,8 @@ def compact(
         RolloutError: it is unfinished, discarded, damaged, being compacted by another process, has
             images that cannot become video, or the disk refused; it is as before then.
     """
-    name = folder.name
-    if name.endswith((RECORDING, DISCARDED)):
-        state = "discarded" if name.endswith(DISCARDED) else "unfinished"
-        raise RolloutError(f"{folder}: is {state}, and only finished episodes are compacted")
+    if folder.name.endswith(RECORDING):  # its lock may be a recorder's, and is not waited for
+        raise RolloutError(f"{folder}: is unfinished, and only finished episodes are compacted")
     require_encoder()
     try:
         with reading(folder, "an episode", RolloutError):
@@ -132,14 +130,16 @@ def _compact(
     folder: Path, descriptor: int, config: CompactionConfig, progress: Callable[[int, int], None]
 ) -> Compacted | None:
     with locked(folder):
-        if trouble := look(folder).trouble:
-            raise RolloutError(f"{folder}: {trouble}{LEFT}")
-        information = read_metadata(folder)
+        found = look(folder)
+        if found.trouble:
+            raise RolloutError(f"{folder}: {found.trouble}{LEFT}")
+        if found.state is State.DISCARDED:
+            raise RolloutError(f"{folder}: is discarded, and only finished episodes are compacted")
+        information = found.information
+        assert information is not None, "it can be read"
         _remove_left_over(folder, information)
         _remove_drafts(folder)
-        episode = read_episode(folder)
-        if episode.discarded:
-            raise RolloutError(f"{folder}: is discarded, and only finished episodes are compacted")
+        episode = read_episode(folder, found)
         if is_compacted(episode):
             return None
         with reading(folder, "an episode", RolloutError, VERIFY):

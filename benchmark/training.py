@@ -49,9 +49,9 @@ from cosmos_policy_ros.core.paths import config_folder, package_share  # noqa: E
 from cosmos_policy_ros.dataset.checks import (  # noqa: E402
     judge_episode,
     load_check_limits,
-    read_motion,
 )
 from cosmos_policy_ros.dataset.index_cache import IndexedEpisode  # noqa: E402
+from cosmos_policy_ros.dataset.motion import read_motion  # noqa: E402
 from cosmos_policy_ros.dataset.windows import EpisodeWindows  # noqa: E402
 from cosmos_policy_ros.episodes.compact import compact, load_compaction  # noqa: E402
 from cosmos_policy_ros.episodes.episode import read_episode  # noqa: E402

@@ -27,11 +27,10 @@ from cosmos_policy_ros.dataset.checks import (
     CheckLimits,
     EpisodeReport,
     Expected,
-    Motion,
     judge_episode,
     load_check_limits,
-    read_motion,
 )
+from cosmos_policy_ros.dataset.motion import Motion, read_motion
 from cosmos_policy_ros.dataset.review import (
     count_prompts,
     idle_joints,

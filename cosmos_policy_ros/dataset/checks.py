@@ -20,8 +20,9 @@ from cosmos_policy_ros.bags.mcap_file import VERIFY
 from cosmos_policy_ros.core.config import from_mapping, load_config
 from cosmos_policy_ros.core.errors import ConfigError, ObservationError, RolloutError
 from cosmos_policy_ros.core.paths import package_share
-from cosmos_policy_ros.core.units import NS_PER_S, Array
+from cosmos_policy_ros.core.units import Array
 from cosmos_policy_ros.core.untrusted import parse_json, reading, shown
+from cosmos_policy_ros.dataset.motion import Measures, Motion, measure_motion
 from cosmos_policy_ros.dataset.windows import EpisodeWindows
 from cosmos_policy_ros.episodes.quality import PRIMARY
 from cosmos_policy_ros.model.statistics import ASPECT_TOLERANCE, check_images
@@ -133,31 +134,6 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Measures:
-    """What became of each of the 14 dimensions over an episode, in policy units.
-
-    Attributes:
-        rows: steps that were measured.
-        min, max, mean, std, median: (14,) each.
-        jerk: (14,) root mean square of the third derivative, units per s^3; 0 where fewer than four
-            steps follow each other.
-    """
-
-    rows: int
-    min: tuple[float, ...]
-    max: tuple[float, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    median: tuple[float, ...]
-    jerk: tuple[float, ...]
-
-    @property
-    def range(self) -> Array:
-        """(14,) how far each dimension moves."""
-        return np.subtract(self.max, self.min, dtype=np.float64)
-
-
-@dataclass(frozen=True)
 class EpisodeReport:
     """What the checks found; a plain value, kept as JSON.
 
@@ -207,51 +183,6 @@ class EpisodeReport:
             return from_mapping(cls, parse_json(text), "report")
         except (ConfigError, TypeError, RolloutError) as error:
             raise ValueError(str(error)) from error
-
-
-@dataclass(frozen=True)
-class Motion:
-    """What was measured and what was told at each step of an episode.
-
-    Attributes:
-        times_ns: (n,) when each step begins.
-        states: (n, 14) policy units; NaN where the arms had reported nothing usable.
-        actions: (n, 14) policy units, due one step later.
-        dt: seconds per step.
-    """
-
-    times_ns: NDArray[np.int64]
-    states: Array
-    actions: Array
-    dt: float
-
-    def __len__(self) -> int:
-        return len(self.times_ns)
-
-    def pairs(self, steps: int) -> NDArray[np.intp]:
-        """Return the steps i that have a step i + ``steps`` just so much later: no pause between.
-
-        ``steps`` may be negative.
-        """
-        first = np.arange(max(0, -steps), min(len(self), len(self) - steps))
-        passed = self.times_ns[first + steps] - self.times_ns[first]
-        off = np.abs(passed / NS_PER_S - steps * self.dt)
-        return first[off < self.dt / 2]
-
-
-def read_motion(windows: EpisodeWindows, dt: float) -> Motion:
-    """Read the state at every step of an episode; ``dt`` is what its windows were made with.
-
-    Raises:
-        RolloutError: the bag is damaged.
-    """
-    states = np.full((len(windows), STATE_DIM), np.nan)
-    for step in range(len(windows)):
-        try:
-            states[step] = windows.state(step)
-        except ObservationError:
-            continue  # a gap: no window begins or ends there either
-    return Motion(windows.steps.times_ns, states, windows.steps.actions, dt)
 
 
 def judge_episode(
@@ -306,7 +237,10 @@ def _judge(
     if len(motion) and not len(measured):
         reasons.append(Finding("windows", _no_state(windows)))
     elif len(motion) and finite:
-        states, actions = _measure(motion, motion.states), _measure(motion, motion.actions)
+        states, actions = (
+            measure_motion(motion, motion.states),
+            measure_motion(motion, motion.actions),
+        )
         units = describe_faults(unit_faults(rig, {"state": measured, "action": motion.actions}))
         reasons += [Finding("units", units)] if units else []
         reasons += [Finding("jump", text) for text in _jumps(motion, rig, limits)]
@@ -399,18 +333,6 @@ def _no_state(windows: EpisodeWindows) -> str:
     except ObservationError as error:
         return f"has no usable state at any step: {error}"
     return "has no usable state at any step"
-
-
-def _measure(motion: Motion, values: Array) -> Measures:
-    """Return the measures of (n, 14) values, rows of NaN left out."""
-    kept = values[np.isfinite(values).all(axis=1)]
-    steps = motion.pairs(3)
-    change = values[steps + 3] - 3 * values[steps + 2] + 3 * values[steps + 1] - values[steps]
-    change = change[np.isfinite(change).all(axis=1)] / motion.dt**3
-    jerk = np.sqrt((change**2).mean(axis=0)) if len(change) else np.zeros(values.shape[1])
-    names = ("min", "max", "mean", "std", "median")
-    of = {name: tuple(getattr(np, name)(kept, axis=0).tolist()) for name in names}
-    return Measures(rows=len(kept), jerk=tuple(jerk.tolist()), **of)
 
 
 def _jumps(motion: Motion, rig: RigSpec, limits: CheckLimits) -> Iterator[str]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.files import replacing
 from cosmos_policy_ros.core.units import Array
-from cosmos_policy_ros.dataset.checks import Motion
+from cosmos_policy_ros.dataset.motion import Motion
 from cosmos_policy_ros.rig.arms import ARM_DIM, ARMS, STATE_DIM
 from cosmos_policy_ros.rig.spec import RigSpec
 

@@ -30,8 +30,8 @@ from cosmos_policy_ros.dataset.checks import (
     Expected,
     judge_episode,
     prompt_fault,
-    read_motion,
 )
+from cosmos_policy_ros.dataset.motion import read_motion
 from cosmos_policy_ros.dataset.windows import EpisodeWindows, Sent
 from cosmos_policy_ros.episodes.episode import Episode, TopicSummary, read_episode
 from cosmos_policy_ros.episodes.quality import QualityReport

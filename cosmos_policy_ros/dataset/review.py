@@ -18,10 +18,10 @@ from cosmos_policy_ros.dataset.checks import (
     CheckLimits,
     EpisodeReport,
     Finding,
-    Measures,
     describe_idle,
     differ_in_aspect,
 )
+from cosmos_policy_ros.dataset.motion import Measures
 from cosmos_policy_ros.model.statistics import MEASURES, widen
 
 _NORMAL = 1.4826  # standard deviations of a normal distribution in its median absolute deviation

@@ -25,12 +25,10 @@ from cosmos_policy_ros.dataset.checks import (
     EpisodeReport,
     Expected,
     Finding,
-    Measures,
-    Motion,
     judge_episode,
     load_check_limits,
-    read_motion,
 )
+from cosmos_policy_ros.dataset.motion import Measures, Motion, measure_motion, read_motion
 from cosmos_policy_ros.dataset.windows import EpisodeWindows
 from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.store import EpisodeStore
@@ -263,7 +261,7 @@ def test_across_a_pause_nothing_jumps() -> None:
     cut = Motion(motion.times_ns[kept], motion.states[kept], motion.actions[kept], DT)
     assert not [*checks._jumps(cut, RIG, LIMITS), *checks._unfollowed(cut, RIG, LIMITS)]
     assert len(cut.pairs(1)) == 147
-    assert max(checks._measure(cut, cut.actions).jerk) < 10
+    assert max(measure_motion(cut, cut.actions).jerk) < 10
 
 
 # ---------------------------------------------------------------- images

@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 
 from cosmos_policy_ros.dataset.checks import (
     EpisodeReport,
-    Measures,
-    Motion,
-    _measure,
     load_check_limits,
 )
+from cosmos_policy_ros.dataset.motion import Measures, Motion, measure_motion
 from cosmos_policy_ros.dataset.review import (
     idle_joints,
     learned_ranges,
@@ -45,8 +43,8 @@ def report(actions: Array, states: Array | None = None, **others: object) -> Epi
         seconds=len(actions) / 25,
         joints=RIG.joint_names,
         tick=tuple(TICK.tolist()),
-        states=_measure(motion, motion.states),
-        actions=_measure(motion, motion.actions),
+        states=measure_motion(motion, motion.states),
+        actions=measure_motion(motion, motion.actions),
         sizes={"primary": ((480, 640),)},
     )
     return replace(made, **others)  # type: ignore[arg-type]

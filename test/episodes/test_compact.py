@@ -40,10 +40,10 @@ from cosmos_policy_ros.dataset.checks import (
     EpisodeReport,
     judge_episode,
     load_check_limits,
-    read_motion,
 )
 from cosmos_policy_ros.dataset.contact_sheet import contact_sheet
 from cosmos_policy_ros.dataset.gate_replay import check_episode
+from cosmos_policy_ros.dataset.motion import read_motion
 from cosmos_policy_ros.dataset.playback import observations
 from cosmos_policy_ros.dataset.windows import EpisodeWindows
 from cosmos_policy_ros.episodes.compact import (

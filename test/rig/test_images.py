@@ -40,8 +40,7 @@ def message(encoding: str, pixels: np.ndarray, padding: int = 0) -> SimpleNamesp
     )
 
 
-@pytest.mark.parametrize("padding", [0, 5])
-@pytest.mark.parametrize(
+COLOURS = pytest.mark.parametrize(
     ("encoding", "pixels"),
     [
         ("rgb8", RGB),
@@ -50,6 +49,10 @@ def message(encoding: str, pixels: np.ndarray, padding: int = 0) -> SimpleNamesp
         ("bgra8", np.dstack([RGB[..., ::-1], RGB[..., 0]])),
     ],
 )
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+@COLOURS
 def test_colour_encodings_agree(encoding: str, pixels: np.ndarray, padding: int) -> None:
     image = decode_image(message(encoding, pixels, padding), "cam")
     np.testing.assert_array_equal(image, RGB)
@@ -63,15 +66,7 @@ def test_grey_becomes_three_equal_channels() -> None:
 
 
 @pytest.mark.parametrize("padding", [0, 5])
-@pytest.mark.parametrize(
-    ("encoding", "pixels"),
-    [
-        ("rgb8", RGB),
-        ("bgr8", RGB[..., ::-1]),
-        ("rgba8", np.dstack([RGB, RGB[..., 0]])),
-        ("bgra8", np.dstack([RGB[..., ::-1], RGB[..., 0]])),
-    ],
-)
+@COLOURS
 def test_every_encoding_becomes_the_same_jpeg(
     encoding: str, pixels: np.ndarray, padding: int
 ) -> None:

@@ -57,7 +57,7 @@ class Recording:
     """Ends once, by :meth:`finish` or :meth:`discard`. Safe to share between threads.
 
     Attributes:
-        path: the folder that is being written.
+        path: the folder that is being written, then the finished one.
         refused: why the last image that could not become a JPEG is not in the bag; else empty.
     """
 
@@ -201,12 +201,13 @@ class Recording:
             self._look()
             self._final = self._judge()
             try:
-                return self._writer.close(
+                self.path = self._writer.close(
                     {**notes, QUALITY: self._final.to_json()}, discarded=discarded
                 )
             except RolloutError:
                 self._final = None
                 raise
+            return self.path
 
     def _write_all(self) -> None:
         try:

@@ -560,7 +560,7 @@ class RecorderNode(shell.ManagedNode):
         state = RecorderState(phase="idle", message=self._message)
         state.header.stamp = self.get_clock().now().to_msg()
         if (recording := self._last) is not None:
-            if recording.open:
+            if recording.open or self._ending:  # until its bag is whole, and can be read
                 state.phase = "recording"
             ended = time.monotonic_ns() if recording.open else self._ended_ns
             state.episode_id, state.path = recording.id, str(recording.path)

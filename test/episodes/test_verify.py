@@ -234,10 +234,11 @@ def test_a_recovered_episode_is_judged_from_its_messages(
         bag.abort()
 
     def die(recording: Recording) -> Path:
+        folder = recording.path
         monkeypatch.setattr(BagWriter, "close", kill)
         recording.finish("")
         monkeypatch.undo()
-        return recording.path
+        return folder
 
     recovered = recover(record(episodes, types, without="primary", then=die)).path
     silent = "/cam_high/camera/color/image_rect_raw never came"

@@ -537,6 +537,20 @@ def test_a_task_is_a_name_and_no_file(bench: Bench, rig: RigSpec, task: str) -> 
     assert not unknown.success and "did you mean 'transfer_cube'" in unknown.message
 
 
+# ---------------------------------------------------------------- its state
+
+
+def test_an_idle_recorders_path_is_an_episode(bench: Bench, rig: RigSpec) -> None:
+    """It named the folder that the bag had been in while it was written."""
+    bench.connect(rig)
+    states: list[RecorderState] = []
+    bench.rig.create_subscription(RecorderState, "recorder_node/state", states.append, 10)
+    started = bench.start()
+    assert bench.call(EndEpisode, "stop_episode").success
+    bench.spin_until(lambda: states and states[-1].phase == "idle", "the end of the episode")
+    assert read_episode(Path(states[-1].path)).id == states[-1].episode_id == started.episode_id
+
+
 # ---------------------------------------------------------------- files that go away
 
 

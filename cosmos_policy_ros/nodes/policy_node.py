@@ -29,6 +29,7 @@ from cosmos_policy_ros.nodes.policy_topics import PolicyInputs, PolicyOutput, Po
 from cosmos_policy_ros.nodes.policy_watchdog import WatchdogMonitor
 from cosmos_policy_ros.planning.scheduler import Inference, start_inference
 from cosmos_policy_ros.rig.self_check import Check, failures, table
+from cosmos_policy_ros.srv import SelfCheck
 
 DIAGNOSIS_PERIOD = 1.0  # wall s
 STRANGER_PERIOD = 0.25  # wall s between two looks at who can command the arms
@@ -128,7 +129,7 @@ class PolicyNode(shell.ManagedNode):
         self.create_service(SetBool, "~/pause", self._on_pause)
         self.create_service(Trigger, "~/stop", self._on_stop)
         self.create_service(Trigger, "~/go_to_start", self._on_go_to_start)
-        self.create_service(Trigger, "~/self_check", self._on_self_check)
+        self.create_service(SelfCheck, "~/self_check", self._on_self_check)
 
     # ---------------------------------------------------------------- what wakes it
 
@@ -155,7 +156,7 @@ class PolicyNode(shell.ManagedNode):
     def report(self) -> None:
         """Tell how things stand, if that has changed."""
         runs, task = self._runs, self._settings.task.name
-        self._reports.report(runs.run, runs.motion, self._output.armed, task, runs.last_outcome)
+        self._reports.report(runs.run, runs.motion, self._output.armed, task, runs.ended, runs.told)
 
     # ---------------------------------------------------------------- the operator
 
@@ -214,9 +215,15 @@ class PolicyNode(shell.ManagedNode):
         self.report()
         return response
 
-    def _on_self_check(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+    def _on_self_check(
+        self, _: SelfCheck.Request, response: SelfCheck.Response
+    ) -> SelfCheck.Response:
         checks = self._check()
         response.success, response.message = not failures(checks), table(checks)
+        response.checks = [check.what for check in checks]
+        response.passed = [check.passed for check in checks]
+        response.found = [check.found for check in checks]
+        response.advice = [check.advice for check in checks]
         return response
 
     def _check(self) -> list[Check]:

@@ -59,6 +59,7 @@ class Status(NamedTuple):
     chunks: int
     refused: int
     executing_until_ns: int
+    outcome: str
     message: str
 
 
@@ -112,13 +113,22 @@ class PolicyReports:
         motion: TimedChunk | None,
         armed: bool,
         task: str,
-        last_outcome: str,
+        ended: str,
+        told: str,
     ) -> None:
         """Publish how things stand, if that has changed.
 
         A change of nothing but numbers in the text is published every TEXT_PERIOD.
+
+        Args:
+            run: the one under way.
+            motion: the way to the start pose that the arms are on.
+            armed: whether anything is sent to them.
+            task: the node's own.
+            ended: outcome of the last run.
+            told: how it ended, or why the arms are held, for people.
         """
-        status, now = self._status(run, motion, armed, task, last_outcome), time.monotonic()
+        status, now = self._status(run, motion, armed, task, ended, told), time.monotonic()
         due = self._heartbeat and armed and now - self._last_at >= HEARTBEAT
         if status == self._last and not due:
             return
@@ -158,7 +168,8 @@ class PolicyReports:
         motion: TimedChunk | None,
         armed: bool,
         task: str,
-        last_outcome: str,
+        ended: str,
+        told: str,
     ) -> Status:
         if run is not None and self._inference.status == "ready":
             phase, message = run.phase.value, run.message
@@ -167,7 +178,7 @@ class PolicyReports:
         else:
             phases = {"ready": "ready", "failed": "failed", "closed": "unconfigured"}
             phase = phases.get(self._inference.status, "loading")
-            message = last_outcome if phase == "ready" else ""
+            message = told if phase == "ready" else ""
             message = message or self._inference.message
         chunk = run.chunk if run is not None else motion
         return Status(
@@ -178,6 +189,7 @@ class PolicyReports:
             chunks=run.chunks if run else 0,
             refused=run.refused if run else 0,
             executing_until_ns=chunk.end_ns if chunk and phase in MOVING else 0,
+            outcome="" if run else ended,
             message=message,
         )
 

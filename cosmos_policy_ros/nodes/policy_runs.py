@@ -53,7 +53,8 @@ class PolicyRuns:
     Attributes:
         run: the one under way, or None.
         motion: the way to the start pose that the arms are on, or None.
-        last_outcome: how the last run ended, empty before the first.
+        ended: outcome of the last run; empty before the first.
+        told: how the last run ended, or why the arms are held, for people; empty before either.
         latched: why nothing moves before the arms have been disarmed and armed again; empty while
             that is not so.
         latency: of the queries so far.
@@ -73,7 +74,7 @@ class PolicyRuns:
         """Serve the action; ``wake`` makes the executor call :meth:`take_answers`."""
         self.run: Run | None = None
         self.motion: TimedChunk | None = None
-        self.last_outcome = self.latched = ""
+        self.ended = self.told = self.latched = ""
         self._clock = clock
         self._node, self._settings, self._sources = node, settings, sources
         self._inference, self._output, self._watchdog = inference, output, watchdog
@@ -155,7 +156,7 @@ class PolicyRuns:
         self.latched = reason
         self._node.get_logger().error(f"the arms are held: {reason}; disarm them to go on")
         self.stop("fault", reason)
-        self.last_outcome = f"held: {reason}; disarm, then arm, to go on"
+        self.told = f"held: {reason}; disarm, then arm, to go on"
 
     def unlatch(self) -> None:
         """Go on: the arms have been disarmed, or are about to be armed."""
@@ -330,12 +331,13 @@ class PolicyRuns:
         if outcome is None or run is not self.run:
             return
         assert self._ended is not None
-        self.last_outcome = f"run ended ({outcome.outcome}): {outcome.message}"
+        self.ended = outcome.outcome
+        self.told = f"run ended ({outcome.outcome}): {outcome.message}"
         # Two lines of code: rclpy refuses two severities from one.
         if outcome.success:
-            self._node.get_logger().info(self.last_outcome)
+            self._node.get_logger().info(self.told)
         else:
-            self._node.get_logger().error(self.last_outcome)
+            self._node.get_logger().error(self.told)
         elsewhere = self._watchdog.held() or outcome.latched or self.latched
         later_ns = self._clock.now_ns() + 3600 * NS_PER_S  # when its path has ended
         self._commanded = None if elsewhere else run.commanded(later_ns)

@@ -16,12 +16,11 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 from cosmos_policy_ros.msg import ArmInterfaceState
-from cosmos_policy_ros.srv import PrepareArms
+from cosmos_policy_ros.srv import PrepareArms, SelfCheck
 from diagnostic_msgs.msg import DiagnosticArray
 from helpers.stock_rig import RIG_PROGRAM, SIDES, set_modes, stock_rig
 from helpers.waiting import PATIENCE
 from interbotix_xs_msgs.msg import JointGroupCommand, JointSingleCommand
-from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from cosmos_policy_ros.nodes import graph, shell
@@ -230,7 +229,7 @@ def test_beside_another_commander_the_arms_are_not_armed(loop: Loop) -> None:
         assert f"alone: operator on {driver.joint_group}" in refusal
 
         def all_else_passes() -> bool:
-            told = loop.client.call(Trigger, "policy_node/self_check")
+            told = loop.client.call(SelfCheck, "policy_node/self_check")
             assert not told.success
             assert "FAIL  alone" in told.message
             return told.message.count("pass  ") == len(told.message.splitlines()) - 1

@@ -32,7 +32,7 @@ def test_what_happened_between_two_polls_is_told(reports: PolicyReports, told: l
     """A busy machine restarted the inference process before the node looked: nobody was told."""
     messages = ["asking", "inference process 7 was killed by SIGKILL", "asking", "asking"]
     for message in messages:
-        reports.report(None, None, True, "task", message)
+        reports.report(None, None, True, "task", "", message)
     assert told == messages[:3]
 
 
@@ -43,5 +43,5 @@ def test_running_numbers_are_told_now_and_then(
     monkeypatch.setattr(policy_reports.time, "monotonic", lambda: now)
     for tick in range(11):
         now = 100.0 + tick * TEXT_PERIOD / 5
-        reports.report(None, None, True, "task", f"last image is {tick * 0.125} s old")
+        reports.report(None, None, True, "task", "", f"last image is {tick * 0.125} s old")
     assert told == [f"last image is {tick * 0.125} s old" for tick in (0, 5, 10)]

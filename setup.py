@@ -1,4 +1,4 @@
-"""A plain ``pip install .``: the rooms that need no ROS (everything but ``nodes``).
+"""A plain ``pip install .``: the rooms that need no ROS (everything but ``nodes`` and ``panel``).
 
 For reading bags, training and running the model on a machine without ROS. On a ROS machine build
 with colcon, which uses CMakeLists.txt and ignores this file.
@@ -32,7 +32,10 @@ setup(
     version=VERSION,
     description="Cosmos Policy on the ALOHA bimanual rig: the rooms that need no ROS",
     license="Apache-2.0",
-    packages=find_packages(include=["cosmos_policy_ros*"], exclude=["cosmos_policy_ros.nodes*"]),
+    packages=find_packages(
+        include=["cosmos_policy_ros*"],
+        exclude=["cosmos_policy_ros.nodes*", "cosmos_policy_ros.panel*"],
+    ),
     data_files=shared_files("config", "msg"),
     python_requires=">=3.10",
     entry_points={"console_scripts": ["cosmos = cosmos_policy_ros.cli.cosmos:main"]},

@@ -40,7 +40,7 @@ class Generator:
         }
 
     def make(self, kind: str, *names: str) -> str:
-        """Return the MyST text of one kind of table, such as ``parameters policy``."""
+        """Return the MyST text of one kind of table, such as ``parameters policy_node``."""
         return "\n".join(getattr(self, f"_{kind}")(*names))
 
     # ------------------------------------------------------------ looking things up
@@ -107,8 +107,8 @@ class Generator:
     def _parameters(self, node: str) -> Iterator[str]:
         """Yield the table of a node's parameters."""
         yield from _header("parameter", "default", "range", "")
-        managed = [] if node == "sim_rig" else [AUTOSTART]
-        for option in [*NODES[f"{node}_node"], *managed]:
+        managed = [] if node == "sim_rig_node" else [AUTOSTART]
+        for option in [*NODES[node], *managed]:
             bounds = [] if option.low is None else [option.low, option.high]
             yield _row(
                 f"`{option.name}`",
@@ -118,9 +118,10 @@ class Generator:
             )
 
     def _of_node(self, node: str) -> Iterator[tuple[str, ast.Module]]:
-        """Yield the modules that make up a node."""
+        """Yield the modules that make up a node: their names begin with its own."""
+        begin = node.removesuffix("_node")
         for module, tree in self._modules.items():
-            if ".nodes." in module and module.rpartition(".")[2].startswith(node):
+            if ".nodes." in module and module.rpartition(".")[2].startswith(begin):
                 yield module, tree
 
     def _own(self, node: str) -> Iterator[str]:
@@ -164,7 +165,7 @@ class Generator:
         yield from _header("", "name")
         root = ET.parse(self._root / "config/sros2/policy.xml").getroot()  # noqa: S314 - our own
         lines = set()
-        for rules in root.iterfind(f".//profile[@node='{node}_node']/*"):
+        for rules in root.iterfind(f".//profile[@node='{node}']/*"):
             for use, verdict in rules.items():
                 for rule in rules:
                     if verdict == "ALLOW" and not (rule.text or "~").startswith("~/*"):

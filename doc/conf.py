@@ -28,7 +28,8 @@ html_theme = "alabaster"
 html_theme_options = {"page_width": "1100px", "fixed_sidebar": True}
 html_show_sourcelink = False
 
-# A line of a page that stands for what is made from the code: <!-- generated: parameters policy -->
+# A line of a page that stands for what is made from the code:
+# <!-- generated: parameters policy_node -->
 GENERATED = re.compile(r"^<!-- generated: (.+) -->$", re.MULTILINE)
 
 

@@ -29,6 +29,7 @@ ROOMS = (
     "planning",
     "training",
     "evaluation",
+    "panel",
     "nodes",
     "cli",
 )
@@ -36,6 +37,7 @@ MAY_IMPORT = {
     "torch": {"model", "inference", "planning", "training"},
     "rclpy": {"nodes", "cli"},
     "ray": {"inference"},
+    "tornado": {"panel"},
 }
 
 # What works beside torch, numpy, safetensors and diffusers alone, and what is then not there.

@@ -140,7 +140,7 @@ def test_an_unknown_option_of_setup_changes_nothing(argument: str) -> None:
         [ROOT / "scripts/setup", argument], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert "there is --remove" in done.stderr
+    assert "there are --tests and --remove" in done.stderr
 
 
 def test_a_python_that_the_sourced_ros_was_not_built_for_is_named(tmp_path: Path) -> None:

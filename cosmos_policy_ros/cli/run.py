@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 import time
@@ -58,6 +59,7 @@ GRAPH_OPTIONS = (
     "images",
     "compression",
 )
+PANEL, PAGE = "operator_panel", re.compile(r"operator's page: \S+")  # what it prints
 BAR = 24  # characters of the progress line
 
 
@@ -92,6 +94,17 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chunks", type=positive, help="stop after so many (the task's time limit)"
     )
+    parser.add_argument(
+        "--panel",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="serve the operator's page on this machine, and print its address (yes)",
+    )
+    parser.add_argument(
+        "--by-hand",
+        action="store_true",
+        help="run nothing: trials are begun, ended and scored on the operator's page",
+    )
     add_root(parser)
     parser.set_defaults(
         run=_run, interrupted="interrupted: the nodes have ended, finished episodes are complete"
@@ -108,6 +121,8 @@ def _run(options: argparse.Namespace) -> int:
         task=options.task,
         root=str(options.root),
         scene_seed=options.seed,
+        panel=options.panel or options.by_hand,
+        panel_port=0,  # so that two of these may run
         **{
             name: value if value is True else ARGUMENTS[name].parse(value)
             for name, value in given.items()
@@ -144,6 +159,14 @@ def _run_episodes(options: argparse.Namespace, nodes: tuple[NodeProcess, ...]) -
             client.policy_ready(START_TIMEOUT)
             assert client.policy_state is not None
             print(client.policy_state.message)
+            if PANEL in [node.executable for node in nodes]:
+                page = client.wait_until(
+                    lambda: PAGE.search(processes.log(PANEL)), START_TIMEOUT, "the operator's page"
+                )
+                print(page[0])
+            while options.by_hand:
+                processes.check()
+                time.sleep(0.5)
             for seed in range(options.seed, options.seed + options.episodes):
                 result, state = demo.run_episode(seed)
                 complete += state.reached == len(state.stages)

@@ -80,6 +80,9 @@ def node_processes(**options: Value) -> tuple[NodeProcess, ...]:
         nodes.insert(0, process("arm_interface_node", NO_SHARED_MEMORY))
     if rig.kind == "sim":
         nodes.insert(0, process("sim_rig_node"))
+    if options.get("panel", False):
+        records = bool(options.get("record", True)) and not dry_run
+        nodes.append(process("operator_panel", record=records))
     return tuple(nodes)
 
 

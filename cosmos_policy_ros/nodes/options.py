@@ -240,9 +240,11 @@ POLICY = (
     ),
     Option("restarts", 3, "times a dead inference process is started again", 0, 100),
 )
+ROOT = Option("root", "rollouts", "folder of the episodes, one bag each", argument=True)
+RECORD = Option("record", True, "start the recorder", argument=True)
 RECORDER = (
     RIG,
-    Option("root", "rollouts", "folder of the episodes, one bag each", argument=True),
+    ROOT,
     IMAGES,
     Option(
         "compression",
@@ -273,19 +275,55 @@ SIM_RIG = (
     Option("render_quality", "fast", "fast, or full with shadows and anti-aliasing (a GPU)"),
     Option("noise", 1.0, "sensor noise [grey levels]; 0 looks like a frozen camera", 0.0, 50.0),
 )
+PANEL = (
+    RIG,
+    TASK,
+    ROOT,
+    RECORD,
+    Option(
+        "panel_address",
+        "127.0.0.1",
+        "operator's page: IP address that it is served on; beyond this machine only with a "
+        "password or TLS",
+        argument=True,
+    ),
+    Option(
+        "panel_port",
+        8780,
+        "operator's page: TCP port; 0 for a free one",
+        0,
+        65535,
+        argument=True,
+    ),
+    Option(
+        "panel_password_file",
+        NONE,
+        "operator's page: file with a password that opens it, beside the token that is printed",
+        argument=True,
+    ),
+    Option(
+        "panel_certificate", NONE, "operator's page: PEM file of its TLS certificate", argument=True
+    ),
+    Option("panel_key", NONE, "operator's page: PEM file of the certificate's key", argument=True),
+)
 AUTOSTART = Option(
     "autostart", True, "configure and activate at start, without a lifecycle manager"
 )
-RECORD = Option("record", True, "start the recorder", argument=True)
+START_PANEL = Option(
+    "panel", False, "start the operator's page, whose address it prints", argument=True
+)
 NODES: Mapping[str, tuple[Option, ...]] = {
     "policy_node": POLICY,
     "recorder_node": RECORDER,
     "arm_interface_node": ARM_INTERFACE,
     "sim_rig_node": SIM_RIG,
+    "operator_panel": PANEL,
 }
 # The launch file's, in the order in which it shows them.
 ARGUMENTS: Mapping[str, Option] = {
-    option.name: option for option in (*POLICY, RECORD, *RECORDER, *SIM_RIG) if option.argument
+    option.name: option
+    for option in (*POLICY, *RECORDER, RECORD, *SIM_RIG, START_PANEL, *PANEL)
+    if option.argument
 }
 
 

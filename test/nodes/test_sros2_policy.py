@@ -18,7 +18,8 @@ from cosmos_policy_ros.nodes.client import GraphClient
 from cosmos_policy_ros.nodes.graph import NodeProcesses, node_processes
 
 FILE = package_share() / "config" / "sros2" / "policy.xml"
-OURS = ("policy_node", "arm_interface_node", "recorder_node", "sim_rig_node")
+OURS = ("policy_node", "arm_interface_node", "recorder_node", "sim_rig_node", "operator_panel")
+OPERATORS = {"operator", "operator_panel"}  # who may arm, run and stop
 # What a node of the graph has, by the names of rclpy and of the policy.
 USES = {
     ("publisher", "topic"): "publish",
@@ -93,9 +94,14 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[Line]]:
     folder = tmp_path_factory.mktemp("policy")
     root = str(folder)
     graphs = {
-        "sim": node_processes(engine="demonstrator", root=root),
+        "sim": node_processes(engine="demonstrator", root=root, panel=True, panel_port=0),
         "stock": node_processes(
-            rig="interbotix_1", engine="cosmos", checkpoint="tiny_random", root=root
+            rig="interbotix_1",
+            engine="cosmos",
+            checkpoint="tiny_random",
+            root=root,
+            panel=True,
+            panel_port=0,
         ),
     }
     for rig, graph in graphs.items():
@@ -162,8 +168,8 @@ def test_only_those_that_answer_for_the_arms_may_command_them() -> None:
 
 def test_only_the_operator_may_arm_run_and_stop() -> None:
     for service in ("arm", "pause", "stop", "go_to_start", "self_check"):
-        assert may("request", f"/policy_node/{service}") == {"operator"}
-    assert may("call", "/policy_node/run_task") == {"operator"}
+        assert may("request", f"/policy_node/{service}") == OPERATORS
+    assert may("call", "/policy_node/run_task") == OPERATORS
     for node in OURS:
         for service in ("change_state", "set_parameters", "set_parameters_atomically"):
             assert not may("request", f"/{node}/{service}")

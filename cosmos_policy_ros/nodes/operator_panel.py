@@ -1,0 +1,514 @@
+"""The operator's page: what the graph says, and the operator's wishes as calls of its services.
+
+Two threads. rclpy's keeps the newest message of everything and sends what is asked for; the
+server's (``panel.server``) talks to browsers, and the coroutines below run in it. The panel has no
+way to the arms but the other nodes' services and action, which refuse it as they refuse anybody,
+and nothing depends on it: when it dies a run goes on, and the next panel finds everything in the
+nodes' own states.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from action_msgs.msg import GoalInfo
+from rclpy.clock import Clock, ClockType
+from unique_identifier_msgs.msg import UUID
+
+from cosmos_policy_ros.core.config import from_mapping
+from cosmos_policy_ros.core.errors import CosmosPolicyError, RolloutError
+from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.core.task import load_named_task, load_task, task_names
+from cosmos_policy_ros.episodes.episode import read_episode
+from cosmos_policy_ros.episodes.labels import rubric_of
+from cosmos_policy_ros.episodes.quality import GIGABYTE, load_limits
+from cosmos_policy_ros.nodes import shell
+from cosmos_policy_ros.nodes.operator_panel_cameras import PanelCameras
+from cosmos_policy_ros.nodes.operator_panel_graph import PanelGraph
+from cosmos_policy_ros.nodes.options import NONE, PANEL
+from cosmos_policy_ros.panel.access import Access, read_password
+from cosmos_policy_ros.panel.server import Handler, PanelServer
+from cosmos_policy_ros.panel.status import Graph, Unscored, allowed, minutes_left, sentence
+from cosmos_policy_ros.rig.spec import load_rig
+
+SHOW = 0.05  # wall s between two looks at whether the page has to change
+DISK_PERIOD = 2.0  # wall s between two looks at the disk
+ANSWER = 10.0  # wall s that a service may take
+STOP_ANSWER = 2.0  # wall s that ~/stop may take: then the operator has to know
+EPISODE_ANSWER = 30.0  # wall s to begin or end an episode: a recorder waits for its rig for ten
+RUN_BEGINS = 5.0  # wall s between a goal's acceptance and the policy node's first report of it
+SHORTEST = 2.0  # s of a recording whose bytes per second say something
+MOST_POINTS = 1e6  # a number beyond is no score that was mistyped
+NOT_GIVEN = -1.0  # a score in a request, see ScoreEpisode.srv
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """A request without arguments."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A trial to begin; an empty prompt is the task's first."""
+
+    task: str
+    prompt: str = ""
+    operator: str = ""
+
+
+@dataclass(frozen=True)
+class Score:
+    """An operator's score; without an episode it is that of the one that waits for it."""
+
+    episode: str = ""
+    score: float | None = None
+    stages: tuple[str, ...] = ()
+    deductions: tuple[str, ...] = ()
+    success: bool = False
+    operator: str = ""
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        # The recorder says what a score may be; a message cannot carry just any number to it.
+        if self.score is not None and abs(self.score) > MOST_POINTS:
+            raise ValueError(f"score {self.score:g} must be a number from 0 to 100")
+
+
+@dataclass(frozen=True)
+class Discard:
+    """An episode that is not to be used, and why."""
+
+    episode: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Reset:
+    """A new scene of the simulated rig."""
+
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed {self.seed} must be from 0 to {2**31 - 1}")
+
+
+class OperatorPanel(shell.ManagedNode):
+    """Lifecycle node ``operator_panel``."""
+
+    def __init__(self) -> None:
+        """Declare the parameters; everything else happens when it is configured."""
+        super().__init__("operator_panel", PANEL)
+        self._server: PanelServer | None = None
+        self._graph: PanelGraph | None = None
+
+    # ---------------------------------------------------------------- lifecycle
+
+    def set_up(self) -> None:
+        """Connect to the graph and serve the page."""
+        values = {option.name: shell.value_of(self, option.name) for option in PANEL}
+        for option in PANEL:
+            option.check(values[option.name])
+        rig = load_rig(values["rig"], config_folder("rigs"))
+        access = _access(values)
+        self._task = load_task(values["task"], config_folder("tasks")).name
+        self._root = Path(values["root"]).expanduser()
+        self._records, self._simulated = bool(values["record"]), rig.kind == "sim"
+        self._kept_free = load_limits().stop_free * GIGABYTE
+        self._busy = self._skipped = self._ran = self._begun = ""
+        self._unscored: Unscored | None = None
+        self._free_bytes, self._rate, self._disk_at = 0, 0.0, 0.0
+        self._episode_before: tuple[str, ...] = ()
+        # Reads episodes, one at a time: a disk that hangs keeps the page's server waiting for none.
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="episodes")
+        self._dirty = True
+        self._shown_presence: Mapping[str, str] = {}
+        self._graph = PanelGraph(
+            self, records=self._records, simulated=self._simulated, changed=self._on_change
+        )
+        self._server = PanelServer(
+            access,
+            values["panel_port"],
+            self._handlers(),
+            PanelCameras(self, rig).look,
+            lambda line: self.get_logger().error(line),
+        )
+        self.create_timer(SHOW, self.report, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        # On the terminal and not in the log, which others may read.
+        print(f"operator's page: {self._server.url}", flush=True)
+
+    def tear_down(self) -> None:
+        """End the server and the reader of episodes."""
+        if self._server is not None:
+            self._server.close()
+            self._disk.shutdown(wait=False, cancel_futures=True)
+        if self._graph is not None:
+            self._graph.close()
+        self._server = self._graph = None
+
+    # ---------------------------------------------------------------- what the page shows
+
+    def _on_change(self) -> None:
+        """Note what has come, and end an episode of ours whose run is over.
+
+        Another program that has begun an episode ends it itself, when it likes.
+        """
+        self._dirty = True
+        graph = self._graph
+        if graph is None or self._server is None:  # still being set up
+            return
+        policy, recorder = graph.policy, graph.recorder
+        if policy is not None:
+            over = self._ran and not policy.run_id
+            self._ran = policy.run_id
+            if over and self._begun and recorder is not None:
+                ours = (recorder.phase, recorder.episode_id) == ("recording", self._begun)
+                self._begun, outcome = "", policy.outcome
+                if ours:
+                    self._server.spawn(lambda: self._end_episode(outcome))
+        if recorder is not None:
+            if recorder.phase == "recording" and recorder.seconds > SHORTEST:
+                self._rate = recorder.bytes / recorder.seconds
+            episode = (recorder.phase, recorder.episode_id, recorder.path)
+            if episode != self._episode_before:
+                self._episode_before = episode
+                self._server.spawn(self._look_for_score)
+
+    def report(self) -> None:
+        """Show how things stand, if that has changed or may have."""
+        server, graph = self._server, self._graph
+        if server is None or graph is None:
+            return
+        now = time.monotonic()
+        if now - self._disk_at > DISK_PERIOD:
+            self._disk_at = now
+            self._disk.submit(self._measure_disk)
+        known = self._known(graph)
+        if not self._dirty and known.presence == self._shown_presence:
+            return
+        self._dirty, self._shown_presence = False, known.presence
+        server.publish(self._state(graph, known))
+
+    def _known(self, graph: PanelGraph) -> Graph:
+        return Graph(
+            presence=graph.presence(),
+            inactive=graph.inactive(),
+            policy=graph.policy,
+            recorder=graph.recorder,
+            arm_interface=graph.arm_interface,
+            records=self._records,
+            simulated=self._simulated,
+            unscored=self._unscored,
+            busy=self._busy,
+        )
+
+    def _state(self, graph: PanelGraph, known: Graph) -> dict[str, Any]:
+        """Return the page's state; everything in it is text, a number, true or false, or null."""
+        tone, text = sentence(known)
+        unscored = self._unscored
+        minutes = minutes_left(self._free_bytes, self._kept_free, self._rate)
+        return {
+            "tone": tone,
+            "sentence": text,
+            "nodes": known.presence,
+            "refusals": allowed(known),
+            "holding": known.holding,
+            "busy": self._busy,
+            "policy": _fields(graph.policy, _POLICY_FIELDS),
+            "recorder": _fields(graph.recorder, _RECORDER_FIELDS),
+            "recording": known.recording,
+            "records": self._records,
+            "rig": _fields(graph.rig, ("stages", "reached", "seed")) if self._simulated else None,
+            "arm_interface": _fields(graph.arm_interface, ("armed", "holding", "reason")),
+            "decision": graph.decision,
+            "values": graph.values,
+            "refusal": graph.refusal,
+            "unscored": None
+            if unscored is None
+            else {
+                "episode": unscored.episode,
+                "stages": [list(item) for item in unscored.stages.items()],
+                "deductions": [list(item) for item in unscored.deductions.items()],
+            },
+            "minutes_left": None if minutes is None else round(minutes, 1),
+            "free_gb": round(self._free_bytes / GIGABYTE, 1),
+            "task": self._task,
+        }
+
+    def _measure_disk(self) -> None:
+        folder = self._root
+        while not folder.is_dir() and folder != folder.parent:
+            folder = folder.parent
+        free = shutil.disk_usage(folder).free
+        if abs(free - self._free_bytes) > GIGABYTE / 100:
+            self._free_bytes, self._dirty = free, True
+
+    # ---------------------------------------------------------------- what a browser may ask for
+
+    def _handlers(self) -> Mapping[str, Handler]:
+        """Return by name how a request is read and what is done."""
+
+        def handler(kind: Any, act: Callable[[Any], Awaitable[Any]]) -> Handler:
+            async def handle(arguments: dict[str, Any]) -> Any:
+                return await act(from_mapping(kind, arguments, "the request"))
+
+            return handle
+
+        return {
+            "stop": handler(Nothing, lambda _: self._call("stop", STOP_ANSWER)),
+            "arm": handler(Nothing, lambda _: self._call("arm", data=True)),
+            "disarm": handler(Nothing, lambda _: self._call("arm", data=False)),
+            "pause": handler(Nothing, lambda _: self._call("pause", data=True)),
+            "resume": handler(Nothing, lambda _: self._call("pause", data=False)),
+            "go_to_start": handler(Nothing, lambda _: self._call("go_to_start")),
+            "self_check": handler(Nothing, self._self_check),
+            "tasks": handler(Nothing, self._tasks),
+            "start": handler(Start, self._start),
+            "end": handler(Nothing, self._end),
+            "score": handler(Score, self._score),
+            "skip": handler(Nothing, self._skip),
+            "discard": handler(Discard, self._discard),
+            "reset": handler(Reset, self._reset),
+        }
+
+    async def _call(self, service: str, timeout: float = ANSWER, **fields: Any) -> dict[str, Any]:
+        """Call a service; a refusal is an error with the node's own words."""
+        response = await self._answer(service, timeout, **fields)
+        return {"message": response.message}
+
+    async def _answer(self, service: str, timeout: float = ANSWER, **fields: Any) -> Any:
+        assert self._graph is not None, "the server lives as long"
+        response = await self._graph.call(service, timeout, **fields)
+        if not response.success:
+            raise CosmosPolicyError(response.message)
+        return response
+
+    async def _self_check(self, _: Nothing) -> dict[str, Any]:
+        assert self._graph is not None
+        response = await self._graph.call("self_check", ANSWER)
+        rows = zip(response.checks, response.passed, response.found, response.advice, strict=True)
+        keys = ("check", "passed", "found", "advice")
+        return {"rows": [dict(zip(keys, row, strict=True)) for row in rows]}
+
+    async def _tasks(self, _: Nothing) -> dict[str, Any]:
+        """Return what a trial can be about."""
+
+        def read() -> dict[str, Any]:
+            found = {}
+            kind = "sim" if self._simulated else "real"
+            for name in task_names(config_folder("tasks")):
+                try:
+                    task = load_named_task(name).task
+                except CosmosPolicyError as error:
+                    self.get_logger().warning(str(error))
+                    continue
+                if kind in task.rigs:
+                    found[name] = {"description": task.description, "prompts": list(task.prompts)}
+            return found
+
+        return {"tasks": await self._read(read)}
+
+    async def _start(self, asked: Start) -> dict[str, Any]:
+        """Record an episode and run the task; what cannot run is not kept."""
+        if self._busy:
+            raise CosmosPolicyError(f"another trial is being started: {self._busy}")
+        if self._unscored is not None:
+            raise CosmosPolicyError(f"score or skip episode {self._unscored.episode} first")
+        assert self._graph is not None
+        self._doing("Starting the recorder")
+        try:
+            if self._records:
+                episode = await self._answer(
+                    "start_episode",
+                    EPISODE_ANSWER,
+                    task=asked.task,
+                    prompt=asked.prompt,
+                    operator_name=asked.operator,
+                )
+                self._begun = episode.episode_id
+            self._doing("Starting the run")
+            try:
+                await self._begin_run(asked)
+            except CosmosPolicyError as error:
+                if self._records:
+                    reason = f"the run was refused: {error}"
+                    await self._answer("discard_episode", EPISODE_ANSWER, reason=reason)
+                raise
+        finally:
+            self._doing("")
+        return {"message": f"running {asked.task}"}
+
+    async def _begin_run(self, asked: Start) -> None:
+        """Return when the policy node reports the run; raise with its words when it refuses it."""
+        graph = self._graph
+        assert graph is not None
+        result = asyncio.ensure_future(
+            await graph.start_run(ANSWER, task=asked.task, prompt=asked.prompt)
+        )
+        deadline = time.monotonic() + RUN_BEGINS
+        while time.monotonic() < deadline:
+            if result.done():
+                if result.result().outcome == "refused":
+                    raise CosmosPolicyError(result.result().message)
+                return  # it has ended already
+            if graph.policy is not None and graph.policy.run_id:
+                return
+            await asyncio.sleep(SHOW)
+        raise CosmosPolicyError(
+            f"the policy node has not begun the run for {RUN_BEGINS:g} s; see its log"
+        )
+
+    async def _end(self, _: Nothing) -> dict[str, Any]:
+        """End the run, if there is one, and by that its episode; else the episode alone."""
+        graph = self._graph
+        assert graph is not None
+        if graph.policy is not None and graph.policy.run_id:
+            goal = GoalInfo(goal_id=UUID(uuid=list(bytes.fromhex(graph.policy.run_id))))
+            response = await graph.call("run_task/_action/cancel_goal", ANSWER, goal_info=goal)
+            if not response.goals_canceling:
+                raise CosmosPolicyError("the run has ended already")
+            return {"message": "the run is being ended"}
+        return await self._end_episode("ended by the operator")
+
+    async def _end_episode(self, outcome: str) -> dict[str, Any]:
+        try:
+            return await self._call("stop_episode", EPISODE_ANSWER, reason=outcome)
+        except CosmosPolicyError as error:
+            self.get_logger().error(f"the episode could not be ended: {error}")
+            raise
+
+    async def _score(self, score: Score) -> dict[str, Any]:
+        """Score an episode; what does not fit its rubric is the recorder's to refuse."""
+        response = await self._answer(
+            "score_episode",
+            episode_id=score.episode or (self._unscored.episode if self._unscored else ""),
+            score=NOT_GIVEN if score.score is None else score.score,
+            stages=list(score.stages),
+            deductions=list(score.deductions),
+            task_success=score.success,
+            operator_name=score.operator,
+            note=score.note,
+        )
+        await self._look_for_score()
+        return {"message": response.message}
+
+    async def _skip(self, _: Nothing) -> dict[str, Any]:
+        """Go on without a score; the episode can be scored any day."""
+        if self._unscored is None:
+            raise CosmosPolicyError("no episode waits for a score")
+        self._skipped = self._unscored.episode
+        await self._look_for_score()
+        return {"message": f"episode {self._skipped} is left without a score"}
+
+    async def _discard(self, discard: Discard) -> dict[str, Any]:
+        found = await self._call(
+            "discard_episode", EPISODE_ANSWER, episode_id=discard.episode, reason=discard.reason
+        )
+        await self._look_for_score()
+        return found
+
+    async def _reset(self, reset: Reset) -> dict[str, Any]:
+        """Place the simulated rig's objects and arms anew; never under armed arms."""
+        refusal = allowed(self._known(self._graph))["reset"] if self._graph else "no graph"
+        if refusal:
+            raise CosmosPolicyError(f"refused: {refusal}")
+        return await self._call("reset", seed=reset.seed)
+
+    # ---------------------------------------------------------------- episodes
+
+    async def _look_for_score(self) -> None:
+        """Find out whether the recorder's last episode waits for a score."""
+        recorder = self._graph.recorder if self._graph is not None else None
+        if recorder is None or not recorder.episode_id or recorder.phase == "recording":
+            found = None
+        else:
+            found = await self._read(lambda: _unscored(Path(recorder.path), self._skipped))
+        self._unscored, self._dirty = found, True
+
+    def _doing(self, what: str) -> None:
+        self._busy, self._dirty = what, True
+
+    async def _read(self, work: Callable[[], Any]) -> Any:
+        """Return what a function finds on the disk."""
+        return await asyncio.get_running_loop().run_in_executor(self._disk, work)
+
+
+_POLICY_FIELDS = (
+    "phase",
+    "armed",
+    "engine",
+    "checkpoint",
+    "checkpoint_digest",
+    "run_id",
+    "task",
+    "chunks",
+    "refused",
+    "outcome",
+    "message",
+)
+_RECORDER_FIELDS = (
+    "phase",
+    "episode_id",
+    "seconds",
+    "bytes",
+    "lost",
+    "go",
+    "reasons",
+    "message",
+)
+
+
+def _fields(message: Any, names: tuple[str, ...]) -> dict[str, Any] | None:
+    if message is None:
+        return None
+    values = {name: getattr(message, name) for name in names}
+    return {k: list(v) if isinstance(v, list | tuple) else v for k, v in values.items()}
+
+
+def _unscored(path: Path, skipped: str) -> Unscored | None:
+    """Return the episode of a folder if it waits for a score."""
+    try:
+        episode = read_episode(path)
+        if episode.discarded or episode.score is not None or episode.id == skipped:
+            return None
+        rubric = rubric_of(episode.metadata)
+    except RolloutError:  # gone, or not readable: there is nothing to score by
+        return None
+    if rubric is None:
+        return Unscored(episode.id)
+    return Unscored(
+        episode.id,
+        {stage.name: stage.points for stage in rubric.stages},
+        {deduction.name: deduction.points for deduction in rubric.deductions},
+    )
+
+
+def _access(values: Mapping[str, Any]) -> Access:
+    def file(name: str) -> Path | None:
+        text = values[name]
+        return None if text == NONE else Path(text).expanduser()
+
+    secret = file("panel_password_file")
+    return Access(
+        address=values["panel_address"],
+        password=read_password(secret) if secret is not None else "",
+        certificate=file("panel_certificate"),
+        key=file("panel_key"),
+    )
+
+
+def make_node() -> shell.ManagedNode:
+    """Create the node and, with ``autostart``, bring it up."""
+    return shell.bring_up(OperatorPanel())
+
+
+def main() -> None:
+    """Entry point of ``ros2 run cosmos_policy_ros operator_panel``."""
+    shell.main(make_node)

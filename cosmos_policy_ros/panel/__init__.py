@@ -1,0 +1,1 @@
+"""The operator's page without ROS: who may open it, what it shows, and how it travels."""

@@ -1,0 +1,276 @@
+"""What the operator's page says and allows: one sentence, and for every action why not.
+
+Without ROS: works on any objects with the fields of this package's messages. Nothing is decided
+here about the arms, whose nodes refuse for themselves; what would be refused is only told before it
+is tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+POLICY, RECORDER, ARM_INTERFACE, SIM_RIG = (
+    "policy_node",
+    "recorder_node",
+    "arm_interface_node",
+    "sim_rig_node",
+)
+TITLES = {
+    POLICY: "The policy node",
+    RECORDER: "The recorder",
+    ARM_INTERFACE: "The arm interface",
+    SIM_RIG: "The simulated rig",
+}
+RUNNING = ("observing", "querying", "executing", "paused")  # phases of a run
+
+# absent: not heard of since the panel began; lost: heard of before, and silent now.
+Presence = Literal["absent", "alive", "lost"]
+# What a sentence is about, and so its colour.
+Tone = Literal["idle", "ready", "busy", "hold", "fault"]
+
+
+class Sentence(NamedTuple):
+    """What goes on, or is waited for, and what to do."""
+
+    tone: Tone
+    text: str
+
+
+@dataclass(frozen=True)
+class Unscored:
+    """An episode that waits for its score.
+
+    Attributes:
+        episode: its id.
+        stages, deductions: points by name, of its task's rubric.
+    """
+
+    episode: str
+    stages: Mapping[str, int] = field(default_factory=dict)
+    deductions: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What the panel knows.
+
+    Attributes:
+        presence: by node.
+        inactive: lifecycle state of those alive nodes that are not active.
+        policy, recorder, arm_interface: newest PolicyState, RecorderState, ArmInterfaceState, or
+            None.
+        records: whether the graph is to have a recorder.
+        simulated: whether the rig is.
+        unscored: the episode that waits for its score.
+        busy: what the panel is doing itself, such as starting a trial; empty if nothing.
+    """
+
+    presence: Mapping[str, Presence]
+    inactive: Mapping[str, str] = field(default_factory=dict)
+    policy: Any = None
+    recorder: Any = None
+    arm_interface: Any = None
+    records: bool = True
+    simulated: bool = False
+    unscored: Unscored | None = None
+    busy: str = ""
+
+    def missing(self, node: str) -> str:
+        """Return why a node cannot be asked for anything, empty if it can."""
+        state = self.presence.get(node, "absent")
+        if state == "lost":
+            return f"{TITLES[node]} does not answer any more"
+        if state == "absent":
+            return f"{TITLES[node]} has not been found yet"
+        if node in self.inactive:
+            return f"{TITLES[node]} is {self.inactive[node]}"
+        return ""
+
+    @property
+    def running(self) -> bool:
+        """Whether a run is under way."""
+        return self.policy is not None and bool(self.policy.run_id)
+
+    @property
+    def recording(self) -> bool:
+        """Whether an episode is being recorded."""
+        return self.recorder is not None and self.recorder.phase == "recording"
+
+    @property
+    def holding(self) -> str:
+        """Why the arms are held, empty if they are not."""
+        if self.arm_interface is not None and self.arm_interface.holding:
+            return str(self.arm_interface.reason) or "the arm interface holds them"
+        if self.policy is not None and self.policy.phase == "paused":
+            return str(self.policy.message)
+        return ""
+
+
+def sentence(graph: Graph) -> Sentence:
+    """Return what goes on and what to do, the most urgent first."""
+    return _lost(graph) or _held(graph) or _moving(graph) or _at_rest(graph)
+
+
+def _lost(graph: Graph) -> Sentence | None:
+    """What cannot go on without a person at the computer."""
+    if missing := graph.missing(POLICY):
+        if graph.presence.get(POLICY) != "lost":
+            return Sentence("idle", f"{missing}: wait, or look at its log.")
+        held = "The arm interface holds the arms. " if _would_hold(graph) else ""
+        text = f"{missing}. {held}Keep the emergency stop in hand, and start the graph again."
+        return Sentence("fault", text)
+    if graph.presence.get(ARM_INTERFACE) == "lost":
+        text = f"{graph.missing(ARM_INTERFACE)}. The policy node holds the arms; start it again."
+        return Sentence("fault", text)
+    if graph.records and graph.presence.get(RECORDER) == "lost":
+        text = f"{graph.missing(RECORDER)}. Press Stop and start it again: its bag is recovered."
+        return Sentence("fault", text)
+    if graph.policy is not None and graph.policy.phase == "failed":
+        text = f"The policy has failed: {graph.policy.message}. Restart the policy node."
+        return Sentence("fault", text)
+    return None
+
+
+def _would_hold(graph: Graph) -> bool:
+    return graph.presence.get(ARM_INTERFACE) == "alive"
+
+
+def _held(graph: Graph) -> Sentence | None:
+    if not graph.holding:
+        return None
+    if graph.running and graph.policy.phase == "paused":
+        todo = "Press Resume to go on, or End trial."
+    else:
+        todo = "See why, then disarm and arm again."
+    return Sentence("hold", f"The arms hold: {graph.holding.rstrip('.')}. {todo}")
+
+
+def _moving(graph: Graph) -> Sentence | None:
+    policy = graph.policy
+    if graph.busy:
+        return Sentence("busy", f"{graph.busy} …")
+    if policy is None:
+        return Sentence("idle", "Waiting for the policy node's first report.")
+    if graph.running:
+        doing = {
+            "observing": "waiting for fresh images and joint states",
+            "querying": "the policy is thinking, the arms hold",
+            "executing": f"the arms follow chunk {policy.chunks}",
+        }.get(policy.phase, policy.phase)
+        unrecorded = "" if graph.recording or not graph.records else " NOTHING IS RECORDED."
+        text = f"Running {policy.task}: {doing}. Space stops.{unrecorded}"
+        return Sentence("busy", text)
+    if policy.phase == "moving":
+        return Sentence("busy", "The arms go to the start pose. Space stops.")
+    if policy.phase in ("loading", "unconfigured"):
+        return Sentence("idle", f"The policy is {policy.phase}: {policy.message or 'wait'}.")
+    return None
+
+
+def _at_rest(graph: Graph) -> Sentence:
+    if graph.recording:
+        text = "The run is over and its episode is still being recorded: press End trial."
+        return Sentence("hold", text)
+    if graph.unscored is not None:
+        text = f"Score episode {graph.unscored.episode} by the rubric, or skip it."
+        return Sentence("ready", text)
+    if graph.records and (missing := graph.missing(RECORDER)):
+        return Sentence("idle", f"{missing}: nothing could be recorded. Wait, or look at its log.")
+    if not graph.policy.armed:
+        text = (
+            "Disarmed. Set up the scene, keep hands off the arms, then hold Arm for a second: "
+            "they stand still until Start."
+        )
+        return Sentence("idle", text)
+    return Sentence("ready", "Armed and ready: press Start.")
+
+
+def allowed(graph: Graph) -> dict[str, str]:
+    """Return for every action why it would be refused now; empty where it would not be.
+
+    ``stop`` is not among them: it is never greyed.
+    """
+    policy, gone, silent = graph.policy, graph.missing(POLICY), graph.missing(RECORDER)
+    unrecordable = silent if graph.records else ""
+    phase, armed = (policy.phase, policy.armed) if policy is not None else ("", False)
+    run = "a run is under way" if graph.running else ""
+    moving = run or ("the arms go to the start pose" if phase == "moving" else "")
+    loading = "" if phase == "ready" else f"the policy node is {phase or 'silent'}"
+    disarmed = "" if armed else "the arms are disarmed: hold Arm first"
+    waiting = f"score or skip episode {graph.unscored.episode} first" if graph.unscored else ""
+    recording = "an episode is being recorded: end it first" if graph.recording else ""
+    idle = moving or loading
+    reset = "" if graph.simulated else "only a simulated rig can be reset"
+    ended = "" if graph.running or graph.recording else "no trial is under way"
+    return {
+        "arm": gone or ("the arms are armed" if armed else "") or idle,
+        "disarm": gone or disarmed,
+        "start": gone or unrecordable or graph.busy or idle or waiting or recording or disarmed,
+        "pause": gone or ("" if run and phase != "paused" else "no run is under way"),
+        "resume": gone or ("" if phase == "paused" else "the run is not paused"),
+        "go_to_start": gone or idle or disarmed,
+        "end": ended or (gone if graph.running else silent) or graph.busy,
+        "self_check": gone,
+        "score": silent or ("" if graph.unscored else "no episode waits for a score"),
+        "skip": "" if graph.unscored else "no episode waits for a score",
+        "reset": reset
+        or graph.missing(SIM_RIG)
+        or moving
+        or ("disarm the arms first" if armed else ""),
+    }
+
+
+def minutes_left(free_bytes: float, kept_free: float, rate: float) -> float | None:
+    """Return minutes that can still be recorded, None where the rate is not known.
+
+    Args:
+        free_bytes: on the disk.
+        kept_free: bytes at which the recorder ends an episode.
+        rate: bytes per second of a recording.
+    """
+    return max(0.0, free_bytes - kept_free) / rate / 60 if rate > 0 else None
+
+
+def describe_refusal(result: Any) -> dict[str, Any]:
+    """Return what the page shows of a refused GateResult."""
+    return {
+        "chunk": result.chunk_id.rpartition("/")[2],
+        "rule": result.rule,
+        "joint": result.joint_name,
+        "value": _number(result.value),
+        "limit": _number(result.limit),
+        "message": result.message,
+    }
+
+
+def describe_decision(decision: Any) -> dict[str, Any]:
+    """Return what the page shows of a Decision: its candidates, and why the chosen one."""
+    return {
+        "chunk": decision.chunk_id.rpartition("/")[2],
+        "requested": decision.requested,
+        "finished": decision.finished,
+        "chosen": decision.chosen,
+        "reason": decision.reason,
+        "candidates": [
+            {
+                "value": _number(candidate.value),
+                "spread": _number(candidate.spread),
+                "finished": candidate.finished,
+            }
+            for candidate in decision.candidates
+        ],
+    }
+
+
+def chosen_value(decision: Any) -> float | None:
+    """Return the predicted value of what was chosen, None where there is none."""
+    if decision.chosen >= len(decision.candidates):
+        return None
+    return _number(decision.candidates[decision.chosen].value)
+
+
+def _number(value: float) -> float | None:
+    """Return a number that JSON knows; None for NaN."""
+    return float(value) if value == value and abs(value) != float("inf") else None

@@ -218,7 +218,13 @@ class PanelGraph:
             else:
                 answer.set_exception(error)
 
-        self._jobs.append(lambda: send().add_done_callback(done))
+        def job() -> None:
+            try:
+                send().add_done_callback(done)
+            except Exception as error:  # the executor goes on; who asked is told
+                answer.set_exception(error)
+
+        self._jobs.append(job)
         self._wake.trigger()
         try:
             return await asyncio.wait_for(asyncio.wrap_future(answer), timeout)

@@ -78,7 +78,10 @@ class Access:
 
     def admits_host(self, host: str) -> bool:
         """Return whether a Host header names this machine, and not a site that was pointed here."""
-        name = urlsplit(f"//{host}").hostname or ""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:  # brackets that do not match
+            return False
         try:
             address = ip_address(name)
         except ValueError:
@@ -95,7 +98,8 @@ class Access:
         if not isinstance(offered, str) or len(offered) > LONGEST_SECRET:
             return False
         known = [self.token, self.password] if self.password else [self.token]
-        found = [hmac.compare_digest(offered.encode(), secret.encode()) for secret in known]
+        given = offered.encode(errors="surrogatepass")
+        found = [hmac.compare_digest(given, secret.encode()) for secret in known]
         return any(found)
 
 

@@ -285,6 +285,7 @@ class Session(Guarded, WebSocketHandler):
         """Take what a browser says; what makes no sense closes its socket."""
         try:
             said = json.loads(message, parse_constant=_no_number)
+            json.dumps(said, ensure_ascii=False).encode()  # half a character is no text
             assert isinstance(said, dict)
         except (ValueError, AssertionError, RecursionError):
             self.close(1003, "no JSON object")

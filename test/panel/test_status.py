@@ -1,0 +1,180 @@
+"""The one sentence of the operator's page, and why an action would be refused."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cosmos_policy_ros.panel.status import (
+    Graph,
+    Unscored,
+    allowed,
+    chosen_value,
+    describe_decision,
+    describe_refusal,
+    minutes_left,
+    sentence,
+)
+
+ALIVE: dict[str, Any] = dict.fromkeys(
+    ("policy_node", "recorder_node", "arm_interface_node", "sim_rig_node"), "alive"
+)
+
+
+def policy(phase: str = "ready", **fields: Any) -> SimpleNamespace:
+    values = {"armed": False, "run_id": "", "task": "ziploc", "chunks": 0, "message": ""}
+    return SimpleNamespace(phase=phase, **(values | fields))
+
+
+def recorder(phase: str = "idle") -> SimpleNamespace:
+    return SimpleNamespace(phase=phase, episode_id="", seconds=0.0)
+
+
+def held(reason: str) -> SimpleNamespace:
+    return SimpleNamespace(holding=True, reason=reason)
+
+
+IDLE = Graph(ALIVE, policy=policy(), recorder=recorder(), simulated=True)
+ARMED = replace(IDLE, policy=policy(armed=True))
+RUNNING = replace(
+    IDLE,
+    policy=policy("executing", armed=True, run_id="1f", chunks=3),
+    recorder=recorder("recording"),
+)
+
+
+def lost(node: str, graph: Graph = IDLE) -> Graph:
+    return replace(graph, presence=ALIVE | {node: "lost"})
+
+
+@pytest.mark.parametrize(
+    ("graph", "tone", "words"),
+    [
+        (Graph({}), "idle", "policy node has not been found yet"),
+        (replace(IDLE, policy=None), "idle", "first report"),
+        (replace(IDLE, inactive={"policy_node": "inactive"}), "idle", "policy node is inactive"),
+        (replace(IDLE, policy=policy("loading", message="reading")), "idle", "loading: reading"),
+        (IDLE, "idle", "hold Arm for a second"),
+        (ARMED, "ready", "press Start"),
+        (replace(ARMED, busy="Starting the recorder"), "busy", "Starting the recorder"),
+        (RUNNING, "busy", "Running ziploc: the arms follow chunk 3. Space stops."),
+        (
+            replace(RUNNING, policy=policy("querying", armed=True, run_id="1f")),
+            "busy",
+            "thinking, the arms hold",
+        ),
+        (replace(RUNNING, recorder=recorder()), "busy", "NOTHING IS RECORDED"),
+        (replace(RUNNING, recorder=recorder(), records=False), "busy", "chunk 3. Space stops."),
+        (replace(ARMED, policy=policy("moving", armed=True)), "busy", "go to the start pose"),
+        (
+            replace(RUNNING, policy=policy("paused", armed=True, run_id="1f", message="no image")),
+            "hold",
+            "The arms hold: no image. Press Resume",
+        ),
+        (replace(ARMED, arm_interface=held("a goal came late")), "hold", "a goal came late"),
+        (replace(IDLE, recorder=recorder("recording")), "hold", "press End trial"),
+        (replace(IDLE, unscored=Unscored("e_0001")), "ready", "Score episode e_0001"),
+        (replace(IDLE, policy=policy("failed", message="no GPU")), "fault", "no GPU"),
+        (lost("policy_node", RUNNING), "fault", "policy node does not answer any more. The arm"),
+        (lost("arm_interface_node"), "fault", "arm interface does not answer any more"),
+        (lost("recorder_node", RUNNING), "fault", "recorder does not answer any more"),
+        (replace(IDLE, presence=ALIVE | {"recorder_node": "absent"}), "idle", "be recorded"),
+    ],
+)
+def test_it_says_what_goes_on_and_what_to_do(graph: Graph, tone: str, words: str) -> None:
+    said = sentence(graph)
+    assert said.tone == tone
+    assert words in said.text
+
+
+def test_what_is_lost_is_said_before_all_else() -> None:
+    both = lost("policy_node", replace(RUNNING, arm_interface=held("the policy node is silent")))
+    assert sentence(both).tone == "fault"
+    alone = replace(both, presence=ALIVE | {"policy_node": "lost", "arm_interface_node": "lost"})
+    assert "arm interface holds" in sentence(both).text
+    assert "arm interface holds" not in sentence(alone).text, "nothing holds the arms then"
+
+
+@pytest.mark.parametrize(
+    ("graph", "possible"),
+    [
+        (Graph({}), set()),
+        (IDLE, {"arm", "self_check", "reset"}),
+        (ARMED, {"disarm", "start", "go_to_start", "self_check"}),
+        (RUNNING, {"disarm", "pause", "end", "self_check"}),
+        (
+            replace(RUNNING, policy=policy("paused", armed=True, run_id="1f")),
+            {"disarm", "resume", "end", "self_check"},
+        ),
+        (
+            replace(ARMED, unscored=Unscored("e_0001")),
+            {"disarm", "go_to_start", "self_check", "score", "skip"},
+        ),
+        (replace(IDLE, recorder=recorder("recording")), {"arm", "self_check", "reset", "end"}),
+        (lost("recorder_node", ARMED), {"disarm", "go_to_start", "self_check"}),
+        (
+            replace(lost("recorder_node", ARMED), records=False),
+            {"disarm", "start", "go_to_start", "self_check"},
+        ),
+        (lost("policy_node", RUNNING), set()),
+        (replace(IDLE, simulated=False), {"arm", "self_check"}),
+        (lost("sim_rig_node"), {"arm", "self_check"}),
+    ],
+)
+def test_what_would_be_refused_says_why(graph: Graph, possible: set[str]) -> None:
+    refusals = allowed(graph)
+    assert {action for action, refusal in refusals.items() if not refusal} == possible
+    assert "stop" not in refusals, "it is never greyed"
+
+
+def test_recording_time_that_is_left() -> None:
+    assert minutes_left(61e9, 1e9, 10e6) == 100.0
+    assert minutes_left(0.5e9, 1e9, 10e6) == 0.0
+    assert minutes_left(61e9, 1e9, 0.0) is None
+
+
+def candidate(value: float, *, finished: bool = True) -> SimpleNamespace:
+    return SimpleNamespace(value=value, spread=math.nan, finished=finished)
+
+
+def test_what_is_no_number_is_shown_as_none() -> None:
+    decision = SimpleNamespace(
+        chunk_id="1f/7",
+        requested=2,
+        finished=1,
+        chosen=0,
+        reason="the only one",
+        candidates=[candidate(0.5), candidate(math.nan, finished=False)],
+    )
+    shown = describe_decision(decision)
+    assert shown["chunk"] == "7"
+    assert [each["value"] for each in shown["candidates"]] == [0.5, None]
+    assert [each["spread"] for each in shown["candidates"]] == [None, None]
+    assert chosen_value(decision) == 0.5
+    decision.chosen = 1
+    assert chosen_value(decision) is None
+    decision.chosen = 2
+    assert chosen_value(decision) is None
+
+
+def test_a_refusal_has_joint_value_limit_and_remedy() -> None:
+    result = SimpleNamespace(
+        chunk_id="1f/3",
+        rule="step_speed",
+        joint_name="left/waist",
+        value=4.0,
+        limit=math.inf,
+        message="too fast: fix the policy",
+    )
+    assert describe_refusal(result) == {
+        "chunk": "3",
+        "rule": "step_speed",
+        "joint": "left/waist",
+        "value": 4.0,
+        "limit": None,
+        "message": "too fast: fix the policy",
+    }

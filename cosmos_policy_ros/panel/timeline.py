@@ -42,6 +42,8 @@ MOST_CHUNKS = 1000
 """Chunks, decisions and gate results each: half an hour of chunks of two seconds."""
 MOST_CANDIDATES = 64
 """Of a decision, and values of a candidate: eight times the candidates of the shipped searches."""
+MOST_FRAMES = 20_000
+"""Moments to step through: eleven minutes of a camera at 30 Hz; a longer one is stepped coarser."""
 MOST_TEXT = 10_000
 """Characters of a text from the bag; those of a label's note."""
 REACHED_WITHIN = 0.5
@@ -117,9 +119,10 @@ class EpisodeTimeline:
         """Return everything but the images; of what is damaged, a sentence under "troubles".
 
         Returns:
-            A mapping of plain values: "joints" (14 names), "limits", "states" per arm, "chunks",
-            "decisions", "values", "gate", "stages", "left_out" (how much of a long episode is not
-            among them) and "troubles".
+            A mapping of plain values: "cameras" (roles), "frame_times" (of the first camera's
+            images), "joints" (14 names), "limits" (14 of low and high), "states" per arm,
+            "chunks", "decisions", "values", "gate", "stages" (None where nobody judges them),
+            "left_out" (how much of a long episode is not among them) and "troubles".
         """
         troubles: list[str] = []
 
@@ -134,6 +137,8 @@ class EpisodeTimeline:
         rig = self._rig.rig
         decisions = tried(lambda: list(self._decisions()), [])
         return {
+            "cameras": list(self._futures),
+            "frame_times": self._frame_times(),
             "joints": list(rig.joint_names),
             "limits": [
                 [number(low), number(high)] for low, high in zip(rig.lower, rig.upper, strict=True)
@@ -224,6 +229,10 @@ class EpisodeTimeline:
         for index in indices:
             yield self._seconds(topic.stamps_ns[index]), topic.read(index)
 
+    def _frame_times(self) -> list[float]:
+        stamps_ns = self._topics[next(iter(self._rig.cameras))].stamps_ns
+        return [self._seconds(stamps_ns[i]) for i in _evenly(len(stamps_ns), MOST_FRAMES)]
+
     def _states(self, side: str) -> dict[str, Any]:
         """Return an arm's measured positions: "t" (n), "positions" (7 lists of n)."""
         arm, name = self._rig.rig.arms[side], self._rig.arms[side]
@@ -257,7 +266,8 @@ class EpisodeTimeline:
         sent = self._sent[:MOST_CHUNKS]
         every = max(1, math.ceil(sum(len(each.offsets_ns) for each, _ in sent) / MOST_POINTS))
         for each, end_ns in sent:
-            count = len(each.offsets_ns)
+            # Rows that were still to come when the next trajectory took over moved nothing.
+            count = int((each.start_ns + each.offsets_ns <= end_ns).sum())
             rows = sorted({*range(0, count, every), *([count - 1] if count else [])})
             yield {
                 "id": text(each.chunk_id),

@@ -285,7 +285,7 @@ class EpisodeTimeline:
         for seconds, decision in self._messages(self._decision, range(count)):
             candidates = [_candidate(each) for each in decision.candidates[:MOST_CANDIDATES]]
             chosen = int(decision.chosen)
-            known = candidates[chosen] if chosen < len(candidates) else {}
+            known = candidates[chosen] if 0 <= chosen < len(candidates) else {}
             yield {
                 "t": seconds,
                 "chunk": text(decision.chunk_id),

@@ -109,6 +109,7 @@ class EpisodeTable {
     this.most = most;
     const { column, up } = this.sorted;
     const found = this.entries.filter((entry) => this.matches(entry));
+    if (!up) found.reverse(); // those alike stay in this order: they came oldest first
     // What is not known comes last, whichever way round.
     found.sort((a, b) => {
       const [x, y] = [column.key(a), column.key(b)];

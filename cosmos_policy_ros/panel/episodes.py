@@ -154,6 +154,7 @@ class EpisodeLibrary:
         return {
             **_entry(known.row, known, episode),
             "metadata": _metadata(found.metadata),
+            "discarded": found.discarded,
             "discard_reason": text(found.discard_reason),
             "recovered": text(found.recovered),
             "source_notes": text(found.source_notes),

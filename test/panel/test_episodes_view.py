@@ -191,7 +191,7 @@ def test_a_link_leads_to_its_moment(page: Page, served: Served, store: EpisodeSt
     assert mean(page, ".ep-imagined canvas") == pytest.approx(IMAGINED, abs=2)
     assert 30 < mean(page, ".ep-seen canvas") < 180
     page.get_by_role("button", name="Copy link").click()
-    expect(page.get_by_text("copied")).to_be_visible()
+    expect(page.get_by_text("copied", exact=True)).to_be_visible()
     copied = page.evaluate("navigator.clipboard.readText()")
     assert copied == f"{served.url}#/episodes/{planned_id(store)}?t=1.21"
 
@@ -306,7 +306,7 @@ def test_a_score_needs_stages_or_a_total(page: Page, served: Served, store: Epis
     for name in ("touched", "lifted"):
         page.get_by_label(f"{name} (+25)").uncheck()
     page.get_by_role("button", name="Write the score").click()
-    expect(page.get_by_text("Give a total, or tick the stages")).to_be_visible()
+    expect(page.get_by_text("Tick the stages that were reached")).to_be_visible()
     assert "score" not in dict(served.asked)
 
 

@@ -2,8 +2,8 @@
 
 import { EpisodePage } from "./episode_page.js";
 import { Calibration } from "./plots.js";
-import { checkpoint, el, field, fixed, linkTo, planning, seconds, size, verdict, yesNo, DASH }
-  from "./words.js";
+import { begun, checkpoint, el, field, linkTo, planning, points, seconds, size, verdict, yesNo,
+  DASH } from "./words.js";
 
 const ROWS = 200; // of the table at once; more are behind a button, which keeps typing quick
 
@@ -13,9 +13,9 @@ const ROWS = 200; // of the table at once; more are behind a button, which keeps
 
 const COLUMNS = [
   { head: "Episode", key: (e) => e.title },
-  { head: "Begun", key: (e) => e.begun, cell: (e) => e.begun.replace("T", " ") || DASH },
+  { head: "Begun", key: (e) => e.begun, cell: begun },
   { head: "Task", key: (e) => e.task },
-  { head: "Score", key: (e) => e.score, cell: (e) => fixed(e.score, 0), right: true },
+  { head: "Score", key: (e) => e.score, cell: (e) => points(e.score), right: true },
   { head: "Success", key: (e) => e.success, cell: (e) => yesNo(e.success) },
   { head: "Verdict", key: verdict },
   { head: "Ended by", key: (e) => e.outcome },
@@ -61,7 +61,7 @@ class EpisodeTable {
   }
 
   async refresh() {
-    this.count.textContent = this.entries.length ? this.count.textContent : "Looking through the folder…";
+    if (!this.entries.length) this.count.textContent = "Looking through the folder…";
     try {
       this.entries = await this.connection.ask("episodes");
       if (!Array.isArray(this.entries)) this.entries = this.entries.episodes;
@@ -94,9 +94,7 @@ class EpisodeTable {
       Object.entries(this.filters).map(([name, control]) => [name, control.value]));
     const scored = entry.score == null ? "not scored" : "scored";
     const words = wanted.text.toLowerCase().split(/\s+/).filter(Boolean);
-    const all = [entry.title, entry.task, entry.prompt, entry.note, entry.state, entry.sentence,
-      entry.operator, entry.outcome, entry.engine, entry.checkpoint, entry.planning, ...entry.reasons]
-      .join(" ").toLowerCase();
+    const all = Object.values(entry).flat().join(" ").toLowerCase();
     return words.every((word) => all.includes(word))
       && (!wanted.task || wanted.task === entry.task)
       && (!wanted.verdict || wanted.verdict === verdict(entry))
@@ -150,7 +148,8 @@ class EpisodeTable {
     const open = (event) => {
       if (!event.target.closest("a")) location.hash = linkTo(entry.id);
     };
-    const line = el("tr", { class: entry.readable ? "ep-row" : "ep-row ep-dim", onclick: open }, ...cells);
+    const kind = entry.readable ? "ep-row" : "ep-row ep-dim";
+    const line = el("tr", { class: kind, onclick: open }, ...cells);
     line.title = entry.reasons.join("\n"); // of a NO-GO
     const told = [entry.state, entry.sentence].filter(Boolean).join(": ");
     if (!told) return [line];
@@ -184,9 +183,8 @@ export function createEpisodesView(root, connection) {
   // An episode that has just ended belongs into the table.
   connection.onState((state) => {
     const phase = state?.recorder?.phase ?? null;
-    if (table.element.isConnected && !root.hidden && recording === "recording" && phase !== recording) {
-      table.refresh();
-    }
+    const ended = recording === "recording" && phase !== recording;
+    if (ended && table.element.isConnected && !root.hidden) table.refresh();
     recording = phase;
   });
   return {

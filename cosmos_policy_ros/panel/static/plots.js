@@ -1,7 +1,9 @@
 // What is drawn: curves over an episode's time with a cursor, and values against scores.
 
-import { el, fixed, newest, tabulate, DASH } from "./words.js";
+import { el, fixed, newest, note, tabulate } from "./words.js";
 
+const STEPS = [0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800]; // s between two marks of an axis
+const HEADS = ["predicted", "decisions", "mean predicted", "mean obtained"];
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 /** Fit a canvas to its place and the screen's pixels; return what draws on it in CSS pixels. */
@@ -82,7 +84,7 @@ class TimePlot {
   drawAxis(context) {
     const height = this.canvas.clientHeight;
     const most = (this.right - this.left) / 48; // px that a time takes
-    const step = [0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600].find((s) => this.duration / s <= most) ?? 1800;
+    const step = STEPS.find((each) => this.duration / each <= most) ?? STEPS.at(-1);
     context.fillStyle = color("--dim");
     context.strokeStyle = color("--line");
     for (let t = 0; t <= this.duration; t += step) {
@@ -101,14 +103,16 @@ export class ArmPlot extends TimePlot {
     super(said, "ep-arm", data.seconds, seek);
     this.names = data.joints.slice(first, first + 7).map((name) => name.replace(/[/_]/g, " "));
     this.measured = data.states.find((each) => each.side === side) ?? { t: [], positions: [] };
-    this.chunks = data.chunks.map((chunk) => ({ ...chunk, rows: chunk.positions.slice(first, first + 7) }));
+    const rows = (chunk) => chunk.positions.slice(first, first + 7);
+    this.chunks = data.chunks.map((chunk) => ({ ...chunk, rows: rows(chunk) }));
     this.ranges = this.names.map((_, joint) => this.rangeOf(joint));
   }
 
-  /** Of a joint's positions; at least a twentieth, or the noise of one at rest would fill its row. */
+  /** Of a joint's positions: at least 0.05, or the noise of one at rest would fill its row. */
   rangeOf(joint) {
     let [low, high] = [Infinity, -Infinity];
-    for (const values of [this.measured.positions[joint] ?? [], ...this.chunks.map((c) => c.rows[joint])]) {
+    const commanded = this.chunks.map((chunk) => chunk.rows[joint]);
+    for (const values of [this.measured.positions[joint] ?? [], ...commanded]) {
       for (const value of values) {
         if (value == null) continue;
         low = Math.min(low, value);
@@ -132,7 +136,8 @@ export class ArmPlot extends TimePlot {
     for (const chunk of this.chunks) {
       context.fillStyle = color(chunk.kind === "brake" ? "--bad" : "--accent");
       context.globalAlpha = 0.1;
-      context.fillRect(this.x(chunk.start), 0, Math.max(1, this.x(chunk.end) - this.x(chunk.start)), height);
+      const width = this.x(chunk.end) - this.x(chunk.start);
+      context.fillRect(this.x(chunk.start), 0, Math.max(1, width), height);
       context.globalAlpha = 0.7;
       context.fillRect(this.x(chunk.start), 0, 1, height);
     }
@@ -143,8 +148,9 @@ export class ArmPlot extends TimePlot {
     context.rect(0, 0, this.right, height);
     context.clip();
     this.names.forEach((name, joint) => {
+      const floor = this.row * (joint + 1);
       context.strokeStyle = color("--line");
-      line(context, [[0, this.row * (joint + 1)], [this.canvas.clientWidth, this.row * (joint + 1)]]);
+      line(context, [[0, floor], [this.canvas.clientWidth, floor]]);
       context.fillStyle = color("--text");
       write(context, name, 2, this.row * (joint + 0.5) + 4);
       context.lineWidth = 1.5;
@@ -169,7 +175,8 @@ export class ArmPlot extends TimePlot {
     this.names.forEach((_, joint) => {
       const y = this.row * (joint + 0.5) + 4;
       context.fillStyle = color("--text");
-      write(context, at < 0 ? DASH : fixed(this.measured.positions[joint][at]), this.right + 38, y, "right");
+      const measured = at < 0 ? null : this.measured.positions[joint][at];
+      write(context, fixed(measured), this.right + 38, y, "right");
       context.fillStyle = color("--warn");
       if (row >= 0) write(context, fixed(chunk.rows[joint][row]), this.right + 76, y, "right");
     });
@@ -211,7 +218,8 @@ export class ValuePlot extends TimePlot {
     context.lineWidth = 2;
     // A value holds until the next one.
     const ends = [...values.slice(1).map((each) => each.t), this.data.seconds];
-    line(context, values.flatMap((each, i) => [[this.x(each.t), this.y(each.value)], [this.x(ends[i]), this.y(each.value)]]));
+    line(context, values.flatMap(({ t, value }, i) =>
+      [[this.x(t), this.y(value)], [this.x(ends[i]), this.y(value)]]));
     for (const each of values) dot(context, this.x(each.t), this.y(each.value), 3);
     context.lineWidth = 1;
     context.fillStyle = color("--warn");
@@ -236,7 +244,8 @@ export class Calibration {
     this.numbers = el("div");
     this.element = el("details", { class: "ep-block", ontoggle: () => this.refresh() },
       el("summary", {}, "Predicted values against the scores obtained"),
-      el("div", { class: "ep-calibration" }, this.canvas, el("div", {}, this.status, this.numbers)));
+      el("div", { class: "ep-calibration" },
+        this.canvas, el("div", {}, this.status, this.numbers)));
     addEventListener("resize", () => this.found && this.element.open && this.paint());
   }
 
@@ -257,20 +266,19 @@ export class Calibration {
 
   draw() {
     const { count, episodes, correlation, bias, left, bins } = this.found;
-    const more = left ? ` ${left} more episodes are being read…` : "";
+    const varies = correlation == null ? "they do not vary" : `correlation ${fixed(correlation)}`;
     const said = count
-      ? `${count} decisions of ${episodes} scored episodes: `
-        + `${correlation == null ? "no correlation, since they do not vary" : `correlation ${fixed(correlation)}`}, `
-        + `predicted less obtained ${fixed(bias)} in the mean.`
+      ? `${count} decisions of ${episodes} scored episodes: ${varies}, predicted less obtained `
+        + `${fixed(bias)} in the mean.`
       : "No scored episode carries predicted values yet.";
-    this.status.textContent = said + more;
-    this.canvas.setAttribute("aria-label", `Scatter plot. ${said} The table beside it has its means.`);
+    this.status.textContent = left ? `${said} ${left} more episodes are being read…` : said;
+    this.canvas.setAttribute("aria-label", `Scatter plot. ${said} The table has its means.`);
     this.numbers.replaceChildren(
-      tabulate("Means by predicted value", ["predicted", "decisions", "mean predicted", "mean obtained"],
+      tabulate("Means by predicted value", HEADS,
         bins.map((bin) => [`${fixed(bin.low, 1)} to ${fixed(bin.high, 1)}`, `${bin.count}`,
           fixed(bin.predicted), fixed(bin.obtained)])),
-      el("p", { class: "ep-note" }, "Obtained is the score / 100. A value is a discounted return: long "
-        + "before the end of a perfect trial it is rightly below 1."));
+      note("Obtained is the score / 100. A value is a discounted return: long before the end of a "
+        + "perfect trial it is rightly below 1."));
     this.paint();
   }
 

@@ -15,18 +15,43 @@ export function el(tag, attributes = {}, ...inside) {
   return made;
 }
 
-export const fixed = (value, digits = 2) => (value == null ? DASH : value.toFixed(digits));
-export const seconds = (value) => (value == null ? DASH : `${value.toFixed(1)} s`);
-export const size = (bytes) => (bytes >= 1e9 ? `${fixed(bytes / 1e9, 1)} GB` : `${fixed(bytes / 1e6, 1)} MB`);
-export const yesNo = (value) => (value == null ? DASH : value ? "yes" : "no");
-export const verdict = (entry) => (entry.go == null ? DASH : entry.go ? "GO" : "NO-GO");
-export const basename = (path) => path.split("/").filter(Boolean).pop() ?? "";
+export const note = (words) => el("p", { class: "ep-note" }, words);
+export const field = (label, control) =>
+  el("label", { class: "ep-field" }, el("span", {}, label), control);
+export const block = (title, ...inside) =>
+  el("section", { class: "ep-block" }, el("h3", {}, title), ...inside);
+
+/** A table with a caption for those who cannot see where it stands. */
+export function tabulate(caption, heads, rows) {
+  return el("table", { class: "ep-small" },
+    el("caption", { class: "ep-hidden" }, caption),
+    el("thead", {}, el("tr", {}, ...heads.map((head) => el("th", { scope: "col" }, head)))),
+    el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map((cell) => el("td", {}, cell))))));
+}
+
+/** A button that leads to a moment of the episode. */
+export const moment = (t, seek) =>
+  el("button", { type: "button", class: "ep-moment", onclick: () => seek(t) }, seconds(t));
+
 export const linkTo = (id, t) =>
   `#/episodes/${encodeURIComponent(id)}${t == null ? "" : `?t=${t.toFixed(2)}`}`;
 
+export const fixed = (value, digits = 2) => (value == null ? DASH : value.toFixed(digits));
+export const points = (value) => (value == null ? DASH : `${Number(value.toFixed(2))}`);
+export const seconds = (value) => (value == null ? DASH : `${value.toFixed(1)} s`);
+export const yesNo = (value) => (value == null ? DASH : value ? "yes" : "no");
+export const verdict = (entry) => (entry.go == null ? DASH : entry.go ? "GO" : "NO-GO");
+export const begun = (entry) => entry.begun.replace("T", " ") || DASH;
+
+export function size(bytes) {
+  return bytes >= 1e9 ? `${fixed(bytes / 1e9, 1)} GB` : `${fixed(bytes / 1e6, 1)} MB`;
+}
+
 /** What a checkpoint is called: the last part of its path, and how its digest begins. */
-export const checkpoint = (entry) =>
-  [basename(entry.checkpoint), entry.digest.slice(0, 8)].filter(Boolean).join(" ") || DASH;
+export function checkpoint(entry) {
+  const name = entry.checkpoint.split("/").filter(Boolean).pop();
+  return [name, entry.digest.slice(0, 8)].filter(Boolean).join(" ") || DASH;
+}
 
 /** A search in two words: "best of 8"; the settings themselves are one line of YAML. */
 export function planning(entry) {
@@ -40,20 +65,8 @@ export function newest(times, t) {
   let high = times.length;
   while (low < high) {
     const middle = (low + high) >> 1;
-    if (times[middle] <= t + 1e-6) low = middle + 1;
+    if (times[middle] <= t + 1e-6) low = middle + 1; // what JSON rounded counts as there
     else high = middle;
   }
   return low - 1;
 }
-
-/** A table with a caption for those who cannot see where it stands. */
-export function tabulate(caption, heads, rows) {
-  return el("table", { class: "ep-small" },
-    el("caption", { class: "ep-hidden" }, caption),
-    el("thead", {}, el("tr", {}, ...heads.map((head) => el("th", { scope: "col" }, head)))),
-    el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map((cell) => el("td", {}, cell))))));
-}
-
-export const field = (label, control) => el("label", { class: "ep-field" }, el("span", {}, label), control);
-export const block = (title, ...inside) =>
-  el("section", { class: "ep-block" }, el("h3", {}, title), ...inside);

@@ -343,8 +343,6 @@ def _remarks(row: Row, episode: Episode) -> Iterable[str]:
         yield "compacted: its images are video, no longer those that were decided on"
     if episode.recovered:
         yield f"recovered: {text(episode.recovered)}"
-    if row.folder.remark:
-        yield text(row.folder.remark)
 
 
 def _metadata(metadata: EpisodeMetadata) -> dict[str, str]:

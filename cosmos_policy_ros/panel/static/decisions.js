@@ -1,6 +1,6 @@
 // Why the arms did what they did: decisions, what the safety gate said of them, stages reached.
 
-import { block, el, fixed, moment, newest, note, seconds, DASH } from "./words.js";
+import { block, el, fixed, length, moment, newest, note, DASH } from "./words.js";
 
 /** The decision behind the moment, with every candidate that it chose from. */
 export class Decisions {
@@ -101,7 +101,7 @@ export function facts(data, words) {
   const left = Object.entries(data.left_out).map(([name, count]) => `${count} more ${name}`);
   const all = {
     ...words,
-    length: seconds(data.seconds),
+    length: length(data.seconds),
     "ended by": data.outcome,
     prompt: data.prompt,
     rig: known.rig,

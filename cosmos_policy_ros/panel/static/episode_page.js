@@ -3,7 +3,8 @@
 import { Decisions, facts, stages, verdicts } from "./decisions.js";
 import { Judgement } from "./judgement.js";
 import { ArmPlot, ValuePlot } from "./plots.js";
-import { begun, el, fixed, linkTo, newest, note, points, size, verdict } from "./words.js";
+import { begun, el, fixed, linkTo, newest, note, points, size, told, verdict }
+  from "./words.js";
 
 const LINK_DELAY = 250; // ms after the last move; browsers refuse an address that changes faster
 const LEAP = 1; // s that shift and an arrow move by
@@ -186,14 +187,13 @@ function head(data) {
     [data.score == null ? "not scored" : `score ${points(data.score)}`, ""],
     [success, data.success ? "ep-good" : "ep-bad"],
     [verdict(data), data.go ? "ep-good" : "ep-bad"],
-    [data.state, "ep-warn"],
-  ].filter(([words]) => words);
-  const told = [data.sentence, ...data.troubles].filter(Boolean).join(" ");
+  ].filter(([said]) => said);
+  const words = [told(data), ...data.troubles].filter(Boolean).join(" ");
   return el("header", { class: "ep-head" },
     el("a", { href: "#/episodes" }, "← All episodes"),
     el("h2", {}, data.title),
-    ...chips.map(([words, kind]) => el("span", { class: `ep-chip ${kind}` }, words)),
-    told ? el("p", { class: "ep-told" }, told) : null);
+    ...chips.map(([said, kind]) => el("span", { class: `ep-chip ${kind}` }, said)),
+    words ? el("p", { class: "ep-told" }, words) : null);
 }
 
 /** Per camera what it saw, and below it what was imagined of a chunk's end beside what came. */

@@ -2,8 +2,8 @@
 
 import { EpisodePage } from "./episode_page.js";
 import { Calibration } from "./plots.js";
-import { begun, checkpoint, el, field, linkTo, planning, points, seconds, size, verdict, yesNo,
-  DASH } from "./words.js";
+import { begun, checkpoint, el, field, length, linkTo, planning, points, size, told, verdict,
+  yesNo, DASH } from "./words.js";
 
 const ROWS = 200; // of the table at once; more are behind a button, which keeps typing quick
 
@@ -19,7 +19,7 @@ const COLUMNS = [
   { head: "Success", key: (e) => e.success, cell: (e) => yesNo(e.success) },
   { head: "Verdict", key: verdict },
   { head: "Ended by", key: (e) => e.outcome },
-  { head: "Length", key: (e) => e.seconds, cell: (e) => seconds(e.seconds), right: true },
+  { head: "Length", key: (e) => e.seconds, cell: (e) => length(e.seconds), right: true },
   { head: "Size", key: (e) => e.bytes, cell: (e) => size(e.bytes), right: true },
   { head: "Checkpoint", key: checkpoint },
   { head: "Planning", key: planning },
@@ -52,12 +52,12 @@ class EpisodeTable {
         field("Verdict", this.filters.verdict), field("Score", this.filters.scored),
         field("Checkpoint", this.filters.checkpoint), field("Planning", this.filters.planning),
         el("button", { type: "button", onclick: () => this.refresh() }, "Look again")),
-      this.count,
+      this.calibration.element, this.count,
       el("div", { class: "ep-scroll" },
         el("table", { class: "ep-table" },
           el("caption", { class: "ep-hidden" }, "All episodes; the heads sort"),
           el("thead", {}, this.heads), this.body)),
-      this.more, this.calibration.element);
+      this.more);
   }
 
   async refresh() {
@@ -140,7 +140,7 @@ class EpisodeTable {
   /** An episode's line, and one below it for what is special about it. */
   rows(entry) {
     const cells = COLUMNS.map((column, index) => {
-      const words = (column.cell ?? column.key)(entry) || DASH;
+      const words = `${(column.cell ?? column.key)(entry) || DASH}`;
       const kind = { GO: "ep-good", "NO-GO": "ep-bad" }[words];
       return el("td", { class: column.right ? "ep-right" : kind },
         index ? words : el("a", { href: linkTo(entry.id) }, words));
@@ -151,9 +151,9 @@ class EpisodeTable {
     const kind = entry.readable ? "ep-row" : "ep-row ep-dim";
     const line = el("tr", { class: kind, onclick: open }, ...cells);
     line.title = entry.reasons.join("\n"); // of a NO-GO
-    const told = [entry.state, entry.sentence].filter(Boolean).join(": ");
-    if (!told) return [line];
-    return [line, el("tr", { class: "ep-told" }, el("td", { colspan: COLUMNS.length }, told))];
+    const words = told(entry);
+    if (!words) return [line];
+    return [line, el("tr", { class: "ep-told" }, el("td", { colspan: COLUMNS.length }, words))];
   }
 
   /** Up and down go from episode to episode; enter opens one, as it does any link. */

@@ -84,12 +84,12 @@ class TimePlot {
   drawAxis(context) {
     const height = this.canvas.clientHeight;
     const most = (this.right - this.left) / 48; // px that a time takes
-    const step = STEPS.find((each) => this.duration / each <= most) ?? STEPS.at(-1);
+    const step = STEPS.find((each) => this.duration / each <= most) ?? this.duration / most;
     context.fillStyle = color("--dim");
     context.strokeStyle = color("--line");
     for (let t = 0; t <= this.duration; t += step) {
       line(context, [[this.x(t), 0], [this.x(t), height - 14]]);
-      write(context, `${t} s`, this.x(t), height - 3, "center");
+      write(context, `${Number(t.toFixed(1))} s`, this.x(t), height - 3, "center");
     }
   }
 

@@ -44,7 +44,22 @@ export const verdict = (entry) => (entry.go == null ? DASH : entry.go ? "GO" : "
 export const begun = (entry) => entry.begun.replace("T", " ") || DASH;
 
 export function size(bytes) {
-  return bytes >= 1e9 ? `${fixed(bytes / 1e9, 1)} GB` : `${fixed(bytes / 1e6, 1)} MB`;
+  const [unit, of] = bytes >= 1e9 ? ["GB", 1e9] : bytes >= 1e6 ? ["MB", 1e6] : ["kB", 1e3];
+  return `${fixed(bytes / of, 1)} ${unit}`;
+}
+
+/** A length as people say it: "44.0 s", "3 min 12 s", "2 h 5 min". */
+export function length(value) {
+  if (value == null || value < 60) return seconds(value);
+  const minutes = Math.floor(value / 60);
+  if (minutes < 60) return `${minutes} min ${Math.floor(value % 60)} s`;
+  return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}
+
+/** What is special about an episode: its state in a word, unless the sentence has it already. */
+export function told(entry) {
+  const words = entry.state.split(", ").filter((word) => !entry.sentence.includes(word));
+  return [words.join(", "), entry.sentence].filter(Boolean).join(": ");
 }
 
 /** What a checkpoint is called: the last part of its path, and how its digest begins. */

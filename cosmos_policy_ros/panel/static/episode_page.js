@@ -17,14 +17,15 @@ export class EpisodePage {
     this.connection = connection;
     this.element = el("div", { class: "ep-page" });
     this.onKey = (event) => this.key(event);
+    connection.onState((state) => this.judgement?.heard(state));
   }
 
-  /** Show an episode at a moment, in seconds; without one where it was last, or its begin. */
+  /** Show an episode at a moment, in seconds; for NaN where it was last, or its begin. */
   async open(id, t) {
     document.addEventListener("keydown", this.onKey);
     this.address = location.hash;
     if (this.id === id && this.data) {
-      this.seek(t ?? this.t);
+      this.seek(Number.isFinite(t) ? t : this.t);
       return;
     }
     this.play(false);
@@ -33,7 +34,7 @@ export class EpisodePage {
     this.say(`Opening ${id}…`, "status");
     try {
       const data = await this.connection.ask("episode", { episode: id });
-      if (this.id === id) this.build(data, t ?? 0);
+      if (this.id === id) this.build(data, Number.isFinite(t) ? t : 0);
     } catch (error) {
       if (this.id === id) this.say(error.message, "alert");
     }
@@ -61,16 +62,17 @@ export class EpisodePage {
     this.images = new Images(data.cameras);
     this.decisions = new Decisions(data, seek);
     this.trouble = el("p", { class: "ep-trouble", role: "status" });
-    const judgement = new Judgement(data, (name, args) => this.send(name, args));
+    this.judgement = new Judgement(data, (name, args) => this.send(name, args));
+    this.judgement.heard(this.connection.state);
     this.element.replaceChildren(head(data), el("div", { class: "ep-columns" },
       el("div", { class: "ep-left" },
         this.images.element, this.trouble, this.transport(), values.canvas,
         el("div", { class: "ep-arms" }, ...arms.map((arm) => arm.canvas)),
-        note("Grey measured, orange commanded; rad, grippers 0 closed to 1 open. Blue are the "
-          + "chunks, red the brakes.")),
+        note("Grey measured, orange commanded; rad, grippers 0 closed to 1 open; chunks blue, "
+          + "brakes red.")),
       el("div", { class: "ep-side" },
         this.decisions.element, ...verdicts(data, seek), ...stages(data, seek),
-        ...judgement.elements, facts(data, { begun: begun(data), size: size(data.bytes) }))));
+        ...this.judgement.elements, facts(data, { begun: begun(data), size: size(data.bytes) }))));
     this.seek(t);
   }
 
@@ -189,7 +191,7 @@ function head(data) {
     [verdict(data), data.go ? "ep-good" : "ep-bad"],
   ].filter(([said]) => said);
   const words = [told(data), ...data.troubles].filter(Boolean).join(" ");
-  return el("header", { class: "ep-head" },
+  return el("div", { class: "ep-head" },
     el("a", { href: "#/episodes" }, "← All episodes"),
     el("h2", {}, data.title),
     ...chips.map(([said, kind]) => el("span", { class: `ep-chip ${kind}` }, said)),

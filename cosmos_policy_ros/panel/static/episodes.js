@@ -63,8 +63,7 @@ class EpisodeTable {
   async refresh() {
     if (!this.entries.length) this.count.textContent = "Looking through the folder…";
     try {
-      this.entries = await this.connection.ask("episodes");
-      if (!Array.isArray(this.entries)) this.entries = this.entries.episodes;
+      this.entries = (await this.connection.ask("episodes")).episodes;
       this.offer();
       this.draw();
     } catch (error) {
@@ -172,38 +171,46 @@ class EpisodeTable {
 /**
  * Make the researcher's view inside an empty section.
  *
- * `connection` has ask(name, args), askImages(name, args), state and onState(fn). show() takes what
- * the address says: "/episodes" or "/episodes/<id>", and its query with the moment "t".
+ * `connection` has ask(name, args), askImages(name, args), state (null until the panel answers) and
+ * onState(fn). show() takes what the address says: "/episodes" or "/episodes/<id>", and its query
+ * with the moment "t" in seconds.
  */
 export function createEpisodesView(root, connection) {
   const table = new EpisodeTable(connection);
   const page = new EpisodePage(connection);
+  const waiting = el("p", { role: "status" }, "Waiting for the panel…");
+  let wanted = null; // what to show as soon as the panel answers
+  let phase = null; // the recorder's
   root.classList.add("ep-view");
-  let recording = null;
-  // An episode that has just ended belongs into the table.
-  connection.onState((state) => {
-    const phase = state?.recorder?.phase ?? null;
-    const ended = recording === "recording" && phase !== recording;
-    if (ended && table.element.isConnected && !root.hidden) table.refresh();
-    recording = phase;
-  });
-  return {
-    show(path = "", query = "") {
-      root.hidden = false;
-      const id = decodeURIComponent(path.replace(/^#?\/?(episodes)?\/?/, "").split("?")[0]);
-      const t = Number.parseFloat(new URLSearchParams(query).get("t"));
-      if (id) {
-        root.replaceChildren(page.element);
-        page.open(id, Number.isFinite(t) ? t : null);
-        return;
-      }
-      page.close();
+
+  function show(path = "", query = "") {
+    root.hidden = false;
+    wanted = connection.state === null ? [path, query] : null;
+    const id = decodeURIComponent(path.replace(/^\/?(episodes)?\/?/, ""));
+    if (!id) page.close();
+    if (wanted) {
+      root.replaceChildren(waiting);
+    } else if (id) {
+      root.replaceChildren(page.element);
+      page.open(id, Number.parseFloat(new URLSearchParams(query).get("t")));
+    } else {
       root.replaceChildren(table.element);
       table.refresh();
-    },
-    hide() {
-      page.close();
-      root.hidden = true;
-    },
-  };
+    }
+  }
+
+  function hide() {
+    page.close();
+    wanted = null;
+    root.hidden = true;
+  }
+
+  connection.onState((state) => {
+    const before = phase;
+    phase = state.recorder?.phase ?? null;
+    if (wanted) show(...wanted);
+    // An episode that has just ended belongs into the table.
+    else if (before === "recording" && phase !== before && table.element.isConnected) table.refresh();
+  });
+  return { show, hide };
 }

@@ -4,6 +4,17 @@ import { block, el, field, note, points } from "./words.js";
 
 const KINDS = ["stage", "deduction"];
 
+/** A box that enter ticks: space, which ticks elsewhere, stops the arms on this page. */
+function tickBox(attributes) {
+  const box = el("input", { type: "checkbox", ...attributes });
+  box.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter") return;
+    event.preventDefault(); // nor does it send the form
+    box.click();
+  });
+  return box;
+}
+
 /** All labels: each stays, and the newest score counts. */
 function history(labels) {
   const said = (label) => ({
@@ -35,10 +46,25 @@ export class Judgement {
     this.data = data;
     this.send = send;
     this.status = el("p", { role: "status", class: "ep-warn" });
+    this.missing = "";
     this.elements = [history(data.labels), this.scoring(), this.discarding()];
   }
 
+  /** Grey what only the recorder can do while it does not answer. */
+  heard(state) {
+    const alive = state?.nodes.recorder_node === "alive";
+    this.missing = alive ? "" : "The recorder does not answer: start it to score or discard.";
+    for (const button of this.elements.flatMap((each) => [...each.querySelectorAll("button")])) {
+      button.setAttribute("aria-disabled", `${!alive}`);
+      button.title = this.missing;
+    }
+  }
+
   async ask(name, args) {
+    if (this.missing) {
+      this.status.textContent = this.missing;
+      return;
+    }
     this.status.textContent = "Sending…";
     try {
       await this.send(name, args);
@@ -52,7 +78,7 @@ export class Judgement {
     const before = named(labels);
     const boxes = KINDS.flatMap((kind) => (rubric?.[`${kind}s`] ?? []).map((item) => {
       const checked = before.has(`${kind} ${item.name}`);
-      return { kind, item, control: el("input", { type: "checkbox", checked, onchange: tick }) };
+      return { kind, item, control: tickBox({ checked, onchange: tick }) };
     }));
     const ticked = (kind) =>
       boxes.filter((box) => box.kind === kind && box.control.checked).map((box) => box.item);
@@ -61,7 +87,7 @@ export class Judgement {
     const told = boxes.length ? el("p", { role: "status" }) : note("Its task has no rubric.");
     const total = el("input", { type: "number", min: 0, max: 100, step: "any",
       placeholder: "by the boxes", value: before.size ? null : score });
-    const done = el("input", { type: "checkbox", checked: success === true });
+    const done = tickBox({ checked: success === true });
     const remark = el("textarea", { rows: 2 });
     const by = el("input", { type: "text", value: operator, autocomplete: "off" });
 
@@ -88,6 +114,7 @@ export class Judgement {
     const label = ({ kind, item, control }) => el("label", { class: "ep-check" }, control,
       `${item.name} (${kind === "stage" ? "+" : "-"}${item.points})`);
     return block("Score again", el("form", { class: "ep-form", onsubmit: submit },
+      note("Enter ticks a box: space would stop the arms."),
       ...boxes.map(label), told, field("Total", total),
       el("label", { class: "ep-check" }, done, "the task was done"),
       field("Note", remark), field("Scored by", by),

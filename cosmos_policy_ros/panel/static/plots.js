@@ -266,7 +266,7 @@ export class Calibration {
 
   draw() {
     const { count, episodes, correlation, bias, left, bins } = this.found;
-    const varies = correlation == null ? "they do not vary" : `correlation ${fixed(correlation)}`;
+    const varies = correlation == null ? "all scores alike" : `correlation ${fixed(correlation)}`;
     const said = count
       ? `${count} decisions of ${episodes} scored episodes: ${varies}, predicted less obtained `
         + `${fixed(bias)} in the mean.`

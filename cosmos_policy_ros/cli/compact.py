@@ -9,11 +9,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from cosmos_policy_ros.cli.shared import GOES_ON, read_rows, say_bytes, say_count
+from cosmos_policy_ros.cli.shared import GOES_ON, say_bytes, say_count
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.untrusted import escaped
 from cosmos_policy_ros.episodes.compact import Compacted, CompactionConfig, compact, load_compaction
 from cosmos_policy_ros.episodes.store import EpisodeStore
+from cosmos_policy_ros.episodes.table import read_rows
 
 
 def add_compact(parser: argparse.ArgumentParser, id_help: str) -> None:

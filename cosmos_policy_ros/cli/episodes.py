@@ -10,16 +10,7 @@ from pathlib import Path
 
 from cosmos_policy_ros.bags.writer import RECORDING
 from cosmos_policy_ros.cli.compact import add_compact, run_compact
-from cosmos_policy_ros.cli.shared import (
-    Row,
-    add_root,
-    begun,
-    open_store,
-    read_rows,
-    say_bytes,
-    say_count,
-    say_seconds,
-)
+from cosmos_policy_ros.cli.shared import add_root, open_store, say_bytes, say_count, say_seconds
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.core.untrusted import escaped, shown
@@ -36,6 +27,7 @@ from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.quality import load_limits
 from cosmos_policy_ros.episodes.recovery import FolderInUseError, NothingToRecoverError, recover
 from cosmos_policy_ros.episodes.store import EpisodeStore, delete, unwanted
+from cosmos_policy_ros.episodes.table import Row, begun, read_rows
 from cosmos_policy_ros.episodes.topics import DECISION_TYPE
 from cosmos_policy_ros.episodes.verify import Verification, store_quality, verify
 

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cosmos_policy_ros.cli.shared import add_root, open_store, read_rows, say_count
+from cosmos_policy_ros.cli.shared import add_root, open_store, say_count
 from cosmos_policy_ros.core.errors import CosmosPolicyError, RolloutError
 from cosmos_policy_ros.core.untrusted import escaped
 from cosmos_policy_ros.episodes.episode import Episode, read_episode
+from cosmos_policy_ros.episodes.table import read_rows
 from cosmos_policy_ros.interop.to_hdf5 import export_hdf5
 from cosmos_policy_ros.interop.to_lerobot import LeRobotExport, LibraryError, load_library
 

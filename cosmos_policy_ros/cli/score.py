@@ -16,7 +16,7 @@ import tty
 from secrets import SystemRandom
 from typing import Any, Literal
 
-from cosmos_policy_ros.cli.shared import add_root, open_store, read_rows, say_seconds
+from cosmos_policy_ros.cli.shared import add_root, open_store, say_seconds
 from cosmos_policy_ros.core.config import did_you_mean
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.task import FULL_SCORE
@@ -25,6 +25,7 @@ from cosmos_policy_ros.core.untrusted import escaped
 from cosmos_policy_ros.episodes.episode import Episode, read_episode
 from cosmos_policy_ros.episodes.labels import OperatorScore, rubric_of, tally
 from cosmos_policy_ros.episodes.store import EpisodeStore
+from cosmos_policy_ros.episodes.table import read_rows
 
 Key = Literal["yes", "no", "back", "text", ""]
 MEANINGS: dict[str, Key] = {

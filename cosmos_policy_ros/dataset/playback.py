@@ -79,15 +79,16 @@ class RecordedSensors:
         rig: as the bag shows it.
         indexed: the messages of cameras, arms, outputs and the safety gate, by the bag's names.
         topics: those of cameras and arms.
+        gate_results: the bag's name of the safety gate's topic.
     """
 
     def __init__(self, episode: Episode, indexed: Mapping[str, IndexedTopic] | None = None) -> None:
         """Index the bag, unless the caller has its index from an earlier time."""
         self.episode = episode
         self.rig = rig = find_rig(episode)
-        self._gate_results = rig.topic(f"{POLICY_NODE}/gate_result")
+        self.gate_results = rig.topic(f"{POLICY_NODE}/gate_result")
         if indexed is None:
-            wanted = [*rig.sensors, *rig.outputs, self._gate_results]
+            wanted = [*rig.sensors, *rig.outputs, self.gate_results]
             indexed = index_topics(episode.files, wanted)
         self.indexed = indexed
         self.topics = {topic: indexed[topic] for topic in rig.sensors}

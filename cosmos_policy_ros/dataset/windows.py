@@ -181,6 +181,29 @@ def join_outputs(rig: RigSpec, sent: Sequence[Iterable[Sent]]) -> tuple[Sent, ..
     return tuple(sorted(joined, key=lambda each: each.start_ns))
 
 
+def read_outputs(sensors: RecordedSensors) -> tuple[Sent, ...]:
+    """Read every trajectory of an episode and join them by their chunk, in order of their starts.
+
+    Raises:
+        RolloutError: a trajectory lacks one of the rig's joints, or the bag is damaged.
+    """
+    results = sensors.indexed[sensors.gate_results]
+    starts = {}
+    for index, accepted_ns in enumerate(results.stamps_ns):
+        result = results.read(index)
+        if result.accepted:
+            starts[result.chunk_id] = int(accepted_ns)
+
+    def read(name: str, output: Output) -> Iterator[Sent]:
+        topic = sensors.indexed[name]
+        for index, received_ns in enumerate(topic.received_ns):
+            message = topic.read(index)
+            yield read_sent(message, output, sensors.episode.path, int(received_ns), index, starts)
+
+    rig = sensors.rig
+    return join_outputs(rig.rig, [read(*each) for each in rig.outputs.items()])
+
+
 class EpisodeWindows(RecordedSensors):
     """Random access to the windows (s, a, s') of one finished episode.
 
@@ -214,26 +237,9 @@ class EpisodeWindows(RecordedSensors):
         super().__init__(episode, indexed)
         # The bag defines its messages itself, and may have put anything into them.
         with reading(episode.path, "an episode", RolloutError, VERIFY):
-            self.sent = self._join_outputs() if sent is None else sent
+            self.sent = read_outputs(self) if sent is None else sent
             steps = find_steps(self.sent, dt or self.rig.rig.rates.dt)
             self.steps = self._while_recorded(steps)
-
-    def _join_outputs(self) -> tuple[Sent, ...]:
-        """Read every output's trajectories and join them."""
-        results = self.indexed[self._gate_results]
-        starts = {}
-        for index, accepted_ns in enumerate(results.stamps_ns):
-            result = results.read(index)
-            if result.accepted:
-                starts[result.chunk_id] = int(accepted_ns)
-
-        def read(name: str, output: Output) -> Iterator[Sent]:
-            topic = self.indexed[name]
-            for index, received_ns in enumerate(topic.received_ns):
-                message = topic.read(index)
-                yield read_sent(message, output, self.episode.path, int(received_ns), index, starts)
-
-        return join_outputs(self.rig.rig, [read(*each) for each in self.rig.outputs.items()])
 
     def _while_recorded(self, steps: Steps) -> Steps:
         """Keep the steps while every sensor was being recorded."""

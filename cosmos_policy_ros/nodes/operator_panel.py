@@ -34,6 +34,8 @@ from cosmos_policy_ros.nodes.operator_panel_cameras import PanelCameras
 from cosmos_policy_ros.nodes.operator_panel_graph import PanelGraph
 from cosmos_policy_ros.nodes.options import NONE, PANEL
 from cosmos_policy_ros.panel.access import Access, read_password
+from cosmos_policy_ros.panel.episode_requests import episode_handlers
+from cosmos_policy_ros.panel.episodes import EpisodeLibrary
 from cosmos_policy_ros.panel.server import Handler, PanelServer
 from cosmos_policy_ros.panel.status import Graph, Unscored, allowed, minutes_left, sentence
 from cosmos_policy_ros.rig.spec import load_rig
@@ -276,6 +278,7 @@ class OperatorPanel(shell.ManagedNode):
             "skip": handler(Nothing, self._skip),
             "discard": handler(Discard, self._discard),
             "reset": handler(Reset, self._reset),
+            **episode_handlers(EpisodeLibrary(self._root), self._read),
         }
 
     async def _call(self, service: str, timeout: float = ANSWER, **fields: Any) -> dict[str, Any]:

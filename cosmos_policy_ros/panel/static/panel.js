@@ -12,7 +12,7 @@ const PLAIN = ["disarm", "end", "pause", "resume", "go_to_start"]; // asked for 
 const $ = (id) => document.getElementById(id);
 const make = (tag, text = "", properties = {}) =>
   Object.assign(document.createElement(tag), { textContent: text }, properties);
-const isText = (element) => element?.matches?.('input:not([type="checkbox"]), textarea, select');
+const isText = (element) => element?.matches?.('input:not([type="checkbox"], [type="range"]), textarea, select');
 
 takeToken();
 const connection = new Connection({ heard, images: showImages, lost, refused });

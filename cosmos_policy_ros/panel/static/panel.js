@@ -5,6 +5,7 @@ import { createEpisodesView } from "./episodes.js";
 import { drawCandidates, drawValues } from "./charts.js";
 
 const HELD = 1000; // ms that Arm has to be held
+const URGENT = 8000; // ms for which a stop that failed keeps its place from the next state's sentence
 const KEYS = { x: "disarm", s: "start", e: "end", p: "pause", r: "resume", g: "go_to_start", n: "reset", c: "self_check" };
 const NODE_NAMES = { policy_node: "policy", recorder_node: "recorder", arm_interface_node: "arm interface", sim_rig_node: "simulated rig" };
 const PLAIN = ["disarm", "end", "pause", "resume", "go_to_start"]; // asked for without arguments
@@ -19,6 +20,7 @@ const connection = new Connection({ heard, images: showImages, lost, refused });
 const episodes = createEpisodesView($("episodes"), connection);
 let state = null;
 let tasks = {};
+let urgent = 0; // until when the sentence is not the state's, by performance.now()
 
 // ------------------------------------------------------------------ state
 
@@ -28,7 +30,7 @@ function heard(now) {
   if (!before) loadTasks();
   document.body.classList.remove("gone");
   $("login").hidden = true;
-  showSentence(now.tone, now.sentence);
+  if (performance.now() > urgent) showSentence(now.tone, now.sentence);
   showNodes(now);
   showRecording(now);
   showActions(now);
@@ -181,10 +183,15 @@ async function act(name, args = {}) {
 // Never greyed, never checked beforehand.
 async function stop() {
   showSentence("hold", "Stopping …");
+  urgent = performance.now() + URGENT;
   try {
-    $("answer").textContent = (await connection.ask("stop")).message;
+    const { message } = await connection.ask("stop");
+    $("answer").className = "";
+    $("answer").textContent = message;
+    urgent = 0;
   } catch (error) {
     showSentence("fault", `NOT STOPPED: ${error.message}. Use the emergency stop.`);
+    urgent = performance.now() + URGENT;
   }
 }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cosmos_policy_ros.core.config import from_mapping
-from cosmos_policy_ros.panel.episodes import EpisodeLibrary
+from cosmos_policy_ros.panel.episodes import READING, EpisodeLibrary
 from cosmos_policy_ros.panel.server import Handler, Images
 
 Run = Callable[[Callable[[], Any]], Awaitable[Any]]
@@ -36,6 +36,8 @@ class _Moment:
 def episode_handlers(library: EpisodeLibrary, run: Run) -> dict[str, Handler]:
     """Return the handlers of "episodes", "episode", "frames" and "calibration".
 
+    "episodes" answers what could be read in :data:`READING` seconds, and how many are "left".
+
     Args:
         library: what they ask; used by one thread at a time.
         run: has a function called in that thread, and returns what it returns.
@@ -49,7 +51,9 @@ def episode_handlers(library: EpisodeLibrary, run: Run) -> dict[str, Handler]:
         return handle
 
     return {
-        "episodes": handler(_All, lambda _: {"episodes": library.table()}),
+        "episodes": handler(
+            _All, lambda _: {"episodes": library.table(READING), "left": library.left}
+        ),
         "episode": handler(_One, lambda asked: library.episode(asked.episode)),
         "frames": handler(
             _Moment, lambda asked: Images(*library.frames(asked.episode, asked.seconds))

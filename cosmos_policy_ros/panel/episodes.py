@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import Counter, OrderedDict
@@ -43,8 +44,8 @@ from cosmos_policy_ros.panel.timeline import (
 
 OPENED = 4
 """Episodes whose index is kept: two to compare, and some to go back to; a megabyte each."""
-READING = 2.0
-"""Seconds of one call of :meth:`EpisodeLibrary.calibration`: other requests wait meanwhile."""
+READING = 1.0
+"""Seconds of one call that reads many episodes, some 30 ms each: other requests wait meanwhile."""
 MOST_SCATTERED = 4000
 """Points of the calibration's plot; more cover each other. Means and numbers are of all points."""
 BINS = 10
@@ -87,18 +88,26 @@ class EpisodeLibrary:
 
     Every method blocks while it reads, and is meant for one thread. What has not changed on disk is
     not read again. Answers are plain values that JSON can hold.
+
+    Attributes:
+        left: episodes that the last :meth:`table` did not get to.
     """
 
     def __init__(self, root: Path) -> None:
         """Look at nothing yet; the folder need not be there before the first recording."""
+        self.left = 0
         self._root = root
         self._store: EpisodeStore | None = None
         self._known: dict[Path, _Known] = {}
         self._values: dict[Path, _Values] = {}
         self._opened: OrderedDict[Path, tuple[_Version, EpisodeTimeline]] = OrderedDict()
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self, within: float = math.inf) -> list[dict[str, Any]]:
         """Return all episodes, oldest first, as far as can be told of an unreadable one.
+
+        Args:
+            within: seconds after which no more are read, the newest first; those that are still
+                unknown then are left out, and counted by ``left``.
 
         Returns:
             Of each "id" (to ask for it by), "title", "task", "begun" (ISO, local time), "seconds",
@@ -110,7 +119,8 @@ class EpisodeLibrary:
         Raises:
             RolloutError: the folder cannot be listed.
         """
-        known = list(self._look().values())
+        found, self.left = self._look(time.monotonic() + within)
+        known = list(found.values())
         same = copies(each.row.folder for each in known)
         names = Counter(bare_id(each.row.folder.path.name) for each in known)
         entries = []
@@ -136,7 +146,7 @@ class EpisodeLibrary:
             RolloutError: there is none, or it cannot be read, and what to do.
         """
         path = self._find(episode)
-        known = self._look_at(path)
+        known = self._look_at(path, _version(path))
         found = known.row.episode
         if found is None:
             raise RolloutError(f"{path}: {known.row.trouble}")
@@ -193,8 +203,9 @@ class EpisodeLibrary:
         """
         ends = time.monotonic() + READING
         points: list[tuple[str, float, float, float]] = []
-        episodes = left = 0
-        for path, known in self._look().items():
+        looked, left = self._look(ends)
+        episodes = 0
+        for path, known in looked.items():
             found = known.row.episode
             if found is None or found.discarded or found.score is None:
                 continue
@@ -209,20 +220,32 @@ class EpisodeLibrary:
             points += [(path.name, seconds, value, obtained) for seconds, value in own]
         return {**_calibrate(points), "episodes": episodes, "left": left}
 
-    def _look(self) -> dict[Path, _Known]:
-        """Return every episode of the folder, oldest first."""
-        if not self._root.is_dir():  # the recorder makes it
-            return {}
-        paths = candidates(self._root)
-        self._known = {path: self._look_at(path) for path in paths}
-        self._values = {path: each for path, each in self._values.items() if path in self._known}
-        return dict(sorted(self._known.items(), key=lambda item: _order(item[1].row)))
+    def _look(self, ends: float) -> tuple[dict[Path, _Known], int]:
+        """Look at the folder until a time of the monotonic clock; what is known costs nothing.
 
-    def _look_at(self, path: Path) -> _Known:
-        version = _version(path)
+        Returns:
+            What was found, oldest first, and how many episodes are left to be read.
+        """
+        if not self._root.is_dir():  # the recorder makes it
+            return {}, 0
+        known, left = {}, 0
+        for path in reversed(candidates(self._root)):  # by name: the newest first
+            version = _version(path)
+            if self._is_known(path, version) or time.monotonic() < ends:
+                known[path] = self._look_at(path, version)
+            else:
+                left += 1
+        self._known = known
+        self._values = {path: each for path, each in self._values.items() if path in known}
+        return dict(sorted(known.items(), key=lambda item: _order(item[1].row))), left
+
+    def _is_known(self, path: Path, version: _Version) -> bool:
         before = self._known.get(path)
-        if before is not None and version and version == before.version:
-            return before
+        return before is not None and bool(version) and version == before.version
+
+    def _look_at(self, path: Path, version: _Version) -> _Known:
+        if self._is_known(path, version):
+            return self._known[path]
         row = read_row(look(path))
         search = _read_search(row.episode) if row.episode is not None else ""
         trusted = () if row.folder.state in _CHANGING else version
@@ -234,8 +257,13 @@ class EpisodeLibrary:
         """Return an episode's folder. Names are compared, never joined to a path."""
         if not self._root.is_dir():
             raise RolloutError(f"{self._root}: holds no episode yet; start one first")
-        for path in self._known or candidates(self._root):
-            if path.name == episode and os.path.lexists(path):
+        # As the table calls it: at each step of a slider, so without another look at the folder.
+        for called in (lambda path: path.name, lambda path: bare_id(path.name)):
+            for path in self._known:
+                if called(path) == episode and os.path.lexists(path):
+                    return path
+        for path in candidates(self._root):
+            if path.name == episode:
                 return path
         if self._store is None:
             self._store = EpisodeStore(self._root, load_types(package_share() / "msg"))

@@ -47,13 +47,11 @@ class Served:
     Attributes:
         server: of it.
         base: its address, up to the view's own part.
-        token: lets a browser in.
         asked: of what was asked for, the name and the arguments.
     """
 
     server: PanelServer
     base: str
-    token: str
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
     def tell(self, **changed: Any) -> None:
@@ -87,7 +85,7 @@ def _recorder(store: EpisodeStore) -> Mapping[str, Handler]:
 @contextmanager
 def serving(store: EpisodeStore) -> Iterator[Served]:
     """Serve the page on a free port of this machine."""
-    access, disk = Access(), ThreadPoolExecutor(1)
+    disk = ThreadPoolExecutor(1)
 
     async def run(work: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(disk, work)
@@ -102,13 +100,13 @@ def serving(store: EpisodeStore) -> Iterator[Served]:
     handlers = {**_recorder(store), **episode_handlers(EpisodeLibrary(store.root), run)}
     reports: list[str] = []
     server = PanelServer(
-        access,
+        Access(),
         0,
         {name: noted(name, handler) for name, handler in handlers.items()},
         dict,
         reports.append,
     )
-    served = Served(server, f"http://127.0.0.1:{server.port}/", access.token)
+    served = Served(server, f"http://127.0.0.1:{server.port}/")
     served.tell()
     try:
         yield served

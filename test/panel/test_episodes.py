@@ -390,6 +390,15 @@ def test_values_are_held_against_scores(
     assert left["count"] == 3 and left["correlation"] is None  # scores do not vary
 
 
+def test_a_large_folder_is_read_piece_by_piece(
+    several: EpisodeStore, library: EpisodeLibrary
+) -> None:
+    names = list(several.episodes())
+    assert library.table(within=-1.0) == [] and library.left == 2
+    assert len(library.table()) == 2 and library.left == 0
+    assert [entry["id"] for entry in library.table(within=-1.0)] == names
+
+
 def test_calibration_goes_on_where_it_was(
     several: EpisodeStore, library: EpisodeLibrary, monkeypatch: pytest.MonkeyPatch
 ) -> None:

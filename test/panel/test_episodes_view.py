@@ -1,7 +1,4 @@
-"""Pins the researcher's view in a real browser: by keys, by clicks, whatever a bag's texts say.
-
-Needs Debian's chromium, which ``scripts/setup`` installs; skipped where it is missing.
-"""
+"""Pins the researcher's view in a real browser: by keys, by clicks, whatever a bag's texts say."""
 
 from __future__ import annotations
 
@@ -13,18 +10,17 @@ from typing import Any
 
 import pytest
 from helpers.broken_bags import cut
+from helpers.browser import chromium, tab
 from helpers.episodes import CAMERA_PERIOD, START_NS, record
 from helpers.planned import IMAGINED, record_planned
 from helpers.view_server import Served, serving
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.panel.server import STATIC
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Debian's chromium is not installed")
 HTML = '<img src="x" onerror="document.title=1"><b>bold</b>'
 DASH = "\u2013"
 FRAME = CAMERA_PERIOD / 1000
@@ -33,11 +29,8 @@ SIZES = {"desktop": (1280, 720), "tablet": (1024, 768)}
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield launched
-        launched.close()
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -66,22 +59,14 @@ def served(store: EpisodeStore) -> Iterator[Served]:
 
 @pytest.fixture
 def page(browser: Browser, served: Served) -> Iterator[Page]:
-    """A page that must not leave this machine, nor complain."""
-    context = browser.new_context(viewport={"width": 1280, "height": 720})
-    context.grant_permissions(["clipboard-read", "clipboard-write"])
-    opened = context.new_page()
-    opened.set_default_timeout(10_000)
+    """A page that must not complain, as it would of what its policy forbids."""
     complaints: list[str] = []
-    opened.on("pageerror", lambda error: complaints.append(str(error)))
-    opened.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
-    elsewhere: list[str] = []
-    own = (served.base, served.base.replace("http", "ws"))
-    opened.on("request", lambda r: None if r.url.startswith(own) else elsewhere.append(r.url))
-    opened.goto(f"{served.base}#token={served.token}")
-    expect(opened.locator("#login")).to_be_hidden()
-    yield opened
-    context.close()
-    assert complaints == [] and elsewhere == []
+    with tab(browser, served.server.url) as opened:
+        opened.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
+        opened.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        expect(opened.locator("#nodes .alive")).to_have_text("recorder")
+        yield opened
+    assert complaints == []
 
 
 def view(page: Page) -> Locator:

@@ -198,40 +198,50 @@ function head(data) {
     words ? el("p", { class: "ep-told" }, words) : null);
 }
 
+/** An image's place, with what it shows and when it was taken below it. */
+class Slot {
+  constructor(name) {
+    this.name = name;
+    this.canvas = el("canvas", { role: "img" });
+    this.caption = el("figcaption");
+    this.draw(null);
+  }
+
+  draw(bitmap, stamp = null, shape = { width: 4, height: 3 }) {
+    this.stamp = stamp;
+    [this.canvas.width, this.canvas.height] = [shape.width, shape.height];
+    if (bitmap) this.canvas.getContext("2d").drawImage(bitmap, 0, 0, shape.width, shape.height);
+    this.caption.textContent = `${this.name}${bitmap ? ` at ${fixed(stamp)} s` : ": none"}`;
+    this.canvas.setAttribute("aria-label", this.caption.textContent);
+    bitmap?.close();
+  }
+}
+
 /** Per camera what it saw, and below it what was imagined of a chunk's end beside what came. */
 class Images {
   constructor(cameras) {
     this.slots = new Map();
-    const slot = (role, kind) => {
-      const name = kind === "seen" ? role.replace("_", " ") : kind;
-      const canvas = el("canvas", { role: "img" });
-      const caption = el("figcaption");
-      this.slots.set(`${kind} ${role}`, { name, canvas, caption });
-      return el("figure", { class: `ep-${kind}` }, canvas, caption);
+    const figure = (role, kind) => {
+      const slot = new Slot(kind === "seen" ? role.replace("_", " ") : kind);
+      this.slots.set(`${kind} ${role}`, slot);
+      return el("figure", { class: `ep-${kind}` }, slot.canvas, slot.caption);
     };
     const pair = (role) =>
-      el("div", { class: "ep-pair" }, slot(role, "imagined"), slot(role, "reached"));
+      el("div", { class: "ep-pair" }, figure(role, "imagined"), figure(role, "reached"));
     this.element = el("div", { class: "ep-images" },
-      ...cameras.map((role) => el("div", {}, slot(role, "seen"), pair(role))));
+      ...cameras.map((role) => el("div", {}, figure(role, "seen"), pair(role))));
   }
 
   async show(header, files) {
-    // Drawn from their bytes: the page's policy allows no image an address of its own.
-    const decoded = files.map((file) => createImageBitmap(file).catch(() => null));
-    const bitmaps = new Map();
-    for (const [i, image] of header.images.entries()) {
-      const bitmap = await decoded[i];
-      if (bitmap) bitmaps.set(`${image.kind} ${image.role}`, { bitmap, stamp: image.stamp });
-    }
-    for (const [key, { name, canvas, caption }] of this.slots) {
-      const { bitmap, stamp } = bitmaps.get(key) ?? {};
-      caption.textContent = bitmap ? `${name} at ${fixed(stamp)} s` : `${name}: none`;
-      canvas.setAttribute("aria-label", caption.textContent);
+    const found = new Map(header.images.map((image) => [`${image.kind} ${image.role}`, image]));
+    for (const [key, slot] of this.slots) if (!found.has(key)) slot.draw(null);
+    await Promise.all([...found].map(async ([key, image], i) => {
+      const slot = this.slots.get(key);
+      if (slot.stamp === image.stamp) return; // it is there, as most are from image to image
       // What is imagined is square, and shows as much as its camera: it takes the camera's shape.
-      const shape = bitmaps.get(key.replace("imagined", "seen"))?.bitmap ?? bitmap;
-      [canvas.width, canvas.height] = shape ? [shape.width, shape.height] : [4, 3];
-      if (bitmap) canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-    }
-    for (const { bitmap } of bitmaps.values()) bitmap.close();
+      const shape = found.get(key.replace("imagined", "seen")) ?? image;
+      // Drawn from its bytes: the page's policy allows no image an address of its own.
+      slot.draw(await createImageBitmap(files[i]).catch(() => null), image.stamp, shape);
+    }));
   }
 }

@@ -60,16 +60,23 @@ class EpisodeTable {
       this.more);
   }
 
+  /** Ask until every episode was read: the server does some of them at a time, newest first. */
   async refresh() {
-    if (!this.entries.length) this.count.textContent = "Looking through the folder…";
+    if (this.asking) return;
+    this.asking = true;
     try {
-      this.entries = (await this.connection.ask("episodes")).episodes;
-      this.offer();
-      this.draw();
+      let left = 0;
+      do {
+        this.count.textContent = `Looking through the folder… ${left ? `${left} are left.` : ""}`;
+        ({ episodes: this.entries, left } = await this.connection.ask("episodes"));
+        this.offer();
+        this.draw();
+      } while (left && this.element.isConnected);
     } catch (error) {
       this.count.textContent = error.message;
     }
-    if (this.calibration.element.open) this.calibration.refresh();
+    this.asking = false;
+    this.calibration.refresh();
   }
 
   /** Fill the filters with what there is, and keep what was chosen. */

@@ -51,7 +51,7 @@ class Panel:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.pictures: dict[str, Picture] = {}
         self.refuse = self.silent = ""
-        names = (*STATE["refusals"], "stop", "tasks", "discard")
+        names = (*STATE["refusals"], "stop", "tasks", "discard", "episodes")
         self.server = PanelServer(
             Access(), 0, {name: self._handler(name) for name in names}, self._look, print
         )
@@ -66,6 +66,8 @@ class Panel:
             if name == "tasks":
                 task = {"description": HTML, "prompts": [HTML, "put candy in bag"]}
                 return {"tasks": {"ziploc": task, "fold_shirt": task}}
+            if name == "episodes":
+                return {"episodes": [], "left": 0}
             self.asked.append((name, arguments))
             if name == self.silent:
                 await asyncio.sleep(3600)

@@ -7,8 +7,6 @@ import { begun, checkpoint, el, field, length, linkTo, planning, points, size, t
 
 const ROWS = 200; // of the table at once; more are behind a button, which keeps typing quick
 
-// ---------------------------------------------------------------- small things
-
 // ---------------------------------------------------------------- the table of all episodes
 
 const COLUMNS = [
@@ -175,6 +173,15 @@ class EpisodeTable {
 
 // ---------------------------------------------------------------- the view
 
+/** Return what an address says, also one that somebody has mistyped. */
+function decoded(words) {
+  try {
+    return decodeURIComponent(words);
+  } catch {
+    return words;
+  }
+}
+
 /**
  * Make the researcher's view inside an empty section.
  *
@@ -193,7 +200,7 @@ export function createEpisodesView(root, connection) {
   function show(path = "", query = "") {
     root.hidden = false;
     wanted = connection.state === null ? [path, query] : null;
-    const id = decodeURIComponent(path.replace(/^\/?(episodes)?\/?/, ""));
+    const id = decoded(path.replace(/^\/?(episodes)?\/?/, ""));
     if (!id) page.close();
     if (wanted) {
       root.replaceChildren(waiting);

@@ -24,6 +24,13 @@ const COLUMNS = [
   { head: "Operator", key: (e) => e.operator },
 ];
 
+const SCORED = {
+  scored: (entry) => entry.score != null,
+  "not scored": (entry) => entry.score == null,
+  success: (entry) => entry.success === true,
+  "no success": (entry) => entry.success === false,
+};
+
 class EpisodeTable {
   constructor(connection) {
     this.connection = connection;
@@ -88,7 +95,7 @@ class EpisodeTable {
     const distinct = (key) => [...new Set(this.entries.map(key))].filter(Boolean).sort();
     fill(this.filters.task, distinct((entry) => entry.task));
     fill(this.filters.verdict, ["GO", "NO-GO"]);
-    fill(this.filters.scored, ["scored", "not scored"]);
+    fill(this.filters.scored, Object.keys(SCORED));
     fill(this.filters.checkpoint, distinct(checkpoint));
     fill(this.filters.planning, distinct(planning));
   }
@@ -96,13 +103,12 @@ class EpisodeTable {
   matches(entry) {
     const wanted = Object.fromEntries(
       Object.entries(this.filters).map(([name, control]) => [name, control.value]));
-    const scored = entry.score == null ? "not scored" : "scored";
     const words = wanted.text.toLowerCase().split(/\s+/).filter(Boolean);
     const all = Object.values(entry).flat().join(" ").toLowerCase();
     return words.every((word) => all.includes(word))
       && (!wanted.task || wanted.task === entry.task)
       && (!wanted.verdict || wanted.verdict === verdict(entry))
-      && (!wanted.scored || wanted.scored === scored)
+      && (!wanted.scored || SCORED[wanted.scored](entry))
       && (!wanted.checkpoint || wanted.checkpoint === checkpoint(entry))
       && (!wanted.planning || wanted.planning === planning(entry));
   }

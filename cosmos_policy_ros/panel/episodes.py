@@ -43,7 +43,7 @@ from cosmos_policy_ros.panel.timeline import (
 )
 
 OPENED = 4
-"""Episodes whose index is kept: two to compare, and some to go back to; a megabyte each."""
+"""Episodes whose index is kept: two to compare, and some to go back to; a megabyte a minute."""
 READING = 1.0
 """Seconds of one call that reads many episodes, some 30 ms each: other requests wait meanwhile."""
 MOST_SCATTERED = 4000

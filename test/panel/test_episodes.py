@@ -27,7 +27,7 @@ from helpers.scenes import record_scenes, scene
 from numpy.typing import NDArray
 from rosbags.typesys.store import Typestore
 
-from cosmos_policy_ros.bags.index import index_topics
+from cosmos_policy_ros.bags.index import IndexedTopic, index_topics
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.episodes.compact import compact, load_compaction
 from cosmos_policy_ros.episodes.episode import read_episode
@@ -301,6 +301,20 @@ def test_what_is_damaged_is_said_and_the_rest_is_shown(
     header, files = library.frames(planned.name, 1.0)
     assert len(header["images"]) == len(files)
     library.calibration()
+
+
+def test_messages_of_any_shape_end_in_a_sentence(
+    planned: Path, library: EpisodeLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bag defines its messages itself."""
+    monkeypatch.setattr(IndexedTopic, "read", lambda *_: object())
+    assert library.table()[0]["planning"] == ""
+    found = strict(library.episode(planned.name))
+    assert len(found["troubles"]) == 5
+    assert all(each.startswith(str(planned)) for each in found["troubles"])
+    header, files = library.frames(planned.name, 1.0)
+    assert header["troubles"] and not files
+    assert library.calibration()["count"] == 0
 
 
 # ---------------------------------------------------------------- images

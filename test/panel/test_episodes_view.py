@@ -115,6 +115,9 @@ def test_the_table_is_filtered_and_sorted(page: Page, served: Served) -> None:
     view(page).get_by_label("Task").select_option("")
     view(page).get_by_label("Score").select_option("scored")
     assert rows(page) == ["insertion", "transfer_cube"]
+    view(page).get_by_label("Score").select_option("success")
+    assert rows(page) == ["insertion"]
+    view(page).get_by_label("Score").select_option("scored")
     view(page).get_by_label("Planning").select_option("best of 3")
     assert rows(page) == ["transfer_cube"]
     view(page).get_by_label("Planning").select_option("")

@@ -7,8 +7,6 @@ import { begun, checkpoint, el, field, length, linkTo, planning, points, size, t
 
 const ROWS = 200; // of the table at once; more are behind a button, which keeps typing quick
 
-// ---------------------------------------------------------------- small things
-
 // ---------------------------------------------------------------- the table of all episodes
 
 const COLUMNS = [
@@ -25,6 +23,13 @@ const COLUMNS = [
   { head: "Planning", key: planning },
   { head: "Operator", key: (e) => e.operator },
 ];
+
+const SCORED = {
+  scored: (entry) => entry.score != null,
+  "not scored": (entry) => entry.score == null,
+  success: (entry) => entry.success === true,
+  "no success": (entry) => entry.success === false,
+};
 
 class EpisodeTable {
   constructor(connection) {
@@ -90,7 +95,7 @@ class EpisodeTable {
     const distinct = (key) => [...new Set(this.entries.map(key))].filter(Boolean).sort();
     fill(this.filters.task, distinct((entry) => entry.task));
     fill(this.filters.verdict, ["GO", "NO-GO"]);
-    fill(this.filters.scored, ["scored", "not scored"]);
+    fill(this.filters.scored, Object.keys(SCORED));
     fill(this.filters.checkpoint, distinct(checkpoint));
     fill(this.filters.planning, distinct(planning));
   }
@@ -98,13 +103,12 @@ class EpisodeTable {
   matches(entry) {
     const wanted = Object.fromEntries(
       Object.entries(this.filters).map(([name, control]) => [name, control.value]));
-    const scored = entry.score == null ? "not scored" : "scored";
     const words = wanted.text.toLowerCase().split(/\s+/).filter(Boolean);
     const all = Object.values(entry).flat().join(" ").toLowerCase();
     return words.every((word) => all.includes(word))
       && (!wanted.task || wanted.task === entry.task)
       && (!wanted.verdict || wanted.verdict === verdict(entry))
-      && (!wanted.scored || wanted.scored === scored)
+      && (!wanted.scored || SCORED[wanted.scored](entry))
       && (!wanted.checkpoint || wanted.checkpoint === checkpoint(entry))
       && (!wanted.planning || wanted.planning === planning(entry));
   }
@@ -175,6 +179,15 @@ class EpisodeTable {
 
 // ---------------------------------------------------------------- the view
 
+/** Return what an address says, also one that somebody has mistyped. */
+function decoded(words) {
+  try {
+    return decodeURIComponent(words);
+  } catch {
+    return words;
+  }
+}
+
 /**
  * Make the researcher's view inside an empty section.
  *
@@ -193,7 +206,7 @@ export function createEpisodesView(root, connection) {
   function show(path = "", query = "") {
     root.hidden = false;
     wanted = connection.state === null ? [path, query] : null;
-    const id = decodeURIComponent(path.replace(/^\/?(episodes)?\/?/, ""));
+    const id = decoded(path.replace(/^\/?(episodes)?\/?/, ""));
     if (!id) page.close();
     if (wanted) {
       root.replaceChildren(waiting);

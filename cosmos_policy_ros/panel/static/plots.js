@@ -36,7 +36,7 @@ function write(context, text, x, y, align = "left") {
 /** A plot over the episode's time, with a cursor that can be clicked and dragged. */
 class TimePlot {
   constructor(label, kind, duration, seek) {
-    this.duration = duration;
+    this.duration = Math.max(duration, 0.001); // of a single message it is 0
     this.t = 0;
     this.canvas = el("canvas", { class: kind, role: "img", "aria-label": label });
     const move = (event) => {

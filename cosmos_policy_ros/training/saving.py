@@ -188,7 +188,8 @@ class SavedSteps:
             future.result()
         except (OSError, RuntimeError, CheckpointException) as error:
             raise TrainingError(
-                f"{partial}: cannot be written: {error}; free disk space and go on with --resume"
+                f"{partial}: cannot be written: {_reason(error)}; free disk space and go on with "
+                f"--resume"
             ) from error
         self._world.wait()
         if self._world.first:
@@ -209,9 +210,17 @@ class SavedSteps:
             load(tensors, storage_reader=reader, process_group=group)
         except (OSError, RuntimeError, ValueError, CheckpointError, CheckpointException) as error:
             raise TrainingError(
-                f"{path}: cannot be resumed from: {error}; remove it to go on from the one before"
+                f"{path}: cannot be resumed from: {_reason(error)}; remove it to go on from the "
+                f"one before"
             ) from error
 
     def _steps(self) -> list[int]:
         names = self._folder.glob("step_*") if self._folder.is_dir() else ()
         return [int(match[1]) for path in names if (match := STEP.fullmatch(path.name))]
+
+
+def _reason(error: BaseException) -> str:
+    """Return an error in a line; torch's own text for a resume point holds a traceback."""
+    if isinstance(error, CheckpointException) and error.failures:
+        error, _ = next(iter(error.failures.values()))
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

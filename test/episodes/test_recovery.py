@@ -221,8 +221,8 @@ def _write_events(event: str, arguments: tuple[Any, ...]) -> bool:
 def recover_until(folder: Path, number: int, kill: bool) -> int:
     """Recover in another process; it is killed before its ``number``-th change of the disk.
 
-    Or that one fails, as on a disk that is full. Returns the exit code: 0 when it came to its end,
-    9 when it was killed.
+    Or the ``number``-th change that takes room fails, as on a disk that is full. Returns the exit
+    code: 0 when it came to its end, 9 when it was killed.
     """
     child = os.fork()
     if child:
@@ -231,7 +231,7 @@ def recover_until(folder: Path, number: int, kill: bool) -> int:
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal left
-        if _write_events(event, arguments):
+        if _write_events(event, arguments) and (kill or event not in ("os.remove", "os.rmdir")):
             left -= 1
             if left == 0:
                 if kill:

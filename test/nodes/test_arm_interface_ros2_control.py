@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,10 +17,20 @@ from cosmos_policy_ros.core.errors import CosmosPolicyError
 from cosmos_policy_ros.rig.controller_brakes import HOLD
 
 
-@pytest.fixture
-def graph(tmp_path: Path) -> Iterator[RealTimeGraph]:
-    with RealTimeGraph(tmp_path) as graph:
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealTimeGraph]:
+    with RealTimeGraph(tmp_path_factory.mktemp("graph")) as graph:
         yield graph
+
+
+@pytest.fixture
+def graph(running: RealTimeGraph) -> RealTimeGraph:
+    """The running graph, disarmed and at rest; the last test ends its arm interface."""
+    assert running.client.arm(False).success
+    running.wait(lambda: not running.watchdog.armed, "the arm interface to let go")
+    running.wait(lambda: not running.moving(), "the arms to rest")
+    running.sent.clear()
+    return running
 
 
 def held(graph: RealTimeGraph) -> set[str]:

@@ -175,8 +175,10 @@ def test_a_shell_says_the_same(unsaid: pytest.MonkeyPatch, given: dict[str, str]
 # ------------------------------------------------------------------- what the kernel says
 
 
-@pytest.mark.parametrize("rig", ["sim", "interbotix_1"])
-@pytest.mark.parametrize(("range_", "only"), [("OFF", "0"), ("LOCALHOST", "0"), ("OFF", "1")])
+@pytest.mark.parametrize(
+    ("range_", "only", "rig"),
+    [("OFF", "0", "interbotix_1"), ("LOCALHOST", "0", "sim"), ("OFF", "1", "interbotix_1")],
+)
 def test_who_holds_the_arms_shares_no_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, range_: str, only: str, rig: str
 ) -> None:

@@ -84,13 +84,13 @@ def same_day() -> AbstractContextManager[Any]:
 
 
 def make_start(folder: Path) -> None:
-    """Make what trainings begin with: ``TINY``, half as deep, its autoencoder half as wide."""
+    """Make what trainings begin with: ``TINY``, half as deep and as narrow as its layers allow."""
     folder.mkdir()
     for name in files.REQUIRED:
         (folder / name).write_bytes((TINY / name).read_bytes())
     config = yaml.safe_load((folder / files.CONFIG).read_text())
-    config["transformer"]["layers"] = 2
-    config["vae"]["base_width"] = 8
+    config["transformer"] |= {"layers": 2, "heads": 2}
+    config["vae"]["base_width"] = 4
     (folder / files.CONFIG).write_text(yaml.safe_dump(config))
 
 
@@ -174,9 +174,9 @@ def settings(episodes: Path, **sections: dict[str, Any] | None) -> dict[str, Any
             "workers": 0,
         },
         "run": {
-            "steps": 4,
+            "steps": 3,
             "batch": 4,
-            "micro_batch": 2,
+            "micro_batch": 4,
             "precision": "float32",
             "activation_checkpointing": False,
             "device": "cpu",

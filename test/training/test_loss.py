@@ -60,14 +60,14 @@ def test_losses_fall_and_chunks_beat_repeating_the_pose(
     content = settings(
         demonstrations,
         start={"checkpoint": str(small)},
-        data={"rollouts": [], "held_out": 0.2, "latent_cache_gb": 0.2},
+        data={"rollouts": [], "held_out": 0.2, "cache_gb": 0.2, "latent_cache_gb": 0.2},
         # The policy alone, on its own target: what a minute is enough for.
         mixture={"policy": 1.0, "world_model": 0.0, "value": 0.0},
         objective={"auxiliary": False},
         run={
             "steps": 160,
-            "batch": 16,
-            "micro_batch": 16,
+            "batch": 8,
+            "micro_batch": 8,
             "save_every": 160,
             "validation_windows": 12,
         },
@@ -84,5 +84,5 @@ def test_losses_fall_and_chunks_beat_repeating_the_pose(
         f"windows {judged.action_l1:.3f}, repeating the pose {judged.pose_l1:.3f}"
     )
     assert last < first / 5
-    # Here 2.6 times better; on other processors it comes out a little differently.
+    # Here, with three seeds, 1.8 to 2.2 times better, and the loss falls to a tenth or less.
     assert judged.action_l1 < judged.pose_l1 / 1.5

@@ -14,6 +14,7 @@ from helpers.foreign_bags import foreign_types, messages_of, write_bag
 from helpers.hdf5 import CAMERAS
 from rosbags.typesys.store import Typestore
 
+from cosmos_policy_ros.core.config import from_mapping
 from cosmos_policy_ros.dataset.windows import ExecutedEpisode, ExecutedStep
 from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.store import EpisodeStore
@@ -29,7 +30,7 @@ from cosmos_policy_ros.training.reports import read_steps
 from cosmos_policy_ros.training.samples import SampleMaker
 from cosmos_policy_ros.training.trainer import Trainer
 
-from .conftest import TINY, record_wave
+from .conftest import record_wave, settings
 
 PROMPT = "transfer the red cube"
 ROLES = dict(zip(CAMERAS, ("primary", "left_wrist", "right_wrist"), strict=True))
@@ -97,8 +98,19 @@ def ours(tmp_path_factory: pytest.TempPathFactory, types: Typestore) -> Path:
     return store.root
 
 
+def configured(episodes: Path, folder: Path) -> TrainingConfig:
+    data = {"demonstrations": [str(folder)], "rollouts": [], "held_out": 0.0}
+    return from_mapping(TrainingConfig, settings(episodes, data=data, run={"steps": 2}), "test")
+
+
+@pytest.fixture(scope="module")
+def taught(ours: Path, episodes: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The losses of a training on them."""
+    return losses(configured(episodes, ours), tmp_path_factory.mktemp("taught") / "out")
+
+
 def maker_of(config: TrainingConfig) -> SampleMaker:
-    checkpoint = load_checkpoint(TINY)
+    checkpoint = load_checkpoint(Path(config.start.checkpoint))
     found = index_episodes(config.data, checkpoint.config, checkpoint.text)
     assert [entry.report.reasons for entry in found.entries] == [()] * EPISODES, found.lines()
     return SampleMaker(
@@ -117,7 +129,8 @@ def losses(config: TrainingConfig, output: Path) -> list[float]:
 @pytest.mark.parametrize("record", [foreign_bag, stock_hdf5, lerobot_set])
 def test_it_teaches_what_our_own_recording_does(
     ours: Path,
-    config: Callable[..., TrainingConfig],
+    taught: list[float],
+    episodes: Path,
     types: Typestore,
     tmp_path: Path,
     record: Callable[[Path, list[Path], Typestore], None],
@@ -132,11 +145,7 @@ def test_it_teaches_what_our_own_recording_does(
     for each in find_sources(source):
         assert importer.take(each).quality.go
 
-    def of(folder: Path) -> TrainingConfig:
-        data = {"demonstrations": [str(folder)], "rollouts": [], "held_out": 0.0}
-        return config(data=data, run={"steps": 2})
-
-    recorded, imported = maker_of(of(ours)), maker_of(of(root))
+    recorded, imported = (maker_of(configured(episodes, folder)) for folder in (ours, root))
     pairs = zip(recorded.dataset_index.entries, imported.dataset_index.entries, strict=True)
     for index, (one, other) in enumerate(pairs):
         np.testing.assert_array_equal(one.starts, other.starts)
@@ -147,5 +156,5 @@ def test_it_teaches_what_our_own_recording_does(
             for name in ("proprio", "actions", "future_proprio"):
                 np.testing.assert_allclose(getattr(mine, name), getattr(its, name), atol=1e-5)
             assert (mine.prompt, mine.value) == (its.prompt, its.value)
-    learned = losses(of(root), tmp_path / "from others")
-    assert learned == pytest.approx(losses(of(ours), tmp_path / "from ours"), rel=1e-3)
+    learned = losses(configured(episodes, root), tmp_path / "out")
+    assert learned == pytest.approx(taught, rel=1e-3)

@@ -9,25 +9,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.forked import CONTEXT
 
 from cosmos_policy_ros.core.errors import ObservationError
 from cosmos_policy_ros.dataset.windows import EpisodeWindows
 from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint
 from cosmos_policy_ros.rig.observation import Observation
+from cosmos_policy_ros.training import prepared_images
 from cosmos_policy_ros.training.batch import Sample, WindowRef
 from cosmos_policy_ros.training.config import TrainingConfig
 from cosmos_policy_ros.training.dataset_index import DatasetIndex, Mixture, index_episodes
 from cosmos_policy_ros.training.prepared_images import PreparedImages, prepare_run
 from cosmos_policy_ros.training.samples import SampleMaker
 
-from .conftest import TINY
+from .conftest import START
 
 Config = Callable[..., TrainingConfig]
 
 
 @pytest.fixture(scope="module")
-def checkpoint() -> Checkpoint:
-    return load_checkpoint(TINY)
+def checkpoint(episodes: Path) -> Checkpoint:
+    return load_checkpoint(episodes / START)
 
 
 @pytest.fixture
@@ -40,9 +42,9 @@ def prepared(checkpoint: Checkpoint, tmp_path: Path) -> PreparedImages:
     return PreparedImages(checkpoint.config, 1.0, tmp_path / "prepared")
 
 
-def write_all(prepared: PreparedImages, dataset: DatasetIndex) -> None:
-    """Prepare in this process."""
-    for entry in dataset.entries:
+def write(prepared: PreparedImages, dataset: DatasetIndex, count: int = 1) -> None:
+    """Prepare the first episodes in this process."""
+    for entry in dataset.entries[:count]:
         prepared.write(prepared._key(entry), entry)
 
 
@@ -87,7 +89,7 @@ def test_samples_are_the_bags_own_and_no_bag_is_read(
     windows = [WindowRef("policy", 0, 3, 11), WindowRef("value", 1, 59, 5)]
     from_bags = maker_of(dataset, checkpoint, settings, None)
     expected = [from_bags.make(window) for window in windows]
-    write_all(prepared, dataset)
+    write(prepared, dataset, 2)
     monkeypatch.setattr(EpisodeWindows, "observe", refuse)
     travelled = pickle.loads(pickle.dumps(prepared))  # noqa: S301  # as to a loading process
     maker = maker_of(dataset, checkpoint, settings, travelled)
@@ -113,7 +115,7 @@ def test_what_is_damaged_is_read_from_the_bag(
     prepared: PreparedImages,
     damage: Callable[[Path], None],
 ) -> None:
-    write_all(prepared, dataset)
+    write(prepared, dataset)
     last = len(dataset.entries[0].windows) - 1
     assert prepared.moment(dataset.entries[0], last) is not None
     damage(prepared._cache.path(prepared._key(dataset.entries[0])))
@@ -138,7 +140,7 @@ def test_a_step_without_an_observation_says_so_as_ever(
         return observe(windows, stamp_ns)
 
     monkeypatch.setattr(EpisodeWindows, "observe", refuse_one)
-    write_all(prepared, dataset)
+    write(prepared, dataset)
     assert prepared.moment(dataset.entries[0], 3) is not None
     with pytest.raises(ObservationError, match="is frozen"):
         maker_of(dataset, checkpoint, config(), prepared).make(WindowRef("policy", 0, 4, 0))
@@ -147,7 +149,7 @@ def test_a_step_without_an_observation_says_so_as_ever(
 def test_another_way_to_prepare_is_another_file(
     checkpoint: Checkpoint, dataset: DatasetIndex, prepared: PreparedImages
 ) -> None:
-    write_all(prepared, dataset)
+    write(prepared, dataset)
     for change in (
         {"flip_images": True},
         {"jpeg_quality": 95},
@@ -160,8 +162,11 @@ def test_another_way_to_prepare_is_another_file(
 
 
 def test_processes_prepare_what_is_missing_and_the_bound_is_kept(
-    checkpoint: Checkpoint, dataset: DatasetIndex, tmp_path: Path
+    checkpoint: Checkpoint, dataset: DatasetIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Whose processes are spawned; forked, they need not import torch first."""
+    contexts = {"spawn": CONTEXT}
+    monkeypatch.setattr(prepared_images.multiprocessing, "get_context", contexts.__getitem__)
     size = PreparedImages(checkpoint.config, 1.0).size(dataset.entries[0])
     prepared = PreparedImages(checkpoint.config, 2.5 * size / 1e9, tmp_path / "prepared")
     prepared.write("of another run", dataset.entries[0])

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers.forked import CONTEXT
+from torch.utils.data import DataLoader
 
 from cosmos_policy_ros.core.errors import ObservationError, TrainingError
 from cosmos_policy_ros.dataset.windows import EpisodeWindows
 from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint
 from cosmos_policy_ros.model.policy import CosmosPolicy
-from cosmos_policy_ros.training import targets
+from cosmos_policy_ros.training import samples, targets
 from cosmos_policy_ros.training.batch import WindowRef, collate
 from cosmos_policy_ros.training.config import TrainingConfig
 from cosmos_policy_ros.training.dataset_index import Mixture, index_episodes
 from cosmos_policy_ros.training.samples import BatchSlot, SampleMaker, Shard, load
 from cosmos_policy_ros.training.targets import TargetMaker
 
-from .conftest import TINY
+from .conftest import START
 
 Config = Callable[..., TrainingConfig]
 
 
 @pytest.fixture(scope="module")
-def checkpoint() -> Checkpoint:
-    return load_checkpoint(TINY)
+def checkpoint(episodes: Path) -> Checkpoint:
+    return load_checkpoint(episodes / START)
 
 
 def maker_of(config: TrainingConfig, checkpoint: Checkpoint) -> SampleMaker:
@@ -178,7 +182,17 @@ def test_nothing_but_unreadable_windows_ends_the_run(
         maker[BatchSlot(0, 0)]
 
 
-def test_loading_processes_give_the_same_samples(config: Config, checkpoint: Checkpoint) -> None:
+def test_loading_processes_give_the_same_samples(
+    config: Config, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are spawned; forked, they need not import torch first."""
+
+    def loader(*given: Any, **options: Any) -> Any:
+        assert options["multiprocessing_context"] in (None, "spawn")
+        context = CONTEXT if options["num_workers"] else None
+        return DataLoader(*given, **options | {"multiprocessing_context": context})
+
+    monkeypatch.setattr(samples, "DataLoader", loader)
     share = Shard(4, 2, 0, 1, 0, 2)
     alone, helped = (
         list(load(maker_of(config(data={"workers": workers}), checkpoint), share))

@@ -111,8 +111,8 @@ def test_what_comes_out_is_a_checkpoint_with_a_card(plain: Path, episodes: Path)
     ):
         assert torch.equal(now, before)
     told = json.loads((plain / files.PROVENANCE).read_text())
-    assert told["steps"] == told["planned_steps"] == 4
-    assert told["samples"] == 16
+    assert told["steps"] == told["planned_steps"] == 3
+    assert told["samples"] == 12
     assert told["digest"] == checkpoint.digest
     assert told["mixture"] == {"policy": 0.5, "world_model": 0.25, "value": 0.25}
     card = (plain / "README.md").read_text()
@@ -134,7 +134,7 @@ def test_statistics_are_those_of_the_demonstrations(plain: Path) -> None:
 
 def test_a_line_per_step_tells_what_happened(plain: Path) -> None:
     lines = read_steps(plain / STEPS)
-    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines] == [1, 2, 3]
     for line in lines:
         assert set(line["l1"]) == {"policy", "world_model", "value"}
         assert set(line["l1"]["policy"]) == {
@@ -151,7 +151,7 @@ def test_a_line_per_step_tells_what_happened(plain: Path) -> None:
     assert list((plain / "training" / "tensorboard").glob("events.*"))
     assert sorted(p.name for p in (plain / "training" / "judged").iterdir()) == [
         "step_000000002.png",
-        "step_000000004.png",
+        "step_000000003.png",
     ]
 
 
@@ -194,7 +194,7 @@ def test_processes_of_one_machine_listen_on_loopback_only(tmp_path: Path, episod
 def test_micro_batches_learn_what_a_batch_learns(
     plain: Path, tmp_path: Path, config: Config
 ) -> None:
-    train(config(run={"micro_batch": 4}), tmp_path / "out")
+    train(config(run={"micro_batch": 2}), tmp_path / "out")
     same(curve(tmp_path / "out"), curve(plain), rtol=1e-3)
 
 
@@ -433,9 +433,14 @@ def test_a_batch_that_processes_cannot_share_is_refused(tmp_path: Path, config: 
         Trainer(config(), tmp_path, world)
 
 
-def test_a_full_disk_is_told_without_a_traceback(tmp_path: Path, episodes: Path) -> None:
-    """The kernel refuses a file of more than 2 MB, as a full disk would."""
-    code, printed = run_command(words(tmp_path / "out", episodes), file_limit=2_000_000)
+@pytest.mark.parametrize(
+    ("limit", "named"), [(700_000, files.TRANSFORMER), (2_000_000, "step_000000002.partial")]
+)
+def test_a_full_disk_is_told_without_a_traceback(
+    tmp_path: Path, episodes: Path, limit: int, named: str
+) -> None:
+    """The kernel refuses a longer file, as a full disk would: of weights, or of a resume point."""
+    code, printed = run_command(words(tmp_path / "out", episodes), file_limit=limit)
     assert code == 1
-    assert "cannot be written" in printed
+    assert f"{named}: cannot be written" in printed
     assert "Traceback" not in printed

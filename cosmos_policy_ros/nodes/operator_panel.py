@@ -46,6 +46,7 @@ ANSWER = 10.0  # wall s that a service may take
 STOP_ANSWER = 2.0  # wall s that ~/stop may take: then the operator has to know
 EPISODE_ANSWER = 30.0  # wall s to begin or end an episode: a recorder waits for its rig for ten
 RUN_BEGINS = 5.0  # wall s between a goal's acceptance and the policy node's first report of it
+SHORT_LOOK = 1.0  # s of looking through the episodes at the start
 SHORTEST = 2.0  # s of a recording whose bytes per second say something
 MOST_POINTS = 1e6  # a number beyond is no score that was mistyped
 NOT_GIVEN = -1.0  # a score in a request, see ScoreEpisode.srv
@@ -130,6 +131,8 @@ class OperatorPanel(shell.ManagedNode):
         self._episode_before: tuple[str, ...] = ()
         # Reads episodes, one at a time: a disk that hangs keeps the page's server waiting for none.
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="episodes")
+        self._library = EpisodeLibrary(self._root)
+        self._disk.submit(self._learn_rate)
         self._dirty = True
         self._shown_presence: Mapping[str, str] = {}
         self._graph = PanelGraph(
@@ -174,6 +177,7 @@ class OperatorPanel(shell.ManagedNode):
                 ours = (recorder.phase, recorder.episode_id) == ("recording", self._begun)
                 self._begun, outcome = "", policy.outcome
                 if ours:
+                    self._doing(f"The run is over ({outcome}): finishing its episode")
                     self._server.spawn(lambda: self._end_episode(outcome))
         if recorder is not None:
             if recorder.phase == "recording" and recorder.seconds > SHORTEST:
@@ -244,6 +248,16 @@ class OperatorPanel(shell.ManagedNode):
             "task": self._task,
         }
 
+    def _learn_rate(self) -> None:
+        """Take the bytes per second of the newest episode for those of the next."""
+        try:
+            table = self._library.table(SHORT_LOOK)
+        except RolloutError:
+            return
+        for entry in reversed(table):
+            if not self._rate and (entry["seconds"] or 0.0) > SHORTEST:
+                self._rate = entry["bytes"] / entry["seconds"]
+
     def _measure_disk(self) -> None:
         folder = self._root
         while not folder.is_dir() and folder != folder.parent:
@@ -278,7 +292,7 @@ class OperatorPanel(shell.ManagedNode):
             "skip": handler(Nothing, self._skip),
             "discard": handler(Discard, self._discard),
             "reset": handler(Reset, self._reset),
-            **episode_handlers(EpisodeLibrary(self._root), self._read),
+            **episode_handlers(self._library, self._read),
         }
 
     async def _call(self, service: str, timeout: float = ANSWER, **fields: Any) -> dict[str, Any]:
@@ -383,9 +397,8 @@ class OperatorPanel(shell.ManagedNode):
     async def _end_episode(self, outcome: str) -> dict[str, Any]:
         try:
             return await self._call("stop_episode", EPISODE_ANSWER, reason=outcome)
-        except CosmosPolicyError as error:
-            self.get_logger().error(f"the episode could not be ended: {error}")
-            raise
+        finally:
+            self._doing("")
 
     async def _score(self, score: Score) -> dict[str, Any]:
         """Score an episode; what does not fit its rubric is the recorder's to refuse."""

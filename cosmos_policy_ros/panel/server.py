@@ -199,7 +199,11 @@ class PanelServer:
 
     def _done(self, task: asyncio.Future[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, CosmosPolicyError):
+            self.report(str(error))
+        else:
             self.report(f"a bug in the panel: {''.join(traceback.format_exception(error))}")
 
     def _publish(self, text: str) -> None:

@@ -264,7 +264,7 @@ def test_muon_moves_whole_weights_where_the_arithmetic_is_bfloat16(
     name, moved = "blocks.0.mlp.layer1.weight", []
     start = load_checkpoint(episodes / START).transformer.state_dict()[name]
     for precision in ("float32", "bfloat16"):
-        run = {"precision": precision, "steps": 1, "validation_windows": 0}
+        run = {"precision": precision, "steps": 1, "micro_batch": 2, "validation_windows": 0}
         output = tmp_path / precision
         trained = train(config(run=run, optimiser={"matrix_rate": 0.01}), output)
         weight = trained.optimisers.parameters[name]
@@ -390,7 +390,7 @@ def test_adapters_learn_beside_frozen_weights_and_are_merged(
 ) -> None:
     start = {"checkpoint": str(trained), "scratch": False, "statistics": "checkpoint"}
     lora = {"rank": 4, "targets": ["q_proj", "layer2"]}
-    run = {"precision": precision, "steps": 2}
+    run = {"precision": precision, "steps": 2, "micro_batch": 2}
     trainer = train(config(start=start, lora=lora, run=run), tmp_path / "out")
     names = {
         name.split(".")[-1] for name, p in trainer.network.named_parameters() if p.requires_grad
@@ -408,7 +408,8 @@ def test_adapters_learn_beside_frozen_weights_and_are_merged(
 def test_bfloat16_arithmetic_keeps_float32_weights(
     plain: Path, tmp_path: Path, config: Config
 ) -> None:
-    trainer = train(config(run={"precision": "bfloat16", "steps": 2}), tmp_path / "half")
+    run = {"precision": "bfloat16", "steps": 2, "micro_batch": 2}
+    trainer = train(config(run=run), tmp_path / "half")
     assert {p.dtype for p in trainer.optimisers.parameters.values()} == {torch.float32}
     assert {m.dtype for m in trainer.optimisers.moments().values()} == {torch.float32}
     half, single = losses(tmp_path / "half"), losses(plain)[:2]

@@ -69,14 +69,15 @@ function showSentence(tone, text) {
 function showNodes(now) {
   const items = Object.entries(now.nodes).map(([name, presence]) =>
     make("li", NODE_NAMES[name] + (presence === "alive" ? "" : `: ${presence}`), { className: presence }));
-  if (now.policy) items.push(make("li", now.policy.armed ? "ARMED" : "disarmed", { className: now.policy.armed ? "armed" : "" }));
+  if (now.policy && now.nodes.policy_node === "alive") {
+    const { armed } = now.policy;
+    items.push(make("li", armed ? "ARMED" : "disarmed", { className: armed ? "armed" : "" }));
+  }
   replaceIfChanged($("nodes"), items);
 }
 
 // Screen readers and the focus are left alone by what has not changed.
 function replaceIfChanged(parent, children) {
-  const next = make(parent.tagName);
-  next.replaceChildren(...children);
   const same = parent.childElementCount === children.length &&
     [...parent.children].every((child, i) => child.isEqualNode(children[i]));
   if (!same) parent.replaceChildren(...children);

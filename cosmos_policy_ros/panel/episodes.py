@@ -34,13 +34,8 @@ from cosmos_policy_ros.episodes.folders import (
 from cosmos_policy_ros.episodes.labels import rubric_of
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.episodes.table import Row, begun, read_row
-from cosmos_policy_ros.panel.timeline import (
-    EpisodeTimeline,
-    chosen_value,
-    number,
-    read_decisions,
-    text,
-)
+from cosmos_policy_ros.panel.status import chosen_value, number
+from cosmos_policy_ros.panel.timeline import EpisodeTimeline, read_decisions, text
 
 OPENED = 4
 """Episodes whose index is kept: two to compare, and some to go back to; a megabyte a minute."""

@@ -7,6 +7,7 @@ is tried.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -239,8 +240,8 @@ def describe_refusal(result: Any) -> dict[str, Any]:
         "chunk": result.chunk_id.rpartition("/")[2],
         "rule": result.rule,
         "joint": result.joint_name,
-        "value": _number(result.value),
-        "limit": _number(result.limit),
+        "value": number(result.value),
+        "limit": number(result.limit),
         "message": result.message,
     }
 
@@ -255,8 +256,8 @@ def describe_decision(decision: Any) -> dict[str, Any]:
         "reason": decision.reason,
         "candidates": [
             {
-                "value": _number(candidate.value),
-                "spread": _number(candidate.spread),
+                "value": number(candidate.value),
+                "spread": number(candidate.spread),
                 "finished": candidate.finished,
             }
             for candidate in decision.candidates
@@ -265,12 +266,13 @@ def describe_decision(decision: Any) -> dict[str, Any]:
 
 
 def chosen_value(decision: Any) -> float | None:
-    """Return the predicted value of what was chosen, None where there is none."""
-    if decision.chosen >= len(decision.candidates):
+    """Return the predicted value of what a Decision chose, None where there is none."""
+    if not 0 <= decision.chosen < len(decision.candidates):
         return None
-    return _number(decision.candidates[decision.chosen].value)
+    return number(decision.candidates[decision.chosen].value)
 
 
-def _number(value: float) -> float | None:
-    """Return a number that JSON knows; None for NaN."""
-    return float(value) if value == value and abs(value) != float("inf") else None
+def number(value: Any, digits: int = 6) -> float | None:
+    """Return a finite number rounded, or None: JSON has neither NaN nor infinity."""
+    value = float(value)
+    return round(value, digits) if math.isfinite(value) else None

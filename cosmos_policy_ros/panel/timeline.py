@@ -30,6 +30,7 @@ from cosmos_policy_ros.episodes.topics import (
     find_rig,
     future_topic,
 )
+from cosmos_policy_ros.panel.status import number
 from cosmos_policy_ros.rig.chunk import BRAKE
 from cosmos_policy_ros.rig.images import decode_image, image_size
 from cosmos_policy_ros.rig.jpeg import to_jpeg
@@ -48,12 +49,6 @@ MOST_TEXT = 10_000
 """Characters of a text from the bag; those of a label's note."""
 REACHED_WITHIN = 0.5
 """Seconds from a chunk's end within which an image shows what was reached there."""
-
-
-def number(value: Any, digits: int = 6) -> float | None:
-    """Return a finite number rounded, or None: JSON has neither NaN nor infinity."""
-    value = float(value)
-    return round(value, digits) if math.isfinite(value) else None
 
 
 def text(value: Any) -> str:
@@ -80,14 +75,6 @@ def read_decisions(episode: Episode, most: int = MOST_CHUNKS) -> Iterator[tuple[
     for index in range(min(len(topic), most)):
         seconds = (int(topic.stamps_ns[index]) - episode.start_ns) / NS_PER_S
         yield round(seconds, 6), topic.read(index)
-
-
-def chosen_value(decision: Any) -> float | None:
-    """Return the value that a decision predicted of the candidate it chose; None without one."""
-    candidates = decision.candidates
-    if not 0 <= decision.chosen < len(candidates):
-        return None
-    return number(candidates[decision.chosen].value)
 
 
 class EpisodeTimeline:

@@ -65,9 +65,10 @@ def run(command: str, *arguments: object, **options: object) -> subprocess.Compl
 def die(writing: Writing, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Leave an episode as a recorder that was killed would."""
 
-    def kill(bag: BagWriter, *_: object, **__: object) -> None:
+    def kill(bag: BagWriter, *_: object, **__: object) -> Path:
         bag.flush()
         bag.abort()
+        return bag.path
 
     monkeypatch.setattr(BagWriter, "close", kill)
     writing.recording.finish("")

@@ -229,16 +229,16 @@ def test_a_recovered_episode_is_judged_from_its_messages(
 ) -> None:
     """Its recorder died before it could."""
 
-    def kill(bag: BagWriter, *_: object, **__: object) -> None:
+    def kill(bag: BagWriter, *_: object, **__: object) -> Path:
         bag.flush()
         bag.abort()
+        return bag.path
 
     def die(recording: Recording) -> Path:
-        folder = recording.path
         monkeypatch.setattr(BagWriter, "close", kill)
         recording.finish("")
         monkeypatch.undo()
-        return folder
+        return recording.path
 
     recovered = recover(record(episodes, types, without="primary", then=die)).path
     silent = "/cam_high/camera/color/image_rect_raw never came"

@@ -27,7 +27,10 @@ let urgent = 0; // until when the sentence is not the state's, by performance.no
 function heard(now) {
   const before = state;
   state = now;
-  if (!before) loadTasks();
+  if (!before) {
+    urgent = 0;
+    loadTasks();
+  }
   document.body.classList.remove("gone");
   $("login").hidden = true;
   if (performance.now() > urgent) showSentence(now.tone, now.sentence);

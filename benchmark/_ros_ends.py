@@ -80,7 +80,7 @@ class Feed:
         self._cameras: dict[str, tuple[Any, list[Any]]] = {
             c.role: (
                 node.create_publisher(kind, c.topic + suffix, image_qos),
-                pictures(c.role, options.compressed),
+                pictures(c.role, options.compressed, options.smooth),
             )
             for c in rig.cameras
         }
@@ -156,8 +156,12 @@ def qos(reliability: str, depth: int) -> Any:
     return QoSProfile(depth=depth, reliability=ReliabilityPolicy[reliability.upper()])
 
 
-def pictures(role: str, compressed: bool) -> list[Any]:
-    """Return noise images as filled messages, so that the feed itself costs little."""
+def pictures(role: str, compressed: bool, smooth: bool) -> list[Any]:
+    """Return images as filled messages, so that the feed itself costs little.
+
+    Noise is the worst that JPEG can be given; ``smooth`` ones are as large as those of a room.
+    """
+    import cv2
     import numpy as np
     from sensor_msgs.msg import CompressedImage, Image
 
@@ -167,7 +171,11 @@ def pictures(role: str, compressed: bool) -> list[Any]:
     messages = []
     for _ in range(IMAGES):
         message = Image(height=HEIGHT, width=WIDTH, encoding="rgb8", step=3 * WIDTH)
-        message.data = array("B", rng.bytes(HEIGHT * WIDTH * 3))
+        pixels = rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+        if smooth:
+            coarse = rng.integers(0, 256, (HEIGHT // 16, WIDTH // 16, 3), np.uint8)
+            pixels = cv2.resize(coarse, (WIDTH, HEIGHT)) // 16 * 15 + pixels // 16
+        message.data = array("B", pixels.tobytes())
         if compressed:
             jpeg = as_jpeg(message, role, 95)
             message = CompressedImage(format=jpeg.format, data=array("B", jpeg.data))
@@ -356,6 +364,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=0, help="frames before the counted ones")
     parser.add_argument("--folder", type=Path, help="bag of the plain recorder")
     parser.add_argument("--compressed", action="store_true", help="cameras send JPEG, as a driver")
+    parser.add_argument("--smooth", action="store_true", help="images as of a room, not noise")
     parser.add_argument("--sim", action="store_true", help="own clock that skips the motion")
     options, _ = parser.parse_known_args()
     if options.role == "feed":

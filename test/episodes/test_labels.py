@@ -100,14 +100,14 @@ def test_a_score_is_labels_in_bag_and_log(
 ) -> None:
     recording = store.begin(ziploc, topics)
     path = recording.finish("stopped") if finished else recording.path
-    stages = ("slider grasped", "bag opened")
+    stages = ("slider grasped by right arm", "bag opened at least halfway")
     labels = store.score(OperatorScore(None, True, stages, (), "ann", "second try"))
     written, problems = read_log(path)
     assert written == labels and problems == ()
     path = path if finished else recording.finish("stopped")
     assert [(x.revision, x.kind, x.item, x.points) for x in labels] == [
-        (1, "stage", "slider grasped", 20.0),
-        (2, "stage", "bag opened", 20.0),
+        (1, "stage", "slider grasped by right arm", 20.0),
+        (2, "stage", "bag opened at least halfway", 20.0),
         (3, "score", "", 40.0),
     ]
     assert {x.operator_name for x in labels} == {"ann"}
@@ -153,7 +153,7 @@ def test_lines_tell_the_time_to_people(store: EpisodeStore, path: Path) -> None:
 @pytest.mark.parametrize(
     ("operator_score", "message"),
     [
-        (OperatorScore(stages=("slider graspd",)), "did you mean 'slider grasped'"),
+        (OperatorScore(stages=("slider grasped by right am",)), "did you mean 'slider grasped by right arm'"),
         (OperatorScore(note="a\0b", score=3.0), "note: "),
     ],
 )

@@ -181,7 +181,7 @@ def test_a_rollout_keeps_score_operator_and_note(shared: Mapping[str, Shared]) -
     episode = shared["jpeg"].episode
     assert episode.metadata.prompt == "put candy in bag"
     assert episode.metadata.task == "ziploc"
-    assert "slider grasped" in episode.metadata.task_yaml
+    assert "slider grasped by right arm" in episode.metadata.task_yaml
     assert episode.metadata.engine == "cosmos--chkpt50000"
     assert episode.metadata.operator_name == "ann"
     score = episode.score

@@ -378,8 +378,10 @@ class OperatorPanel(shell.ManagedNode):
             if graph.policy is not None and graph.policy.run_id:
                 return
             await asyncio.sleep(SHOW)
+        # It might begin any moment, with an episode that is discarded now.
+        await self._call("stop", STOP_ANSWER)
         raise CosmosPolicyError(
-            f"the policy node has not begun the run for {RUN_BEGINS:g} s; see its log"
+            f"the policy node has not begun the run for {RUN_BEGINS:g} s, and was stopped; see its log"
         )
 
     async def _end(self, _: Nothing) -> dict[str, Any]:

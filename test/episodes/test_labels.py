@@ -153,7 +153,10 @@ def test_lines_tell_the_time_to_people(store: EpisodeStore, path: Path) -> None:
 @pytest.mark.parametrize(
     ("operator_score", "message"),
     [
-        (OperatorScore(stages=("slider grasped by right am",)), "did you mean 'slider grasped by right arm'"),
+        (
+            OperatorScore(stages=("slider grasped by right am",)),
+            "did you mean 'slider grasped by right arm'",
+        ),
         (OperatorScore(note="a\0b", score=3.0), "note: "),
     ],
 )

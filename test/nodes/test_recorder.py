@@ -267,7 +267,11 @@ def test_a_score_by_the_rubric(bench: Bench, rig: RigSpec) -> None:
     assert not wrong.success and "did you mean 'slider grasped by right arm'" in wrong.message
     unsaid = bench.call(ScoreEpisode, "score_episode")
     assert not unsaid.success and "give a score from 0 to 100" in unsaid.message
-    right = bench.call(ScoreEpisode, "score_episode", stages=["slider grasped by right arm", "bag opened at least halfway"])
+    right = bench.call(
+        ScoreEpisode,
+        "score_episode",
+        stages=["slider grasped by right arm", "bag opened at least halfway"],
+    )
     assert right.success and (right.score, right.revision) == (40.0, 3)
     stop(bench)
     episode = read_episode(Path("rollouts") / started.episode_id)

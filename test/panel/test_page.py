@@ -216,6 +216,17 @@ def test_the_rubric_by_keys(page: Page, panel: Panel) -> None:
     expect(page.locator("#rubric")).to_be_hidden()
 
 
+def test_a_score_of_nothing_is_confirmed(page: Page, panel: Panel) -> None:
+    panel.show(unscored=UNSCORED)
+    expect(page.get_by_label("grasped")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#sum")).to_contain_text("Nothing is ticked")
+    assert panel.names() == []
+    page.keyboard.press("Enter")
+    asked(page, panel, "score")
+    assert panel.asked[0][1]["score"] == 0
+
+
 def test_an_impossible_score_is_refused_in_place(page: Page, panel: Panel) -> None:
     panel.show(unscored=UNSCORED)
     page.locator("#score").fill("eighty")

@@ -298,6 +298,7 @@ const ticked = (kind) => boxes(kind).filter((box) => box.checked);
 const points = (kind) => ticked(kind).reduce((sum, box) => sum + Number(box.dataset.points), 0);
 
 function showSum() {
+  $("items").dataset.zero = "";
   const total = Math.max(0, points("stage") - points("deduction"));
   $("sum").textContent = `Sum: ${total} of 100`;
 }
@@ -317,6 +318,12 @@ $("rubric").addEventListener("submit", async (event) => {
   }
   const names = (kind) => ticked(kind).map((box) => box.value);
   const nothing = !typed && ticked("stage").length + ticked("deduction").length === 0;
+  // Enter may have been meant for something else.
+  if (nothing && $("items").dataset.zero !== "yes") {
+    $("items").dataset.zero = "yes";
+    $("sum").textContent = "Nothing is ticked: save once more for 0 of 100.";
+    return;
+  }
   await act("score", {
     episode: state?.unscored?.episode ?? "",
     score: typed ? Number(typed) : nothing ? 0 : null,

@@ -381,7 +381,8 @@ class OperatorPanel(shell.ManagedNode):
         # It might begin any moment, with an episode that is discarded now.
         await self._call("stop", STOP_ANSWER)
         raise CosmosPolicyError(
-            f"the policy node has not begun the run for {RUN_BEGINS:g} s, and was stopped; see its log"
+            f"the policy node had not begun the run after {RUN_BEGINS:g} s and was stopped; "
+            "see its log"
         )
 
     async def _end(self, _: Nothing) -> dict[str, Any]:

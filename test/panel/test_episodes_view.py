@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from helpers.broken_bags import cut
-from helpers.browser import chromium, tab
+from helpers.browser import DIM, UNNAMED, chromium, tab
 from helpers.episodes import CAMERA_PERIOD, START_NS, record
 from helpers.planned import IMAGINED, record_planned
 from helpers.view_server import Served, serving
@@ -362,37 +362,6 @@ def test_nothing_is_cut_off_or_too_dim(
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate(UNNAMED) == []
     assert page.evaluate(DIM) == []
-
-
-# Controls without a name for those who cannot see where they stand.
-UNNAMED = """() => [...document.querySelectorAll("input, select, textarea, button, canvas, a")]
-  .filter((each) => !(each.labels?.length || each.getAttribute("aria-label")
-    || each.textContent.trim()))
-  .map((each) => each.outerHTML)"""
-# Texts whose contrast to what is behind them is below 4.5, as WCAG measures it.
-DIM = """() => {
-  const parse = (color) => color.match(/[\\d.]+/g).map(Number);
-  const light = (color) => {
-    const [r, g, b] = parse(color).map((v) => v / 255)
-      .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const behind = (element) => {
-    const color = getComputedStyle(element).backgroundColor;
-    const solid = (parse(color)[3] ?? 1) > 0;
-    return solid || !element.parentElement ? color : behind(element.parentElement);
-  };
-  const found = [];
-  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (texts.nextNode()) {
-    const element = texts.currentNode.parentElement;
-    if (!texts.currentNode.data.trim() || !element.checkVisibility()) continue;
-    const [a, b] = [light(getComputedStyle(element).color), light(behind(element))];
-    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    if (ratio < 4.5) found.push(`${texts.currentNode.data}: ${ratio}`);
-  }
-  return found;
-}"""
 
 
 def test_no_text_becomes_markup() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.browser import chromium, tab
+from helpers.browser import DIM, UNNAMED, chromium, tab
 from playwright.sync_api import Browser, Page, expect
 
 from cosmos_policy_ros.core.errors import RolloutError
@@ -324,14 +324,13 @@ def test_all_fits_on_one_screen(browser: Browser, panel: Panel) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") <= 820
 
 
-def test_every_control_has_a_name(page: Page, panel: Panel) -> None:
-    panel.show(unscored=UNSCORED)
-    expect(page.locator("#rubric")).to_be_visible()
-    nameless = page.locator("button, input, select, canvas").evaluate_all(
-        """all => all.filter(e => e.offsetParent && !e.textContent.trim() && !e.labels?.length
-             && !e.getAttribute("aria-label")).map(e => e.id || e.outerHTML)"""
-    )
-    assert nameless == []
+def test_every_control_has_a_name_and_every_text_can_be_read(page: Page, panel: Panel) -> None:
+    panel.show(refusals=STATE["refusals"] | {"start": "the arms are disarmed"})
+    for tone in ("idle", "ready", "busy", "hold", "fault"):
+        panel.show(tone=tone, unscored=UNSCORED if tone == "ready" else None)
+        expect(page.locator("#sentence")).to_have_class(tone)
+        assert page.evaluate(UNNAMED) == []
+        assert page.evaluate(DIM) == []
 
 
 def test_two_operators_see_the_same(browser: Browser, page: Page, panel: Panel) -> None:

@@ -24,7 +24,6 @@ WIDTH, HEIGHT = 640, 480  # px; what an ALOHA's cameras send
 SIZE = 224  # px; what the released checkpoints take
 CAMERA_HZ, JOINT_HZ = 30.0, 100.0
 IMAGES = 4  # different ones per camera, so that none looks frozen
-LEAD_NS = 1_000_000  # how far past a chunk's end the feed's clock jumps
 
 READERS = ("numbers", "empty", "convert", "prepare", "ours", "recorder", "plain")
 Counts = dict[str, int]
@@ -47,17 +46,11 @@ def answer_samples(sample: Callable[[], dict[str, Any]]) -> None:
 class Feed:
     """Publishes what a rig publishes, at a rig's rates, until told to stop.
 
-    Cameras go out in one burst, the worst case for a receiver's queue. With ``sim`` the messages
-    are stamped by a clock of its own, published as ``/clock``, that runs as fast as wall time but
-    jumps over the motion of every chunk: the arms stand still anyway, and 200 chunks would last
-    400 s.
+    Cameras go out in one burst, the worst case for a receiver's queue.
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from cosmos_policy_ros.msg import PolicyState
-        from rclpy.executors import SingleThreadedExecutor
         from rclpy.node import Node
-        from rosgraph_msgs.msg import Clock
         from sensor_msgs.msg import CompressedImage, Image, JointState
 
         from cosmos_policy_ros.bags.jpeg import SUFFIX
@@ -67,13 +60,10 @@ class Feed:
 
         rig = load_rig("sim", config_folder("rigs"))
         self._stamp: Callable[[int], Any] = shell.ns_to_stamp
-        self._to_ns: Callable[[Any], int] = shell.stamp_to_ns
-        self._clock_message: Callable[..., Any] = Clock
         self.counts: Counts = {camera.role: 0 for camera in rig.cameras}
         self.done = False
-        self._sim, self._frames = options.sim, options.frames
+        self._frames = options.frames
         self._left_to_warm = options.warmup if options.frames else 0
-        self._offset_ns = 0
         node = self._node = Node("feed")
         image_qos = qos(options.reliability, options.depth)
         kind, suffix = (CompressedImage, SUFFIX) if options.compressed else (Image, "")
@@ -88,13 +78,6 @@ class Feed:
             (node.create_publisher(JointState, arm.joint_states, 10), joint_state(arm))
             for _, arm in rig.arms.items()
         ]
-        if self._sim:
-            self._clock = node.create_publisher(Clock, "/clock", 10)
-            node.create_subscription(
-                PolicyState, "policy_node/state", self._skip_motion, shell.LATCHED
-            )
-        self._executor = SingleThreadedExecutor()
-        self._executor.add_node(node)
 
     def run(self) -> None:
         """Publish on an absolute schedule; a late message is sent at once, none is left out."""
@@ -121,26 +104,15 @@ class Feed:
     def _publishers(self) -> list[Any]:
         return [*self._cameras.values(), *self._arms]
 
-    def _now_ns(self) -> int:
-        return time.time_ns() + self._offset_ns
-
-    def _skip_motion(self, state: Any) -> None:
-        if state.phase == "executing":
-            left = self._to_ns(state.executing_until) + LEAD_NS - self._now_ns()
-            self._offset_ns += max(0, left)
-
     def _publish_joints(self) -> None:
-        if self._sim:
-            self._executor.spin_once(timeout_sec=0)
-            self._clock.publish(self._clock_message(clock=self._stamp(self._now_ns())))
         for publisher, message in self._arms:
-            message.header.stamp = self._stamp(self._now_ns())
+            message.header.stamp = self._stamp(time.time_ns())
             publisher.publish(message)
 
     def _publish_images(self) -> None:
         warming = self._left_to_warm > 0
         self._left_to_warm -= warming
-        stamp = self._stamp(self._now_ns())
+        stamp = self._stamp(time.time_ns())
         for role, (publisher, messages) in self._cameras.items():
             message = messages[self.counts[role] % IMAGES]
             message.header.stamp = stamp
@@ -365,7 +337,6 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="bag of the plain recorder")
     parser.add_argument("--compressed", action="store_true", help="cameras send JPEG, as a driver")
     parser.add_argument("--smooth", action="store_true", help="images as of a room, not noise")
-    parser.add_argument("--sim", action="store_true", help="own clock that skips the motion")
     options, _ = parser.parse_known_args()
     if options.role == "feed":
         run_feed(options)

@@ -3,7 +3,7 @@
 Run, from the package's root::
 
     . scripts/env.sh
-    python benchmark/ros_path.py [--seconds 4] [--rounds 3] [--chunks 100] [--json FILE]
+    python benchmark/ros_path.py [--seconds 4] [--rounds 3] [--chunks 50] [--json FILE]
 
 Everything crosses real DDS between processes. A feed publishes three 640x480 rgb8 cameras at 30 Hz
 and two joint states at 100 Hz; three parts read it:
@@ -19,8 +19,9 @@ and two joint states at 100 Hz; three parts read it:
     Numbered frames sent and received per camera, by QoS, with and without the shipped profile.
 ``publish``
     The policy node's own account of every decision (topic ``~/decision``), engine cosmos with the
-    tiny checkpoint cut to one denoising step, inputs at full rate. ``publish`` in it is the time
-    from the worker thread's having the chunk to both trajectories' having been published.
+    tiny checkpoint cut to one denoising step, inputs at full rate, dry, since the feed's arms stand
+    still: two seconds a chunk. ``publish`` in it is the time from the worker thread's having the
+    chunk to both trajectories' having been published.
 """
 
 from __future__ import annotations
@@ -246,12 +247,12 @@ def quick_checkpoint(folder: Path) -> Path:
 
 def measure_publish(options: argparse.Namespace, log: Path) -> Result:
     checkpoint = str(quick_checkpoint(log))
-    graph = node_processes(engine="cosmos", checkpoint=checkpoint, record=False, stepped=True)
+    graph = node_processes(engine="cosmos", checkpoint=checkpoint, dry_run=True)
     policy = [node for node in graph if node.executable == "policy_node"]
     phases: list[dict[str, float]] = []
     trajectories: list[str] = []
     rclpy.init()
-    with End(log, "feed", "--sim"), NodeProcesses(policy, log) as processes:
+    with End(log, "feed"), NodeProcesses(policy, log) as processes:
         client = GraphClient("benchmark", processes.check)
         try:
             client.node.create_subscription(
@@ -260,19 +261,18 @@ def measure_publish(options: argparse.Namespace, log: Path) -> Result:
                 lambda m: phases.append(dict(zip(m.phases, m.phase_seconds, strict=True))),
                 options.chunks,
             )
-            arms = load_rig("sim", config_folder("rigs")).arms
-            for arm in (arms.left, arms.right):
+            for output in load_rig("sim", config_folder("rigs")).outputs:
                 client.node.create_subscription(
                     JointTrajectory,
-                    arm.trajectory,
+                    f"policy_node/preview/{output.name}",
                     lambda m: trajectories.append(m.header.frame_id),
                     options.chunks,
                 )
             client.policy_ready(PATIENCE)
-            client.arm()
+            client.arm_when_ready(PATIENCE)
             start = time.monotonic()
             goal = client.start_run(chunk_limit=options.chunks, time_limit=1e6)
-            run = client.finish_run(goal, PATIENCE + options.chunks)
+            run = client.finish_run(goal, PATIENCE + 4 * options.chunks)
             wall = time.monotonic() - start
             time.sleep(GRACE)
         finally:
@@ -298,7 +298,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="per CPU measurement")
     parser.add_argument("--rounds", type=int, default=3, help="CPU measurements of each reader")
     parser.add_argument("--frames", type=int, default=150, help="per camera and QoS")
-    parser.add_argument("--chunks", type=int, default=100)
+    parser.add_argument("--chunks", type=int, default=50)
     parser.add_argument("--domain", type=int, default=os.getpid() % 100 + 1, help="ROS domain")
     parser.add_argument("--json", type=Path, help="also write everything here")
     options = parser.parse_args()

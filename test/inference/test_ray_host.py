@@ -26,7 +26,9 @@ from cosmos_policy_ros.planning.search import run_search
 
 SMALL = SearchConfig(candidates=4, futures=2, future_steps=2, values=2, value_steps=2)
 SPEC = EngineSpec("cosmos", str(TINY), device="cpu", denoising_steps=2, search=SMALL)
-LIMITS = WorkerLimits(start_timeout=60.0, query_timeout=60.0, restarts=3, backoff=0.05)
+# Four processes import torch before one of them is ready.
+PATIENCE = 200.0  # s
+LIMITS = WorkerLimits(start_timeout=PATIENCE, query_timeout=60.0, restarts=3, backoff=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def test_it_decides_as_a_local_engine(ray: Any) -> None:
     serial = run_search(load_cosmos(SPEC, lambda _: None), query_of(), SMALL)
     scheduler = start_inference(SPEC, ["cpu"], LIMITS, load=load_engine, ray="local")
     try:
-        decision = scheduler.submit(Decide(query_of())).result(timeout=60)
+        decision = scheduler.submit(Decide(query_of())).result(timeout=PATIENCE)
         assert decision.candidates == serial.candidates
         np.testing.assert_array_equal(decision.positions, serial.positions)
     finally:
@@ -69,13 +71,13 @@ def test_a_kill_costs_nothing_but_time(ray: Any) -> None:
     scheduler = start_inference(SPEC, ["cpu", "cpu"], LIMITS, load=search_stub.load, ray="local")
     try:
         wait_for(lambda: scheduler.status == "ready", lambda: f"the actors: {scheduler.message}")
-        whole = scheduler.submit(Decide(query_of())).result(timeout=60)
+        whole = scheduler.submit(Decide(query_of())).result(timeout=PATIENCE)
         os.kill(actor(scheduler.workers[0].message), signal.SIGKILL)
-        decision = scheduler.submit(Decide(query_of())).result(timeout=60)
+        decision = scheduler.submit(Decide(query_of())).result(timeout=PATIENCE)
         assert decision.candidates == whole.candidates
         wait_for(lambda: scheduler.restarts >= 1, "the loss to be noticed")
         wait_for(lambda: all(w.status == "ready" for w in scheduler.workers), "it to be back")
-        again = scheduler.submit(Decide(query_of())).result(timeout=60)
+        again = scheduler.submit(Decide(query_of())).result(timeout=PATIENCE)
         assert again.candidates == whole.candidates
     finally:
         scheduler.close()

@@ -33,7 +33,9 @@ def connect(address: str) -> Any:
         return ray
     try:
         if address == "local":
-            ray.init(include_dashboard=False)
+            # Ray's own default is the priority 15: beside two busy programs on two cores a decision
+            # of half a second took more than a minute.
+            ray.init(include_dashboard=False, _system_config={"worker_niceness": 0})
         else:
             host, colon, port = address.rpartition(":")
             if colon and port.isdecimal():  # by itself Ray would try for minutes

@@ -70,7 +70,7 @@ def tab(browser: Browser, url: str, size: dict[str, int] | None = None) -> Itera
         page.on("pageerror", lambda error: failed.append(str(error)))
         page.goto(url)
         yield page
-        assert not failed
+        assert not failed, failed
     hosts = {urlsplit(each).netloc for each in asked}
     assert hosts == {urlsplit(url).netloc}, "a request left for another host"
 

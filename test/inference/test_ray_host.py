@@ -62,6 +62,8 @@ def test_it_decides_as_a_local_engine(ray: Any) -> None:
     try:
         decision = scheduler.submit(Decide(query_of())).result(timeout=PATIENCE)
         assert decision.candidates == serial.candidates
+        process = actor(scheduler.workers[0].message)
+        assert os.getpriority(os.PRIO_PROCESS, process) == os.getpriority(os.PRIO_PROCESS, 0)
         np.testing.assert_array_equal(decision.positions, serial.positions)
     finally:
         scheduler.close()

@@ -73,7 +73,7 @@ class Panel:
                 await asyncio.sleep(3600)
             if name == self.refuse:
                 raise RolloutError(f"refused: {HTML}")
-            return {"message": f"{name} done"}
+            return {"message": f"{name} done", "rows": []}
 
         return handle
 

@@ -51,6 +51,7 @@ class Panel:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.pictures: dict[str, Picture] = {}
         self.refuse = self.silent = ""
+        self.hung = 0
         names = (*STATE["refusals"], "stop", "tasks", "discard", "episodes")
         self.server = PanelServer(
             Access(), 0, {name: self._handler(name) for name in names}, self._look, print
@@ -63,14 +64,15 @@ class Panel:
 
     def _handler(self, name: str) -> Any:
         async def handle(arguments: dict[str, Any]) -> Mapping[str, Any]:
+            if name == self.silent:
+                self.hung += 1
+                await asyncio.sleep(3600)
             if name == "tasks":
                 task = {"description": HTML, "prompts": [HTML, "put candy in bag"]}
                 return {"tasks": {"ziploc": task, "fold_shirt": task}}
             if name == "episodes":
                 return {"episodes": [], "left": 0}
             self.asked.append((name, arguments))
-            if name == self.silent:
-                await asyncio.sleep(3600)
             if name == self.refuse:
                 raise RolloutError(f"refused: {HTML}")
             return {"message": f"{name} done", "rows": []}
@@ -364,6 +366,22 @@ def test_a_dead_panel_is_said_and_a_new_one_asks_for_its_token(page: Page, panel
     page.keyboard.press("Enter")
     expect(page.locator("#sentence")).to_have_text(STATE["sentence"])
     again.close()
+
+
+def test_what_was_asked_for_before_a_break_is_asked_for_again(page: Page, panel: Panel) -> None:
+    """The table of episodes stayed empty."""
+    panel.silent = "episodes"
+    page.locator("#to-episodes").click()
+    while not panel.hung:
+        page.wait_for_timeout(20)
+    panel.silent = ""
+
+    async def cut() -> None:
+        for session in tuple(panel.server.sessions):
+            session.close()
+
+    panel.server.spawn(cut)
+    expect(page.locator("#episodes")).to_contain_text("No episode yet.")
 
 
 def test_a_silent_panel_is_noticed(page: Page, panel: Panel) -> None:

@@ -30,6 +30,7 @@ function heard(now) {
   if (!before) {
     urgent = 0;
     loadTasks();
+    route(); // what was asked for and not answered is asked for again
   }
   document.body.classList.remove("gone");
   $("login").hidden = true;

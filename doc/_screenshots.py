@@ -34,7 +34,6 @@ def run_a_trial(page: Page) -> None:
     """Arm, start, and take the operator's view in the third chunk; score when it is over."""
     page.locator("#operator").fill("ann")
     while "ARMED" not in page.locator("#nodes").inner_text():
-        page.keyboard.press("Escape")
         page.locator("#self_check").click()
         page.wait_for_timeout(1000)
         page.locator("#arm").hover()

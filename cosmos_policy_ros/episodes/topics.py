@@ -17,6 +17,7 @@ from cosmos_policy_ros.rig.spec import Output, RigSpec
 POLICY_NODE = "policy_node"
 RECORDER_NODE = "recorder_node"
 SIM_RIG_NODE = "sim_rig_node"
+ARM_INTERFACE_NODE = "arm_interface_node"
 DECISION_TYPE = "cosmos_policy_ros/msg/Decision"
 
 

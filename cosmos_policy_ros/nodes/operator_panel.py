@@ -2,7 +2,7 @@
 
 Two threads. rclpy's keeps the newest message of everything and sends what is asked for; the
 server's (``panel.server``) talks to browsers, and the coroutines below run in it. The panel has no
-way to the arms but the other nodes' services and action, which refuse it as they refuse anybody,
+way to the arms but the other nodes' services and action, which check it like every other caller,
 and nothing depends on it: when it dies a run goes on, and the next panel finds everything in the
 nodes' own states.
 """
@@ -13,7 +13,7 @@ import asyncio
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,14 @@ from cosmos_policy_ros.panel.access import Access, read_password
 from cosmos_policy_ros.panel.episode_requests import episode_handlers
 from cosmos_policy_ros.panel.episodes import EpisodeLibrary
 from cosmos_policy_ros.panel.server import Handler, PanelServer
-from cosmos_policy_ros.panel.status import Graph, Unscored, allowed, minutes_left, sentence
+from cosmos_policy_ros.panel.status import (
+    Graph,
+    Unscored,
+    allowed,
+    describe_rubric,
+    minutes_left,
+    sentence,
+)
 from cosmos_policy_ros.rig.spec import load_rig
 
 SHOW = 0.05  # wall s between two looks at whether the page has to change
@@ -110,6 +117,7 @@ class OperatorPanel(shell.ManagedNode):
         """Declare the parameters; everything else happens when it is configured."""
         super().__init__("operator_panel", PANEL)
         self._server: PanelServer | None = None
+        self._disk: ThreadPoolExecutor | None = None
         self._graph: PanelGraph | None = None
 
     # ---------------------------------------------------------------- lifecycle
@@ -127,6 +135,7 @@ class OperatorPanel(shell.ManagedNode):
         self._kept_free = load_limits().stop_free * GIGABYTE
         self._busy = self._skipped = self._ran = self._begun = ""
         self._unscored: Unscored | None = None
+        self._measuring: Future[None] | None = None
         self._free_bytes, self._rate, self._disk_at = 0, 0.0, 0.0
         self._episode_before: tuple[str, ...] = ()
         # Reads episodes, one at a time: a disk that hangs keeps the page's server waiting for none.
@@ -153,10 +162,11 @@ class OperatorPanel(shell.ManagedNode):
         """End the server and the reader of episodes."""
         if self._server is not None:
             self._server.close()
+        if self._disk is not None:
             self._disk.shutdown(wait=False, cancel_futures=True)
         if self._graph is not None:
             self._graph.close()
-        self._server = self._graph = None
+        self._server = self._disk = self._graph = None
 
     # ---------------------------------------------------------------- what the page shows
 
@@ -189,17 +199,21 @@ class OperatorPanel(shell.ManagedNode):
 
     def report(self) -> None:
         """Show how things stand, if that has changed or may have."""
-        server, graph = self._server, self._graph
-        if server is None or graph is None:
+        server, graph, disk = self._server, self._graph, self._disk
+        if server is None or graph is None or disk is None:
             return
         now = time.monotonic()
-        if now - self._disk_at > DISK_PERIOD:
+        # One look at a time: a disk that hangs must not collect them.
+        done = self._measuring is None or self._measuring.done()
+        if done and now - self._disk_at > DISK_PERIOD:
             self._disk_at = now
-            self._disk.submit(self._measure_disk)
+            self._measuring = disk.submit(self._measure_disk)
+        # Before the look: what the other thread changes meanwhile is shown the next time.
+        dirty, self._dirty = self._dirty, False
         known = self._known(graph)
-        if not self._dirty and known.presence == self._shown_presence:
+        if not dirty and known.presence == self._shown_presence:
             return
-        self._dirty, self._shown_presence = False, known.presence
+        self._shown_presence = known.presence
         server.publish(self._state(graph, known))
 
     def _known(self, graph: PanelGraph) -> Graph:
@@ -225,23 +239,20 @@ class OperatorPanel(shell.ManagedNode):
             "sentence": text,
             "nodes": known.presence,
             "refusals": allowed(known),
-            "holding": known.holding,
-            "busy": self._busy,
-            "policy": _fields(graph.policy, _POLICY_FIELDS),
-            "recorder": _fields(graph.recorder, _RECORDER_FIELDS),
+            "policy": _fields(graph.policy, ("armed", "run_id")),
+            "recorder": _fields(
+                graph.recorder, ("phase", "episode_id", "seconds", "go", "reasons")
+            ),
             "recording": known.recording,
             "records": self._records,
-            "rig": _fields(graph.rig, ("stages", "reached", "seed")) if self._simulated else None,
-            "arm_interface": _fields(graph.arm_interface, ("armed", "holding", "reason")),
+            "simulated": self._simulated,
             "decision": graph.decision,
             "values": graph.values,
             "refusal": graph.refusal,
-            "unscored": None
-            if unscored is None
-            else {
+            "unscored": unscored
+            and {
                 "episode": unscored.episode,
-                "stages": [list(item) for item in unscored.stages.items()],
-                "deductions": [list(item) for item in unscored.deductions.items()],
+                "rubric": unscored.rubric and describe_rubric(unscored.rubric),
             },
             "minutes_left": None if minutes is None else round(minutes, 1),
             "free_gb": round(self._free_bytes / GIGABYTE, 1),
@@ -254,9 +265,9 @@ class OperatorPanel(shell.ManagedNode):
             table = self._library.table(SHORT_LOOK)
         except RolloutError:
             return
-        for entry in reversed(table):
-            if not self._rate and (entry["seconds"] or 0.0) > SHORTEST:
-                self._rate = entry["bytes"] / entry["seconds"]
+        long = [entry for entry in table if (entry["seconds"] or 0.0) > SHORTEST]
+        if long and not self._rate:
+            self._rate = long[-1]["bytes"] / long[-1]["seconds"]
 
     def _measure_disk(self) -> None:
         folder = self._root
@@ -370,14 +381,17 @@ class OperatorPanel(shell.ManagedNode):
             await graph.start_run(ANSWER, task=asked.task, prompt=asked.prompt)
         )
         deadline = time.monotonic() + RUN_BEGINS
-        while time.monotonic() < deadline:
-            if result.done():
-                if result.result().outcome == "refused":
-                    raise CosmosPolicyError(result.result().message)
-                return  # it has ended already
-            if graph.policy is not None and graph.policy.run_id:
-                return
-            await asyncio.sleep(SHOW)
+        try:
+            while time.monotonic() < deadline:
+                if result.done():
+                    if result.result().outcome == "refused":
+                        raise CosmosPolicyError(result.result().message)
+                    return  # it has ended already
+                if graph.policy is not None and graph.policy.run_id:
+                    return
+                await asyncio.sleep(SHOW)
+        finally:
+            result.cancel()  # the wait for it, not the run
         # It might begin any moment, with an episode that is discarded now.
         await self._call("stop", STOP_ANSWER)
         raise CosmosPolicyError(
@@ -459,31 +473,6 @@ class OperatorPanel(shell.ManagedNode):
         return await asyncio.get_running_loop().run_in_executor(self._disk, work)
 
 
-_POLICY_FIELDS = (
-    "phase",
-    "armed",
-    "engine",
-    "checkpoint",
-    "checkpoint_digest",
-    "run_id",
-    "task",
-    "chunks",
-    "refused",
-    "outcome",
-    "message",
-)
-_RECORDER_FIELDS = (
-    "phase",
-    "episode_id",
-    "seconds",
-    "bytes",
-    "lost",
-    "go",
-    "reasons",
-    "message",
-)
-
-
 def _fields(message: Any, names: tuple[str, ...]) -> dict[str, Any] | None:
     if message is None:
         return None
@@ -495,18 +484,14 @@ def _unscored(path: Path, skipped: str) -> Unscored | None:
     """Return the episode of a folder if it waits for a score."""
     try:
         episode = read_episode(path)
-        if episode.discarded or episode.score is not None or episode.id == skipped:
-            return None
-        rubric = rubric_of(episode.metadata)
-    except RolloutError:  # gone, or not readable: there is nothing to score by
+    except RolloutError:  # gone, or not readable: there is nothing to score
         return None
-    if rubric is None:
+    if episode.discarded or episode.score is not None or episode.id == skipped:
+        return None
+    try:
+        return Unscored(episode.id, rubric_of(episode.metadata))
+    except RolloutError:  # of its task: a score alone will do
         return Unscored(episode.id)
-    return Unscored(
-        episode.id,
-        {stage.name: stage.points for stage in rubric.stages},
-        {deduction.name: deduction.points for deduction in rubric.deductions},
-    )
 
 
 def _access(values: Mapping[str, Any]) -> Access:

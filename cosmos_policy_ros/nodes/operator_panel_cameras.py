@@ -1,6 +1,6 @@
 """The newest images for the operator's page: of the cameras, and of the imagined futures.
 
-Nothing is taken off the wire, and nothing encoded, while no browser shows it.
+Nothing is looked at or encoded while no browser shows it; the middleware receives it all the same.
 """
 
 from __future__ import annotations

@@ -23,7 +23,12 @@ from std_srvs.srv import SetBool, Trigger
 
 from cosmos_policy_ros.action import RunTask
 from cosmos_policy_ros.core.errors import CosmosPolicyError
-from cosmos_policy_ros.episodes.topics import POLICY_NODE, RECORDER_NODE, SIM_RIG_NODE
+from cosmos_policy_ros.episodes.topics import (
+    ARM_INTERFACE_NODE,
+    POLICY_NODE,
+    RECORDER_NODE,
+    SIM_RIG_NODE,
+)
 from cosmos_policy_ros.msg import (
     ArmInterfaceState,
     Decision,
@@ -34,7 +39,6 @@ from cosmos_policy_ros.msg import (
 )
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.panel.status import (
-    ARM_INTERFACE,
     TITLES,
     Presence,
     chosen_value,
@@ -101,7 +105,7 @@ class PanelGraph:
             if simulated or server != SIM_RIG_NODE
         }
         self._action: Any = ActionClient(node, RunTask, f"{POLICY_NODE}/run_task")
-        watched = [POLICY_NODE, ARM_INTERFACE] + [RECORDER_NODE] * records
+        watched = [POLICY_NODE, ARM_INTERFACE_NODE] + [RECORDER_NODE] * records
         self._watched = {name: _Watched(node, name) for name in watched}
         self._rig_heard: float | None = None
         node.create_timer(PING, self._ping, clock=Clock(clock_type=ClockType.STEADY_TIME))
@@ -124,7 +128,7 @@ class PanelGraph:
         # Every one of them: a run that begins and ends between two looks must be seen.
         subscribe(PolicyState, f"{POLICY_NODE}/state", self._on_policy, shell.LATCHED_EVERY)
         subscribe(RecorderState, f"{RECORDER_NODE}/state", keep("recorder"), latched)
-        subscribe(ArmInterfaceState, f"{ARM_INTERFACE}/state", keep("arm_interface"), latched)
+        subscribe(ArmInterfaceState, f"{ARM_INTERFACE_NODE}/state", keep("arm_interface"), latched)
         subscribe(Decision, f"{POLICY_NODE}/decision", self._on_decision, QoSProfile(depth=10))
         subscribe(GateResult, f"{POLICY_NODE}/gate_result", self._on_result, QoSProfile(depth=10))
         if simulated:
@@ -195,11 +199,13 @@ class PanelGraph:
         """Send a goal of ``run_task``; returns what can be awaited for its result.
 
         Raises:
-            CosmosPolicyError: the policy node did not answer.
+            CosmosPolicyError: the policy node did not answer, or did not take it.
         """
         title = TITLES[POLICY_NODE]
         wanted = RunTask.Goal(**goal)
         handle = await self._sent(lambda: self._action.send_goal_async(wanted), timeout, title)
+        if not handle.accepted:
+            raise CosmosPolicyError(f"{title} has not taken the run; see its log")
 
         async def result() -> Any:
             return (await self._sent(handle.get_result_async, None, title)).result
@@ -212,7 +218,7 @@ class PanelGraph:
 
         def done(future: Any) -> None:
             if not answer.set_running_or_notify_cancel():
-                return  # nobody waits any more
+                return  # who asked has given up
             if (error := future.exception()) is None:
                 answer.set_result(future.result())
             else:

@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from cosmos_policy_ros.core.errors import ConfigError
+from cosmos_policy_ros.core.untrusted import read_text, reading
 
 SHORTEST_PASSWORD = 12  # characters; guesses are slowed down, not counted
 LONGEST_SECRET = 1024  # characters, of a password or of what is offered as one
@@ -107,19 +108,16 @@ def read_password(file: Path) -> str:
     """Return the password that a file holds on its first line.
 
     Raises:
-        ConfigError: it cannot be read, others than its owner may read it, or it is too short.
+        ConfigError: it cannot be read, others may read it, or its length is not allowed.
     """
-    try:
-        mode = file.stat().st_mode
-        with file.open(encoding="utf-8") as opened:
-            password = opened.readline(LONGEST_SECRET).strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"panel_password_file {file}: cannot be read: {error}") from error
+    with reading(f"panel_password_file {file}", "text", ConfigError):
+        mode, text = file.stat().st_mode, read_text(file)
+    password = text.partition("\n")[0].strip()
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ConfigError(f"panel_password_file {file}: others may read it; run chmod 600 {file}")
-    if len(password) < SHORTEST_PASSWORD:
+    if not SHORTEST_PASSWORD <= len(password) <= LONGEST_SECRET:
         raise ConfigError(
-            f"panel_password_file {file}: the password has {len(password)} characters, "
-            f"{SHORTEST_PASSWORD} are the least"
+            f"panel_password_file {file}: the password has {len(password)} characters, it must "
+            f"have {SHORTEST_PASSWORD} to {LONGEST_SECRET}"
         )
     return password

@@ -34,7 +34,7 @@ from cosmos_policy_ros.episodes.folders import (
 from cosmos_policy_ros.episodes.labels import rubric_of
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.episodes.table import Row, begun, read_row
-from cosmos_policy_ros.panel.status import chosen_value, number
+from cosmos_policy_ros.panel.status import chosen_value, describe_rubric, number
 from cosmos_policy_ros.panel.timeline import EpisodeTimeline, read_decisions, text
 
 OPENED = 4
@@ -149,10 +149,7 @@ class EpisodeLibrary:
         rubric = None
         try:
             if (rules := rubric_of(found.metadata)) is not None:
-                rubric = {
-                    "stages": [{"name": x.name, "points": x.points} for x in rules.stages],
-                    "deductions": [{"name": x.name, "points": x.points} for x in rules.deductions],
-                }
+                rubric = describe_rubric(rules)
         except RolloutError as error:
             troubles.append(text(error))
         happened = self._timeline(path, found).all()

@@ -40,15 +40,17 @@ from cosmos_policy_ros.panel.access import Access
 STATIC = Path(__file__).parent / "static"
 MOST_BYTES = 64 << 10  # of a message from a browser; a score with the longest note has 10 kB
 MOST_SESSIONS = 16  # browsers and their tabs
+MOST_STRANGERS = 64  # sockets that have not given the token yet
 MOST_REQUESTS = 8  # of one browser that wait for their answers
 IN_FLIGHT = 2  # sets of images on their way to a browser
 GREETING = 5.0  # s that a browser has to give the token
 WRONG_SECRET = 1.0  # s that each wrong guess takes
+FAREWELL = 1.0  # s for the browsers to take their leave
 BEAT = 0.5  # s between two states, changed or not: a page that hears none has lost its server
 SETS = 1 / 30  # s between two looks at the cameras
 AGES = 0.2  # s after which a set is sent although nothing is new: the ages are
 REFUSED, CROWDED = 4401, 4429  # codes that close a socket: wrong secret, too many browsers
-# Nothing from another host, no inline script or style, in nobody's frame.
+# Nothing from another host, no inline script or style, and never in a frame.
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'; object-src 'none'",
@@ -120,6 +122,7 @@ class PanelServer:
         """
         self.access, self.handlers, self.report = access, handlers, report
         self.sessions: set[Session] = set()
+        self.strangers: set[Session] = set()  # have not given the token yet
         self.state = json.dumps({"state": None})
         self._look = look
         options = _tls(access)
@@ -195,7 +198,8 @@ class PanelServer:
             session.close(1001, "the panel has ended")
         for task in self._tasks:
             task.cancel()
-        await server.close_all_connections()
+        with suppress(asyncio.TimeoutError):  # of a browser that takes nothing any more
+            await asyncio.wait_for(server.close_all_connections(), FAREWELL)
 
     def _done(self, task: asyncio.Future[Any]) -> None:
         self._tasks.discard(task)
@@ -278,11 +282,15 @@ class Session(Guarded, WebSocketHandler):
         """Wait for the token."""
         # A browser's small message is not to wait for the answer to the one before.
         self.set_nodelay(True)
+        self._server.strangers.add(self)
+        if len(self._server.strangers) > MOST_STRANGERS:
+            self.close(CROWDED, f"{MOST_STRANGERS} sockets have not given the token")
         asyncio.get_running_loop().call_later(GREETING, self._close_unless_admitted)
 
     def on_close(self) -> None:
         """Forget it."""
         self._server.sessions.discard(self)
+        self._server.strangers.discard(self)
         self._cameras = False
 
     async def on_message(self, message: str | bytes) -> None:
@@ -312,6 +320,7 @@ class Session(Guarded, WebSocketHandler):
             self.close(CROWDED, f"{MOST_SESSIONS} browsers are connected")
         else:
             self._admitted = True
+            self._server.strangers.discard(self)
             self._server.sessions.add(self)
             self.tell_state()
 
@@ -372,7 +381,6 @@ class Session(Guarded, WebSocketHandler):
         self._sent |= {name: picture.number for name, picture in new.items()}
         self._set += 1
         header = {
-            "kind": "cameras",
             "set": self._set,
             "names": list(new),
             "notes": {name: picture.note for name, picture in pictures.items()},
@@ -387,7 +395,7 @@ class Session(Guarded, WebSocketHandler):
             sending = asyncio.ensure_future(
                 self.write_message(data, binary=isinstance(data, bytes))
             )
-            # A browser may leave meanwhile, and that is nobody's mistake.
+            # A browser may leave meanwhile, which is no error.
             sending.add_done_callback(lambda done: done.cancelled() or done.exception())
             return sending
         return None
@@ -414,7 +422,8 @@ def _tls(access: Access) -> ssl.SSLContext | None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        context.load_cert_chain(access.certificate, access.key)
+        # Without a password OpenSSL would ask for one on the terminal.
+        context.load_cert_chain(access.certificate, access.key, password=lambda: "")
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
             f"panel_certificate {access.certificate}: cannot be used with {access.key}: {error}"

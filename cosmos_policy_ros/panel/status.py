@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
-POLICY, RECORDER, ARM_INTERFACE, SIM_RIG = (
-    "policy_node",
-    "recorder_node",
-    "arm_interface_node",
-    "sim_rig_node",
+from cosmos_policy_ros.core.task import Rubric
+from cosmos_policy_ros.episodes.topics import (
+    ARM_INTERFACE_NODE,
+    POLICY_NODE,
+    RECORDER_NODE,
+    SIM_RIG_NODE,
 )
+
 TITLES = {
-    POLICY: "The policy node",
-    RECORDER: "The recorder",
-    ARM_INTERFACE: "The arm interface",
-    SIM_RIG: "The simulated rig",
+    POLICY_NODE: "The policy node",
+    RECORDER_NODE: "The recorder",
+    ARM_INTERFACE_NODE: "The arm interface",
+    SIM_RIG_NODE: "The simulated rig",
 }
-RUNNING = ("observing", "querying", "executing", "paused")  # phases of a run
 
 # absent: not heard of since the panel began; lost: heard of before, and silent now.
 Presence = Literal["absent", "alive", "lost"]
@@ -45,12 +46,11 @@ class Unscored:
 
     Attributes:
         episode: its id.
-        stages, deductions: points by name, of its task's rubric.
+        rubric: that was in force; None where its task has none that can be read.
     """
 
     episode: str
-    stages: Mapping[str, int] = field(default_factory=dict)
-    deductions: Mapping[str, int] = field(default_factory=dict)
+    rubric: Rubric | None = None
 
 
 @dataclass(frozen=True)
@@ -116,26 +116,24 @@ def sentence(graph: Graph) -> Sentence:
 
 def _lost(graph: Graph) -> Sentence | None:
     """What cannot go on without a person at the computer."""
-    if missing := graph.missing(POLICY):
-        if graph.presence.get(POLICY) != "lost":
+    if missing := graph.missing(POLICY_NODE):
+        if graph.presence.get(POLICY_NODE) != "lost":
             return Sentence("idle", f"{missing}: wait, or look at its log.")
-        held = "The arm interface holds the arms. " if _would_hold(graph) else ""
+        watched = graph.presence.get(ARM_INTERFACE_NODE) == "alive"
+        held = "The arm interface holds the arms. " if watched else ""
         text = f"{missing}. {held}Keep the emergency stop in hand, and start the graph again."
         return Sentence("fault", text)
-    if graph.presence.get(ARM_INTERFACE) == "lost":
-        text = f"{graph.missing(ARM_INTERFACE)}. The policy node holds the arms; start it again."
+    if graph.presence.get(ARM_INTERFACE_NODE) == "lost":
+        text = f"{graph.missing(ARM_INTERFACE_NODE)}: no run goes on without it. Start it again."
         return Sentence("fault", text)
-    if graph.records and graph.presence.get(RECORDER) == "lost":
-        text = f"{graph.missing(RECORDER)}. Press Stop and start it again: its bag is recovered."
+    if graph.records and graph.presence.get(RECORDER_NODE) == "lost":
+        missing = graph.missing(RECORDER_NODE)
+        text = f"{missing}. Press Stop and start it again: its bag is recovered."
         return Sentence("fault", text)
     if graph.policy is not None and graph.policy.phase == "failed":
         text = f"The policy has failed: {graph.policy.message}. Restart the policy node."
         return Sentence("fault", text)
     return None
-
-
-def _would_hold(graph: Graph) -> bool:
-    return graph.presence.get(ARM_INTERFACE) == "alive"
 
 
 def _held(graph: Graph) -> Sentence | None:
@@ -177,7 +175,7 @@ def _at_rest(graph: Graph) -> Sentence:
     if graph.unscored is not None:
         text = f"Score episode {graph.unscored.episode} by the rubric, or skip it."
         return Sentence("ready", text)
-    if graph.records and (missing := graph.missing(RECORDER)):
+    if graph.records and (missing := graph.missing(RECORDER_NODE)):
         return Sentence("idle", f"{missing}: nothing could be recorded. Wait, or look at its log.")
     if not graph.policy.armed:
         text = (
@@ -193,7 +191,7 @@ def allowed(graph: Graph) -> dict[str, str]:
 
     ``stop`` is not among them: it is never greyed.
     """
-    policy, gone, silent = graph.policy, graph.missing(POLICY), graph.missing(RECORDER)
+    policy, gone, silent = graph.policy, graph.missing(POLICY_NODE), graph.missing(RECORDER_NODE)
     unrecordable = silent if graph.records else ""
     phase, armed = (policy.phase, policy.armed) if policy is not None else ("", False)
     run = "a run is under way" if graph.running else ""
@@ -217,7 +215,7 @@ def allowed(graph: Graph) -> dict[str, str]:
         "score": silent or ("" if graph.unscored else "no episode waits for a score"),
         "skip": "" if graph.unscored else "no episode waits for a score",
         "reset": reset
-        or graph.missing(SIM_RIG)
+        or graph.missing(SIM_RIG_NODE)
         or moving
         or ("disarm the arms first" if armed else ""),
     }
@@ -234,14 +232,19 @@ def minutes_left(free_bytes: float, kept_free: float, rate: float) -> float | No
     return max(0.0, free_bytes - kept_free) / rate / 60 if rate > 0 else None
 
 
+def describe_rubric(rubric: Rubric) -> dict[str, list[dict[str, Any]]]:
+    """Return a rubric as the page draws its boxes."""
+    return {
+        "stages": [asdict(stage) for stage in rubric.stages],
+        "deductions": [asdict(deduction) for deduction in rubric.deductions],
+    }
+
+
 def describe_refusal(result: Any) -> dict[str, Any]:
-    """Return what the page shows of a refused GateResult."""
+    """Return what the page shows of a refused GateResult; its message has value and limit."""
     return {
         "chunk": result.chunk_id.rpartition("/")[2],
-        "rule": result.rule,
         "joint": result.joint_name,
-        "value": number(result.value),
-        "limit": number(result.limit),
         "message": result.message,
     }
 

@@ -108,7 +108,7 @@ class EpisodeTimeline:
         Returns:
             A mapping of plain values: "cameras" (roles), "frame_times" (of the first camera's
             images), "joints" (14 names), "limits" (14 of low and high), "states" per arm,
-            "chunks", "decisions", "values", "gate", "stages" (None where nobody judges them),
+            "chunks", "decisions", "values", "gate", "stages" (None where none are judged),
             "left_out" (how much of a long episode is not among them) and "troubles".
         """
         troubles: list[str] = []

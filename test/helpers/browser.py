@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-# It runs as root in a container, draws without a GPU, and has nobody to talk to.
+# It runs as root in a container, draws without a GPU, and talks to no other machine.
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
 DESKTOP = {"width": 1280, "height": 720}
 PATIENCE = 60_000  # ms

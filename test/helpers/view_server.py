@@ -24,19 +24,17 @@ STATE: Mapping[str, Any] = {
     "sentence": "The policy node has not been found yet: wait, or look at its log.",
     "nodes": {"policy_node": "absent", "recorder_node": "alive"},
     "recorder": {
-        **{"phase": "idle", "episode_id": "", "seconds": 0.0, "bytes": 0, "lost": 0, "go": True},
-        **{"reasons": [], "message": ""},
+        **{"phase": "idle", "episode_id": "", "seconds": 0.0, "go": True, "reasons": []},
     },
     "minutes_left": None,
     "free_gb": 100.0,
     "recording": False,
     "records": True,
     "refusals": {},
-    "holding": "",
-    "busy": "",
+    "simulated": False,
     "task": "transfer_cube",
     "values": [],
-    **dict.fromkeys(("policy", "rig", "arm_interface", "decision", "refusal", "unscored")),
+    **dict.fromkeys(("policy", "decision", "refusal", "unscored")),
 }
 
 

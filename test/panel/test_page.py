@@ -21,8 +21,10 @@ from cosmos_policy_ros.rig.jpeg import to_jpeg
 HTML = '<img src="x" onerror="window.broken = 1"><b>bold</b>'
 UNSCORED = {
     "episode": "20261129-120000_ziploc_0001",
-    "stages": [["grasped", 40], [HTML, 60]],
-    "deductions": [["dropped", 10]],
+    "rubric": {
+        "stages": [{"name": "grasped", "points": 40}, {"name": HTML, "points": 60}],
+        "deductions": [{"name": "dropped", "points": 10}],
+    },
 }
 STATE: dict[str, Any] = {
     "tone": "ready",
@@ -33,7 +35,7 @@ STATE: dict[str, Any] = {
     "recorder": {"episode_id": "", "seconds": 0.0, "go": True, "reasons": []},
     "recording": False,
     "records": True,
-    "rig": None,
+    "simulated": False,
     "decision": None,
     "values": [],
     "refusal": None,
@@ -133,9 +135,21 @@ def test_space_stops_from_anywhere_but_a_text_field(page: Page, panel: Panel) ->
     page.locator("#note").focus()
     page.keyboard.type("fell over a cable")
     expect(page.locator("#note")).to_have_value("fell over a cable")
-    page.locator("#to-episodes").click()
+    page.locator("#task").focus()
     page.keyboard.press("Space")
     asked(page, panel, *["stop"] * 4)
+    page.locator("#to-episodes").click()
+    page.keyboard.press("Space")
+    asked(page, panel, *["stop"] * 5)
+
+
+def test_once_a_trial_is_started_space_stops_wherever_the_name_was_typed(
+    page: Page, panel: Panel
+) -> None:
+    page.locator("#operator").focus()
+    page.locator("#start").dispatch_event("click")
+    page.keyboard.press("Space")
+    asked(page, panel, "start", "stop")
 
 
 def test_stop_is_never_greyed_and_says_when_it_could_not(page: Page, panel: Panel) -> None:
@@ -149,17 +163,34 @@ def test_stop_is_never_greyed_and_says_when_it_could_not(page: Page, panel: Pane
     assert panel.names() == ["stop"], "once, although a click is pressed and let go"
 
 
+# What a hand does within some ms, in the page itself: its timers come in their order, however long
+# the machine takes, while between two commands of this test any time may pass.
+GESTURE = """async ([target, ...acts]) => {
+  const element = document.querySelector(target);
+  for (const act of acts) {
+    if (typeof act === "number") await new Promise((done) => setTimeout(done, act));
+    else if (act.startsWith("pointer")) element.dispatchEvent(new PointerEvent(act));
+    else {
+      const [type, key, repeat] = act.split(" ");
+      const code = key === "Space" ? key : "";
+      const init = { key, code, repeat: Boolean(repeat), bubbles: true, cancelable: true };
+      element.dispatchEvent(new KeyboardEvent(type, init));
+    }
+  }
+}"""
+
+
 def test_arming_takes_a_second_of_holding(page: Page, panel: Panel) -> None:
+    for acts in (
+        ["pointerdown", "pointerup", 1200],
+        ["pointerdown", 600, "pointerleave", 1200],  # slipped off
+        ["pointerdown", 600, "pointercancel", 1200],
+        ["keydown a", 600, "keyup a", 1200],
+        ["keydown Enter", 600, "keyup Enter", 1200],
+    ):
+        page.evaluate(GESTURE, ["#arm", *acts])
+        assert panel.names() == [], acts
     arm = page.locator("#arm")
-    arm.click()
-    page.keyboard.press("a")
-    arm.hover()
-    page.mouse.down()
-    page.wait_for_timeout(300)
-    page.locator("#task").hover()  # slipped off
-    page.wait_for_timeout(1500)
-    page.mouse.up()
-    assert panel.names() == []
     arm.hover()
     page.mouse.down()
     asked(page, panel, "arm")
@@ -171,6 +202,23 @@ def test_arming_takes_a_second_of_holding(page: Page, panel: Panel) -> None:
     page.keyboard.down("Enter")
     asked(page, panel, "arm", "arm", "arm")
     page.keyboard.up("Enter")
+
+
+def test_a_key_that_is_still_held_arms_nothing_once_more(page: Page, panel: Panel) -> None:
+    """It repeats itself; arms that were stopped would have been armed again."""
+    page.evaluate(GESTURE, ["body", "keydown a", 1100, "keydown Space", "keydown a repeat", 1200])
+    asked(page, panel, "arm", "stop")
+
+
+def test_a_stop_ends_the_arming(page: Page, panel: Panel) -> None:
+    page.evaluate(GESTURE, ["body", "keydown a", 600, "keydown Space", 1200])
+    asked(page, panel, "stop")
+
+
+def test_what_happens_elsewhere_ends_the_arming(page: Page, panel: Panel) -> None:
+    page.evaluate("document.querySelector('#arm').classList.add('held')")  # as while it is held
+    panel.show(refusals=STATE["refusals"] | {"arm": "the arms go to the start pose"})
+    expect(page.locator("#arm")).not_to_have_class("held")
 
 
 def test_keys_alone_suffice(page: Page, panel: Panel) -> None:
@@ -245,11 +293,15 @@ def test_an_impossible_score_is_refused_in_place(page: Page, panel: Panel) -> No
 
 def test_a_discard_is_confirmed_by_a_second_press(page: Page, panel: Panel) -> None:
     panel.show(unscored=UNSCORED)
-    page.locator("#discard").click()
-    expect(page.locator("#discard")).to_have_text("Really discard")
+    button = page.locator("#discard")
+    button.click()
+    expect(button).to_have_text("Discard …")  # four seconds later
     assert panel.names() == []
-    page.locator("#discard").click()
-    asked(page, panel, "discard")
+    assert button.evaluate("b => { b.click(); return b.textContent; }") == "Really discard"
+    while not panel.asked:  # a busy machine may take as long between two presses
+        button.evaluate("b => { b.click(); b.click(); }")
+        page.wait_for_timeout(200)
+    assert set(panel.names()) == {"discard"}
 
 
 def test_texts_from_anywhere_are_shown_as_text(page: Page, panel: Panel) -> None:
@@ -383,6 +435,16 @@ def test_what_was_asked_for_before_a_break_is_asked_for_again(page: Page, panel:
 
     panel.server.spawn(cut)
     expect(page.locator("#episodes")).to_contain_text("No episode yet.")
+
+
+def test_a_new_address_in_the_same_tab_is_taken(page: Page, panel: Panel) -> None:
+    """Only what follows # differs, and so nothing is loaded anew."""
+    page.evaluate("localStorage.setItem('token', 'of an earlier start')")
+    page.reload()
+    expect(page.locator("#login")).to_be_visible()
+    page.evaluate("address => { location.hash = address.split('#')[1]; }", panel.server.url)
+    expect(page.locator("#sentence")).to_have_text(STATE["sentence"])
+    assert "token" not in page.url
 
 
 def test_a_silent_panel_is_noticed(page: Page, panel: Panel) -> None:

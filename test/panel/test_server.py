@@ -24,6 +24,7 @@ from cosmos_policy_ros.panel.server import (
     MOST_BYTES,
     MOST_REQUESTS,
     MOST_SESSIONS,
+    MOST_STRANGERS,
     REFUSED,
     STATIC,
     Images,
@@ -255,6 +256,21 @@ def test_no_more_browsers_than_it_can_serve(bench: Bench) -> None:
     run(work)
 
 
+def test_strangers_are_bounded_in_number(bench: Bench) -> None:
+    async def work() -> None:
+        inside = await bench.enter()
+        waiting = [await bench.connect() for _ in range(MOST_STRANGERS)]
+        one_more = await bench.connect()
+        assert await closed(one_more) == CROWDED
+        await inside.write_message('{"id": 1, "do": "stop"}')
+        assert (await read_answer(inside, 1))["ok"]
+        waiting[0].close()
+        await closed(waiting[0])
+        await bench.enter()
+
+    run(work)
+
+
 def test_a_taken_port_is_named(bench: Bench) -> None:
     with pytest.raises(ConfigError, match=rf"127.0.0.1 port {bench.server.port}: another program"):
         PanelServer(Access(), bench.server.port, {}, dict, print)
@@ -288,6 +304,11 @@ def test_it_speaks_tls(tmp_path: Path) -> None:
 
     run(work)
     bench.server.close()
+    protect = ["openssl", "rsa", "-aes256", "-passout", "pass:horse", "-in", key, "-out"]
+    locked = tmp_path / "locked.key"
+    subprocess.run([*protect, locked], check=True, capture_output=True)
+    with pytest.raises(ConfigError, match=r"rig.pem: cannot be used with .*locked.key"):
+        PanelServer(Access(certificate=certificate, key=locked), 0, {}, dict, print)
     certificate.write_text("no certificate")
     with pytest.raises(ConfigError, match=r"rig.pem: cannot be used"):
         PanelServer(Access(certificate=certificate, key=key), 0, {}, dict, print)
@@ -379,9 +400,10 @@ def test_a_slow_browser_gets_fewer_images_and_never_late_ones(bench: Bench) -> N
     run(work)
 
 
-def test_nothing_is_looked_at_while_nobody_looks(bench: Bench) -> None:
+def test_nothing_is_looked_at_while_no_page_is_open(bench: Bench) -> None:
     looks: list[int] = []
-    server = PanelServer(Access(), 0, {}, lambda: looks.append(1) or {}, print)  # type: ignore[func-returns-value]
+    handlers = {"echo": bench.server.handlers["echo"]}
+    server = PanelServer(Access(), 0, handlers, lambda: looks.append(1) or {}, print)  # type: ignore[func-returns-value]
     host = f"127.0.0.1:{server.port}"
 
     async def work() -> None:
@@ -395,8 +417,8 @@ def test_nothing_is_looked_at_while_nobody_looks(bench: Bench) -> None:
         while not looks:
             await asyncio.sleep(0.01)
         await connection.write_message('{"cameras": false}')
-        await read_state(connection)
-        await read_state(connection)
+        await connection.write_message('{"id": 1, "do": "echo"}')
+        await read_answer(connection, 1)
         count = len(looks)
         for _ in range(2):
             await read_state(connection)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cosmos_policy_ros.core.task import Deduction, Rubric, Stage
 from cosmos_policy_ros.panel.status import (
     Graph,
     Unscored,
@@ -16,6 +17,7 @@ from cosmos_policy_ros.panel.status import (
     chosen_value,
     describe_decision,
     describe_refusal,
+    describe_rubric,
     minutes_left,
     sentence,
 )
@@ -161,20 +163,22 @@ def test_what_is_no_number_is_shown_as_none() -> None:
     assert chosen_value(decision) is None
 
 
+def test_a_rubric_as_boxes() -> None:
+    rubric = Rubric((Stage("grasped", 40), Stage("in bag", 60)), (Deduction("dropped", 10),))
+    assert describe_rubric(rubric) == {
+        "stages": [{"name": "grasped", "points": 40}, {"name": "in bag", "points": 60}],
+        "deductions": [{"name": "dropped", "points": 10}],
+    }
+
+
 def test_a_refusal_has_joint_value_limit_and_remedy() -> None:
     result = SimpleNamespace(
         chunk_id="1f/3",
-        rule="step_speed",
         joint_name="left/waist",
-        value=4.0,
-        limit=math.inf,
-        message="too fast: fix the policy",
+        message="4 rad/s where 3.1 are allowed: fix the policy",
     )
     assert describe_refusal(result) == {
         "chunk": "3",
-        "rule": "step_speed",
         "joint": "left/waist",
-        "value": 4.0,
-        "limit": None,
-        "message": "too fast: fix the policy",
+        "message": "4 rad/s where 3.1 are allowed: fix the policy",
     }

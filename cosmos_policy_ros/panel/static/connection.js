@@ -6,12 +6,13 @@ const WRONG_SECRET = 4401; // the code that closes a socket whose token is wrong
 
 // The token comes behind the address' #, which never leaves the browser, and is kept for this
 // origin alone so that other tabs and links work too.
+// Returns whether there was one.
 export function takeToken() {
   const given = /[#&]token=([^&]+)/.exec(location.hash);
-  if (given) {
-    localStorage.setItem("token", decodeURIComponent(given[1]));
-    history.replaceState(null, "", `${location.pathname}#/`);
-  }
+  if (!given) return false;
+  localStorage.setItem("token", given[1]);
+  history.replaceState(null, "", `${location.pathname}#/`);
+  return true;
 }
 
 export class Connection {
@@ -33,7 +34,7 @@ export class Connection {
   }
 
   open() {
-    clearTimeout(this.retry);
+    this.drop();
     const scheme = location.protocol === "https:" ? "wss" : "ws";
     const socket = new WebSocket(`${scheme}://${location.host}/socket`);
     socket.binaryType = "arraybuffer";
@@ -43,8 +44,11 @@ export class Connection {
     this.socket = socket;
   }
 
-  close() {
-    this.socket.onclose = null;
+  // Leave the socket there is, if there is one, without a word.
+  drop() {
+    clearTimeout(this.retry);
+    if (!this.socket) return;
+    this.socket.onclose = this.socket.onmessage = null;
     this.socket.close();
   }
 
@@ -64,11 +68,10 @@ export class Connection {
     this.retry = setTimeout(() => this.open(), RETRY);
   }
 
-  // A network that went away tells nobody.
+  // A network that is lost closes no socket.
   watch() {
     if (this.state !== null && !this.alive) {
-      this.socket.onclose = null;
-      this.socket.close();
+      this.drop();
       this.closed({ code: 0, reason: "The panel is silent" });
     }
   }
@@ -120,16 +123,11 @@ export class Connection {
     if (this.socket.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message));
   }
 
-  // Resolves to the answer; rejects with a sentence for people.
+  // Resolves to the answer, {header, images: Blob[]} of one with images; rejects with a sentence.
   ask(name, args = {}) {
     if (!this.alive) return Promise.reject(new Error("the panel does not answer"));
     const id = ++this.number;
     this.tell({ id, do: name, ...args });
     return new Promise((resolve, reject) => this.waiting.set(id, { resolve, reject }));
-  }
-
-  // The same for an answer with images: {header, images: Blob[]}.
-  askImages(name, args = {}) {
-    return this.ask(name, args);
   }
 }

@@ -126,7 +126,7 @@ export class EpisodePage {
       const { data, images, t, trouble } = this;
       try {
         const wanted = { episode: this.id, seconds: t };
-        const answer = await this.connection.askImages("frames", wanted);
+        const answer = await this.connection.ask("frames", wanted);
         await images.show(answer.header, answer.images);
         trouble.textContent = answer.header.troubles.join(" ");
       } catch (error) {

@@ -179,7 +179,7 @@ class EpisodeTable {
 
 // ---------------------------------------------------------------- the view
 
-/** Return what an address says, also one that somebody has mistyped. */
+/** Return what an address says, also a mistyped one. */
 function decoded(words) {
   try {
     return decodeURIComponent(words);
@@ -191,7 +191,7 @@ function decoded(words) {
 /**
  * Make the researcher's view inside an empty section.
  *
- * `connection` has ask(name, args), askImages(name, args), state (null until the panel answers) and
+ * `connection` has ask(name, args), state (null until the panel answers) and
  * onState(fn). show() takes what the address says: "/episodes" or "/episodes/<id>", and its query
  * with the moment "t" in seconds.
  */

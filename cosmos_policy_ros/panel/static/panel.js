@@ -13,9 +13,9 @@ const PLAIN = ["disarm", "end", "pause", "resume", "go_to_start"]; // asked for 
 const $ = (id) => document.getElementById(id);
 const make = (tag, text = "", properties = {}) =>
   Object.assign(document.createElement(tag), { textContent: text }, properties);
-const isText = (element) => element?.matches?.('input:not([type="checkbox"], [type="range"]), textarea, select');
+const isText = (element) => element?.matches?.('input:not([type="checkbox"], [type="range"]), textarea');
 
-takeToken();
+takeToken(); // before the socket is opened
 const connection = new Connection({ heard, images: showImages, lost, refused });
 const episodes = createEpisodesView($("episodes"), connection);
 let state = null;
@@ -40,11 +40,13 @@ function heard(now) {
   showActions(now);
   showThinking(now);
   showRubric(now, before);
+  if (now.refusals.arm) endArming(); // stopped elsewhere, or armed by now
   sound(before, now);
 }
 
 function lost(reason) {
   state = null;
+  endArming();
   document.body.classList.add("gone");
   showSentence("fault", `${reason}: this page shows nothing new and can stop nothing. A run goes on without it; use the emergency stop if need be.`);
   for (const button of document.querySelectorAll("#actions button, #self_check")) button.setAttribute("aria-disabled", "true");
@@ -105,7 +107,7 @@ function showActions(now) {
     button.setAttribute("aria-disabled", String(refusal !== ""));
     button.title = refusal;
   }
-  $("reset").hidden = now.rig === null;
+  $("reset").hidden = !now.simulated;
 }
 
 function showThinking(now) {
@@ -187,6 +189,7 @@ async function act(name, args = {}) {
 
 // Never greyed, never checked beforehand.
 async function stop() {
+  endArming();
   showSentence("hold", "Stopping …");
   urgent = performance.now() + URGENT;
   try {
@@ -202,7 +205,10 @@ async function stop() {
 
 const doing = {
   ...Object.fromEntries(PLAIN.map((name) => [name, () => act(name)])),
-  start: () => act("start", { task: $("task").value, prompt: $("prompt").value, operator: $("operator").value }),
+  start: () => {
+    document.activeElement.blur(); // from now on space stops, wherever something was typed
+    return act("start", { task: $("task").value, prompt: $("prompt").value, operator: $("operator").value });
+  },
   reset: () => act("reset", { seed: Math.floor(Math.random() * 2 ** 31) }),
   self_check: selfCheck,
 };
@@ -263,6 +269,8 @@ function showPrompts() {
   $("task").title = task?.description ?? "";
 }
 $("task").addEventListener("change", showPrompts);
+// Once something is chosen, keys act again.
+for (const list of [$("task"), $("prompt")]) list.addEventListener("change", () => list.blur());
 $("operator").value = localStorage.getItem("operator") ?? "";
 $("operator").addEventListener("change", () => localStorage.setItem("operator", $("operator").value));
 $("choose").addEventListener("submit", (event) => event.preventDefault());
@@ -276,7 +284,7 @@ function showRubric(now, before) {
   if (!unscored || (before?.unscored?.episode === unscored.episode && $("items").dataset.episode === unscored.episode)) return;
   $("items").dataset.episode = unscored.episode;
   $("rubric-title").textContent = `Score ${unscored.episode}`;
-  const item = ([name, points], index, kind) => {
+  const item = ({ name, points }, index, kind) => {
     const label = make("label");
     const box = make("input", "", { type: "checkbox", value: name });
     box.dataset.kind = kind;
@@ -286,8 +294,8 @@ function showRubric(now, before) {
     return label;
   };
   $("items").replaceChildren(
-    ...unscored.stages.map((each, i) => item(each, i, "stage")),
-    ...unscored.deductions.map((each, i) => item(each, i, "deduction")));
+    ...(unscored.rubric?.stages ?? []).map((each, i) => item(each, i, "stage")),
+    ...(unscored.rubric?.deductions ?? []).map((each, i) => item(each, i, "deduction")));
   for (const input of [$("score"), $("note")]) input.value = "";
   $("success").checked = false;
   showSum();
@@ -357,14 +365,14 @@ window.addEventListener("keydown", (event) => {
   if (event.code === "Space") {
     event.preventDefault();
     if (!event.repeat) stop();
-  } else if ($("trial").hidden) {
-    return;
+  } else if (event.repeat || $("trial").hidden || event.target.matches?.("select")) {
+    return; // a key that is still held arms nothing once more; letters choose in a list
   } else if (event.key === "Enter" && event.target.matches?.("#arm")) {
     event.preventDefault();
     beginArming();
   } else if (event.key.toLowerCase() === "a") {
     beginArming();
-  } else if (!event.repeat) {
+  } else {
     pressed(event);
   }
 }, true);
@@ -416,6 +424,7 @@ function beep(...tones) {
 // ------------------------------------------------------------------ views
 
 function route() {
+  if (takeToken()) connection.open(); // a new address was put into this very tab
   const [path, query = ""] = location.hash.replace(/^#/, "").split("?");
   const trial = !path.startsWith("/episodes");
   $("trial").hidden = !trial;

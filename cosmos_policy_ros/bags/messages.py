@@ -85,6 +85,7 @@ class EpisodeMetadata:
     rig_yaml: str = ""
     task_yaml: str = ""
     episode_id: str = ""
+    trial: str = ""
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
@@ -169,7 +170,12 @@ def decode_metadata(types: Typestore, cdr: bytes) -> EpisodeMetadata:
     # Generated code fed damaged bytes, or the bag's own definition of the type, may raise anything.
     with reading("the metadata of an episode", EPISODE_TYPE, RolloutError):
         message: Any = types.deserialize_cdr(cdr, EPISODE_TYPE)
-        values = {f.name: getattr(message, f.name) for f in dataclasses.fields(EpisodeMetadata)}
+        values = {
+            f.name: getattr(message, f.name)
+            for f in dataclasses.fields(EpisodeMetadata)
+            # Older bags' own definition of the type has no trial.
+            if f.name != "trial" or hasattr(message, f.name)
+        }
         for name, value in values.items():
             if type(value) is not (int if name == "seed" else str):
                 raise UnreadableError(f"{name} is {type(value).__name__}")

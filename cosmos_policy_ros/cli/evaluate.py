@@ -16,11 +16,12 @@ from cosmos_policy_ros.core.errors import ConfigError
 from cosmos_policy_ros.core.files import replace_text
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.evaluation.evaluate import TRIALS, EvaluationConfig, evaluate
-from cosmos_policy_ros.evaluation.results import Result, comparison, read_results, table
+from cosmos_policy_ros.evaluation.results import Result, read_results
+from cosmos_policy_ros.evaluation.tables import comparison, spoken, table_by_condition
 from cosmos_policy_ros.sim.tasks import condition
 
 CONFIG, TABLE = "evaluation.yaml", "table.md"
-FREE = ("processes", "threads", "trials", "conditions")  # may change in between
+FREE = ("processes", "threads", "trials", "conditions", "ray", "gpus")  # may change in between
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -66,9 +67,9 @@ def report(config: EvaluationConfig, results: Sequence[Result]) -> list[str]:
         "",
         "Mean score of 100 (95 % bootstrap interval); successes (95 % Wilson interval).",
         "",
-        *table(results, names, config.conditions),
+        *table_by_condition(results, names, config.conditions),
         "",
-        *(f"- {name.replace('_', ' ')}: {says}" for name, says in known.items()),
+        *(f"- {spoken(name)}: {says}" for name, says in known.items()),
         *comparison(results, names),
     ]
 

@@ -19,6 +19,7 @@ RECORDER_NODE = "recorder_node"
 SIM_RIG_NODE = "sim_rig_node"
 ARM_INTERFACE_NODE = "arm_interface_node"
 DECISION_TYPE = "cosmos_policy_ros/msg/Decision"
+GATE_RESULT_TYPE = "cosmos_policy_ros/msg/GateResult"
 
 
 def future_topic(role: str) -> str:
@@ -61,7 +62,7 @@ def episode_topics(rig: RigSpec) -> tuple[Topic, ...]:
     ]
     topics += [
         Topic(f"{POLICY_NODE}/decision", DECISION_TYPE, RELIABLE),
-        Topic(f"{POLICY_NODE}/gate_result", "cosmos_policy_ros/msg/GateResult", RELIABLE),
+        Topic(f"{POLICY_NODE}/gate_result", GATE_RESULT_TYPE, RELIABLE),
         Topic(f"{POLICY_NODE}/state", "cosmos_policy_ros/msg/PolicyState", LATCHED),
     ]
     if rig.kind == "sim":

@@ -25,7 +25,13 @@ from cosmos_policy_ros.core.errors import ObservationError, RolloutError
 from cosmos_policy_ros.core.files import replace_text
 from cosmos_policy_ros.dataset.contact_sheet import tabulate
 from cosmos_policy_ros.evaluation.contenders import DIRECT
-from cosmos_policy_ros.evaluation.results import Result, cell, comparison, read_results, table
+from cosmos_policy_ros.evaluation.results import Result, read_results
+from cosmos_policy_ros.evaluation.tables import (
+    comparison,
+    draw_scores,
+    spoken,
+    table_by_condition,
+)
 from cosmos_policy_ros.model.images import ImageArray
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.model.sampler import SampleSpec
@@ -245,7 +251,7 @@ def report_lines(results: Sequence[Result], found: dict[str, Any], image: str) -
         "",
         "Mean score of 100 (95 % bootstrap interval); successes (95 % Wilson interval).",
         "",
-        *table(results, contenders, conditions),
+        *table_by_condition(results, contenders, conditions),
         "",
         *comparison(results, contenders),
     ]
@@ -273,21 +279,8 @@ def _plot(draw: Callable[[Axes], None]) -> str:
 
 def _draw_scores(axes: Axes, results: Sequence[Result]) -> None:
     contenders, conditions = _names(results)
-    for offset, name in enumerate(contenders):
-        cells = [
-            cell(r for r in results if (r.contender, r.condition) == (name, each))
-            for each in conditions
-        ]
-        at = np.arange(len(conditions)) + (offset - (len(contenders) - 1) / 2) * 0.2
-        scores, low, high = np.array([each.score for each in cells]).T
-        axes.errorbar(
-            at, scores, yerr=[scores - low, high - scores], fmt="o", capsize=4, label=name
-        )
-    axes.set_xticks(range(len(conditions)), [name.replace("_", " ") for name in conditions])
-    axes.set_xlim(-0.5, len(conditions) - 0.5)
-    axes.set_ylim(0, 100)
-    axes.set_ylabel("mean score")
-    axes.legend()
+    groups = [(spoken(name), [r for r in results if r.condition == name]) for name in conditions]
+    draw_scores(axes, groups, contenders)
 
 
 def _draw_values(axes: Axes, found: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.quality import QualityMonitor, load_limits, sensors_of
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.episodes.topics import absolute, rig_topics
+from cosmos_policy_ros.episodes.trial_info import TrialInfo
 from cosmos_policy_ros.model.images import reduce
 from cosmos_policy_ros.rig.chunk import ChunkTransition, TimedChunk
 from cosmos_policy_ros.rig.decision import Decision, Policy, Query
@@ -346,6 +347,7 @@ class TrialBag:
         engine: str,
         checkpoint: str = "",
         checkpoint_digest: str = "",
+        trial: TrialInfo | None = None,
     ) -> None:
         """Begin an episode of the policy that ``seed`` and the following describe."""
         self._store, self._rig, self._messages = store, rig, RigMessages(types)
@@ -364,6 +366,7 @@ class TrialBag:
             seed=seed,
             rig_yaml=(config_folder("rigs") / f"{rig.name}.yaml").read_text(encoding="utf-8"),
             task_yaml=(config_folder("tasks") / f"{task.name}.yaml").read_text(encoding="utf-8"),
+            trial=trial.text() if trial is not None else "",
         )
         self._recording = store.begin(metadata, rig_topics(rig), monitor)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import rclpy
@@ -19,6 +19,8 @@ from cosmos_policy_ros.core.errors import CosmosPolicyError
 from cosmos_policy_ros.episodes.topics import POLICY_NODE, RECORDER_NODE, SIM_RIG_NODE
 from cosmos_policy_ros.msg import PolicyState, RigState
 from cosmos_policy_ros.nodes import shell
+from cosmos_policy_ros.nodes.options import Value
+from cosmos_policy_ros.nodes.reconfigure import reconfiguration
 from cosmos_policy_ros.srv import EndEpisode, ResetRig, ScoreEpisode, StartEpisode, StepRig
 
 T = TypeVar("T")
@@ -84,12 +86,15 @@ class GraphClient:
 
     def call(self, kind: Any, name: str, /, timeout: float = 30.0, **fields: Any) -> Any:
         """Call a service and return its response, whether it says success or not."""
+        return self._call(kind, name, kind.Request(**fields), timeout)
+
+    def _call(self, kind: Any, name: str, request: Any, timeout: float) -> Any:
         if name not in self._clients:
             self._clients[name] = self.node.create_client(kind, name)
         client = self._clients[name]
         self.wait_until(client.service_is_ready, timeout, f"service {name}")
         self._introduce(name, timeout)
-        return self._result(client.call_async(kind.Request(**fields)), timeout, f"{name}'s answer")
+        return self._result(client.call_async(request), timeout, f"{name}'s answer")
 
     def policy_ready(self, timeout: float) -> None:
         """Wait until the engine is loaded."""
@@ -122,6 +127,17 @@ class GraphClient:
     def pause(self, on: bool = True) -> Any:
         """Pause, or go on."""
         return self.call(SetBool, f"{POLICY_NODE}/pause", data=on)
+
+    def reconfigure(self, node: str, values: Mapping[str, Value], timeout: float) -> None:
+        """Give an active lifecycle node other parameters, and activate it again.
+
+        Raises:
+            CosmosPolicyError: it did not take them; says what to look at.
+        """
+        for step in reconfiguration(values):
+            answer = self._call(step.kind, f"{node}/{step.service}", step.request, timeout)
+            if problem := step.problem(node, answer):
+                raise CosmosPolicyError(problem)
 
     def start_run(self, on_feedback: Callable[[Any], None] = lambda _: None, **goal: Any) -> Any:
         """Send a goal; returns its handle."""

@@ -47,6 +47,7 @@ from cosmos_policy_ros.episodes.quality import (
 from cosmos_policy_ros.episodes.recording import Options, Recording
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.episodes.topics import POLICY_NODE, episode_topics
+from cosmos_policy_ros.episodes.trial_info import parse_trial, sealed_metadata
 from cosmos_policy_ros.msg import Label as LabelMsg
 from cosmos_policy_ros.msg import PolicyState, RecorderState
 from cosmos_policy_ros.nodes import shell
@@ -388,7 +389,9 @@ class RecorderNode(shell.ManagedNode):
             seed=request.seed,
             rig_yaml=self._rig_yaml,
             task_yaml=text,
+            trial=parse_trial(request.trial).text() if request.trial else "",
         )
+        metadata = sealed_metadata(metadata)
         store = self._open_store
         if (other := store.recording) is not None:
             raise RolloutError(f"episode '{other.id}' is being recorded; stop or discard it first")

@@ -14,7 +14,12 @@ from typing import Any
 
 import rclpy
 from builtin_interfaces.msg import Time
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rcl_interfaces.msg import (
+    FloatingPointRange,
+    IntegerRange,
+    ParameterDescriptor,
+    SetParametersResult,
+)
 from rclpy.action import ActionServer
 from rclpy.callback_groups import CallbackGroup
 from rclpy.duration import Duration
@@ -67,13 +72,13 @@ NO_PUBLISHER_EVENTS = PublisherEventCallbacks(use_default_callbacks=False)
 
 
 def declare(node: Node, options: Sequence[Option]) -> None:
-    """Declare parameters, read-only after the start, with descriptions and ranges."""
+    """Declare parameters, with descriptions and ranges."""
     types = {
         int: Parameter.Type.INTEGER,
         float: Parameter.Type.DOUBLE,
     }
     for option in options:
-        descriptor = ParameterDescriptor(description=option.description, read_only=True)
+        descriptor = ParameterDescriptor(description=option.description)
         if option.low is not None and option.high is not None:
             if option.kind is float:
                 bounds = FloatingPointRange(
@@ -197,6 +202,8 @@ class ManagedNode(LifecycleNode, ABC):
         super().__init__(name, **options)
         self.configured = self.active = False
         declare(self, (*parameters, AUTOSTART))
+        self._declared = {option.name: option for option in parameters}
+        self.add_on_set_parameters_callback(self._check_parameters)
 
     @abstractmethod
     def set_up(self) -> None:
@@ -255,6 +262,23 @@ class ManagedNode(LifecycleNode, ABC):
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Come to rest from any state."""
         return self._attempt(self.close) or super().on_shutdown(state)
+
+    def _check_parameters(self, changed: Sequence[Any]) -> SetParametersResult:
+        """Refuse what could not be taken up: parameters are read when the node is configured."""
+        for parameter in changed:
+            if (option := self._declared.get(parameter.name)) is None:
+                continue
+            if self.configured:
+                return SetParametersResult(
+                    successful=False,
+                    reason=f"{option.name} is read when {self.get_name()} is configured: "
+                    "deactivate it and clean it up first",
+                )
+            try:
+                option.check(parameter.value)
+            except CosmosPolicyError as error:
+                return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
 
     @property
     def _title(self) -> str:

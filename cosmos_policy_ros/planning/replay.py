@@ -18,6 +18,7 @@ from cosmos_policy_ros.core.errors import CheckpointError, ObservationError, Rol
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.dataset.playback import decisions, observations
 from cosmos_policy_ros.episodes.episode import read_episode
+from cosmos_policy_ros.episodes.trial_info import opened_metadata
 from cosmos_policy_ros.inference.spec import Decide, Engine, parse_search
 from cosmos_policy_ros.model.files import digest
 from cosmos_policy_ros.planning.search import run_search
@@ -118,7 +119,7 @@ def find_checkpoint(path: Path, wanted: str, given: str, role: str) -> str:
     gives it. Raises CheckpointError when it is in none of them.
     """
     shipped = sorted(p for p in config_folder("models").iterdir() if p.is_dir())
-    told = read_episode(path).metadata.checkpoint
+    told = opened_metadata(read_episode(path).metadata).checkpoint
     folders = [Path(given)] if given else [*([Path(told)] if told else []), *shipped]
     tried = []
     for folder in folders:

@@ -20,7 +20,7 @@ from cosmos_policy_ros.evaluation.evaluate import (
     TRIALS,
     EvaluationConfig,
     evaluate,
-    plan,
+    jobs_of,
 )
 from cosmos_policy_ros.evaluation.results import read_results, to_line
 
@@ -47,17 +47,17 @@ def write(folder: Path, **changes: object) -> Path:
 def test_contenders_meet_the_same_scenes_with_the_same_noise_in_shuffled_order() -> None:
     two = (DEMONSTRATOR, Contender("other", engine="demonstrator"))
     config = EvaluationConfig(TASK, two, ("usual", "colours"), trials=20)
-    jobs = plan(config)
+    jobs = jobs_of(config)
     assert len({job.key for job in jobs}) == len(jobs) == 80
     faced = [
-        sorted((j.condition, j.seed, j.noise_seed) for j in jobs if j.contender is contender)
+        sorted((*j.key[1:], j.noise_seed) for j in jobs if j.contender == contender.name)
         for contender in two
     ]
     assert faced[0] == faced[1]
     assert len({job.noise_seed for job in jobs}) == 20
-    first_half = Counter(job.contender.name for job in jobs[:40])
+    first_half = Counter(job.contender for job in jobs[:40])
     assert min(first_half.values()) > 10
-    assert plan(config) == jobs
+    assert jobs_of(config) == jobs
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -97,7 +97,7 @@ def test_a_killed_evaluation_goes_on_and_its_bags_are_scored(
     evaluated: Path, tmp_path: Path
 ) -> None:
     results = read_results(evaluated / TRIALS)
-    assert sorted(r.seed for r in results) == [100_000, 100_001]
+    assert sorted(r.state for r in results) == [100_000, 100_001]
     for each in results:
         episode = read_episode(Path(each.episode))
         assert episode.score is not None

@@ -25,7 +25,7 @@ def test_the_report_says_first_what_must_be_true() -> None:
     text = "\n".join(lines)
     assert text.index("AUC of 0.950 from what came and 0.900") < text.index("| direct |")
     assert text.index("| direct |") < text.index("| best of 8 |")
-    assert "- best of 8 less direct, 10 scenes: success +60.0 points (" in text
+    assert "- best of 8 less direct, 10 states: success +60.0 points (" in text
     assert "0.200 off before fine-tuning on rollouts and 0.150 after it" in text
     alike = FOUND | {"policy": {"auc_true": None, "world_l1": 0.2}}
     assert "before the rollouts: none (all ended alike))" in "\n".join(

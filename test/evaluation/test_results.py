@@ -10,24 +10,33 @@ import numpy as np
 import pytest
 
 from cosmos_policy_ros.core.errors import ConfigError
-from cosmos_policy_ros.evaluation.results import (
-    Result,
+from cosmos_policy_ros.evaluation.results import Result, read_results, to_line
+from cosmos_policy_ros.evaluation.significance import (
+    average,
     bootstrap,
     cell,
-    comparison,
+    detectable,
     paired,
-    read_results,
-    table,
-    to_line,
+    states_needed,
     wilson,
+)
+from cosmos_policy_ros.evaluation.tables import (
+    as_csv,
+    comparison,
+    effort,
+    picture,
+    sensitivity,
+    table_by_condition,
+    table_by_task,
 )
 
 
 def result(contender: str, seed: int, score: float, **changes: object) -> Result:
     made = Result(
         contender=contender,
+        task="either_cube",
         condition="usual",
-        seed=seed,
+        state=seed,
         noise_seed=1,
         outcome="done",
         message="",
@@ -72,12 +81,12 @@ def test_pairs_are_scene_by_scene() -> None:
         results += [result("a", seed, base), result("b", seed, base + (25.0 if seed % 2 else 0.0))]
     results.append(result("b", 99, 100.0))  # no partner
     found = paired(results, "b", "a")
-    assert found.scenes == 40
+    assert found.states == 40
     assert found.score.value == 12.5
     assert 8.0 < found.score.low < 12.5 < found.score.high < 17.0
     assert found.success.value == 0.25
     (line,) = comparison(results, ["a", "b"])
-    assert line.startswith("- b less a, 40 scenes: success +25.0 points (")
+    assert line.startswith("- b less a, 40 states: success +25.0 points (")
 
 
 def test_a_condition_that_gains_is_not_hidden_by_one_that_does_not() -> None:
@@ -87,16 +96,16 @@ def test_a_condition_that_gains_is_not_hidden_by_one_that_does_not() -> None:
         hard = {"condition": "one_outside"}
         results += [result("a", seed, 25.0, **hard), result("b", seed, 100.0, **hard)]
     usual, outside, everything = comparison(results, ["a", "b"])
-    assert "20 scenes (usual): success +0.0 points (+0.0 to +0.0)" in usual
-    assert "20 scenes (one outside): success +100.0 points" in outside
-    assert "40 scenes (all): success +50.0 points" in everything
+    assert "20 states (usual): success +0.0 points (+0.0 to +0.0)" in usual
+    assert "20 states (one outside): success +100.0 points" in outside
+    assert "40 states (all): success +50.0 points" in everything
 
 
 def test_the_table_names_what_was_tried() -> None:
     results = [result("a", s, 100.0) for s in range(3)]
     results += [result("a", s, 50.0, condition="colours") for s in range(3)]
     results.append(result("b", 0, 0.0, crashed=True, message="the physics became unstable"))
-    lines = table(results, ["a", "b"], ["usual", "colours"])
+    lines = table_by_condition(results, ["a", "b"], ["usual", "colours"])
     assert lines[0] == "|  | usual | colours | all |"
     assert "**100.0** (100.0 to 100.0); 100 % of 3 (44 to 100)" in lines[2]
     assert "**75.0**" in lines[2]
@@ -110,6 +119,80 @@ def test_a_line_that_was_cut_is_left_out_and_a_foreign_one_named(tmp_path: Path)
     whole = [result("a", seed, 25.0) for seed in range(2)]
     path.write_text("".join(map(to_line, whole)) + to_line(whole[0])[:40])
     assert read_results(path) == whole
-    path.write_text(to_line(whole[0]) + json.dumps({"seed": 3}) + "\n")
+    path.write_text(to_line(whole[0]) + json.dumps({"state": 3}) + "\n")
     with pytest.raises(ConfigError, match="line 2: key 'contender' is missing"):
         read_results(path)
+
+
+# The paper's Table 3: mean scores by method and condition, and what it gives for all trials.
+PAPER = {
+    "Diffusion Policy": ((85.0, 23.3, 37.3, 11.0), (20.0, 23.8, 26.0, 26.7)),
+    "OpenVLA-OFT+": ((87.5, 99.2, 22.7, 59.0), (30.0, 100.0, 20.0, 56.7)),
+    "pi05": ((97.5, 99.2, 98.7, 56.0), (100.0, 100.0, 90.0, 80.0)),
+    "Cosmos Policy": ((100.0, 99.2, 100.0, 86.0), (100.0, 100.0, 74.0, 83.3)),
+}
+FULL = {
+    "Diffusion Policy": (63.3, 23.5, 32.8, 14.6, 33.6),
+    "OpenVLA-OFT+": (68.3, 99.5, 21.6, 58.5, 62.0),
+    "pi05": (98.3, 99.5, 95.2, 61.5, 88.6),
+    "Cosmos Policy": (100.0, 99.5, 89.6, 85.4, 93.6),
+}
+TRIALS = {"plate": (20, 10), "shirt": (12, 8), "candies": (15, 10), "ziploc": (20, 6)}
+CONDITIONS = ("in_distribution", "out_of_distribution")
+
+
+def test_the_papers_full_rows_follow_from_its_other_rows() -> None:
+    """Full is weighted by trials within a task, the average is that of the tasks."""
+    results = [
+        result(name, number, scores[i][j], task=task, condition=condition)
+        for name, scores in PAPER.items()
+        for j, (task, counts) in enumerate(TRIALS.items())
+        for i, condition in enumerate(CONDITIONS)
+        for number in range(counts[i])
+    ]
+    lines = table_by_task(results, list(PAPER), list(TRIALS), CONDITIONS)
+    assert lines[0] == "|  | plate | shirt | candies | ziploc | average |"
+    full = lines[lines.index("| *full* |  |  |  |  |  |") + 1 :]
+    for line, (name, wanted) in zip(full, FULL.items(), strict=True):
+        assert line.startswith(f"| {name} |")
+        found = [float(cell.split("**")[1]) for cell in line.split("|")[2:7]]
+        assert found == pytest.approx(wanted, abs=0.11)
+    assert "30 " in full[0].split("|")[2]  # trials
+
+
+def test_the_average_of_tasks_resamples_within_each() -> None:
+    random = np.random.default_rng(1)
+    groups = [random.normal(mean, 5.0, 30).tolist() for mean in (20.0, 60.0, 90.0)]
+    value, low, high = average(groups)
+    assert value == pytest.approx(np.mean([np.mean(group) for group in groups]))
+    # Three means of 30 with a deviation of 5: the tasks' own distance does not widen it.
+    assert high - low == pytest.approx(2 * 1.96 * 5.0 / np.sqrt(90), rel=0.2)
+    assert np.isnan(average([[1.0], []]).value)
+
+
+def test_how_many_states_a_difference_takes_is_what_a_simulation_finds() -> None:
+    states = states_needed(10.0, 30.0)
+    assert detectable(states, 30.0) == pytest.approx(10.0, rel=0.01)
+    random = np.random.default_rng(2)
+    found = 0
+    for _ in range(400):
+        differences = random.normal(10.0, 30.0, states)
+        found += differences.mean() / (differences.std(ddof=1) / np.sqrt(states)) > 1.96
+    assert 0.75 < found / 400 < 0.86
+    two = [result("a", s, 50.0) for s in range(3)] + [result("b", s, 40.0 + s) for s in range(3)]
+    (line,) = sensitivity(two, ["a", "b"])
+    assert "scatter by 1 points" in line
+
+
+def test_a_table_for_other_programs_and_what_trials_took() -> None:
+    results = [result("a", s, 100.0, refused=1) for s in range(2)]
+    results += [result("a", 2, 0.0, crashed=True, message="the cable came loose")]
+    head, row, full = as_csv(results, ["a", "b"]).splitlines()
+    cells = dict(zip(head.split(","), row.split(","), strict=True))
+    assert cells["condition"] == "usual"
+    assert (cells["trials"], cells["crashed"], cells["score_low"]) == ("2", "1", "100.00")
+    assert (cells["success_low"], cells["seconds"], cells["refused"]) == ("0.3424", "10.20", "1.00")
+    assert full.split(",")[2] == "full"
+    (line,) = effort(results, ["a", "b"])
+    assert line.endswith("2 of 12 chunks refused, 1 trials repeated after a fault")
+    assert picture(results, ["a"], ["usual"])[:4] == b"\x89PNG"

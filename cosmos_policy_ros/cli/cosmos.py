@@ -25,6 +25,8 @@ COMMANDS = {
         "gpu-check": "measure the GPU: are its numbers right, how fast is it, does it stay so",
         "run": "the whole graph on the simulated rig: episodes recorded and scored",
         "score": "score an episode stage by stage, one key per answer",
+        "protocol": "photograph the initial states of an evaluation, once",
+        "trials": "compare policies at the rig: blind, state by state, over days",
         "calibrate-grippers": "measure a gripper's open and closed, and write the rig file",
     },
     "episodes": {
@@ -56,6 +58,7 @@ COMMANDS = {
 HELP = {name: text for group in COMMANDS.values() for name, text in group.items()}
 # Where it is not the module of the command's own name.
 MODULES = {
+    "protocol": "trials",
     "recover": "episodes",
     "import": "import_episodes",
     "export-hdf5": "export",

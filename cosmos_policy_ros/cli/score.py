@@ -105,7 +105,7 @@ def _score(options: argparse.Namespace) -> int:
                 )
                 failed += 1
                 continue
-            operator_score = _interview(episode, keyboard, options.operator, options.note)
+            operator_score = interview(episode, keyboard, options.operator, options.note)
             if operator_score is None:
                 _say("  nothing was written")
                 continue
@@ -164,7 +164,7 @@ def _headline(episode: Episode, blind: bool, count: str) -> str:
     return "\n".join(lines)
 
 
-def _interview(
+def interview(
     episode: Episode, keyboard: Keyboard, operator_name: str, note: str
 ) -> OperatorScore | None:
     """Ask until the operator agrees with the total; None when nothing is to be written."""

@@ -175,7 +175,6 @@ def _on_cluster(
 ) -> Iterator[Result]:
     """Make trials in actors of a Ray cluster, which places them where there is room."""
     ray = connect(address)
-    pool = import_module("ray.util").ActorPool
     token = uuid4().hex
     replace_text(output / SAME_FOLDER, token)
     kind = ray.remote(num_cpus=config.threads, num_gpus=config.gpus, max_restarts=0)(_Actor)
@@ -184,7 +183,9 @@ def _on_cluster(
         for _ in range(min(max(config.processes, 1), len(jobs)))
     ]
     try:
-        made = pool(actors).map_unordered(lambda actor, job: actor.make.remote(job), jobs)
+        made = ray.util.ActorPool(actors).map_unordered(
+            lambda actor, job: actor.make.remote(job), jobs
+        )
         for result in made:
             if isinstance(result, CosmosPolicyError):
                 raise result

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.task import choose_prompt, load_task
@@ -129,3 +130,8 @@ def check_tasks(protocol: Protocol) -> None:
     """Make sure that every task is there and has the prompts. Raises ConfigError."""
     for state in protocol.states():
         choose_prompt(load_task(state.task, config_folder("tasks")), state.prompt)
+
+
+def reference_picture(output: Path, state: InitialState) -> Path:
+    """Return where the picture of a state lies, in the folder of an evaluation."""
+    return output / "states" / f"{state.task}_{state.number:03d}.png"

@@ -30,7 +30,7 @@ from cosmos_policy_ros.episodes.topics import POLICY_NODE
 from cosmos_policy_ros.evaluation import protocol as protocols
 from cosmos_policy_ros.evaluation.plan import InitialState, Job
 from cosmos_policy_ros.evaluation.rig_report import outlook, unseal, write_report
-from cosmos_policy_ros.evaluation.rig_trials import FAULT, RigTrials, node_parameters
+from cosmos_policy_ros.evaluation.rig_trials import FAULT, RigTrials, node_parameters, veiled
 from cosmos_policy_ros.evaluation.tables import spoken
 from cosmos_policy_ros.nodes.client import GraphClient
 from cosmos_policy_ros.nodes.graph import NodeProcess, NodeProcesses, environment, node_processes
@@ -252,12 +252,13 @@ class _Session:
             client.arm(False)
         if result.outcome == FAULT and not result.refused:
             self._faults += 1
+            why = veiled(result.message, contender) if trials.protocol.blind else result.message
             if self._faults >= FAULTS:
                 raise CosmosPolicyError(
-                    f"{self._faults} trials in a row have ended in a fault, the last: "
-                    f"{result.message}; mend it, then the same command goes on"
+                    f"{self._faults} trials in a row have ended in a fault, the last: {why}; mend "
+                    "it, then the same command goes on"
                 )
-            print(f"  a fault, which does not count ({result.message}): once more", flush=True)
+            print(f"  a fault, which does not count ({why}): once more", flush=True)
             return
         self._faults = 0
         assert stopped.episode_id == started.episode_id

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ class Protocol:
         noise_seed: of the policies. The noise of a state is the same for all.
         order_seed: shuffles states and contenders.
         blind: whether who takes part is sealed until the end.
+        time_limit: seconds of motion that a trial may take; 0 for the task's own.
     """
 
     name: str
@@ -75,10 +77,13 @@ class Protocol:
     noise_seed: int = 1
     order_seed: int = 0
     blind: bool = True
+    time_limit: float = 0.0
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
             raise ValueError(f"name: '{self.name}' must be letters, digits and underscores")
+        if not (math.isfinite(self.time_limit) and self.time_limit >= 0):
+            raise ValueError(f"time_limit: {self.time_limit} s must be finite, 0 or more")
         names = [contender.name for contender in self.contenders]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"contenders: {names} must be at least one, with different names")

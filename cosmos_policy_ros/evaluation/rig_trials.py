@@ -7,7 +7,8 @@ on from the episodes' folder and the protocol alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -110,7 +111,12 @@ class RigTrials:
 
     def goal_fields(self, job: Job) -> dict[str, Any]:
         """Return the fields of ``RunTask``'s goal for a trial."""
-        return {"task": job.state.task, "prompt": self.prompt(job), "seed": job.noise_seed}
+        return {
+            "task": job.state.task,
+            "prompt": self.prompt(job),
+            "seed": job.noise_seed,
+            "time_limit": self.protocol.time_limit,
+        }
 
     def prompt(self, job: Job) -> str:
         """Return what the policy is told. Raises ConfigError: the task has no such prompt."""
@@ -230,6 +236,10 @@ def node_parameters(contender: Contender) -> dict[str, bool | int | float | str]
     return values
 
 
-def names(protocol: Protocol) -> Sequence[str]:
-    """Return the contenders' names, the one that the others are compared with first."""
-    return [contender.name for contender in protocol.contenders]
+def veiled(text: str, contender: Contender) -> str:
+    """Return a message without what would tell the contender to an operator."""
+    for telling in (contender.name, contender.checkpoint, contender.world_model):
+        if telling:
+            # With the folders before it: a checkpoint is named by its path as well.
+            text = re.sub(rf"[\w./~-]*{re.escape(telling)}[\w./-]*", "(sealed)", text)
+    return text

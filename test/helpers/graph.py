@@ -376,10 +376,10 @@ class Graph:
         return answers[-1]
 
     @contextmanager
-    def recorded(self) -> Iterator[Recorded]:
+    def recorded(self, trial: str = "") -> Iterator[Recorded]:
         """Record an episode; what it yields is complete afterwards."""
         self.wire.forget()
-        started = self.start_episode(operator_name="ann", seed=7)
+        started = self.start_episode(operator_name="ann", seed=7, trial=trial)
         quality = self.rig.recording.jpeg_quality
         episode = Recorded(started.episode_id, as_jpeg=self._as_jpeg, jpeg_quality=quality)
         episode.before = {topic: list(each) for topic, each in self.wire.forgotten.items()}

@@ -16,13 +16,17 @@ from helpers.stub_engine import Seed
 from helpers.waiting import PATIENCE, is_running, wait_for
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
-from rcl_interfaces.srv import DescribeParameters
+from rcl_interfaces.srv import DescribeParameters, GetParameters, SetParametersAtomically
+from rclpy.parameter import Parameter
 
 from cosmos_policy_ros.cli.run import Demo
+from cosmos_policy_ros.core.errors import CosmosPolicyError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.task import load_task
 from cosmos_policy_ros.dataset.gate_replay import check_episode
+from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.topics import POLICY_NODE, RECORDER_NODE
+from cosmos_policy_ros.episodes.trial_info import TrialInfo, opened_metadata, read_trial, seal
 
 QUERY_TIMEOUT = 4.0  # s; long enough to kill an engine in the middle of a query
 OBSERVATION_TIMEOUT = 5.0  # s; long enough to fix a camera
@@ -344,6 +348,48 @@ def test_a_lifecycle_manager_brakes_takes_down_and_brings_back_the_policy_node(
     graph.until_executing(1)
     graph.step(CHUNK)
     assert graph.client.finish_run(handle, PATIENCE).success
+
+
+def test_parameters_change_only_where_they_are_taken_up(graph: Graph) -> None:
+    """A contender of an evaluation is the same node with other parameters."""
+
+    def ask(**values: Any) -> Any:
+        given = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
+        kind, name = SetParametersAtomically, f"{POLICY_NODE}/set_parameters_atomically"
+        return graph.client.call(kind, name, parameters=given).result
+
+    refused = ask(seed=5)
+    assert not refused.successful
+    assert "seed is read when policy_node is configured: deactivate it and clean" in refused.reason
+    change_state(graph, POLICY_NODE, Transition.TRANSITION_DEACTIVATE)
+    change_state(graph, POLICY_NODE, Transition.TRANSITION_CLEANUP)
+    assert "did you mean 'demonstrator'?" in ask(engine="demonstrato").reason
+    with pytest.raises(CosmosPolicyError, match="could not be configured with its new parameters"):
+        graph.client.reconfigure(POLICY_NODE, {"task": "transfer_cub"}, PATIENCE)
+    graph.client.reconfigure(POLICY_NODE, {"task": "transfer_cube", "seed": 7}, PATIENCE)
+    graph.reset()
+    handle = armed_run(graph, chunk_limit=1)
+    graph.until_executing(1)
+    graph.step(CHUNK)
+    assert graph.client.finish_run(handle, PATIENCE).success
+    asked = graph.client.call(GetParameters, f"{POLICY_NODE}/get_parameters", names=["seed"])
+    assert asked.values[0].integer_value == 7
+    graph.client.reconfigure(POLICY_NODE, {"seed": 195}, PATIENCE)
+
+
+def test_which_trial_it_is_stands_in_the_bag_and_the_contender_is_sealed(graph: Graph) -> None:
+    client = graph.client
+    refused = client.start_episode(trial="{}")
+    assert not refused.success
+    assert "trial" in refused.message
+    trial = TrialInfo("paper", "out_of_distribution", 3, sealed=seal({"contender": "pi05"}))
+    with graph.recorded(trial=trial.text()) as episode:
+        graph.step(5)
+    metadata = read_episode(episode.path).metadata
+    assert (metadata.engine, metadata.checkpoint) == ("", "")
+    opened = opened_metadata(metadata)
+    assert opened.engine == "demonstrator"
+    assert read_trial(opened) == TrialInfo("paper", "out_of_distribution", 3, "pi05")
 
 
 @pytest.mark.parametrize("node", [POLICY_NODE, RECORDER_NODE])

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import cv2
+import numpy as np
 import rclpy
+from numpy.typing import NDArray
 from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CompressedImage, Image
@@ -39,6 +41,7 @@ from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
 READY = 600.0  # wall s for a contender to load, the policy node's own start_timeout
 ANSWER = 120.0  # wall s for the nodes to be found, to arm, and for the way to the start pose
+ON_THE_WAY = 2  # images that may have been taken before somebody said that all is laid out
 FAULTS = 3  # in a row: no accident any more, a person has to look
 JUDGE = "the simulated rig's judge"
 
@@ -47,7 +50,7 @@ def add_protocol(parser: argparse.ArgumentParser) -> None:
     """Photograph a protocol's initial states through the rig's own camera, once.
 
     The pictures are what the page lays over the live camera until a state matches. States that have
-    one are passed over; --retake takes them again.
+    one are passed over; --retake takes them again. A simulated rig lays out each state by itself.
     """
     _add_evaluation(parser)
     parser.add_argument("--rig", default="interbotix_1", help="whose camera (interbotix_1)")
@@ -338,27 +341,27 @@ def _photograph(options: argparse.Namespace) -> int:
         camera = _Camera(client, rig, options.camera)
         with Keyboard() as keyboard:
             for number, state in enumerate(wanted, 1):
-                _shoot(camera, keyboard, output, state, f"{number} of {len(wanted)}")
+                print(f"\n{state.title} ({number} of {len(wanted)})")
+                for text in filter(None, (state.setup, state.place)):
+                    print(f"  {text}")
+                if rig.kind == "sim":
+                    _accepted(client.reset_rig(state.task, state.number))
+                elif keyboard.ask("  laid out? y takes the picture, n leaves it [y/n] ") != "yes":
+                    continue
+                _save(camera.look(), protocols.reference_picture(output, state))
     finally:
         client.close()
         rclpy.try_shutdown()
     return 0
 
 
-def _shoot(
-    camera: _Camera, keyboard: Keyboard, output: Path, state: InitialState, number: str
-) -> None:
-    print(f"\n{state.task}, {spoken(state.condition)}, state {state.number} ({number})")
-    for text in filter(None, (state.setup, state.place)):
-        print(f"  {text}")
-    if keyboard.ask("  laid out? y takes the picture, n leaves it for later [y/n] ") != "yes":
-        return
-    path = protocols.reference_picture(output, state)
-    pixels = cv2.cvtColor(camera.look(), cv2.COLOR_RGB2BGR)
+def _save(pixels: NDArray[np.uint8], path: Path) -> None:
+    """Write an (H, W, 3) RGB image as PNG, whole or not at all."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
-            file.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+            encoded = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1]
+            file.write_bytes(encoded.tobytes())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error}") from error
     print(f"  {path}", flush=True)
@@ -376,11 +379,12 @@ class _Camera:
         kind = Image if self._camera.transport == "raw" else CompressedImage
         client.node.create_subscription(kind, self._camera.topic, self._keep, QoSProfile(depth=1))
 
-    def look(self) -> Any:
+    def look(self) -> NDArray[np.uint8]:
         """Return an (H, W, 3) RGB image that was taken from now on. Raises CosmosPolicyError."""
-        self._newest = None
         topic = self._camera.topic
-        message = self._client.wait_until(lambda: self._newest, ANSWER, f"an image on {topic}")
+        for _ in range(ON_THE_WAY + 1):
+            self._newest = None
+            message = self._client.wait_until(lambda: self._newest, ANSWER, f"an image on {topic}")
         return decode_image(message, topic, grey=self._camera.grey, size=self._camera.size)
 
     def _keep(self, message: Any) -> None:

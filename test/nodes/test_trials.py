@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import cv2
 import pytest
 import yaml
 from helpers.waiting import wait_for
@@ -22,6 +23,7 @@ from cosmos_policy_ros.episodes.topics import DECISION_TYPE
 from cosmos_policy_ros.episodes.trial_info import opened_metadata, read_trial
 from cosmos_policy_ros.evaluation.protocol import Protocol
 from cosmos_policy_ros.evaluation.rig_trials import RigTrials
+from cosmos_policy_ros.nodes.graph import NodeProcesses, node_processes
 
 LAST = 600.0  # s; a hundred are enough on an idle machine
 PROTOCOL = {
@@ -135,3 +137,28 @@ def test_blind_trials_interrupted_twice_are_reproduced_from_the_bags(folder: Pat
         assert cells[-1] == Path(result.episode).name
     for name in ("table.md", "table.csv", "table.png"):
         assert (folder / "out" / name).stat().st_size
+
+
+def test_every_state_is_photographed_once_through_the_rigs_camera(tmp_path: Path) -> None:
+    config, output = tmp_path / "rehearsal.yaml", tmp_path / "out"
+    config.write_text(yaml.safe_dump(PROTOCOL))
+
+    def shoot(*more: str) -> str:
+        command = [sys.executable, "-m", "cosmos_policy_ros.cli.cosmos", "protocol", str(config)]
+        command += ["--output", str(output), "--rig", "sim", *more]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    nodes = [node for node in node_processes(rig="sim") if node.executable == "sim_rig_node"]
+    with NodeProcesses(nodes, tmp_path / "log"):
+        shoot()
+        pictures = sorted((output / "states").iterdir())
+        assert [path.name for path in pictures] == [f"either_cube_00{n}.png" for n in (7, 8, 9)]
+        seen = [cv2.imread(str(path)).astype(int) for path in pictures]
+        assert all(image.shape == (240, 320, 3) for image in seen)
+        assert abs(seen[0] - seen[1]).max() > 100  # the cubes lie elsewhere
+        first = pictures[0].read_bytes()
+        pictures[1].unlink()
+        assert "(2 of 2)" in shoot("--retake", "9")
+        assert sorted((output / "states").iterdir()) == pictures
+        assert pictures[0].read_bytes() == first
+    assert "every state has its picture" in shoot()

@@ -41,6 +41,8 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
 def _evaluate(options: argparse.Namespace) -> int:
     output = options.output.expanduser()
     file = named_file(options.config, config_folder("evaluations"))
+    if "groups" in load_yaml(file):
+        raise ConfigError(f"{file}: is a protocol of trials at a rig; give it to 'cosmos trials'")
     config = load_changed(EvaluationConfig, file, options.set)
     if options.checkpoint:
         contenders = tuple(

@@ -22,15 +22,15 @@ from std_srvs.srv import Trigger
 
 from cosmos_policy_ros.cli.score import Keyboard, interview
 from cosmos_policy_ros.cli.shared import GOES_ON, add_config, add_root
-from cosmos_policy_ros.core.config import load_changed, named_file
+from cosmos_policy_ros.core.config import load_changed, load_yaml, named_file
 from cosmos_policy_ros.core.errors import ConfigError, CosmosPolicyError
 from cosmos_policy_ros.core.files import replacing
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.labels import OperatorScore, rubric_of
 from cosmos_policy_ros.episodes.topics import POLICY_NODE
-from cosmos_policy_ros.evaluation import protocol as protocols
 from cosmos_policy_ros.evaluation.plan import InitialState, Job
+from cosmos_policy_ros.evaluation.protocol import TrialProtocol, check_tasks, reference_picture
 from cosmos_policy_ros.evaluation.rig_report import outlook, unseal, write_report
 from cosmos_policy_ros.evaluation.rig_trials import FAULT, RigTrials, node_parameters, veiled
 from cosmos_policy_ros.evaluation.tables import spoken
@@ -90,10 +90,14 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _protocol(options: argparse.Namespace) -> protocols.Protocol:
+def _protocol(options: argparse.Namespace) -> TrialProtocol:
     file = named_file(options.config, config_folder("evaluations"))
-    protocol = load_changed(protocols.Protocol, file, options.set)
-    protocols.check_tasks(protocol)
+    if "groups" not in load_yaml(file):
+        raise ConfigError(
+            f"{file}: is no protocol of trials at a rig; 'cosmos evaluate' may take it"
+        )
+    protocol = load_changed(TrialProtocol, file, options.set)
+    check_tasks(protocol)
     return protocol
 
 
@@ -185,7 +189,7 @@ class _Person:
         self._keyboard, self._output, self.name = keyboard, output, name
 
     def announce(self, job: Job, prompt: str, number: str) -> None:
-        state, picture = job.state, protocols.reference_picture(self._output, job.state)
+        state, picture = job.state, reference_picture(self._output, job.state)
         print(f"\ntrial {number}: {state.task}, {spoken(state.condition)}, state {state.number}")
         for title, text in (
             ("prompt", prompt),
@@ -328,8 +332,7 @@ def _photograph(options: argparse.Namespace) -> int:
     wanted = [
         state
         for state in states
-        if state.number in options.retake
-        or not protocols.reference_picture(output, state).is_file()
+        if state.number in options.retake or not reference_picture(output, state).is_file()
     ]
     if not wanted:
         print(f"{output}: every state has its picture; --retake NUMBER takes one again")
@@ -348,7 +351,7 @@ def _photograph(options: argparse.Namespace) -> int:
                     _accepted(client.reset_rig(state.task, state.number))
                 elif keyboard.ask("  laid out? y takes the picture, n leaves it [y/n] ") != "yes":
                     continue
-                _save(camera.look(), protocols.reference_picture(output, state))
+                _save(camera.look(), reference_picture(output, state))
     finally:
         client.close()
         rclpy.try_shutdown()

@@ -58,7 +58,7 @@ class StateGroup:
 
 
 @dataclass(frozen=True)
-class Protocol:
+class TrialProtocol:
     """A file of ``config/evaluations`` for trials at a rig.
 
     Attributes:
@@ -131,7 +131,7 @@ class Protocol:
         return tuple(dict.fromkeys(group.condition for group in self.groups))
 
 
-def check_tasks(protocol: Protocol) -> None:
+def check_tasks(protocol: TrialProtocol) -> None:
     """Make sure that every task is there and has the prompts. Raises ConfigError."""
     for state in protocol.states():
         choose_prompt(load_task(state.task, config_folder("tasks")), state.prompt)

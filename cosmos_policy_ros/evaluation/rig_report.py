@@ -15,7 +15,7 @@ from cosmos_policy_ros.core.errors import ConfigError
 from cosmos_policy_ros.core.files import replace_text, replacing
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.task import load_task
-from cosmos_policy_ros.evaluation.protocol import Protocol
+from cosmos_policy_ros.evaluation.protocol import TrialProtocol
 from cosmos_policy_ros.evaluation.results import Result
 from cosmos_policy_ros.evaluation.rig_trials import Progress
 from cosmos_policy_ros.evaluation.significance import detectable, paired, states_needed
@@ -36,7 +36,7 @@ LAYING_OUT = 60.0  # s that a person takes between two trials, before any were m
 DIFFERENCES = (5.0, 10.0, 20.0)  # points, whose number of states is told
 
 
-def outlook(protocol: Protocol, progress: Progress) -> list[str]:
+def outlook(protocol: TrialProtocol, progress: Progress) -> list[str]:
     """Return how many trials there are, how long they take, and which differences they can find."""
     contenders, states = len(protocol.contenders), len(protocol.states())
     made = progress.total - len(progress.left)
@@ -61,7 +61,7 @@ def outlook(protocol: Protocol, progress: Progress) -> list[str]:
     return lines
 
 
-def _can_find(protocol: Protocol, results: Sequence[Result], states: int) -> str:
+def _can_find(protocol: TrialProtocol, results: Sequence[Result], states: int) -> str:
     names = [contender.name for contender in protocol.contenders]
     measured = [paired(results, name, names[0]) for name in names[1:]]
     spreads = [each.spread for each in measured if each.states > 4 and not math.isnan(each.spread)]
@@ -87,7 +87,7 @@ def unseal(output: Path, progress: Progress) -> None:
     replace_text(path, yaml.safe_dump({"when": now, "trials": made, "of": progress.total}))
 
 
-def report(protocol: Protocol, progress: Progress, output: Path) -> list[str]:
+def report(protocol: TrialProtocol, progress: Progress, output: Path) -> list[str]:
     """Return the tables as Markdown lines.
 
     Raises:
@@ -118,7 +118,7 @@ def report(protocol: Protocol, progress: Progress, output: Path) -> list[str]:
     ]
 
 
-def _blinding(protocol: Protocol, output: Path) -> str:
+def _blinding(protocol: TrialProtocol, output: Path) -> str:
     if not protocol.blind:
         return "The operator knew which contender ran."
     known = load_yaml(output / UNSEALED)
@@ -130,7 +130,7 @@ def _blinding(protocol: Protocol, output: Path) -> str:
     )
 
 
-def write_report(protocol: Protocol, progress: Progress, output: Path) -> list[str]:
+def write_report(protocol: TrialProtocol, progress: Progress, output: Path) -> list[str]:
     """Write the tables as Markdown, CSV and PNG, and a list of all trials; return the Markdown.
 
     Raises:

@@ -26,7 +26,7 @@ from cosmos_policy_ros.episodes.topics import DECISION_TYPE, GATE_RESULT_TYPE
 from cosmos_policy_ros.episodes.trial_info import TrialInfo, read_trial, seal, unseal
 from cosmos_policy_ros.evaluation.contenders import DIRECT, Contender
 from cosmos_policy_ros.evaluation.plan import Job, Key, remaining
-from cosmos_policy_ros.evaluation.protocol import Protocol
+from cosmos_policy_ros.evaluation.protocol import TrialProtocol
 from cosmos_policy_ros.evaluation.results import Result
 from cosmos_policy_ros.rig.run import LATE
 
@@ -64,7 +64,7 @@ class Progress:
 class RigTrials:
     """A protocol and the folder that its episodes are recorded into."""
 
-    def __init__(self, protocol: Protocol, root: Path) -> None:
+    def __init__(self, protocol: TrialProtocol, root: Path) -> None:
         """Take a checked protocol; ``root`` is the recorder's folder, which need not be there."""
         self.protocol, self._root = protocol, root
         self._jobs = protocol.jobs()

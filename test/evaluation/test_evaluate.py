@@ -160,6 +160,15 @@ def test_what_cannot_be_evaluated_is_named(
     assert "Traceback" not in error
 
 
+def test_a_protocol_for_a_rig_is_sent_to_its_own_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["aloha_paper", "--output", str(tmp_path)]) == 1
+    assert "give it to 'cosmos trials'" in capsys.readouterr().err
+    assert cosmos.main(["trials", "tiny", "--output", str(tmp_path)]) == 1
+    assert "'cosmos evaluate' may take it" in capsys.readouterr().err
+
+
 def test_another_evaluation_in_the_same_folder_is_refused(
     evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,13 +18,13 @@ from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.episodes.trial_info import sealed_metadata
 from cosmos_policy_ros.evaluation.contenders import Contender
 from cosmos_policy_ros.evaluation.plan import Job
-from cosmos_policy_ros.evaluation.protocol import Place, Protocol, StateGroup, check_tasks
+from cosmos_policy_ros.evaluation.protocol import Place, StateGroup, TrialProtocol, check_tasks
 from cosmos_policy_ros.evaluation.rig_report import outlook, unseal, write_report
 from cosmos_policy_ros.evaluation.rig_trials import RigTrials, node_parameters, veiled
 
 A = Contender("policy a", checkpoint="aloha_base")
 B = Contender("policy b", checkpoint="aloha_tuned", planning="best_of_8")
-PROTOCOL = Protocol(
+PROTOCOL = TrialProtocol(
     name="two_policies",
     contenders=(A, B),
     groups=(
@@ -176,7 +176,7 @@ def test_a_protocol_that_cannot_be_followed_is_refused(
 
 
 def test_the_papers_protocol_has_its_tasks_conditions_and_counts() -> None:
-    paper = load_config(Protocol, config_folder("evaluations") / "aloha_paper.yaml")
+    paper = load_config(TrialProtocol, config_folder("evaluations") / "aloha_paper.yaml")
     check_tasks(paper)
     counts = {(g.task, g.condition): len(g.states) for g in paper.groups}
     assert list(counts.values()) == [20, 10, 12, 8, 15, 10, 20, 6]

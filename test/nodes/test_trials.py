@@ -21,7 +21,7 @@ from cosmos_policy_ros.episodes.episode import Episode, read_episode, read_messa
 from cosmos_policy_ros.episodes.folders import State, scan
 from cosmos_policy_ros.episodes.topics import DECISION_TYPE
 from cosmos_policy_ros.episodes.trial_info import opened_metadata, read_trial
-from cosmos_policy_ros.evaluation.protocol import Protocol
+from cosmos_policy_ros.evaluation.protocol import TrialProtocol
 from cosmos_policy_ros.evaluation.rig_trials import RigTrials
 from cosmos_policy_ros.nodes.graph import NodeProcesses, node_processes
 
@@ -98,7 +98,7 @@ def test_blind_trials_interrupted_twice_are_reproduced_from_the_bags(folder: Pat
         assert "learned" not in told
     assert "The operator did not know which contender ran." in table
 
-    protocol = load_config(Protocol, folder / "rehearsal.yaml")
+    protocol = load_config(TrialProtocol, folder / "rehearsal.yaml")
     jobs, made = protocol.jobs(), episodes(folder)
     counted = [episode for episode in made if not episode.discarded]
     assert len(counted) == len(jobs) == 6

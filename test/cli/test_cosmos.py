@@ -73,7 +73,7 @@ def test_a_wrong_option_of_the_graph_is_one_line_before_anything_starts(
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("cosmos tr", {"train", "train-autoencoder"}),
+        ("cosmos tr", {"train", "train-autoencoder", "trials"}),
         ("cosmos train --re", {"--resume"}),
         ("cosmos episodes ver", {"verify"}),
     ],

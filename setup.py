@@ -54,6 +54,8 @@ setup(
         "simplejpeg>=1.7.6",
         "ruamel.yaml.clib>=0.2.8",
         "mcap>=1.6",
+        "msgpack>=1.0.3",
+        "tornado>=6.1",
         "h5py>=3.8",
         "av>=12",
         "tensorboard>=2.15",

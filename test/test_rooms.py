@@ -37,7 +37,8 @@ MAY_IMPORT = {
     "torch": {"model", "inference", "planning", "training"},
     "rclpy": {"nodes", "cli"},
     "ray": {"inference"},
-    "tornado": {"panel"},
+    "tornado": {"panel", "inference"},
+    "msgpack": {"inference"},
 }
 
 # What works beside torch, numpy, safetensors and diffusers alone, and what is then not there.

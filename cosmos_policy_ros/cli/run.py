@@ -28,6 +28,7 @@ from cosmos_policy_ros.core.task import Task, load_task
 from cosmos_policy_ros.dataset.contact_sheet import contact_sheet, future_sheet, save_sheet
 from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.topics import POLICY_NODE, find_rig
+from cosmos_policy_ros.inference.remote_config import load_remote
 from cosmos_policy_ros.inference.spec import ENGINES
 from cosmos_policy_ros.msg import Decision
 from cosmos_policy_ros.nodes.client import GraphClient
@@ -45,6 +46,8 @@ START_TIMEOUT = 120.0  # wall s for the nodes and the engine
 TRAINED_TASK, TRAINED_CHECKPOINT = "either_cube", "tiny"
 # Of the launch file's arguments, those that mean the same here.
 GRAPH_OPTIONS = (
+    "remote",
+    "remote_config",
     "checkpoint",
     "devices",
     "planning",
@@ -112,7 +115,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.engine is None and options.task == TRAINED_TASK:
+    if options.engine is None and options.remote is None and options.task == TRAINED_TASK:
         options.engine = "cosmos"
         options.checkpoint = options.checkpoint or TRAINED_CHECKPOINT
     given = {name: getattr(options, name) for name in ("engine", *GRAPH_OPTIONS)}
@@ -148,8 +151,10 @@ def _interrupt(_number: int, _frame: Any) -> NoReturn:
 
 def _run_episodes(options: argparse.Namespace, nodes: tuple[NodeProcess, ...]) -> int:
     rig = load_rig("sim", config_folder("rigs"))
+    if options.remote is not None:
+        rig = load_remote(options.remote, options.remote_config).executing(rig)
     task = load_task(options.task, config_folder("tasks"))
-    engine = options.engine or "of the rig's choice"
+    engine = options.engine or (options.remote and "remote") or "of the rig's choice"
     print(f"starting {', '.join(node.executable for node in nodes)}; engine {engine}")
     complete = succeeded = 0
     with NodeProcesses(nodes, options.root / "log") as processes:

@@ -157,8 +157,13 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        (hint,) = (a for a in args if a is not type(None))
-        return _convert(hint, value, where)
+        hints = [a for a in args if a is not type(None)]
+        if len(hints) == 1:
+            return _convert(hints[0], value, where)
+        if type(value) in hints:
+            return value
+        expected = ", ".join(each.__name__ for each in hints)
+        raise ConfigError(f"{where}: expected one of {expected}, found {_describe(value)}")
     if origin is typing.Literal:
         if value not in args:
             choices = did_you_mean(shown(value), map(str, args))

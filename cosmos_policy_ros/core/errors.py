@@ -27,6 +27,13 @@ class WorkerError(CosmosPolicyError):
     """The inference process died, hung or refused a request."""
 
 
+class RemoteError(CosmosPolicyError):
+    """A remote policy cannot be reached, fell silent, reports an error, or sends what is no chunk.
+
+    Unlike a :class:`WorkerError` it ends the run: nothing is asked again while arms move.
+    """
+
+
 class RolloutError(CosmosPolicyError):
     """An episode cannot be started, stopped, scored, written or read as asked."""
 

@@ -1,4 +1,4 @@
-"""Who takes part in an evaluation: a checkpoint, asked directly or by a search, or a baseline."""
+"""Who takes part in an evaluation: a checkpoint, a policy server, or a baseline."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from cosmos_policy_ros.dataset.windows import EpisodeWindows
 from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.folders import State, below
 from cosmos_policy_ros.inference.engines import load_engine
+from cosmos_policy_ros.inference.remote import RemotePolicy
+from cosmos_policy_ros.inference.remote_config import load_remote
 from cosmos_policy_ros.inference.spec import Decide, Engine, EngineSpec, SearchConfig
 from cosmos_policy_ros.planning.search import run_search
 from cosmos_policy_ros.rig.decision import Candidate, Decision, EngineInfo, Policy, Query
+from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.sim.demonstrator import Demonstrator
 
 DIRECT = "direct"
@@ -29,30 +32,42 @@ class Contender:
 
     Attributes:
         name: names the row.
-        engine: cosmos; demonstrator, the ceiling; or replay, the floor: a demonstration of another
-            scene, drawn anew in every trial.
+        engine: cosmos; remote, a policy server; demonstrator, the ceiling; or replay, the floor: a
+            demonstration of another scene, drawn anew in every trial.
         checkpoint: a folder or a name in ``config/models``; for replay a folder of demonstrations;
-            None for the demonstrator.
+            None for the demonstrator and a remote.
         planning: direct, or a search: a name in ``config/planning`` or a file.
         world_model: checkpoint that predicts and values in a search; None for ``checkpoint``.
         denoising_steps: None as the checkpoint says.
         jitter: how much the demonstrator's ways differ; above 3 or so it fails.
         choice: 0 to 1, which of a task's several ways the demonstrator takes; drawn where None.
+        remote: URL of the policy server, for engine remote.
+        remote_config: how it is spoken to: a name in ``config/remotes`` or a file; None for the one
+            of the URL's scheme.
+        charge_latency: let the simulated rig's clock go on for as long as each decision takes.
     """
 
     name: str
-    engine: Literal["cosmos", "demonstrator", "replay"] = "cosmos"
+    engine: Literal["cosmos", "demonstrator", "replay", "remote"] = "cosmos"
     checkpoint: str | None = None
     planning: str = DIRECT
     world_model: str | None = None
     denoising_steps: int | None = None
     jitter: float = 1.0
     choice: float | None = None
+    remote: str | None = None
+    remote_config: str | None = None
+    charge_latency: bool = False
 
     def __post_init__(self) -> None:
         if not self.name:
             raise ValueError("name: a contender needs one")
-        if self.engine != "demonstrator" and not self.checkpoint:
+        if (self.engine == "remote") != bool(self.remote):
+            raise ValueError(
+                f"contender '{self.name}': engine remote and the URL of a server under remote go "
+                f"together, found engine {self.engine} and remote {self.remote}"
+            )
+        if self.engine in ("cosmos", "replay") and not self.checkpoint:
             raise ValueError(f"contender '{self.name}': engine {self.engine} needs a checkpoint")
         if self.denoising_steps is not None and self.denoising_steps < 1:
             given = f"contender '{self.name}': denoising_steps {self.denoising_steps}"
@@ -65,10 +80,15 @@ def load_policy(contender: Contender, threads: int) -> Policy:
     """Load a contender's networks, on the CPU or the GPU that there is.
 
     Raises:
-        CosmosPolicyError: checkpoint, search or demonstrations are missing or wrong.
+        CosmosPolicyError: checkpoint, search or demonstrations are missing or wrong, or a server
+            cannot be reached.
     """
     if contender.engine == "demonstrator":
         return Demonstrator(jitter=contender.jitter, choice=contender.choice)
+    if contender.remote is not None:
+        policy = RemotePolicy(load_remote(contender.remote, contender.remote_config))
+        policy.reach()
+        return policy
     assert contender.checkpoint is not None
     if contender.engine == "replay":
         return DemonstrationReplay(Path(contender.checkpoint).expanduser())
@@ -85,6 +105,17 @@ def load_policy(contender: Contender, threads: int) -> Policy:
         world_model=contender.world_model and str(checkpoint_folder(contender.world_model)),
     )
     return EnginePolicy(load_engine(spec), search)
+
+
+def rig_of(contender: Contender, rig: RigSpec) -> RigSpec:
+    """Return the rig as it executes a contender's chunks.
+
+    Raises:
+        ConfigError: a server's URL or config is wrong, or no rig executes such chunks.
+    """
+    if contender.remote is None:
+        return rig
+    return load_remote(contender.remote, contender.remote_config).executing(rig)
 
 
 def checkpoint_folder(name: str) -> Path:

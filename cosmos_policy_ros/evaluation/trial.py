@@ -2,7 +2,7 @@
 
 Rig, observation gates, run, safety gate and chunks are the nodes' own; only the messages between
 them are left out. The rig waits while the policy thinks, as in stepped mode; or an answer comes
-after a given latency on the rig's clock, whatever the policy really took.
+after a latency on the rig's clock: a given one, or what the policy really took.
 """
 
 from __future__ import annotations
@@ -119,6 +119,8 @@ class Timing:
         latency: returns the seconds on the rig's clock until an answer comes; None for none at
             all, the rig waiting.
         make_scheduler: makes the run's.
+        charged: whether the wall seconds that each decision took pass on the rig's clock, too, on
+            top of ``latency``.
     """
 
     execution: Execution = SYNCHRONOUS
@@ -126,6 +128,7 @@ class Timing:
     make_scheduler: Callable[[Execution, Rates, LatencyTracker], InferenceScheduler] = (
         InferenceScheduler
     )
+    charged: bool = False
 
 
 class _Answer(NamedTuple):
@@ -197,6 +200,7 @@ class SimEnv:
         *,
         condition: str = USUAL,
         timing: Timing | None = None,
+        rig: RigSpec | None = None,
     ) -> Trial:
         """Place the objects and let a policy try.
 
@@ -209,15 +213,17 @@ class SimEnv:
             observers: hear of all that happens.
             condition: of the scene, see :mod:`~cosmos_policy_ros.sim.tasks`.
             timing: by default at rest, with answers in no time.
+            rig: as it executes this policy's chunks, where that is not as its file says.
         """
+        spec, gate = rig or self._spec, self._gate if rig is None else SafetyGate(rig)
         timing, self._latencies = timing or Timing(), LatencyTracker()
-        scheduler = timing.make_scheduler(timing.execution, self._spec.rates, self._latencies)
-        rig, began_ns = self._rig, self._rig.time_ns
-        rig.reset(goal.task, scene_seed, condition)
-        rig.advance(SETTLE)
+        scheduler = timing.make_scheduler(timing.execution, spec.rates, self._latencies)
+        sim, began_ns = self._rig, self._rig.time_ns
+        sim.reset(goal.task, scene_seed, condition)
+        sim.advance(SETTLE)
         sensors = SensorBuffer(self._rarely_seen)
-        run = Run(goal, self._spec, sensors, self._gate, LIMITS, None, scheduler=scheduler)
-        self._observers, self._latency = observers, timing.latency
+        run = Run(goal, spec, sensors, gate, LIMITS, None, scheduler=scheduler)
+        self._observers, self._latency, self._charged = observers, timing.latency, timing.charged
         self._in_motion = scheduler.asks_in_motion
         self._seen_ns, self._first_wait_ns = -1, 0
         self._transitions: list[ChunkTransition] = []
@@ -226,17 +232,17 @@ class SimEnv:
         try:
             self._play(run, sensors, policy)
         except RigError as error:  # the physics became unstable
-            run.stop(rig.time_ns, "fault", str(error))
+            run.stop(sim.time_ns, "fault", str(error))
         assert run.outcome is not None
         return Trial(
             seed=scene_seed,
             outcome=run.outcome,
-            reached=rig.reached,
-            stages=len(rig.stages),
+            reached=sim.reached,
+            stages=len(sim.stages),
             chunks=run.chunks,
             refused=run.refused,
             late=run.late,
-            seconds=(rig.time_ns - began_ns) / 1e9,
+            seconds=(sim.time_ns - began_ns) / 1e9,
             idle=(run.idle_ns - self._first_wait_ns) / 1e9,
             thinking=tuple(self._thinking),
             transitions=tuple(self._transitions),
@@ -278,8 +284,10 @@ class SimEnv:
             return
         finally:
             self._thinking.append(time.perf_counter() - began)
-        latency_ns = 0 if self._latency is None else round(self._latency() * 1e9)
-        due_ns = self._rig.time_ns + latency_ns
+        latency = 0.0 if self._latency is None else self._latency()
+        if self._charged:
+            latency += self._thinking[-1]
+        due_ns = self._rig.time_ns + round(latency * 1e9)
         self._pending = _Answer(decision, query.observation.stamp_ns, due_ns)
 
     def _take(self, run: Run, answer: _Answer) -> None:

@@ -39,6 +39,11 @@ def load_engine(spec: EngineSpec, admit: Admit = lambda footprint: None) -> Engi
         from cosmos_policy_ros.inference.cosmos_engine import load_cosmos
 
         return load_cosmos(spec, admit)
+    if spec.engine == "remote":
+        from cosmos_policy_ros.inference.remote import load_remote_policy
+
+        assert spec.remote is not None
+        return DirectEngine(load_remote_policy(spec.remote))
     from cosmos_policy_ros.sim.demonstrator import Demonstrator
 
     return DirectEngine(Demonstrator(gripper=spec.gripper))

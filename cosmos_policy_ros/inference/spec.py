@@ -15,6 +15,7 @@ import yaml
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.core.config import parse_config
+from cosmos_policy_ros.inference.remote_config import Remote
 from cosmos_policy_ros.model.config import Numerics
 from cosmos_policy_ros.model.layout import ValueMode
 from cosmos_policy_ros.rig.arms import Gripper
@@ -23,8 +24,8 @@ from cosmos_policy_ros.rig.decision import EngineInfo, Query
 Aggregation = Literal["majority_mean", "average", "lcb", "success_vote"]
 Stage = Literal["sample_actions", "predict_future", "predict_value"]
 STAGES: tuple[Stage, ...] = ("sample_actions", "predict_future", "predict_value")
-EngineName = Literal["cosmos", "demonstrator"]
-ENGINES: tuple[EngineName, ...] = ("cosmos", "demonstrator")
+EngineName = Literal["cosmos", "demonstrator", "remote"]
+ENGINES: tuple[EngineName, ...] = ("cosmos", "demonstrator", "remote")
 Latents = NDArray[np.float32]
 Images = Mapping[str, NDArray[np.uint8]]  # (S, S, 3) RGB per camera role
 
@@ -102,7 +103,7 @@ def parse_search(text: str, where: str) -> SearchConfig:
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """What an engine is built from; all but ``engine`` and ``gripper`` is for the cosmos engine."""
+    """What an engine is built from; what names no other engine is for the cosmos engine."""
 
     engine: EngineName
     checkpoint: str = ""  # folder
@@ -117,6 +118,12 @@ class EngineSpec:
     search: SearchConfig | None = None  # None: the policy's one proposal
     world_model: str | None = None  # folder of the checkpoint that predicts; None: the policy's
     gripper: Gripper | None = None  # the rig's, for the demonstrator, who works in metres
+    remote: Remote | None = None  # the server that the remote engine asks
+
+    @property
+    def place(self) -> str:
+        """Where the policy is, for people: a device, or a server's URL."""
+        return self.device if self.remote is None else self.remote.url
 
 
 @dataclass(frozen=True)

@@ -244,7 +244,7 @@ class ProcessHost(Host):
     ) -> None:
         """Start nothing yet; without a budget memory is granted if the device has it."""
         super().__init__()
-        self.title, self.name = f"engine {spec.engine} on {spec.device}", "inference process"
+        self.title, self.name = f"engine {spec.engine} on {spec.place}", "inference process"
         self._spec, self._load, self._budget = spec, load, budget or MemoryBudget()
         self._context = mp.get_context("spawn")
         self._process: BaseProcess | None = None

@@ -114,10 +114,26 @@ POLICY = (
     Option(
         "engine",
         DEFAULT,
-        "what decides: cosmos, or demonstrator (simulated rig only); default: cosmos on a real rig "
-        "and for a search, else the demonstrator",
+        "what decides: cosmos, demonstrator (simulated rig only), or remote, a policy server; "
+        "default: remote where one is named, else cosmos on a real rig and for a search, else the "
+        "demonstrator",
         argument=True,
-        choices=("cosmos", "demonstrator", DEFAULT),
+        choices=("cosmos", "demonstrator", "remote", DEFAULT),
+    ),
+    Option(
+        "remote",
+        NONE,
+        "engine remote: the policy server's URL, openpi://127.0.0.1:8000 or act://127.0.0.1:8777; "
+        "the chunks executed are then as long and as fast as its config says",
+        argument=True,
+    ),
+    Option(
+        "remote_config",
+        DEFAULT,
+        "engine remote: how the server is spoken to: a name in config/remotes (openpi_aloha, "
+        "openvla_oft_aloha, cosmos_aloha) or a YAML file; default: openpi_aloha for openpi://, "
+        "openvla_oft_aloha for act://",
+        argument=True,
     ),
     Option(
         "checkpoint",
@@ -206,7 +222,13 @@ POLICY = (
     Option("observation_timeout", 10.0, "wall s to wait for a usable observation", 0.1, 600.0),
     Option("brake_seconds", 0.4, "s to bring a moving arm to rest on a stop", 0.04, 2.0),
     Option("start_timeout", 600.0, "wall s for the model to load", 1.0, 7200.0),
-    Option("query_timeout", 60.0, "wall s for one task of a model, then it hangs", 0.1, 3600.0),
+    Option(
+        "query_timeout",
+        60.0,
+        "wall s for one task of a model, then it hangs; a remote's deadlines are in its config",
+        0.1,
+        3600.0,
+    ),
     Option(
         "dry_run",
         False,

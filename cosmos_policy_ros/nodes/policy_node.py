@@ -83,7 +83,7 @@ class PolicyNode(shell.ManagedNode):
             self._inputs.sources,
             self._motion_clock,
             engine.engine,
-            engine.checkpoint,
+            engine.checkpoint or (engine.remote.url if engine.remote else ""),
             images=settings.rig.recording.text,
             identity=self._identity,
             heartbeat=self._watchdog.needed,

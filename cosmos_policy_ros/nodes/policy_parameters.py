@@ -12,6 +12,7 @@ from cosmos_policy_ros.core.config import load_config, named_file
 from cosmos_policy_ros.core.errors import CheckpointError, ConfigError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.task import Task, load_task
+from cosmos_policy_ros.inference.remote_config import exposure, load_remote
 from cosmos_policy_ros.inference.spec import EngineSpec, SearchConfig
 from cosmos_policy_ros.inference.worker import WorkerLimits
 from cosmos_policy_ros.model.config import CheckpointConfig
@@ -26,13 +27,14 @@ from cosmos_policy_ros.rig.run import RunLimits
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
 MAY_BE_NONE = {o.name for o in POLICY if o.default in (DEFAULT, NONE)} | {"watchdog"}
+REMOTE_SLACK = 10.0  # s beyond a remote's own deadlines after which its process counts as hung
 TINY_CHECKPOINT = "tiny_random"
 RELEASED_CHECKPOINT = "nvidia/Cosmos-Policy-ALOHA-Predict2-2B"
 
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """Everything the node needs, validated."""
+    """Everything the node needs, validated; ``rig`` executes chunks as the engine makes them."""
 
     rig: RigSpec
     task: Task
@@ -74,8 +76,21 @@ def read_settings(node: Node) -> PolicySettings:
     search = None
     if planning is not None:
         search = load_config(SearchConfig, named_file(planning, config_folder("planning")))
+    remote = None
+    if (url := value("remote")) is not None:
+        remote = load_remote(url, value("remote_config"))
+        rig = remote.executing(rig)
+    engine: Any = value("engine")
+    if engine is None and remote is not None:
+        engine = "remote"
+    if (engine == "remote") != (remote is not None):
+        raise ConfigError(
+            "engine remote needs the URL of a policy server: give remote:=openpi://127.0.0.1:8000"
+            if remote is None
+            else f"remote {remote.url} needs engine remote, not {engine}"
+        )
     real = rig.kind == "real"
-    engine: Any = value("engine") or ("cosmos" if real or search is not None else "demonstrator")
+    engine = engine or ("cosmos" if real or search is not None else "demonstrator")
     if engine == "demonstrator" and rig.kind != "sim":
         raise ConfigError(
             f"engine demonstrator knows only the simulated rig, this is '{rig.name}'; "
@@ -99,10 +114,15 @@ def read_settings(node: Node) -> PolicySettings:
             search=search,
             world_model=str(_checkpoint(world_model, rig)) if world_model else None,
             gripper=rig.arms.left.gripper,
+            remote=remote,
         ),
         devices=devices,
         ray=value("ray"),
-        worker=WorkerLimits(value("start_timeout"), value("query_timeout"), value("restarts")),
+        worker=WorkerLimits(
+            value("start_timeout"),
+            value("query_timeout") if remote is None else remote.longest + REMOTE_SLACK,
+            value("restarts"),
+        ),
         run=RunLimits(value("observation_timeout"), value("brake_seconds")),
         seed=value("seed"),
         deadline=value("deadline"),
@@ -126,6 +146,9 @@ def warnings(settings: PolicySettings) -> tuple[str, ...]:
     Raises:
         CheckpointError: its statistics cannot be read.
     """
+    if (remote := settings.engine.remote) is not None:
+        unknown = f"which checkpoint {remote.url} has is unknown, as told by the server"
+        return tuple(filter(None, (unknown, exposure(remote))))
     if settings.engine.engine != "cosmos":
         return ()
     idle = settings.devices[1:] if settings.engine.search is None else ()

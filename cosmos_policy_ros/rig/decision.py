@@ -85,8 +85,9 @@ class Decision:
         reason: why that one.
         phases: wall seconds per named phase of the computation, in order.
         denoising_steps: 0 for an engine that does not denoise.
-        engine: "cosmos" or "demonstrator".
-        checkpoint_digest: sha256 over the checkpoint's files; "" when there is none.
+        engine: "cosmos", "demonstrator" or "remote".
+        checkpoint_digest: sha256 over the checkpoint's files; "" when there is none, or it is a
+            server's.
         world_model_digest: the same of the world model's checkpoint; "" for no search.
         numerics: "released" or "paper"; "" for an engine that has none.
         search: its settings, one line of YAML; "" for no search.
@@ -123,7 +124,7 @@ class EngineInfo:
 
 
 class Policy(Protocol):
-    """An engine; implemented in ``model`` (cosmos) and ``sim`` (demonstrator)."""
+    """An engine; implemented in ``model``, ``sim`` (demonstrator) and ``inference`` (remote)."""
 
     @property
     def info(self) -> EngineInfo:

@@ -20,7 +20,7 @@ from cosmos_policy_ros.rig.collision import CollisionModel
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rig.tracking import deviation
 
-SHAKE_ROWS = 10  # over which an arm joint's mean acceleration is limited
+SHAKE_SECONDS = 0.4  # over which an arm joint's mean acceleration is limited: ten rows at 25 Hz
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ class SafetyGate:
         self._step = rig.max_velocity * rig.gate.velocity_scale * rig.rates.dt
         self._acceleration = rig.max_acceleration
         self._shake = rig.max_acceleration * (rig.gate.shake or np.inf)
+        self._shake_rows = max(round(SHAKE_SECONDS / rig.rates.dt), 1)
         self._ramp_in = round(rig.gate.ramp_in / rig.rates.dt)  # rows
         self._collisions = None if rig.geometry is None else CollisionModel(rig.geometry)
 
@@ -205,9 +206,10 @@ class SafetyGate:
         near = furthest <= self._gate.ramp_in_jump
         if not self._ramp_in or acceptable or not near or not inside:
             return chunk, ""
-        share = (1 + np.cos(np.pi * np.arange(self._ramp_in) / self._ramp_in)) / 2
+        rows = min(self._ramp_in, len(chunk))
+        share = (1 + np.cos(np.pi * np.arange(rows) / rows)) / 2
         led = chunk.copy()
-        led[: self._ramp_in] += share[:, None] * off
+        led[:rows] += share[:, None] * off
         # Between two poses within the limits, but not always on the straight way.
         led = np.clip(led, self._lower, self._upper)
         return led, f"led over from the held pose, {furthest:.3f} rad off"
@@ -301,11 +303,11 @@ class SafetyGate:
             steps[0, GRIPPER_INDICES] = 0.0
             accelerations[1] = np.maximum(accelerations[0], accelerations[1])
         accelerations = accelerations[1:]
-        squares = np.vstack([np.zeros((SHAKE_ROWS, STATE_DIM)), accelerations**2])
-        sums = np.cumsum(squares, axis=0)
-        shaking = np.sqrt((sums[SHAKE_ROWS:] - sums[:-SHAKE_ROWS]) / SHAKE_ROWS)
+        over = self._shake_rows
+        sums = np.cumsum(np.vstack([np.zeros((over, STATE_DIM)), accelerations**2]), axis=0)
+        shaking = np.sqrt((sums[over:] - sums[:-over]) / over)
         advice = "of acceleration: the policy jerks; compare its rate with the rig's"
-        mean = f"of acceleration, root mean square over {SHAKE_ROWS} rows: the policy shakes"
+        mean = f"of acceleration, root mean square over {over} rows: the policy shakes"
         unit = "rad/s^2"
         return (
             self._worst("step_speed", steps, self._step, "in one control step: too fast", first)

@@ -84,6 +84,7 @@ GRIPPER_RANGES: dict[str, tuple[float, float]] = {
 # one row of 40 ms to the next.
 MAX_ACCELERATION = (5.0, 100.0)
 BASE_DISTANCE = 3.0  # m; how far a base may stand from the origin along each axis
+LEAST_BRAKE = 0.08  # s; at full speed a joint slows by 39 rad/s^2
 # Other numbers of a rig must be above 0.
 OFF_AT_0 = (
     "frozen_after",
@@ -116,8 +117,11 @@ class Rates:
 
     @property
     def loss_brake(self) -> float:
-        """Seconds to rest once a source is lost: blind, so two control periods and no further."""
-        return 2 * self.dt
+        """Seconds to rest once a source is lost: blind, so two control periods and no further.
+
+        Rows that lie closer stop no arm in less time.
+        """
+        return max(2 * self.dt, LEAST_BRAKE)
 
     @property
     def dt(self) -> float:
@@ -171,7 +175,7 @@ class GateLimits:
             ``ramp_in_jump``, is led over from there; 0 leaves chunks as they are, and
             ``start_jump`` refuses.
         ramp_in_jump: of any arm joint [rad].
-        shake: root mean square of an arm joint's acceleration over ten rows, as a part of its
+        shake: root mean square of an arm joint's acceleration over 0.4 s, as a part of its
             max_acceleration; 0 for no limit.
         drift: a run is told from which sum on its chunks' first rows have led an arm joint away
             from the commanded pose in one direction [rad]; 0 for never.
@@ -439,6 +443,29 @@ class RigSpec:
     def with_images(self, images: Literal["jpeg", "raw"]) -> RigSpec:
         """Return the rig with raw cameras' images recorded so."""
         return replace(self, recording=replace(self.recording, images=images))
+
+    def executing(self, rows: int, dt: float) -> RigSpec:
+        """Return the rig as it executes chunks of another length and rate than its file says.
+
+        Limits in rad/s, rad/s^2 and s stay what they are.
+
+        Args:
+            rows: per chunk.
+            dt: seconds between them.
+
+        Raises:
+            ConfigError: no rig that moves takes such chunks.
+        """
+        for name, value, (low, high), unit in (
+            ("rows per chunk", float(rows), RANGES["rates"]["chunk_steps"], ""),
+            ("rate", 1.0 / dt, RANGES["rates"]["control"], " Hz"),
+        ):
+            if not low <= value <= high:
+                raise ConfigError(
+                    f"rig '{self.name}': a chunk's {name} of {value:g}{unit} is outside {low:g} to "
+                    f"{high:g}{unit}"
+                )
+        return replace(self, rates=replace(self.rates, control=1.0 / dt, chunk_steps=rows))
 
     def command(self, positions: Array) -> Array:
         """Return (K, 14) targets in policy units as the drivers take them."""

@@ -22,6 +22,8 @@ from cosmos_policy_ros.rig.run import LATE
 from cosmos_policy_ros.rig.safety_gate import GateContext, GateResult, SafetyGate
 from cosmos_policy_ros.rig.spec import RigSpec
 
+REMOTE = "remote"  # what a remote policy's decisions name as their engine
+
 
 @dataclass
 class Checked:
@@ -60,7 +62,6 @@ def check_episode(path: Path, rig: RigSpec | None = None) -> Checked:
     # The bag defines its messages itself, and may have put anything into them.
     with reading(path, "an episode", RolloutError, VERIFY):
         windows = EpisodeWindows(read_episode(path))
-        gate = SafetyGate(rig or windows.rig.rig)
         names = [windows.rig.topic(f"{POLICY_NODE}/{name}") for name in ("decision", "gate_result")]
         recorded: dict[str, list[Any]] = {name: [] for name in names}
         for topic, _, message in read_messages(path, names):
@@ -68,27 +69,45 @@ def check_episode(path: Path, rig: RigSpec | None = None) -> Checked:
         # Each decision is published before its gate result, so they belong together by their order.
         pairs = list(zip(*recorded.values(), strict=False))
         found = Checked(path, decided=bool(pairs))
-        if pairs:
-            _check_decisions(found, windows, gate, pairs, compare=rig is None)
-        else:
-            _check_steps(found, windows, gate)
+        if not pairs:
+            _check_steps(found, windows, SafetyGate(rig or windows.rig.rig))
+            return found
+        judging = _executing(rig or windows.rig.rig, pairs)
+        if judging.rates.dt != windows.rig.rig.rates.dt:
+            windows = EpisodeWindows(
+                windows.episode, judging.rates.dt, windows.indexed, windows.sent
+            )
+        _check_decisions(found, windows, judging, pairs, compare=rig is None)
         return found
+
+
+def _executing(rig: RigSpec, pairs: list[tuple[Any, ...]]) -> RigSpec:
+    """Return the rig as it executed the chunks of an episode.
+
+    A remote policy's are of another length and rate than the rig's file says; what passed the gate
+    tells which.
+    """
+    for decision, result in pairs:
+        if result.accepted and decision.engine == REMOTE:
+            return rig.executing(int(decision.steps), float(decision.dt))
+    return rig
 
 
 def _check_decisions(
     found: Checked,
     windows: EpisodeWindows,
-    gate: SafetyGate,
+    rig: RigSpec,
     pairs: list[tuple[Any, ...]],
     *,
     compare: bool,
 ) -> None:
     """Judge (decision, recorded gate result) pairs; ``compare`` with what was recorded."""
+    gate = SafetyGate(rig)
     for decision, recorded in pairs:
         if recorded.rule == LATE:
             continue  # it was not judged
         try:
-            result, context = _judge(windows, gate, decision, recorded)
+            result, context = _judge(windows, gate, rig.rates.dt, decision, recorded)
         except ObservationError:
             found.skipped += 1
             continue
@@ -104,9 +123,12 @@ def _check_decisions(
 
 
 def _judge(
-    windows: EpisodeWindows, gate: SafetyGate, decision: Any, recorded: Any
+    windows: EpisodeWindows, gate: SafetyGate, dt: float, decision: Any, recorded: Any
 ) -> tuple[GateResult, GateContext]:
-    """Judge a decision in the context of its recorded gate result; raises ObservationError."""
+    """Judge a decision in the context of its recorded gate result; raises ObservationError.
+
+    ``dt`` are the seconds between two rows of a chunk.
+    """
     rig, now_ns, seen_ns = windows.rig.rig, stamp_ns(recorded), stamp_ns(decision)
     measured, age = windows.measured(now_ns)
     before = [s for s in windows.sent if s.start_ns < now_ns and s.chunk_id != decision.chunk_id]
@@ -121,7 +143,7 @@ def _judge(
     path = TimedChunk(
         chunk_id=last.chunk_id,
         start_ns=last.start_ns,
-        dt=rig.rates.dt,
+        dt=dt,
         start=last.positions[0],
         positions=last.positions,
         max_velocity=rig.max_velocity,

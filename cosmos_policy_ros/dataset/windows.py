@@ -74,7 +74,9 @@ class Sent(NamedTuple):
 def find_steps(sent: Sequence[Sent], dt: float) -> Steps:
     """Return the steps of an episode's chunks, in order, ``dt`` seconds each.
 
-    Rows that lie closer are thinned out: a 50 Hz source gives every second action.
+    Rows that lie closer are thinned out: of a policy's 50 rows a second every second one is kept,
+    in motion from one chunk on into the next. What is left of a chunk at its end and is shorter
+    than a step is none.
 
     Raises:
         RolloutError: the trajectories' rows do not fall on whole steps.
@@ -84,16 +86,22 @@ def find_steps(sent: Sequence[Sent], dt: float) -> Steps:
     actions: list[Array] = []
     stretch: list[NDArray[np.int64]] = []
     number = 0
+    after_ns = None  # when the last step ends, where the next chunk took over in motion
     for index, each in enumerate(sent):
+        first_ns, after_ns = after_ns, None
         undecided = each.chunk_id.endswith(BRAKE) or each.chunk_id == CHUNK_ID
         # A trajectory without a row stops the controller where it is.
         if undecided or not len(each.offsets_ns):
             number += 1
             continue
-        rows, due_ns = _on_grid(each, step_ns)
+        phase_ns = 0 if first_ns is None else _phase(each, first_ns, step_ns)
+        rows, due_ns = _on_grid(each, step_ns, phase_ns)
         if index + 1 < len(sent):
             # Replaced before it ended: the rows that were still to come moved nothing.
-            executed = each.start_ns + due_ns <= sent[index + 1].start_ns + step_ns // 2
+            half_ns = min(step_ns, _spacing(each)) // 2
+            executed = each.start_ns + due_ns <= sent[index + 1].start_ns + half_ns
+            if len(rows) and not executed.all():
+                after_ns = each.start_ns + int(due_ns[executed][-1]) if executed.any() else first_ns
             rows, due_ns = rows[executed], due_ns[executed]
         times.append(each.start_ns + due_ns - step_ns)
         actions.append(each.positions[rows])
@@ -103,22 +111,38 @@ def find_steps(sent: Sequence[Sent], dt: float) -> Steps:
     return Steps(np.concatenate(times), np.concatenate(actions), np.concatenate(stretch))
 
 
-def _on_grid(sent: Sent, step_ns: int) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
-    """Return the rows that are due at whole steps, and when [ns from the start]."""
-    offsets_ns = sent.offsets_ns
+def _spacing(sent: Sent) -> int:
+    """Return the nanoseconds between two rows."""
+    return int(np.median(np.diff(sent.offsets_ns, prepend=0)))
+
+
+def _phase(sent: Sent, first_ns: int, step_ns: int) -> int:
+    """Return when within a step a chunk's rows go on from the one before, 0 if none does."""
+    phase_ns = (first_ns - sent.start_ns) % step_ns
+    there = np.abs(sent.offsets_ns % step_ns - phase_ns) <= DT_TOLERANCE * NS_PER_S
+    return phase_ns if there.any() else 0
+
+
+def _on_grid(sent: Sent, step_ns: int, phase_ns: int) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    """Return the rows that are due at whole steps from ``phase_ns`` on, and when [ns]."""
+    offsets_ns, tolerance_ns = sent.offsets_ns - phase_ns, round(DT_TOLERANCE * NS_PER_S)
     steps = (offsets_ns + step_ns // 2) // step_ns
-    on_grid = np.flatnonzero(np.abs(offsets_ns - steps * step_ns) <= DT_TOLERANCE * NS_PER_S)
+    on_grid = np.flatnonzero(np.abs(offsets_ns - steps * step_ns) <= tolerance_ns)
     found, first = np.unique(steps[on_grid], return_index=True)
-    count = int(steps[-1])
-    wanted = (found > 0) & (found <= count)
+    least = 0 if phase_ns > tolerance_ns else 1
+    most = int((offsets_ns[-1] + tolerance_ns) // step_ns)
+    wanted = (found >= least) & (found <= most)
     # There must be a row for every step; a last one that is due in years makes no list of years.
-    if count <= 0 or np.count_nonzero(wanted) != count:
-        between = np.diff(offsets_ns, prepend=0) / NS_PER_S
+    count = most - least + 1
+    spacing_ns = max(_spacing(sent), 1)
+    too_short = count == 0 and step_ns % spacing_ns <= tolerance_ns
+    if count < 0 or np.count_nonzero(wanted) != count or (count == 0 and not too_short):
+        between = np.diff(sent.offsets_ns, prepend=0) / NS_PER_S
         raise RolloutError(
             f"trajectory '{sent.chunk_id}' has rows {between.min():g} to {between.max():g} s "
             f"apart, which is no whole part of the {step_ns / NS_PER_S:g} s between two actions"
         )
-    return on_grid[first[wanted]], found[wanted] * step_ns
+    return on_grid[first[wanted]], found[wanted] * step_ns + phase_ns
 
 
 def read_sent(

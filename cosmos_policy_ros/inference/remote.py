@@ -126,8 +126,8 @@ def read_actions(config: RemoteConfig, reply: object, state: Array) -> Array:
     if len(bad):
         row, column = map(int, bad[0])
         raise UnreadableError(
-            f"has actions of which {len(bad)} values are not finite, the first in row {row}, "
-            f"column {column}: {rows[row, column]}"
+            f"has actions that are not finite: {rows[row, column]} in row {row}, column {column}, "
+            f"of {len(bad)} in all"
         )
     if actions.kind != "absolute":
         rows = np.cumsum(rows, axis=0) if actions.kind == "delta" else rows
@@ -238,7 +238,7 @@ class _Inbox:
     """
 
     def __init__(self) -> None:
-        self.surplus = False
+        self.surplus = self.ended = False
         self._expected: asyncio.Future[str | bytes | None] | None = None
 
     def expect(self) -> asyncio.Future[str | bytes | None]:
@@ -248,6 +248,7 @@ class _Inbox:
 
     def on_message(self, message: str | bytes | None) -> None:
         """Take a message."""
+        self.ended = self.ended or message is None
         if self._expected is not None and not self._expected.done():
             self._expected.set_result(message)
         elif message is not None:
@@ -291,6 +292,8 @@ class _OpenPi:
         message = wire.encode_msgpack(request)
         if self._inbox.surplus:
             raise RemoteError("it has sent a message that was not asked for")
+        if self._inbox.ended:
+            return self._read(None)
         reply = self._inbox.expect()
         await self._connection.write_message(message, binary=True)
         return self._read(await reply)
@@ -308,7 +311,8 @@ class _OpenPi:
             code = None if connection is None else connection.close_code
             reason = None if connection is None else connection.close_reason
             why = f" (code {code}{': ' + shown(reason, TOLD) if reason else ''})" if code else ""
-            raise RemoteError(f"it closed the connection{why}")
+            most = f"what is no message of at most {wire.MAX_BYTES >> 20} MiB"
+            raise RemoteError(f"it closed the connection{why or f', or sent {most}'}")
         return wire.decode_msgpack(message)
 
 
@@ -366,9 +370,7 @@ class _Act:
             raise RemoteError(f"it answers HTTP {response.code}{to}{': ' + text if text else ''}")
         encoding = response.headers.get("Content-Encoding", "identity")
         if encoding != "identity":
-            raise RemoteError(
-                f"it answers in encoding '{shown(encoding)}', which was not asked for"
-            )
+            raise RemoteError(f"it answers in encoding '{shown(encoding)}', not asked for")
         reply = wire.decode_json(body)
         if isinstance(reply, str):
             # Both servers say no more than "error" to a prompt or a shape that they do not know.
@@ -393,7 +395,7 @@ class RemotePolicy:
         url = self._remote.url
         warnings = [f"checkpoint unknown, as told by the server: {self._client.told or 'nothing'}"]
         if self._unreachable:
-            warnings = [f"{self._unreachable}; the next run tries again"]
+            warnings = [f"not reached yet, each run tries anew ({self._unreachable})"]
         if warning := exposure(self._remote):
             warnings.append(warning)
         return EngineInfo(warning=f"{url}: {'; '.join(warnings)}")
@@ -412,7 +414,6 @@ class RemotePolicy:
         finally:
             self._lost = "there is no connection"
             self._drop()
-        self._unreachable = ""
 
     def decide(self, query: Query) -> Decision:
         """Ask the server. Raises RemoteError: it did not answer in time, or with no chunk."""
@@ -461,7 +462,7 @@ class RemotePolicy:
         seconds = self._remote.config.deadlines.connect
         with self._failing():
             self._loop.do(self._client.connect(seconds), seconds)
-            self._lost = ""
+            self._lost = self._unreachable = ""
 
     def _drop(self) -> None:
         with contextlib.suppress(Exception):

@@ -205,7 +205,7 @@ def _array(data: object, type_name: object, shape: object) -> NDArray[Any]:
     if dtype == np.bool_ and data.translate(None, b"\0\1"):
         raise UnreadableError("has an array of truth values that are neither 0 nor 1")
     # An empty one may have sides that no array can have.
-    if not size and any(n > MAX_BYTES for n in shape):
+    if not size and math.prod(filter(None, shape)) > MAX_BYTES:
         raise UnreadableError(f"has an array of shape {shown(shape)}")
     return np.frombuffer(data, dtype).reshape(tuple(shape))
 
@@ -308,5 +308,7 @@ def _check_msgpack(message: bytes) -> None:
             open_values.append(inner)
             if len(open_values) - 1 > MAX_DEPTH:
                 raise UnreadableError(f"nests more than {MAX_DEPTH} levels deep")
-    if at != end:
+    if at > end:
+        raise UnreadableError("cannot be read as msgpack: it is cut off")
+    if at < end:
         raise UnreadableError(f"cannot be read as msgpack: it ends at byte {at} of {end}")

@@ -217,6 +217,30 @@ def test_a_faster_source_is_thinned_out(writing: Writing) -> None:
     assert due_ms(windows) == list(range(440, 2401, 40))
 
 
+def test_a_chunk_of_odd_rows_ends_with_its_last_whole_step(writing: Writing) -> None:
+    """Of a policy that executes half a second at 50 Hz, in motion too."""
+    writing.seconds(3.0)
+    writing.trajectory(chunk(400, rows=25, dt=0.02))
+    path = chunk(1000, "run/1", rows=25, dt=0.02)
+    writing.trajectory(path)
+    for number, (seen_ms, answered_ms) in enumerate([(1210, 1315), (1530, 1632)], 2):
+        now_ns = START_NS + answered_ms * MS
+        blend = Blend(path, chunk(seen_ms, f"run/{number}", 25, 0.02), now_ns, 5)
+        path = blend.chunk(f"run/{number}", blend.blended())
+        writing.trajectory(path)
+    assert (path.start_ns - START_NS) // MS % 40 == 20, "it takes over between two steps"
+    windows = windows_of(writing.recording.finish("stopped"))
+    due = (windows.steps.times_ns - START_NS) // MS + 40
+    assert due.tolist() == [*range(440, 900, 40), *range(1040, 1040 + 40 * (len(due) - 12), 40)]
+    assert due[-1] > 1960
+    np.testing.assert_allclose(windows.steps.actions[:, 0], due / 1e4, atol=1e-3)
+
+
+def test_a_chunk_shorter_than_a_step_holds_none(writing: Writing) -> None:
+    windows = sent(writing, 2.0, chunk(400, rows=1, dt=0.02), chunk(800, "run/1", rows=3, dt=0.02))
+    assert due_ms(windows) == [840]
+
+
 def test_rows_between_the_steps_are_refused(writing: Writing) -> None:
     writing.seconds(3.0)
     writing.trajectory(chunk(400, dt=0.03))

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
+from helpers.policy_servers import PolicyServer, openpi, swing
 from rosbags.typesys.store import Typestore
 
-from cosmos_policy_ros.core.errors import ObservationError
+from cosmos_policy_ros.core.errors import ConfigError, ObservationError, RemoteError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.task import load_task
+from cosmos_policy_ros.dataset.gate_replay import check_episode
 from cosmos_policy_ros.dataset.windows import EpisodeWindows
 from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.store import EpisodeStore
-from cosmos_policy_ros.evaluation.trial import JUDGE, SimEnv, Trial, TrialBag
+from cosmos_policy_ros.evaluation.contenders import Contender, load_policy, rig_of
+from cosmos_policy_ros.evaluation.trial import JUDGE, SimEnv, Timing, Trial, TrialBag
 from cosmos_policy_ros.model.images import reduce
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Decision, EngineInfo, Query
+from cosmos_policy_ros.rig.execution import Execution
 from cosmos_policy_ros.rig.run import Goal
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.sim.demonstrator import Demonstrator
@@ -198,3 +203,62 @@ def test_a_trials_bag_holds_what_was_seen_and_told(recorded: Recorded) -> None:
         np.testing.assert_allclose(seen.state, query.observation.state, atol=1e-12)
         for role, image in seen.images.items():
             np.testing.assert_array_equal(image, reduce(query.observation.images[role], 64))
+
+
+class Ponders(Hold):
+    """Takes its time."""
+
+    def decide(self, query: Query) -> Decision:
+        time.sleep(0.3)
+        return super().decide(query)
+
+
+def test_what_a_policy_takes_can_be_charged_to_the_rigs_clock(env: SimEnv) -> None:
+    free = env.run(goal(chunk_limit=3), 0, Ponders())
+    charged = env.run(goal(chunk_limit=3), 0, Ponders(), timing=Timing(charged=True))
+    assert min(charged.thinking) >= 0.3
+    assert free.idle == 0.0 and free.seconds == pytest.approx(6.2)
+    tick = 0.01  # s, to the next one of which each answer is rounded up
+    assert charged.seconds == pytest.approx(6.2 + sum(charged.thinking), abs=3 * tick)
+    assert charged.idle == pytest.approx(sum(charged.thinking[1:]), abs=2 * tick)
+
+
+def test_a_remote_policys_trial_executes_its_own_rows(
+    env: SimEnv, rig: RigSpec, types: Typestore, tmp_path: Path
+) -> None:
+    """25 rows at 50 Hz, at rest and in motion, and the bag is one like any other."""
+    with PolicyServer(openpi(swing)) as server:
+        contender = Contender("pi0", "remote", remote=f"openpi://127.0.0.1:{server.port}")
+        policy, executing = load_policy(contender, 1), rig_of(contender, rig)
+        assert (executing.rates.chunk_steps, executing.rates.dt) == (25, 0.02)
+        for timing in (Timing(), Timing(Execution("asynchronous"), lambda: 0.1)):
+            store = EpisodeStore(tmp_path, types, clock=lambda: env.time_ns)
+            task = load_task(TASK, config_folder("tasks"))
+            bag, notes = TrialBag(store, types, rig, task, seed=3, engine="remote"), Notes()
+            trial = env.run(
+                goal(chunk_limit=4), 3, policy, [bag, notes], timing=timing, rig=executing
+            )
+            assert (trial.outcome.outcome, trial.chunks, trial.refused) == ("chunk_limit", 4, 0)
+            assert {each.dt for each in notes.chunks} == {0.02}
+            episode = read_episode(bag.finish(trial.outcome.outcome, trial.score))
+            assert episode.quality.go, episode.quality.reasons
+            windows = EpisodeWindows(episode)
+            whole = 12 * 4 if timing.latency is None else round(trial.seconds / 0.04) - 9
+            assert len(windows) == pytest.approx(whole, abs=2)
+            assert check_episode(episode.path).judged == -(-len(windows) // 50)
+        refused = env.run(goal(), 3, policy)  # on the rig as its file says
+        assert refused.outcome.message.startswith("3 chunks refused in a row")
+        assert "takes (50, 14) at 0.04 s" in refused.outcome.message
+
+
+def test_a_remote_contender_needs_a_server() -> None:
+    with pytest.raises(ValueError, match="go together"):
+        Contender("pi0", "remote")
+    with pytest.raises(ValueError, match="go together"):
+        Contender("mine", checkpoint="tiny", remote="openpi://localhost")
+    with pytest.raises(ConfigError, match="no URL"):
+        load_policy(Contender("pi0", "remote", remote="localhost"), 1)
+    with PolicyServer(openpi(swing)) as server:
+        pass
+    with pytest.raises(RemoteError, match="no connection"):
+        load_policy(Contender("pi0", "remote", remote=f"openpi://127.0.0.1:{server.port}"), 1)

@@ -360,3 +360,55 @@ def test_a_held_pose_outside_the_limits_leads_nowhere(joint: int) -> None:
     assert verdict.accepted
     assert verdict.positions is not None
     np.testing.assert_array_equal(verdict.positions, chunk)
+
+
+@given(
+    arm_joints,
+    st.floats(0.5, 3.0),  # Hz
+    st.floats(0.01, 1.0),  # rad
+    st.booleans(),
+)
+def test_a_motion_gets_one_answer_at_any_rate(
+    joint: int, hertz: float, reach: float, dies_away: bool
+) -> None:
+    """The same motion as 25 and as 50 rows a second, but for one that is nearly at a limit."""
+
+    def answer(dt: float, size: float) -> str:
+        seconds = np.arange(1, round(2.0 / dt) + 1) * dt
+        fade = np.minimum(1.0, (2.0 - seconds) / 0.5) if dies_away else np.ones(len(seconds))
+        chunk = np.tile(POSE, (len(seconds), 1))
+        way = size * (1 - np.cos(2 * np.pi * hertz * seconds)) / 2 * fade
+        chunk[:, joint] += way * (1 if POSE[joint] < (RIG.lower + RIG.upper)[joint] / 2 else -1)
+        gate = SafetyGate(RIG.executing(len(seconds), dt))
+        verdict = gate.judge(chunk, dt, GateContext(POSE, POSE))
+        assert verdict.accepted or verdict.joint == joint
+        return verdict.rule or "passes"
+
+    # Within a fifth of a limit two samplings of one curve may differ.
+    around = {answer(dt, reach * scale) for dt in (0.04, 0.02) for scale in (0.8, 1.25)}
+    if len(around) == 1:
+        assert answer(0.04, reach) == answer(0.02, reach) == around.pop()
+
+
+@pytest.mark.parametrize(
+    ("hertz", "reach", "rule"),
+    [(0.5, 0.4, ""), (0.7, 1.6, "step_speed"), (4.0, 0.22, "shaking"), (6.0, 0.15, "acceleration")],
+)
+def test_and_each_answer_is_given(hertz: float, reach: float, rule: str) -> None:
+    for dt in (0.04, 0.02, 0.01):
+        seconds = np.arange(1, round(2.0 / dt) + 1) * dt
+        chunk = np.tile(POSE, (len(seconds), 1))
+        chunk[:, 0] += reach * (1 - np.cos(2 * np.pi * hertz * seconds)) / 2
+        gate = SafetyGate(RIG.executing(len(seconds), dt))
+        assert gate.judge(chunk, dt, GateContext(POSE, POSE)).rule == rule, dt
+
+
+def test_a_chunk_shorter_than_the_ramp_in_is_led_over_within_it() -> None:
+    gate = SafetyGate(LEADING.executing(10, 0.02))
+    chunk = np.tile(POSE, (10, 1))
+    chunk[:, 0] += 0.05
+    verdict = gate.judge(chunk, 0.02, GateContext(POSE, POSE))
+    assert verdict.accepted, verdict.message
+    assert verdict.positions is not None
+    np.testing.assert_allclose(verdict.positions[0], POSE, atol=1e-12)
+    assert (np.diff(verdict.positions[:, 0]) > 0).all()

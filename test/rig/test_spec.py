@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -333,3 +334,22 @@ def test_a_leaders_gripper_is_in_radians(tmp_path: Path) -> None:
     (tmp_path / "sim.yaml").write_text(yaml.dump(changed, Dumper=DUMPER))
     with pytest.raises(ConfigError, match="leader: closed: -40 is outside -7 to 7"):
         load_rig(str(tmp_path / "sim.yaml"), RIGS)
+
+
+def test_a_rig_executes_other_chunks_within_its_own_limits() -> None:
+    rig = load_rig("sim", RIGS)
+    fast = rig.executing(25, 0.02)
+    assert (fast.rates.chunk_steps, fast.rates.control, fast.rates.dt) == (25, 50.0, 0.02)
+    assert replace(fast, rates=rig.rates) == rig
+    assert (fast.rates.joint_states, fast.rates.cameras) == (100.0, 25.0)
+    # No arm is stopped in less time for being told where to go more often.
+    assert fast.rates.loss_brake == rig.rates.loss_brake == pytest.approx(0.08)
+    assert rig.executing(10, 0.1).rates.loss_brake == pytest.approx(0.2)
+    for rows, dt, words in (
+        (251, 0.04, "rows per chunk of 251 is outside 1 to 250"),
+        (0, 0.04, "rows per chunk of 0"),
+        (50, 0.001, "rate of 1000 Hz is outside 5 to 100 Hz"),
+        (50, 1.0, "rate of 1 Hz"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            rig.executing(rows, dt)

@@ -267,13 +267,16 @@ class Generator:
 
     def _plain(self, module: str, hint: ast.AST) -> str:
         """Return a type in plain words."""
-        if isinstance(hint, ast.BinOp):  # X | None
-            return f"{self._plain(module, hint.left)}, or null"
+        if isinstance(hint, ast.BinOp):  # X | None, or one of several
+            left, right = self._plain(module, hint.left), ast.unparse(hint.right)
+            return f"{left}, or {'null' if right == 'None' else self._plain(module, hint.right)}"
         if isinstance(hint, ast.Subscript):
             outer, inner = ast.unparse(hint.value), hint.slice
             entries = inner.elts if isinstance(inner, ast.Tuple) else [inner]
             if outer == "Literal":
                 return " / ".join(f"`{ast.literal_eval(each)}`" for each in entries)
+            if outer == "Mapping":
+                return f"mapping to {self._plain(module, entries[1])}"
             if ast.unparse(entries[-1]) == "...":
                 return f"list of {self._plain(module, entries[0])}"
             return f"{len(entries)} times {self._plain(module, entries[0])}"

@@ -42,7 +42,8 @@ def test_the_reference_has_what_the_code_has(site: Path) -> None:
     files = [path for kind in ("msg", "srv", "action") for path in (ROOT / kind).glob(f"*.{kind}")]
     assert files and all(f'id="{path.stem.lower()}"' in messages for path in files)
     config = (site / "reference/config.html").read_text()
-    for name in ("arms.left", "gate", "rubric", "optimiser", "contenders[]", "aggregation"):
+    blocks = "arms.left gate rubric optimiser contenders[] images[] aggregation"
+    for name in blocks.split():
         assert f">{name}<" in config
 
 
@@ -100,11 +101,13 @@ def test_the_tasks_and_evaluations_of_the_how_tos(tmp_path: Path) -> None:
     from cosmos_policy_ros.core.config import load_config
     from cosmos_policy_ros.core.task import Task
     from cosmos_policy_ros.evaluation.evaluate import EvaluationConfig
+    from cosmos_policy_ros.inference.remote_config import RemoteConfig
     from cosmos_policy_ros.training.config import TrainingConfig
 
     for page, kinds in (
         ("how-to/add-a-task.md", [Task]),
         ("how-to/evaluate.md", [EvaluationConfig]),
+        ("how-to/compare-with-another-policy.md", [RemoteConfig, EvaluationConfig]),
         ("tutorials/first-checkpoint.md", [TrainingConfig, EvaluationConfig]),
     ):
         blocks = re.findall(r"```yaml\n(.*?)```", (DOC / page).read_text(), re.DOTALL)

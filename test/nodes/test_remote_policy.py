@@ -16,11 +16,14 @@ from helpers.policy_servers import PolicyServer, openpi, swing
 from helpers.waiting import PATIENCE
 from rclpy.serialization import deserialize_message
 
+from cosmos_policy_ros.core.errors import ConfigError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.dataset.contact_sheet import contact_sheet, future_sheet
 from cosmos_policy_ros.dataset.gate_replay import check_episode
 from cosmos_policy_ros.dataset.windows import EpisodeWindows
 from cosmos_policy_ros.episodes.episode import read_episode
+from cosmos_policy_ros.nodes.options import POLICY
+from cosmos_policy_ros.nodes.policy_parameters import read_settings, warnings
 from cosmos_policy_ros.panel.timeline import EpisodeTimeline
 
 HALF_SECOND = 13  # periods; a chunk takes twelve and a half
@@ -136,3 +139,42 @@ def test_the_gate_judges_what_a_server_sends(rooms: Rooms) -> None:
     assert {each.rule for each in graph.wire.read(GATE_RESULT)} == {"start_jump"}
     assert graph.accepted() == [0, 0]
     assert all(state.engine == "remote" for state in graph.wire.read(POLICY_STATE))
+
+
+def given(**values: Any) -> Any:
+    """Return a node with these parameters, and the defaults of the others."""
+    known = {o.name: None if isinstance(o.default, type) else o.default for o in POLICY} | values
+    return SimpleNamespace(get_parameter=lambda name: SimpleNamespace(value=known[name]))
+
+
+def test_a_url_makes_the_engine_and_what_the_rig_executes() -> None:
+    settings = read_settings(given(remote="openpi://127.0.0.1"))
+    assert (settings.engine.engine, settings.engine.place) == ("remote", "openpi://127.0.0.1")
+    rates = settings.rig.rates
+    assert (rates.chunk_steps, rates.dt, rates.loss_brake) == (25, 0.02, 0.08)
+    assert settings.execution.blend_rows == 10, "0.2 s"
+    # The process is ended only once the server's own deadlines have passed.
+    assert settings.worker.query_timeout > 5.0 + 300.0
+    (unknown,) = warnings(settings)
+    assert unknown == "which checkpoint openpi://127.0.0.1 has is unknown, as told by the server"
+    settings = read_settings(given(remote="act://gpu-box", remote_config="cosmos_aloha"))
+    assert (settings.rig.rates.chunk_steps, settings.rig.rates.dt) == (50, 0.04)
+    _, exposed = warnings(settings)
+    assert "gpu-box is another machine" in exposed
+    assert read_settings(given()).rig.rates.chunk_steps == 50
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"engine": "remote"}, "engine remote needs the URL of a policy server: give remote:="),
+        ({"engine": "cosmos", "remote": "act://localhost"}, "needs engine remote, not cosmos"),
+        ({"remote": "localhost:8000"}, "is no URL of a policy server"),
+        ({"remote": "act://localhost", "remote_config": "openpi_aloha"}, "is for wire openpi"),
+        ({"remote": "act://localhost", "planning": "best_of_8"}, "needs engine cosmos, not remote"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(values: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read_settings(given(**values))
+    assert words in str(refused.value)

@@ -6,6 +6,7 @@ What it sends passes the same gate; when it is gone the arms hold, and the next 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np

@@ -169,6 +169,11 @@ def _order(how: _Layout) -> list[int]:
     return [index for part in how.layout for index in PARTS[part]]
 
 
+def _is_not_ours(record: logging.LogRecord) -> bool:
+    """Return whether a record may be logged: tornado's, of our thread, are tracebacks."""
+    return record.threadName != ENGINE
+
+
 class _EventLoop:
     """An event loop in a thread of its own, which answers a server's pings between the queries."""
 
@@ -176,6 +181,8 @@ class _EventLoop:
         self._loop = asyncio.new_event_loop()
         # What a hostile server makes go wrong in a task is told by what was waited for.
         self._loop.set_exception_handler(lambda loop, context: None)
+        for name in ("tornado.application", "tornado.general"):
+            logging.getLogger(name).addFilter(_is_not_ours)
         self._thread = threading.Thread(target=self._loop.run_forever, name=ENGINE, daemon=True)
         self._thread.start()
 
@@ -505,8 +512,6 @@ class RemotePolicy:
 
 def load_remote_policy(remote: Remote) -> RemotePolicy:
     """Return the policy of a server, which need not be there yet: each run connects anew."""
-    # What a hostile server makes its reader stumble over is told in our errors' words.
-    logging.getLogger("tornado").setLevel(logging.CRITICAL)
     policy = RemotePolicy(remote)
     with contextlib.suppress(RemoteError):
         policy.reach()

@@ -68,8 +68,8 @@ def recorded_decision(path: Path, index: int) -> tuple[Any, Observation]:
     recorded = found[index]
     if recorded.engine != "cosmos":
         raise RolloutError(
-            f"{path}: decision {index} was made by engine {recorded.engine}, which keeps a plan "
-            "between its queries; only decisions of engine cosmos can be made again"
+            f"{path}: decision {index} was made by engine {recorded.engine}, and only decisions of "
+            "engine cosmos can be made again"
         )
     if not hasattr(recorded, "search"):
         raise RolloutError(

@@ -511,7 +511,7 @@ REPLIES = {
 
 @pytest.mark.parametrize("name", REPLIES)
 def test_what_is_no_chunk_is_one_clear_error(
-    name: str, connect: Callable[..., RemotePolicy]
+    name: str, connect: Callable[..., RemotePolicy], caplog: pytest.LogCaptureFixture
 ) -> None:
     wire, serve, words = REPLIES[name]
     with PolicyServer(serve) as server:
@@ -525,6 +525,7 @@ def test_what_is_no_chunk_is_one_clear_error(
     text = str(failed.value)
     assert text.startswith(f"{wire}://127.0.0.1:{server.port}: ") and words in text
     assert text.isprintable() and len(text) < 500
+    assert not caplog.records, "nor is a traceback logged"
 
 
 def endless_frames(connection: Connection) -> None:

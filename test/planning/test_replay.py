@@ -132,7 +132,7 @@ def test_a_checkpoint_is_found_by_its_digest(tmp_path: Path) -> None:
     [
         (1, "no decision 1: it has 1, 0 to 0"),
         (-1, "no decision -1"),
-        (0, "was made by engine demonstrator, which keeps a plan"),
+        (0, "was made by engine demonstrator, and only decisions of engine cosmos"),
     ],
 )
 def test_what_cannot_be_made_again_is_told(

@@ -28,6 +28,7 @@ from cosmos_policy_ros.evaluation.contenders import DIRECT, Contender
 from cosmos_policy_ros.evaluation.plan import Job, Key, remaining
 from cosmos_policy_ros.evaluation.protocol import TrialProtocol
 from cosmos_policy_ros.evaluation.results import Result
+from cosmos_policy_ros.inference.remote_config import DEFAULTS
 from cosmos_policy_ros.rig.run import LATE
 
 FAULT = "fault"  # outcome of a run that something else than the policy's skill has ended
@@ -230,6 +231,8 @@ def node_parameters(contender: Contender) -> dict[str, bool | int | float | str]
         "checkpoint": contender.checkpoint or "default",
         "planning": "none" if contender.planning == DIRECT else contender.planning,
         "world_model": contender.world_model or "default",
+        "remote": contender.remote or "none",
+        "remote_config": contender.remote_config or "default",
     }
     if contender.denoising_steps is not None:
         values["denoising_steps"] = contender.denoising_steps
@@ -238,7 +241,11 @@ def node_parameters(contender: Contender) -> dict[str, bool | int | float | str]
 
 def veiled(text: str, contender: Contender) -> str:
     """Return a message without what would tell the contender to an operator."""
-    for telling in (contender.name, contender.checkpoint, contender.world_model):
+    secrets = [contender.name, contender.checkpoint, contender.world_model]
+    if contender.remote:
+        usual = [name for _, _, name in DEFAULTS.values()]
+        secrets += [contender.remote, contender.remote_config, *usual]
+    for telling in secrets:
         if telling:
             # With the folders before it: a checkpoint is named by its path as well.
             text = re.sub(rf"[\w./~-]*{re.escape(telling)}[\w./-]*", "(sealed)", text)

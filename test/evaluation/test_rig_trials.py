@@ -193,7 +193,15 @@ def test_a_contender_is_a_node_of_other_parameters_and_its_errors_do_not_name_it
         "checkpoint": "aloha_tuned",
         "planning": "best_of_8",
         "world_model": "default",
+        "remote": "none",
+        "remote_config": "default",
     }
     assert node_parameters(replace(A, denoising_steps=5))["denoising_steps"] == 5
     found = veiled("/models/aloha_tuned/text.safetensors: no prompt of policy b", B)
     assert found == "(sealed): no prompt of (sealed)"
+    served = Contender("pi0", engine="remote", remote="openpi://127.0.0.1:8000")
+    assert node_parameters(served)["remote"] == "openpi://127.0.0.1:8000"
+    found = veiled(
+        f"query failed: {served.remote}: as the remote config 'openpi_aloha' says", served
+    )
+    assert found == "query failed: (sealed): as the remote config '(sealed)' says"

@@ -28,10 +28,10 @@ from cosmos_policy_ros.core.paths import config_folder, package_share
 from cosmos_policy_ros.core.task import load_task
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.episodes.trial_info import TrialInfo
-from cosmos_policy_ros.evaluation.contenders import Contender, load_policy
+from cosmos_policy_ros.evaluation.contenders import Contender, load_policy, rig_of
 from cosmos_policy_ros.evaluation.plan import InitialState, Job, plan, remaining
 from cosmos_policy_ros.evaluation.results import Result, read_results, to_line
-from cosmos_policy_ros.evaluation.trial import SimEnv, TrialBag
+from cosmos_policy_ros.evaluation.trial import SimEnv, Timing, TrialBag
 from cosmos_policy_ros.inference.ray_host import connect
 from cosmos_policy_ros.inference.worker import as_answer
 from cosmos_policy_ros.rig.decision import Policy
@@ -280,7 +280,15 @@ class Worker:
         goal = Goal(run_id, self._task.name, prompt, limit, 0, job.noise_seed)
         bag = None if keep == "none" else self._begin_bag(contender, job, policy.info.digest)
         observers = () if bag is None else (bag,)
-        trial = self._env.run(goal, state.number, policy, observers, condition=state.condition)
+        trial = self._env.run(
+            goal,
+            state.number,
+            policy,
+            observers,
+            condition=state.condition,
+            timing=Timing(charged=contender.charge_latency),
+            rig=None if contender.remote is None else rig_of(contender, self._rig),
+        )
         episode = ""
         if bag is not None and trial.crashed:
             bag.discard(trial.outcome.message)
@@ -318,7 +326,7 @@ class Worker:
                 self._task,
                 seed=job.noise_seed,
                 engine=contender.engine,
-                checkpoint=contender.checkpoint or "",
+                checkpoint=contender.checkpoint or contender.remote or "",
                 checkpoint_digest=digest,
                 trial=TrialInfo("", state.condition, state.number, contender.name),
             )

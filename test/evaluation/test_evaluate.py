@@ -6,11 +6,13 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from helpers.forked import forked_evaluations
+from helpers.policy_servers import PolicyServer, openpi, swing
 
 from cosmos_policy_ros.cli import cosmos
 from cosmos_policy_ros.episodes.episode import read_episode
@@ -158,6 +160,23 @@ def test_what_cannot_be_evaluated_is_named(
     error = capsys.readouterr().err
     assert words in error
     assert "Traceback" not in error
+
+
+def test_a_servers_chunks_are_executed_as_they_are_and_its_latency_may_be_charged(
+    tmp_path: Path,
+) -> None:
+    """Its 25 rows at 50 Hz were refused, since the rig takes 50 at 25 Hz."""
+    with PolicyServer(openpi(swing)) as server:
+        remote = f"openpi://127.0.0.1:{server.port}"
+        free = Contender("free", "remote", remote=remote)
+        config = EvaluationConfig(
+            TASK, (free, replace(free, name="charged", charge_latency=True)), trials=1, processes=0
+        )
+        found = {result.contender: result for result in evaluate(config, tmp_path)}
+    for result in found.values():
+        assert (result.outcome, result.refused) == ("time_limit", 0)
+        assert result.chunks == 40  # of half a second, in the task's 20 s
+    assert found["charged"].seconds > found["free"].seconds
 
 
 def test_a_protocol_for_a_rig_is_sent_to_its_own_command(

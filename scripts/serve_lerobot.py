@@ -246,6 +246,7 @@ class Policy:
             torch.manual_seed(seed % 2**63)
         with torch.inference_mode():
             batch = self._before(batch)
+            batch.pop("action", None)  # of a training sample; here it is None
             policy.reset()
             # Diffusion Policy, VQ-BeT and TD-MPC look into their own queues of observations.
             queues = getattr(policy, "_queues", None) or {}

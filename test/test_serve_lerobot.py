@@ -11,6 +11,7 @@ import http.client
 import importlib.util
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -23,6 +24,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import connect
+
+from cosmos_policy_ros.core.errors import RemoteError
+from cosmos_policy_ros.inference.remote import RemotePolicy
+from cosmos_policy_ros.inference.remote_config import RemoteDeadlines, load_remote
+from cosmos_policy_ros.rig.decision import Query
+from cosmos_policy_ros.rig.observation import Observation
 
 FILE = Path(__file__).parents[1] / "scripts/serve_lerobot.py"
 _spec = importlib.util.spec_from_file_location("serve_lerobot", FILE)
@@ -281,6 +288,39 @@ def test_an_error_is_a_text_frame_and_ends_the_connection(
         next_one.recv(PATIENCE)
         next_one.send(encode(request()))
         assert "actions" in decode(next_one.recv(PATIENCE))
+
+
+def test_the_engine_of_this_package_and_the_script_understand_each_other(
+    served: tuple[Stub, int],
+) -> None:
+    _, port = served
+    shipped = load_remote(f"openpi://127.0.0.1:{port}", "lerobot_aloha")
+    patient = RemoteDeadlines(connect=PATIENCE, first_answer=PATIENCE, answer=PATIENCE)
+    fitted = replace(
+        shipped.config,
+        images=(replace(shipped.config.images[0], size=(4, 6)),),
+        actions=replace(shipped.config.actions, rows=5, executed=3),
+        deadlines=patient,
+    )
+    images = {"primary": np.full((48, 64, 3), 7, np.uint8)}
+    seen = Observation(stamp_ns=1, images=images, state=np.linspace(0, 1, 14), ages={})
+    policy = RemotePolicy(replace(shipped, config=fitted))
+    try:
+        decision = policy.decide(Query("a_task", "fold", 7, 0, seen))
+        np.testing.assert_allclose(decision.positions, np.repeat(seen.state[None], 3, 0), rtol=1e-6)
+        assert "stub" in decision.reason and "server" in decision.phases
+        with pytest.raises(RemoteError, match="KeyError: 'no such layer'"):
+            policy.decide(Query("a_task", "break", 7, 1, seen))
+    finally:
+        policy.close()
+    # As shipped its images are those of an ALOHA's cameras.
+    other = RemotePolicy(replace(shipped, config=replace(shipped.config, deadlines=patient)))
+    everywhere = dict.fromkeys(("primary", "left_wrist", "right_wrist"), images["primary"])
+    try:
+        with pytest.raises(RemoteError, match=r"has shape \(480, 640, 3\), must be \(3, 4, 6\)"):
+            other.decide(Query("a_task", "fold", 7, 0, replace(seen, images=everywhere)))
+    finally:
+        other.close()
 
 
 def test_health_is_told_while_the_policy_thinks(served: tuple[Stub, int]) -> None:

@@ -20,6 +20,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -301,7 +302,8 @@ async def run_server(
             known = isinstance(error, ValueError)
             logging.error("%s: %s", socket.remote_address, error, exc_info=not known)
             message = str(error) if known else f"{type(error).__name__}: {error}"
-            await socket.send(message[:MAX_MESSAGE])
+            with suppress(ConnectionClosed):
+                await socket.send(message[:MAX_MESSAGE])
             await socket.close(CloseCode.INTERNAL_ERROR, "see the text frame")
 
     def health(socket: ServerConnection, request: Request) -> Response | None:
@@ -328,8 +330,8 @@ def main() -> None:
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="the wire is neither encrypted nor "
-        "authenticated: for another machine use an ssh tunnel (%(default)s)",
+        help="the wire is neither encrypted nor authenticated: to be reached from another "
+        "machine, use an ssh tunnel (%(default)s)",
     )
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (%(default)s)")
     parser.add_argument("--device", default="cpu", help="torch's: cpu, cuda (%(default)s)")
@@ -337,18 +339,21 @@ def main() -> None:
     parser.add_argument(
         "--fps",
         type=float,
-        help="rows per second, for the client to see; by "
-        "default the training data set's, if it is still there",
+        help="rows per second, for the client to see; by default those of the training's data "
+        "set, if it is still there",
     )
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="serve_lerobot: %(message)s")
     if not (options.checkpoint / "config.json").is_file():
         parser.error(f"{options.checkpoint}: has no config.json; give the folder pretrained_model")
-    if options.threads:
-        import torch
+    try:
+        if options.threads:
+            import torch
 
-        torch.set_num_threads(options.threads)
-    policy = Policy(options.checkpoint, options.device, options.fps)
+            torch.set_num_threads(options.threads)
+        policy = Policy(options.checkpoint, options.device, options.fps)
+    except ModuleNotFoundError as error:
+        parser.exit(1, f"no module '{error.name}': start this with the Python that has LeRobot\n")
     print(json.dumps(policy.metadata, indent=2), flush=True)
 
     def started(port: int) -> None:
@@ -356,6 +361,8 @@ def main() -> None:
 
     try:
         asyncio.run(run_server(policy, options.host, options.port, started))
+    except OSError as error:  # the port is taken, or the address is not this machine's
+        parser.exit(1, f"{options.host}:{options.port}: {error.strerror}\n")
     except KeyboardInterrupt:
         print("stopped", flush=True)
 

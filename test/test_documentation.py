@@ -107,7 +107,10 @@ def test_the_tasks_and_evaluations_of_the_how_tos(tmp_path: Path) -> None:
     for page, kinds in (
         ("how-to/add-a-task.md", [Task]),
         ("how-to/evaluate.md", [EvaluationConfig]),
-        ("how-to/compare-with-another-policy.md", [RemoteConfig, EvaluationConfig]),
+        (
+            "how-to/compare-with-another-policy.md",
+            [RemoteConfig, EvaluationConfig, EvaluationConfig, RemoteConfig, EvaluationConfig],
+        ),
         ("tutorials/first-checkpoint.md", [TrainingConfig, EvaluationConfig]),
     ):
         blocks = re.findall(r"```yaml\n(.*?)```", (DOC / page).read_text(), re.DOTALL)

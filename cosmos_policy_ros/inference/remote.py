@@ -70,6 +70,8 @@ def build_request(config: RemoteConfig, query: Query) -> dict[str, Any]:
     put(config.state.key, _to_layout(seen.state, config.state))
     if config.prompt:
         put(config.prompt, config.prompts.get(query.prompt, query.prompt))
+    if config.seed:
+        put(config.seed, query.seed)
     for key, value in config.constants.items():
         put(key, value)
     return request

@@ -149,6 +149,8 @@ class RemoteConfig:
         actions: the chunk that comes back.
         prompt: where the prompt stands in a request; empty to send none.
         prompts: by this package's prompts those that the policy knows; others are sent unchanged.
+        seed: where the query's seed stands, for a server that draws its noise by it; empty to send
+            none.
         constants: further fields of every request, by where they stand.
         deadlines: how long the server may take.
     """
@@ -160,13 +162,14 @@ class RemoteConfig:
     actions: RemoteActions
     prompt: str = ""
     prompts: Mapping[str, str] = field(default_factory=dict)
+    seed: str = ""
     constants: Mapping[str, Constant] = field(default_factory=dict)
     deadlines: RemoteDeadlines = field(default_factory=RemoteDeadlines)
 
     def __post_init__(self) -> None:
         """Refuse keys that stand in each other's way."""
         keys = [*(image.key for image in self.images), self.state.key, *self.constants]
-        keys += [self.prompt] if self.prompt else []
+        keys += [key for key in (self.prompt, self.seed) if key]
         for key in keys:
             if not all(key.split("/")):
                 raise ValueError(f"key '{shown(key)}' has an empty part")

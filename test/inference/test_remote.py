@@ -152,6 +152,7 @@ def test_a_wrong_address_is_refused_with_a_right_one(
         ("wire: openpi", "wire: grpc"),
         ("prompt: prompt", "prompt: prompt\nconstants: {a: [1]}"),
         ("prompt: prompt", "prompt: prompt\nconstants: {state/x: 1}"),
+        ("prompt: prompt", "prompt: prompt\nseed: prompt"),
     ],
 )
 def test_a_config_that_cannot_be_meant_is_refused(change: str, words: str, tmp_path: Path) -> None:
@@ -215,6 +216,8 @@ def test_images_are_stretched_or_padded_and_their_channels_ordered() -> None:
 def test_prompts_are_mapped_and_constants_sent() -> None:
     config = load_remote("openpi://localhost").config
     config = replace(config, prompts={"put candy in bag": "fill the bag"}, constants={"a/b": 2.5})
+    assert "seed" not in build_request(config, query())
+    assert build_request(replace(config, seed="seed"), query())["seed"] == 7
     request = build_request(config, query())
     assert (request["prompt"], request["a"]) == ("fill the bag", {"b": 2.5})
     assert build_request(config, query(prompt="other"))["prompt"] == "other"

@@ -200,8 +200,8 @@ class EpisodeLibrary:
         """Hold what was predicted against what was obtained, over all scored episodes.
 
         Each decision of a scored episode that predicted a value is a point. Discarded episodes and
-        sealed trials are left out. A call ends after :data:`READING` seconds: call again until "left"
-        is 0.
+        sealed trials are left out. A call ends after :data:`READING` seconds: call again until
+        "left" is 0.
 
         Returns:
             "points" (at most :data:`MOST_SCATTERED`): "episode", "t", "predicted", "obtained" (the

@@ -19,6 +19,7 @@ export class Trials {
     this.button = document.getElementById("unseal");
     this.table = document.getElementById("trials-table");
     this.picture = ""; // which one is asked for or shown
+    this.problem = ""; // why it is not
     this.overlay = null;
     this.level.addEventListener("input", () => this.mix());
     this.button.addEventListener("click", () => this.unseal());
@@ -35,13 +36,14 @@ export class Trials {
     this.say(this.title, trial ? `Trial ${number} of ${total}` : total ? `All ${total} trials are made` : "Trials");
     document.getElementById("prepare").hidden = !trial;
     this.showFacts(trial, Boolean(now.unscored));
+    this.look(trials.laying_out && trial ? trial.picture : "");
     this.say(this.note, [
+      this.problem,
       trials.repeated ? `${trials.repeated} did not count and were made again.` : "",
       trial || !total ? "" : `The tables are printed by: ${trials.command}`,
     ].filter(Boolean).join(" "));
     this.button.hidden = !total;
     if (!this.sure) this.name();
-    this.look(trials.laying_out && trial ? trial.picture : "");
     this.blend.hidden = !this.overlay;
   }
 
@@ -68,6 +70,7 @@ export class Trials {
   async look(picture) {
     if (picture === this.picture) return;
     this.picture = picture;
+    this.problem = "";
     this.remove();
     if (!picture) return;
     try {
@@ -76,7 +79,7 @@ export class Trials {
       if (picture === this.picture) this.show(bitmap);
       bitmap.close();
     } catch (error) {
-      if (picture === this.picture) this.say(this.note, error.message);
+      if (picture === this.picture) this.problem = error.message;
     }
   }
 

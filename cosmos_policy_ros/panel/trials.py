@@ -137,13 +137,15 @@ class PanelTrials:
         """Note that the contenders are known, write the tables, and return them as Markdown.
 
         Raises:
-            ConfigError: trials are left and ``before_the_end`` is false, which says what it costs;
-                the episodes do not fit the protocol; or the disk refused.
+            ConfigError: none is made; trials are left and ``before_the_end`` is false, which says
+                what it costs; the episodes do not fit the protocol; or the disk refused.
         """
         look = self.look()
         if look.progress is None:
             raise ConfigError(look.trouble)
         left = len(look.progress.left)
+        if left == look.progress.total:
+            raise ConfigError("no trial is made yet, so that there is no table to show")
         if left and look.sealed and not before_the_end:
             raise ConfigError(f"{left} trials are not made yet: {UNSEALED_EARLY}; confirm it")
         try:

@@ -35,14 +35,14 @@ export class Trials {
     const { trial, number, total } = trials;
     this.say(this.title, trial ? `Trial ${number} of ${total}` : total ? `All ${total} trials are made` : "Trials");
     document.getElementById("prepare").hidden = !trial;
-    this.showFacts(trial, Boolean(now.unscored));
+    this.showFacts(trial, Boolean(now.unscored)); // its boxes have the room
     this.look(trials.laying_out && trial ? trial.picture : "");
     this.say(this.note, [
       this.problem,
       trials.repeated ? `${trials.repeated} did not count and were made again.` : "",
       trial || !total ? "" : `The tables are printed by: ${trials.command}`,
     ].filter(Boolean).join(" "));
-    this.button.hidden = !total;
+    this.button.hidden = !total || Boolean(now.unscored);
     if (!this.sure) this.name();
     this.blend.hidden = !this.overlay;
   }
@@ -51,7 +51,6 @@ export class Trials {
     if (element.textContent !== text) element.textContent = text;
   }
 
-  // While an episode is scored its boxes have the room.
   showFacts(trial, scoring) {
     const all = trial ? [["task", `${trial.task}, ${trial.condition}`], ["state", `${trial.state}`],
       ["prompt", trial.prompt], ["lay out", trial.setup], ["this one", trial.place],

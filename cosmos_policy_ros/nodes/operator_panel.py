@@ -10,6 +10,7 @@ nodes' own states.
 from __future__ import annotations
 
 import asyncio
+import copy
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -255,7 +256,7 @@ class OperatorPanel(shell.ManagedNode):
         return Graph(
             presence=graph.presence(),
             inactive=graph.inactive(),
-            policy=graph.policy,
+            policy=self._told(graph.policy),
             recorder=graph.recorder,
             arm_interface=graph.arm_interface,
             records=self._records,
@@ -270,6 +271,14 @@ class OperatorPanel(shell.ManagedNode):
         """Whether the page may show nothing that tells a contender."""
         return self._trials is not None and self._trials.trials.seen.sealed
 
+    def _told(self, policy: Any) -> Any:
+        """Return the policy node's state without what tells a sealed contender."""
+        if policy is None or not self._sealed:
+            return policy
+        told = copy.copy(policy)
+        told.message = self._veil(policy.message)
+        return told
+
     def _veil(self, text: str) -> str:
         return self._trials.trials.veil(text) if self._trials else text
 
@@ -280,9 +289,9 @@ class OperatorPanel(shell.ManagedNode):
         minutes = minutes_left(self._free_bytes, self._kept_free, self._rate)
         return {
             "tone": tone,
-            "sentence": self._veil(text),
+            "sentence": text,
             "nodes": known.presence,
-            "refusals": {name: self._veil(each) for name, each in allowed(known).items()},
+            "refusals": allowed(known),
             "policy": _fields(graph.policy, ("armed", "run_id")),
             "recorder": _fields(
                 graph.recorder, ("phase", "episode_id", "seconds", "go", "reasons")
@@ -443,7 +452,7 @@ class OperatorPanel(shell.ManagedNode):
         except CosmosPolicyError:
             # Between two contenders the policy node has no such service, and sends nothing.
             if self._trials is not None and self._trials.between:
-                return {"message": "nothing moves: a contender is being loaded, disarmed"}
+                return {"message": "nothing moves: the policy node has no contender loaded"}
             raise
 
     async def _prepare(self, _: Nothing) -> dict[str, Any]:

@@ -65,8 +65,8 @@ class TrialSequence:
 
     @property
     def between(self) -> bool:
-        """Whether the policy node is between two contenders, and so can move nothing."""
-        return self.preparing and POLICY_NODE in self._graph.inactive()
+        """Whether the policy node is between two contenders: not active, it can move nothing."""
+        return POLICY_NODE in self._graph.inactive()
 
     def trial(self) -> Trial:
         """Return how far the trials are, for the page's sentence."""
@@ -118,7 +118,8 @@ class TrialSequence:
             assert graph.policy is not None, "it is waited for"
             self._prepared = job.key, graph.policy.identity
         except CosmosPolicyError as error:
-            self._failed = f"No contender could be loaded: {str(error).rstrip('.')}."
+            why = self.trials.veil(str(error)).rstrip(".")
+            self._failed = f"No contender could be loaded: {why}."
             raise
         finally:
             self.preparing = False

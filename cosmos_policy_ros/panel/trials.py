@@ -16,7 +16,6 @@ import cv2
 import numpy as np
 
 from cosmos_policy_ros.bags.messages import EpisodeMetadata
-from cosmos_policy_ros.core.config import load_config, named_file
 from cosmos_policy_ros.core.errors import ConfigError, CosmosPolicyError, RolloutError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.task import load_task
@@ -24,7 +23,7 @@ from cosmos_policy_ros.episodes.trial_info import read_trial
 from cosmos_policy_ros.evaluation import rig_report
 from cosmos_policy_ros.evaluation.contenders import DIRECT
 from cosmos_policy_ros.evaluation.plan import Job
-from cosmos_policy_ros.evaluation.protocol import Protocol, check_tasks, reference_picture
+from cosmos_policy_ros.evaluation.protocol import TrialProtocol, load_protocol, reference_picture
 from cosmos_policy_ros.evaluation.rig_trials import FAULT, Progress, RigTrials
 from cosmos_policy_ros.evaluation.tables import spoken
 from cosmos_policy_ros.rig.jpeg import to_jpeg
@@ -83,16 +82,14 @@ class PanelTrials:
         Raises:
             ConfigError: it is missing or wrong, or one of its tasks is none of this kind of rig.
         """
-        file = named_file(protocol, config_folder("evaluations"))
-        self.protocol = load_config(Protocol, file)
-        check_tasks(self.protocol)
+        self.protocol = load_protocol(protocol)
         kind = "sim" if simulated else "real"
         for name in self.protocol.tasks:
             rigs = load_task(name, config_folder("tasks")).rigs
             if kind not in rigs:
                 raise ConfigError(
-                    f"{file}: task '{name}' is one for a {' or '.join(rigs)} rig, and this rig is "
-                    f"{kind}: give another rig or another protocol"
+                    f"protocol {protocol}: task '{name}' is one for a {' or '.join(rigs)} rig, and "
+                    f"this rig is {kind}: give another rig or another protocol"
                 )
         self._given, self._root = protocol, root
         self.rig_trials = RigTrials(self.protocol, root)
@@ -182,7 +179,7 @@ class PanelTrials:
         return self.seen.sealed and self.owns(metadata)
 
     def veil(self, text: str) -> str:
-        """Return a text without what names a contender, while they are sealed."""
+        """Return a text of a node's without what names a contender, while they are sealed."""
         return self._telling.sub(NOT_TOLD, text) if self.seen.sealed else text
 
     def veil_check(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -244,7 +241,7 @@ class PanelTrials:
 _PHOTOGRAPH = "take it by `cosmos protocol`"
 
 
-def _telling(protocol: Protocol) -> re.Pattern[str]:
+def _telling(protocol: TrialProtocol) -> re.Pattern[str]:
     """Return what finds the words that name a contender or its checkpoint."""
     words: set[str] = set()
     for each in protocol.contenders:

@@ -176,7 +176,7 @@ def test_the_picture_is_blended_over_the_camera(page: Page, panel: Panel) -> Non
 def test_what_is_laid_out_is_told_as_text(page: Page, panel: Panel) -> None:
     for words in ("ziploc, out of distribution", "put candy in bag", "A bag and a candy.", HTML):
         expect(page.locator("#trials-facts")).to_contain_text(words)
-    expect(page.locator("#trials-note")).to_contain_text("2 did not count and were made again")
+    expect(page.locator("#trials-note")).to_contain_text("Not counted, and made again: 2.")
     for hidden in ("#task", "#prompt", "#reset", "#candidates", "#values"):
         expect(page.locator(hidden)).to_be_hidden()
     expect(page.locator('figure[data-source="imagined/primary"]')).to_be_hidden()

@@ -39,7 +39,7 @@ export class Trials {
     this.look(trials.laying_out && trial ? trial.picture : "");
     this.say(this.note, [
       this.problem,
-      trials.repeated ? `${trials.repeated} did not count and were made again.` : "",
+      trials.repeated ? `Not counted, and made again: ${trials.repeated}.` : "",
       trial || !total ? "" : `The tables are printed by: ${trials.command}`,
     ].filter(Boolean).join(" "));
     this.button.hidden = !total || Boolean(now.unscored);

@@ -242,7 +242,7 @@ def _at_rest(graph: Graph) -> Sentence:
     if not graph.policy.armed:
         text = (
             "Disarmed. Set up the scene, keep hands off the arms, then hold Arm for a second: "
-            "they stand still until Start."
+            "Arm: they stand still until Start."
         )
         return Sentence("idle", text)
     return Sentence("ready", "Armed and ready: press Start.")
@@ -260,8 +260,8 @@ def _next_trial(trial: Trial, *, armed: bool = False) -> Sentence:
         return Sentence("hold" if trial.again else "idle", f"{trial.again} {text}".lstrip())
     if not armed:
         text = (
-            f"{trial.title}: lay the state out until it matches, hands off the arms, then hold Arm: "
-            "they stand still until Start."
+            f"{trial.title}: lay the state out until it matches, hands off the arms, then hold "
+            "Arm: they stand still until Start."
         )
         return Sentence("idle", text)
     text = f"{trial.title}: press Start. The arms go to the start pose, and it runs."

@@ -22,7 +22,7 @@ from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
 
 from cosmos_policy_ros.cli.shared import add_root, positive
-from cosmos_policy_ros.core.errors import CosmosPolicyError
+from cosmos_policy_ros.core.errors import ConfigError, CosmosPolicyError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.task import Task, load_task
 from cosmos_policy_ros.dataset.contact_sheet import contact_sheet, future_sheet, save_sheet
@@ -62,6 +62,7 @@ GRAPH_OPTIONS = (
     "images",
     "compression",
 )
+TRIAL_OPTIONS = ("protocol", "protocol_output")
 PANEL, PAGE = "operator_panel", re.compile(r"operator's page: \S+")  # what it prints
 BAR = 24  # characters of the progress line
 
@@ -108,6 +109,10 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run nothing: trials are begun, ended and scored on the operator's page",
     )
+    for name in TRIAL_OPTIONS:
+        option = ARGUMENTS[name]
+        text = f"with --by-hand: {option.description} ({option.text})"
+        parser.add_argument(f"--{name.replace('_', '-')}", help=text)
     add_root(parser)
     parser.set_defaults(
         run=_run, interrupted="interrupted: the nodes have ended, finished episodes are complete"
@@ -118,7 +123,13 @@ def _run(options: argparse.Namespace) -> int:
     if options.engine is None and options.remote is None and options.task == TRAINED_TASK:
         options.engine = "cosmos"
         options.checkpoint = options.checkpoint or TRAINED_CHECKPOINT
-    given = {name: getattr(options, name) for name in ("engine", *GRAPH_OPTIONS)}
+    names = ("engine", *GRAPH_OPTIONS, *TRIAL_OPTIONS)
+    given = {name: getattr(options, name) for name in names}
+    if options.protocol is not None and not options.by_hand:
+        raise ConfigError(
+            "--protocol is for the operator's page: add --by-hand, or rehearse without a person by "
+            f"`cosmos trials {options.protocol} --rehearse`"
+        )
     nodes = node_processes(
         rig="sim",
         task=options.task,

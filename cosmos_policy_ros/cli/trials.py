@@ -22,7 +22,6 @@ from std_srvs.srv import Trigger
 
 from cosmos_policy_ros.cli.score import Keyboard, interview
 from cosmos_policy_ros.cli.shared import GOES_ON, add_config, add_root
-from cosmos_policy_ros.core.config import load_changed, load_yaml, named_file
 from cosmos_policy_ros.core.errors import ConfigError, CosmosPolicyError
 from cosmos_policy_ros.core.files import replacing
 from cosmos_policy_ros.core.paths import config_folder
@@ -30,7 +29,7 @@ from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.labels import OperatorScore, rubric_of
 from cosmos_policy_ros.episodes.topics import POLICY_NODE
 from cosmos_policy_ros.evaluation.plan import InitialState, Job
-from cosmos_policy_ros.evaluation.protocol import TrialProtocol, check_tasks, reference_picture
+from cosmos_policy_ros.evaluation.protocol import TrialProtocol, load_protocol, reference_picture
 from cosmos_policy_ros.evaluation.rig_report import outlook, unseal, write_report
 from cosmos_policy_ros.evaluation.rig_trials import FAULT, RigTrials, node_parameters, veiled
 from cosmos_policy_ros.evaluation.tables import spoken
@@ -91,14 +90,7 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
 
 
 def _protocol(options: argparse.Namespace) -> TrialProtocol:
-    file = named_file(options.config, config_folder("evaluations"))
-    if "groups" not in load_yaml(file):
-        raise ConfigError(
-            f"{file}: is no protocol of trials at a rig; 'cosmos evaluate' may take it"
-        )
-    protocol = load_changed(TrialProtocol, file, options.set)
-    check_tasks(protocol)
-    return protocol
+    return load_protocol(options.config, options.set)
 
 
 # ---------------------------------------------------------------- trials

@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cosmos_policy_ros.core.config import load_changed, load_yaml, named_file
+from cosmos_policy_ros.core.errors import ConfigError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.task import choose_prompt, load_task
 from cosmos_policy_ros.evaluation.contenders import Contender
@@ -129,6 +132,26 @@ class TrialProtocol:
     def conditions(self) -> tuple[str, ...]:
         """Names of the conditions, in order."""
         return tuple(dict.fromkeys(group.condition for group in self.groups))
+
+
+def load_protocol(name: str, changes: Sequence[str] = ()) -> TrialProtocol:
+    """Read a protocol whose tasks are all there.
+
+    Args:
+        name: a name in ``config/evaluations``, or a file.
+        changes: ``key=value`` in place of what the file says.
+
+    Raises:
+        ConfigError: it is missing or wrong, or no protocol of trials at a rig.
+    """
+    file = named_file(name, config_folder("evaluations"))
+    if "groups" not in load_yaml(file):
+        raise ConfigError(
+            f"{file}: is no protocol of trials at a rig; 'cosmos evaluate' may take it"
+        )
+    protocol = load_changed(TrialProtocol, file, changes)
+    check_tasks(protocol)
+    return protocol
 
 
 def check_tasks(protocol: TrialProtocol) -> None:

@@ -10,33 +10,34 @@ nodes' own states.
 from __future__ import annotations
 
 import asyncio
+import copy
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from action_msgs.msg import GoalInfo
 from rclpy.clock import Clock, ClockType
 from unique_identifier_msgs.msg import UUID
 
 from cosmos_policy_ros.core.config import from_mapping
-from cosmos_policy_ros.core.errors import CosmosPolicyError, RolloutError
+from cosmos_policy_ros.core.errors import ConfigError, CosmosPolicyError, RolloutError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.task import load_named_task, load_task, task_names
-from cosmos_policy_ros.episodes.episode import read_episode
-from cosmos_policy_ros.episodes.labels import rubric_of
+from cosmos_policy_ros.episodes.episode import Episode, read_episode
 from cosmos_policy_ros.episodes.quality import GIGABYTE, load_limits
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.operator_panel_cameras import PanelCameras
-from cosmos_policy_ros.nodes.operator_panel_graph import PanelGraph
-from cosmos_policy_ros.nodes.options import NONE, PANEL
+from cosmos_policy_ros.nodes.operator_panel_graph import ANSWER, STOP_ANSWER, PanelGraph
+from cosmos_policy_ros.nodes.operator_panel_trials import TrialSequence, to_score
+from cosmos_policy_ros.nodes.options import DEFAULT, NONE, PANEL
 from cosmos_policy_ros.panel.access import Access, read_password
 from cosmos_policy_ros.panel.episode_requests import episode_handlers
 from cosmos_policy_ros.panel.episodes import EpisodeLibrary
-from cosmos_policy_ros.panel.server import Handler, PanelServer
+from cosmos_policy_ros.panel.server import Handler, Images, PanelServer
 from cosmos_policy_ros.panel.status import (
     Graph,
     Unscored,
@@ -47,12 +48,12 @@ from cosmos_policy_ros.panel.status import (
 )
 from cosmos_policy_ros.rig.spec import load_rig
 
+if TYPE_CHECKING:
+    from cosmos_policy_ros.panel.trials import PanelTrials
+
 SHOW = 0.05  # wall s between two looks at whether the page has to change
 DISK_PERIOD = 2.0  # wall s between two looks at the disk
-ANSWER = 10.0  # wall s that a service may take
-STOP_ANSWER = 2.0  # wall s that ~/stop may take: then the operator has to know
 EPISODE_ANSWER = 30.0  # wall s to begin or end an episode: a recorder waits for its rig for ten
-RUN_BEGINS = 5.0  # wall s between a goal's acceptance and the policy node's first report of it
 SHORT_LOOK = 1.0  # s of looking through the episodes at the start
 SHORTEST = 2.0  # s of a recording whose bytes per second say something
 MOST_POINTS = 1e6  # a number beyond is no score that was mistyped
@@ -100,6 +101,13 @@ class Discard:
 
 
 @dataclass(frozen=True)
+class Unseal:
+    """The contenders of a protocol to be named, and whether also before all trials are made."""
+
+    before_the_end: bool = False
+
+
+@dataclass(frozen=True)
 class Reset:
     """A new scene of the simulated rig."""
 
@@ -119,6 +127,7 @@ class OperatorPanel(shell.ManagedNode):
         self._server: PanelServer | None = None
         self._disk: ThreadPoolExecutor | None = None
         self._graph: PanelGraph | None = None
+        self._trials: TrialSequence | None = None
 
     # ---------------------------------------------------------------- lifecycle
 
@@ -133,6 +142,7 @@ class OperatorPanel(shell.ManagedNode):
         self._root = Path(values["root"]).expanduser()
         self._records, self._simulated = bool(values["record"]), rig.kind == "sim"
         self._kept_free = load_limits().stop_free * GIGABYTE
+        self._stops = 0
         self._busy = self._skipped = self._ran = self._begun = ""
         self._unscored: Unscored | None = None
         self._measuring: Future[None] | None = None
@@ -140,20 +150,30 @@ class OperatorPanel(shell.ManagedNode):
         self._episode_before: tuple[str, ...] = ()
         # Reads episodes, one at a time: a disk that hangs keeps the page's server waiting for none.
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="episodes")
-        self._library = EpisodeLibrary(self._root)
+        trials = self._read_protocol(values)
+        self._library = EpisodeLibrary(self._root, trials.hides if trials else lambda _: False)
         self._disk.submit(self._learn_rate)
         self._dirty = True
         self._shown_presence: Mapping[str, str] = {}
         self._graph = PanelGraph(
-            self, records=self._records, simulated=self._simulated, changed=self._on_change
+            self,
+            records=self._records,
+            simulated=self._simulated,
+            changed=self._on_change,
+            reconfigures=trials is not None,
         )
+        if trials is not None:
+            self._trials = TrialSequence(trials, self._graph, self._read, self._doing)
+        cameras = PanelCameras(self, rig)
         self._server = PanelServer(
             access,
             values["panel_port"],
             self._handlers(),
-            PanelCameras(self, rig).look,
+            lambda: cameras.look(imagined=not self._sealed),
             lambda line: self.get_logger().error(line),
         )
+        if trials is not None:
+            self._server.spawn(self._look_for_score)
         self.create_timer(SHOW, self.report, clock=Clock(clock_type=ClockType.STEADY_TIME))
         # On the terminal and not in the log, which others may read.
         print(f"operator's page: {self._server.url}", flush=True)
@@ -166,7 +186,23 @@ class OperatorPanel(shell.ManagedNode):
             self._disk.shutdown(wait=False, cancel_futures=True)
         if self._graph is not None:
             self._graph.close()
-        self._server = self._disk = self._graph = None
+        self._server = self._disk = self._graph = self._trials = None
+
+    def _read_protocol(self, values: Mapping[str, Any]) -> PanelTrials | None:
+        """Return the protocol's trials, None without one."""
+        if values["protocol"] == NONE:
+            return None
+        if not self._records:
+            raise ConfigError(
+                f"protocol '{values['protocol']}' needs the recorder: leave record:=false and "
+                "dry_run:=true out"
+            )
+        # Here, since it draws in the simulator's and the tables' libraries, a second's work.
+        from cosmos_policy_ros.panel.trials import PanelTrials
+
+        output = values["protocol_output"]
+        folder = None if output == DEFAULT else Path(output).expanduser()
+        return PanelTrials(values["protocol"], folder, self._root, simulated=self._simulated)
 
     # ---------------------------------------------------------------- what the page shows
 
@@ -220,19 +256,36 @@ class OperatorPanel(shell.ManagedNode):
         return Graph(
             presence=graph.presence(),
             inactive=graph.inactive(),
-            policy=graph.policy,
+            policy=self._told(graph.policy),
             recorder=graph.recorder,
             arm_interface=graph.arm_interface,
             records=self._records,
             simulated=self._simulated,
             unscored=self._unscored,
             busy=self._busy,
+            trial=self._trials.trial() if self._trials else None,
         )
+
+    @property
+    def _sealed(self) -> bool:
+        """Whether the page may show nothing that tells a contender."""
+        return self._trials is not None and self._trials.trials.seen.sealed
+
+    def _told(self, policy: Any) -> Any:
+        """Return the policy node's state without what tells a sealed contender."""
+        if policy is None or not self._sealed:
+            return policy
+        told = copy.copy(policy)
+        told.message = self._veil(policy.message)
+        return told
+
+    def _veil(self, text: str) -> str:
+        return self._trials.trials.veil(text) if self._trials else text
 
     def _state(self, graph: PanelGraph, known: Graph) -> dict[str, Any]:
         """Return the page's state; everything in it is text, a number, true or false, or null."""
         tone, text = sentence(known)
-        unscored = self._unscored
+        unscored, sealed, trials = self._unscored, self._sealed, self._trials
         minutes = minutes_left(self._free_bytes, self._kept_free, self._rate)
         return {
             "tone": tone,
@@ -246,17 +299,20 @@ class OperatorPanel(shell.ManagedNode):
             "recording": known.recording,
             "records": self._records,
             "simulated": self._simulated,
-            "decision": graph.decision,
-            "values": graph.values,
-            "refusal": graph.refusal,
+            "decision": None if sealed else graph.decision,
+            "values": [] if sealed else graph.values,
+            "refusal": graph.refusal
+            and {name: self._veil(each) for name, each in graph.refusal.items()},
             "unscored": unscored
             and {
                 "episode": unscored.episode,
                 "rubric": unscored.rubric and describe_rubric(unscored.rubric),
+                "trial": unscored.trial,
             },
             "minutes_left": None if minutes is None else round(minutes, 1),
             "free_gb": round(self._free_bytes / GIGABYTE, 1),
             "task": self._task,
+            "trials": trials and trials.described(),
         }
 
     def _learn_rate(self) -> None:
@@ -284,12 +340,15 @@ class OperatorPanel(shell.ManagedNode):
 
         def handler(kind: Any, act: Callable[[Any], Awaitable[Any]]) -> Handler:
             async def handle(arguments: dict[str, Any]) -> Any:
-                return await act(from_mapping(kind, arguments, "the request"))
+                try:
+                    return await act(from_mapping(kind, arguments, "the request"))
+                except CosmosPolicyError as error:
+                    raise CosmosPolicyError(self._veil(str(error))) from error
 
             return handle
 
         return {
-            "stop": handler(Nothing, lambda _: self._call("stop", STOP_ANSWER)),
+            "stop": handler(Nothing, self._stop),
             "arm": handler(Nothing, lambda _: self._call("arm", data=True)),
             "disarm": handler(Nothing, lambda _: self._call("arm", data=False)),
             "pause": handler(Nothing, lambda _: self._call("pause", data=True)),
@@ -303,27 +362,29 @@ class OperatorPanel(shell.ManagedNode):
             "skip": handler(Nothing, self._skip),
             "discard": handler(Discard, self._discard),
             "reset": handler(Reset, self._reset),
+            "prepare": handler(Nothing, self._prepare),
+            "picture": handler(Nothing, self._picture),
+            "unseal": handler(Unseal, self._unseal),
             **episode_handlers(self._library, self._read),
         }
 
     async def _call(self, service: str, timeout: float = ANSWER, **fields: Any) -> dict[str, Any]:
         """Call a service; a refusal is an error with the node's own words."""
-        response = await self._answer(service, timeout, **fields)
-        return {"message": response.message}
+        return {"message": (await self._answer(service, timeout, **fields)).message}
 
     async def _answer(self, service: str, timeout: float = ANSWER, **fields: Any) -> Any:
         assert self._graph is not None, "the server lives as long"
-        response = await self._graph.call(service, timeout, **fields)
-        if not response.success:
-            raise CosmosPolicyError(response.message)
-        return response
+        return await self._graph.answer(service, timeout, **fields)
 
     async def _self_check(self, _: Nothing) -> dict[str, Any]:
         assert self._graph is not None
         response = await self._graph.call("self_check", ANSWER)
         rows = zip(response.checks, response.passed, response.found, response.advice, strict=True)
         keys = ("check", "passed", "found", "advice")
-        return {"rows": [dict(zip(keys, row, strict=True)) for row in rows]}
+        found = [dict(zip(keys, row, strict=True)) for row in rows]
+        if self._trials is not None:
+            found = [self._trials.trials.veil_check(row) for row in found]
+        return {"rows": found}
 
     async def _tasks(self, _: Nothing) -> dict[str, Any]:
         """Return what a trial can be about."""
@@ -348,56 +409,77 @@ class OperatorPanel(shell.ManagedNode):
         if self._busy:
             raise CosmosPolicyError(f"another trial is being started: {self._busy}")
         if self._unscored is not None:
-            raise CosmosPolicyError(f"score or skip episode {self._unscored.episode} first")
-        assert self._graph is not None
-        self._doing("Starting the recorder")
+            raise CosmosPolicyError(self._unscored.first)
+        graph, stops = self._graph, self._stops
+        assert graph is not None
+        goal = {"task": asked.task, "prompt": asked.prompt}
+        episode = {**goal, "operator_name": asked.operator}
+
+        def check() -> None:
+            if self._stops > stops:
+                raise CosmosPolicyError("stopped before the run had begun")
+
         try:
+            if self._trials is not None:
+                episode, goal = self._trials.fields(asked.operator)
+                self._doing("The arms go to the start pose. Space stops")
+                await graph.go_to_start()
+                check()
+            self._doing("Starting the recorder")
             if self._records:
-                episode = await self._answer(
-                    "start_episode",
-                    EPISODE_ANSWER,
-                    task=asked.task,
-                    prompt=asked.prompt,
-                    operator_name=asked.operator,
-                )
-                self._begun = episode.episode_id
+                started = await self._answer("start_episode", EPISODE_ANSWER, **episode)
+                self._begun = started.episode_id
             self._doing("Starting the run")
             try:
-                await self._begin_run(asked)
+                check()
+                await graph.begin_run(**goal)
             except CosmosPolicyError as error:
                 if self._records:
                     reason = f"the run was refused: {error}"
                     await self._answer("discard_episode", EPISODE_ANSWER, reason=reason)
                 raise
+            if self._trials is not None:
+                self._trials.begun()
         finally:
             self._doing("")
-        return {"message": f"running {asked.task}"}
+        return {"message": f"running {goal['task']}"}
 
-    async def _begin_run(self, asked: Start) -> None:
-        """Return when the policy node reports the run; raise with its words when it refuses it."""
-        graph = self._graph
-        assert graph is not None
-        result = asyncio.ensure_future(
-            await graph.start_run(ANSWER, task=asked.task, prompt=asked.prompt)
-        )
-        deadline = time.monotonic() + RUN_BEGINS
+    async def _stop(self, _: Nothing) -> dict[str, Any]:
+        """Stop and disarm; what was to follow does not."""
+        self._stops += 1
         try:
-            while time.monotonic() < deadline:
-                if result.done():
-                    if result.result().outcome == "refused":
-                        raise CosmosPolicyError(result.result().message)
-                    return  # it has ended already
-                if graph.policy is not None and graph.policy.run_id:
-                    return
-                await asyncio.sleep(SHOW)
-        finally:
-            result.cancel()  # the wait for it, not the run
-        # It might begin any moment, with an episode that is discarded now.
-        await self._call("stop", STOP_ANSWER)
-        raise CosmosPolicyError(
-            f"the policy node had not begun the run after {RUN_BEGINS:g} s and was stopped; "
-            "see its log"
-        )
+            return await self._call("stop", STOP_ANSWER)
+        except CosmosPolicyError:
+            # Between two contenders the policy node has no such service, and sends nothing.
+            if self._trials is not None and self._trials.between:
+                return {"message": "nothing moves: the policy node has no contender loaded"}
+            raise
+
+    async def _prepare(self, _: Nothing) -> dict[str, Any]:
+        """Load the next trial's contender, and lay out the scene of a simulated rig."""
+        if self._trials is None or self._graph is None:
+            raise CosmosPolicyError("no protocol of trials was given: start with protocol:=NAME")
+        if refusal := allowed(self._known(self._graph))["prepare"]:
+            raise CosmosPolicyError(f"refused: {refusal}")
+        await self._trials.prepare(lays_out=self._simulated)
+        return {"message": "a contender is loaded: arm when the state matches"}
+
+    async def _picture(self, _: Nothing) -> Images:
+        """Return the picture of the next trial's state."""
+        if self._trials is None:
+            raise CosmosPolicyError("no protocol of trials was given")
+        return Images({}, [await self._read(self._trials.trials.picture)])
+
+    async def _unseal(self, asked: Unseal) -> dict[str, Any]:
+        """Name the contenders, and return the tables."""
+        if self._trials is None or self._graph is None:
+            raise CosmosPolicyError("no protocol of trials was given")
+        if refusal := allowed(self._known(self._graph))["unseal"]:
+            raise CosmosPolicyError(f"refused: {refusal}")
+        trials = self._trials.trials
+        lines = await self._read(lambda: trials.unseal(before_the_end=asked.before_the_end))
+        self._dirty = True
+        return {"message": f"written to {trials.output}", "table": lines}
 
     async def _end(self, _: Nothing) -> dict[str, Any]:
         """End the run, if there is one, and by that its episode; else the episode alone."""
@@ -416,6 +498,8 @@ class OperatorPanel(shell.ManagedNode):
             return await self._call("stop_episode", EPISODE_ANSWER, reason=outcome)
         finally:
             self._doing("")
+            if self._trials is not None:  # the next state is laid out by hand
+                await self._call("arm", data=False)
 
     async def _score(self, score: Score) -> dict[str, Any]:
         """Score an episode; what does not fit its rubric is the recorder's to refuse."""
@@ -436,6 +520,8 @@ class OperatorPanel(shell.ManagedNode):
         """Go on without a score; the episode can be scored any day."""
         if self._unscored is None:
             raise CosmosPolicyError("no episode waits for a score")
+        if self._unscored.trial:
+            raise CosmosPolicyError("a trial is scored, or made again")
         self._skipped = self._unscored.episode
         await self._look_for_score()
         return {"message": f"episode {self._skipped} is left without a score"}
@@ -457,13 +543,22 @@ class OperatorPanel(shell.ManagedNode):
     # ---------------------------------------------------------------- episodes
 
     async def _look_for_score(self) -> None:
-        """Find out whether the recorder's last episode waits for a score."""
+        """Find out whether an episode waits for a score: a trial of the protocol, or the last."""
         recorder = self._graph.recorder if self._graph is not None else None
-        if recorder is None or not recorder.episode_id or recorder.phase == "recording":
-            found = None
-        else:
-            found = await self._read(lambda: _unscored(Path(recorder.path), self._skipped))
-        self._unscored, self._dirty = found, True
+        trials, last = self._trials, None
+        if recorder is not None and recorder.episode_id and recorder.phase != "recording":
+            last = Path(recorder.path)
+
+        def look() -> Unscored | None:
+            if trials is not None and (waiting := trials.look()) is not None:
+                return waiting
+            found = _unscored(last, self._skipped) if last is not None else None
+            # One that does not wait for its score does not count: a fault has ended it.
+            if found is None or (trials is not None and trials.trials.owns(found.metadata)):
+                return None
+            return to_score(found)
+
+        self._unscored, self._dirty = await self._read(look), True
 
     def _doing(self, what: str) -> None:
         self._busy, self._dirty = what, True
@@ -480,7 +575,7 @@ def _fields(message: Any, names: tuple[str, ...]) -> dict[str, Any] | None:
     return {k: list(v) if isinstance(v, list | tuple) else v for k, v in values.items()}
 
 
-def _unscored(path: Path, skipped: str) -> Unscored | None:
+def _unscored(path: Path, skipped: str) -> Episode | None:
     """Return the episode of a folder if it waits for a score."""
     try:
         episode = read_episode(path)
@@ -488,10 +583,7 @@ def _unscored(path: Path, skipped: str) -> Unscored | None:
         return None
     if episode.discarded or episode.score is not None or episode.id == skipped:
         return None
-    try:
-        return Unscored(episode.id, rubric_of(episode.metadata))
-    except RolloutError:  # of its task: a score alone will do
-        return Unscored(episode.id)
+    return episode
 
 
 def _access(values: Mapping[str, Any]) -> Access:

@@ -43,10 +43,10 @@ class PanelCameras:
             f"imagined/{camera.role}": _FutureSource(node, camera.role) for camera in rig.cameras
         }
 
-    def look(self) -> Mapping[str, Picture]:
-        """Return the newest image of every source that has sent one."""
+    def look(self, *, imagined: bool = True) -> Mapping[str, Picture]:
+        """Return the newest image of every source that has sent one, with or without futures."""
         found: dict[str, Picture] = {}
-        for name, source in (self._sources | self._futures).items():
+        for name, source in (self._sources | (self._futures if imagined else {})).items():
             if (picture := source.look()) is not None:
                 found[name] = picture
         return found

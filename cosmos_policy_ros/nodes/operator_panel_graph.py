@@ -7,14 +7,16 @@ loop: the executor's sends it, since rclpy's clients belong to it.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
 from action_msgs.srv import CancelGoal
-from lifecycle_msgs.srv import GetState
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.srv import SetParametersAtomically
 from rclpy.action import ActionClient
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode
@@ -38,6 +40,8 @@ from cosmos_policy_ros.msg import (
     RigState,
 )
 from cosmos_policy_ros.nodes import shell
+from cosmos_policy_ros.nodes.options import Value
+from cosmos_policy_ros.nodes.reconfigure import reconfiguration
 from cosmos_policy_ros.panel.status import (
     TITLES,
     Presence,
@@ -63,6 +67,20 @@ SERVICES: dict[str, tuple[Any, str]] = {
     "score_episode": (ScoreEpisode, RECORDER_NODE),
     "reset": (ResetRig, SIM_RIG_NODE),
 }
+# What gives the policy node another contender.
+RECONFIGURING: dict[str, tuple[Any, str]] = {
+    "change_state": (ChangeState, POLICY_NODE),
+    "set_parameters_atomically": (SetParametersAtomically, POLICY_NODE),
+}
+LOOK = 0.05  # wall s between two looks at whether something waited for has come
+ANSWER = 10.0  # wall s that a service may take
+STOP_ANSWER = 2.0  # wall s that ~/stop may take: then the operator has to know
+RUN_BEGINS = 5.0  # wall s between a goal's acceptance and the policy node's first report of it
+TRANSITION = 120.0  # wall s for one step of a lifecycle node; ending a model's processes takes some
+READY = 600.0  # wall s for a model to load, the policy node's own start_timeout
+SILENT = 30.0  # wall s that a node may be silent while it ends one model and begins another
+SET_OUT = 10.0  # wall s between the answer of ~/go_to_start and the first report of the motion
+AT_START = 60.0  # wall s for the way to the start pose
 
 
 class PanelGraph:
@@ -72,10 +90,17 @@ class PanelGraph:
         policy, recorder, arm_interface, rig: newest state of each node, None before the first.
         decision, refusal: of the run, as the page shows them; None before the first.
         values: seconds since the run began and predicted value, of the run's chunks.
+        motions: how often the arms have set out for their start pose.
     """
 
     def __init__(
-        self, node: LifecycleNode, *, records: bool, simulated: bool, changed: Callable[[], None]
+        self,
+        node: LifecycleNode,
+        *,
+        records: bool,
+        simulated: bool,
+        changed: Callable[[], None],
+        reconfigures: bool = False,
     ) -> None:
         """Connect.
 
@@ -84,6 +109,7 @@ class PanelGraph:
             records: whether the graph is to have a recorder.
             simulated: whether the rig is.
             changed: called in the executor's thread when something new is known.
+            reconfigures: whether the policy node is to be given other parameters.
         """
         self.policy: Any = None
         self.recorder: Any = None
@@ -92,6 +118,7 @@ class PanelGraph:
         self.decision: dict[str, Any] | None = None
         self.refusal: dict[str, Any] | None = None
         self.values: list[tuple[float, float]] = []
+        self.motions = 0
         self._node, self._changed, self._began = node, changed, 0.0
         self._jobs: deque[Callable[[], None]] = deque()
         self._wake = node.create_guard_condition(self._work)
@@ -101,7 +128,7 @@ class PanelGraph:
         # has found all others, and no stop waits for that.
         self._clients: dict[str, tuple[Any, Any, str]] = {
             name: (node.create_client(kind, f"{server}/{name}"), kind, server)
-            for name, (kind, server) in SERVICES.items()
+            for name, (kind, server) in (SERVICES | (RECONFIGURING if reconfigures else {})).items()
             if simulated or server != SIM_RIG_NODE
         }
         self._action: Any = ActionClient(node, RunTask, f"{POLICY_NODE}/run_task")
@@ -136,6 +163,8 @@ class PanelGraph:
 
     def _on_policy(self, message: PolicyState) -> None:
         before, self.policy = self.policy, message
+        if message.phase == "moving" and (before is None or before.phase != "moving"):
+            self.motions += 1
         if message.run_id and (before is None or message.run_id != before.run_id):
             self.decision = self.refusal = None
             self.values, self._began = [], time.monotonic()
@@ -194,6 +223,113 @@ class PanelGraph:
         client, kind, server = self._clients[service]
         request = kind.Request(**fields)
         return await self._sent(lambda: client.call_async(request), timeout, TITLES[server])
+
+    async def answer(self, service: str, timeout: float = ANSWER, **fields: Any) -> Any:
+        """Return a service's response that says success.
+
+        Raises:
+            CosmosPolicyError: there was no answer, or it was refused, in the node's own words.
+        """
+        response = await self.call(service, timeout, **fields)
+        if not response.success:
+            raise CosmosPolicyError(response.message)
+        return response
+
+    async def begin_run(self, **goal: Any) -> None:
+        """Return when the policy node reports the run.
+
+        Raises:
+            CosmosPolicyError: it refused it, in its words, or did not begin it and was stopped.
+        """
+        result = asyncio.ensure_future(await self.start_run(ANSWER, **goal))
+        deadline = time.monotonic() + RUN_BEGINS
+        try:
+            while time.monotonic() < deadline:
+                if result.done():
+                    if result.result().outcome == "refused":
+                        raise CosmosPolicyError(result.result().message)
+                    return  # it has ended already
+                if self.policy is not None and self.policy.run_id:
+                    return
+                await asyncio.sleep(LOOK)
+        finally:
+            result.cancel()  # the wait for it, not the run
+        # It might begin any moment, with an episode that is discarded now.
+        await self.answer("stop", STOP_ANSWER)
+        raise CosmosPolicyError(
+            f"the policy node had not begun the run after {RUN_BEGINS:g} s and was stopped; "
+            "see its log"
+        )
+
+    async def go_to_start(self) -> None:
+        """Return when the arms have come to rest at their start pose.
+
+        Raises:
+            CosmosPolicyError: it was refused, or the arms were disarmed or held on their way.
+        """
+        before = self.motions
+        await self.answer("go_to_start")
+        await self._until(
+            lambda: self.motions > before, SET_OUT, "has not reported that the arms set out"
+        )
+        await self._until(
+            lambda: self.policy is not None and self.policy.phase != "moving",
+            AT_START,
+            "has not brought the arms to the start pose",
+        )
+        if self.policy is None or not self.policy.armed:
+            raise CosmosPolicyError("the arms were disarmed on their way to the start pose")
+        if self.arm_interface is not None and self.arm_interface.holding:
+            raise CosmosPolicyError(
+                f"the arms are held on their way to the start pose: {self.arm_interface.reason}"
+            )
+
+    async def reconfigure(self, values: Mapping[str, Value]) -> None:
+        """Give the policy node other parameters, and return when its model is loaded.
+
+        Raises:
+            CosmosPolicyError: it did not take them, is silent, or could not load.
+        """
+        before = "" if self.policy is None else self.policy.identity
+        for step in reconfiguration(values):
+            client, title = self._clients[step.service][0], TITLES[POLICY_NODE]
+            send = functools.partial(client.call_async, step.request)
+            response = await self._sent(send, TRANSITION, title)
+            if problem := step.problem(POLICY_NODE, response):
+                raise CosmosPolicyError(problem)
+        # Its services are new ones, to be found before anything is asked of them.
+        await self._until(self._finds_policy, TRANSITION, "has not opened its services")
+        await self._until(
+            lambda: (
+                self.policy is not None
+                and self.policy.identity != before
+                and self.policy.phase not in ("loading", "unconfigured")
+            ),
+            READY,
+            "has not loaded its model",
+        )
+        if self.policy.phase == "failed":
+            raise CosmosPolicyError(self.policy.message)
+
+    def _finds_policy(self) -> bool:
+        asked = [client for client, _, server in self._clients.values() if server == POLICY_NODE]
+        ready = all(client.service_is_ready() for client in asked)
+        return ready and bool(self._action.server_is_ready())
+
+    async def _until(self, condition: Callable[[], bool], timeout: float, what: str) -> None:
+        """Return when a condition is true; raise when the policy node is silent before that."""
+        deadline, heard = time.monotonic() + timeout, time.monotonic()
+        while not condition():
+            now = time.monotonic()
+            if self._watched[POLICY_NODE].presence() == "alive":
+                heard = now
+            if now > deadline or now - heard > SILENT:
+                limit = timeout if now > deadline else SILENT
+                problem = what if now > deadline else "does not answer any more, silent"
+                raise CosmosPolicyError(
+                    f"{TITLES[POLICY_NODE]} {problem} for {limit:g} s: look at its log"
+                )
+            await asyncio.sleep(LOOK)
 
     async def start_run(self, timeout: float, **goal: Any) -> Awaitable[Any]:
         """Send a goal of ``run_task``; returns what can be awaited for its result.

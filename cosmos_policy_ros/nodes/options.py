@@ -327,6 +327,20 @@ PANEL = (
         "panel_certificate", NONE, "operator's page: PEM file of its TLS certificate", argument=True
     ),
     Option("panel_key", NONE, "operator's page: PEM file of the certificate's key", argument=True),
+    Option(
+        "protocol",
+        NONE,
+        "operator's page: trials to be made, blind: a name in config/evaluations (rehearsal) or a "
+        "YAML file",
+        argument=True,
+    ),
+    Option(
+        "protocol_output",
+        DEFAULT,
+        "operator's page: folder of the pictures of the protocol's states and of its tables; "
+        "default: evaluations/<the protocol's name> beside root",
+        argument=True,
+    ),
 )
 AUTOSTART = Option(
     "autostart", True, "configure and activate at start, without a lifecycle manager"

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -49,6 +49,7 @@ DIGEST = 12
 """Characters of a checkpoint's digest, as messages shorten it."""
 OLDEST_STAMP = 2000
 """Year; a simulated clock begins in 1970, and its times would only mislead."""
+SEALED = "a blind trial: what was decided is shown when its evaluation is unsealed"
 
 # Whether a folder is being recorded shows in no file.
 _CHANGING = (State.RECORDING, State.UNFINISHED, State.UNREADABLE)
@@ -88,10 +89,18 @@ class EpisodeLibrary:
         left: episodes that the last :meth:`table` did not get to.
     """
 
-    def __init__(self, root: Path) -> None:
-        """Look at nothing yet; the folder need not be there before the first recording."""
+    def __init__(
+        self, root: Path, hides: Callable[[EpisodeMetadata], bool] = lambda _: False
+    ) -> None:
+        """Look at nothing yet; the folder need not be there before the first recording.
+
+        Args:
+            root: the folder.
+            hides: whether what an episode's policy decided and imagined is not shown, since it
+                would tell the contender of a blind trial.
+        """
         self.left = 0
-        self._root = root
+        self._root, self._hides = root, hides
         self._store: EpisodeStore | None = None
         self._known: dict[Path, _Known] = {}
         self._values: dict[Path, _Values] = {}
@@ -124,7 +133,7 @@ class EpisodeLibrary:
             name = bare_id(path.name)
             row = replace(each.row, same=same[path].name) if path in same else each.row
             own = name if names[name] == 1 else path.name
-            entries.append(_entry(row, each, own))
+            entries.append(self._entry(row, each, own))
         return entries
 
     def episode(self, episode: str) -> dict[str, Any]:
@@ -153,9 +162,14 @@ class EpisodeLibrary:
         except RolloutError as error:
             troubles.append(text(error))
         happened = self._timeline(path, found).all()
+        metadata = _metadata(found.metadata)
+        if self._hides(found.metadata):
+            happened |= {"decisions": [], "values": [], "left_out": {}}
+            metadata["trial"] = ""
+            troubles.append(SEALED)
         return {
-            **_entry(known.row, known, episode),
-            "metadata": _metadata(found.metadata),
+            **self._entry(known.row, known, episode),
+            "metadata": metadata,
             "discarded": found.discarded,
             "discard_reason": text(found.discard_reason),
             "recovered": text(found.recovered),
@@ -174,14 +188,20 @@ class EpisodeLibrary:
             RolloutError: there is no such episode, or it cannot be read, and what to do.
         """
         path = self._find(episode)
-        header, images = self._timeline(path).frames(seconds)
+        timeline = self._timeline(path)
+        header, images = timeline.frames(seconds)
+        if self._hides(timeline.episode.metadata):
+            kept = [i for i, each in enumerate(header["images"]) if each["kind"] != "imagined"]
+            header["images"] = [header["images"][i] for i in kept]
+            images = [images[i] for i in kept]
         return {"episode": episode, **header}, images
 
     def calibration(self) -> dict[str, Any]:
         """Hold what was predicted against what was obtained, over all scored episodes.
 
-        Each decision of a scored episode that predicted a value is a point. Discarded episodes are
-        left out. A call ends after :data:`READING` seconds: call again until "left" is 0.
+        Each decision of a scored episode that predicted a value is a point. Discarded episodes and
+        sealed trials are left out. A call ends after :data:`READING` seconds: call again until
+        "left" is 0.
 
         Returns:
             "points" (at most :data:`MOST_SCATTERED`): "episode", "t", "predicted", "obtained" (the
@@ -200,6 +220,8 @@ class EpisodeLibrary:
         for path, known in looked.items():
             found = known.row.episode
             if found is None or found.discarded or found.score is None:
+                continue
+            if self._hides(found.metadata):
                 continue
             if not self._has_values(path, known.version):
                 if time.monotonic() > ends:
@@ -272,6 +294,13 @@ class EpisodeLibrary:
         while len(self._opened) > OPENED:
             self._opened.popitem(last=False)
         return kept[1]
+
+    def _entry(self, row: Row, known: _Known, own_id: str) -> dict[str, Any]:
+        """Return an episode's line of the table."""
+        entry = _entry(row, known, own_id)
+        if row.episode is not None and self._hides(row.episode.metadata):
+            entry["planning"] = ""
+        return entry
 
     def _has_values(self, path: Path, version: _Version) -> bool:
         known = self._values.get(path)

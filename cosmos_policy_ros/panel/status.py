@@ -47,10 +47,58 @@ class Unscored:
     Attributes:
         episode: its id.
         rubric: that was in force; None where its task has none that can be read.
+        trial: whether it is a trial of the protocol, which is scored or made again.
     """
 
     episode: str
     rubric: Rubric | None = None
+    trial: bool = False
+
+    @property
+    def first(self) -> str:
+        """What is to be done before anything else."""
+        return f"score {'' if self.trial else 'or skip '}episode {self.episode} first"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How far the trials of a protocol are.
+
+    Attributes:
+        number: the next trial's, from 1; beyond ``total`` when all are made.
+        total: trials in all; 0 until the episodes have been looked through.
+        prepared: whether its contender is loaded.
+        preparing: whether that is being done, and the policy node not to be asked meanwhile.
+        again: a sentence on why the last one is made again, or why no contender could be loaded;
+            empty where there is nothing to tell.
+        trouble: what keeps the trials from going on, and what to do; empty if nothing does.
+    """
+
+    number: int = 1
+    total: int = 0
+    prepared: bool = False
+    preparing: bool = False
+    again: str = ""
+    trouble: str = ""
+
+    @property
+    def refusal(self) -> str:
+        """Why no trial can be prepared or started, empty if one can."""
+        if self.trouble:
+            return self.trouble
+        if not self.total:
+            return "the episodes are being looked through"
+        return "all trials are made" if self.complete else ""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every trial has a result that counts."""
+        return 0 < self.total < self.number
+
+    @property
+    def title(self) -> str:
+        """Which one it is."""
+        return f"Trial {self.number} of {self.total}"
 
 
 @dataclass(frozen=True)
@@ -66,6 +114,7 @@ class Graph:
         simulated: whether the rig is.
         unscored: the episode that waits for its score.
         busy: what the panel is doing itself, such as starting a trial; empty if nothing.
+        trial: how far the protocol's trials are; None without a protocol.
     """
 
     presence: Mapping[str, Presence]
@@ -77,6 +126,12 @@ class Graph:
     simulated: bool = False
     unscored: Unscored | None = None
     busy: str = ""
+    trial: Trial | None = None
+
+    @property
+    def preparing(self) -> bool:
+        """Whether the policy node is being given a contender, and is silent for a while."""
+        return self.trial is not None and self.trial.preparing
 
     def missing(self, node: str) -> str:
         """Return why a node cannot be asked for anything, empty if it can."""
@@ -116,8 +171,11 @@ def sentence(graph: Graph) -> Sentence:
 
 def _lost(graph: Graph) -> Sentence | None:
     """What cannot go on without a person at the computer."""
-    if missing := graph.missing(POLICY_NODE):
+    missing = "" if graph.preparing else graph.missing(POLICY_NODE)
+    if missing:
         if graph.presence.get(POLICY_NODE) != "lost":
+            if graph.trial is not None and graph.trial.again:  # no contender could be loaded
+                return _next_trial(graph.trial)
             return Sentence("idle", f"{missing}: wait, or look at its log.")
         watched = graph.presence.get(ARM_INTERFACE_NODE) == "alive"
         held = "The arm interface holds the arms. " if watched else ""
@@ -130,8 +188,9 @@ def _lost(graph: Graph) -> Sentence | None:
         missing = graph.missing(RECORDER_NODE)
         text = f"{missing}. Press Stop and start it again: its bag is recovered."
         return Sentence("fault", text)
-    if graph.policy is not None and graph.policy.phase == "failed":
-        text = f"The policy has failed: {graph.policy.message}. Restart the policy node."
+    if graph.policy is not None and graph.policy.phase == "failed" and not graph.preparing:
+        todo = "Restart the policy node." if graph.trial is None else "Prepare the trial again."
+        text = f"The policy has failed: {graph.policy.message.rstrip('.')}. {todo}"
         return Sentence("fault", text)
     return None
 
@@ -173,17 +232,40 @@ def _at_rest(graph: Graph) -> Sentence:
         text = "The run is over and its episode is still being recorded: press End trial."
         return Sentence("hold", text)
     if graph.unscored is not None:
-        text = f"Score episode {graph.unscored.episode} by the rubric, or skip it."
+        otherwise = "make its trial again" if graph.unscored.trial else "skip it"
+        text = f"Score episode {graph.unscored.episode} by the rubric, or {otherwise}."
         return Sentence("ready", text)
     if graph.records and (missing := graph.missing(RECORDER_NODE)):
         return Sentence("idle", f"{missing}: nothing could be recorded. Wait, or look at its log.")
+    if graph.trial is not None:
+        return _next_trial(graph.trial, armed=graph.policy.armed)
     if not graph.policy.armed:
         text = (
             "Disarmed. Set up the scene, keep hands off the arms, then hold Arm for a second: "
-            "they stand still until Start."
+            "Arm: they stand still until Start."
         )
         return Sentence("idle", text)
     return Sentence("ready", "Armed and ready: press Start.")
+
+
+def _next_trial(trial: Trial, *, armed: bool = False) -> Sentence:
+    if trial.trouble:
+        return Sentence("fault", f"The trials cannot go on: {trial.trouble}")
+    if not trial.total:
+        return Sentence("idle", "Looking through the episodes for the protocol's trials.")
+    if trial.complete:
+        return Sentence("ready", f"All {trial.total} trials are made: unseal and show the table.")
+    if not trial.prepared:
+        text = f"{trial.title}: press Prepare, and lay the state out meanwhile."
+        return Sentence("hold" if trial.again else "idle", f"{trial.again} {text}".lstrip())
+    if not armed:
+        text = (
+            f"{trial.title}: lay the state out until it matches, hands off the arms, then hold "
+            "Arm: they stand still until Start."
+        )
+        return Sentence("idle", text)
+    text = f"{trial.title}: press Start. The arms go to the start pose, and it runs."
+    return Sentence("ready", text)
 
 
 def allowed(graph: Graph) -> dict[str, str]:
@@ -198,22 +280,43 @@ def allowed(graph: Graph) -> dict[str, str]:
     moving = run or ("the arms go to the start pose" if phase == "moving" else "")
     loading = "" if phase == "ready" else f"the policy node is {phase or 'silent'}"
     disarmed = "" if armed else "the arms are disarmed: hold Arm first"
-    waiting = f"score or skip episode {graph.unscored.episode} first" if graph.unscored else ""
+    waiting = graph.unscored.first if graph.unscored else ""
     recording = "an episode is being recorded: end it first" if graph.recording else ""
     idle = moving or loading
     reset = "" if graph.simulated else "only a simulated rig can be reset"
     ended = "" if graph.running or graph.recording else "no trial is under way"
+    trial = graph.trial
+    unplanned, stuck, unprepared = "no protocol of trials was given", "", ""
+    if trial is not None:
+        unplanned, stuck = "", trial.refusal
+        unprepared = stuck or ("" if trial.prepared else "press Prepare first")
+        reset = "Prepare lays out the scene of a trial"
+    # Inactive it may well be: a contender before could not be loaded.
+    absent = gone if graph.presence.get(POLICY_NODE) != "alive" else ""
     return {
         "arm": gone or ("the arms are armed" if armed else "") or idle,
         "disarm": gone or disarmed,
-        "start": gone or unrecordable or graph.busy or idle or waiting or recording or disarmed,
+        "start": gone
+        or unrecordable
+        or graph.busy
+        or idle
+        or waiting
+        or recording
+        or unprepared
+        or disarmed,
         "pause": gone or ("" if run and phase != "paused" else "no run is under way"),
         "resume": gone or ("" if phase == "paused" else "the run is not paused"),
         "go_to_start": gone or idle or disarmed,
         "end": ended or (gone if graph.running else silent) or graph.busy,
         "self_check": gone,
         "score": silent or ("" if graph.unscored else "no episode waits for a score"),
-        "skip": "" if graph.unscored else "no episode waits for a score",
+        "skip": (
+            ("a trial is scored, or made again" if graph.unscored.trial else "")
+            if graph.unscored
+            else "no episode waits for a score"
+        ),
+        "prepare": unplanned or absent or graph.busy or moving or waiting or recording or stuck,
+        "unseal": unplanned or graph.busy or moving or recording,
         "reset": reset
         or graph.missing(SIM_RIG_NODE)
         or moving

@@ -59,6 +59,11 @@ def test_without_ros_a_command_that_needs_it_says_so(
         ("--deadline", "x", "deadline:=x must be a number"),
         ("--denoising-steps", "0", "denoising_steps 0 must be from 1 to 1000"),
         ("--execution", "asynchron", "'asynchron' is not one; did you mean 'asynchronous'"),
+        (
+            "--protocol",
+            "rehearsal",
+            "add --by-hand, or rehearse without a person by `cosmos trials",
+        ),
     ],
 )
 def test_a_wrong_option_of_the_graph_is_one_line_before_anything_starts(

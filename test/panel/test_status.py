@@ -12,6 +12,7 @@ import pytest
 from cosmos_policy_ros.core.task import Deduction, Rubric, Stage
 from cosmos_policy_ros.panel.status import (
     Graph,
+    Trial,
     Unscored,
     allowed,
     chosen_value,
@@ -47,6 +48,17 @@ RUNNING = replace(
     policy=policy("executing", armed=True, run_id="1f", chunks=3),
     recorder=recorder("recording"),
 )
+
+
+NEXT = Trial(3, 12)
+PREPARED = replace(NEXT, prepared=True)
+LOADING = replace(
+    IDLE,
+    inactive={"policy_node": "unconfigured"},
+    busy="A contender is being loaded",
+    trial=replace(NEXT, preparing=True),
+)
+FAULT = replace(NEXT, again="The last trial ended in a fault.")
 
 
 def lost(node: str, graph: Graph = IDLE) -> Graph:
@@ -85,6 +97,35 @@ def lost(node: str, graph: Graph = IDLE) -> Graph:
         (lost("arm_interface_node"), "fault", "arm interface does not answer any more"),
         (lost("recorder_node", RUNNING), "fault", "recorder does not answer any more"),
         (replace(IDLE, presence=ALIVE | {"recorder_node": "absent"}), "idle", "be recorded"),
+        (replace(IDLE, trial=Trial()), "idle", "Looking through the episodes"),
+        (replace(IDLE, trial=NEXT), "idle", "Trial 3 of 12: press Prepare"),
+        (replace(IDLE, trial=FAULT), "hold", "fault. Trial 3 of 12: press Prepare"),
+        (
+            replace(IDLE, trial=replace(NEXT, trouble="another protocol")),
+            "fault",
+            "cannot go on: a",
+        ),
+        (LOADING, "busy", "A contender is being loaded …"),
+        (lost("policy_node", LOADING), "busy", "A contender is being loaded …"),
+        (lost("recorder_node", LOADING), "fault", "recorder does not answer any more"),
+        (
+            replace(LOADING, busy="", trial=replace(NEXT, again="No contender could be loaded.")),
+            "hold",
+            "No contender could be loaded. Trial 3 of 12: press Prepare",
+        ),
+        (replace(IDLE, trial=PREPARED), "idle", "Trial 3 of 12: lay the state out until"),
+        (replace(ARMED, trial=PREPARED), "ready", "Trial 3 of 12: press Start"),
+        (replace(IDLE, trial=Trial(13, 12)), "ready", "All 12 trials are made"),
+        (
+            replace(IDLE, trial=NEXT, unscored=Unscored("e_0001", trial=True)),
+            "ready",
+            "by the rubric, or make its trial again",
+        ),
+        (
+            replace(IDLE, trial=NEXT, policy=policy("failed", message="no GPU")),
+            "fault",
+            "no GPU. Prepare the trial again",
+        ),
     ],
 )
 def test_it_says_what_goes_on_and_what_to_do(graph: Graph, tone: str, words: str) -> None:
@@ -125,6 +166,22 @@ def test_what_is_lost_is_said_before_all_else() -> None:
         (lost("policy_node", RUNNING), set()),
         (replace(IDLE, simulated=False), {"arm", "self_check"}),
         (lost("sim_rig_node"), {"arm", "self_check"}),
+        (replace(IDLE, trial=NEXT), {"arm", "self_check", "prepare", "unseal"}),
+        (replace(IDLE, trial=Trial()), {"arm", "self_check", "unseal"}),
+        (replace(IDLE, trial=Trial(13, 12)), {"arm", "self_check", "unseal"}),
+        (replace(ARMED, trial=NEXT), {"disarm", "go_to_start", "self_check", "prepare", "unseal"}),
+        (
+            replace(ARMED, trial=PREPARED),
+            {"disarm", "start", "go_to_start", "self_check", "prepare", "unseal"},
+        ),
+        (replace(RUNNING, trial=NEXT), {"disarm", "pause", "end", "self_check"}),
+        (LOADING, set()),
+        (replace(LOADING, busy="", trial=NEXT), {"prepare", "unseal"}),
+        (lost("policy_node", replace(IDLE, trial=NEXT)), {"unseal"}),
+        (
+            replace(IDLE, trial=NEXT, unscored=Unscored("e_0001", trial=True)),
+            {"arm", "self_check", "score", "unseal"},
+        ),
     ],
 )
 def test_what_would_be_refused_says_why(graph: Graph, possible: set[str]) -> None:

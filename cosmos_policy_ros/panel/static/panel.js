@@ -3,12 +3,13 @@
 import { Connection, takeToken } from "./connection.js";
 import { createEpisodesView } from "./episodes.js";
 import { drawCandidates, drawValues } from "./charts.js";
+import { Trials } from "./trials.js";
 
 const HELD = 1000; // ms that Arm has to be held
 const URGENT = 8000; // ms for which a stop that failed keeps its place from the next state's sentence
-const KEYS = { x: "disarm", s: "start", e: "end", p: "pause", r: "resume", g: "go_to_start", n: "reset", c: "self_check" };
+const KEYS = { x: "disarm", s: "start", e: "end", p: "pause", r: "resume", g: "go_to_start", n: "reset", c: "self_check", l: "prepare" };
 const NODE_NAMES = { policy_node: "policy", recorder_node: "recorder", arm_interface_node: "arm interface", sim_rig_node: "simulated rig" };
-const PLAIN = ["disarm", "end", "pause", "resume", "go_to_start"]; // asked for without arguments
+const PLAIN = ["disarm", "end", "pause", "resume", "go_to_start", "prepare"]; // asked for without arguments
 
 const $ = (id) => document.getElementById(id);
 const make = (tag, text = "", properties = {}) =>
@@ -40,6 +41,7 @@ function heard(now) {
   showActions(now);
   showThinking(now);
   showRubric(now, before);
+  trials.heard(now);
   if (now.refusals.arm) endArming(); // stopped elsewhere, or armed by now
   sound(before, now);
 }
@@ -107,7 +109,7 @@ function showActions(now) {
     button.setAttribute("aria-disabled", String(refusal !== ""));
     button.title = refusal;
   }
-  $("reset").hidden = !now.simulated;
+  $("reset").hidden = !now.simulated || Boolean(now.trials); // a trial's scene is laid out by Prepare
 }
 
 function showThinking(now) {
@@ -166,6 +168,8 @@ async function showImages(header, blobs) {
 }
 
 // ------------------------------------------------------------------ actions
+
+const trials = new Trials({ connection, act, canvas: figures.get("primary").canvas });
 
 async function act(name, args = {}) {
   const answer = $("answer");
@@ -238,6 +242,7 @@ function endArming() {
 $("arm").addEventListener("pointerdown", beginArming);
 for (const end of ["pointerup", "pointerleave", "pointercancel"]) $("arm").addEventListener(end, endArming);
 window.addEventListener("blur", endArming);
+window.addEventListener("blur", () => trials.flip(false));
 
 async function selfCheck() {
   const result = await act("self_check");
@@ -284,6 +289,8 @@ function showRubric(now, before) {
   if (!unscored || (before?.unscored?.episode === unscored.episode && $("items").dataset.episode === unscored.episode)) return;
   $("items").dataset.episode = unscored.episode;
   $("rubric-title").textContent = `Score ${unscored.episode}`;
+  $("skip").hidden = Boolean(unscored.trial);
+  forgetDiscard();
   const item = ({ name, points }, index, kind) => {
     const label = make("label");
     const box = make("input", "", { type: "checkbox", value: name });
@@ -345,16 +352,17 @@ $("skip").addEventListener("click", () => act("skip"));
 $("discard").addEventListener("click", async () => {
   if ($("discard").dataset.sure !== "yes") {
     $("discard").dataset.sure = "yes";
-    $("discard").textContent = "Really discard";
+    $("discard").textContent = state?.unscored?.trial ? "Really make it again" : "Really discard";
     setTimeout(forgetDiscard, 4000);
     return;
   }
   forgetDiscard();
-  await act("discard", { episode: state?.unscored?.episode ?? "", reason: $("note").value });
+  const again = state?.unscored?.trial ? "the trial is to be made again" : "";
+  await act("discard", { episode: state?.unscored?.episode ?? "", reason: $("note").value || again });
 });
 function forgetDiscard() {
   $("discard").dataset.sure = "";
-  $("discard").textContent = "Discard …";
+  $("discard").textContent = state?.unscored?.trial ? "Make this trial again …" : "Discard …";
 }
 
 // ------------------------------------------------------------------ keys
@@ -372,6 +380,8 @@ window.addEventListener("keydown", (event) => {
     beginArming();
   } else if (event.key.toLowerCase() === "a") {
     beginArming();
+  } else if (event.key.toLowerCase() === "f") {
+    trials.flip(true);
   } else {
     pressed(event);
   }
@@ -379,6 +389,7 @@ window.addEventListener("keydown", (event) => {
 window.addEventListener("keyup", (event) => {
   if (event.code === "Space" && !isText(event.target)) event.preventDefault();
   else if (event.key === "Enter" || event.key.toLowerCase() === "a") endArming();
+  else if (event.key.toLowerCase() === "f") trials.flip(false);
 }, true);
 
 function pressed(event) {

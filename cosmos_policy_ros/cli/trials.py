@@ -31,7 +31,7 @@ from cosmos_policy_ros.episodes.topics import POLICY_NODE
 from cosmos_policy_ros.evaluation.plan import InitialState, Job
 from cosmos_policy_ros.evaluation.protocol import TrialProtocol, load_protocol, reference_picture
 from cosmos_policy_ros.evaluation.rig_report import outlook, unseal, write_report
-from cosmos_policy_ros.evaluation.rig_trials import FAULT, RigTrials, node_parameters, veiled
+from cosmos_policy_ros.evaluation.rig_trials import FAULT, RigTrials, node_parameters, telling
 from cosmos_policy_ros.evaluation.tables import spoken
 from cosmos_policy_ros.nodes.client import GraphClient
 from cosmos_policy_ros.nodes.graph import NodeProcess, NodeProcesses, environment, node_processes
@@ -251,7 +251,9 @@ class _Session:
             client.arm(False)
         if result.outcome == FAULT and not result.refused:
             self._faults += 1
-            why = veiled(result.message, contender) if trials.protocol.blind else result.message
+            why = result.message
+            if trials.protocol.blind:
+                why = telling(trials.protocol).sub("(sealed)", why)
             if self._faults >= FAULTS:
                 raise CosmosPolicyError(
                     f"{self._faults} trials in a row have ended in a fault, the last: {why}; mend "

@@ -239,14 +239,19 @@ def node_parameters(contender: Contender) -> dict[str, bool | int | float | str]
     return values
 
 
-def veiled(text: str, contender: Contender) -> str:
-    """Return a message without what would tell the contender to an operator."""
-    secrets = [contender.name, contender.checkpoint, contender.world_model]
-    if contender.remote:
-        usual = [name for _, _, name in DEFAULTS.values()]
-        secrets += [contender.remote, contender.remote_config, *usual]
-    for telling in secrets:
-        if telling:
-            # With the folders before it: a checkpoint is named by its path as well.
-            text = re.sub(rf"[\w./~-]*{re.escape(telling)}[\w./-]*", "(sealed)", text)
-    return text
+def telling(protocol: TrialProtocol) -> re.Pattern[str]:
+    """Return what finds the words of a message that name a contender, with folders before them."""
+    words: set[str | None] = set()
+    for each in protocol.contenders:
+        words |= {each.name, each.checkpoint, each.world_model, each.remote, each.remote_config}
+        words |= {each.planning} - {DIRECT}
+        if each.remote:
+            words |= {name for _, _, name in DEFAULTS.values()}
+    words |= {Path(each).name for each in words if each}
+    # "cosmos" is the package's own name, too, and in every command that a message tells.
+    words |= {each.engine for each in protocol.contenders} - {"cosmos"}
+    known = sorted(filter(None, words), key=len, reverse=True)
+    # A checkpoint is named by its files' paths as well.
+    return re.compile(
+        rf"[\w./~-]*(?<!\w)(?:{'|'.join(map(re.escape, known))})(?!\w)[\w./-]*", re.IGNORECASE
+    )

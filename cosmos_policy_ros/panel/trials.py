@@ -6,7 +6,6 @@ candidate, no value, no imagined image, until the contenders are unsealed.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,9 @@ from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.task import load_task
 from cosmos_policy_ros.episodes.trial_info import read_trial
 from cosmos_policy_ros.evaluation import rig_report
-from cosmos_policy_ros.evaluation.contenders import DIRECT
 from cosmos_policy_ros.evaluation.plan import Job
-from cosmos_policy_ros.evaluation.protocol import TrialProtocol, load_protocol, reference_picture
-from cosmos_policy_ros.evaluation.rig_trials import FAULT, Progress, RigTrials
+from cosmos_policy_ros.evaluation.protocol import load_protocol, reference_picture
+from cosmos_policy_ros.evaluation.rig_trials import FAULT, Progress, RigTrials, telling
 from cosmos_policy_ros.evaluation.tables import spoken
 from cosmos_policy_ros.rig.jpeg import to_jpeg
 
@@ -95,7 +93,7 @@ class PanelTrials:
         self.rig_trials = RigTrials(self.protocol, root)
         self.output = output or root.parent / "evaluations" / self.protocol.name
         self.seen = TrialsLook(sealed=self.protocol.blind)
-        self._telling = _telling(self.protocol)
+        self._telling = telling(self.protocol)
 
     # ---------------------------------------------------------------- what reads the disk
 
@@ -239,16 +237,3 @@ class PanelTrials:
 
 
 _PHOTOGRAPH = "take it by `cosmos protocol`"
-
-
-def _telling(protocol: TrialProtocol) -> re.Pattern[str]:
-    """Return what finds the words that name a contender or its checkpoint."""
-    words: set[str] = set()
-    for each in protocol.contenders:
-        paths = [path for path in (each.checkpoint, each.world_model) if path]
-        words |= {each.name, *paths, *(Path(path).name for path in paths)}
-        words |= {each.planning} - {DIRECT}
-    # "cosmos" is the package's own name, too, and in every command that a message tells.
-    words |= {each.engine for each in protocol.contenders} - {"cosmos"}
-    longest = sorted(filter(None, words), key=len, reverse=True)
-    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest))})(?!\w)", re.IGNORECASE)

@@ -20,7 +20,7 @@ from cosmos_policy_ros.evaluation.contenders import Contender
 from cosmos_policy_ros.evaluation.plan import Job
 from cosmos_policy_ros.evaluation.protocol import Place, StateGroup, TrialProtocol, check_tasks
 from cosmos_policy_ros.evaluation.rig_report import outlook, unseal, write_report
-from cosmos_policy_ros.evaluation.rig_trials import RigTrials, node_parameters, veiled
+from cosmos_policy_ros.evaluation.rig_trials import RigTrials, node_parameters, telling
 
 A = Contender("policy a", checkpoint="aloha_base")
 B = Contender("policy b", checkpoint="aloha_tuned", planning="best_of_8")
@@ -96,8 +96,8 @@ def test_the_contender_stands_in_no_bag_until_it_is_unsealed(
         path = store.root / made(job, score=40.0 if job.contender == A.name else 90.0)
         for file in path.iterdir():
             content = file.read_bytes()
-            for telling in ("policy a", "policy b", "aloha_base", "aloha_tuned", "best_of_8"):
-                assert telling.encode() not in content, file
+            for word in ("policy a", "policy b", "aloha_base", "aloha_tuned", "best_of_8"):
+                assert word.encode() not in content, file
     trials, output = RigTrials(PROTOCOL, store.root), tmp_path / "out"
     with pytest.raises(ConfigError, match="sealed until all trials are made"):
         write_report(PROTOCOL, trials.progress(), output)
@@ -197,11 +197,15 @@ def test_a_contender_is_a_node_of_other_parameters_and_its_errors_do_not_name_it
         "remote_config": "default",
     }
     assert node_parameters(replace(A, denoising_steps=5))["denoising_steps"] == 5
-    found = veiled("/models/aloha_tuned/text.safetensors: no prompt of policy b", B)
-    assert found == "(sealed): no prompt of (sealed)"
     served = Contender("pi0", engine="remote", remote="openpi://127.0.0.1:8000")
     assert node_parameters(served)["remote"] == "openpi://127.0.0.1:8000"
-    found = veiled(
-        f"query failed: {served.remote}: as the remote config 'openpi_aloha' says", served
-    )
-    assert found == "query failed: (sealed): as the remote config '(sealed)' says"
+    words = telling(replace(PROTOCOL, contenders=(A, B, served)))
+    for text, wanted in (
+        ("/models/aloha_tuned/text.safetensors: no prompt of policy b", "…: no prompt of …"),
+        (
+            "query failed: openpi://127.0.0.1:8000: as 'openpi_aloha' says",
+            "query failed: …: as '…'",
+        ),
+        ("`cosmos trials` makes it; the arms hold", "`cosmos trials` makes it; the arms hold"),
+    ):
+        assert words.sub("…", text).startswith(wanted)

@@ -17,13 +17,15 @@ SEGMENTS = ("/dev/shm/fastdds_", "/dev/shm/fastrtps_")
 PATIENCE = 60.0  # s; a test that waits this long has failed, however busy the machine
 
 
-def wait_for(condition: Callable[[], object], what: str | Callable[[], str]) -> None:
+def wait_for(
+    condition: Callable[[], object], what: str | Callable[[], str], seconds: float = PATIENCE
+) -> None:
     """Return when the condition is true; fail the test, saying ``what``, when it never is."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             text = what if isinstance(what, str) else what()
-            raise AssertionError(f"waited {PATIENCE:g} s in vain for {text}")
+            raise AssertionError(f"waited {seconds:g} s in vain for {text}")
         time.sleep(0.005)
 
 

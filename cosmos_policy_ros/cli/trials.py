@@ -39,6 +39,7 @@ from cosmos_policy_ros.rig.images import decode_image
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
 READY = 600.0  # wall s for a contender to load, the policy node's own start_timeout
+MOTION_BEGINS = 1.0  # wall s within which the policy node says that the arms move
 ANSWER = 120.0  # wall s for the nodes to be found, to arm, and for the way to the start pose
 ON_THE_WAY = 2  # images that may have been taken before somebody said that all is laid out
 FAULTS = 3  # in a row: no accident any more, a person has to look
@@ -103,6 +104,8 @@ def _trials(options: argparse.Namespace) -> int:
     print("\n".join(outlook(protocol, progress)), flush=True)
     if options.status:
         return 0
+    if options.unseal and not any(not result.crashed for result in progress.results):
+        raise ConfigError(f"{options.root}: holds no trial of '{protocol.name}' that counts yet")
     if not (options.unseal or progress.complete):
         with _graph(options) as client:
             if options.rehearse:
@@ -266,13 +269,18 @@ class _Session:
         self._score(Path(stopped.path), just_now=True)
 
     def _go_to_start(self) -> None:
-        client = self._client
+        client, moved = self._client, False
         _accepted(client.call(Trigger, f"{POLICY_NODE}/go_to_start"))
-        client.wait_until(
-            lambda: client.policy_state is not None and client.policy_state.phase == "ready",
-            ANSWER,
-            "the arms to reach the start pose",
-        )
+        # The newest state may still be that of before the motion; a short one may never be seen.
+        begins = time.monotonic() + MOTION_BEGINS
+
+        def over() -> bool:
+            nonlocal moved
+            phase = client.policy_state.phase if client.policy_state is not None else ""
+            moved = moved or phase == "moving"
+            return phase == "ready" and (moved or time.monotonic() > begins)
+
+        client.wait_until(over, ANSWER, "the arms to reach the start pose")
 
     def _run(self, job: Job) -> Any:
         """Run the task; Ctrl-C stops the arms and ends the trial, not the evaluation."""

@@ -10,6 +10,7 @@ import pytest
 from helpers.episodes import metadata, record
 from rosbags.typesys.store import Typestore
 
+from cosmos_policy_ros.cli import cosmos
 from cosmos_policy_ros.core.config import load_config
 from cosmos_policy_ros.core.errors import ConfigError
 from cosmos_policy_ros.core.paths import config_folder
@@ -121,6 +122,18 @@ def test_an_early_look_is_told_in_the_report(
     unseal(tmp_path, trials.progress())  # the first look is the one that counts
     text = "\n".join(write_report(PROTOCOL, trials.progress(), tmp_path))
     assert "were unsealed after 1 of 6 trials" in text
+
+
+def test_nothing_is_unsealed_where_there_is_nothing_to_see(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The seal was broken, and then the table could not be drawn."""
+    given = ["trials", "rehearsal", "--root", str(tmp_path), "--output", str(tmp_path / "out")]
+    assert cosmos.main([*given, "--status"]) == 0
+    assert "6 initial states, 2 contenders: 12 trials, 0 made" in capsys.readouterr().out
+    assert cosmos.main([*given, "--unseal"]) == 1
+    assert "holds no trial of 'rehearsal' that counts yet" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,13 @@ from cosmos_policy_ros.episodes.topics import POLICY_NODE
 from cosmos_policy_ros.evaluation.plan import InitialState, Job
 from cosmos_policy_ros.evaluation.protocol import TrialProtocol, load_protocol, reference_picture
 from cosmos_policy_ros.evaluation.rig_report import outlook, unseal, write_report
-from cosmos_policy_ros.evaluation.rig_trials import FAULT, RigTrials, node_parameters, telling
+from cosmos_policy_ros.evaluation.rig_trials import (
+    FAULT,
+    FAULTS,
+    RigTrials,
+    node_parameters,
+    telling,
+)
 from cosmos_policy_ros.evaluation.tables import spoken
 from cosmos_policy_ros.nodes.client import GraphClient
 from cosmos_policy_ros.nodes.graph import NodeProcess, NodeProcesses, environment, node_processes
@@ -42,7 +48,6 @@ READY = 600.0  # wall s for a contender to load, the policy node's own start_tim
 MOTION_BEGINS = 1.0  # wall s within which the policy node says that the arms move
 ANSWER = 120.0  # wall s for the nodes to be found, to arm, and for the way to the start pose
 ON_THE_WAY = 2  # images that may have been taken before somebody said that all is laid out
-FAULTS = 3  # in a row: no accident any more, a person has to look
 JUDGE = "the simulated rig's judge"
 
 

@@ -32,6 +32,7 @@ from cosmos_policy_ros.inference.remote_config import DEFAULTS
 from cosmos_policy_ros.rig.run import LATE
 
 FAULT = "fault"  # outcome of a run that something else than the policy's skill has ended
+FAULTS = 3  # in a row: no accident any more, a person has to look
 SETTINGS = "settings"  # within a seal: the contender's, as the protocol had them
 
 

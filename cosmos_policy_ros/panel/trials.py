@@ -22,11 +22,10 @@ from cosmos_policy_ros.episodes.trial_info import read_trial
 from cosmos_policy_ros.evaluation import rig_report
 from cosmos_policy_ros.evaluation.plan import Job
 from cosmos_policy_ros.evaluation.protocol import load_protocol, reference_picture
-from cosmos_policy_ros.evaluation.rig_trials import FAULT, Progress, RigTrials, telling
+from cosmos_policy_ros.evaluation.rig_trials import FAULT, FAULTS, Progress, RigTrials, telling
 from cosmos_policy_ros.evaluation.tables import spoken
 from cosmos_policy_ros.rig.jpeg import to_jpeg
 
-FAULTS = 3  # in a row: no accident any more, a person has to look
 NOT_TOLD = "…"  # in place of what would tell a contender
 # Of the self-check: what it finds there is the checkpoint's.
 TELLING_CHECKS = ("checkpoint", "images")

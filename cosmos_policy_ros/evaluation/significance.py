@@ -33,7 +33,7 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     middle = (rate + square / (2 * trials)) / (1 + square / trials)
     half = Z / (1 + square / trials)
     half *= math.sqrt(rate * (1 - rate) / trials + square / (4 * trials**2))
-    return middle - half, middle + half
+    return max(middle - half, 0.0), min(middle + half, 1.0)  # but for rounding they are within
 
 
 def average(groups: Sequence[Sequence[float]]) -> Mean:

@@ -242,7 +242,7 @@ def _at_rest(graph: Graph) -> Sentence:
     if not graph.policy.armed:
         text = (
             "Disarmed. Set up the scene, keep hands off the arms, then hold Arm for a second: "
-            "Arm: they stand still until Start."
+            "they stand still until Start."
         )
         return Sentence("idle", text)
     return Sentence("ready", "Armed and ready: press Start.")

@@ -57,6 +57,8 @@ def result(contender: str, seed: int, score: float, **changes: object) -> Result
 )
 def test_wilsons_interval(successes: int, trials: int, low: float, high: float) -> None:
     assert wilson(successes, trials) == pytest.approx((low, high), abs=6e-4)
+    # Nothing of 30 was shown as -0 % at least.
+    assert f"{wilson(0, 30)[0]:.0f}" == "0" and wilson(30, 30)[1] == 1.0
 
 
 def test_the_bootstrap_covers_the_mean_about_as_often_as_it_says() -> None:

@@ -71,6 +71,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Panelled]:
 
 
 def prepare(page: Page) -> None:
+    expect(page.locator("#prepare")).to_have_attribute("aria-disabled", "false")
     page.keyboard.press("l")
     expect(page.locator("#sentence")).to_contain_text("lay the state out until it matches")
 
@@ -130,6 +131,7 @@ def test_a_blind_trial_by_clicks(graph: Panelled) -> None:
         page.keyboard.press("Enter")
         expect(page.locator("#trials-title")).to_have_text("Trial 2 of 2")
         assert page.locator("#candidates:visible, .imagined:visible").count() == 0
+        expect(page.locator("#prepare")).to_have_attribute("aria-disabled", "false")
         page.keyboard.press("l")
         expect(page.locator("#sentence")).to_contain_text("No contender could be loaded")
         page.keyboard.press("Space")

@@ -32,8 +32,8 @@ from cosmos_policy_ros.evaluation.plan import InitialState, Job
 from cosmos_policy_ros.evaluation.protocol import TrialProtocol, load_protocol, reference_picture
 from cosmos_policy_ros.evaluation.rig_report import outlook, unseal, write_report
 from cosmos_policy_ros.evaluation.rig_trials import (
-    FAULT,
     FAULTS,
+    UNCOUNTED,
     RigTrials,
     node_parameters,
     telling,
@@ -47,7 +47,7 @@ from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 READY = 600.0  # wall s for a contender to load, the policy node's own start_timeout
 MOTION_BEGINS = 1.0  # wall s within which the policy node says that the arms move
 ANSWER = 120.0  # wall s for the nodes to be found, to arm, and for the way to the start pose
-ON_THE_WAY = 2  # images that may have been taken before somebody said that all is laid out
+ON_THE_WAY = 2  # images that may have been taken before the operator's answer
 JUDGE = "the simulated rig's judge"
 
 
@@ -119,7 +119,8 @@ def _trials(options: argparse.Namespace) -> int:
                 with Keyboard() as keyboard:
                     _Session(client, trials, _Person(keyboard, output, options.operator)).run()
         progress = trials.progress()
-    unseal(output, progress)
+    if protocol.blind:
+        unseal(output, progress)
     print("\n".join(["", *write_report(protocol, progress, output)]))
     return 0
 
@@ -221,7 +222,7 @@ class _Person:
 
 
 class _Session:
-    """Trial after trial until all are made, or somebody interrupts."""
+    """Trial after trial until all are made, or the operator interrupts."""
 
     def __init__(self, client: GraphClient, trials: RigTrials, hands: _Hands) -> None:
         self._client, self._trials, self._hands = client, trials, hands
@@ -248,20 +249,24 @@ class _Session:
         client.policy_state = None
         client.reconfigure(POLICY_NODE, node_parameters(contender), READY)
         client.policy_ready(READY)
+        state: Any = client.policy_state
+        if state.phase == "failed":
+            raise CosmosPolicyError(f"no contender could be loaded: {self._told(state.message)}")
         hands.lay_out(job.state)
-        client.arm_when_ready(READY)
         try:
+            client.arm_when_ready(READY)
             self._go_to_start()
             started = _accepted(client.start_episode(**trials.episode_fields(job, hands.name)))
             result = self._run(job)
             stopped = _accepted(client.stop_episode(reason=result.outcome))
-        finally:
-            client.arm(False)
-        if result.outcome == FAULT and not result.refused:
+        except BaseException:  # arms and recorder are left as they were found
+            client.stop()
+            client.stop_episode(reason="interrupted")
+            raise
+        client.arm(False)
+        if result.outcome in UNCOUNTED and not result.refused:
             self._faults += 1
-            why = result.message
-            if trials.protocol.blind:
-                why = telling(trials.protocol).sub("(sealed)", why)
+            why = self._told(result.message)
             if self._faults >= FAULTS:
                 raise CosmosPolicyError(
                     f"{self._faults} trials in a row have ended in a fault, the last: {why}; mend "
@@ -272,6 +277,10 @@ class _Session:
         self._faults = 0
         assert stopped.episode_id == started.episode_id
         self._score(Path(stopped.path), just_now=True)
+
+    def _told(self, message: str) -> str:
+        protocol = self._trials.protocol
+        return telling(protocol).sub("(sealed)", message) if protocol.blind else message
 
     def _go_to_start(self) -> None:
         client, moved = self._client, False

@@ -65,7 +65,7 @@ def parse_trial(text: str) -> TrialInfo:
 
 
 def seal(content: Mapping[str, str]) -> str:
-    """Return texts by name as one that nobody reads by looking at it."""
+    """Return texts by name as one text that cannot be read at a glance."""
     plain = json.dumps(dict(content)).encode()
     salt = secrets.token_bytes(SALT)  # so that two episodes of one contender do not look alike
     return base64.b64encode(salt + _mixed(plain, salt)).decode()

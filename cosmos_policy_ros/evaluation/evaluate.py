@@ -147,6 +147,8 @@ def evaluate(config: EvaluationConfig, output: Path) -> list[Result]:
 
 def _results(config: EvaluationConfig, output: Path, jobs: Sequence[Job]) -> Iterator[Result]:
     """Make trials, here, in processes or on a cluster; yield their results as they end."""
+    if not jobs:
+        return
     if config.ray is not None:
         yield from _on_cluster(config, config.ray, output, jobs)
         return

@@ -58,6 +58,8 @@ class StateGroup:
             raise ValueError(f"condition: '{self.condition}' must be letters, digits, underscores")
         if not self.states:
             raise ValueError(f"states of {self.task}, {self.condition}: give at least one")
+        if (least := min(each.number for each in self.states)) < 0:
+            raise ValueError(f"states of {self.task}: number {least} must not be negative")
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,9 @@ class TrialProtocol:
             raise ValueError(f"name: '{self.name}' must be letters, digits and underscores")
         if not (math.isfinite(self.time_limit) and self.time_limit >= 0):
             raise ValueError(f"time_limit: {self.time_limit} s must be finite, 0 or more")
+        for name in ("noise_seed", "order_seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)} must not be negative")
         names = [contender.name for contender in self.contenders]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"contenders: {names} must be at least one, with different names")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Sequence
 from datetime import datetime
@@ -46,12 +48,12 @@ def outlook(protocol: TrialProtocol, progress: Progress) -> list[str]:
         + (f", {faults} repeated after a fault" if faults else ""),
     ]
     if progress.left:
-        # Of a trial that nobody has made yet: the whole time that its task allows.
+        # Before the first trial: the whole time that each task allows.
         took = [r.seconds for r in progress.results if not r.crashed]
-        seconds = sum(
-            median(took) if took else load_task(job.state.task, config_folder("tasks")).time_limit
-            for job in progress.left
-        )
+        limits = {
+            task: load_task(task, config_folder("tasks")).time_limit for task in protocol.tasks
+        }
+        seconds = sum(median(took) if took else limits[j.state.task] for j in progress.left)
         hours = (seconds + LAYING_OUT * len(progress.left)) / 3600
         lines.append(
             f"about {hours:.1f} hours are left, {LAYING_OUT:g} s to lay out each of them included"
@@ -77,14 +79,21 @@ def _can_find(protocol: TrialProtocol, results: Sequence[Result], states: int) -
 
 
 def unseal(output: Path, progress: Progress) -> None:
-    """Note that the contenders are known from now on; who has noted it before is not overruled."""
+    """Note that the contenders are known from now on; an earlier note stays.
+
+    Raises:
+        ConfigError: the disk refused.
+    """
     path = output / UNSEALED
     if path.is_file():
         return
     made = progress.total - len(progress.left)
     now = datetime.now().astimezone().isoformat(timespec="seconds")
-    output.mkdir(parents=True, exist_ok=True)
-    replace_text(path, yaml.safe_dump({"when": now, "trials": made, "of": progress.total}))
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        replace_text(path, yaml.safe_dump({"when": now, "trials": made, "of": progress.total}))
+    except OSError as error:
+        raise ConfigError(f"{output}: cannot be written: {error}") from error
 
 
 def report(protocol: TrialProtocol, progress: Progress, output: Path) -> list[str]:
@@ -138,16 +147,19 @@ def write_report(protocol: TrialProtocol, progress: Progress, output: Path) -> l
     """
     lines = report(protocol, progress, output)
     names = [contender.name for contender in protocol.contenders]
-    every = ["contender,task,condition,state,score,success,crashed,episode"]
-    every += [
-        f"{r.contender},{r.task},{r.condition},{r.state},{r.score:g},{int(r.success)},"
-        f"{int(r.crashed)},{Path(r.episode).name}"
-        for r in progress.results
-    ]
+    every = io.StringIO()
+    rows = csv.writer(every, lineterminator="\n")
+    rows.writerow(
+        ["contender", "task", "condition", "state", "score", "success", "crashed", "episode"]
+    )
+    for r in progress.results:
+        told = [f"{r.score:g}", int(r.success), int(r.crashed), Path(r.episode).name]
+        rows.writerow([*r.key, *told])
     try:
+        output.mkdir(parents=True, exist_ok=True)
         replace_text(output / "table.md", "\n".join(lines) + "\n")
         replace_text(output / "table.csv", as_csv(progress.results, names))
-        replace_text(output / "trials.csv", "\n".join(every) + "\n")
+        replace_text(output / "trials.csv", every.getvalue())
         with replacing(output / "table.png") as path:
             path.write_bytes(picture(progress.results, names, protocol.conditions))
     except OSError as error:

@@ -32,6 +32,7 @@ from cosmos_policy_ros.inference.remote_config import DEFAULTS
 from cosmos_policy_ros.rig.run import LATE
 
 FAULT = "fault"  # outcome of a run that something else than the policy's skill has ended
+UNCOUNTED = (FAULT, "refused")  # nothing of the policy was seen, unless the gate refused it
 FAULTS = 3  # in a row: no accident any more, a person has to look
 SETTINGS = "settings"  # within a seal: the contender's, as the protocol had them
 
@@ -155,7 +156,7 @@ class RigTrials:
         score = episode.score
         # A policy whose chunks the gate refuses has not crashed: it is scored for what it did.
         crashed = episode.discarded or (
-            score is None and episode.outcome == FAULT and not facts.refused
+            score is None and episode.outcome in UNCOUNTED and not facts.refused
         )
         if score is None and not crashed:
             return episode

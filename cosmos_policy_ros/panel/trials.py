@@ -40,7 +40,7 @@ class TrialsLook:
         progress: None before the first look, and where the episodes do not fit the protocol.
         prompt: of the next trial.
         picture: tells the next state's picture from any other; empty where there is none.
-        sealed: whether nobody is to know who takes part.
+        sealed: whether the contenders are not to be shown.
         trouble: why there is no progress, and what to do; empty if nothing is wrong.
     """
 

@@ -66,9 +66,11 @@ def test_an_evaluation_goes_on_from_the_bags_alone(store: EpisodeStore, made: Re
     assert trials.progress().left == tuple(jobs)  # also where there is no folder yet
     made(jobs[0], score=60.0)
     made(jobs[1], outcome="fault")
+    made(jobs[1], outcome="refused")  # nothing moved
     progress = trials.progress()
     assert [(r.key, r.score, r.crashed) for r in progress.results] == [
         (jobs[0].key, 60.0, False),
+        (jobs[1].key, 0.0, True),
         (jobs[1].key, 0.0, True),
     ]
     assert progress.left == tuple(jobs[1:])
@@ -81,7 +83,11 @@ def test_an_evaluation_goes_on_from_the_bags_alone(store: EpisodeStore, made: Re
     again = RigTrials(PROTOCOL, store.root).progress()  # another program, next week
     assert again == trials.progress()
     assert again.left == tuple(jobs[2:])
-    assert [r.message for r in again.results if r.crashed] == ["fault", "the cable came loose"]
+    assert [r.message for r in again.results if r.crashed] == [
+        "fault",
+        "refused",
+        "the cable came loose",
+    ]
     for job in jobs[2:]:
         made(job, score=80.0)
     assert trials.progress().complete
@@ -178,6 +184,8 @@ def test_what_it_can_find_is_said_before_the_day_is_spent(
         ({"contenders": (Contender("x", engine="replay", checkpoint="y"),)}, "no engine replay"),
         ({"groups": PROTOCOL.groups[:1] * 2}, "number 1 is given 2 times"),
         ({"name": "two policies"}, "letters, digits and underscores"),
+        ({"order_seed": -1}, "order_seed: -1 must not be negative"),
+        ({"noise_seed": -1}, "noise_seed: -1 must not be negative"),
         ({"time_limit": -1.0}, "time_limit: -1.0 s must be finite"),
     ],
 )

@@ -36,7 +36,7 @@ from cosmos_policy_ros.inference.ray_host import connect
 from cosmos_policy_ros.inference.worker import as_answer
 from cosmos_policy_ros.rig.decision import Policy
 from cosmos_policy_ros.rig.run import Goal
-from cosmos_policy_ros.rig.spec import load_rig
+from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 from cosmos_policy_ros.sim.tasks import USUAL, condition
 
 TRIALS = "trials.jsonl"
@@ -192,7 +192,7 @@ def _on_cluster(
             if isinstance(result, CosmosPolicyError):
                 raise result
             yield result
-    except ray.exceptions.RayActorError as error:
+    except ray.exceptions.RayError as error:
         raise WorkerError(KILLED) from error
     finally:
         for actor in actors:
@@ -264,7 +264,7 @@ class Worker:
         with suppress(ImportError):
             import_module("triton")
         self._env = SimEnv(self._rig, config.task, config.image_size)
-        self._policies: dict[str, Policy] = {}
+        self._loaded: dict[str, tuple[Policy, RigSpec]] = {}
         self._types = load_types(package_share() / "msg")
 
     def close(self) -> None:
@@ -274,9 +274,10 @@ class Worker:
     def make(self, job: Job) -> Result:
         """Make one trial."""
         contender, state = self._contenders[job.contender], job.state
-        if contender.name not in self._policies:
-            self._policies[contender.name] = load_policy(contender, self._config.threads)
-        policy, keep = self._policies[contender.name], self._config.keep
+        if contender.name not in self._loaded:
+            policy = load_policy(contender, self._config.threads)
+            self._loaded[contender.name] = policy, rig_of(contender, self._rig)
+        (policy, rig), keep = self._loaded[contender.name], self._config.keep
         run_id = f"{contender.name}/{state.condition}/{state.number}".replace(" ", "_")
         prompt, limit = self._task.prompts[0], self._task.time_limit
         goal = Goal(run_id, self._task.name, prompt, limit, 0, job.noise_seed)
@@ -289,7 +290,7 @@ class Worker:
             observers,
             condition=state.condition,
             timing=Timing(charged=contender.charge_latency),
-            rig=None if contender.remote is None else rig_of(contender, self._rig),
+            rig=rig,
         )
         episode = ""
         if bag is not None and trial.crashed:

@@ -215,7 +215,8 @@ class SimEnv:
             timing: by default at rest, with answers in no time.
             rig: as it executes this policy's chunks, where that is not as its file says.
         """
-        spec, gate = rig or self._spec, self._gate if rig is None else SafetyGate(rig)
+        spec = rig or self._spec
+        gate = self._gate if spec is self._spec else SafetyGate(spec)
         timing, self._latencies = timing or Timing(), LatencyTracker()
         scheduler = timing.make_scheduler(timing.execution, spec.rates, self._latencies)
         sim, began_ns = self._rig, self._rig.time_ns

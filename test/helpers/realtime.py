@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import numpy as np
 from cosmos_policy_ros.msg import ArmInterfaceState
-from helpers.stock_rig import RIG_PROGRAM, set_modes, stock_rig
+from helpers.stock_rig import RIG_PROGRAM, patient_rig, set_modes, stock_rig
 from helpers.waiting import PATIENCE
 from helpers.wall_clock import WallClock
 from interbotix_xs_msgs.msg import JointGroupCommand, JointSingleCommand
@@ -59,19 +59,28 @@ class RealTimeGraph:
     """
 
     def __init__(
-        self, folder: Path, *, streamed: bool = False, stub: bool = False, **options: Any
+        self,
+        folder: Path,
+        *,
+        streamed: bool = False,
+        patient: bool = False,
+        stub: bool = False,
+        **options: Any,
     ) -> None:
         """Start it and wait until the engine is loaded.
 
         Args:
             folder: logs go there.
             streamed: behind the stand-in of Interbotix' drivers instead of controllers.
+            patient: with the widest limits on what is late.
             stub: let ``helpers.stub_engine`` decide.
             options: of the graph.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.wall, self.streamed = WallClock(folder), streamed
-        rig = str(stock_rig(folder)) if streamed else "sim"
+        rig = "sim"
+        if streamed or patient:
+            rig = str(stock_rig(folder) if streamed else patient_rig(folder))
         self.rig: RigSpec = load_rig(rig, config_folder("rigs"))
         shipped = graph.executable
         special = {"sim_rig_node": RIG_PROGRAM} if streamed else {}

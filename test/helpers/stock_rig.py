@@ -1,4 +1,4 @@
-"""The simulated rig as a stock ALOHA: its rig file, its program, and its bring-up."""
+"""The simulated rig changed: to a stock ALOHA with its program and bring-up, or to patience."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ from interbotix_xs_msgs.srv import OperatingModes
 
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.nodes.client import GraphClient
+from cosmos_policy_ros.rig.spec import RANGES
 
 RIG_PROGRAM = Path(__file__).with_name("xs_rig_node.py")
 SIDES = ("left", "right")
+LATENESS = {
+    "observation": ("image_age", "state_age", "camera_skew", "state_timeout", "image_timeout"),
+    "stream": ("heartbeat_timeout", "arm_silence"),
+    "tracking": ("lag", "sustained"),
+}
 
 
 def stock_rig(folder: Path, gripper: Mapping[str, float] | None = None, **driver: Any) -> Path:
@@ -35,6 +41,21 @@ def stock_rig(folder: Path, gripper: Mapping[str, float] | None = None, **driver
         arm["gripper"] |= {"state_source": "crank", **(gripper or {})}
     plain["command_interface"] = "interbotix"
     path = folder / "stock.yaml"
+    path.write_text(yaml.safe_dump(plain))
+    return path
+
+
+def patient_rig(folder: Path) -> Path:
+    """Write the simulated rig's file with the widest limits that a rig may have on what is late.
+
+    For tests of other things: a machine that keeps a node waiting for a third of a second ends
+    their runs by right, again and again.
+    """
+    plain = yaml.safe_load((config_folder("rigs") / "sim.yaml").read_text())
+    for section, names in LATENESS.items():
+        widest = {name: RANGES[section][name][1] for name in names}
+        plain[section] = plain.get(section, {}) | widest
+    path = folder / "patient.yaml"
     path.write_text(yaml.safe_dump(plain))
     return path
 

@@ -27,6 +27,7 @@ class Panelled(RealTimeGraph):
     def __init__(self, folder: Path) -> None:
         super().__init__(
             folder,
+            patient=True,
             record=True,
             panel=True,
             panel_port=0,

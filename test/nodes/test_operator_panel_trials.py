@@ -46,6 +46,7 @@ class Panelled(RealTimeGraph):
         self.root = folder / "rollouts"
         super().__init__(
             folder,
+            patient=True,
             record=True,
             panel=True,
             panel_port=0,
@@ -92,16 +93,20 @@ def run_until_scored(page: Page) -> None:
     """
     sentence, rubric = page.locator("#sentence"), page.locator("#rubric")
     while True:
-        expect(page.locator("#rubric:visible, #prepare[aria-disabled=false]").first).to_be_visible()
+        known = "#rubric:visible, #prepare[aria-disabled=false], #sentence.hold"
+        expect(page.locator(known).first).to_be_visible()
         if rubric.is_visible():
             return
+        if "The arms hold" in text_of(page, "#sentence"):
+            page.keyboard.press("x")
+            expect(page.locator("#nodes")).to_contain_text("disarmed")
         page.keyboard.press("l")
         expect(sentence).to_contain_text(re.compile("lay the state out until|Score episode"))
         if rubric.is_visible():
             return
         arm(page)
         page.keyboard.press("s")
-        over = "Score episode|made again"
+        over = "Score episode|made again|The arms hold"
         expect(sentence).to_contain_text(
             re.compile(f"arms follow chunk|Prepare|stopped|refused|{over}")
         )

@@ -1,6 +1,6 @@
 """The drill on the node: recorders killed at random moments under a rig that goes on publishing.
 
-``pytest test/nodes/test_recorder_drill.py -s`` prints the figures.
+``pytest test/nodes/real_time/test_recorder_drill.py -s`` prints the figures.
 
 What the middleware had not yet handed over when the recorder died was not received, and a busy
 machine may let it wait. So the promise is held against what the recorder itself had told of: the

@@ -41,6 +41,7 @@ class Seen(NamedTuple):
 
 
 WINDOW = 10  # joint states
+WORDS = 1500  # characters of a node's output that are shown of a test that failed
 EARLY = 1.0  # s of the two that a chunk takes
 # rad between the first row of a trajectory and where its arm is: what the arms lag behind, and half
 # a second at 1.9 rad/s on a busy machine.
@@ -155,6 +156,15 @@ class RealTimeGraph:
     def log(self, name: str) -> str:
         """Return what a node has printed since it was started last."""
         return self._pids[name].log(name)
+
+    def last_words(self) -> dict[str, str]:
+        """Return what each node has printed last, by its name and whether it still runs."""
+        found = {}
+        for name, nodes in self._pids.items():
+            code = nodes.exit_code(name)
+            state = "runs" if code is None else f"ended with exit code {code}"
+            found[f"{name} {state}"] = nodes.log(name)[-WORDS:]
+        return found
 
     # ---------------------------------------------------------------- the wire
 

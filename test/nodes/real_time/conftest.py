@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 from _pytest.runner import runtestprotocol
+from helpers.realtime import RealTimeGraph
 
 ATTEMPTS = 4
 ATTEMPT = pytest.StashKey[int]()
@@ -35,9 +37,12 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     failed = [report for report in reports if report.failed]
     if failed and share > BUSY and attempt < ATTEMPTS:
         lines = failed[0].longreprtext.splitlines()
-        said = next((line[1:].strip() for line in lines if line.startswith("E ")), "no words")
+        said = [next((line[1:].strip() for line in lines if line.startswith("E ")), "no words")]
+        said += [name for name, _ in failed[0].sections if " ended with " in name]
         item.warn(
-            pytest.PytestWarning(f"attempt {attempt}, {100 * share:.0f} % of it waited: {said}")
+            pytest.PytestWarning(
+                f"attempt {attempt}, {100 * share:.0f} % of it waited: {'; '.join(said)}"
+            )
         )
         # Every fixture is made anew, the graph of the file too; the hook's wrappers are, as well:
         # the next attempt has a time limit of its own.
@@ -50,3 +55,16 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Function,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add to a failure what the nodes of its graph have said: one that has died tells why."""
+    report = yield
+    if report.failed:
+        for value in (getattr(item, "funcargs", None) or {}).values():
+            if isinstance(value, RealTimeGraph):
+                report.sections += value.last_words().items()
+    return report

@@ -1,8 +1,8 @@
 """Cosmos Policy on the ALOHA bimanual rig.
 
-Rooms, lowest first (imports run downwards only): ``core``, ``rig``, ``model``, ``sim``, ``bags``,
-``episodes``, ``inference``, ``dataset``, ``interop``, ``planning``, ``training``, ``evaluation``,
-``nodes``, ``cli``.
+Rooms, lowest first (imports run downwards only): ``core``, ``rig``, ``environments``, ``model``,
+``sim``, ``bags``, ``episodes``, ``inference``, ``dataset``, ``interop``, ``planning``,
+``training``, ``evaluation``, ``panel``, ``nodes``, ``cli``.
 """
 
 from pkgutil import extend_path

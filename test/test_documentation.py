@@ -100,7 +100,7 @@ def test_the_engine_of_the_how_to() -> None:
 def test_the_tasks_and_evaluations_of_the_how_tos(tmp_path: Path) -> None:
     from cosmos_policy_ros.core.config import load_config
     from cosmos_policy_ros.core.task import Task
-    from cosmos_policy_ros.evaluation.evaluate import EvaluationConfig
+    from cosmos_policy_ros.evaluation.sim_room import EvaluationConfig
     from cosmos_policy_ros.inference.remote_config import RemoteConfig
     from cosmos_policy_ros.training.config import TrainingConfig
 

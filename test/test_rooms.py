@@ -19,6 +19,7 @@ PACKAGE = Path(__file__).parents[1] / "cosmos_policy_ros"
 ROOMS = (
     "core",
     "rig",
+    "environments",
     "model",
     "sim",
     "bags",

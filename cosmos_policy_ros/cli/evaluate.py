@@ -1,4 +1,4 @@
-"""``cosmos evaluate``: contenders on the same scenes of the simulated rig, and a table."""
+"""``cosmos evaluate``: contenders on the same scenes of the simulated rig or a benchmark."""
 
 from __future__ import annotations
 
@@ -15,35 +15,52 @@ from cosmos_policy_ros.core.config import load_changed, load_yaml, named_file, t
 from cosmos_policy_ros.core.errors import ConfigError
 from cosmos_policy_ros.core.files import replace_text
 from cosmos_policy_ros.core.paths import config_folder
-from cosmos_policy_ros.evaluation.evaluate import TRIALS, EvaluationConfig, evaluate
+from cosmos_policy_ros.environments.benchmark import examine, load_benchmark, open_process
+from cosmos_policy_ros.evaluation.benchmark_room import BenchmarkConfig, list_prompts
+from cosmos_policy_ros.evaluation.benchmark_tables import benchmark_table
+from cosmos_policy_ros.evaluation.evaluate import TRIALS, evaluate
 from cosmos_policy_ros.evaluation.results import Result, read_results
+from cosmos_policy_ros.evaluation.sim_room import EvaluationConfig
 from cosmos_policy_ros.evaluation.tables import comparison, spoken, table_by_condition
 from cosmos_policy_ros.sim.tasks import condition
 
 CONFIG, TABLE = "evaluation.yaml", "table.md"
-FREE = ("processes", "threads", "trials", "conditions", "ray", "gpus")  # may change in between
+# May change in between.
+FREE = ("processes", "threads", "trials", "conditions", "ray", "gpus")
+FREE += ("suites", "tasks", "first_trial", "noise_seeds", "environment")
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
-    """Let checkpoints, searches and baselines try the same scenes of the simulated rig.
+    """Let checkpoints, searches and baselines try the same scenes of a simulation.
 
     All meet the same noise, in shuffled order, and are compared. A killed evaluation goes on where
     it was.
     """
     add_config(parser, "evaluations")
-    parser.add_argument(
-        "--output", type=Path, required=True, help="folder of the trials and the table"
-    )
+    parser.add_argument("--output", type=Path, help="folder of the trials and the table")
     parser.add_argument("--checkpoint", help="in place of those that the config names")
+    parser.add_argument(
+        "--check", action="store_true", help="make no trial: examine a benchmark's environment"
+    )
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="make no trial: list a benchmark's prompts"
+    )
     parser.set_defaults(run=_evaluate, interrupted=GOES_ON)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    output = options.output.expanduser()
     file = named_file(options.config, config_folder("evaluations"))
     if "groups" in load_yaml(file):
         raise ConfigError(f"{file}: is a protocol of trials at a rig; give it to 'cosmos trials'")
-    config = load_changed(EvaluationConfig, file, options.set)
+    kind = BenchmarkConfig if "benchmark" in load_yaml(file) else EvaluationConfig
+    config: BenchmarkConfig | EvaluationConfig = load_changed(kind, file, options.set)
+    if options.check or options.prompts:
+        if not isinstance(config, BenchmarkConfig):
+            raise ConfigError(f"{file}: is of the simulated rig; --check and --prompts are not")
+        return _list_prompts(config, options.prompts) if options.prompts else _check(config)
+    if options.output is None:
+        raise ConfigError("--output is missing: the folder of the trials and the table")
+    output = options.output.expanduser()
     if options.checkpoint:
         contenders = tuple(
             replace(each, checkpoint=options.checkpoint) if each.engine == "cosmos" else each
@@ -60,9 +77,42 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
-def report(config: EvaluationConfig, results: Sequence[Result]) -> list[str]:
+def _check(config: BenchmarkConfig) -> int:
+    """Start a benchmark's environment and say what it is."""
+    benchmark = load_benchmark(config.benchmark)
+    environment = open_process(benchmark, config.environment)
+    try:
+        print(f"{benchmark.title}: {examine(benchmark, environment)}")
+    finally:
+        environment.close()
+    return 0
+
+
+def _list_prompts(config: BenchmarkConfig, path: Path) -> int:
+    """Write the prompts of all trials, one a line."""
+    prompts = list_prompts(config)
+    try:
+        replace_text(path.expanduser(), "".join(f"{prompt}\n" for prompt in prompts))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error}") from error
+    print(f"{path}: {len(prompts)} prompts")
+    return 0
+
+
+def report(config: EvaluationConfig | BenchmarkConfig, results: Sequence[Result]) -> list[str]:
     """Return the table and what it is about, as Markdown."""
     names = [contender.name for contender in config.contenders]
+    if isinstance(config, BenchmarkConfig):
+        benchmark = load_benchmark(config.benchmark)
+        seeds = ", ".join(map(str, config.noise_seeds))
+        return [
+            f"# {benchmark.table}",
+            "",
+            f"Planned: {config.trials} trials per task and noise seed ({seeds}), in all "
+            f"{len(config.jobs())}; made: {len({r.key for r in results if not r.crashed})}.",
+            "",
+            *benchmark_table(benchmark, config.chosen(benchmark), names, results),
+        ]
     known = {name: condition(config.task, name).says for name in config.conditions}
     return [
         f"# {config.task}: {config.trials} scenes per condition",
@@ -76,7 +126,7 @@ def report(config: EvaluationConfig, results: Sequence[Result]) -> list[str]:
     ]
 
 
-def _open(config: EvaluationConfig, output: Path) -> None:
+def _open(config: EvaluationConfig | BenchmarkConfig, output: Path) -> None:
     """Make the output folder, or make sure that its trials are of the same evaluation."""
     now = to_plain(config)
     path = output / CONFIG

@@ -27,6 +27,13 @@ class WorkerError(CosmosPolicyError):
     """The inference process died, hung or refused a request."""
 
 
+class BenchmarkError(CosmosPolicyError):
+    """A benchmark is not installed, is not the one that its pins name, or shows what it must not.
+
+    Unlike a :class:`WorkerError` it ends the whole evaluation: no trial here would count.
+    """
+
+
 class RemoteError(CosmosPolicyError):
     """A remote policy cannot be reached, fell silent, reports an error, or sends what is no chunk.
 

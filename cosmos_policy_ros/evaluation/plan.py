@@ -28,6 +28,7 @@ class InitialState:
         prompt: empty for the task's first.
         setup: what to lay out, for a person; the same for all states of a condition.
         place: what is special about this one.
+        noise_seed: of the policy; None to have :func:`plan` give one out.
     """
 
     task: str
@@ -36,6 +37,7 @@ class InitialState:
     prompt: str = ""
     setup: str = ""
     place: str = ""
+    noise_seed: int | None = None
 
     @property
     def title(self) -> str:
@@ -43,8 +45,8 @@ class InitialState:
         return f"{self.task}/{self.condition}/{self.number}"
 
 
-Key = tuple[str, str, str, int]
-"""Of a trial: contender, task, condition, number of the initial state."""
+Key = tuple[str, str, str, int, int]
+"""Of a trial: contender, task, condition, number of the initial state, seed of the noise."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Job:
     @property
     def key(self) -> Key:
         """As of the trial's result."""
-        return self.contender, self.state.task, self.state.condition, self.state.number
+        state = self.state
+        return self.contender, state.task, state.condition, state.number, self.noise_seed
 
 
 class Keyed(Protocol):
@@ -100,8 +103,10 @@ def plan(
     given: Counter[tuple[str, str]] = Counter()
     by_task: dict[str, list[tuple[InitialState, int]]] = {}
     for state in states:
-        seed = (noise_seed + given[state.task, state.condition]) * SEEDS_PER_STATE
-        given[state.task, state.condition] += 1
+        seed = state.noise_seed
+        if seed is None:
+            seed = (noise_seed + given[state.task, state.condition]) * SEEDS_PER_STATE
+            given[state.task, state.condition] += 1
         by_task.setdefault(state.task, []).append((state, seed))
     jobs = []
     for numbered in by_task.values():

@@ -25,6 +25,11 @@ class Result:
         seconds: of the rig's time.
         thinking: wall seconds per decision, the median.
         episode: the bag's folder; empty where none was kept.
+        steps: of a benchmark, that were executed.
+        wall, cpu: seconds that the trial took, and of processor time, the environment's with it; 0
+            where they are not measured.
+        environment: versions and anchor of a benchmark, see
+            :func:`~cosmos_policy_ros.environments.benchmark.examine`.
     """
 
     contender: str
@@ -42,11 +47,15 @@ class Result:
     seconds: float
     thinking: float
     episode: str = ""
+    steps: int = 0
+    wall: float = 0.0
+    cpu: float = 0.0
+    environment: str = ""
 
     @property
     def key(self) -> Key:
-        """Contender, task, condition and initial state."""
-        return self.contender, self.task, self.condition, self.state
+        """Contender, task, condition, initial state and noise."""
+        return self.contender, self.task, self.condition, self.state, self.noise_seed
 
 
 def read_results(path: Path) -> list[Result]:

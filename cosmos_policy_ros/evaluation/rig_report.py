@@ -154,7 +154,7 @@ def write_report(protocol: TrialProtocol, progress: Progress, output: Path) -> l
     )
     for r in progress.results:
         told = [f"{r.score:g}", int(r.success), int(r.crashed), Path(r.episode).name]
-        rows.writerow([*r.key, *told])
+        rows.writerow([r.contender, r.task, r.condition, r.state, *told])
     try:
         output.mkdir(parents=True, exist_ok=True)
         replace_text(output / "table.md", "\n".join(lines) + "\n")

@@ -25,7 +25,7 @@ class Mean(NamedTuple):
     high: float
 
 
-def wilson(successes: int, trials: int) -> tuple[float, float]:
+def wilson(successes: float, trials: int) -> tuple[float, float]:
     """Return the 95 % interval of a rate (Wilson 1927); the whole range without a trial."""
     if not trials:
         return 0.0, 1.0

@@ -52,7 +52,8 @@ def _text(found: Cell) -> str:
     )
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a table's lines; the first row is its head."""
     head, *others = rows
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *others)]
 
@@ -76,7 +77,7 @@ def table_by_condition(
         if several:
             cells.append(cell(mine))
         rows.append([name, *map(_text, cells)])
-    return _markdown(rows) + _crashes(results)
+    return markdown_table(rows) + _crashes(results)
 
 
 def table_by_task(
@@ -99,7 +100,7 @@ def table_by_task(
             mean = average([[r.score for r in each if not r.crashed] for each in cells])
             whole = "" if math.isnan(mean.value) else _interval(mean)
             rows.append([name, *(_text(cell(each)) for each in cells), whole])
-    return _markdown(rows) + _crashes(results)
+    return markdown_table(rows) + _crashes(results)
 
 
 def _interval(mean: Mean) -> str:

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from cosmos_policy_ros.cli import cosmos, experiments
 from cosmos_policy_ros.dataset.contact_sheet import MARGIN, TILE
-from cosmos_policy_ros.evaluation.evaluate import ROLLOUTS, TRIALS
+from cosmos_policy_ros.evaluation.evaluate import TRIALS
 from cosmos_policy_ros.evaluation.results import read_results
+from cosmos_policy_ros.evaluation.sim_room import ROLLOUTS
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.policy import CosmosPolicy
 

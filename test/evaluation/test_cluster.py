@@ -17,8 +17,9 @@ from cosmos_policy_ros.core.errors import ConfigError, CosmosPolicyError
 from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.evaluation import evaluate as evaluation
 from cosmos_policy_ros.evaluation.contenders import Contender
-from cosmos_policy_ros.evaluation.evaluate import EvaluationConfig, _check_shared, evaluate
+from cosmos_policy_ros.evaluation.evaluate import _check_shared, evaluate
 from cosmos_policy_ros.evaluation.results import Result
+from cosmos_policy_ros.evaluation.sim_room import EvaluationConfig
 from cosmos_policy_ros.inference.ray_host import connect
 
 CONFIG = EvaluationConfig(

@@ -17,14 +17,9 @@ from helpers.policy_servers import PolicyServer, openpi, swing
 from cosmos_policy_ros.cli import cosmos
 from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.evaluation.contenders import Contender
-from cosmos_policy_ros.evaluation.evaluate import (
-    ROLLOUTS,
-    TRIALS,
-    EvaluationConfig,
-    evaluate,
-    jobs_of,
-)
+from cosmos_policy_ros.evaluation.evaluate import TRIALS, evaluate
 from cosmos_policy_ros.evaluation.results import read_results, to_line
+from cosmos_policy_ros.evaluation.sim_room import ROLLOUTS, EvaluationConfig
 
 TASK = "either_cube"
 DEMONSTRATOR = Contender("demonstrator", engine="demonstrator")
@@ -49,7 +44,7 @@ def write(folder: Path, **changes: object) -> Path:
 def test_contenders_meet_the_same_scenes_with_the_same_noise_in_shuffled_order() -> None:
     two = (DEMONSTRATOR, Contender("other", engine="demonstrator"))
     config = EvaluationConfig(TASK, two, ("usual", "colours"), trials=20)
-    jobs = jobs_of(config)
+    jobs = config.jobs()
     assert len({job.key for job in jobs}) == len(jobs) == 80
     faced = [
         sorted((*j.key[1:], j.noise_seed) for j in jobs if j.contender == contender.name)
@@ -59,7 +54,7 @@ def test_contenders_meet_the_same_scenes_with_the_same_noise_in_shuffled_order()
     assert len({job.noise_seed for job in jobs}) == 20
     first_half = Counter(job.contender for job in jobs[:40])
     assert min(first_half.values()) > 10
-    assert jobs_of(config) == jobs
+    assert config.jobs() == jobs
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.evaluation.contenders import Contender
-from cosmos_policy_ros.evaluation.evaluate import EvaluationConfig, evaluate
+from cosmos_policy_ros.evaluation.evaluate import evaluate
 from cosmos_policy_ros.evaluation.results import Result
+from cosmos_policy_ros.evaluation.sim_room import EvaluationConfig
 from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.checkpoint import load_checkpoint
 

@@ -1,0 +1,1 @@
+"""Benchmarks that run under an interpreter of their own, behind a pipe."""

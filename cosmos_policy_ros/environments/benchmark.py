@@ -101,7 +101,7 @@ class Benchmark:
 
     Attributes:
         title: for people.
-        adapter: file of this folder that the benchmark's interpreter runs.
+        adapter: file, in this package's folder ``environments``, that its interpreter runs.
         environment: folder of that interpreter's environment, beside the package's own.
         executed: rows of each chunk that are executed, from the first on.
         dt: seconds between two rows.
@@ -187,7 +187,7 @@ def open_process(benchmark: Benchmark, folder: str | None) -> EnvironmentProcess
     """Return a benchmark's environment, not yet started. Raises BenchmarkError."""
     return EnvironmentProcess(
         interpreter(benchmark, folder),
-        Path(__file__).with_name(benchmark.adapter),
+        Path(__file__).parent / benchmark.adapter,
         asdict(benchmark.settings),
         benchmark.step_limits,
         benchmark.deadlines,
@@ -293,7 +293,10 @@ def examine(benchmark: Benchmark, environment: EnvironmentProcess) -> str:
     try:
         environment.start()
         verdict = "no anchor is published"
-        if benchmark.anchor:
+        if not benchmark.anchor:
+            suite, task = next(iter(benchmark.step_limits))
+            environment.reset(Scene(suite, task, 0), 0)  # its cameras are looked at
+        else:
             anchor = load_anchor(config_folder("benchmarks") / benchmark.anchor)
             environment.reset(Scene(anchor.suite, anchor.task, anchor.trial), anchor.seed)
             verdict = str(judge(anchor, environment.observe()))

@@ -215,8 +215,11 @@ class EnvironmentProcess:
         draw = self._steps + len(rows) < self.limit
         answer = self._ask("execute", {"draw": draw}, self._deadlines.execute, {"rows": rows})
         steps, success = answer.values.get("steps"), answer.values.get("success")
-        whole = type(steps) is int and type(success) is bool
-        if not whole or not 0 < steps <= len(rows) or (steps < len(rows) and not success):
+        if (
+            not (isinstance(steps, int) and isinstance(success, bool))
+            or not 0 < steps <= len(rows)
+            or (steps < len(rows) and not success)
+        ):
             raise self._garbage("execute", f"says {shown(steps)} steps of {len(rows)}")
         self._steps += steps
         if success or not draw:

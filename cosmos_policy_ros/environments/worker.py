@@ -160,10 +160,9 @@ class LazyCameras:
         clock = self._observables[self._clock]
         for name in self._cameras:
             camera = self._observables[name]
-            if on:
-                camera._sampled = clock._sampled
-                camera._time_since_last_sample = clock._time_since_last_sample
-            camera.set_enabled(on)
+            camera.set_enabled(on)  # which also begins its phase anew
+            camera._sampled = clock._sampled
+            camera._time_since_last_sample = clock._time_since_last_sample
 
 
 # ---- the worker -----------------------------------------------------------------------------

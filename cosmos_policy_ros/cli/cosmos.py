@@ -43,7 +43,7 @@ COMMANDS = {
         "convert": "published or fine-tuned weights into a checkpoint folder",
         "embed-prompts": "add prompts to a checkpoint folder",
         "train": "fine-tune a checkpoint on episodes",
-        "evaluate": "policies on the same scenes of the simulated rig, in one table",
+        "evaluate": "policies on the same scenes of the simulated rig or a benchmark, in one table",
         "held-out": "trained checkpoints on demonstrations that were held out, in one table",
         "round": "a trained checkpoint in half precision, with one task's prompts",
         "improve": "the paper's loop: collect rollouts, train a world model, compare",

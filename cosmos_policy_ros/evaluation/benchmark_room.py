@@ -47,7 +47,8 @@ class BenchmarkConfig:
         noise_seeds: of the policies. Each is that of all trials, as in the released evaluation,
             and with several of them all trials are made with each.
         order_seed: shuffles the trials.
-        executed: rows of each chunk; None as the benchmark says.
+        executed: rows of each chunk; None as the benchmark says. A policy server's config says it
+            for its own.
         environment: folder of the benchmark's environment; None for the one beside the package's.
         processes: trials at once; 0 makes them one by one in this process.
         threads: torch's, per process.
@@ -205,18 +206,21 @@ class BenchmarkRoom:
     def _rows(self, chunk: Array, contender: str) -> Array:
         """Return the rows of a chunk that are executed. Raises ConfigError."""
         benchmark = self._benchmark
+        executed = self._executed
+        if self._contenders[contender].engine == "remote":
+            executed = len(chunk)  # as its own config says
         if chunk.ndim != 2 or chunk.shape[1] != benchmark.action_dims:
             raise ConfigError(
                 f"contender '{contender}': its chunks have shape {chunk.shape}, and "
                 f"{benchmark.title} executes rows of {benchmark.action_dims}: give a checkpoint "
                 "of that robot"
             )
-        if len(chunk) < self._executed:
+        if len(chunk) < executed:
             raise ConfigError(
-                f"contender '{contender}': its chunks have {len(chunk)} rows, and {self._executed} "
+                f"contender '{contender}': its chunks have {len(chunk)} rows, and {executed} "
                 "are executed of each; set 'executed' to at most that"
             )
-        return chunk[: self._executed]
+        return chunk[:executed]
 
 
 class Attempt:

@@ -14,7 +14,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import numpy as np
@@ -30,6 +30,7 @@ from cosmos_policy_ros.core.units import Array
 from cosmos_policy_ros.core.untrusted import UnreadableError, reading, shown
 from cosmos_policy_ros.inference import wire
 from cosmos_policy_ros.inference.remote_config import (
+    HandPart,
     Part,
     Remote,
     RemoteConfig,
@@ -58,7 +59,7 @@ def build_request(config: RemoteConfig, query: Query) -> dict[str, Any]:
     request: dict[str, Any] = {}
 
     def put(key: str, value: object) -> None:
-        *outer, last = key.split("/")
+        *outer, last = key.split("/") if config.nested else (key,)
         place = request
         for part in outer:
             place = place.setdefault(part, {})
@@ -67,7 +68,9 @@ def build_request(config: RemoteConfig, query: Query) -> dict[str, Any]:
     seen = query.observation
     for image in config.images:
         put(image.key, fit_image(image, seen.images[image.camera]))
-    put(config.state.key, _to_layout(seen.state, config.state))
+    state = seen.state
+    hand = config.state.hand
+    put(config.state.key, hand_state(state, hand) if hand else _to_layout(state, config.state))
     if config.prompt:
         put(config.prompt, config.prompts.get(query.prompt, query.prompt))
     if config.seed:
@@ -82,8 +85,10 @@ def fit_image(how: RemoteImage, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
     An image that has a size already is not resized to it.
     """
+    if how.turn != "no":
+        image = image[::-1] if how.turn == "flip" else image[::-1, ::-1]
     resampling = Image.Resampling[how.filter.upper()]
-    picture = Image.fromarray(image)
+    picture = Image.fromarray(np.ascontiguousarray(image))
 
     def resize(rows: int, columns: int) -> Image.Image:
         if picture.size == (columns, rows):
@@ -105,12 +110,12 @@ def fit_image(how: RemoteImage, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def read_actions(config: RemoteConfig, reply: object, state: Array) -> Array:
-    """Return the (executed, 14) targets of a reply in policy units.
+    """Return the (executed, 14) targets of a reply in policy units, or a benchmark's rows.
 
     Args:
         config: how the server is spoken to.
         reply: decoded.
-        state: (14,) that was sent, policy units.
+        state: (14,) that was sent, policy units; of a benchmark's arm as it has it.
 
     Raises:
         UnreadableError: there are none, of another shape, or with values that are not finite.
@@ -118,7 +123,7 @@ def read_actions(config: RemoteConfig, reply: object, state: Array) -> Array:
     actions = config.actions
     found = wire.find(reply, actions.key)
     rows = wire.as_rows(found, "actions")
-    expected = actions.rows, STATE_DIM
+    expected = actions.rows, actions.hand or STATE_DIM
     if rows.shape != expected:
         raise UnreadableError(
             f"has actions of shape {rows.shape}, expected {expected}: correct actions.rows in the "
@@ -131,10 +136,23 @@ def read_actions(config: RemoteConfig, reply: object, state: Array) -> Array:
             f"has actions that are not finite: {rows[row, column]} in row {row}, column {column}, "
             f"of {len(bad)} in all"
         )
+    if actions.hand:
+        return rows[: actions.executed]
     if actions.kind != "absolute":
         rows = np.cumsum(rows, axis=0) if actions.kind == "delta" else rows
         rows = rows + _to_layout(state, actions)
     return _from_layout(rows[: actions.executed], actions)
+
+
+def hand_state(state: Array, parts: Sequence[HandPart]) -> Array:
+    """Return the parts of a benchmark's state: gripper 2, position 3, quaternion (x, y, z, w) 4."""
+    quaternion = state[5:9]
+    w = float(np.clip(quaternion[3], -1.0, 1.0))
+    sine = math.sqrt(1.0 - w * w)
+    turned = quaternion[:3] * (2.0 * math.acos(w) / sine) if sine > 1e-8 else np.zeros(3)
+    known = {"gripper": state[:2], "position": state[2:5], "quaternion": quaternion}
+    known["axis_angle"] = turned
+    return np.concatenate([known[part] for part in parts])
 
 
 class _Layout(Protocol):

@@ -17,7 +17,8 @@ from cosmos_policy_ros.rig.spec import MAX_SIDE, RigSpec
 
 Wire: TypeAlias = Literal["openpi", "act"]
 Part: TypeAlias = Literal["left_arm", "left_gripper", "right_arm", "right_gripper"]
-Camera: TypeAlias = Literal["primary", "left_wrist", "right_wrist"]
+HandPart: TypeAlias = Literal["gripper", "position", "quaternion", "axis_angle"]
+Camera: TypeAlias = Literal["primary", "left_wrist", "right_wrist", "wrist", "secondary"]
 Constant: TypeAlias = bool | int | float | str
 LAYOUT: tuple[Part, ...] = ("left_arm", "left_gripper", "right_arm", "right_gripper")
 MAX_ROWS = 1000
@@ -42,6 +43,8 @@ class RemoteImage:
         fit: pad keeps the aspect ratio, with black at the sides; stretch does not.
         order: hwc, rows, columns, colours; or chw, colours first. RGB.
         filter: Pillow's, of every resizing.
+        turn: no; flip, rows in the other order; or half, by half a turn: a benchmark's cameras
+            render upside down.
     """
 
     key: str
@@ -51,6 +54,7 @@ class RemoteImage:
     fit: Literal["pad", "stretch"] = "stretch"
     order: Literal["hwc", "chw"] = "hwc"
     filter: Literal["bilinear", "bicubic"] = "bicubic"
+    turn: Literal["no", "flip", "half"] = "no"
 
     def __post_init__(self) -> None:
         for name, size in (("size", self.size), ("stored", self.stored or (1, 1))):
@@ -62,18 +66,21 @@ class RemoteImage:
 
 @dataclass(frozen=True)
 class RemoteState:
-    """The measured state in a request: 14 numbers, arm joints [rad].
+    """The measured state in a request: of two arms 14 numbers, arm joints [rad].
 
     Attributes:
         key: where it stands.
         layout: order of its parts.
         closed, open: what a gripper's number is there.
+        hand: in place of ``layout`` for a benchmark's one arm: its gripper (2), and its hand's
+            position (3) [m] and quaternion (4) or axis and angle (3) [rad].
     """
 
     key: str
     layout: tuple[Part, ...] = LAYOUT
     closed: float = 0.0
     open: float = 1.0
+    hand: tuple[HandPart, ...] = ()
 
     def __post_init__(self) -> None:
         _check_layout(self.layout, self.closed, self.open)
@@ -81,7 +88,7 @@ class RemoteState:
 
 @dataclass(frozen=True)
 class RemoteActions:
-    """The chunk in a reply: rows of 14 numbers, arm joints [rad].
+    """The chunk in a reply: of two arms rows of 14 numbers, arm joints [rad].
 
     Attributes:
         rows: that a reply must have.
@@ -92,6 +99,8 @@ class RemoteActions:
             row before it, the first to the state that was sent.
         layout: order of a row's parts.
         closed, open: what a gripper's number is there.
+        hand: how many numbers a row for a benchmark's one arm has, which are executed as they are;
+            0 for two arms.
         value: where a value of 0 to 1 stands that the server predicts for the chunk; empty for
             none.
     """
@@ -104,6 +113,7 @@ class RemoteActions:
     layout: tuple[Part, ...] = LAYOUT
     closed: float = 0.0
     open: float = 1.0
+    hand: int = 0
     value: str = ""
 
     def __post_init__(self) -> None:
@@ -151,6 +161,8 @@ class RemoteConfig:
         prompts: by this package's prompts those that the policy knows; others are sent unchanged.
         seed: where the query's seed stands, for a server that draws its noise by it; empty to send
             none.
+        nested: whether a key ``a/b`` of a request stands for a mapping within a mapping; where not
+            it is sent as it is, slash and all.
         constants: further fields of every request, by where they stand.
         deadlines: how long the server may take.
     """
@@ -163,11 +175,19 @@ class RemoteConfig:
     prompt: str = ""
     prompts: Mapping[str, str] = field(default_factory=dict)
     seed: str = ""
+    nested: bool = True
     constants: Mapping[str, Constant] = field(default_factory=dict)
     deadlines: RemoteDeadlines = field(default_factory=RemoteDeadlines)
 
     def __post_init__(self) -> None:
-        """Refuse keys that stand in each other's way."""
+        """Refuse keys that stand in each other's way, and arms of two kinds."""
+        if bool(self.state.hand) != bool(self.actions.hand) or self.actions.hand < 0:
+            raise ValueError(
+                f"state.hand: {list(self.state.hand)} and actions.hand: {self.actions.hand} go "
+                "together: both for a benchmark's one arm, neither for two arms"
+            )
+        if self.actions.hand and self.actions.kind != "absolute":
+            raise ValueError("actions.kind: a benchmark's rows are executed as they are: absolute")
         keys = [*(image.key for image in self.images), self.state.key, *self.constants]
         keys += [key for key in (self.prompt, self.seed) if key]
         for key in keys:
@@ -220,6 +240,11 @@ class Remote:
     def executing(self, rig: RigSpec) -> RigSpec:
         """Return the rig as it executes this policy's chunks; raises ConfigError."""
         actions = self.config.actions
+        if actions.hand:
+            raise ConfigError(
+                f"the remote config '{self.name}' is for the one arm of a benchmark, and rig "
+                f"'{rig.name}' has two: take one for ALOHA, or evaluate on the benchmark"
+            )
         return rig.executing(actions.executed, actions.dt)
 
 

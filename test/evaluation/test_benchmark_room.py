@@ -15,6 +15,7 @@ import pytest
 import yaml
 from helpers.benchmark_stand_in import write_benchmark
 from helpers.forked import forked_evaluations
+from helpers.policy_servers import PolicyServer, openpi
 
 from cosmos_policy_ros.cli import cosmos
 from cosmos_policy_ros.core.errors import BenchmarkError, ConfigError, RemoteError
@@ -178,6 +179,25 @@ def test_a_policy_server_that_fails_costs_the_trial(tmp_path: Path, forward: For
     with patch.object(forward, "decide", fail):
         (result,) = evaluate(config, tmp_path)
     assert (result.crashed, result.message) == (True, "it fell silent")
+
+
+def test_a_policy_server_takes_part(tmp_path: Path) -> None:
+    def answer(request: Any) -> dict[str, object]:
+        assert request["prompt"] == "reach place a"
+        assert request["observation/state"].shape == (8,)
+        return {"actions": np.tile([0.5, 0, 0, 0, 0, 0, -1], (10, 1))}
+
+    with PolicyServer(openpi(answer)) as server:
+        contender = Contender(
+            "server",
+            "remote",
+            remote=f"openpi://127.0.0.1:{server.port}",
+            remote_config="openpi_libero",
+        )
+        config = replace(config_of(tmp_path, trials=1), contenders=(contender,), suites=("far",))
+        (result,) = evaluate(config, tmp_path)
+    assert (result.success, result.crashed, result.message) == (True, False, "")
+    assert (result.steps, result.chunks) == (12, 3)  # five rows of each, and two
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,13 @@ from cosmos_policy_ros.core.config import load_config
 from cosmos_policy_ros.core.errors import ConfigError, RemoteError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.inference.engines import load_engine
-from cosmos_policy_ros.inference.remote import RemotePolicy, build_request, fit_image, read_actions
+from cosmos_policy_ros.inference.remote import (
+    RemotePolicy,
+    build_request,
+    fit_image,
+    hand_state,
+    read_actions,
+)
 from cosmos_policy_ros.inference.remote_config import (
     Remote,
     RemoteActions,
@@ -91,12 +97,58 @@ def connect() -> Iterator[Callable[..., RemotePolicy]]:
 @pytest.mark.parametrize("path", [*config_folder("remotes").glob("*.yaml")], ids=lambda p: p.stem)
 def test_every_shipped_config_is_for_a_rig(path: Path, rig: Any) -> None:
     config = load_config(RemoteConfig, path)
-    url = {"openpi": "openpi://localhost", "act": "act://localhost"}[config.wire]
-    executing = load_remote(url, path.stem).executing(rig)
+    found = load_remote(f"{config.wire}://localhost", path.stem)
+    if config.actions.hand:
+        with pytest.raises(ConfigError, match="for the one arm of a benchmark"):
+            found.executing(rig)
+        return
+    executing = found.executing(rig)
     assert executing.rates.chunk_steps == config.actions.executed
     assert executing.rates.dt == pytest.approx(config.actions.dt)
     assert replace(executing, rates=rig.rates) == rig
     assert [image.camera for image in config.images] == ["primary", "left_wrist", "right_wrist"]
+
+
+def test_a_benchmarks_server_is_asked_as_its_own_client_asks() -> None:
+    """openpi on LIBERO: pictures by half a turn, hand's position, axis and angle, gripper."""
+    config = load_remote("openpi://localhost", "openpi_libero").config
+    half = np.sqrt(0.5)
+    state = np.array([0.04, -0.04, 0.1, 0.2, 0.3, 0.0, half, 0.0, half])  # a quarter turn about y
+    image = np.zeros((256, 256, 3), np.uint8)
+    image[:32, :64] = 255
+    seen = Observation(1, {"primary": image, "wrist": image}, state, {})
+    request = build_request(config, Query("libero_goal/0", "open the drawer", 195, 0, seen))
+    sent = request["observation/image"]
+    assert sent.shape == (224, 224, 3)
+    assert sent[-20:, -50:].min() == 255
+    assert sent[:150].max() == 0
+    told = request["observation/state"]
+    assert told == pytest.approx([0.1, 0.2, 0.3, 0.0, np.pi / 2, 0.0, 0.04, -0.04])
+    rows = np.arange(70.0).reshape(10, 7)
+    assert np.array_equal(read_actions(config, {"actions": rows}, state), rows[:5])
+    straight = np.array([0.0, 0, 0, 0, 0, 0, 0, 0, 1])
+    assert not hand_state(straight, ("axis_angle",)).any()
+
+
+@pytest.mark.parametrize(
+    ("state", "actions", "words"),
+    [
+        ({"hand": ("position",)}, {}, "go together"),
+        ({}, {"hand": 7}, "go together"),
+        ({"hand": ("position",)}, {"hand": 7, "kind": "delta"}, "executed as they are"),
+    ],
+)
+def test_arms_of_two_kinds_are_refused(
+    state: dict[str, Any], actions: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        RemoteConfig(
+            "x",
+            "openpi",
+            (RemoteImage("image", "primary", (8, 8)),),
+            RemoteState("state", **state),
+            RemoteActions(10, 5, 0.05, **actions),
+        )
 
 
 def test_an_address_names_port_path_and_config() -> None:

@@ -110,7 +110,7 @@ def test_every_shipped_config_is_for_a_rig(path: Path, rig: Any) -> None:
 
 
 def test_a_benchmarks_server_is_asked_as_its_own_client_asks() -> None:
-    """openpi on LIBERO: pictures by half a turn, hand's position, axis and angle, gripper."""
+    """Openpi on LIBERO: pictures by half a turn, hand's position, axis and angle, gripper."""
     config = load_remote("openpi://localhost", "openpi_libero").config
     half = np.sqrt(0.5)
     state = np.array([0.04, -0.04, 0.1, 0.2, 0.3, 0.0, half, 0.0, half])  # a quarter turn about y

@@ -25,9 +25,10 @@ from cosmos_policy_ros.evaluation.tables import comparison, spoken, table_by_con
 from cosmos_policy_ros.sim.tasks import condition
 
 CONFIG, TABLE = "evaluation.yaml", "table.md"
-# May change in between.
-FREE = ("processes", "threads", "trials", "conditions", "ray", "gpus")
-FREE += ("suites", "tasks", "first_trial", "noise_seeds", "environment")
+FREE = (  # may change in between
+    *("processes", "threads", "trials", "conditions", "ray", "gpus"),
+    *("suites", "tasks", "first_trial", "noise_seeds", "environment"),
+)
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -52,8 +53,11 @@ def _evaluate(options: argparse.Namespace) -> int:
     file = named_file(options.config, config_folder("evaluations"))
     if "groups" in load_yaml(file):
         raise ConfigError(f"{file}: is a protocol of trials at a rig; give it to 'cosmos trials'")
-    kind = BenchmarkConfig if "benchmark" in load_yaml(file) else EvaluationConfig
-    config: BenchmarkConfig | EvaluationConfig = load_changed(kind, file, options.set)
+    config: BenchmarkConfig | EvaluationConfig
+    if "benchmark" in load_yaml(file):
+        config = load_changed(BenchmarkConfig, file, options.set)
+    else:
+        config = load_changed(EvaluationConfig, file, options.set)
     if options.check or options.prompts:
         if not isinstance(config, BenchmarkConfig):
             raise ConfigError(f"{file}: is of the simulated rig; --check and --prompts are not")

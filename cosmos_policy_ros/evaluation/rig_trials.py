@@ -71,7 +71,7 @@ class RigTrials:
         """Take a checked protocol; ``root`` is the recorder's folder, which need not be there."""
         self.protocol, self._root = protocol, root
         self._jobs = protocol.jobs()
-        self._by_key = {job.key: job for job in self._jobs}
+        self._by_key = {job.key[:4]: job for job in self._jobs}  # a bag does not say the noise
         self._read: dict[tuple[str, int, int], Result | Episode | None] = {}
 
     def progress(self) -> Progress:

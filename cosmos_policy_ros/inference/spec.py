@@ -163,7 +163,7 @@ class SampledActions:
     """Proposals of B candidates."""
 
     latents: Latents
-    chunks: NDArray[np.float64]  # (B, K, 14), policy units
+    chunks: NDArray[np.float64]  # (B, K, 14), policy units; a benchmark's (B, K, n)
 
 
 @dataclass(frozen=True)

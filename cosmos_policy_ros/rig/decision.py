@@ -79,7 +79,7 @@ class Decision:
 
     Attributes:
         positions: (K, 14) float64 absolute joint targets, policy units, first row one ``dt``
-            after the observation.
+            after the observation; on a benchmark (K, n) actions as it takes them.
         dt: seconds between rows.
         candidates: all that were considered; ``candidates[chosen]`` made ``positions``.
         reason: why that one.

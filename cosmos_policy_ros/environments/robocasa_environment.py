@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import platform
 import random
+from copy import deepcopy
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from worker import LazyCameras
+from worker import LazyCameras, release_context
 
 PACKAGES = ("robocasa", "robosuite", "mujoco", "numpy")
 SEEDS_APART = 256  # of two trials, times the policy's seed
@@ -88,6 +89,7 @@ class RoboCasa:
     def close(self) -> None:
         """Free the renderer."""
         if self._env is not None:
+            release_context(self._env)
             self._env.close()
         self._env = None
 
@@ -95,24 +97,25 @@ class RoboCasa:
         self.close()
         settings, scenes = self._settings, self._settings["scenes"]
         kitchen: dict[str, Any] = {}
+        scene_seed = seed * trial * SEEDS_APART
         if scenes:
             scene = scenes[trial // settings["trials_per_scene"] % len(scenes)]
             kitchen = {
+                "seed": scene_seed,
                 "layout_and_style_ids": (tuple(scene),),
                 "obj_instance_split": settings["split"],
                 "generative_textures": None,
                 "randomize_cameras": False,
                 "translucent_robot": False,
             }
-        scene_seed = seed * trial * SEEDS_APART
-        # The environment draws from a generator of its own; what does not must not depend on
-        # which trials came before.
+        # A kitchen draws from a generator of its own; what does not, such as the noise of the arm's
+        # first pose, must not depend on which trials came before.
         np.random.seed(scene_seed % 2**32)
         random.seed(scene_seed)
         self._env = self._robosuite.make(
             env_name=task,
             robots=settings["robot"],
-            controller_configs=CONTROLLER,
+            controller_configs=self._controller(),
             camera_names=[*settings["cameras"].values()],
             camera_widths=settings["image_size"],
             camera_heights=settings["image_size"],
@@ -122,10 +125,26 @@ class RoboCasa:
             use_object_obs=True,
             use_camera_obs=pictures,
             camera_depths=False,
-            seed=scene_seed,
             **kitchen,
         )
+        release_context(self._env)
         self._env.reset()
+
+    def _controller(self) -> dict[str, Any]:
+        """Return the hand's controller; a kitchen puts it into the robot's by itself."""
+        hand = deepcopy(CONTROLLER)
+        if self._settings["scenes"]:
+            return hand
+        from robosuite.controllers.composite.composite_controller_factory import (
+            refactor_composite_controller_config,
+        )
+
+        whole: dict[str, Any] = refactor_composite_controller_config(
+            hand, self._settings["robot"], ["right"]
+        )
+        order = ["right", "right_gripper", "base", "torso"]
+        whole.setdefault("composite_controller_specific_configs", {})["body_part_ordering"] = order
+        return whole
 
     def _lang(self, task: str) -> str:
         return str(self._env.get_ep_meta().get("lang") or task)

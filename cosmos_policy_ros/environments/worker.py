@@ -142,6 +142,20 @@ def _check_depth(value: object, depth: int = 0) -> None:
 # ---- what environments share ---------------------------------------------------------------
 
 
+def release_context(env: Any) -> None:
+    """Free what a robosuite environment holds in OpenGL, before its simulation is replaced.
+
+    robosuite leaves that to Python, which finds it some time later. The names of buffers and
+    textures that are freed then are those of the context that is current by then, the next
+    simulation's: its cameras return whatever lay in memory, without an error. The thread has no
+    current context after that either.
+    """
+    context = getattr(env.sim, "_render_context_offscreen", None)
+    if context is not None:
+        context.gl_ctx.make_current()
+        context.con.free()
+
+
 class LazyCameras:
     """Switches an environment's cameras off, but for the steps that are told otherwise.
 
@@ -152,11 +166,14 @@ class LazyCameras:
 
     def __init__(self, env: Any, cameras: list[str], clock: str) -> None:
         """Take a robosuite environment that was just reset, with all its sensors on."""
+        self._context = env.sim._render_context_offscreen.gl_ctx
         self._observables = env._observables
         self._cameras, self._clock = [f"{name}_image" for name in cameras], clock
 
     def show(self, on: bool) -> None:
         """Let the cameras be drawn in the next step, or not."""
+        if on:  # see release_context
+            self._context.make_current()
         clock = self._observables[self._clock]
         for name in self._cameras:
             camera = self._observables[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import random
-import tempfile
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,6 @@ class Libero:
 
 def make(settings: dict[str, Any]) -> Libero:
     """Return LIBERO's environments of some settings."""
-    # LIBERO asks on the terminal where its files are, unless it has been told before.
-    os.environ.setdefault("LIBERO_CONFIG_PATH", tempfile.mkdtemp(prefix="libero_"))
+    # A config of the user's would lead to other files than the package's own.
+    os.environ["LIBERO_CONFIG_PATH"] = sys.prefix
     return Libero(settings)

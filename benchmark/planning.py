@@ -29,10 +29,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "test")]
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from _machine import describe_machine  # noqa: E402
-from helpers.search import TINY, evaluations, query_of  # noqa: E402
+from helpers.search import TINY, query_of  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from cosmos_policy_ros.core.paths import config_folder  # noqa: E402
+from cosmos_policy_ros.evaluation.search_comparison import evaluations  # noqa: E402
 from cosmos_policy_ros.inference.cosmos_engine import SearchEngine  # noqa: E402
 from cosmos_policy_ros.inference.spec import (  # noqa: E402
     Decide,

@@ -38,6 +38,7 @@ COMMANDS = {
         "export-lerobot": "bags into a LeRobot v3 data set",
         "replay-gate": "what the safety gate says of recorded chunks",
         "replay-decision": "make recorded decisions again and compare",
+        "compare-searches": "what cheaper searches would have chosen in the place of recorded ones",
     },
     "models": {
         "convert": "published or fine-tuned weights into a checkpoint folder",
@@ -65,6 +66,7 @@ MODULES = {
     "export-lerobot": "export",
     "replay-gate": "replay",
     "replay-decision": "replay",
+    "compare-searches": "replay",
     "convert": "checkpoints",
     "embed-prompts": "checkpoints",
     "train-autoencoder": "train",

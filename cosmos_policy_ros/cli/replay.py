@@ -1,18 +1,23 @@
-"""``cosmos replay-gate`` and ``replay-decision``: what was recorded, judged or made again."""
+"""``cosmos replay-gate``, ``replay-decision`` and ``compare-searches``: the recorded, once more."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cosmos_policy_ros.cli.shared import say_count
+from cosmos_policy_ros.core.config import load_config, named_file
 from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.untrusted import escaped
 from cosmos_policy_ros.dataset.gate_replay import Checked, check_episode
 from cosmos_policy_ros.episodes.folders import ORIGINAL, PURGED
 from cosmos_policy_ros.rig.spec import load_rig
+
+if TYPE_CHECKING:
+    from cosmos_policy_ros.inference.spec import Engine
 
 # Exit codes; 2 is a wrong command line.
 AS_RECORDED, UNREADABLE, OTHERWISE = 0, 1, 3
@@ -77,6 +82,56 @@ def add_replay_decision(parser: argparse.ArgumentParser) -> None:
     """
     parser.add_argument("bag", type=Path, help="folder of an episode")
     parser.add_argument("--index", type=int, default=0, help="which decision, from 0 (0)")
+    _add_engine(parser)
+    parser.set_defaults(run=_replay_decision)
+
+
+def _replay_decision(options: argparse.Namespace) -> int:
+    from cosmos_policy_ros.planning import replay
+
+    recorded, seen = replay.recorded_decision(options.bag, options.index)
+    engine, policy = _load_engine(options, options.bag, recorded)
+    print(f"decision {options.index}, chunk {recorded.chunk_id}, checkpoint {policy}")
+    difference = replay.replay(recorded, seen, engine)
+    print("\n".join(replay.lines(difference)))
+    return AS_RECORDED if difference.same_choice else OTHERWISE
+
+
+def add_compare_searches(parser: argparse.ArgumentParser) -> None:
+    """Do other searches in the place of recorded ones: what they cost, and what they would choose.
+
+    Each is done from the recorded observations with the recorded seeds. What it chooses counts as
+    much as the recorded search found it to be worth.
+    """
+    parser.add_argument("bags", type=Path, nargs="+", help="folders of episodes, of one search")
+    parser.add_argument(
+        "--searches",
+        nargs="+",
+        required=True,
+        metavar="SEARCH",
+        help="names in config/planning, or files",
+    )
+    _add_engine(parser)
+    parser.set_defaults(run=_compare_searches)
+
+
+def _compare_searches(options: argparse.Namespace) -> int:
+    from cosmos_policy_ros.evaluation import search_comparison
+    from cosmos_policy_ros.inference.spec import SearchConfig
+
+    folder = config_folder("planning")
+    searches = {
+        name: load_config(SearchConfig, named_file(name, folder)) for name in options.searches
+    }
+    bags = [bag for bag in options.bags if not bag.name.endswith((ORIGINAL, PURGED))]
+    recorded = search_comparison.read_searches(bags)
+    engine, _ = _load_engine(options, recorded[0].path, recorded[0].message)
+    found = list(search_comparison.choices(recorded, engine, searches))
+    print("\n".join(search_comparison.table(recorded, found)))
+    return AS_RECORDED
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", default="", help="folder of the policy (as the episode tells)"
     )
@@ -85,24 +140,21 @@ def add_replay_decision(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="auto", help="torch device (auto)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (1)")
-    parser.set_defaults(run=_replay_decision)
 
 
-def _replay_decision(options: argparse.Namespace) -> int:
+def _load_engine(options: argparse.Namespace, bag: Path, recorded: Any) -> tuple[Engine, str]:
+    """Return the engine that made a recorded decision, and the folder of its policy."""
     # The gate needs no network.
     from cosmos_policy_ros.inference.cosmos_engine import load_cosmos
     from cosmos_policy_ros.inference.spec import EngineSpec, parse_search
     from cosmos_policy_ros.inference.worker import MemoryBudget
-    from cosmos_policy_ros.planning import replay
+    from cosmos_policy_ros.planning.replay import find_checkpoint
 
-    recorded, seen = replay.recorded_decision(options.bag, options.index)
     wanted, other = str(recorded.checkpoint_digest), str(recorded.world_model_digest)
-    policy = replay.find_checkpoint(options.bag, wanted, options.checkpoint, "--checkpoint")
+    policy = find_checkpoint(bag, wanted, options.checkpoint, "--checkpoint")
     world_model = None
     if other not in ("", wanted):
-        world_model = replay.find_checkpoint(
-            options.bag, other, options.world_model, "--world-model"
-        )
+        world_model = find_checkpoint(bag, other, options.world_model, "--world-model")
     search = str(recorded.search)
     spec = EngineSpec(
         "cosmos",
@@ -112,11 +164,7 @@ def _replay_decision(options: argparse.Namespace) -> int:
         numerics=recorded.numerics,
         # As many as it took: of the released code's two steps that is one, which is the same.
         denoising_steps=int(recorded.denoising_steps),
-        search=parse_search(search, f"{options.bag}: search") if search else None,
+        search=parse_search(search, f"{bag}: search") if search else None,
         world_model=world_model,
     )
-    engine = load_cosmos(spec, lambda footprint: MemoryBudget().admit(spec, footprint))
-    print(f"decision {options.index}, chunk {recorded.chunk_id}, checkpoint {policy}")
-    difference = replay.replay(recorded, seen, engine)
-    print("\n".join(replay.lines(difference)))
-    return AS_RECORDED if difference.same_choice else OTHERWISE
+    return load_cosmos(spec, lambda footprint: MemoryBudget().admit(spec, footprint)), policy

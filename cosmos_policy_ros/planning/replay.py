@@ -82,8 +82,8 @@ def recorded_decision(path: Path, index: int) -> tuple[Any, Observation]:
     return recorded, seen
 
 
-def replay(recorded: Any, seen: Observation, engine: Engine) -> Difference:
-    """Make a decision again with the engine that made it; raises CosmosPolicyError."""
+def recorded_query(recorded: Any, seen: Observation) -> Query:
+    """Return the query that a recorded decision answered."""
     # What the arms were doing anyway: nothing at rest, and in bags older than that.
     weights = np.asarray(getattr(recorded, "committed_weights", ()), np.float64)
     committed = None
@@ -91,7 +91,12 @@ def replay(recorded: Any, seen: Observation, engine: Engine) -> Difference:
         positions = np.reshape(recorded.committed, (len(weights), -1))
         committed = ActionPrefix(positions, weights, float(recorded.committed_seconds))
     seed = int(recorded.candidates[0].seed)
-    query = Query(str(recorded.task), str(recorded.prompt), seed, 0, seen, committed=committed)
+    return Query(str(recorded.task), str(recorded.prompt), seed, 0, seen, committed=committed)
+
+
+def replay(recorded: Any, seen: Observation, engine: Engine) -> Difference:
+    """Make a decision again with the engine that made it; raises CosmosPolicyError."""
+    query = recorded_query(recorded, seen)
     finished = [i for i, c in enumerate(recorded.candidates) if c.finished]
     if recorded.search:
         config = parse_search(str(recorded.search), "the recorded search")

@@ -1,15 +1,12 @@
-"""A query that the smallest checkpoint understands, and what a search costs."""
+"""A query that the smallest checkpoint understands."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from cosmos_policy_ros.core.paths import config_folder
-from cosmos_policy_ros.inference.spec import SearchConfig
-from cosmos_policy_ros.model.config import Numerics
 from cosmos_policy_ros.model.files import STATISTICS
 from cosmos_policy_ros.model.policy import CosmosPolicy
-from cosmos_policy_ros.model.sampler import count_evaluations, ensemble
 from cosmos_policy_ros.model.statistics import load_statistics
 from cosmos_policy_ros.rig.decision import Query
 from cosmos_policy_ros.rig.observation import Observation
@@ -31,15 +28,3 @@ def query_of(policy: CosmosPolicy | None = None, *, seed: int = 195, deadline: f
         proprio = load_statistics(TINY / STATISTICS, 14, 14).proprio
     observation = Observation(1, images, (proprio.low + proprio.high) / 2, {})
     return Query("transfer_cube", PROMPT, seed, 0, observation, deadline)
-
-
-def evaluations(steps: int, config: SearchConfig, numerics: Numerics) -> int:
-    """Return how often the networks run for one candidate; 61 for the released evaluation."""
-    futures = ensemble(0, config.futures, config.future_steps, numerics)
-    values = ensemble(0, config.values, config.value_steps, numerics)
-    of_a_future = sum(count_evaluations(draw.steps, numerics) for draw in values)
-    own = count_evaluations(steps, numerics)
-    if config.value == "value_q":
-        return own + of_a_future
-    imagined = sum(count_evaluations(draw.steps, numerics) for draw in futures)
-    return config.depth * (own + imagined + len(futures) * of_a_future)

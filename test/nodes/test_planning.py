@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ def until_both_ready(graph: Graph) -> None:
 
 
 def test_the_task_loop_plans_and_its_decisions_can_be_made_again(
-    graph: Graph, capsys: pytest.CaptureFixture[str]
+    graph: Graph, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     with graph.recorded() as episode:
         graph.step(2)
@@ -100,6 +101,10 @@ def test_the_task_loop_plans_and_its_decisions_can_be_made_again(
             assert shown.header.frame_id == decision.chunk_id
         assert cosmos.main(["replay-decision", str(episode.path), "--index", str(index)]) == 0
         assert "the same decision, to the last bit" in capsys.readouterr().out
+    same = tmp_path / "same.yaml"
+    same.write_text(SEARCH)
+    assert cosmos.main(["compare-searches", str(episode.path), "--searches", str(same)]) == 0
+    assert capsys.readouterr().out.count("| 2 of 2 (34 to 100 %) | 100 % (100 to 100) |") == 2
 
 
 def test_a_worker_killed_in_mid_search_changes_nothing(graph: Graph) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.search import PROMPT, TINY, evaluations, query_of
+from helpers.search import PROMPT, TINY, query_of
 
 from cosmos_policy_ros.core.errors import (
     CheckpointError,
@@ -19,6 +19,7 @@ from cosmos_policy_ros.core.errors import (
     WorkerError,
 )
 from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.evaluation.search_comparison import evaluations
 from cosmos_policy_ros.inference.cosmos_engine import SearchEngine, check_pair
 from cosmos_policy_ros.inference.spec import DecodeImages, SearchConfig, parse_search
 from cosmos_policy_ros.model.config import Numerics

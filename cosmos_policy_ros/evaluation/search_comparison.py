@@ -1,0 +1,185 @@
+"""Cheaper searches beside recorded ones: whether they choose as well, before any robot moves.
+
+A recorded decision keeps what its search found every candidate to be worth. Another search is done
+from the same observation and seeds, and what it chooses counts as much as the recorded search said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from cosmos_policy_ros.core.errors import ObservationError, RolloutError
+from cosmos_policy_ros.dataset.playback import decisions, observations
+from cosmos_policy_ros.evaluation.significance import RESAMPLES, Mean, wilson
+from cosmos_policy_ros.evaluation.tables import markdown_table
+from cosmos_policy_ros.inference.spec import Engine, SearchConfig, parse_search
+from cosmos_policy_ros.model.config import Numerics
+from cosmos_policy_ros.model.sampler import count_evaluations, ensemble
+from cosmos_policy_ros.planning.replay import recorded_query
+from cosmos_policy_ros.planning.search import run_search
+from cosmos_policy_ros.rig.observation import Observation
+
+NO_SEARCH = "no search"
+
+
+class RecordedSearch(NamedTuple):
+    """A decision that a search has made, and what it was made of."""
+
+    path: Path
+    message: Any  # Decision, as the bag has it
+    seen: Observation
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """(N,) what each candidate was found to be worth."""
+        return np.array([candidate.value for candidate in self.message.candidates])
+
+
+class Choices(NamedTuple):
+    """What one search chose in the place of the recorded one.
+
+    Attributes:
+        name: of the search.
+        evaluations: of the networks per decision.
+        chosen: (n,) index of the candidate, per decision.
+    """
+
+    name: str
+    evaluations: int
+    chosen: NDArray[np.int64]
+
+
+def read_searches(bags: Sequence[Path]) -> list[RecordedSearch]:
+    """Return the decisions of episodes that a whole search has made, all by the same settings.
+
+    A decision that had no time for all its candidates is left out: it does not know the best.
+
+    Raises:
+        RolloutError: an episode cannot be read, there is no such decision, or they were made by
+            different checkpoints or settings.
+    """
+    found: list[RecordedSearch] = []
+    for path in bags:
+        for message, seen in zip(decisions(path), observations(path), strict=True):
+            whole = all(candidate.finished for candidate in message.candidates)
+            if not getattr(message, "search", "") or not whole:
+                continue
+            if isinstance(seen, ObservationError):
+                raise seen
+            found.append(RecordedSearch(path, message, seen))
+    if not found:
+        raise RolloutError(
+            f"none of {len(bags)} episodes has a decision of a search that came to its end; record "
+            "some with planning:=best_of_8"
+        )
+    first = found[0]
+    for each in found:
+        for name in ("search", "checkpoint_digest", "world_model_digest", "numerics"):
+            mine, others = getattr(each.message, name), getattr(first.message, name)
+            if mine != others:
+                raise RolloutError(
+                    f"{each.path}: has a decision with {name} {mine}, {first.path} one with "
+                    f"{others}; compare episodes of one search at a time"
+                )
+    return found
+
+
+def choices(
+    recorded: Sequence[RecordedSearch], engine: Engine, searches: Mapping[str, SearchConfig]
+) -> Iterator[Choices]:
+    """Do every search in the place of the recorded ones; yield what each has chosen.
+
+    The first is no search at all: the base seed's proposal.
+
+    Raises:
+        CosmosPolicyError: a search proposes what was not recorded, or the engine refuses.
+    """
+    message = recorded[0].message
+    count, numerics = len(message.candidates), message.numerics
+    steps = int(message.denoising_steps)
+    for name, config in searches.items():
+        if config.candidates > count:
+            raise RolloutError(
+                f"search {name}: has {config.candidates} candidates, and what only {count} are "
+                f"worth was recorded; record with as many, or compare fewer"
+            )
+    none = np.zeros(len(recorded), np.int64)
+    yield Choices(NO_SEARCH, count_evaluations(steps, numerics), none)
+    for name, config in searches.items():
+        bar = tqdm(recorded, name, unit="", leave=False, disable=None)
+        chosen = [
+            run_search(engine, recorded_query(each.message, each.seen), config).chosen
+            for each in bar
+        ]
+        cost = config.candidates * evaluations(steps, config, numerics)
+        yield Choices(name, cost, np.array(chosen))
+
+
+def evaluations(steps: int, config: SearchConfig, numerics: Numerics) -> int:
+    """Return how often the networks run for one candidate; 61 for the released evaluation.
+
+    Args:
+        steps: denoising steps of a proposal.
+        config: of the search.
+        numerics: of both checkpoints.
+    """
+    futures = ensemble(0, config.futures, config.future_steps, numerics)
+    values = ensemble(0, config.values, config.value_steps, numerics)
+    of_a_future = sum(count_evaluations(draw.steps, numerics) for draw in values)
+    own = count_evaluations(steps, numerics)
+    if config.value == "value_q":
+        return own + of_a_future
+    imagined = sum(count_evaluations(draw.steps, numerics) for draw in futures)
+    return config.depth * (own + imagined + len(futures) * of_a_future)
+
+
+def gain_kept(recorded: Sequence[RecordedSearch], chosen: NDArray[np.int64]) -> Mean:
+    """Return which part of what the recorded searches gained over the base seed others have kept.
+
+    Both gains by the recorded values, summed over all decisions; NaN where nothing was gained. The
+    interval is by resampling decisions.
+    """
+    best = np.array([each.values[each.message.chosen] - each.values[0] for each in recorded])
+    mine = np.array(
+        [e.values[index] - e.values[0] for e, index in zip(recorded, chosen, strict=True)]
+    )
+    if not best.sum() > 0:
+        return Mean(np.nan, np.nan, np.nan)
+    drawn = np.random.default_rng(0).integers(len(best), size=(RESAMPLES, len(best)))
+    totals = best[drawn].sum(axis=1)
+    gained = totals > 0
+    low, high = np.percentile(mine[drawn].sum(axis=1)[gained] / totals[gained], [2.5, 97.5])
+    return Mean(float(mine.sum() / best.sum()), float(low), float(high))
+
+
+def table(recorded: Sequence[RecordedSearch], found: Sequence[Choices]) -> list[str]:
+    """Return what was chosen as a Markdown table, the recorded search last."""
+    message = recorded[0].message
+    config = parse_search(str(message.search), f"{recorded[0].path}: search")
+    own = config.candidates * evaluations(int(message.denoising_steps), config, message.numerics)
+    best = np.array([int(each.message.chosen) for each in recorded])
+    rows = [["search", "evaluations a decision", "chose the same", "of the gain in value"]]
+    for name, cost, chosen in (*found, Choices("recorded", own, best)):
+        same = int((chosen == best).sum())
+        low, high = wilson(same, len(best))
+        kept = gain_kept(recorded, chosen)
+        rows.append(
+            [
+                name,
+                str(cost),
+                f"{same} of {len(best)} ({100 * low:.0f} to {100 * high:.0f} %)",
+                f"{100 * kept.value:.0f} % ({100 * kept.low:.0f} to {100 * kept.high:.0f})",
+            ]
+        )
+    return [
+        f"{len(best)} decisions of {len({each.path for each in recorded})} episodes, made by",
+        f"`{message.search}`",
+        "",
+        *markdown_table(rows),
+    ]

@@ -298,14 +298,16 @@ class SafetyGate:
         steps = np.abs(np.diff(rows, axis=0, prepend=before[None]))
         path = np.vstack([before, before, rows, rows[-1]])
         accelerations = np.abs(np.diff(path, n=2, axis=0)) / self._dt**2
+        over = self._shake_rows
+        # From rest there are two about the first row: of setting out, and of turning there.
+        felt = accelerations if velocity is None else accelerations[1:]
+        sums = np.cumsum(np.vstack([np.zeros((over, STATE_DIM)), felt**2]), axis=0)
+        shaking = np.sqrt((sums[over:] - sums[:-over]) / over)[-len(rows) :]
         if velocity is None:
             # The start jump's alone: a gripper at an object stands far from its target.
             steps[0, GRIPPER_INDICES] = 0.0
             accelerations[1] = np.maximum(accelerations[0], accelerations[1])
         accelerations = accelerations[1:]
-        over = self._shake_rows
-        sums = np.cumsum(np.vstack([np.zeros((over, STATE_DIM)), accelerations**2]), axis=0)
-        shaking = np.sqrt((sums[over:] - sums[:-over]) / over)
         advice = "of acceleration: the policy jerks; compare its rate with the rig's"
         mean = f"of acceleration, root mean square over {over} rows: the policy shakes"
         unit = "rad/s^2"

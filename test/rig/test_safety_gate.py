@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cosmos_policy_ros.core.paths import config_folder
@@ -321,6 +321,8 @@ def test_starts_that_are_off_to_and_fro_are_no_drift(ways: list[float]) -> None:
 wandering = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 
 
+# Shook by 41.5 in its first tenth of a chunk, for setting out was not counted beside the turn.
+@example(np.random.default_rng(162), 0.0625, 0.05078125)
 @given(wandering, st.floats(0.0, 0.5), st.floats(0.0, 0.12))
 def test_nothing_that_passes_breaks_a_limit_a_speed_or_a_jump(
     random: np.random.Generator, off: float, speed: float

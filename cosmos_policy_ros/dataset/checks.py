@@ -116,6 +116,8 @@ class Expected:
         image_size: pixels per side of the model's square images.
         prompts: that it has an embedding of.
         source: the file that has them, for messages.
+        action_dims, proprio_dims: numbers of an action and of a state.
+        cameras: roles whose images it takes.
     """
 
     chunk_steps: int
@@ -123,6 +125,9 @@ class Expected:
     image_size: int
     prompts: Collection[str]
     source: str
+    action_dims: int = STATE_DIM
+    proprio_dims: int = STATE_DIM
+    cameras: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -141,8 +146,8 @@ class EpisodeReport:
         prompt: the episode's.
         steps: that were executed.
         seconds: that they take.
-        joints: (14,) names such as "left/waist".
-        tick: (14,) one count of each motor's encoder, policy units.
+        joints: (14,) names such as "left/waist"; none where no rig's description says them.
+        tick: (14,) one count of each motor's encoder, policy units; none likewise.
         reasons: why it is NO-GO; none is GO.
         warnings: what is odd about it.
         notes: what an import did to it.

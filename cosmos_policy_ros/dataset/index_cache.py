@@ -138,7 +138,7 @@ def digest_of_files(folder: Path) -> str:
     Raises:
         OSError: the folder cannot be read.
     """
-    sha = hashlib.sha256(_digest_of_code().encode())
+    sha = hashlib.sha256(digest_of_code().encode())
     sha.update(folder.name.encode(errors="surrogateescape"))
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not path.is_file():
@@ -150,11 +150,12 @@ def digest_of_files(folder: Path) -> str:
     return sha.hexdigest()
 
 
-@lru_cache(maxsize=1)
-def _digest_of_code() -> str:
+@lru_cache
+def digest_of_code(*others: str) -> str:
+    """Return the digest of the code that reads episodes, and of ``others``, rooms as well."""
     package = Path(cosmos_policy_ros.__file__).parent
     sha = hashlib.sha256()
-    for room in ROOMS:
+    for room in (*ROOMS, *others):
         for path in sorted((package / room).glob("*.py")):
             sha.update(path.name.encode() + path.read_bytes())
     return sha.hexdigest()

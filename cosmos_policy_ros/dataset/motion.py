@@ -19,8 +19,8 @@ class Motion:
 
     Attributes:
         times_ns: (n,) when each step begins.
-        states: (n, 14) policy units; NaN where the arms had reported nothing usable.
-        actions: (n, 14) policy units, due one step later.
+        states: (n, d) policy units, 14 of an ALOHA; NaN where the arms had reported nothing usable.
+        actions: (n, d) policy units, due one step later.
         dt: seconds per step.
     """
 
@@ -60,12 +60,12 @@ def read_motion(windows: EpisodeWindows, dt: float) -> Motion:
 
 @dataclass(frozen=True)
 class Measures:
-    """What became of each of the 14 dimensions over an episode, in policy units.
+    """What became of each of the d dimensions over an episode, in policy units; 14 of an ALOHA.
 
     Attributes:
         rows: steps that were measured.
-        min, max, mean, std, median: (14,) each.
-        jerk: (14,) root mean square of the third derivative, units per s^3; 0 where fewer than four
+        min, max, mean, std, median: (d,) each.
+        jerk: (d,) root mean square of the third derivative, units per s^3; 0 where fewer than four
             steps follow each other.
     """
 
@@ -79,12 +79,12 @@ class Measures:
 
     @property
     def range(self) -> Array:
-        """(14,) how far each dimension moves."""
+        """(d,) how far each dimension moves."""
         return np.subtract(self.max, self.min, dtype=np.float64)
 
 
 def measure_motion(motion: Motion, values: Array) -> Measures:
-    """Return the measures of (n, 14) values, rows of NaN left out."""
+    """Return the measures of (n, d) values, rows of NaN left out."""
     kept = values[np.isfinite(values).all(axis=1)]
     steps = motion.pairs(3)
     change = values[steps + 3] - 3 * values[steps + 2] + 3 * values[steps + 1] - values[steps]

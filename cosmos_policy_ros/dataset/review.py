@@ -57,11 +57,13 @@ def learned_ranges(reports: Sequence[EpisodeReport], limits: CheckLimits) -> Ran
     measured = [report for report in reports if report.states and report.actions]
     if not measured:
         return None
-    joints, tick = measured[0].joints, _tick(measured)
     content: dict[str, list[float]] = {}
     for what, of in (("actions", _actions(measured)), ("proprio", _states(measured))):
         together = _together(of)
         content |= {f"{what}_{name}": list(getattr(together, name)) for name in MEASURES}
+    if not measured[0].joints:  # of what no encoder's ticks are known, nothing is widened
+        return Ranges(content, ())
+    joints, tick = measured[0].joints, _tick(measured)
     widened = widen(content, limits.least_range * tick)
     named = []
     for what, word in (("actions", "action"), ("proprio", "state")):
@@ -99,8 +101,9 @@ def outliers(
                 times = np.where(odd[row], jerks[row] / np.maximum(medians, 1e-12), 0.0)
                 at = int(times.argmax())
                 others = int(odd[row].sum()) - 1
+                joints = reports[name].joints
                 text = (
-                    f"its {word} are jerky: {reports[name].joints[at]} "
+                    f"its {word} are jerky: {joints[at] if joints else f'dimension {at}'} "
                     f"{_factor(times[at])} the episodes' median"
                     f"{f', and {others} more dimensions' if others else ''}"
                 )
@@ -112,7 +115,7 @@ def set_warnings(reports: Sequence[EpisodeReport], limits: CheckLimits) -> list[
     """Return what is odd about the episodes together: idle dimensions, images of several shapes."""
     found = []
     measured = [report for report in reports if report.states and report.actions]
-    if measured:
+    if measured and measured[0].joints:
         states, actions = _together(_states(measured)), _together(_actions(measured))
         if idle := describe_idle(measured[0].joints, _tick(measured), states, actions, limits):
             found.append(Finding("idle", f"in all episodes together {idle}"))
@@ -133,7 +136,7 @@ def set_warnings(reports: Sequence[EpisodeReport], limits: CheckLimits) -> list[
 def idle_joints(reports: Sequence[EpisodeReport], limits: CheckLimits) -> tuple[str, ...]:
     """Return the joints that hardly move in all episodes together, in state and action."""
     measured = [report for report in reports if report.states and report.actions]
-    if not measured:
+    if not measured or not measured[0].joints:
         return ()
     moved = np.maximum(_together(_states(measured)).range, _together(_actions(measured)).range)
     idle = moved < limits.least_range * _tick(measured)

@@ -7,11 +7,13 @@ the way to the start pose. A braked chunk ends where it was braked.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +28,7 @@ from cosmos_policy_ros.dataset.playback import RecordedSensors, stamp_ns
 from cosmos_policy_ros.episodes.episode import Episode
 from cosmos_policy_ros.rig.arms import ARM_DIM, STATE_DIM, Gripper, finger_from_angle
 from cosmos_policy_ros.rig.chunk import BRAKE
+from cosmos_policy_ros.rig.observation import Observation
 from cosmos_policy_ros.rig.safety_gate import CHUNK_ID
 from cosmos_policy_ros.rig.spec import Output, RigSpec
 
@@ -228,6 +231,48 @@ def read_outputs(sensors: RecordedSensors) -> tuple[Sent, ...]:
     return join_outputs(rig.rig, [read(*each) for each in rig.outputs.items()])
 
 
+class Windows(Protocol):
+    """Random access to the windows (s, a, s') of one episode, whatever it is kept in.
+
+    Widths of states and actions are the episode's own: 14 each of a bag.
+    """
+
+    @property
+    def id(self) -> str:
+        """Its name, unique within a data set."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is, for messages."""
+
+    @property
+    def prompt(self) -> str:
+        """The task in words."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A sha256 (hex) over what was done: that of a copy is the same."""
+
+    @property
+    def has_images(self) -> NDArray[np.bool_]:
+        """(n,) whether images of a step were kept, as far as is known without reading them."""
+
+    def __len__(self) -> int:
+        """Return the number of steps n."""
+
+    def at(self, step: int) -> Observation:
+        """Return the observation at a step; ObservationError or RolloutError if it has none."""
+
+    def chunk(self, step: int, chunk_steps: int) -> Array:
+        """Return the (K, action) actions from a step on; the last one is repeated past the end."""
+
+    def future(self, step: int, chunk_steps: int) -> int:
+        """Return the step of s': K steps later, or the episode's last one."""
+
+    def usable(self, chunk_steps: int) -> NDArray[np.bool_]:
+        """Return per step (n,) whether a window may begin there."""
+
+
 class EpisodeWindows(RecordedSensors):
     """Random access to the windows (s, a, s') of one finished episode.
 
@@ -278,8 +323,38 @@ class EpisodeWindows(RecordedSensors):
         kept = (steps.times_ns >= first) & (steps.times_ns <= last)
         return Steps(steps.times_ns[kept], steps.actions[kept], steps.stretch[kept])
 
+    @property
+    def id(self) -> str:
+        """The episode's."""
+        return self.episode.id
+
+    @property
+    def path(self) -> Path:
+        """The bag's folder."""
+        return self.episode.path
+
+    @property
+    def prompt(self) -> str:
+        """The task in words."""
+        return self.episode.metadata.prompt
+
+    @property
+    def fingerprint(self) -> str:
+        """A sha256 (hex) over the steps."""
+        steps = self.steps
+        return hashlib.sha256(steps.times_ns.tobytes() + steps.actions.tobytes()).hexdigest()
+
+    @property
+    def has_images(self) -> NDArray[np.bool_]:
+        """(n,) all: which are missing is told by the sensors' stamps, see :meth:`usable`."""
+        return np.ones(len(self), bool)
+
     def __len__(self) -> int:
         return len(self.steps)
+
+    def at(self, step: int) -> Observation:
+        """Return the observation at a step; raises as :meth:`observe` does."""
+        return self.observe(int(self.steps.times_ns[step]))
 
     def state(self, step: int) -> Array:
         """Return the (14,) state at a step; raises as :meth:`measured` does."""

@@ -116,7 +116,8 @@ def try_apart(path: Path, size: int, keys: Iterable[str], attributes: Iterable[s
     Args:
         path: of the file.
         size: of the file [bytes].
-        keys: the objects that will be read.
+        keys: the objects that will be read; "group/*" and "group/*/name" are those of all of a
+            group's members.
         attributes: those of the root that will be read.
 
     Raises:
@@ -151,8 +152,20 @@ def trial() -> None:
             with suppress(Exception):
                 attribute(file, name)
         for key in [*keys.split(","), *_below(file)]:
-            with suppress(Exception):
-                _read_all(find(file, key))
+            for each in _matching(file, key):
+                with suppress(Exception):
+                    _read_all(find(file, each))
+
+
+def _matching(file: h5py.File, key: str) -> Iterator[str]:
+    """Yield a key, or where its second part is "*" that of every object of its group."""
+    group, star, rest = key.partition("/*")
+    if not star:
+        yield key
+        return
+    with suppress(Exception):
+        for name in find(file, group) or ():
+            yield f"{group}/{name}{rest}"
 
 
 def _below(file: h5py.File) -> Iterator[str]:

@@ -48,6 +48,8 @@ def reduce_images(
             f"{', '.join(cameras)}, the observation has {', '.join(observation.images) or 'none'}"
         )
     flip, quality = config.flip_images, config.jpeg_quality
+    if observation.stored:  # both were done before
+        flip, quality = False, None
     stored = {
         role: as_stored(observation.images[role], role, flip=flip, jpeg_quality=quality)
         for role in cameras

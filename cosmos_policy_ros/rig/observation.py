@@ -35,6 +35,8 @@ class Observation:
         ages: seconds from each source's stamp to the moment of asking, by camera role and by
             "<arm>/joint_states".
         seen_ns: ``stamp_ns`` on the clock that arms move by; 0 where no arms move.
+        stored: the images are of a data set that stored them as a model takes them: upright, and
+            through JPEG if at all. A camera's are not.
     """
 
     stamp_ns: int
@@ -42,6 +44,7 @@ class Observation:
     state: Array
     ages: Mapping[str, float]
     seen_ns: int = 0
+    stored: bool = False
 
     def digest(self) -> str:
         """Return the sha256 (hex) over stamp, state and pixels: what a decision rests on."""

@@ -146,7 +146,9 @@ def collect(entries: Sequence[EpisodeEntry], count: int, checkpoint: Checkpoint)
     Raises:
         TrainingError: none can be read.
     """
-    every = [(entry, step) for entry in entries for step in range(len(entry.windows))]
+    every = [
+        (entry, int(at)) for entry in entries for at in np.flatnonzero(entry.windows.has_images)
+    ]
     chosen = np.linspace(0, len(every) - 1, min(count, len(every))).astype(int)
     found = []
     for entry, step in (every[i] for i in tqdm(chosen, "images", disable=None)):

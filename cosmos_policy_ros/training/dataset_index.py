@@ -36,10 +36,19 @@ from cosmos_policy_ros.dataset.review import (
     set_warnings,
     with_outliers,
 )
-from cosmos_policy_ros.dataset.windows import EpisodeWindows
+from cosmos_policy_ros.dataset.windows import Windows
 from cosmos_policy_ros.episodes.folders import candidates
+from cosmos_policy_ros.interop.libero_hdf5 import (
+    SUFFIXES,
+    digest_of_file,
+    find_files,
+    judge,
+    read_windows,
+)
 from cosmos_policy_ros.model.config import CheckpointConfig
+from cosmos_policy_ros.model.layout import LAYOUTS
 from cosmos_policy_ros.model.text import TextTable
+from cosmos_policy_ros.rig.arms import STATE_DIM
 from cosmos_policy_ros.rig.observation import Observation
 from cosmos_policy_ros.training.batch import WindowRef
 from cosmos_policy_ros.training.config import DataConfig, MixtureConfig, Role
@@ -56,11 +65,11 @@ class EpisodeEntry:
         pool: a half-done task is a failure, as in the released code, and keeps its score.
         score: in [0, 1]; 1 for a demonstration.
         starts: steps at which a usable window begins.
-        digest: sha256 (hex) of the episode's files, see :class:`IndexedEpisode`.
+        digest: sha256 (hex) of the episode's files and of the code that reads them.
         report: what the checks found.
     """
 
-    windows: EpisodeWindows
+    windows: Windows
     pool: Pool
     score: float
     starts: NDArray[np.int64]
@@ -70,11 +79,11 @@ class EpisodeEntry:
     @property
     def prompt(self) -> str:
         """The task in words."""
-        return self.windows.episode.metadata.prompt
+        return self.windows.prompt
 
     def observe(self, step: int) -> Observation:
         """Return the observation at a step; ObservationError or RolloutError if it has none."""
-        return self.windows.observe(int(self.windows.steps.times_ns[step]))
+        return self.windows.at(step)
 
 
 @dataclass(frozen=True)
@@ -105,7 +114,7 @@ class DatasetIndex:
         """Return a sha256 (hex) over what is learned from: episodes, scores and windows."""
         sha = hashlib.sha256()
         for entry in self.entries:
-            metadata = [entry.windows.episode.id, entry.pool, entry.score, entry.prompt]
+            metadata = [entry.windows.id, entry.pool, entry.score, entry.prompt]
             sha.update(json.dumps(metadata).encode())
             sha.update(entry.starts.tobytes())
         return sha.hexdigest()
@@ -152,13 +161,23 @@ def index_episodes(data: DataConfig, model: CheckpointConfig, text: TextTable) -
     windows_left_out, limits = 0, load_check_limits()
     expected = expected_of(model, text)
     known: dict[tuple[str, str], Path] = {}
-    paths = [(path, True) for folder in data.demonstrations for path in _bags(folder)]
-    paths += [(path, False) for folder in data.rollouts for path in _bags(folder)]
-    for path, demonstration in tqdm(paths, "episodes", unit="", leave=False, disable=None):
+    folders = [(Path(name).expanduser(), True) for name in data.demonstrations]
+    folders += [(Path(name).expanduser(), False) for name in data.rollouts]
+    places = [
+        (place, demonstration)
+        for folder, demonstration in folders
+        for place in (*_bags(folder), *find_files(folder))
+    ]
+    found: list[tuple[Path, EpisodeEntry | RolloutError]] = []
+    for place, demonstration in tqdm(places, "episodes", unit="", leave=False, disable=None):
+        read = _read_file if place.suffix.lower() in SUFFIXES else _read_bag
         try:
-            entry = _read_entry(path, demonstration, data, model.dt, expected, limits)
+            found += read(place, demonstration, data, model.dt, expected, limits)
         except RolloutError as error:
-            left_out.append((path, str(error).removeprefix(f"{path}: ")))
+            found.append((place, error))
+    for path, entry in found:
+        if isinstance(entry, RolloutError):
+            left_out.append((path, str(entry).removeprefix(f"{path}: ")))
             continue
         if (first := known.setdefault(_content(entry), path)) is not path:
             left_out.append((path, f"is the same episode as {first}; delete one of the copies"))
@@ -167,24 +186,23 @@ def index_episodes(data: DataConfig, model: CheckpointConfig, text: TextTable) -
         windows_left_out += len(entry.windows) - len(entry.starts)
     users_cache().make_room(0)
     if not entries:
-        folders = ", ".join((*data.demonstrations, *data.rollouts))
+        named = ", ".join((*data.demonstrations, *data.rollouts))
         if not left_out:
             raise TrainingError(
-                f"{folders}: no episode in there; give the folder that the recorder wrote"
+                f"{named}: no episode in there; give the folder that the recorder wrote, or one "
+                f"with {', '.join(SUFFIXES)} files"
             )
         reasons = Counter(reason for _, reason in left_out).most_common(3)
         listed = "; ".join(f"{count} times '{reason}'" for reason, count in reasons)
         raise TrainingError(
-            f"{folders}: none of the {len(left_out)} episodes can be learned from: {listed}"
+            f"{named}: none of the {len(left_out)} episodes can be learned from: {listed}"
         )
-    reports = with_outliers({str(e.windows.episode.path): e.report for e in entries}, limits)
-    entries = [replace(e, report=reports[str(e.windows.episode.path)]) for e in entries]
+    reports = with_outliers({str(e.windows.path): e.report for e in entries}, limits)
+    entries = [replace(e, report=reports[str(e.windows.path)]) for e in entries]
     # By the hash of their ids: the same demonstrations are held out in every run.
     demonstrations = [entry for entry in entries if entry.pool == "demonstration"]
     ranges = learned_ranges([entry.report for entry in demonstrations], limits)
-    demonstrations.sort(
-        key=lambda entry: hashlib.sha256(entry.windows.episode.id.encode()).hexdigest()
-    )
+    demonstrations.sort(key=lambda entry: hashlib.sha256(entry.windows.id.encode()).hexdigest())
     count = min(-int(-data.held_out * len(demonstrations) // 1), len(demonstrations) - 1)
     held_out = demonstrations[: max(count, 0)]
     chosen = {id(entry) for entry in held_out}
@@ -201,6 +219,9 @@ def expected_of(model: CheckpointConfig, text: TextTable) -> Expected:
         image_size=model.image_size,
         prompts=text.embeddings,
         source=str(text.path),
+        action_dims=model.action_dims,
+        proprio_dims=model.proprio_dims,
+        cameras=LAYOUTS[model.layout].cameras,
     )
 
 
@@ -212,14 +233,13 @@ def _warnings(entries: Sequence[EpisodeEntry], limits: CheckLimits) -> Iterator[
     for entry in entries:
         report = entry.report  # of one that is used though it is NO-GO, its reasons, too
         for finding in (*report.reasons, *report.warnings):
-            odd.setdefault(finding.check, []).append((entry.windows.episode.id, finding.text))
+            odd.setdefault(finding.check, []).append((entry.windows.id, finding.text))
     for check, found in odd.items():
         (first, text), episodes = found[0], len({name for name, _ in found})
         yield f"{check}: {episodes} of {len(entries)} episodes, such as {first}: {text}"
 
 
-def _bags(name: str) -> list[Path]:
-    folder = Path(name).expanduser()
+def _bags(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise TrainingError(
             f"{folder}: is no folder of episodes; fix data.demonstrations or data.rollouts"
@@ -232,20 +252,65 @@ def _bags(name: str) -> list[Path]:
 
 def _content(entry: EpisodeEntry) -> tuple[str, str]:
     """Return what tells an episode from others: ids are unique among those of one recorder."""
-    steps = entry.windows.steps
-    sha = hashlib.sha256(steps.times_ns.tobytes() + steps.actions.tobytes())
-    return entry.windows.episode.id, sha.hexdigest()
+    return entry.windows.id, entry.windows.fingerprint
 
 
-def _read_entry(
+def _read_file(
     path: Path,
     demonstration: bool,
     data: DataConfig,
     dt: float,
     expected: Expected,
     limits: CheckLimits,
-) -> EpisodeEntry:
+) -> list[tuple[Path, EpisodeEntry | RolloutError]]:
+    """Read an HDF5 file's episodes, or the reason why one cannot be learned from.
+
+    Raises:
+        RolloutError: the reason is the file's.
+    """
+    found: list[tuple[Path, EpisodeEntry | RolloutError]] = []
+    digest = digest_of_file(path)
+    for name, windows in read_windows(path, dt):
+        try:
+            if isinstance(windows, RolloutError):
+                raise windows
+            success, score = windows.success, windows.score
+            pool: Pool
+            if demonstration:
+                if success is False:
+                    raise RolloutError("is a demonstration that failed: add it to data.rollouts")
+                pool, score = "demonstration", 1.0
+            elif windows.group and success is None:  # a file of demonstrations: it has no others
+                pool, score = "success", 1.0
+            elif success is None or score is None:
+                raise RolloutError("does not say whether it succeeded: has no attribute success")
+            else:
+                pool = "success" if success else "failure"
+            report = judge(windows, limits, expected)
+            _refuse(report, data)
+            starts = np.flatnonzero(windows.usable(expected.chunk_steps))
+            own = hashlib.sha256(f"{digest} {windows.group}".encode()).hexdigest()
+            entry = EpisodeEntry(windows, pool, score, starts, own, report)
+            found.append((name, entry))
+        except RolloutError as error:
+            found.append((name, error))
+    return found
+
+
+def _read_bag(
+    path: Path,
+    demonstration: bool,
+    data: DataConfig,
+    dt: float,
+    expected: Expected,
+    limits: CheckLimits,
+) -> list[tuple[Path, EpisodeEntry | RolloutError]]:
     """Read an episode; raise RolloutError with the reason if it cannot be learned from."""
+    if {expected.action_dims, expected.proprio_dims} != {STATE_DIM}:
+        raise RolloutError(
+            f"is a bag, whose states and actions have {STATE_DIM} numbers; the checkpoint takes "
+            f"{expected.proprio_dims} and {expected.action_dims}"
+        )
     if path.name.endswith(DISCARDED):  # whatever else is wrong with it
         raise RolloutError("was discarded")
     indexed = IndexedEpisode(path)
@@ -269,14 +334,18 @@ def _read_entry(
         score = label.points / FULL_SCORE
     windows = indexed.windows(dt)
     report = indexed.report(windows, dt, limits, expected)
+    _refuse(report, data)
+    starts = np.flatnonzero(windows.usable(expected.chunk_steps))
+    return [(path, EpisodeEntry(windows, pool, score, starts, indexed.digest, report))]
+
+
+def _refuse(report: EpisodeReport, data: DataConfig) -> None:
     if refused := [
         each.text
         for each in report.reasons
         if each.check in CANNOT_BE_LEARNED or not data.use_no_go
     ]:
         raise RolloutError(f"NO-GO: {'; '.join(refused)}")
-    starts = np.flatnonzero(windows.usable(expected.chunk_steps))
-    return EpisodeEntry(windows, pool, score, starts, indexed.digest, report)
 
 
 # ---------------------------------------------------------------- the order of samples

@@ -46,7 +46,7 @@ class Moment(NamedTuple):
 
     Attributes:
         images: (C, S, S, 3) uint8, one per camera in the layout's order; not yet cropped.
-        state: (14,) policy units.
+        state: (proprio,) policy units; 14 of an ALOHA.
     """
 
     images: ImageArray

@@ -26,9 +26,32 @@ from cosmos_policy_ros.training.dataset_index import EpisodeEntry
 
 STEPS = "steps.jsonl"
 IMAGES = "judged"
-# Of the paper's trainings on ALOHA, one step, in the statistics' and the latents' units: what to
+# Of the paper's trainings by layout, one step, in the statistics' and the latents' units: what to
 # hold a training against.
-PAPER_L1 = {"action": 0.010, "proprio": 0.008, "wrists": 0.097, "primary": 0.085, "value": 0.007}
+PAPER_L1 = {
+    "aloha": {
+        "action": 0.010,
+        "proprio": 0.008,
+        "wrists": 0.097,
+        "primary": 0.085,
+        "value": 0.007,
+    },
+    "libero": {
+        "action": 0.012,
+        "proprio": 0.007,
+        "wrist": 0.068,
+        "primary": 0.036,
+        "value": 0.007,
+    },
+    "robocasa": {
+        "action": 0.016,
+        "proprio": 0.007,
+        "wrist": 0.084,
+        "primary": 0.048,
+        "value": 0.007,
+    },
+}
+_NAMES = {"aloha": "ALOHA", "libero": "LIBERO", "robocasa": "RoboCasa"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +61,9 @@ class Validation:
     Attributes:
         windows: the number of windows.
         action_l1: of the policy's chunks against the demonstrator's.
-        pose_l1: of the chunk that repeats the current pose, as a baseline.
+        pose_l1: of the chunk that repeats the current pose, as a baseline; where actions are no
+            poses but changes, of the one that repeats the last action.
+        still: what that baseline does, for messages.
         images: (rows of S, columns of S, 3) uint8: the first window's cameras as seen, as they
             were a chunk later, and as they were predicted. None without a window.
     """
@@ -46,6 +71,7 @@ class Validation:
     windows: int
     action_l1: float
     pose_l1: float
+    still: str
     images: ImageArray | None
 
 
@@ -64,6 +90,8 @@ def validate(
     normalise = policy.checkpoint.statistics.actions.normalise
     every = [(entry, int(step)) for entry in held_out for step in entry.starts]
     chosen = np.linspace(0, len(every) - 1, min(windows, len(every))).astype(int)
+    poses = config.action_dims == config.proprio_dims
+    still = "repeating the current pose" if poses else "repeating the last action"
     action_errors, pose_errors, images = [], [], None
     for entry, step in (every[index] for index in chosen):
         try:
@@ -77,7 +105,8 @@ def validate(
         (chunk,) = policy.chunks(latents)
         wanted = normalise(entry.windows.chunk(step, config.chunk_steps))
         action_errors.append(np.abs(normalise(chunk) - wanted).mean())
-        pose_errors.append(np.abs(normalise(observation.state) - wanted).mean())
+        before = observation.state if poses else entry.windows.chunk(max(step - 1, 0), 1)
+        pose_errors.append(np.abs(normalise(before) - wanted).mean())
         if images is None:
             later = entry.windows.future(step, config.chunk_steps)
             try:
@@ -90,9 +119,9 @@ def validate(
             rows = [*seen, [predicted[c] for c in cameras]]
             images = np.concatenate([np.concatenate(row, axis=1) for row in rows])
     if not action_errors:
-        return Validation(0, math.nan, math.nan, None)
+        return Validation(0, math.nan, math.nan, still, None)
     action_l1, pose_l1 = float(np.mean(action_errors)), float(np.mean(pose_errors))
-    return Validation(len(action_errors), action_l1, pose_l1, images)
+    return Validation(len(action_errors), action_l1, pose_l1, still, images)
 
 
 class Reports:
@@ -143,7 +172,7 @@ class Reports:
             return
         self.say(
             f"step {step}: open-loop action L1 {validation.action_l1:.4f} on {validation.windows} "
-            f"held-out windows; repeating the current pose {validation.pose_l1:.4f}"
+            f"held-out windows; {validation.still} {validation.pose_l1:.4f}"
         )
         self._board.add_scalar("held_out/action_l1", validation.action_l1, step)
         self._board.add_scalar("held_out/pose_l1", validation.pose_l1, step)
@@ -168,6 +197,7 @@ def card(
     metadata: Mapping[str, Any],
     dataset_index: Sequence[str],
     l1: Mapping[str, Mapping[str, float]],
+    layout: str,
 ) -> list[str]:
     """Return the lines of a model card."""
     frames = list(dict.fromkeys(frame for errors in l1.values() for frame in errors))
@@ -194,8 +224,8 @@ def card(
         "## Mean absolute error of one denoising step, last step of the training",
         "",
         "In units of the statistics (vectors) and of the latents (images), over all noise",
-        "levels; the paper's ALOHA training ended at "
-        + ", ".join(f"{name} {value:g}" for name, value in PAPER_L1.items())
+        f"levels; the paper's {_NAMES[layout]} training ended at "
+        + ", ".join(f"{name} {value:g}" for name, value in PAPER_L1[layout].items())
         + ".",
         "",
         header,

@@ -73,7 +73,7 @@ class SampleMaker(Dataset[Sample]):
             try:
                 return self.make(window, tuple(reasons))
             except (ObservationError, RolloutError) as error:
-                path = self.dataset_index.entries[window.entry].windows.episode.path
+                path = self.dataset_index.entries[window.entry].windows.path
                 reasons.append(f"{path.name}, step {window.start}: {error}")
         raise TrainingError(
             f"{MAX_ATTEMPTS} windows in a row cannot be read, the last one of {reasons[-1]}; "

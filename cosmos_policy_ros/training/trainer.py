@@ -234,7 +234,13 @@ class Trainer:
             )
             reports.validated(step, validation)
             metadata = self._summary(step, validation)
-            lines = card(self.output.name, metadata, self._data_lines(), self._last["l1"])
+            lines = card(
+                self.output.name,
+                metadata,
+                self._data_lines(),
+                self._last["l1"],
+                self.checkpoint.layout.name,
+            )
             write_card(self.output, metadata, lines)
         self.world.wait()
         return validation

@@ -1,0 +1,344 @@
+"""Scripted demonstrations of LIBERO's tasks "pick up the black bowl ... and place it on the plate".
+
+Run by the benchmark's own interpreter, which has another MuJoCo than this package's; it imports
+numpy, h5py, Pillow and the benchmark. The script knows the true poses: it grasps the rim, lifts,
+carries, lowers and lets go, on a way that is another one each time; LIBERO's own predicate says
+whether that succeeded.
+
+Each task's demonstrations are in a file of the released layout, ``<task>_demo.hdf5`` with
+``data/demo_<initial state>``; those that failed are beside it in ``failures/``, each a file in the
+layout of the released rollouts. A file is whole or not there, and what is there is not made again.
+
+To draw is what a demonstration costs. Only every so many steps have images; the others' are empty
+JPEG files. The released reader decodes all, so it takes what ``--every 1`` makes, and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+os.environ.setdefault("MUJOCO_GL", "egl")
+
+Array = NDArray[np.float64]
+
+SUITE = "libero_spatial"
+BOWL, PLATE = "akita_black_bowl_1", "plate_1"
+WAITS = 10  # steps until everything that fell has come to rest, as in the released evaluation
+WAIT = np.array([0.0] * 6 + [-1.0])
+LIMIT = 220  # steps, as in the released evaluation of this suite
+IMAGE_SIZE = 256  # px, as released
+JPEG_QUALITY = 95
+CAMERAS = {"agentview_image": "agentview_rgb", "robot0_eye_in_hand_image": "eye_in_hand_rgb"}
+ROLLOUT_NAMES = {"agentview_rgb": "primary_images", "eye_in_hand_rgb": "wrist_images"}
+PROPRIO = ("robot0_gripper_qpos", "robot0_eef_pos", "robot0_eef_quat")
+
+# The script's measures [m], and steps.
+GAIN = 16.0  # action per metre that is left: all there is from 6 cm on
+RIM = 0.045  # from the bowl's middle
+ABOVE = 0.11  # the bowl, before it is grasped and while it is carried
+GRASP = 0.02  # the bowl's origin, of the fingertips
+NEAR = 0.012
+CLOSING, OPENING = 9, 8
+PATIENCE = 45  # steps for one leg of the way
+OPEN, CLOSED = -1.0, 1.0
+
+
+class Demonstration(NamedTuple):
+    """What was done and seen: n steps each; an image that was not drawn is empty."""
+
+    success: bool
+    actions: Array
+    states: Array
+    images: dict[str, list[bytes]]
+    sim_states: Array
+
+
+class Robot:
+    """A task's simulation, drawn only where it is asked for."""
+
+    def __init__(self, suite: Any, task: int) -> None:
+        """Build it; the first reset is seeded, so that it is the evaluation's."""
+        from libero.libero import get_libero_path
+        from libero.libero.envs import OffScreenRenderEnv
+
+        self.task = suite.get_task(task)
+        self.states = suite.get_task_init_states(task)
+        bddl = Path(get_libero_path("bddl_files"), self.task.problem_folder, self.task.bddl_file)
+        size = {"camera_heights": IMAGE_SIZE, "camera_widths": IMAGE_SIZE}
+        self.env = OffScreenRenderEnv(bddl_file_name=str(bddl), **size)
+        self.env.seed(0)
+        np.random.seed(0)
+        self.env.reset()
+        self._inner = self.env.env
+        # The model stays as this reset made it: a further one with the same seed makes the same.
+        self._inner.hard_reset = False
+        self.draw(on=False)
+
+    def begin(self, state: int) -> dict[str, Any]:
+        """Return the observation of an initial state after the waits, drawn."""
+        np.random.seed(0)
+        self.env.reset()
+        self.draw(on=False)
+        self.env.set_init_state(self.states[state])
+        for left in range(WAITS - 1, -1, -1):
+            seen, _ = self.step(WAIT, drawn=left == 0)
+        return seen
+
+    def step(self, action: Array, *, drawn: bool) -> tuple[dict[str, Any], bool]:
+        """Act; return the observation, with images if drawn, and whether the task is done."""
+        self.draw(on=drawn)
+        seen, _, done, _ = self.env.step(action)
+        return seen, bool(done)
+
+    def draw(self, *, on: bool) -> None:
+        """Switch the cameras, which begin in the phase of what was never off.
+
+        To switch them by the benchmark's own method starts their clock anew: they then show another
+        moment of the step than without having been off.
+        """
+        observables = self._inner._observables
+        clock = observables["robot0_eef_pos"]
+        for name in CAMERAS:
+            camera = observables[name]
+            if on and not camera._enabled:
+                camera._sampled = clock._sampled
+                camera._time_since_last_sample = clock._time_since_last_sample
+            camera._enabled = on
+
+
+def waypoints(seen: dict[str, Any], random: np.random.Generator) -> Iterator[tuple[Array, float]]:
+    """Yield where to be next and the gripper's command, for what is seen at that time.
+
+    Args:
+        seen: the newest observation; the caller changes it in place.
+        random: chooses the way.
+    """
+    hand = seen["robot0_eef_pos"]
+    bowl, plate = seen[f"{BOWL}_pos"], seen[f"{PLATE}_pos"]
+    side = np.array([0.0, RIM if hand[1] > bowl[1] else -RIM, 0.0])
+
+    def leg(target: Any, gripper: float, near: float = NEAR) -> Iterator[tuple[Array, float]]:
+        for _ in range(PATIENCE):
+            where = target()
+            yield where, gripper
+            if np.linalg.norm(seen["robot0_eef_pos"] - where) < near:
+                break
+
+    # A detour, then what is meant.
+    aside = random.uniform([-0.05, -0.05, -0.04], [0.05, 0.05, 0.03])
+    on_the_way = random.uniform(0.2, 0.7)
+    begun = hand.copy()
+    above = np.array([0.0, 0.0, ABOVE]) + random.uniform(-0.012, 0.012, 3)
+    grasp = np.array([0.0, 0.0, GRASP]) + random.uniform(-0.004, 0.004, 3)
+
+    def rim() -> Array:
+        return np.asarray(seen[f"{BOWL}_pos"] + side)
+
+    yield from leg(lambda: begun + on_the_way * (rim() + above - begun) + aside, OPEN, 0.04)
+    yield from leg(lambda: rim() + above, OPEN, 0.015)
+    yield from leg(lambda: rim() + grasp, OPEN, 0.008)
+    held_at = seen["robot0_eef_pos"].copy()
+    for _ in range(CLOSING):
+        yield held_at, CLOSED
+    height = max(held_at[2], plate[2]) + ABOVE + random.uniform(-0.02, 0.03)
+    lifted = np.array([*(held_at[:2] + random.uniform(-0.02, 0.02, 2)), height])
+    yield from leg(lambda: lifted, CLOSED, 0.03)
+
+    def over(z: float) -> Array:
+        """Return where the hand is when the bowl is over the plate."""
+        offset = seen["robot0_eef_pos"] - seen[f"{BOWL}_pos"]
+        target = seen[f"{PLATE}_pos"] + offset
+        return np.array([target[0], target[1], z])
+
+    yield from leg(lambda: over(height), CLOSED, 0.015)
+    low = held_at[2] - bowl[2] + plate[2] + 0.012
+    yield from leg(lambda: over(low), CLOSED)
+    left_at = seen["robot0_eef_pos"].copy()
+    for _ in range(OPENING):
+        yield left_at, OPEN
+    while True:
+        yield left_at + np.array([0.0, 0.0, ABOVE]), OPEN
+
+
+def demonstrate(robot: Robot, state: int, every: int, random: np.random.Generator) -> Demonstration:
+    """Do the task once from an initial state, and go on to the next step that is drawn."""
+    seen = robot.begin(state)
+    now = dict(seen)
+    ways = waypoints(now, random)
+    actions, states, sim_states = [], [], []
+    images: dict[str, list[bytes]] = {name: [] for name in CAMERAS.values()}
+    pushes = {int(at): random.normal(0.0, 0.5, 3) for at in random.integers(3, 90, 4)}
+    push, done = np.zeros(3), False
+    for step in range(LIMIT):
+        where, gripper = next(ways)
+        # Now and then something pushes for three steps, and the script has to come back.
+        push = pushes.get(step, push * 0.6)
+        error = (where - now["robot0_eef_pos"]) * GAIN
+        move = np.clip(error + push * (gripper == OPEN), -1.0, 1.0)
+        action = np.array([*move, 0.0, 0.0, 0.0, gripper])
+        drawn = step % every == 0
+        actions.append(action)
+        states.append(np.concatenate([seen[name] for name in PROPRIO]))
+        sim_states.append(robot.env.sim.get_state().flatten())
+        for camera, name in CAMERAS.items():
+            images[name].append(to_jpeg(seen[camera][::-1]) if drawn else b"")
+        if done and drawn:
+            break
+        seen, success = robot.step(action, drawn=(step + 1) % every == 0)
+        done = done or success
+        now.update(seen)
+    last = LIMIT - 1 - (LIMIT - 1) % every if not done else len(actions) - 1
+    kept = slice(0, last + 1)
+    return Demonstration(
+        done,
+        np.stack(actions)[kept],
+        np.stack(states)[kept],
+        {name: each[kept] for name, each in images.items()},
+        np.stack(sim_states)[kept],
+    )
+
+
+def to_jpeg(image: NDArray[np.uint8]) -> bytes:
+    """Return an upright image as the released tools store it."""
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(file, "JPEG", quality=JPEG_QUALITY)
+    return file.getvalue()
+
+
+# ---------------------------------------------------------------- files
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield a draft, begun as what is there, that takes the file's place when the block ends."""
+    draft = path.with_name(f".{path.name}.partial")
+    if path.exists():
+        shutil.copyfile(path, draft)
+    else:
+        draft.unlink(missing_ok=True)
+    yield draft
+    draft.replace(path)
+
+
+def add_images(group: Any, names: dict[str, str], made: Demonstration) -> None:
+    """Add one JPEG per step and camera."""
+    for name, jpegs in made.images.items():
+        kind = h5py.vlen_dtype(np.uint8)
+        dataset = group.create_dataset(f"{names[name]}_jpeg", (len(jpegs),), kind)
+        for row, jpeg in enumerate(jpegs):
+            if jpeg:
+                dataset[row] = np.frombuffer(jpeg, np.uint8)
+
+
+def keep_success(path: Path, state: int, made: Demonstration) -> None:
+    """Add a demonstration to its task's file."""
+    with whole(path) as draft, h5py.File(draft, "a") as file:
+        demo = file.require_group("data").create_group(f"demo_{state}")
+        demo["actions"], demo["robot_states"] = made.actions, made.states
+        demo["states"] = made.sim_states
+        ends = np.zeros(len(made.actions), np.uint8)
+        ends[-1] = 1
+        demo["dones"] = demo["rewards"] = ends
+        observed = demo.create_group("obs")
+        observed["gripper_states"] = made.states[:, :2]
+        observed["ee_pos"] = made.states[:, 2:5]
+        add_images(observed, {name: name for name in made.images}, made)
+
+
+def keep_failure(path: Path, task: str, made: Demonstration) -> None:
+    """Write a rollout that failed."""
+    with whole(path) as draft, h5py.File(draft, "w") as file:
+        file.attrs["success"], file.attrs["task_description"] = False, task
+        file["actions"], file["proprio"] = made.actions, made.states
+        add_images(file, ROLLOUT_NAMES, made)
+
+
+def is_made(path: Path, state: int) -> bool:
+    """Return whether a task's file has the demonstration of a state."""
+    if not path.exists():
+        return False
+    with h5py.File(path, "r") as file:
+        return f"data/demo_{state}" in file
+
+
+def failure_path(folder: Path, task: int, state: int) -> Path:
+    """Return where the failure of a state is kept."""
+    name = f"episode_data--suite={SUITE}--task={task}--ep={state}--success=False.hdf5"
+    return folder / "failures" / name
+
+
+# ---------------------------------------------------------------- words
+
+
+def numbers(text: str) -> list[int]:
+    """Return what "0,2-4" lists."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        if match is None:
+            raise argparse.ArgumentTypeError(f"'{part}' is neither a number nor a range like 0-29")
+        first, last = int(match[1]), int(match[2] or match[1])
+        found += range(first, last + 1)
+    return found
+
+
+def main() -> int:
+    """Make what is asked for and not yet there."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--output", type=Path, required=True, help="folder of the files")
+    parser.add_argument("--tasks", type=numbers, default=numbers("0,2,6,8"), help="of the suite")
+    parser.add_argument("--states", type=numbers, default=numbers("0-29"), help="initial states")
+    parser.add_argument("--every", type=int, default=4, help="steps from image to image")
+    parser.add_argument("--seed", type=int, default=0, help="of the ways that are taken")
+    options = parser.parse_args()
+    if options.every < 1:
+        parser.error(f"--every is {options.every}, must be at least 1")
+    from libero.libero import benchmark
+
+    suite = benchmark.get_benchmark_dict()[SUITE]()
+    (options.output / "failures").mkdir(parents=True, exist_ok=True)
+    robots: dict[int, Robot] = {}
+    for state in options.states:
+        for task in options.tasks:
+            spec = suite.get_task(task)
+            path = options.output / f"{spec.name}_demo.hdf5"
+            failed = failure_path(options.output, task, state)
+            if is_made(path, state) or failed.exists():
+                continue
+            if task not in robots:
+                robots[task] = Robot(suite, task)
+            began, cpu = time.monotonic(), time.process_time()
+            random = np.random.default_rng([options.seed, task, state])
+            made = demonstrate(robots[task], state, options.every, random)
+            if made.success:
+                keep_success(path, state, made)
+            else:
+                keep_failure(failed, spec.language, made)
+            print(
+                f"task {task}, state {state}: {'success' if made.success else 'FAILURE'} in "
+                f"{len(made.actions)} steps, {time.process_time() - cpu:.0f} s of CPU, "
+                f"{time.monotonic() - began:.0f} s",
+                flush=True,
+            )
+    for robot in robots.values():
+        robot.env.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,8 +5,8 @@ numpy, h5py, Pillow and the benchmark. The script knows the true poses: it grasp
 carries, lowers and lets go, on a way that is another one each time; LIBERO's own predicate says
 whether that succeeded.
 
-Each task's demonstrations are in a file of the released layout, ``<task>_demo.hdf5`` with
-``data/demo_<initial state>``; those that failed are beside it in ``failures/``, each a file in the
+Each task's demonstrations are in one file of the released layout, ``data/demo_<initial state>`` in
+``demonstrations/<task>_demo.hdf5``; those that failed are in ``failures/``, each in a file in the
 layout of the released rollouts. A file is whole or not there, and what is there is not made again.
 
 To draw is what a demonstration costs. Only every so many steps have images; the others' are empty
@@ -45,6 +45,7 @@ IMAGE_SIZE = 256  # px, as released
 JPEG_QUALITY = 95
 CAMERAS = {"agentview_image": "agentview_rgb", "robot0_eye_in_hand_image": "eye_in_hand_rgb"}
 ROLLOUT_NAMES = {"agentview_rgb": "primary_images", "eye_in_hand_rgb": "wrist_images"}
+SUCCESSES, FAILURES = "demonstrations", "failures"
 PROPRIO = ("robot0_gripper_qpos", "robot0_eef_pos", "robot0_eef_quat")
 
 # The script's measures [m], and steps.
@@ -92,7 +93,7 @@ class Robot:
     def begin(self, state: int) -> dict[str, Any]:
         """Return the observation of an initial state after the waits, drawn."""
         np.random.seed(0)
-        self.env.reset()
+        self._inner.reset()
         self.draw(on=False)
         self.env.set_init_state(self.states[state])
         for left in range(WAITS - 1, -1, -1):
@@ -279,7 +280,7 @@ def is_made(path: Path, state: int) -> bool:
 def failure_path(folder: Path, task: int, state: int) -> Path:
     """Return where the failure of a state is kept."""
     name = f"episode_data--suite={SUITE}--task={task}--ep={state}--success=False.hdf5"
-    return folder / "failures" / name
+    return folder / FAILURES / name
 
 
 # ---------------------------------------------------------------- words
@@ -300,7 +301,7 @@ def numbers(text: str) -> list[int]:
 def main() -> int:
     """Make what is asked for and not yet there."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--output", type=Path, required=True, help="folder of the files")
+    parser.add_argument("--output", type=Path, required=True, help="folder of both kinds of files")
     parser.add_argument("--tasks", type=numbers, default=numbers("0,2,6,8"), help="of the suite")
     parser.add_argument("--states", type=numbers, default=numbers("0-29"), help="initial states")
     parser.add_argument("--every", type=int, default=4, help="steps from image to image")
@@ -311,12 +312,13 @@ def main() -> int:
     from libero.libero import benchmark
 
     suite = benchmark.get_benchmark_dict()[SUITE]()
-    (options.output / "failures").mkdir(parents=True, exist_ok=True)
+    for name in (SUCCESSES, FAILURES):
+        (options.output / name).mkdir(parents=True, exist_ok=True)
     robots: dict[int, Robot] = {}
     for state in options.states:
         for task in options.tasks:
             spec = suite.get_task(task)
-            path = options.output / f"{spec.name}_demo.hdf5"
+            path = options.output / SUCCESSES / f"{spec.name}_demo.hdf5"
             failed = failure_path(options.output, task, state)
             if is_made(path, state) or failed.exists():
                 continue

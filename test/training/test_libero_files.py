@@ -273,7 +273,7 @@ SPOILED = {
     "short": (short, "is 9 steps long, which is less than one chunk of 16"),
     "elsewhere": (
         replaced("actions", h5py.ExternalLink("other.hdf5", "actions")),
-        "is a link to other.hdf5",
+        "is a link to actions in other.hdf5",
     ),
 }
 

@@ -198,13 +198,13 @@ def demonstrate(robot: Robot, state: int, every: int, random: np.random.Generato
         sim_states.append(robot.env.sim.get_state().flatten())
         for camera, name in CAMERAS.items():
             images[name].append(to_jpeg(seen[camera][::-1]) if drawn else b"")
-        if done and drawn:
+        if done and (drawn or every == LIMIT):
             break
         seen, success = robot.step(action, drawn=(step + 1) % every == 0)
         done = done or success
         now.update(seen)
-    last = LIMIT - 1 - (LIMIT - 1) % every if not done else len(actions) - 1
-    kept = slice(0, last + 1)
+    # The last step has images, too: it is the future of all windows near the end.
+    kept = slice(0, len(actions) - (len(actions) - 1) % every)
     return Demonstration(
         done,
         np.stack(actions)[kept],
@@ -277,6 +277,11 @@ def is_made(path: Path, state: int) -> bool:
         return f"data/demo_{state}" in file
 
 
+def task_path(folder: Path, name: str) -> Path:
+    """Return where the demonstrations of a task are kept."""
+    return folder / SUCCESSES / f"{name}_demo.hdf5"
+
+
 def failure_path(folder: Path, task: int, state: int) -> Path:
     """Return where the failure of a state is kept."""
     name = f"episode_data--suite={SUITE}--task={task}--ep={state}--success=False.hdf5"
@@ -298,6 +303,60 @@ def numbers(text: str) -> list[int]:
     return found
 
 
+def replay(robot: Robot, state: int, actions: Array) -> bool:
+    """Repeat a demonstration's actions from another initial state; return whether it succeeds."""
+    robot.begin(state)
+    return any(robot.step(action, drawn=False)[1] for action in actions)
+
+
+def compare(robots: Robots, output: Path, tasks: list[int], states: list[int], seed: int) -> None:
+    """Print how often the script succeeds from these states, and a demonstration that is repeated.
+
+    The demonstration is of another state: that of the same number among those there are, so each
+    is repeated about as often.
+    """
+    for task in tasks:
+        robot = robots.of(task)
+        with h5py.File(task_path(output, robots.spec(task).name), "r") as file:
+            recorded = [demo["actions"][()] for demo in file["data"].values()]
+        scripted = repeated = 0
+        for number, state in enumerate(states):
+            random = np.random.default_rng([seed, task, state])
+            scripted += demonstrate(robot, state, LIMIT, random).success
+            repeated += replay(robot, state, recorded[number % len(recorded)])
+        print(
+            f"task {task}, {len(states)} states: script {scripted}, a repeated demonstration "
+            f"{repeated} successes",
+            flush=True,
+        )
+
+
+class Robots:
+    """The suite's tasks, each built when it is asked for."""
+
+    def __init__(self) -> None:
+        """Find the suite."""
+        from libero.libero import benchmark
+
+        self._suite = benchmark.get_benchmark_dict()[SUITE]()
+        self._built: dict[int, Robot] = {}
+
+    def spec(self, task: int) -> Any:
+        """Return the benchmark's description of a task."""
+        return self._suite.get_task(task)
+
+    def of(self, task: int) -> Robot:
+        """Return a task's simulation."""
+        if task not in self._built:
+            self._built[task] = Robot(self._suite, task)
+        return self._built[task]
+
+    def close(self) -> None:
+        """Free the renderers."""
+        for robot in self._built.values():
+            robot.env.close()
+
+
 def main() -> int:
     """Make what is asked for and not yet there."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -306,27 +365,32 @@ def main() -> int:
     parser.add_argument("--states", type=numbers, default=numbers("0-29"), help="initial states")
     parser.add_argument("--every", type=int, default=4, help="steps from image to image")
     parser.add_argument("--seed", type=int, default=0, help="of the ways that are taken")
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="write nothing; count successes of the script, and of demonstrations repeated",
+    )
     options = parser.parse_args()
-    if options.every < 1:
-        parser.error(f"--every is {options.every}, must be at least 1")
-    from libero.libero import benchmark
-
-    suite = benchmark.get_benchmark_dict()[SUITE]()
+    if not 1 <= options.every <= LIMIT:
+        parser.error(f"--every is {options.every}, must be 1 to {LIMIT}")
+    output: Path = options.output
+    robots = Robots()
+    if options.compare:
+        compare(robots, output, options.tasks, options.states, options.seed)
+        robots.close()
+        return 0
     for name in (SUCCESSES, FAILURES):
-        (options.output / name).mkdir(parents=True, exist_ok=True)
-    robots: dict[int, Robot] = {}
+        (output / name).mkdir(parents=True, exist_ok=True)
     for state in options.states:
         for task in options.tasks:
-            spec = suite.get_task(task)
-            path = options.output / SUCCESSES / f"{spec.name}_demo.hdf5"
-            failed = failure_path(options.output, task, state)
+            spec = robots.spec(task)
+            path, failed = task_path(output, spec.name), failure_path(output, task, state)
             if is_made(path, state) or failed.exists():
                 continue
-            if task not in robots:
-                robots[task] = Robot(suite, task)
+            robot = robots.of(task)
             began, cpu = time.monotonic(), time.process_time()
             random = np.random.default_rng([options.seed, task, state])
-            made = demonstrate(robots[task], state, options.every, random)
+            made = demonstrate(robot, state, options.every, random)
             if made.success:
                 keep_success(path, state, made)
             else:
@@ -337,8 +401,7 @@ def main() -> int:
                 f"{time.monotonic() - began:.0f} s",
                 flush=True,
             )
-    for robot in robots.values():
-        robot.env.close()
+    robots.close()
     return 0
 
 

@@ -73,15 +73,17 @@ class DataConfig:
     """The episodes.
 
     Attributes:
-        demonstrations: folders of episodes; each teaches as a success.
-        rollouts: folders of scored episodes, good and bad.
+        demonstrations: folders of episodes, bags or HDF5 files of the released LIBERO layouts; each
+            teaches as a success.
+        rollouts: folders of scored episodes, good and bad, likewise.
         held_out: fraction of the demonstrations that is kept for the validation.
         use_no_go: learn from episodes that are NO-GO too, by the recorder's verdict or by the
             checks of ``config/checks.yaml``, as far as there is anything to learn from.
-        augmentation: "strong" as for ALOHA, "standard" as for the simulators, "none".
+        augmentation: "strong" as all released checkpoints had, "standard" without rotation and with
+            less colour, "none".
         workers: loading processes per training process; 0 loads in the process itself.
         prepared_gb: images as the network takes them, kept on disk for all runs over the same
-            episodes; 0.7 GB per minute of three cameras. They are made before the first run; the
+            episodes; 0.7 GB per minute of three cameras at 25 Hz. They are made before the first run; the
             least recently used go when there are more. 0 reads the bags each time.
         cache_gb: prepared images kept in memory, per training process.
         latent_cache_gb: encoded windows kept in memory, per training process; only for images

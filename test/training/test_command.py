@@ -33,7 +33,14 @@ def file(tmp_path: Path, episodes: Path) -> Path:
 
 
 def test_shipped_configurations_are_valid() -> None:
-    assert SHIPPED == ["aloha_base", "aloha_planning", "tiny_base", "tiny_planning"]
+    assert SHIPPED == [
+        "aloha_base",
+        "aloha_planning",
+        "libero_base",
+        "libero_small",
+        "tiny_base",
+        "tiny_planning",
+    ]
     for name in SHIPPED:
         read_config(name)
 

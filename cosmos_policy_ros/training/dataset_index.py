@@ -94,7 +94,7 @@ class DatasetIndex:
         entries: to learn from.
         held_out: demonstrations for the validation.
         left_out: folder and reason of every episode that is not used.
-        windows_left_out: windows of used episodes with a gap or a brake in them.
+        windows_left_out: windows of used episodes with a gap or a brake in them, or without images.
         warnings: what is odd about the used episodes, a line each.
         ranges: of the demonstrations, for statistics; None where there is none.
     """
@@ -138,7 +138,7 @@ class DatasetIndex:
                 f"{name:14} {len(group):6} episodes {sum(len(e.starts) for e in group):9} windows"
                 for name, group in groups.items()
             ),
-            f"windows left out (a gap or a brake in them): {self.windows_left_out}",
+            f"windows left out (a gap or a brake in them, no image): {self.windows_left_out}",
             f"episodes left out: {len(self.left_out)}",
             *(f"  {escaped(f'{path.name}: {reason}')}" for path, reason in self.left_out),
             *(f"warning: {text}" for text in warnings),

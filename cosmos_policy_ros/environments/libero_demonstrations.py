@@ -203,6 +203,10 @@ def demonstrate(robot: Robot, state: int, every: int, random: np.random.Generato
         seen, success = robot.step(action, drawn=(step + 1) % every == 0)
         done = done or success
         now.update(seen)
+    for name, jpegs in images.items():
+        drawn_once = [jpeg for jpeg in jpegs if jpeg]
+        if len(set(drawn_once)) < len(drawn_once):
+            raise RuntimeError(f"{name} shows the same twice while the arm moves: it is not drawn")
     # The last step has images, too: it is the future of all windows near the end.
     kept = slice(0, len(actions) - (len(actions) - 1) % every)
     return Demonstration(

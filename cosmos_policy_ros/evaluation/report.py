@@ -115,7 +115,7 @@ def proposal_spread(
     for source in sources:
         step = int(source.starts[0])
         try:
-            seen = source.windows.observe(int(source.windows.steps.times_ns[step]))
+            seen = source.observe(step)
         except (ObservationError, RolloutError):
             continue
         observation = policy.encode_observation(source.prompt, seen)

@@ -125,7 +125,8 @@ class Hdf5Windows:
 
     def state(self, step: int) -> Array:
         """Return the (proprio,) state at a step."""
-        return self.states[step]
+        row: Array = self.states[step]
+        return row
 
     def chunk(self, step: int, chunk_steps: int) -> Array:
         """Return the (K, action) actions from a step on; the last one is repeated past the end."""
@@ -349,7 +350,7 @@ def judge(windows: Hdf5Windows, limits: CheckLimits, expected: Expected) -> Epis
     Raises:
         RolloutError: the file is damaged.
     """
-    reasons, warnings = [], []
+    reasons: list[Finding] = []
     if fault := prompt_fault(windows.prompt, expected):
         reasons.append(Finding("prompt", fault))
     for what, values, dims in (
@@ -373,7 +374,7 @@ def judge(windows: Hdf5Windows, limits: CheckLimits, expected: Expected) -> Epis
     elif not windows.usable(expected.chunk_steps).any():
         text = f"has no usable window among its {count} steps"
         reasons.append(Finding("windows", text))
-    sizes = {}
+    sizes: dict[str, tuple[tuple[int, ...], ...]] = {}
     if not reasons:
         sizes, faults = _look(windows, limits)
         reasons += faults
@@ -390,7 +391,6 @@ def judge(windows: Hdf5Windows, limits: CheckLimits, expected: Expected) -> Epis
         joints=(),
         tick=(),
         reasons=tuple(reasons),
-        warnings=tuple(warnings),
         states=states,
         actions=actions,
         sizes=sizes,

@@ -83,7 +83,7 @@ class DataConfig:
             less colour, "none".
         workers: loading processes per training process; 0 loads in the process itself.
         prepared_gb: images as the network takes them, kept on disk for all runs over the same
-            episodes; 0.7 GB per minute of three cameras at 25 Hz. They are made before the first run; the
+            episodes; 0.7 GB per minute of three cameras. They are made before the first run; the
             least recently used go when there are more. 0 reads the bags each time.
         cache_gb: prepared images kept in memory, per training process.
         latent_cache_gb: encoded windows kept in memory, per training process; only for images

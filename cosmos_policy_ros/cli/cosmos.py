@@ -46,7 +46,7 @@ COMMANDS = {
         "train": "fine-tune a checkpoint on episodes",
         "evaluate": "policies on the same scenes of the simulated rig or a benchmark, in one table",
         "held-out": "trained checkpoints on demonstrations that were held out, in one table",
-        "round": "a trained checkpoint in half precision, with one task's prompts",
+        "round": "a trained checkpoint in half precision, with its own prompts",
         "improve": "the paper's loop: collect rollouts, train a world model, compare",
         "report": "whether planning can help, measured, beside a comparison",
     },

@@ -15,10 +15,11 @@ from pathlib import Path
 
 from cosmos_policy_ros.cli.shared import GOES_ON, positive
 from cosmos_policy_ros.core.config import load_yaml
-from cosmos_policy_ros.core.errors import ConfigError, TrainingError
+from cosmos_policy_ros.core.errors import CheckpointError, ConfigError, TrainingError
 from cosmos_policy_ros.core.files import replace_text
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.task import load_task
+from cosmos_policy_ros.core.untrusted import shown
 from cosmos_policy_ros.model import files
 
 SETTINGS = "settings.json"
@@ -199,10 +200,15 @@ def _held_out(options: argparse.Namespace) -> int:
 
 
 def add_round(parser: argparse.ArgumentParser) -> None:
-    """Write a trained checkpoint anew in half precision, with the prompts of one task alone."""
+    """Write a trained checkpoint anew in half precision, with the prompts that it was trained on.
+
+    The others that it began with are left out where a task or prompts are given.
+    """
     parser.add_argument("source", type=Path, help="the checkpoint folder that a training made")
     parser.add_argument("target", type=Path, help="the folder to make")
-    parser.add_argument("--task", required=True, help="a name in config/tasks, or a YAML file")
+    kept = parser.add_mutually_exclusive_group()
+    kept.add_argument("--task", help="a name in config/tasks, or a YAML file")
+    kept.add_argument("--prompts", nargs="+", help="in the words of the training")
     parser.set_defaults(run=_round)
 
 
@@ -217,7 +223,14 @@ def _round(options: argparse.Namespace) -> int:
         copy_file(source / name, target / name)
     config = read_config(source / files.CONFIG)
     text = load_text(source / files.TEXT, config.text_tokens, config.transformer.text_width)
-    prompts = load_task(options.task, config_folder("tasks")).prompts
+    prompts = options.prompts or tuple(text.embeddings)
+    if options.task is not None:
+        prompts = load_task(options.task, config_folder("tasks")).prompts
+    if unknown := [shown(prompt) for prompt in prompts if prompt not in text.embeddings]:
+        raise CheckpointError(
+            f"{source}: has no embedding of '{unknown[0]}'; it has "
+            f"{', '.join(map(shown, text.embeddings))}"
+        )
     save_text(target / files.TEXT, {prompt: text.embeddings[prompt] for prompt in prompts})
     write_rounded(source, target)
     # The card and the provenance name the digest, which is another one now.

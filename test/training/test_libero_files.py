@@ -20,6 +20,7 @@ from PIL import Image
 from rosbags.typesys.store import Typestore
 from safetensors.torch import load_file, save_file
 
+from cosmos_policy_ros.cli import cosmos
 from cosmos_policy_ros.core.config import from_mapping
 from cosmos_policy_ros.core.errors import TrainingError
 from cosmos_policy_ros.episodes.store import EpisodeStore
@@ -375,7 +376,7 @@ def test_ranges_are_those_of_the_demonstrations(
 
 
 def test_a_training_from_such_files_makes_a_checkpoint_that_answers(
-    tmp_path: Path, start: Path
+    tmp_path: Path, start: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_demonstrations(tmp_path / "demos" / NAME, (40, 44, 50), every=4)
     write_rollout(tmp_path / "tries" / "try.hdf5")
@@ -412,3 +413,8 @@ def test_a_training_from_such_files_makes_a_checkpoint_that_answers(
     assert "the paper's LIBERO training ended at action 0.012" in card.replace("\n", " ")
     policy = CosmosPolicy.load(output)
     assert policy.checkpoint.config.layout == "libero"
+    small = tmp_path / "small"
+    assert cosmos.main(["round", str(output), str(small), "--prompts", TASK]) == 0
+    assert list(CosmosPolicy.load(small).checkpoint.text.embeddings) == [TASK]
+    assert cosmos.main(["round", str(output), str(small), "--prompts", "dance"]) != 0
+    assert "has no embedding of 'dance'; it has pick up" in capsys.readouterr().err

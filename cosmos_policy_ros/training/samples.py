@@ -215,7 +215,7 @@ def load(maker: SampleMaker, shard: Shard) -> Iterator[Batch]:
 
 # ---------------------------------------------------------------- augmentation
 #
-# As the released trainer does with torchvision: a crop of 90 % of the area, for ALOHA a rotation by
+# As the released trainer does with torchvision: a crop of 90 % of the area, if strong a rotation by
 # up to five degrees, then brightness, contrast, saturation and hue, the same for all images of a
 # sample. Frames without an image stay black. At test time a centre crop stands for all of it.
 

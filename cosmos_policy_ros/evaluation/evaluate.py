@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from cosmos_policy_ros.core.errors import ConfigError, CosmosPolicyError, WorkerError
 from cosmos_policy_ros.core.files import replace_text
+from cosmos_policy_ros.core.processes import end_with_parent
 from cosmos_policy_ros.evaluation.contenders import Contender
 from cosmos_policy_ros.evaluation.plan import Job, remaining
 from cosmos_policy_ros.evaluation.results import Result, read_results, to_line
@@ -226,6 +227,8 @@ _room: Room | None = None  # of a process of the pool
 
 def _prepare(config: Evaluation, output: Path, lock: AbstractContextManager[object]) -> None:
     global _room
+    # Else it would wait for ever for the next trial, with its simulator and its network.
+    end_with_parent()
     _room = config.room(output, lock, "")
 
 

@@ -6,7 +6,6 @@ deadline, and the thread is the only one that talks to it.
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing as mp
 import os
 import queue
@@ -25,6 +24,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from cosmos_policy_ros.core.errors import CheckpointError, CosmosPolicyError, WorkerError
+from cosmos_policy_ros.core.processes import end_with_parent
 from cosmos_policy_ros.inference.spec import EngineLoader, EngineSpec, Footprint, Task
 from cosmos_policy_ros.rig.decision import EngineInfo
 
@@ -328,9 +328,7 @@ def _process_main(spec: EngineSpec, load: EngineLoader, connection: Connection) 
     """Load the engine, then answer until the pipe closes (which it does when the node ends)."""
     # Ctrl-C goes to the whole process group; the node decides when its worker ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # The kernel kills this process when the node dies, even in the middle of a task.
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    end_with_parent()
 
     def admit(footprint: Footprint) -> None:
         connection.send(footprint)

@@ -5,7 +5,6 @@ Imports no ROS, so that a launch file on any distro and a plain script can use i
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -14,11 +13,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 from cosmos_policy_ros.core.errors import CosmosPolicyError
 from cosmos_policy_ros.core.paths import config_folder, executable, package_share
+from cosmos_policy_ros.core.processes import end_with_parent
 from cosmos_policy_ros.nodes.options import NODES, NONE, RIG, Value, check_arguments
 from cosmos_policy_ros.rig.spec import load_rig
 
@@ -193,7 +194,6 @@ def _asks_rmw_for_loopback(given: Mapping[str, str]) -> bool:
     return given.get(REACH) == "LOCALHOST" or given.get(OLD_REACH) == "1"
 
 
-_PR_SET_PDEATHSIG = 1
 PATIENCE = 15.0  # s for a node to finish its bag or its model after SIGINT
 
 
@@ -271,10 +271,5 @@ def _start(node: NodeProcess, logs: Path) -> subprocess.Popen[bytes]:
             stderr=subprocess.STDOUT,
             env=os.environ | environment(node.profile) | {"PYTHONUNBUFFERED": "1"},
             start_new_session=True,  # Ctrl-C in the terminal is ours to pass on, in order
-            preexec_fn=_end_with_parent,
+            preexec_fn=partial(end_with_parent, signal.SIGINT),
         )
-
-
-def _end_with_parent() -> None:
-    """Have the kernel interrupt this node when its starter dies, even by SIGKILL."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)

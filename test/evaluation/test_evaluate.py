@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -13,6 +15,7 @@ import pytest
 import yaml
 from helpers.forked import forked_evaluations
 from helpers.policy_servers import PolicyServer, openpi, swing
+from helpers.waiting import family, is_running, wait_for
 
 from cosmos_policy_ros.cli import cosmos
 from cosmos_policy_ros.episodes.episode import read_episode
@@ -111,6 +114,19 @@ def test_a_killed_evaluation_goes_on_and_its_bags_are_scored(
     assert [(r.key, r.score, r.seconds) for r in again] == [
         (r.key, r.score, r.seconds) for r in results
     ]
+
+
+def test_a_killed_evaluation_leaves_no_process_behind(tmp_path: Path) -> None:
+    """Its processes waited for ever for the next trial."""
+    command = [sys.executable, "-m", "cosmos_policy_ros.cli.cosmos", "evaluate", "demonstrations"]
+    command += ["--output", str(tmp_path), "--set", "processes=1"]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: read_results(tmp_path / TRIALS), "the first trial")
+    started = family(running.pid)
+    assert len(started) > 2  # one that makes trials, and multiprocessing's own
+    running.kill()
+    running.wait()
+    wait_for(lambda: not any(map(is_running, started)), "its processes to end")
 
 
 def test_the_floor_replays_other_scenes(evaluated: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from helpers.browser import DIM, UNNAMED, chromium, tab
 from helpers.episodes import CAMERA_PERIOD, START_NS, record
 from helpers.planned import IMAGINED, record_planned
 from helpers.view_server import Served, serving
+from helpers.waiting import wait_for
 from playwright.sync_api import Browser, Locator, Page, expect
 from rosbags.typesys.store import Typestore
 
@@ -205,7 +206,7 @@ def test_keys_step_and_play(page: Page, served: Served, store: EpisodeStore) -> 
     view(page).locator("h2").click()
     page.keyboard.press("Space")  # stops the arms, everywhere on the page: it does not play
     view(page).get_by_label("Moment of the episode").press("Space")
-    assert [name for name, _ in served.asked].count("stop") == 2
+    wait_for(lambda: [name for name, _ in served.asked].count("stop") == 2, "both stops")
     assert view(page).get_by_role("button", name="Play (p)").is_visible()
     page.keyboard.press("p")
     expect(view(page).get_by_role("button", name="Pause (p)")).to_be_visible()

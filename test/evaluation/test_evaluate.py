@@ -121,7 +121,7 @@ def test_a_killed_evaluation_leaves_no_process_behind(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cosmos_policy_ros.cli.cosmos", "evaluate", "demonstrations"]
     command += ["--output", str(tmp_path), "--set", "processes=1"]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(lambda: read_results(tmp_path / TRIALS), "the first trial")
+    wait_for(lambda: read_results(tmp_path / TRIALS), "the first trial", 200.0)  # loads a simulator
     started = family(running.pid)
     assert len(started) > 2  # one that makes trials, and multiprocessing's own
     running.kill()

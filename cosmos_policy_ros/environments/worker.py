@@ -182,6 +182,18 @@ class LazyCameras:
             camera._time_since_last_sample = clock._time_since_last_sample
 
 
+def observation(seen: Mapping[str, Any], cameras: Mapping[str, str]) -> dict[str, NDArray[Any]]:
+    """Return the state (9,) of robosuite's arm, and a picture per camera's role.
+
+    Args:
+        seen: what a robosuite environment returns.
+        cameras: its names by role.
+    """
+    state = [seen[f"robot0_{name}"] for name in ("gripper_qpos", "eef_pos", "eef_quat")]
+    pictures = {role: np.asarray(seen[f"{name}_image"], np.uint8) for role, name in cameras.items()}
+    return {"state": np.concatenate(state).astype(np.float64), **pictures}
+
+
 # ---- the worker -----------------------------------------------------------------------------
 
 

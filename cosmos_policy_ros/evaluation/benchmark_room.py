@@ -25,7 +25,12 @@ from cosmos_policy_ros.environments.benchmark import (
     open_process,
 )
 from cosmos_policy_ros.environments.environment import Environment, Scene
-from cosmos_policy_ros.evaluation.contenders import Contender, load_policy
+from cosmos_policy_ros.evaluation.contenders import (
+    Contender,
+    check_names,
+    check_numbers,
+    load_policy,
+)
 from cosmos_policy_ros.evaluation.plan import InitialState, Job, plan
 from cosmos_policy_ros.evaluation.results import Result
 from cosmos_policy_ros.rig.decision import Policy, Query
@@ -72,21 +77,15 @@ class BenchmarkConfig:
     gpus: float = 0.0
 
     def __post_init__(self) -> None:
-        names = [contender.name for contender in self.contenders]
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"contenders: {names} must be at least one, with different names")
+        check_names(self.contenders)
         for contender in self.contenders:
             if contender.engine not in ("cosmos", "remote") or contender.charge_latency:
                 raise ValueError(
                     f"contender '{contender.name}': engine {contender.engine} and charge_latency "
                     "are the simulated rig's; a benchmark takes engine cosmos or remote, and waits"
                 )
-        for name in ("trials", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
-        for name in ("first_trial", "order_seed", "processes", "gpus"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: {getattr(self, name)} must not be negative")
+        not_negative = ("first_trial", "order_seed", "processes", "gpus")
+        check_numbers(self, ("trials", "threads"), not_negative)
         seeds = self.noise_seeds
         if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
             raise ValueError(f"noise_seeds: {list(seeds)} must be at least one, each once, from 0")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -74,6 +76,22 @@ class Contender:
             raise ValueError(f"{given} must be at least 1")
         if self.choice is not None and not 0 <= self.choice <= 1:
             raise ValueError(f"contender '{self.name}': choice {self.choice} lies outside 0 ... 1")
+
+
+def check_names(contenders: Sequence[Contender]) -> None:
+    """Raise ValueError unless there is a contender, and each has a name of its own."""
+    names = [contender.name for contender in contenders]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"contenders: {names} must be at least one, with different names")
+
+
+def check_numbers(config: object, positive: Sequence[str], not_negative: Sequence[str]) -> None:
+    """Raise ValueError unless attributes by these names are 1 or more, or 0 or more."""
+    for least, names in ((1, positive), (0, not_negative)):
+        for name in names:
+            value = getattr(config, name)
+            if not least <= value < math.inf:
+                raise ValueError(f"{name}: {value} must be at least {least}, and finite")
 
 
 def load_policy(contender: Contender, threads: int) -> Policy:

@@ -14,7 +14,13 @@ from cosmos_policy_ros.core.paths import config_folder, package_share
 from cosmos_policy_ros.core.task import load_task
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.episodes.trial_info import TrialInfo
-from cosmos_policy_ros.evaluation.contenders import Contender, load_policy, rig_of
+from cosmos_policy_ros.evaluation.contenders import (
+    Contender,
+    check_names,
+    check_numbers,
+    load_policy,
+    rig_of,
+)
 from cosmos_policy_ros.evaluation.plan import InitialState, Job, plan
 from cosmos_policy_ros.evaluation.results import Result
 from cosmos_policy_ros.evaluation.trial import SimEnv, Timing, TrialBag
@@ -62,15 +68,9 @@ class EvaluationConfig:
     gpus: float = 0.0
 
     def __post_init__(self) -> None:
-        names = [contender.name for contender in self.contenders]
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"contenders: {names} must be at least one, with different names")
-        for name in ("trials", "threads", "image_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
-        for name in ("first_seed", "noise_seed", "order_seed", "processes", "gpus"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: {getattr(self, name)} must not be negative")
+        check_names(self.contenders)
+        seeds = ("first_seed", "noise_seed", "order_seed")
+        check_numbers(self, ("trials", "threads", "image_size"), (*seeds, "processes", "gpus"))
 
     @property
     def writes_bags(self) -> bool:

@@ -1,9 +1,9 @@
 """Scripted demonstrations of LIBERO's tasks "pick up the black bowl ... and place it on the plate".
 
 Run by the benchmark's own interpreter, which has another MuJoCo than this package's; it imports
-numpy, h5py, Pillow and the benchmark. The script knows the true poses: it grasps the rim, lifts,
-carries, lowers and lets go, on a way that is another one each time; LIBERO's own predicate says
-whether that succeeded.
+numpy, h5py, Pillow, the benchmark and ``worker.py``. The script knows the true poses: it grasps the
+rim, lifts, carries, lowers and lets go, on a way that is another one each time; LIBERO's own
+predicate says whether that succeeded.
 
 Each task's demonstrations are in one file of the released layout, ``data/demo_<initial state>`` in
 ``demonstrations/<task>_demo.hdf5``; those that failed are in ``failures/``, each in a file in the
@@ -31,6 +31,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from worker import LazyCameras, release_context
 
 os.environ.setdefault("MUJOCO_GL", "egl")
 
@@ -84,17 +85,19 @@ class Robot:
         self.env = OffScreenRenderEnv(bddl_file_name=str(bddl), **size)
         self.env.seed(0)
         np.random.seed(0)
-        self.env.reset()
         self._inner = self.env.env
+        release_context(self._inner)
+        self.env.reset()
         # The model stays as this reset made it: a further one with the same seed makes the same.
         self._inner.hard_reset = False
-        self.draw(on=False)
+        cameras = [name.removesuffix("_image") for name in CAMERAS]
+        self._cameras = LazyCameras(self._inner, cameras, "robot0_eef_pos")
 
     def begin(self, state: int) -> dict[str, Any]:
         """Return the observation of an initial state after the waits, drawn."""
         np.random.seed(0)
         self._inner.reset()
-        self.draw(on=False)
+        self._cameras.show(on=False)
         self.env.set_init_state(self.states[state])
         for left in range(WAITS - 1, -1, -1):
             seen, _ = self.step(WAIT, drawn=left == 0)
@@ -102,24 +105,9 @@ class Robot:
 
     def step(self, action: Array, *, drawn: bool) -> tuple[dict[str, Any], bool]:
         """Act; return the observation, with images if drawn, and whether the task is done."""
-        self.draw(on=drawn)
+        self._cameras.show(on=drawn)
         seen, _, done, _ = self.env.step(action)
         return seen, bool(done)
-
-    def draw(self, *, on: bool) -> None:
-        """Switch the cameras, which begin in the phase of what was never off.
-
-        To switch them by the benchmark's own method starts their clock anew: they then show another
-        moment of the step than without having been off.
-        """
-        observables = self._inner._observables
-        clock = observables["robot0_eef_pos"]
-        for name in CAMERAS:
-            camera = observables[name]
-            if on and not camera._enabled:
-                camera._sampled = clock._sampled
-                camera._time_since_last_sample = clock._time_since_last_sample
-            camera._enabled = on
 
 
 def waypoints(seen: dict[str, Any], random: np.random.Generator) -> Iterator[tuple[Array, float]]:

@@ -16,7 +16,7 @@ from cosmos_policy_ros.core.config import load_changed, load_yaml, named_file
 from cosmos_policy_ros.core.errors import ConfigError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.task import choose_prompt, load_task
-from cosmos_policy_ros.evaluation.contenders import Contender
+from cosmos_policy_ros.evaluation.contenders import Contender, check_names, check_numbers
 from cosmos_policy_ros.evaluation.plan import InitialState, Job, plan
 
 NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")  # part of a file's name
@@ -89,12 +89,8 @@ class TrialProtocol:
             raise ValueError(f"name: '{self.name}' must be letters, digits and underscores")
         if not (math.isfinite(self.time_limit) and self.time_limit >= 0):
             raise ValueError(f"time_limit: {self.time_limit} s must be finite, 0 or more")
-        for name in ("noise_seed", "order_seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: {getattr(self, name)} must not be negative")
-        names = [contender.name for contender in self.contenders]
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"contenders: {names} must be at least one, with different names")
+        check_numbers(self, (), ("noise_seed", "order_seed"))
+        check_names(self.contenders)
         for each in self.contenders:
             if each.engine == "replay":
                 raise ValueError(f"contender '{each.name}': a rig has no engine replay")

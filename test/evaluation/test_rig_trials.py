@@ -184,8 +184,8 @@ def test_what_it_can_find_is_said_before_the_day_is_spent(
         ({"contenders": (Contender("x", engine="replay", checkpoint="y"),)}, "no engine replay"),
         ({"groups": PROTOCOL.groups[:1] * 2}, "number 1 is given 2 times"),
         ({"name": "two policies"}, "letters, digits and underscores"),
-        ({"order_seed": -1}, "order_seed: -1 must not be negative"),
-        ({"noise_seed": -1}, "noise_seed: -1 must not be negative"),
+        ({"order_seed": -1}, "order_seed: -1 must be at least 0"),
+        ({"noise_seed": -1}, "noise_seed: -1 must be at least 0"),
         ({"time_limit": -1.0}, "time_limit: -1.0 s must be finite"),
     ],
 )

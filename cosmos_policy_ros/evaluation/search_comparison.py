@@ -72,7 +72,13 @@ def read_searches(bags: Sequence[Path]) -> list[RecordedSearch]:
                 continue
             if isinstance(seen, ObservationError):
                 raise seen
-            found.append(RecordedSearch(path, message, seen))
+            each = RecordedSearch(path, message, seen)
+            if not (0 <= message.chosen < len(each.values) and np.isfinite(each.values).all()):
+                raise RolloutError(
+                    f"{path}: has a decision that chose candidate {message.chosen} of "
+                    f"{len(each.values)}, or whose values are not finite; leave this episode out"
+                )
+            found.append(each)
     if not found:
         raise RolloutError(
             f"none of {len(bags)} episodes has a decision of a search that came to its end; record "

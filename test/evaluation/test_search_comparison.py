@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -123,8 +124,24 @@ def test_searches_are_compared_one_at_a_time(
     assert len(read_searches([Path("0")])) == 1
     with pytest.raises(RolloutError, match=r"1: has a decision with search .*candidates: 3"):
         read_searches([Path("0"), Path("1")])
+    nan = [replaced(candidate, value=math.nan) for candidate in recorded[0].message.candidates]
+    for spoilt in ({"chosen": 4}, {"chosen": -1}, {"candidates": nan}):
+        messages[0] = decision_like(recorded[0].message, **spoilt)
+        with pytest.raises(RolloutError, match="0: has a decision that chose candidate"):
+            read_searches([Path("0")])
+
+
+def replaced(candidate: object, **changes: object) -> SimpleNamespace:
+    return SimpleNamespace(finished=candidate.finished, **changes)  # type: ignore[attr-defined]
 
 
 def decision_like(message: object, **changes: object) -> SimpleNamespace:
-    names = ("candidates", "search", "checkpoint_digest", "world_model_digest", "numerics")
+    names = (
+        "candidates",
+        "chosen",
+        "search",
+        "checkpoint_digest",
+        "world_model_digest",
+        "numerics",
+    )
     return SimpleNamespace(**{name: getattr(message, name) for name in names} | changes)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
 import pytest
@@ -123,12 +123,21 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[Line]]:
                         wait_until_all_is_used(client, name, found[name], absent)
                 for name in (*nodes, "operator"):
                     found[name] |= set(used_by(client, name))
-                everything = client.node.get_node_names_and_namespaces_with_enclaves()
+                wait_for_enclaves(client, nodes)
             finally:
                 client.close()
-        enclaves = {name: enclave for name, _, enclave in everything if name in nodes}
-        assert enclaves == {name: f"/cosmos_policy/{name}" for name in nodes}
     return found
+
+
+def wait_for_enclaves(client: GraphClient, nodes: Sequence[str]) -> None:
+    """Return when every node has told its own; that comes after its topics."""
+    expected = {name: f"/cosmos_policy/{name}" for name in nodes}
+
+    def found() -> dict[str, str]:
+        everything = client.node.get_node_names_and_namespaces_with_enclaves()
+        return {name: enclave for name, _, enclave in everything if name in nodes}
+
+    wait_for(lambda: found() == expected, lambda: f"the nodes' own enclaves, not {found()}")
 
 
 def wait_until_all_is_used(

@@ -131,8 +131,23 @@ def report(config: EvaluationConfig | BenchmarkConfig, results: Sequence[Result]
         *table_by_condition(results, names, config.conditions),
         "",
         *(f"- {spoken(name)}: {says}" for name, says in known.items()),
+        *_named(config, results),
         *comparison(results, names),
     ]
+
+
+def _named(config: EvaluationConfig, results: Sequence[Result]) -> list[str]:
+    """Return a line per contender with a prompt of its own: whether it does what that says."""
+    lines = []
+    for contender in config.contenders:
+        mine = [r for r in results if r.contender == contender.name and not r.crashed]
+        if contender.prompt and mine:
+            done = sum(r.success_with_any for r in mine)
+            lines.append(
+                f"- {contender.name}: '{contender.prompt}'; with any object in {done} of "
+                f"{len(mine)}, with the one that the prompt names in {sum(r.success for r in mine)}"
+            )
+    return lines
 
 
 def _open(config: EvaluationConfig | BenchmarkConfig, output: Path) -> None:

@@ -24,7 +24,7 @@ from rclpy.signals import SignalHandlerOptions
 from cosmos_policy_ros.cli.shared import add_root, positive
 from cosmos_policy_ros.core.errors import ConfigError, CosmosPolicyError
 from cosmos_policy_ros.core.paths import config_folder
-from cosmos_policy_ros.core.task import Task, load_task
+from cosmos_policy_ros.core.task import Task, choose_prompt, load_task
 from cosmos_policy_ros.dataset.contact_sheet import contact_sheet, future_sheet, save_sheet
 from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.topics import POLICY_NODE, find_rig
@@ -84,6 +84,12 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", help=text, **kinds)
     parser.add_argument(
         "--task", choices=(TRAINED_TASK, "transfer_cube", "insertion"), default=TRAINED_TASK
+    )
+    parser.add_argument(
+        "--prompt",
+        default="",
+        help="one of the task's: either_cube also takes 'hand over the red cube' and '… blue cube' "
+        "(the task's first)",
     )
     parser.add_argument(
         "--seed",
@@ -165,13 +171,14 @@ def _run_episodes(options: argparse.Namespace, nodes: tuple[NodeProcess, ...]) -
     if options.remote is not None:
         rig = load_remote(options.remote, options.remote_config).executing(rig)
     task = load_task(options.task, config_folder("tasks"))
+    prompt = choose_prompt(task, options.prompt)
     engine = options.engine or (options.remote and "remote") or "of the rig's choice"
     print(f"starting {', '.join(node.executable for node in nodes)}; engine {engine}")
     complete = succeeded = 0
     with NodeProcesses(nodes, options.root / "log") as processes:
         client = GraphClient("demo", processes.check)
         try:
-            demo = Demo(client, task, rig, options.chunks)
+            demo = Demo(client, task, prompt, rig, options.chunks)
             client.policy_ready(START_TIMEOUT)
             assert client.policy_state is not None
             print(client.policy_state.message)
@@ -197,9 +204,12 @@ def _run_episodes(options: argparse.Namespace, nodes: tuple[NodeProcess, ...]) -
 class Demo:
     """Plays the operator for some episodes."""
 
-    def __init__(self, client: GraphClient, task: Task, rig: RigSpec, chunks: int | None) -> None:
+    def __init__(
+        self, client: GraphClient, task: Task, prompt: str, rig: RigSpec, chunks: int | None
+    ) -> None:
         """Listen to the decisions, whose phases are the latency table."""
-        self._client, self._task, self._rig, self._chunks = client, task, rig, chunks
+        self._client, self._task, self._prompt = client, task, prompt
+        self._rig, self._chunks = rig, chunks
         self._phases: dict[str, list[float]] = defaultdict(list)
 
         def keep_phases(message: Decision) -> None:
@@ -216,15 +226,19 @@ class Demo:
         Returns:
             The run's result, and the rig's state at its end.
         """
-        client, name = self._client, self._task.name
+        client, task, prompt = self._client, self._task.name, self._prompt
         self._phases.clear()
         # As an operator would who moves the arms by hand: what they were last told is stale then.
         _accepted(client.arm(False))
-        _accepted(client.reset_rig(name, seed))
+        _accepted(client.reset_rig(task, seed, prompt))
         client.arm_when_ready(START_TIMEOUT)
-        started = _accepted(client.start_episode(task=name, seed=seed, operator_name="demo"))
+        started = _accepted(
+            client.start_episode(task=task, prompt=prompt, seed=seed, operator_name="demo")
+        )
         # With one noise for all, scenes would succeed or fail together.
-        handle = client.start_run(task=name, chunk_limit=self._chunks or 0, seed=seed)
+        handle = client.start_run(
+            task=task, prompt=prompt, chunk_limit=self._chunks or 0, seed=seed
+        )
         result = self.watch(handle, seed)
         stopped = _accepted(client.stop_episode(reason=result.outcome))
         state = client.rig_state

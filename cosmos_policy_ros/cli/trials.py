@@ -175,7 +175,7 @@ class _Simulator:
         print(f"trial {number}: {job.state.title}", flush=True)
 
     def lay_out(self, state: InitialState) -> None:
-        _accepted(self._client.reset_rig(state.task, state.number))
+        _accepted(self._client.reset_rig(state.task, state.number, state.prompt))
 
     def score(self, episode: Path, *, just_now: bool) -> OperatorScore | None:
         rig = self._client.rig_state
@@ -364,7 +364,7 @@ def _photograph(options: argparse.Namespace) -> int:
                 for text in filter(None, (state.setup, state.place)):
                     print(f"  {text}")
                 if rig.kind == "sim":
-                    _accepted(client.reset_rig(state.task, state.number))
+                    _accepted(client.reset_rig(state.task, state.number, state.prompt))
                 elif keyboard.ask("  laid out? y takes the picture, n leaves it [y/n] ") != "yes":
                     continue
                 _save(camera.look(), reference_picture(output, state))

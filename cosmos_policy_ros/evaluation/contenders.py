@@ -42,7 +42,7 @@ class Contender:
         world_model: checkpoint that predicts and values in a search; None for ``checkpoint``.
         denoising_steps: None as the checkpoint says.
         jitter: how much the demonstrator's ways differ; above 3 or so it fails.
-        choice: 0 to 1, which of a task's several ways the demonstrator takes; drawn where None.
+        prompt: one of the task's, on the simulated rig; empty for its first.
         remote: URL of the policy server, for engine remote.
         remote_config: how it is spoken to: a name in ``config/remotes`` or a file; None for the one
             of the URL's scheme.
@@ -56,7 +56,7 @@ class Contender:
     world_model: str | None = None
     denoising_steps: int | None = None
     jitter: float = 1.0
-    choice: float | None = None
+    prompt: str = ""
     remote: str | None = None
     remote_config: str | None = None
     charge_latency: bool = False
@@ -74,8 +74,6 @@ class Contender:
         if self.denoising_steps is not None and self.denoising_steps < 1:
             given = f"contender '{self.name}': denoising_steps {self.denoising_steps}"
             raise ValueError(f"{given} must be at least 1")
-        if self.choice is not None and not 0 <= self.choice <= 1:
-            raise ValueError(f"contender '{self.name}': choice {self.choice} lies outside 0 ... 1")
 
 
 def check_names(contenders: Sequence[Contender]) -> None:
@@ -102,7 +100,7 @@ def load_policy(contender: Contender, threads: int) -> Policy:
             cannot be reached.
     """
     if contender.engine == "demonstrator":
-        return Demonstrator(jitter=contender.jitter, choice=contender.choice)
+        return Demonstrator(jitter=contender.jitter)
     if contender.remote is not None:
         policy = RemotePolicy(load_remote(contender.remote, contender.remote_config))
         policy.reach()

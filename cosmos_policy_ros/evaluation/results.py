@@ -21,6 +21,7 @@ class Result:
         crashed: it ended by a fault, not by the policy's skill: it does not count, and is repeated.
         score: 0 to 100.
         success: whether the task was done; in the simulator whether every stage was reached.
+        success_with_any: the same with any of several objects, whichever the prompt named.
         chunks, refused: executed and refused.
         seconds: of the rig's time.
         thinking: wall seconds per decision, the median.
@@ -51,6 +52,7 @@ class Result:
     wall: float = 0.0
     cpu: float = 0.0
     environment: str = ""
+    success_with_any: bool = False
 
     @property
     def key(self) -> Key:

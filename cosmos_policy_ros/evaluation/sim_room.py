@@ -11,7 +11,7 @@ from typing import Literal
 
 from cosmos_policy_ros.bags.types import load_types
 from cosmos_policy_ros.core.paths import config_folder, package_share
-from cosmos_policy_ros.core.task import load_task
+from cosmos_policy_ros.core.task import choose_prompt, load_task
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.episodes.trial_info import TrialInfo
 from cosmos_policy_ros.evaluation.contenders import (
@@ -79,7 +79,9 @@ class EvaluationConfig:
 
     def jobs(self) -> list[Job]:
         """Return all trials in their order. Raises ConfigError: an unknown task or condition."""
-        load_task(self.task, config_folder("tasks"))
+        task = load_task(self.task, config_folder("tasks"))
+        for contender in self.contenders:
+            choose_prompt(task, contender.prompt)
         for name in self.conditions:
             condition(self.task, name)
         scenes = [
@@ -137,7 +139,8 @@ class SimRoom:
             self._loaded[contender.name] = policy, rig_of(contender, self._rig)
         (policy, rig), keep = self._loaded[contender.name], self._config.keep
         run_id = f"{contender.name}/{state.condition}/{state.number}".replace(" ", "_")
-        prompt, limit = self._task.prompts[0], self._task.time_limit
+        prompt = choose_prompt(self._task, contender.prompt)
+        limit = self._task.time_limit
         goal = Goal(run_id, self._task.name, prompt, limit, 0, job.noise_seed)
         bag = None if keep == "none" else self._begin_bag(contender, job, policy.info.digest)
         observers = () if bag is None else (bag,)
@@ -168,6 +171,7 @@ class SimRoom:
             crashed=trial.crashed,
             score=trial.score,
             success=trial.success,
+            success_with_any=trial.success_with_any,
             chunks=trial.chunks,
             refused=trial.refused,
             seconds=trial.seconds,
@@ -185,6 +189,7 @@ class SimRoom:
                 self._types,
                 self._rig,
                 self._task,
+                prompt=choose_prompt(self._task, contender.prompt),
                 seed=job.noise_seed,
                 engine=contender.engine,
                 checkpoint=contender.checkpoint or contender.remote or "",

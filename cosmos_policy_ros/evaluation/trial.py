@@ -71,7 +71,8 @@ class Trial:
     Attributes:
         seed: placed the objects.
         outcome: of the run; "done" when the last stage was reached before its limits.
-        reached, stages: how far it got, of how many.
+        reached, stages: how far it got, of how many, with the object that the prompt names.
+        reached_with_any: how far with any object that would do if the prompt named none.
         chunks, refused, late: executed, refused by the gate, and dropped as too late.
         seconds: of the rig's time.
         idle: seconds of them that the arms stood still between their first motion and their last.
@@ -82,6 +83,7 @@ class Trial:
     seed: int
     outcome: Outcome
     reached: int
+    reached_with_any: int
     stages: int
     chunks: int
     refused: int
@@ -95,6 +97,11 @@ class Trial:
     def success(self) -> bool:
         """Whether every stage was reached."""
         return self.reached == self.stages
+
+    @property
+    def success_with_any(self) -> bool:
+        """Whether every stage was reached with any object, named or not."""
+        return self.reached_with_any == self.stages
 
     @property
     def score(self) -> float:
@@ -220,7 +227,7 @@ class SimEnv:
         timing, self._latencies = timing or Timing(), LatencyTracker()
         scheduler = timing.make_scheduler(timing.execution, spec.rates, self._latencies)
         sim, began_ns = self._rig, self._rig.time_ns
-        sim.reset(goal.task, scene_seed, condition)
+        sim.reset(goal.task, scene_seed, condition, goal.prompt)
         sim.advance(SETTLE)
         sensors = SensorBuffer(self._rarely_seen)
         run = Run(goal, spec, sensors, gate, LIMITS, None, scheduler=scheduler)
@@ -239,6 +246,7 @@ class SimEnv:
             seed=scene_seed,
             outcome=run.outcome,
             reached=sim.reached,
+            reached_with_any=sim.reached_with_any,
             stages=len(sim.stages),
             chunks=run.chunks,
             refused=run.refused,
@@ -352,20 +360,21 @@ class TrialBag:
         rig: RigSpec,
         task: Task,
         *,
+        prompt: str,
         seed: int,
         engine: str,
         checkpoint: str = "",
         checkpoint_digest: str = "",
         trial: TrialInfo | None = None,
     ) -> None:
-        """Begin an episode of the policy that ``seed`` and the following describe."""
+        """Begin an episode of the policy that ``prompt`` and the following describe."""
         self._store, self._rig, self._messages = store, rig, RigMessages(types)
         monitor = QualityMonitor(
             sensors_of(rig, absolute), rig.observation.camera_skew, load_limits()
         )
         metadata = EpisodeMetadata(
             task=task.name,
-            prompt=task.prompts[0],
+            prompt=prompt,
             rig=rig.name,
             engine=engine,
             checkpoint=checkpoint,

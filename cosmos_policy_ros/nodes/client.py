@@ -173,9 +173,9 @@ class GraphClient:
         """Score an episode, 0 to 100."""
         return self.call(ScoreEpisode, f"{RECORDER_NODE}/score_episode", **fields)
 
-    def reset_rig(self, task: str, seed: int) -> Any:
+    def reset_rig(self, task: str, seed: int, prompt: str = "") -> Any:
         """Put the simulated rig's arms and objects back."""
-        return self.call(ResetRig, f"{SIM_RIG_NODE}/reset", task=task, seed=seed)
+        return self.call(ResetRig, f"{SIM_RIG_NODE}/reset", task=task, seed=seed, prompt=prompt)
 
     def step(self, periods: int = 1) -> RigState:
         """Advance a stepped rig; returns its state."""

@@ -113,7 +113,8 @@ class TrialSequence:
             if POLICY_NODE not in graph.inactive():
                 await graph.answer("arm", ANSWER, data=False)
             if lays_out:
-                await graph.answer("reset", task=job.state.task, seed=job.state.number)
+                state = job.state
+                await graph.answer("reset", task=state.task, seed=state.number, prompt=state.prompt)
             await graph.reconfigure(node_parameters(protocol.contender(job.contender)))
             assert graph.policy is not None, "it is waited for"
             self._prepared = job.key, graph.policy.identity

@@ -172,7 +172,8 @@ class SimRigNode(Node):
     def _on_reset(self, request: ResetRig.Request, response: ResetRig.Response) -> Any:
         try:
             with self._lock:
-                self._rig.reset(request.task or self._rig.task, request.seed)
+                task = request.task or self._rig.task
+                self._rig.reset(task, request.seed, prompt=request.prompt)
                 self._reset_ns, self._period = self._rig.time_ns, 0
             response.success = True
             response.message = f"{self._rig.task}, seed {request.seed}: objects placed"

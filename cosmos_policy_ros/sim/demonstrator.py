@@ -140,7 +140,7 @@ class Variation:
         grasp: along the table, added to where the objects are grasped [m].
         meet_y: added to where the grippers meet, sideways [m].
         meet_z: the same, upwards [m].
-        choice: 0 to 1, of several ways that are as good.
+        choice: 0 to 1, of several ways that are as good where the prompt names none.
     """
 
     grasp: float
@@ -149,22 +149,32 @@ class Variation:
     choice: float = 0.0
 
     @staticmethod
-    def draw(seed: int, amount: float, choice: float | None = None) -> Variation:
-        """Draw one; ``amount`` scales standard deviations of 2, 10 and 15 mm, cut at two.
-
-        ``choice`` is drawn only where None.
-        """
+    def draw(seed: int, amount: float) -> Variation:
+        """Draw one; ``amount`` scales standard deviations of 2, 10 and 15 mm, cut at two."""
         random = np.random.default_rng(seed)
         draws = np.clip(random.normal(size=3), -2.0, 2.0) * amount
         grasp, meet_y, meet_z = (draws * np.array([0.002, 0.010, 0.015])).tolist()
-        return Variation(grasp, meet_y, meet_z, random.random() if choice is None else choice)
+        return Variation(grasp, meet_y, meet_z, random.random())
 
 
-Script = Callable[[Places, Variation], Iterator[Phase]]
+Script = Callable[[Places, Variation, str], Iterator[Phase]]
 
 
-def _transfer_cube(seen: Places, variation: Variation, approach: float = 0.4) -> Iterator[Phase]:
-    x, y = seen[CUBE.name]
+def _transfer_cube(seen: Places, variation: Variation, prompt: str) -> Iterator[Phase]:
+    return _hand_over(seen[CUBE.name], variation, approach=0.4)
+
+
+def _either_cube(seen: Places, variation: Variation, prompt: str) -> Iterator[Phase]:
+    named = [cube for cube in (CUBE, BLUE_CUBE) if f"the {cube.colour} cube" in prompt]
+    drawn = CUBE if variation.choice < 0.5 else BLUE_CUBE
+    cube = named[0] if named else drawn
+    return _hand_over(seen[cube.name], variation, approach=_LOOK)
+
+
+def _hand_over(
+    place: tuple[float, float], variation: Variation, approach: float
+) -> Iterator[Phase]:
+    x, y = place
     grasp = gripper_pose("right", np.array([x + variation.grasp, y, 0.022]), _PICK_PITCH)
     meet = np.array([0.0, 0.5 + variation.meet_y, 0.25 + variation.meet_z])
     offer = Pose(meet, grasp.quaternion)
@@ -185,12 +195,7 @@ def _transfer_cube(seen: Places, variation: Variation, approach: float = 0.4) ->
     yield Phase({"left": Move(wait, straight=True)}, 1.0)
 
 
-def _either_cube(seen: Places, variation: Variation) -> Iterator[Phase]:
-    chosen = CUBE if variation.choice < 0.5 else BLUE_CUBE
-    return _transfer_cube({CUBE.name: seen[chosen.name]}, variation, _LOOK)
-
-
-def _insertion(seen: Places, variation: Variation) -> Iterator[Phase]:
+def _insertion(seen: Places, variation: Variation, prompt: str) -> Iterator[Phase]:
     (peg_x, peg_y), (socket_x, socket_y) = seen[PEG.name], seen[SOCKET.name]
     right = gripper_pose(
         "right", np.array([peg_x + variation.grasp, peg_y, _LOWEST_PINCH]), _PICK_PITCH
@@ -263,7 +268,6 @@ class Demonstrator:
         *,
         gripper: Gripper | None = None,
         jitter: float = 1.0,
-        choice: float | None = None,
     ) -> None:
         """Choose how to demonstrate.
 
@@ -272,10 +276,9 @@ class Demonstrator:
                 that of the rig "sim".
             jitter: how much demonstrations differ by ``query.seed``: 0 not at all, 1 a few
                 millimetres at the grasp and a few centimetres in the air. More makes failures.
-            choice: 0 to 1, which of a task's several ways is taken; drawn anew for each where None.
         """
         self._gripper = gripper or load_rig("sim", config_folder("rigs")).arms.left.gripper
-        self._jitter, self._choice = jitter, choice
+        self._jitter = jitter
         self._sight: dict[str, PrimarySight] = {}  # by task: each has its lens
         self._plan: NDArray[np.float64] | None = None
         self._next = 0.0
@@ -362,8 +365,8 @@ class Demonstrator:
         for index in GRIPPER_INDICES:
             finger = gripper.state_closed + state[index] * gripper.state_stroke
             state[index] = angle_from_finger(finger, CRANK_RADIUS, ROD_LENGTH)
-        variation = Variation.draw(query.seed, self._jitter, self._choice)
-        rows = plan_motion(state, script(seen, variation), DT)
+        variation = Variation.draw(query.seed, self._jitter)
+        rows = plan_motion(state, script(seen, variation, query.prompt), DT)
         places = ", ".join(f"{name} at ({x:.3f}, {y:.3f}) m" for name, (x, y) in seen.items())
         self._reason = f"scripted {task}: saw {places}"
         angles = rows[:, GRIPPER_INDICES]

@@ -124,11 +124,18 @@ class SimRig:
 
     @property
     def reached(self) -> int:
-        """How many of the stages have been reached since the reset."""
+        """How many of the stages have been reached since the reset, as the prompt asked."""
         return self._judge.best
 
-    def reset(self, task: str, seed: int, condition: str = USUAL) -> None:
+    @property
+    def reached_with_any(self) -> int:
+        """How many have been reached with any object, whichever the prompt names."""
+        return self._judge.best_with_any
+
+    def reset(self, task: str, seed: int, condition: str = USUAL, prompt: str = "") -> None:
         """Put both arms at the start pose and place the objects by ``seed``.
+
+        A prompt that names one of several objects lets that one alone count for the stages.
 
         Raises:
             RigError: unknown task or condition, negative seed, or gym-aloha is not installed.
@@ -157,7 +164,7 @@ class SimRig:
             for output in self._outputs
         }
         self._columns = [np.array(output.columns) for output in self._outputs]
-        self._judge = Judge(task, self._model)
+        self._judge = Judge(task, self._model, prompt)
         self.accepted = dict.fromkeys(self._controllers, 0)
         self.refused = dict.fromkeys(self._controllers, 0)
         self.refusal = ""

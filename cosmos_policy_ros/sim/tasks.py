@@ -3,13 +3,14 @@
 Two tasks, their object ranges and stages, are the ACT paper's simulated benchmarks, as published in
 gym-aloha; the judge asks a little more of "handed over" and "touched" than those rewards do.
 ``either_cube`` is ours: a cube to hand over and another one, which would do as well, so that there
-is something to choose.
+is something to choose; unless the prompt names one, which alone counts then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import mujoco  # type: ignore[import-untyped]
@@ -54,12 +55,14 @@ class SimTask:
         stage: returns which of them the contacts show, 0 for none.
         ranges: free joint of an object -> ranges of its x and y [m] at the start.
         conditions: scenes harder than the task's own.
+        named: the same as ``stage`` for prompts that name one of several objects.
     """
 
     stages: tuple[str, ...]
     stage: Callable[[Contacts], int]
     ranges: Mapping[str, tuple[Range, Range]]
     conditions: Mapping[str, Condition] = field(default_factory=dict)
+    named: Mapping[str, Callable[[Contacts], int]] = field(default_factory=dict)
 
 
 def _touch(contacts: Contacts, ones: tuple[str, ...], others: tuple[str, ...]) -> bool:
@@ -160,6 +163,10 @@ TASKS = {
                 blocks=((-0.10, 0.62), (-0.05, 0.36)),
             ),
         },
+        named={
+            "hand over the red cube": _transfer_stage,
+            "hand over the blue cube": partial(_transfer_stage, cube="blue_box"),
+        },
     ),
 }
 
@@ -198,13 +205,15 @@ class Judge:
 
     Attributes:
         stages: the task's stages, in order.
-        best: how many of them have been reached so far.
+        best: how many of them have been reached so far, with the object that the prompt names.
+        best_with_any: the same with any object that would do if the prompt named none.
     """
 
-    def __init__(self, task: str, model: Any) -> None:
+    def __init__(self, task: str, model: Any, prompt: str = "") -> None:
         self.stages = TASKS[task].stages
-        self.best = 0
-        self._stage = TASKS[task].stage
+        self.best = self.best_with_any = 0
+        self._with_any = TASKS[task].stage
+        self._stage = TASKS[task].named.get(prompt, self._with_any)
         self._names = [
             mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_GEOM, i) or "" for i in range(model.ngeom)
         ]
@@ -216,4 +225,5 @@ class Judge:
             frozenset((names[a], names[b])) for a, b in data.contact.geom[: data.ncon].tolist()
         }
         self.best = max(self.best, self._stage(touching))
+        self.best_with_any = max(self.best_with_any, self._with_any(touching))
         return self.best

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -81,6 +82,10 @@ class DataConfig:
             checks of ``config/checks.yaml``, as far as there is anything to learn from.
         augmentation: "strong" as all released checkpoints had, "standard" without rotation and with
             less colour, "none".
+        prompt_augmentation: by an episode's prompt, other prompts that it is an example of as well:
+            more general ones, or other words for the same. Each window of a demonstration or a
+            success is learned with its own or one of these, drawn evenly; a failure keeps its own,
+            since it need not have failed at the others.
         workers: loading processes per training process; 0 loads in the process itself.
         prepared_gb: images as the network takes them, kept on disk for all runs over the same
             episodes; 0.7 GB per minute of three cameras. They are made before the first run; the
@@ -95,6 +100,7 @@ class DataConfig:
     held_out: float = 0.01
     use_no_go: bool = False
     augmentation: Strength = "strong"
+    prompt_augmentation: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     workers: int = 4
     prepared_gb: float = 0.0
     cache_gb: float = 0.0

@@ -160,6 +160,7 @@ def index_episodes(data: DataConfig, model: CheckpointConfig, text: TextTable) -
     left_out: list[tuple[Path, str]] = []
     windows_left_out, limits = 0, load_check_limits()
     expected = expected_of(model, text)
+    _check_prompts(data, expected)
     known: dict[tuple[str, str], Path] = {}
     folders = [(Path(name).expanduser(), True) for name in data.demonstrations]
     folders += [(Path(name).expanduser(), False) for name in data.rollouts]
@@ -209,6 +210,13 @@ def index_episodes(data: DataConfig, model: CheckpointConfig, text: TextTable) -
     kept = tuple(entry for entry in entries if id(entry) not in chosen)
     warnings = tuple(_warnings(entries, limits))
     return DatasetIndex(kept, tuple(held_out), tuple(left_out), windows_left_out, warnings, ranges)
+
+
+def _check_prompts(data: DataConfig, expected: Expected) -> None:
+    for own, others in data.prompt_augmentation.items():
+        for prompt in (own, *others):
+            if fault := prompt_fault(prompt, expected):
+                raise TrainingError(f"data.prompt_augmentation: {fault.removeprefix('its ')}")
 
 
 def expected_of(model: CheckpointConfig, text: TextTable) -> Expected:

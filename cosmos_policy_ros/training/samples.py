@@ -99,9 +99,12 @@ class SampleMaker(Dataset[Sample]):
             images = apply_augmentation(augmentation, images)
         actions = self.statistics.actions.normalise(windows.chunk(window.start, chunk_steps))
         proprio = self.statistics.proprio
+        prompts = [entry.prompt]
+        if entry.pool != "failure":
+            prompts += self.data.prompt_augmentation.get(entry.prompt, ())
         return Sample(
             window=window,
-            prompt=entry.prompt,
+            prompt=prompts[int(random.integers(len(prompts)))],
             images=images,
             proprio=proprio.normalise(now.state).astype(np.float32),
             actions=actions.ravel().astype(np.float32),

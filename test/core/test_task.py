@@ -41,7 +41,10 @@ SHIPPED = {
     "plate": (350, ("put purple eggplant on plate", "put brown chicken wing on plate")),
     "transfer_cube": (500, ("transfer the red cube",)),
     "insertion": (500, ("insert the peg into the socket",)),
-    "either_cube": (500, ("hand over a cube",)),
+    "either_cube": (
+        500,
+        ("hand over a cube", "hand over the red cube", "hand over the blue cube"),
+    ),
 }
 
 

@@ -18,6 +18,7 @@ from helpers.policy_servers import PolicyServer, openpi, swing
 from helpers.waiting import family, is_running, wait_for
 
 from cosmos_policy_ros.cli import cosmos
+from cosmos_policy_ros.core.errors import ConfigError
 from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.evaluation.contenders import Contender
 from cosmos_policy_ros.evaluation.evaluate import TRIALS, evaluate
@@ -58,6 +59,31 @@ def test_contenders_meet_the_same_scenes_with_the_same_noise_in_shuffled_order()
     first_half = Counter(job.contender for job in jobs[:40])
     assert min(first_half.values()) > 10
     assert config.jobs() == jobs
+
+
+def test_a_prompt_that_the_task_does_not_have_is_refused_before_any_trial(tmp_path: Path) -> None:
+    config = EvaluationConfig(TASK, (replace(DEMONSTRATOR, prompt="hand over the red cub"),))
+    with pytest.raises(ConfigError, match="did you mean 'hand over the red cube'"):
+        config.jobs()
+
+
+def test_a_cube_that_the_prompt_does_not_name_is_no_success(tmp_path: Path) -> None:
+    """The replay knows no prompt: it repeats what was shown for the other one."""
+    demonstrator = {"engine": "demonstrator"}
+    shown = {"name": "shown", "prompt": "hand over the red cube", **demonstrator}
+    arguments = ["--output", str(tmp_path / "shown")]
+    assert main([str(write(tmp_path, contenders=[shown], trials=1, keep="all")), *arguments]) == 0
+    (made,) = read_results(tmp_path / "shown" / TRIALS)
+    assert (made.success, made.success_with_any) == (True, True)
+    assert read_episode(Path(made.episode)).metadata.prompt == "hand over the red cube"
+    replay = {"engine": "replay", "checkpoint": str(tmp_path / "shown" / ROLLOUTS)}
+    asked = {"name": "replay", "prompt": "hand over the blue cube", **replay}
+    arguments = ["--output", str(tmp_path / "asked")]
+    assert main([str(write(tmp_path, contenders=[asked], trials=1)), *arguments]) == 0
+    (made,) = read_results(tmp_path / "asked" / TRIALS)
+    assert (made.success, made.success_with_any) == (False, True)
+    table = (tmp_path / "asked" / "table.md").read_text()
+    assert "with any object in 1 of 1, with the one that the prompt names in 0" in table
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -158,10 +184,6 @@ def test_demonstrations_are_those_that_succeed(tmp_path: Path) -> None:
         ({"trials": 0}, "trials: 0 must be at least 1"),
         ({"contenders": [{"name": "a"}]}, "contender 'a': engine cosmos needs a checkpoint"),
         ({"contenders": [{"name": "a", "checkpoint": "/nowhere"}]}, "/nowhere"),
-        (
-            {"contenders": [{"name": "a", "engine": "demonstrator", "choice": 2}]},
-            "contender 'a': choice 2.0 lies outside 0 ... 1",
-        ),
     ],
 )
 def test_what_cannot_be_evaluated_is_named(

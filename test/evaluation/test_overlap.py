@@ -70,7 +70,8 @@ def test_a_trial_in_motion_is_recorded_as_one_stretch(
     monkeypatch.setattr(trial_module, "CAMERA_SIZE", (64, 64))  # nobody looks
     env = SimEnv(rig, TASK, 64)
     store = EpisodeStore(tmp_path, types)
-    bag = TrialBag(store, types, rig, load_task(TASK, config_folder("tasks")), seed=3, engine="x")
+    task = load_task(TASK, config_folder("tasks"))
+    bag = TrialBag(store, types, rig, task, prompt=PROMPT, seed=3, engine="x")
     trial = env.run(GOAL, 3, Demonstrator(), [bag], timing=in_motion(0.4))
     env.close()
     windows = EpisodeWindows(read_episode(bag.finish("done", trial.score)), 0.04)

@@ -85,7 +85,7 @@ def recorded(
 ) -> Recorded:
     notes, policy, task = Notes(), Asked(), load_task(TASK, config_folder("tasks"))
     store = EpisodeStore(tmp_path_factory.mktemp("bags"), types, clock=lambda: env.time_ns)
-    bag = TrialBag(store, types, rig, task, seed=3, engine="demonstrator")
+    bag = TrialBag(store, types, rig, task, prompt=PROMPT, seed=3, engine="demonstrator")
     trial = env.run(goal(), 3, policy, [bag, notes])
     path = bag.finish(trial.outcome.outcome, trial.score)
     return Recorded(trial, policy.queries, notes, path)
@@ -234,7 +234,10 @@ def test_a_remote_policys_trial_executes_its_own_rows(
         for timing in (Timing(), Timing(Execution("asynchronous"), lambda: 0.1)):
             store = EpisodeStore(tmp_path, types, clock=lambda: env.time_ns)
             task = load_task(TASK, config_folder("tasks"))
-            bag, notes = TrialBag(store, types, rig, task, seed=3, engine="remote"), Notes()
+            bag, notes = (
+                TrialBag(store, types, rig, task, prompt=PROMPT, seed=3, engine="remote"),
+                Notes(),
+            )
             trial = env.run(
                 goal(chunk_limit=4), 3, policy, [bag, notes], timing=timing, rig=executing
             )

@@ -21,6 +21,8 @@ SHIPPED = (
     "transfer the red cube",
     "insert the peg into the socket",
     "hand over a cube",
+    "hand over the red cube",
+    "hand over the blue cube",
 )
 
 
@@ -41,7 +43,7 @@ def test_near_miss_is_answered_with_the_prompt_that_exists(tiny_path: Path) -> N
     table = load_text(tiny_path / "text.safetensors", 2, 64)
     with pytest.raises(CheckpointError, match="'put candy in bags'; did you mean 'put candy in b"):
         table.embedding("put candy in bags")
-    with pytest.raises(CheckpointError, match="known: fold shirt, hand over a cube, insert"):
+    with pytest.raises(CheckpointError, match="known: fold shirt, hand over a cube, hand over"):
         table.embedding("make coffee")
 
 

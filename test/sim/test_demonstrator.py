@@ -51,22 +51,22 @@ def test_succeeds_on_seeds_chosen_beforehand(task: str, seeds: int) -> None:
     assert reached == [4] * seeds
 
 
-def test_either_cube_is_taken_about_as_often() -> None:
+def test_either_cube_is_taken_about_as_often_and_a_named_one_always() -> None:
     rig = settled("either_cube", 2)
     with Renderer("either_cube", 128, 128) as renderer:
         seen = observe(rig, renderer)
 
-    def way(seed: int, choice: float | None = None) -> NDArray[np.float64]:
-        policy = Demonstrator(jitter=0.0, choice=choice)
-        return policy.decide(Query("either_cube", "", seed, 0, seen)).positions
+    def way(seed: int, prompt: str = "hand over a cube") -> NDArray[np.float64]:
+        policy = Demonstrator(jitter=0.0)
+        return policy.decide(Query("either_cube", prompt, seed, 0, seen)).positions
 
     drawn = [Variation.draw(seed, 0.0).choice < 0.5 for seed in range(100)]
     assert 35 <= sum(drawn) <= 65
-    red, blue = way(0, choice=0.0), way(0, choice=1.0)
+    red, blue = (way(0, f"hand over the {colour} cube") for colour in ("red", "blue"))
     assert not np.allclose(red, blue, atol=1e-3)  # the cubes lie 12 cm apart or more
     np.testing.assert_array_equal(way(drawn.index(True)), red)
     np.testing.assert_array_equal(way(drawn.index(False)), blue)
-    np.testing.assert_array_equal(way(drawn.index(False), choice=0.0), red)
+    np.testing.assert_array_equal(way(drawn.index(False), "hand over the red cube"), red)
 
 
 def test_chunks_start_at_the_state_keep_the_speed_and_end_in_a_hold(query: Query) -> None:

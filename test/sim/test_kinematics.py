@@ -53,7 +53,7 @@ def test_every_corner_of_the_object_range_can_be_planned(task: str, corner: int)
     x, y = CORNERS[corner]
     seen = {"cube": (x, y), "peg": (0.1 + x / 2, y), "socket": (-0.1 - x / 2, 1.0 - y)}
     _, script = SCRIPTS[task]
-    planned = plan_motion(START, script(seen, Variation(0.004, 0.02, 0.03)), DT)
+    planned = plan_motion(START, script(seen, Variation(0.004, 0.02, 0.03), ""), DT)
     rows = np.vstack([START, planned])
     assert np.abs(np.diff(rows, axis=0)).max() <= np.pi * DT
     assert len(rows) * DT < 16.0

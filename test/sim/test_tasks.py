@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.core.task import load_task
 from cosmos_policy_ros.sim.scene import load_physics_model
 from cosmos_policy_ros.sim.tasks import TASKS, Judge
 
@@ -64,6 +66,24 @@ INSERTION = [
 def test_stage_of_contacts(task: str, stage: int, pairs: list[tuple[str, str]]) -> None:
     model = load_physics_model(task)
     assert Judge(task, model).reached(contacts(model, *pairs)) == stage
+
+
+def test_only_the_cube_that_the_prompt_names_counts() -> None:
+    model = load_physics_model("either_cube")
+    blue_in_the_air = contacts(model, (CUBE, TABLE), (BLUE, RIGHT[0]))
+
+    def judge(prompt: str) -> tuple[int, int]:
+        judge = Judge("either_cube", model, prompt)
+        return judge.reached(blue_in_the_air), judge.best_with_any
+
+    assert judge("hand over the blue cube") == (2, 2)
+    assert judge("hand over the red cube") == (0, 2)
+    assert judge("hand over a cube") == judge("") == (2, 2)
+
+
+def test_prompts_that_name_an_object_are_the_tasks_own() -> None:
+    for name, task in TASKS.items():
+        assert set(task.named) <= set(load_task(name, config_folder("tasks")).prompts)
 
 
 def test_a_stage_once_reached_stays() -> None:

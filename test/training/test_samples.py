@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,31 @@ def test_an_augmented_sample_is_the_same_whenever_it_is_made(
     )
     np.testing.assert_array_equal(one.images, again.images)
     assert (one.images != maker.make(WindowRef("policy", 0, 3, 12)).images).any()
+
+
+def test_a_success_is_learned_by_other_prompts_too_and_a_failure_by_its_own(
+    config: Config, checkpoint: Checkpoint
+) -> None:
+    own = "transfer the red cube"
+    others = ["hand over a cube", "hand over the red cube"]
+    maker = maker_of(config(data={"prompt_augmentation": {own: others}}), checkpoint)
+    by_pool: dict[str, Counter[str]] = defaultdict(Counter)
+    for index, entry in enumerate(maker.dataset_index.entries):
+        for seed in range(40):
+            sample = maker.make(WindowRef("policy", index, 5, seed))
+            assert sample.prompt == maker.make(sample.window).prompt
+            by_pool[entry.pool][sample.prompt] += 1
+    assert set(by_pool["demonstration"]) == set(by_pool["success"]) == {own, *others}
+    assert min(by_pool["demonstration"].values()) > 10  # of 120, 40 of each are expected
+    assert set(by_pool["failure"]) == {own}
+
+
+def test_a_prompt_that_the_checkpoint_does_not_know_is_refused(
+    config: Config, checkpoint: Checkpoint
+) -> None:
+    own = "transfer the red cube"
+    with pytest.raises(TrainingError, match="prompt_augmentation: prompt 'hand it over' has no"):
+        maker_of(config(data={"prompt_augmentation": {own: ["hand it over"]}}), checkpoint)
 
 
 def test_an_unreadable_window_is_replaced_in_its_role_and_told(

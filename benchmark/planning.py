@@ -33,7 +33,6 @@ from helpers.search import TINY, query_of  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from cosmos_policy_ros.core.paths import config_folder  # noqa: E402
-from cosmos_policy_ros.evaluation.search_comparison import evaluations  # noqa: E402
 from cosmos_policy_ros.inference.cosmos_engine import SearchEngine  # noqa: E402
 from cosmos_policy_ros.inference.spec import (  # noqa: E402
     Decide,
@@ -42,10 +41,11 @@ from cosmos_policy_ros.inference.spec import (  # noqa: E402
 )
 from cosmos_policy_ros.inference.worker import WorkerLimits  # noqa: E402
 from cosmos_policy_ros.model.config import read_config  # noqa: E402
+from cosmos_policy_ros.model.draws import SampleSpec, count_evaluations, ensemble  # noqa: E402
 from cosmos_policy_ros.model.layout import LAYOUTS  # noqa: E402
 from cosmos_policy_ros.model.policy import CosmosPolicy  # noqa: E402
-from cosmos_policy_ros.model.sampler import SampleSpec, count_evaluations, ensemble  # noqa: E402
 from cosmos_policy_ros.model.transformer import Transformer  # noqa: E402
+from cosmos_policy_ros.planning.deadline import count_search_evaluations  # noqa: E402
 from cosmos_policy_ros.planning.scheduler import Inference, start_inference  # noqa: E402
 from cosmos_policy_ros.planning.search import run_search  # noqa: E402
 from cosmos_policy_ros.rig.decision import Decision, Query  # noqa: E402
@@ -84,7 +84,7 @@ def compare_batches(folder: Path) -> bool:
     engines = {
         batch: SearchEngine(policy, policy, SearchConfig(candidate_batch=batch)) for batch in (1, 8)
     }
-    count = evaluations(policy.checkpoint.config.denoising_steps, config, "released")
+    count = count_search_evaluations(config, engines[1].info) // config.candidates
     print(f"\none process, {config.candidates} candidates, {count} evaluations each:")
     seconds: dict[str, list[float]] = {"one by one": [], "batch 1": [], "batch 8": []}
     worst = 0.0

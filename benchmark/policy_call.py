@@ -39,6 +39,7 @@ from torch import Tensor  # noqa: E402
 
 from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
 from cosmos_policy_ros.model.denoiser import Denoiser  # noqa: E402
+from cosmos_policy_ros.model.draws import SampleSpec  # noqa: E402
 from cosmos_policy_ros.model.layout import first_image  # noqa: E402
 from cosmos_policy_ros.model.policy import CosmosPolicy  # noqa: E402
 from cosmos_policy_ros.model.random_checkpoint import (  # noqa: E402
@@ -46,7 +47,7 @@ from cosmos_policy_ros.model.random_checkpoint import (  # noqa: E402
     random_query,
     write_config,
 )
-from cosmos_policy_ros.model.sampler import SampleSpec, initial_noise  # noqa: E402
+from cosmos_policy_ros.model.sampler import initial_noise  # noqa: E402
 from cosmos_policy_ros.model.sequence import Conditioning  # noqa: E402
 from cosmos_policy_ros.model.straightforward import Straightforward  # noqa: E402
 from cosmos_policy_ros.model.transformer import CachedTransformer  # noqa: E402

@@ -32,9 +32,9 @@ from cosmos_policy_ros.evaluation.tables import (
     spoken,
     table_by_condition,
 )
+from cosmos_policy_ros.model.draws import SampleSpec
 from cosmos_policy_ros.model.images import ImageArray
 from cosmos_policy_ros.model.policy import CosmosPolicy
-from cosmos_policy_ros.model.sampler import SampleSpec
 from cosmos_policy_ros.model.sequence import Conditioning
 from cosmos_policy_ros.rig.arms import ARM_DIM, ARM_JOINTS, ARMS
 from cosmos_policy_ros.sim.kinematics import ArmKinematics

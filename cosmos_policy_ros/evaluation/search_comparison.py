@@ -18,9 +18,8 @@ from cosmos_policy_ros.core.errors import ObservationError, RolloutError
 from cosmos_policy_ros.dataset.playback import decisions, observations
 from cosmos_policy_ros.evaluation.significance import RESAMPLES, Mean, wilson
 from cosmos_policy_ros.evaluation.tables import markdown_table
-from cosmos_policy_ros.inference.spec import Engine, SearchConfig, parse_search
-from cosmos_policy_ros.model.config import Numerics
-from cosmos_policy_ros.model.sampler import count_evaluations, ensemble
+from cosmos_policy_ros.inference.spec import Engine, SearchConfig, SearchInfo, parse_search
+from cosmos_policy_ros.planning.deadline import count_search_evaluations
 from cosmos_policy_ros.planning.replay import recorded_query
 from cosmos_policy_ros.planning.search import run_search
 from cosmos_policy_ros.rig.observation import Observation
@@ -46,12 +45,12 @@ class Choices(NamedTuple):
 
     Attributes:
         name: of the search.
-        evaluations: of the networks per decision.
+        evaluations: of the networks per decision, on average.
         chosen: (n,) index of the candidate, per decision.
     """
 
     name: str
-    evaluations: int
+    evaluations: float
     chosen: NDArray[np.int64]
 
 
@@ -70,6 +69,11 @@ def read_searches(bags: Sequence[Path]) -> list[RecordedSearch]:
             whole = all(candidate.finished for candidate in message.candidates)
             if not getattr(message, "search", "") or not whole:
                 continue
+            if any(getattr(candidate, "dropped", "") for candidate in message.candidates):
+                raise RolloutError(
+                    f"{path}: has a decision of a search that has dropped candidates early, and "
+                    "does not know what they were worth; record with one that values all"
+                )
             if isinstance(seen, ObservationError):
                 raise seen
             each = RecordedSearch(path, message, seen)
@@ -107,42 +111,20 @@ def choices(
         CosmosPolicyError: a search proposes what was not recorded, or the engine refuses.
     """
     message = recorded[0].message
-    count, numerics = len(message.candidates), message.numerics
-    steps = int(message.denoising_steps)
+    count = len(message.candidates)
     for name, config in searches.items():
-        if config.candidates > count:
+        if config.sampled > count:
             raise RolloutError(
-                f"search {name}: has {config.candidates} candidates, and what only {count} are "
-                f"worth was recorded; record with as many, or compare fewer"
+                f"search {name}: has {config.sampled} proposals, and what only {count} are worth "
+                f"was recorded; record with as many, or compare fewer"
             )
     none = np.zeros(len(recorded), np.int64)
-    yield Choices(NO_SEARCH, count_evaluations(steps, numerics), none)
+    yield Choices(NO_SEARCH, int(message.denoising_steps), none)
     for name, config in searches.items():
         bar = tqdm(recorded, name, unit="", leave=False, disable=None)
-        chosen = [
-            run_search(engine, recorded_query(each.message, each.seen), config).chosen
-            for each in bar
-        ]
-        cost = config.candidates * evaluations(steps, config, numerics)
-        yield Choices(name, cost, np.array(chosen))
-
-
-def evaluations(steps: int, config: SearchConfig, numerics: Numerics) -> int:
-    """Return how often the networks run for one candidate; 61 for the released evaluation.
-
-    Args:
-        steps: denoising steps of a proposal.
-        config: of the search.
-        numerics: of both checkpoints.
-    """
-    futures = ensemble(0, config.futures, config.future_steps, numerics)
-    values = ensemble(0, config.values, config.value_steps, numerics)
-    of_a_future = sum(count_evaluations(draw.steps, numerics) for draw in values)
-    own = count_evaluations(steps, numerics)
-    if config.value == "value_q":
-        return own + of_a_future
-    imagined = sum(count_evaluations(draw.steps, numerics) for draw in futures)
-    return config.depth * (own + imagined + len(futures) * of_a_future)
+        made = [run_search(engine, recorded_query(each.message, each.seen), config) for each in bar]
+        cost = float(np.mean([each.evaluations for each in made]))
+        yield Choices(name, cost, np.array([each.chosen for each in made]))
 
 
 def gain_kept(recorded: Sequence[RecordedSearch], chosen: NDArray[np.int64]) -> Mean:
@@ -168,7 +150,9 @@ def table(recorded: Sequence[RecordedSearch], found: Sequence[Choices]) -> list[
     """Return what was chosen as a Markdown table, the recorded search last."""
     message = recorded[0].message
     config = parse_search(str(message.search), f"{recorded[0].path}: search")
-    own = config.candidates * evaluations(int(message.denoising_steps), config, message.numerics)
+    own = count_search_evaluations(
+        config, SearchInfo(numerics=message.numerics, evaluations=int(message.denoising_steps))
+    )
     best = np.array([int(each.message.chosen) for each in recorded])
     rows = [["search", "evaluations a decision", "chose the same", "of the gain in value"]]
     for name, cost, chosen in (*found, Choices("recorded", own, best)):
@@ -178,7 +162,7 @@ def table(recorded: Sequence[RecordedSearch], found: Sequence[Choices]) -> list[
         rows.append(
             [
                 name,
-                str(cost),
+                f"{cost:.0f}",
                 f"{same} of {len(best)} ({100 * low:.0f} to {100 * high:.0f} %)",
                 f"{100 * kept.value:.0f} % ({100 * kept.low:.0f} to {100 * kept.high:.0f})",
             ]

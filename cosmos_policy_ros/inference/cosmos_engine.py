@@ -37,9 +37,9 @@ from cosmos_policy_ros.inference.spec import (
 from cosmos_policy_ros.model.acceleration import quantise
 from cosmos_policy_ros.model.checkpoint import choose_device
 from cosmos_policy_ros.model.config import CheckpointConfig, read_config
+from cosmos_policy_ros.model.draws import SampleSpec, count_evaluations, ensemble
 from cosmos_policy_ros.model.files import CONFIG
 from cosmos_policy_ros.model.policy import RANDOM_WEIGHTS, TOKENS_AT_ONCE, CosmosPolicy
-from cosmos_policy_ros.model.sampler import SampleSpec, count_evaluations, ensemble
 from cosmos_policy_ros.model.sequence import Conditioning, step_ahead
 from cosmos_policy_ros.model.tokenizer import Tokenizer
 from cosmos_policy_ros.model.transformer import Transformer
@@ -191,9 +191,10 @@ class SearchEngine:
             return decode_images(self._world_model, task)
         if isinstance(task, Decide):
             raise TypeError("a search has no task Decide")
-        numerics, members = self._world_model.checkpoint.config.numerics, task.members
+        numerics, members = self._world_model.checkpoint.config.numerics, len(task.members)
         # The draws are the candidate's, whichever future is valued.
-        draws = [d for s in task.seeds for d in ensemble(s, members, task.steps, numerics)]
+        all_draws = (ensemble(s, task.ensemble, task.steps, numerics) for s in task.seeds)
+        draws = [each[member] for each in all_draws for member in task.members]
         repeated = self._tensor(task.latents).repeat_interleave(members, dim=0)
         if isinstance(task, PredictFuture):
             futures = self._world_model.predict_future(task.prompt, repeated, draws)
@@ -214,8 +215,11 @@ class SearchEngine:
                 self._seen = key, encoded
             scene = self._seen[1]
         draws = [SampleSpec(seed, config.denoising_steps) for seed in task.seeds]
-        latents = self._policy.sample_actions(scene, draws, committed=committed)
-        return SampledActions(latents.cpu().numpy(), self._policy.chunks(latents, committed))
+        latents, variances = self._policy.sample_actions_and_variance(
+            scene, draws, task.futures, committed
+        )
+        chunks, values = self._policy.chunks(latents, committed), self._policy.values(latents)
+        return SampledActions(latents.cpu().numpy(), chunks, values, tuple(variances.tolist()))
 
     def _tensor(self, latents: Latents) -> Tensor:
         return torch.tensor(latents, device=self._policy.device)
@@ -236,10 +240,10 @@ class SearchEngine:
             for stage in STAGES
         }
         draws = [SampleSpec(seed, steps["sample_actions"]) for seed in seeds]
-        future = PredictFuture(prompt, empty, seeds, search.futures, steps["predict_future"])
-        value = PredictValue(
-            prompt, empty, seeds, search.values, steps["predict_value"], search.value
-        )
+        every = tuple(range(search.futures)), search.futures
+        future = PredictFuture(prompt, empty, seeds, *every, steps["predict_future"])
+        every = tuple(range(search.values)), search.values
+        value = PredictValue(prompt, empty, seeds, *every, steps["predict_value"], search.value)
         stages: dict[Stage, Callable[[], object]] = {
             "sample_actions": lambda: self._policy.sample_actions(scene, draws),
             "predict_future": lambda: self.answer(future),

@@ -19,9 +19,10 @@ from cosmos_policy_ros.inference.gpu_bench import NEEDS_GPU, SMALL, WIDE, Bench,
 from cosmos_policy_ros.model.acceleration import quantise
 from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint
 from cosmos_policy_ros.model.denoiser import Denoiser
+from cosmos_policy_ros.model.draws import SampleSpec
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.model.random_checkpoint import SEED, random_query
-from cosmos_policy_ros.model.sampler import SampleSpec, initial_noise
+from cosmos_policy_ros.model.sampler import initial_noise
 from cosmos_policy_ros.model.sequence import Conditioning, encode_known, prepare_images
 from cosmos_policy_ros.model.straightforward import Straightforward
 from cosmos_policy_ros.model.transformer import CachedTransformer

@@ -24,9 +24,9 @@ from cosmos_policy_ros.model.acceleration import (
     first_line,
 )
 from cosmos_policy_ros.model.checkpoint import Checkpoint, load_checkpoint
+from cosmos_policy_ros.model.draws import SampleSpec, ensemble
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.model.random_checkpoint import SEED, random_query
-from cosmos_policy_ros.model.sampler import SampleSpec, ensemble
 from cosmos_policy_ros.model.sequence import Conditioning, encode_known, prepare_images
 from cosmos_policy_ros.model.straightforward import Straightforward
 

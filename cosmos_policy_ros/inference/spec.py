@@ -5,16 +5,15 @@ Latents travel as float32 arrays (B, 16, T, h, w), so that only the engine needs
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from cosmos_policy_ros.core.config import parse_config
+from cosmos_policy_ros.core.config import parse_config, to_plain
 from cosmos_policy_ros.inference.remote_config import Remote
 from cosmos_policy_ros.model.config import Numerics
 from cosmos_policy_ros.model.layout import ValueMode
@@ -31,22 +30,85 @@ Images = Mapping[str, NDArray[np.uint8]]  # (S, S, 3) RGB per camera role
 
 
 @dataclass(frozen=True)
+class Round:
+    """An early round of a search: part of the ensembles for all, and the best go on.
+
+    Attributes:
+        futures, values: of each candidate, the ensembles' first members. With numerics "released"
+            these take the fewest denoising steps.
+        keep: candidates that go on to the next round, the ones valued highest.
+    """
+
+    futures: int
+    values: int
+    keep: int
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """When a search is worth its price, by its first proposals; each limit alone is enough.
+
+    Attributes:
+        proposals: are sampled before it is decided; without a search the first one is taken.
+        variance: search if the clean estimate of a proposal's action varied by more over the
+            denoising steps, in units of the latents.
+        distance: search if two of the chunks are further apart: mean absolute difference over all
+            rows and joints, in policy units.
+        value: search if the policy's own value of a proposal is lower.
+    """
+
+    proposals: int = 1
+    variance: float | None = None
+    distance: float | None = None
+    value: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.proposals < 1:
+            raise ValueError(f"adaptive.proposals: {self.proposals} must be at least 1")
+        if self.distance is not None and self.proposals < 2:
+            raise ValueError("adaptive.distance: one proposal has no distance; set proposals: 2")
+        if self.variance is self.distance is self.value is None:
+            raise ValueError("adaptive: has no limit, so that none would ever be searched for")
+
+
+class Level(NamedTuple):
+    """How far a candidate has come: a round of a depth, and what it has then."""
+
+    depth: int
+    round: int
+    futures: int
+    values: int  # of each future
+    keep: int  # of all candidates
+
+
+@dataclass(frozen=True)
 class SearchConfig:
     """How many candidates there are and how they are valued.
 
-    As in the released planning commands, but for ``shown`` and ``candidate_batch``, which they
-    lack.
+    The defaults are those of the released planning commands. ``proposals``, ``future``, ``rounds``,
+    ``adaptive`` and ``beam``, which these lack, make a search cheaper or deeper; what that does to
+    its choice, ``cosmos compare-searches`` tells.
 
     Attributes:
-        candidates: N; candidate i has the base seed + i.
+        candidates: N, whose futures and values are predicted.
+        proposals: chunks that are sampled, of which ``sieve`` takes the candidates; proposal i has
+            the base seed + i. None for as many as there are candidates.
+        sieve: takes those with the highest value by the policy itself, which comes with each
+            proposal, or those that differ most from each other ("distance", the first included).
+        future: imagined by the world model, or the one that the policy proposed along with its
+            action ("proposed"), which costs no evaluation.
         futures: predictions of each candidate's future.
         future_steps: denoising steps of a future.
         values: predictions of each future's value.
         value_steps: denoising steps of a value.
         value: what it is conditioned on, as the world model was trained; Q(s, a) needs no future.
         aggregation: of all values of a candidate.
+        rounds: before all are predicted: successive halving (Jamieson and Talwalkar, 2016).
+        adaptive: search only where it matters; None always.
         depth: chunks ahead; beyond the first the policy goes on from what was imagined.
         combination: of the depths' values: the last one's, as released, or their average.
+        beam: candidates that are looked further ahead from, the best; 0 for all of them.
+        branches: chunks that each of them is continued with at the next depth.
         shown: of the chosen candidate's futures: the last one's images, whose future took all its
             steps, or the average of all their images, as the released planning command shows.
             Nothing is decided by it.
@@ -55,30 +117,119 @@ class SearchConfig:
     """
 
     candidates: int = 8
+    proposals: int | None = None
+    sieve: Literal["value", "distance"] = "value"
+    future: Literal["predicted", "proposed"] = "predicted"
     futures: int = 3
     future_steps: int = 5
     values: int = 5
     value_steps: int = 5
     value: ValueMode = "value_s"
     aggregation: Aggregation = "majority_mean"
+    rounds: tuple[Round, ...] = ()
+    adaptive: Adaptive | None = None
     depth: int = 1
     combination: Literal["last", "average"] = "last"
+    beam: int = 0
+    branches: int = 1
     shown: Literal["last", "average"] = "last"
     candidate_batch: int = 1
 
     def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"{name}: {value} must be at least 1")
+        for name, value in vars(self).items():
+            if isinstance(value, int) and value < (name != "beam"):
+                raise ValueError(f"{name}: {value} must be at least {int(name != 'beam')}")
+        if self.proposals is not None and self.proposals < self.candidates:
+            raise ValueError(
+                f"proposals: {self.proposals} are fewer than the {self.candidates} candidates "
+                "that are to be taken of them"
+            )
+        if self.adaptive is not None and self.adaptive.proposals > self.sampled:
+            raise ValueError(
+                f"adaptive.proposals: {self.adaptive.proposals} are more than the {self.sampled} "
+                "that there are"
+            )
         if self.value == "value_q" and self.depth > 1:
             raise ValueError("depth: Q(s, a) imagines no future to go on from; take value_s")
-        if self.aggregation == "lcb" and self.members * self.values < 2:
+        if self.depth == 1 and (self.beam or self.branches > 1):
+            raise ValueError(
+                "depth: 1 looks no further ahead; set depth: 2, or no beam or branches"
+            )
+        if (
+            self.aggregation == "lcb"
+            and min(each.futures * each.values for each in self.levels) < 2
+        ):
             raise ValueError("aggregation: one value has no standard deviation; take average")
+        before = Level(0, 0, 1, 1, self.candidates)
+        for level in self.levels[: len(self.rounds) + 1]:
+            for name in ("futures", "values"):
+                if getattr(level, name) < getattr(before, name):
+                    raise ValueError(f"rounds: a later one has fewer {name} than one before")
+            if not 0 < level.keep <= before.keep:
+                raise ValueError(
+                    f"rounds: keep {level.keep} must be at least 1, and at most the {before.keep} "
+                    "candidates that there are then"
+                )
+            before = level
+
+    @property
+    def sampled(self) -> int:
+        """How many chunks are sampled."""
+        return self.candidates if self.proposals is None else self.proposals
+
+    @property
+    def imagines(self) -> bool:
+        """Whether the world model predicts futures."""
+        return self.future == "predicted" and self.value != "value_q"
+
+    @property
+    def reads_proposed_futures(self) -> bool:
+        """Whether the futures that the policy proposes along with its actions are used."""
+        return self.value != "value_q" and (self.future == "proposed" or self.adaptive is not None)
 
     @property
     def members(self) -> int:
-        """How many futures of a candidate are valued; Q(s, a) takes the candidate itself."""
-        return 1 if self.value == "value_q" else self.futures
+        """How many futures of a candidate are valued; one is where none is predicted."""
+        return self.futures if self.imagines else 1
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The rounds of the first depth, the last of which has everything, and deeper depths."""
+        most = self.members
+        rounds = [
+            Level(0, i, min(each.futures, most), each.values, each.keep)
+            for i, each in enumerate(self.rounds)
+        ]
+        keep = self.rounds[-1].keep if self.rounds else self.candidates
+        whole = [
+            Level(depth, len(self.rounds) if not depth else 0, most, self.values, keep)
+            for depth in range(self.depth)
+        ]
+        return (*rounds, *whole)
+
+    def until(self, level: Level) -> SearchConfig:
+        """Return the search that ends with a level of this one."""
+        if level.depth:
+            return replace(self, depth=level.depth + 1)
+        flat = replace(self, depth=1, beam=0, branches=1)
+        if level.round == len(self.rounds):
+            return flat
+        return replace(
+            flat, rounds=self.rounds[: level.round], futures=level.futures, values=level.values
+        )
+
+    def with_candidates(self, count: int) -> SearchConfig:
+        """Return the search of fewer candidates, of as many fewer proposals."""
+        sampled = max(count, round(self.sampled * count / self.candidates))
+        adaptive = self.adaptive
+        if adaptive is not None and adaptive.proposals > sampled:
+            sampled = adaptive.proposals
+        return replace(
+            self,
+            candidates=count,
+            proposals=None if self.proposals is None and sampled == count else sampled,
+            rounds=tuple(replace(each, keep=min(each.keep, count)) for each in self.rounds),
+        )
 
     def steps(self, stage: Stage, denoising_steps: int) -> int:
         """Return the denoising steps of a stage's longest run."""
@@ -91,7 +242,7 @@ class SearchConfig:
     def text(self) -> str:
         """Return one line of YAML, which :func:`parse_search` reads."""
         flow = yaml.safe_dump(
-            dataclasses.asdict(self), default_flow_style=True, sort_keys=False, width=10_000
+            to_plain(self), default_flow_style=True, sort_keys=False, width=10_000
         )
         return str(flow).strip()
 
@@ -156,6 +307,7 @@ class SampleActions:
     query: Query
     seeds: tuple[int, ...]
     after: Latents | None = None  # imagined futures to go on from instead of what is seen
+    futures: bool = False  # whether the policy's own futures will be read, too
 
 
 @dataclass(frozen=True)
@@ -164,30 +316,34 @@ class SampledActions:
 
     latents: Latents
     chunks: NDArray[np.float64]  # (B, K, 14), policy units; a benchmark's (B, K, n)
+    values: tuple[float, ...]  # B, by the policy itself
+    variances: tuple[float, ...]  # B, of the clean estimate over the steps; NaN for one step
 
 
 @dataclass(frozen=True)
 class PredictFuture:
-    """Imagine ``members`` futures of B candidates; the answer is latents (B, F, 16, T, h, w)."""
+    """Imagine F futures of B candidates; the answer is latents (B, F, 16, T, h, w)."""
 
     what: ClassVar[str] = "futures"
     prompt: str
     latents: Latents  # with the candidates' actions
     seeds: tuple[int, ...]
-    members: int
-    steps: int
+    members: tuple[int, ...]  # F, which of the ensemble
+    ensemble: int  # how many members it has
+    steps: int  # of its longest run
 
 
 @dataclass(frozen=True)
 class PredictValue:
-    """Value B candidates; the answer is B tuples of ``members`` values in [0, 1]."""
+    """Value B candidates; the answer is B tuples of a value in [0, 1] per member."""
 
     what: ClassVar[str] = "values"
     prompt: str
     latents: Latents  # with what ``mode`` is conditioned on
     seeds: tuple[int, ...]
-    members: int
-    steps: int
+    members: tuple[int, ...]  # which of the ensemble
+    ensemble: int  # how many members it has
+    steps: int  # of its longest run
     mode: ValueMode
 
 

@@ -49,13 +49,13 @@ DECLINED = ("No available kernel", "No viable backend")
 TAKES_ORDER = "set_priority" in inspect.signature(sdpa_kernel).parameters
 IN_ORDER: dict[str, Any] = {"set_priority": True} if TAKES_ORDER else {}
 
-Run: TypeAlias = Callable[..., Tensor]
+Run: TypeAlias = Callable[..., tuple[Tensor, ...]]
 
 
 class _Recorded(NamedTuple):
     inputs: tuple[Tensor, ...]  # what is played reads these
     play: Callable[[], object]
-    output: Tensor  # and writes this
+    outputs: tuple[Tensor, ...]  # and writes these
     run: Run  # holds the constants that were recorded by their addresses
 
 
@@ -74,7 +74,7 @@ class CudaGraphs:
         self._recorded: OrderedDict[tuple[object, ...], _Recorded] = OrderedDict()
         self._pool: Any = None
 
-    def __call__(self, run: Run, inputs: Sequence[Tensor]) -> Tensor:
+    def __call__(self, run: Run, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return what ``run(*inputs)`` does."""
         if self.failure:
             return run(*inputs)
@@ -96,15 +96,18 @@ class CudaGraphs:
         for static_input, given in zip(recorded.inputs, inputs, strict=True):
             static_input.copy_(given, non_blocking=True)
         recorded.play()
-        return recorded.output.clone()  # the next graph writes where this one did
+        # The next graph writes where this one did.
+        return tuple(each.clone() for each in recorded.outputs)
 
     def forget(self) -> None:
         """Drop all recordings and begin anew."""
         self._recorded.clear()
         self.failure = ""
 
-    def _record(self, run: Run, inputs: tuple[Tensor, ...]) -> tuple[Callable[[], object], Tensor]:
-        """Return what plays ``run`` on these very tensors, and where its result then is."""
+    def _record(
+        self, run: Run, inputs: tuple[Tensor, ...]
+    ) -> tuple[Callable[[], object], tuple[Tensor, ...]]:
+        """Return what plays ``run`` on these very tensors, and where its results then are."""
         beside = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         beside.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(beside):  # kernels are loaded, constants made and kept
@@ -115,8 +118,8 @@ class CudaGraphs:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            output = run(*inputs)
-        return graph.replay, output
+            outputs = run(*inputs)
+        return graph.replay, outputs
 
 
 @lru_cache

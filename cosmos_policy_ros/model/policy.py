@@ -24,6 +24,7 @@ from cosmos_policy_ros.core.units import Array
 from cosmos_policy_ros.model import sequence
 from cosmos_policy_ros.model.acceleration import (
     CudaGraphs,
+    Run,
     attention,
     channels_last,
     compile_blocks,
@@ -34,16 +35,10 @@ from cosmos_policy_ros.model.acceleration import (
 from cosmos_policy_ros.model.checkpoint import Checkpoint, choose_device, load_checkpoint
 from cosmos_policy_ros.model.config import Numerics
 from cosmos_policy_ros.model.denoiser import Denoiser, InpaintMask, Level
+from cosmos_policy_ros.model.draws import SampleSpec, count_evaluations
 from cosmos_policy_ros.model.images import ImageArray, from_model, send
 from cosmos_policy_ros.model.layout import FUTURE, Mode, ValueMode, extract, extract_value, inject
-from cosmos_policy_ros.model.sampler import (
-    SampleSpec,
-    count_evaluations,
-    initial_noise,
-    plan,
-    sample,
-    schedule,
-)
+from cosmos_policy_ros.model.sampler import initial_noise, plan, sample, schedule
 from cosmos_policy_ros.model.sequence import Conditioning
 from cosmos_policy_ros.model.transformer import CachedTransformer, TextKV
 from cosmos_policy_ros.rig.decision import ActionPrefix, Candidate, Decision, EngineInfo, Query
@@ -192,20 +187,26 @@ class CosmosPolicy:
             scene = self._encode(query.prompt, images, query.observation)
         with phase("denoise"):
             draw = SampleSpec(query.seed, config.denoising_steps)
-            latents = self.sample_actions(scene, [draw], futures=True, committed=query.committed)
+            latents, variances = self.sample_actions_and_variance(
+                scene, [draw], futures=True, committed=query.committed
+            )
         with phase("extract"):
             (positions,) = self.chunks(latents, query.committed)
             (value,) = self.values(latents)
+        candidate = Candidate(
+            query.seed, (value,), value, own_value=value, variance=float(variances[0])
+        )
         note = RANDOM_WEIGHTS if self.checkpoint.random_weights else ""
         return Decision(
             positions=positions,
             dt=config.dt,
-            candidates=(Candidate(seed=query.seed, values=(value,), value=value),),
+            candidates=(candidate,),
             chosen=0,
             reason=f"{note}only candidate, value {value:.3f}",
             engine="cosmos",
             checkpoint_digest=self.checkpoint.digest,
             denoising_steps=count_evaluations(config.denoising_steps, config.numerics),
+            evaluations=count_evaluations(config.denoising_steps, config.numerics),
             numerics=config.numerics,
             phases=seconds,
             imagined=latents.cpu().numpy(),
@@ -237,6 +238,21 @@ class CosmosPolicy:
         Returns:
             Latents with the state, the action and the value, and the future if asked for.
         """
+        return self.sample_actions_and_variance(scene, draws, futures, committed)[0]
+
+    def sample_actions_and_variance(
+        self,
+        scene: Conditioning,
+        draws: Sequence[SampleSpec],
+        futures: bool = False,
+        committed: ActionPrefix | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Ask the policy as :meth:`sample_actions` does; return also how sure it was of each chunk.
+
+        That is the variance of the clean estimate of the action over the denoising steps, the mean
+        over the frame's numbers, in units of the latents, (B,); NaN for one evaluation. It costs
+        nothing: a policy that knows what to do says so at the first step already.
+        """
         read = ("action", "value", *(self.checkpoint.layout.future if futures else ()))
         held = self._inpaint_mask(committed) if committed is not None and committed.binds else None
         return self._generate("policy", scene.prompt, scene.clean, draws, read, held)
@@ -248,7 +264,8 @@ class CosmosPolicy:
         released code. The latents may come from another checkpoint's policy; one serves all draws.
         The answer has the state, the action and the future.
         """
-        return self._generate("world_model", prompt, latents, draws, self.checkpoint.layout.future)
+        read = self.checkpoint.layout.future
+        return self._generate("world_model", prompt, latents, draws, read)[0]
 
     def predict_value(
         self, prompt: str, latents: Tensor, draws: Sequence[SampleSpec], mode: ValueMode = "value_s"
@@ -258,7 +275,7 @@ class CosmosPolicy:
         The latents have the frames that the mode knows (:meth:`Layout.mask`), which must be one
         that the checkpoint was trained in; the released planning model takes V(s').
         """
-        return self.values(self._generate(mode, prompt, latents, draws, ("value",)))
+        return self.values(self._generate(mode, prompt, latents, draws, ("value",))[0])
 
     def chunks(self, latents: Tensor, committed: ActionPrefix | None = None) -> NDArray[np.float64]:
         """Read the action chunks (B, K, d) in policy units. Not clipped: that is the gate's.
@@ -331,8 +348,10 @@ class CosmosPolicy:
         draws: Sequence[SampleSpec],
         read: Sequence[str],
         held: InpaintMask | None = None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         """Generate what ``mode`` does not know, of which the frames called ``read`` are wanted.
+
+        Returns the latents and :func:`_variance` (B,) of the action frame; 0 where it is known.
 
         As many draws run at once as the network takes, long with long ones.
         """
@@ -346,7 +365,7 @@ class CosmosPolicy:
         schedules = [schedule(draw.steps, config.numerics, config.sigma_min) for draw in draws]
         order = sorted(range(len(draws)), key=lambda i: len(schedules[i]))
         at_once = max(TOKENS_AT_ONCE // config.tokens, 1)
-        answers: dict[int, Tensor] = {}
+        answers: dict[int, tuple[Tensor, ...]] = {}
         for batch in (order[i : i + at_once] for i in range(0, len(order), at_once)):
             run = self._sampling(
                 self._network, mode, tuple(schedules[i] for i in batch), wanted, held is not None
@@ -354,15 +373,17 @@ class CosmosPolicy:
             noise = initial_noise([draws[i].seed for i in batch], tuple(latents.shape[1:]))
             known = torch.stack([clean[i] for i in batch])
             given = [known, noise, text.keys, text.values, *rest]
-            answers.update(zip(batch, self._run(run, given), strict=True))
-        generated = torch.stack([answers[i] for i in range(len(draws))])
+            answers.update(zip(batch, zip(*self._run(run, given), strict=True), strict=True))
+        generated, variances = (
+            torch.stack([answers[i][part] for i in range(len(draws))]) for part in (0, 1)
+        )
         # A longer run in the same batch may have made them: nothing may depend on its company.
         unread = [f for f, known in enumerate(layout.mask(mode)) if not known and f not in wanted]
         for frame in unread:
             generated[:, :, frame] = torch.nan
-        return generated
+        return generated, variances
 
-    def _run(self, run: Callable[..., Tensor], given: Sequence[Tensor]) -> Tensor:
+    def _run(self, run: Run, given: Sequence[Tensor]) -> tuple[Tensor, ...]:
         inputs = [send(each, self.device) for each in given]
         with attention(self.device):
             return run(*inputs) if self._graphs is None else self._graphs(run, inputs)
@@ -375,18 +396,21 @@ def _sampling(
     schedules: tuple[tuple[float, ...], ...],
     wanted: tuple[int, ...],
     held: bool,
-) -> Callable[..., Tensor]:
+) -> Run:
     """Return the sampling of one batch as a function of nothing but tensors.
 
-    It takes the clean latents (B, 16, T, h, w), the noise, the text's keys and values, then the
-    numbers and the weights of the action frame if it is ``held``, and the text's bias if it has
-    one. Whatever else it needs it makes at the first call and keeps where the network is.
+    It returns the latents, and how much each sample's action varied over its steps (B,). It takes
+    the clean latents (B, 16, T, h, w), the noise, the text's keys and values, then the numbers and
+    the weights of the action frame if it is ``held``, and the text's bias if it has one. Whatever
+    else it needs it makes at the first call and keeps where the network is.
     """
     known, action = checkpoint.layout.mask(mode), checkpoint.layout.index("action")
     turns = plan(schedules, checkpoint.transformer.device)
     levels: dict[tuple[float, ...], Level] = {}
 
-    def run(clean: Tensor, noise: Tensor, keys: Tensor, values: Tensor, *rest: Tensor) -> Tensor:
+    def run(
+        clean: Tensor, noise: Tensor, keys: Tensor, values: Tensor, *rest: Tensor
+    ) -> tuple[Tensor, Tensor]:
         mask = InpaintMask(action, *rest[:2]) if held else None
         bias = next(iter(rest[2:] if held else rest), None)
         denoiser = Denoiser(
@@ -398,9 +422,24 @@ def _sampling(
             held=mask,
             levels=levels,
         )
-        return sample(denoiser, noise, turns, last=partial(denoiser, wanted=wanted))
+        estimates: list[list[Tensor]] = [[] for _ in schedules]
+
+        def watch(samples: Sequence[int], estimate: Tensor) -> None:
+            for row, index in enumerate(samples):
+                estimates[index].append(estimate[row, :, action])
+
+        last = partial(denoiser, wanted=wanted)
+        latents = sample(denoiser, noise, turns, last, watch)
+        return latents, torch.stack([_variance(each) for each in estimates])
 
     return run
+
+
+def _variance(estimates: Sequence[Tensor]) -> Tensor:
+    """Return the variance over the steps of a frame's estimates, the mean over its numbers."""
+    if len(estimates) < 2:
+        return torch.full_like(estimates[0][0, 0, 0], torch.nan)
+    return torch.stack([*estimates]).var(dim=0, correction=0).mean()
 
 
 DEGREE = 2  # of the polynomial: position, velocity and acceleration are kept

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cosmos_policy_ros.core.errors import ConfigError
 from cosmos_policy_ros.model.config import SIGMA_MAX, SIGMA_MIN, Numerics
+from cosmos_policy_ros.model.draws import count_evaluations
 
 RHO = 7.0  # curvature of the Karras schedule
 # Seeds whose noise is kept, 0.55 MB each for the released checkpoints. A search asks for the same
@@ -29,13 +30,6 @@ SEEDS_KEPT = 64
 Denoise = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
 
 
-class SampleSpec(NamedTuple):
-    """One run of the sampler: the seed of its noise, and how many steps are asked of it."""
-
-    seed: int
-    steps: int
-
-
 def schedule(steps: int, numerics: Numerics, sigma_min: float = SIGMA_MIN) -> tuple[float, ...]:
     """Return the noise level of every evaluation of the network, from 80 down to ``sigma_min``."""
     if steps < 1:
@@ -44,33 +38,6 @@ def schedule(steps: int, numerics: Numerics, sigma_min: float = SIGMA_MIN) -> tu
     low, high = sigma_min ** (1 / RHO), SIGMA_MAX ** (1 / RHO)
     intervals = max(evaluations - 1, 1)
     return tuple((high + i / intervals * (low - high)) ** RHO for i in range(evaluations))
-
-
-def count_evaluations(steps: int, numerics: Numerics) -> int:
-    """Return how often the network runs.
-
-    The released code holds back one step for the final estimate and then takes the rest, 1, for the
-    one-step special case: two steps are one. The paper's two steps are two.
-    """
-    if numerics == "released" and steps == 2:
-        return 1
-    return steps
-
-
-def ensemble(seed: int, members: int, steps: int, numerics: Numerics) -> tuple[SampleSpec, ...]:
-    """Return the draws with which one candidate's future or value is predicted several times.
-
-    Member i draws its noise from ``seed + i``. In the paper each takes all ``steps``; the released
-    code spreads them evenly from 1 to ``steps``, rounded down: only the last member takes all. One
-    member alone takes all of them, as in the released commands, which say that it is no ensemble;
-    told that it is one, the released code would give it a single step (ask for ``steps`` of 1).
-    """
-    if members < 1:
-        raise ValueError(f"an ensemble of {members} members asked for, at least 1 is needed")
-    counts = [steps] * members
-    if numerics == "released" and members > 1:
-        counts = np.linspace(1, steps, members).astype(int).tolist()
-    return tuple(SampleSpec(seed + i, count) for i, count in enumerate(counts))
 
 
 def initial_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
@@ -135,7 +102,11 @@ def plan(schedules: Sequence[Sequence[float]], device: torch.device | str) -> tu
 
 
 def sample(
-    denoise: Denoise, noise: Tensor, turns: Sequence[Turn], last: Denoise | None = None
+    denoise: Denoise,
+    noise: Tensor,
+    turns: Sequence[Turn],
+    last: Denoise | None = None,
+    watch: Callable[[Sequence[int], Tensor], None] | None = None,
 ) -> Tensor:
     """Run the sampler on a batch.
 
@@ -145,6 +116,7 @@ def sample(
         turns: what :func:`plan` laid out for the batch.
         last: used instead of ``denoise`` where an evaluation is the last for every sample in it. A
             sample's last estimate is its answer: it may leave out what is not read.
+        watch: is called with every evaluation's samples and their clean estimates.
 
     Returns:
         (B, ...) float32, the last estimates.
@@ -154,6 +126,8 @@ def sample(
     for turn in turns:
         ask = denoise if last is None or turn.staying else last
         estimate = ask(state.float(), turn.sigma, turn.samples)
+        if watch is not None:
+            watch(turn.samples, estimate)
         for row, index in enumerate(turn.samples):
             if row not in turn.staying:
                 answers[index] = estimate[row]

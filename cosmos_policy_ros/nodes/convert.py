@@ -99,6 +99,7 @@ def decision_to_message(
         world_model_digest=decision.world_model_digest,
         observation_digest=query.observation.digest(),
         denoising_steps=decision.denoising_steps,
+        evaluations=decision.evaluations,
         numerics=decision.numerics,
         search=decision.search,
         requested=len(decision.candidates),
@@ -123,6 +124,9 @@ def decision_to_message(
             value=c.value,
             spread=c.spread,
             values=array("f", c.values),
+            own_value=c.own_value,
+            variance=c.variance,
+            dropped=c.dropped,
         )
         for c in decision.candidates
     ]

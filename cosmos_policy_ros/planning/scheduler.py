@@ -41,7 +41,8 @@ from cosmos_policy_ros.inference.worker import (
     Worker,
     WorkerLimits,
 )
-from cosmos_policy_ros.planning.search import DECODE_IMAGES, SURE, Durations, Search, TaskKey, fit
+from cosmos_policy_ros.planning.deadline import DECODE_IMAGES, SURE, Durations, fit
+from cosmos_policy_ros.planning.search import Search, TaskKey
 from cosmos_policy_ros.rig.decision import Decision, EngineInfo, Query
 
 # A task is overdue, and dispatched a second time, after so many times what 95 % of its like have
@@ -269,7 +270,7 @@ class SearchScheduler:
         if run is not None and run.search is None:
             assert isinstance(self.info, SearchInfo)
             fitting = fit(run.query, self._config, self.info, self.durations, len(ready))
-            run.search = Search(run.query, fitting, self.info, self._config.candidates)
+            run.search = Search(run.query, fitting, self.info, self._config.sampled)
             run.workers = len(ready)
         for index in ready:
             if index in self._busy:

@@ -8,32 +8,31 @@ configuration, so a seed gives the same bits on one worker and on eight.
 
 from __future__ import annotations
 
-import heapq
 import math
-from bisect import bisect_left
-from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from itertools import count
+from collections import Counter
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
+from cosmos_policy_ros.core.units import Array
 from cosmos_policy_ros.inference.spec import (
     STAGES,
+    Adaptive,
     Aggregation,
     Engine,
     Latents,
     PredictFuture,
     PredictValue,
     SampleActions,
-    SampledActions,
     SearchConfig,
     SearchInfo,
     SearchTask,
     Stage,
 )
 from cosmos_policy_ros.model.config import Numerics
+from cosmos_policy_ros.model.draws import count_evaluations, ensemble
 from cosmos_policy_ros.rig.decision import Candidate, Decision, Query
 
 SUCCESS = 0.05  # a value above it counts as a prediction of success
@@ -84,35 +83,78 @@ class TaskKey(NamedTuple):
 
     batch: int  # of candidates
     depth: int  # how far ahead
+    round: int
     stage: Stage
     part: int = 0  # which of the candidates' futures, whose value is predicted
 
 
+@dataclass(eq=False)
+class _Node:
+    """A candidate, or at a greater depth what may follow it."""
+
+    index: int  # of the candidate
+    seed: int
+    depth: int = 0
+    parent: _Node | None = None
+    latents: Latents | None = None  # (16, T, h, w), proposed
+    chunk: Array | None = None  # (K, n)
+    own_value: float = math.nan  # by the policy
+    variance: float = math.nan
+    futures: list[Latents] = field(default_factory=list)  # (16, T, h, w) each
+    values: list[list[float]] = field(default_factory=list)  # by future
+    level: int = -1  # the last one of which it has everything
+    dropped: str = ""  # by what, before it had all its values
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A task, whom it is about and what it costs."""
+
+    task: SearchTask
+    nodes: tuple[_Node, ...]
+    level: int
+    evaluations: int  # of the network, for each of the nodes
+    whole: int  # as many as the whole stage takes
+
+    @property
+    def fraction(self) -> float:
+        """Of the whole stage's price."""
+        return self.evaluations / self.whole if self.whole else 1.0
+
+
 class Search:
-    """The tasks of one decision, and the decision itself once enough of them are done."""
+    """The tasks of one decision, and the decision itself once enough of them are done.
+
+    Attributes:
+        evaluations: of the network, for all candidates, in the tasks that are done.
+    """
 
     def __init__(
         self, query: Query, config: SearchConfig, info: SearchInfo, requested: int = 0
     ) -> None:
         """Begin with the proposals; ``requested`` candidates were asked for, if not all fit."""
-        self.config, self.info = config, info
-        self._query, self._requested = query, max(requested, config.candidates)
-        self._proposed: dict[int, SampledActions] = {}  # by batch
-        self._imagined: dict[int, Latents] = {}  # by batch, of depth 0
-        # Of each candidate by depth and future.
-        self._values: list[dict[tuple[int, int], tuple[float, ...]]]
-        self._values = [{} for _ in range(config.candidates)]
-        self._open: dict[TaskKey, SearchTask] = {}
-        for first in range(0, config.candidates, config.candidate_batch):
-            last = min(first + config.candidate_batch, config.candidates)
-            seeds = tuple(query.seed + i for i in range(first, last))
-            key = TaskKey(first // config.candidate_batch, 0, "sample_actions")
-            self._open[key] = SampleActions(query, seeds)
+        self.config, self.info, self.evaluations = config, info, 0
+        self._query, self._requested = query, max(requested, config.sampled)
+        self._levels = config.levels
+        self._candidates = [_Node(i, query.seed + i) for i in range(config.sampled)]
+        self._nodes = list(self._candidates)
+        self._tasks: dict[TaskKey, _Part] = {}
+        self._open: set[TaskKey] = set()  # those of them that are not done
+        self._begun: Counter[tuple[int, int]] = Counter()  # batches, by depth and round
+        self._unsearched = ""  # why the first proposal is taken as it is
+        adaptive = config.adaptive
+        first = config.sampled if adaptive is None else adaptive.proposals
+        self._undecided = adaptive is not None
+        self._sample(self._candidates[:first])
 
     @property
     def open(self) -> list[TaskKey]:
         """What can be computed now, the most advanced first: a candidate begun is soon finished."""
-        return sorted(self._open, key=lambda k: (-k.depth, -STAGES.index(k.stage), k.batch, k.part))
+
+        def order(key: TaskKey) -> tuple[int, ...]:
+            return -key.depth, -key.round, -STAGES.index(key.stage), key.batch, key.part
+
+        return sorted(self._open, key=order)
 
     @property
     def complete(self) -> bool:
@@ -121,99 +163,346 @@ class Search:
 
     @property
     def finished(self) -> list[int]:
-        """The candidates, by index, that have all their values."""
-        needed = self.config.depth * self.config.members
-        return [i for i, values in enumerate(self._values) if len(values) == needed]
+        """The candidates, by index, that can be chosen: those that have come furthest."""
+        return [0] if self._unsearched else sorted({node.index for node in self._furthest()})
 
     def task(self, key: TaskKey) -> SearchTask:
         """Return what is to be computed."""
-        return self._open[key]
+        return self._tasks[key].task
 
-    def steps(self, key: TaskKey) -> int:
-        """Return a task's denoising steps."""
-        return self.config.steps(key.stage, self.info.denoising_steps)
+    def steps(self, key: TaskKey) -> float:
+        """Return a task's denoising steps: its stage's, or of a part of the stage so many."""
+        whole = self.config.steps(key.stage, self.info.denoising_steps)
+        return whole * self._tasks[key].fraction
 
     def take(self, key: TaskKey, answer: Any) -> None:
         """Take an answer; a second one to the same task says the same and is dropped."""
-        task = self._open.pop(key, None)
-        if task is None:
+        if key not in self._open:
             return
-        config, prompt, valued = self.config, self._query.prompt, []
-        if key.stage == "predict_value":
-            for index, values in enumerate(answer, start=key.batch * config.candidate_batch):
-                self._values[index][key.depth, key.part] = values
+        self._open.remove(key)
+        done = self._tasks[key]
+        nodes, level = done.nodes, done.level
+        self.evaluations += len(nodes) * done.evaluations
+        if key.stage == "sample_actions":
+            for row, node in enumerate(nodes):
+                node.latents, node.chunk = answer.latents[row], answer.chunks[row]
+                node.own_value, node.variance = answer.values[row], answer.variances[row]
+            self._proposed(nodes, key.depth)
         elif key.stage == "predict_future":
-            if key.depth == 0:
-                self._imagined[key.batch] = answer
-            valued = [answer[:, part] for part in range(config.futures)]
-            if key.depth + 1 < config.depth:
-                # From the last member of the ensemble: it took all the steps.
-                ahead = SampleActions(self._query, task.seeds, answer[:, -1])
-                self._open[TaskKey(key.batch, key.depth + 1, "sample_actions")] = ahead
+            known = len(nodes[0].futures)
+            for row, node in enumerate(nodes):
+                node.futures += [answer[row, member] for member in range(answer.shape[1])]
+                node.values += [[] for _ in range(answer.shape[1])]
+            for part in range(known, len(nodes[0].futures)):
+                self._predict_value(nodes, level, key.batch, part)
         else:
-            if key.depth == 0:
-                self._proposed[key.batch] = answer
-            if config.value == "value_q":
-                valued = [answer.latents]
-            else:
-                self._open[key._replace(stage="predict_future")] = PredictFuture(
-                    prompt, answer.latents, task.seeds, config.futures, config.future_steps
-                )
-        for part, latents in enumerate(valued):
-            self._open[key._replace(stage="predict_value", part=part)] = PredictValue(
-                prompt, latents, task.seeds, config.values, config.value_steps, config.value
-            )
+            for row, node in enumerate(nodes):
+                node.values[key.part] += answer[row]
+            futures, values = self._levels[level].futures, self._levels[level].values
+            of_first = nodes[0].values
+            if len(of_first) == futures and all(len(each) == values for each in of_first):
+                for node in nodes:
+                    node.level = level
+                self._valued(nodes, level)
 
     def decide(
         self, phases: dict[str, float], late: str = "", among: Sequence[int] | None = None
     ) -> Decision:
-        """Choose among the finished candidates, or those of them that are given by index.
+        """Choose among the candidates that have come furthest, or those that are given by index.
 
         ``phases`` are wall seconds by stage, ``late`` names the time that some did not finish in.
-        Raises ValueError when none has finished.
+        Raises ValueError when there is none.
         """
         config, info = self.config, self.info
-        finished = self.finished if among is None else list(among)
-        candidates = [
-            self._candidate(i) if i in finished else Candidate(self._query.seed + i, finished=False)
-            for i in range(self._requested)
-        ]
-        best = finished[choose([candidates[i].value for i in finished])]
-        batch, row = divmod(best, config.candidate_batch)
+        allowed = range(self._requested) if among is None else among
+        level = -1
+        if self._unsearched:
+            best, why = self._candidates[0], self._unsearched
+            candidates = [self._unvalued(i) for i in range(self._requested)]
+        else:
+            nodes = self._furthest(allowed)
+            level = nodes[0].level if nodes else -1
+            best = nodes[choose([self._value(node, level) for node in nodes])]
+            config = config.until(self._levels[level])
+            candidates = [self._candidate(i, level) for i in range(self._requested)]
+            why = _reason(candidates, best.index, late)
+        root = best
+        while root.parent is not None:
+            root = root.parent
+        assert root.chunk is not None and root.latents is not None
         imagined = None
-        if config.value != "value_q":
-            futures = self._imagined[batch][row]
+        if config.imagines and not self._unsearched:
+            futures = np.stack(root.futures[: config.futures])
             imagined = futures if config.shown == "average" else futures[-1:]
+        elif config.reads_proposed_futures:
+            imagined = root.latents[None]
         return Decision(
-            positions=self._proposed[batch].chunks[row],
+            positions=root.chunk,
             dt=info.dt,
             candidates=tuple(candidates),
-            chosen=best,
-            reason=info.note + _reason(candidates, best, late),
+            chosen=root.index,
+            reason=info.note + why,
             engine="cosmos",
             checkpoint_digest=info.digest,
             world_model_digest=info.world_model_digest,
             denoising_steps=info.evaluations,
+            evaluations=self.evaluations,
             numerics=info.numerics,
             search=config.text(),
             phases=phases,
             imagined=imagined,
         )
 
-    def _candidate(self, index: int) -> Candidate:
-        config, values = self.config, self._values[index]
-        by_depth = [
-            tuple(value for part in range(config.members) for value in values[depth, part])
-            for depth in range(config.depth)
-        ]
-        found = [aggregate(values, config.aggregation, self.info.numerics) for values in by_depth]
-        last = config.combination == "last"
-        return Candidate(
-            seed=self._query.seed + index,
-            values=by_depth[0],
-            value=found[-1] if last else math.fsum(found) / len(found),
-            spread=float(np.std(by_depth[0])) if len(by_depth[0]) > 1 else math.nan,
+    # ---- what follows what
+
+    def _groups(self, nodes: Sequence[_Node]) -> Iterator[tuple[_Node, ...]]:
+        size = self.config.candidate_batch
+        yield from (tuple(nodes[i : i + size]) for i in range(0, len(nodes), size))
+
+    def _add(
+        self,
+        nodes: tuple[_Node, ...],
+        key: TaskKey,
+        task: SearchTask,
+        level: int,
+        members: tuple[int, ...] = (0,),
+    ) -> None:
+        """Open a task of some members of the stage's ensemble."""
+        config, numerics = self.config, self.info.numerics
+        if key.stage == "sample_actions":
+            each = [self.info.evaluations]
+        else:
+            size = config.futures if key.stage == "predict_future" else config.values
+            steps = config.steps(key.stage, 0)
+            draws = ensemble(0, size, steps, numerics)
+            each = [count_evaluations(draw.steps, numerics) for draw in draws]
+        some = sum(each[member] for member in members)
+        self._tasks[key] = _Part(task, nodes, level, some, sum(each))
+        self._open.add(key)
+
+    def _batch(self, depth: int, round_: int) -> int:
+        self._begun[depth, round_] += 1
+        return self._begun[depth, round_] - 1
+
+    def _sample(self, nodes: Sequence[_Node]) -> None:
+        """Sample the actions of nodes of one depth, behind what their parents imagined."""
+        for group in self._groups(nodes):
+            depth, seeds = group[0].depth, tuple(node.seed for node in group)
+            after = None
+            if depth:
+                after = np.stack([_last_future(node.parent) for node in group if node.parent])
+            reads = self.config.reads_proposed_futures
+            task = SampleActions(self._query, seeds, after, reads)
+            self._add(group, TaskKey(self._batch(depth, 0), depth, 0, "sample_actions"), task, -1)
+
+    def _proposed(self, nodes: tuple[_Node, ...], depth: int) -> None:
+        """Go on from proposals: to all that are worth it, if that is to be found out first."""
+        config = self.config
+        if depth:
+            self._predict(nodes, len(config.rounds) + depth)
+        elif not self._undecided and config.sampled == config.candidates:
+            self._predict(nodes, 0)
+        elif not self._open:
+            sampled = [node for node in self._candidates if node.chunk is not None]
+            if self._undecided:
+                self._undecided = False
+                self._unsearched = _agreement(sampled, config.adaptive)
+                if self._unsearched:
+                    return
+                if len(sampled) < config.sampled:
+                    self._sample(self._candidates[len(sampled) :])
+                    return
+            kept = _sieve(sampled, config)
+            for node in sampled:
+                node.dropped = "" if node in kept else "sieve"
+            self._predict_all(kept, 0)
+
+    def _predict_all(self, nodes: Sequence[_Node], level: int) -> None:
+        for group in self._groups(nodes):
+            self._predict(group, level)
+
+    def _predict(self, nodes: tuple[_Node, ...], level: int) -> None:
+        """Open what nodes that were together so far still lack for a level."""
+        config, wanted = self.config, self._levels[level]
+        batch = self._batch(wanted.depth, wanted.round + 1)
+        if not config.imagines and not nodes[0].values:
+            for node in nodes:
+                node.values.append([])
+        known = len(nodes[0].values)
+        for part in range(known):
+            self._predict_value(nodes, level, batch, part)
+        if known < wanted.futures:
+            task = PredictFuture(
+                self._query.prompt,
+                np.stack([node.latents for node in nodes if node.latents is not None]),
+                tuple(node.seed for node in nodes),
+                tuple(range(known, wanted.futures)),
+                config.futures,
+                config.future_steps,
+            )
+            key = TaskKey(batch, wanted.depth, wanted.round, "predict_future")
+            self._add(nodes, key, task, level, task.members)
+
+    def _predict_value(self, nodes: tuple[_Node, ...], level: int, batch: int, part: int) -> None:
+        """Open what lacks of the values of one of the futures."""
+        config, wanted = self.config, self._levels[level]
+        members = tuple(range(len(nodes[0].values[part]), wanted.values))
+        if not members:
+            return
+        own = [node.futures[part] if config.imagines else node.latents for node in nodes]
+        task = PredictValue(
+            self._query.prompt,
+            np.stack([each for each in own if each is not None]),
+            tuple(node.seed for node in nodes),
+            members,
+            config.values,
+            config.value_steps,
+            config.value,
         )
+        key = TaskKey(batch, wanted.depth, wanted.round, "predict_value", part)
+        self._add(nodes, key, task, level, members)
+
+    def _valued(self, nodes: tuple[_Node, ...], level: int) -> None:
+        """Go on from nodes that have all values of a level: to the next round, or further ahead."""
+        config, depth = self.config, self._levels[level].depth
+        if level + 1 == len(self._levels):
+            return
+        ahead = self._levels[level + 1].depth > depth
+        if ahead and not config.beam:
+            self._continue(nodes)
+            return
+        if self._open:  # the others' values are not known yet
+            return
+        reached = [node for node in self._nodes if node.level == level]
+        keep = config.beam if ahead else self._levels[level].keep
+        best = sorted(reached, key=lambda node: -self._value(node, level))[:keep]
+        kept = [node for node in reached if node in best]  # in their order
+        stay = {node.index for node in kept}
+        for node in reached:
+            if node.index not in stay:
+                self._candidates[node.index].dropped = "beam" if ahead else "round"
+        if ahead:
+            self._continue(kept)
+        else:
+            self._predict_all(kept, level + 1)
+
+    def _continue(self, nodes: Sequence[_Node]) -> None:
+        """Look a chunk further ahead from nodes, in several ways."""
+        config = self.config
+        children = [
+            _Node(node.index, node.seed + branch * config.sampled, node.depth + 1, node)
+            for node in nodes
+            for branch in range(config.branches)
+        ]
+        self._nodes += children
+        self._sample(children)
+
+    # ---- what it comes to
+
+    def _furthest(self, among: Container[int] | None = None) -> list[_Node]:
+        """Return the nodes of the furthest level that any has reached."""
+        nodes = [node for node in self._nodes if among is None or node.index in among]
+        level = max((node.level for node in nodes), default=-1)
+        return [node for node in nodes if node.level == level >= 0]
+
+    def _values(self, node: _Node, level: int) -> list[float]:
+        """Return a node's values as they were at a level, or at its own if it came less far."""
+        wanted = self._levels[min(level, node.level)]
+        return [value for part in node.values[: wanted.futures] for value in part[: wanted.values]]
+
+    def _value(self, node: _Node, level: int) -> float:
+        """Return what a node is worth at a level, by what is ahead of its candidate."""
+        found, at = [], level
+        while True:
+            values = self._values(node, at)
+            found.append(aggregate(values, self.config.aggregation, self.info.numerics))
+            if node.parent is None:
+                break
+            node = node.parent
+            at = node.level
+        return found[0] if self.config.combination == "last" else math.fsum(found) / len(found)
+
+    def _candidate(self, index: int, level: int) -> Candidate:
+        own = self._candidates[index] if index < len(self._candidates) else None
+        if own is None:
+            return Candidate(self._query.seed + index, finished=False)
+        ahead = [node for node in self._nodes if node.index == index and node.level == level]
+        best = max((self._value(node, level) for node in ahead), default=math.nan)
+        values = self._values(own, level) if own.level >= 0 else []
+        if not ahead and own.dropped and values:
+            best = self._value(own, own.level)
+        finished = bool(ahead or own.dropped)
+        if not finished:
+            values = []
+        return Candidate(
+            seed=own.seed,
+            values=tuple(values),
+            value=best,
+            spread=float(np.std(values)) if len(values) > 1 else math.nan,
+            finished=finished,
+            own_value=own.own_value,
+            variance=own.variance,
+            dropped=own.dropped,
+        )
+
+    def _unvalued(self, index: int) -> Candidate:
+        """Return a proposal of which nothing was predicted."""
+        own = self._candidates[index]
+        values = () if own.chunk is None else (own.own_value,)
+        return Candidate(
+            seed=own.seed,
+            values=values,
+            value=own.own_value,
+            own_value=own.own_value,
+            variance=own.variance,
+            dropped="" if own.chunk is not None else "adaptive",
+        )
+
+
+def _last_future(node: _Node) -> Latents:
+    """Return what was imagined to follow: the last member's future took all the steps."""
+    found = node.futures[-1] if node.futures else node.latents
+    assert found is not None
+    return found
+
+
+def _distance(one: _Node, other: _Node) -> float:
+    """Return the mean absolute difference of two chunks, in policy units."""
+    assert one.chunk is not None and other.chunk is not None
+    return float(np.abs(one.chunk - other.chunk).mean()) if one.chunk.size else math.nan
+
+
+def _agreement(nodes: Sequence[_Node], adaptive: Adaptive | None) -> str:
+    """Return why these proposals need no search, or "" if they do; what is unknown asks for one."""
+    assert adaptive is not None
+    apart = [_distance(a, b) for i, a in enumerate(nodes) for b in nodes[:i]]
+    told = []
+    for name, found, limit, unit in (
+        ("variance", [node.variance for node in nodes], adaptive.variance, ""),
+        ("distance", apart, adaptive.distance, " rad"),
+        ("own value", [node.own_value for node in nodes], adaptive.value, ""),
+    ):
+        if limit is None:
+            continue
+        at_least = name == "own value"
+        worst = min(found) if at_least else max(found)
+        if not (worst >= limit if at_least else worst <= limit):  # NaN is neither
+            return ""
+        told.append(f"{name} {worst:.3g}{unit}, limit {limit:g}")
+    return f"not searched: {'; '.join(told)}"
+
+
+def _sieve(nodes: Sequence[_Node], config: SearchConfig) -> list[_Node]:
+    """Return the proposals that become candidates, in their order."""
+    if config.sieve == "value":
+        kept = sorted(nodes, key=lambda node: -np.nan_to_num(node.own_value))[: config.candidates]
+    else:
+        kept = [nodes[0]]
+        while len(kept) < config.candidates:
+            rest = [node for node in nodes if node not in kept]
+            nearest = [min(_distance(node, other) for other in kept) for node in rest]
+            kept.append(rest[int(np.argmax(np.nan_to_num(nearest)))])
+    return [node for node in nodes if node in kept]
 
 
 def _reason(candidates: Sequence[Candidate], best: int, late: str) -> str:
@@ -221,7 +510,12 @@ def _reason(candidates: Sequence[Candidate], best: int, late: str) -> str:
     if best == 0:
         why = f"the base seed {base.seed} is kept: none is valued above its {base.value:.3f}"
     else:
-        over = f"has {base.value:.3f}" if base.finished else "did not finish"
+        if not base.finished:
+            over = "did not finish"
+        elif math.isnan(base.value):
+            over = f"was dropped, with {base.own_value:.3f} by the policy itself"
+        else:
+            over = f"has {base.value:.3f}"
         why = (
             f"candidate {best}, seed {chosen.seed}, is valued highest: {chosen.value:.3f}; "
             f"the base seed {over}"
@@ -247,107 +541,3 @@ def run_search(
         key = search.open[0]
         search.take(key, engine.answer(search.task(key)))
     return search.decide({}, among=among)
-
-
-# How much of a search fits into a deadline, by what its tasks have taken so far.
-
-DECODE_IMAGES = "decode_images"  # beside the stages of a search
-REMEMBERED = 100  # tasks per stage
-SURE = 0.95  # fraction of the tasks that are expected to keep to the time planned for them
-
-
-class Durations:
-    """Wall seconds per denoising step that tasks have taken lately, from dispatch to answer.
-
-    Until something was measured it goes by the engine's rehearsal.
-    """
-
-    def __init__(self) -> None:
-        kinds = (*STAGES, DECODE_IMAGES)
-        self._measured: dict[str, deque[float]] = {k: deque(maxlen=REMEMBERED) for k in kinds}
-
-    def add(self, stage: str, steps: int, seconds: float) -> None:
-        """Note what one task has taken."""
-        self._measured[stage].append(seconds / steps)
-
-    def seconds(
-        self, stage: str, steps: int, fraction: float, rehearsed: Mapping[str, float]
-    ) -> float:
-        """Return the seconds within which ``fraction`` of such tasks were done; inf if none was."""
-        if not self._measured[stage]:
-            return rehearsed.get(stage, math.inf) * steps
-        return float(np.quantile(self._measured[stage], fraction)) * steps
-
-    def summary(self) -> dict[str, str]:
-        """Return p50 and p95 of each stage for people."""
-        return {
-            stage: "p50 {:.4g} s, p95 {:.4g} s".format(*np.quantile(found, (0.5, 0.95)))
-            + ("" if stage == DECODE_IMAGES else " per step")
-            for stage, found in self._measured.items()
-            if found
-        }
-
-
-def fit(
-    query: Query, config: SearchConfig, info: SearchInfo, durations: Durations, workers: int
-) -> SearchConfig:
-    """Return as much of ``config`` as is expected to be done by the query's deadline.
-
-    Candidates go first, down to two, since a search of one has nothing to choose from; then the
-    steps of futures and values. The steps of the proposals, which the arms will follow, stay.
-    """
-    if not query.deadline:
-        return config
-    for steps in range(max(config.future_steps, config.value_steps), 0, -1):
-        cheaper = replace(
-            config,
-            future_steps=min(config.future_steps, steps),
-            value_steps=min(config.value_steps, steps),
-        )
-        most = _most_candidates(query, cheaper, info, durations, workers)
-        if most >= min(2, config.candidates):
-            return replace(cheaper, candidates=most)
-    return replace(cheaper, candidates=1)
-
-
-def _most_candidates(
-    query: Query, config: SearchConfig, info: SearchInfo, durations: Durations, workers: int
-) -> int:
-    """Return how many candidates fit, 0 for none; more of them never take less time."""
-
-    def seconds(fraction: float) -> dict[Stage, float]:
-        return {
-            stage: durations.seconds(
-                stage, config.steps(stage, info.denoising_steps), fraction, info.pace
-            )
-            for stage in STAGES
-        }
-
-    usual, slow = seconds(0.5), seconds(SURE)
-    # Of many tasks some are slow and some are fast, but the last candidate's may all be slow.
-    slack = config.depth * sum(slow[stage] - usual[stage] for stage in STAGES)
-
-    def too_many(candidates: int) -> bool:
-        search = Search(query, replace(config, candidates=candidates), info)
-        return not makespan(search, usual, workers) + slack <= query.deadline
-
-    return bisect_left(range(1, config.candidates + 1), True, key=too_many)
-
-
-def makespan(search: Search, seconds: Mapping[Stage, float], workers: int) -> float:
-    """Return how long a fresh search would take; it is gone through and cannot be used any more."""
-    answers = {  # of no size
-        "sample_actions": SampledActions(np.empty(0, np.float32), np.empty(0, np.float64)),
-        "predict_future": np.empty((1, search.config.futures, 0), np.float32),
-        "predict_value": (),
-    }
-    now, order = 0.0, count()
-    running: list[tuple[float, int, TaskKey]] = []
-    while not search.complete:
-        under_way = {key for *_, key in running}
-        waiting = [key for key in search.open if key not in under_way]
-        for key in waiting[: workers - len(running)]:
-            heapq.heappush(running, (now + seconds[key.stage], next(order), key))
-        now, _, done = heapq.heappop(running)
-        search.take(done, answers[done.stage])
-    return now

@@ -64,13 +64,29 @@ class Query:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One sampled chunk and its predicted values, in [0, 1]."""
+    """One sampled chunk and its predicted values, in [0, 1].
+
+    Attributes:
+        seed: of its noise.
+        values: of all members of the ensembles.
+        value: what they come to.
+        spread: their standard deviation.
+        finished: whether all of them came in time.
+        own_value: by the policy itself, which comes with each proposal of a search.
+        variance: of the clean estimate of the action over the denoising steps, in units of the
+            latents: how unsure the policy was.
+        dropped: what left it out before it had all values: "sieve", "round", "beam" or "adaptive"
+            of the search's settings; "" where nothing did.
+    """
 
     seed: int
     values: tuple[float, ...] = ()
     value: float = math.nan
     spread: float = math.nan
     finished: bool = True
+    own_value: float = math.nan
+    variance: float = math.nan
+    dropped: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,6 +101,7 @@ class Decision:
         reason: why that one.
         phases: wall seconds per named phase of the computation, in order.
         denoising_steps: 0 for an engine that does not denoise.
+        evaluations: how often the networks have run, for all candidates together.
         engine: "cosmos", "demonstrator" or "remote".
         checkpoint_digest: sha256 over the checkpoint's files; "" when there is none, or it is a
             server's.
@@ -108,6 +125,7 @@ class Decision:
     numerics: str = ""
     search: str = ""
     imagined: NDArray[np.float32] | None = None
+    evaluations: int = 0
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from cosmos_policy_ros.core.errors import ObservationError, RolloutError
 from cosmos_policy_ros.core.files import replace_text
+from cosmos_policy_ros.model.draws import SampleSpec
 from cosmos_policy_ros.model.images import ImageArray
 from cosmos_policy_ros.model.policy import CosmosPolicy
-from cosmos_policy_ros.model.sampler import SampleSpec
 from cosmos_policy_ros.model.sequence import prepare_images
 from cosmos_policy_ros.training.dataset_index import EpisodeEntry
 

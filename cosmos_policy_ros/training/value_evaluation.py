@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cosmos_policy_ros.core.errors import ObservationError, RolloutError
+from cosmos_policy_ros.model.draws import SampleSpec
 from cosmos_policy_ros.model.layout import FUTURE, ValueMode
 from cosmos_policy_ros.model.policy import CosmosPolicy
-from cosmos_policy_ros.model.sampler import SampleSpec
 from cosmos_policy_ros.training.batch import Batch, WindowRef, collate
 from cosmos_policy_ros.training.config import DataConfig, MixtureConfig, ObjectiveConfig
 from cosmos_policy_ros.training.dataset_index import (

@@ -8,8 +8,8 @@ import numpy as np
 
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.model import files
+from cosmos_policy_ros.model.draws import SampleSpec
 from cosmos_policy_ros.model.policy import CosmosPolicy
-from cosmos_policy_ros.model.sampler import SampleSpec
 from cosmos_policy_ros.rig.observation import Observation
 
 FOLDER = config_folder("models") / "libero_small"

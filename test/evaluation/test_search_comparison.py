@@ -75,7 +75,7 @@ def test_a_search_chooses_what_it_would_have_chosen(
 def test_more_than_was_recorded_cannot_be_judged(
     engine: SearchEngine, recorded: list[RecordedSearch]
 ) -> None:
-    with pytest.raises(RolloutError, match="search many: has 5 candidates, and what only 4 are"):
+    with pytest.raises(RolloutError, match="search many: has 5 proposals, and what only 4 are"):
         list(choices(recorded, engine, {"many": replace(CONFIG, candidates=5)}))
 
 

@@ -161,7 +161,8 @@ class Writing:
         texts = ("run_id", "task", "prompt", "engine", "reason", "numerics", "search")
         empty: Mapping[str, Any] = {
             **dict.fromkeys((*texts, "checkpoint_digest", "world_model_digest"), ""),
-            **dict.fromkeys(("denoising_steps", "requested", "finished", "chosen", "steps"), 0),
+            **dict.fromkeys(("denoising_steps", "evaluations", "requested", "finished"), 0),
+            **dict.fromkeys(("chosen", "steps"), 0),
             **{"candidates": [], "phases": [], "dt": 0.04, **numbers},
         }
         fields = {**empty, "chunk_id": f"run/{at}", "observation_digest": digest, **told}

@@ -52,11 +52,13 @@ class StubSearchEngine:
                 raise ObservationError("the stub sees no cube")
             latents = np.zeros((len(task.seeds), *NO_LATENT), np.float32)
             chunks = np.array([np.full((50, 14), seed / 1e4) for seed in task.seeds])
-            return SampledActions(latents, chunks)
+            unsure = tuple(0.1 if seed % 8 == 2 else 0.01 for seed in task.seeds)
+            own = tuple(0.5 + 0.01 * (seed % 8) for seed in task.seeds)
+            return SampledActions(latents, chunks, own, unsure)
         if isinstance(task, PredictFuture):
-            return np.zeros((len(task.seeds), task.members, *NO_LATENT), np.float32)
+            return np.zeros((len(task.seeds), len(task.members), *NO_LATENT), np.float32)
         # Not the first nor the last is the best.
-        return tuple((0.9 - 0.01 * abs(seed % 8 - 5),) * task.members for seed in task.seeds)
+        return tuple((0.9 - 0.01 * abs(seed % 8 - 5),) * len(task.members) for seed in task.seeds)
 
 
 def proposals(query: Query) -> SampleActions:

@@ -25,7 +25,7 @@ from cosmos_policy_ros.planning.scheduler import start_inference
 from cosmos_policy_ros.planning.search import run_search
 
 SMALL = SearchConfig(candidates=4, futures=2, future_steps=2, values=2, value_steps=2)
-SPEC = EngineSpec("cosmos", str(TINY), device="cpu", denoising_steps=2, search=SMALL)
+SPEC = EngineSpec("cosmos", str(TINY), device="cpu", denoising_steps=3, search=SMALL)
 # Four processes import torch before one of them is ready.
 PATIENCE = 200.0  # s
 LIMITS = WorkerLimits(start_timeout=PATIENCE, query_timeout=60.0, restarts=3, backoff=0.05)

@@ -32,8 +32,8 @@ from cosmos_policy_ros.model.acceleration import (
     channels_last,
 )
 from cosmos_policy_ros.model.checkpoint import load_checkpoint
+from cosmos_policy_ros.model.draws import SampleSpec
 from cosmos_policy_ros.model.policy import CosmosPolicy
-from cosmos_policy_ros.model.sampler import SampleSpec
 from cosmos_policy_ros.model.sequence import Conditioning, prepare_images
 from cosmos_policy_ros.rig.decision import ActionPrefix, Query
 from cosmos_policy_ros.rig.observation import Observation
@@ -48,12 +48,17 @@ class TracedGraphs(CudaGraphs):
     recordings = 0
 
     def _record(
-        self, run: Callable[..., Tensor], inputs: Any
-    ) -> tuple[Callable[[], object], Tensor]:
-        output = torch.empty_like(run(*inputs))
+        self, run: Callable[..., tuple[Tensor, ...]], inputs: Any
+    ) -> tuple[Callable[[], object], tuple[Tensor, ...]]:
+        outputs = tuple(torch.empty_like(each) for each in run(*inputs))
         self.recordings += 1
         traced = make_fx(run)(*inputs)
-        return lambda: output.copy_(traced(*inputs)), output
+
+        def play() -> None:
+            for output, made in zip(outputs, traced(*inputs), strict=True):
+                output.copy_(made)
+
+        return play, outputs
 
 
 @pytest.fixture(scope="module")
@@ -120,11 +125,12 @@ def test_recordings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceleration, "GRAPHS_KEPT", 2)
     graphs = TracedGraphs(CPU)
 
-    def double(x: Tensor) -> Tensor:
-        return x * 2
+    def double(x: Tensor) -> tuple[Tensor]:
+        return (x * 2,)
 
     for size in (1, 2, 3, 3, 1):
-        assert graphs(double, [torch.ones(size)]).tolist() == [2.0] * size
+        (found,) = graphs(double, [torch.ones(size)])
+        assert found.tolist() == [2.0] * size
     assert graphs.recordings == 4 and len(graphs._recorded) == 2
 
 

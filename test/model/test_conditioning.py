@@ -11,9 +11,9 @@ from torch import Tensor
 
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.model.denoiser import Denoiser
+from cosmos_policy_ros.model.draws import SampleSpec
 from cosmos_policy_ros.model.layout import inject
 from cosmos_policy_ros.model.policy import CosmosPolicy
-from cosmos_policy_ros.model.sampler import SampleSpec
 from cosmos_policy_ros.rig.decision import ActionPrefix, Decision, Query
 
 ROWS = 50

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from cosmos_policy_ros.model import images, policy
+from cosmos_policy_ros.model.draws import SampleSpec, ensemble
 from cosmos_policy_ros.model.layout import FUTURE, ValueMode, first_image
 from cosmos_policy_ros.model.policy import CosmosPolicy
-from cosmos_policy_ros.model.sampler import SampleSpec, ensemble
 from cosmos_policy_ros.model.sequence import Conditioning, image_sequence, step_ahead
 from cosmos_policy_ros.rig.decision import Query
 

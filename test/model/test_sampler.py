@@ -11,10 +11,8 @@ from torch import Tensor
 
 from cosmos_policy_ros.core.errors import ConfigError
 from cosmos_policy_ros.model.config import SIGMA_MAX
+from cosmos_policy_ros.model.draws import SampleSpec, count_evaluations, ensemble
 from cosmos_policy_ros.model.sampler import (
-    SampleSpec,
-    count_evaluations,
-    ensemble,
     initial_noise,
     plan,
     sample,

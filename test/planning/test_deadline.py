@@ -10,22 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cosmos_policy_ros.inference.spec import STAGES, SearchConfig, SearchInfo, Stage
-from cosmos_policy_ros.planning.search import REMEMBERED, Durations, Search, fit, makespan
+from cosmos_policy_ros.planning.deadline import REMEMBERED, Durations, fit, makespan
+from cosmos_policy_ros.planning.search import Search
 
 # A step of each stage; a candidate is 10, 5 and three times 5 of them: 4 s.
-STEP = {"sample_actions": 0.1, "predict_future": 0.2, "predict_value": 0.4 / 3}
+STEP: dict[Stage, float] = {"sample_actions": 0.1, "predict_future": 0.2, "predict_value": 0.4 / 3}
 INFO = SearchInfo(digest="d", denoising_steps=10, pace=STEP)
 RELEASED = SearchConfig()
-SECONDS: dict[Stage, float] = {
-    "sample_actions": 1.0,
-    "predict_future": 1.0,
-    "predict_value": 2.0 / 3,
-}
 
 
 def length(candidates: int, workers: int, **changes: int) -> float:
     config = replace(RELEASED, candidates=candidates, **changes)
-    return makespan(Search(query_of(), config, INFO), SECONDS, workers)
+    return makespan(Search(query_of(), config, INFO), STEP, workers)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from cosmos_policy_ros.planning.search import run_search
 from cosmos_policy_ros.rig.decision import Decision
 
 SMALL = SearchConfig(candidates=4, futures=2, future_steps=2, values=2, value_steps=2)
-TINY_SPEC = EngineSpec("cosmos", str(TINY), denoising_steps=2, search=SMALL)
+TINY_SPEC = EngineSpec("cosmos", str(TINY), denoising_steps=3, search=SMALL)
 LIMITS = WorkerLimits(start_timeout=60.0, query_timeout=60.0, restarts=5, backoff=0.05)
 SEED = 195  # of query_of; the stub's candidates have this one to SEED + 7
 Make = Callable[..., SearchScheduler]

@@ -19,12 +19,12 @@ from cosmos_policy_ros.core.errors import (
     WorkerError,
 )
 from cosmos_policy_ros.core.paths import config_folder
-from cosmos_policy_ros.evaluation.search_comparison import evaluations
 from cosmos_policy_ros.inference.cosmos_engine import SearchEngine, check_pair
-from cosmos_policy_ros.inference.spec import DecodeImages, SearchConfig, parse_search
+from cosmos_policy_ros.inference.spec import DecodeImages, SearchConfig, SearchInfo, parse_search
 from cosmos_policy_ros.model.config import Numerics
+from cosmos_policy_ros.model.draws import SampleSpec
 from cosmos_policy_ros.model.policy import CosmosPolicy
-from cosmos_policy_ros.model.sampler import SampleSpec
+from cosmos_policy_ros.planning.deadline import count_search_evaluations
 from cosmos_policy_ros.planning.search import run_search
 
 ROUNDING = 2e-4  # of a value; batches of another size take other kernels, over many steps
@@ -224,7 +224,9 @@ def test_every_preset_is_a_search() -> None:
     ],
 )
 def test_evaluations_are_counted(numerics: Numerics, config: SearchConfig, expected: int) -> None:
-    assert evaluations(10, config, numerics) == expected
+    info = SearchInfo(numerics=numerics, evaluations=10)
+    config = replace(config, candidates=2)
+    assert count_search_evaluations(config, info) == 2 * expected
 
 
 @pytest.mark.parametrize(

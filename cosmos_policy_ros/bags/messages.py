@@ -20,11 +20,13 @@ from cosmos_policy_ros.core.task import FULL_SCORE
 from cosmos_policy_ros.core.units import NS_PER_S, Array
 from cosmos_policy_ros.core.untrusted import UnreadableError, reading, shown
 from cosmos_policy_ros.rig.arms import ARM_JOINTS, Arm
+from cosmos_policy_ros.rig.decision import Decision, Query, message_fields
 from cosmos_policy_ros.rig.images import JPEG_FORMAT
 from cosmos_policy_ros.rig.spec import RigSpec
 
 EPISODE_TYPE = f"{PACKAGE}/msg/Episode"
 LABEL_TYPE = f"{PACKAGE}/msg/Label"
+DECISION_TYPE = f"{PACKAGE}/msg/Decision"
 LabelKind = Literal["score", "stage", "deduction", "discard"]
 
 HEADER_BYTES = 12  # of a message's kind of encoding, and the stamp of its header
@@ -323,3 +325,13 @@ class RigMessages:
                 points=points,
             )
             yield output.topic, cdr
+
+    def decision(self, decision: Decision, query: Query, chunk_id: str, seconds: float) -> bytes:
+        """Return a Decision that took so many wall seconds."""
+        run_id = chunk_id.rpartition("/")[0]
+        phases = {**decision.phases, "decide": seconds}
+        fields = message_fields(decision, query, run_id, chunk_id, phases)
+        candidate = self._types.types[f"{PACKAGE}/msg/Candidate"]
+        fields["candidates"] = [candidate(**each) for each in fields["candidates"]]
+        header = _header(self._types, query.observation.stamp_ns)
+        return _serialise(self._types, DECISION_TYPE, header=header, **fields)

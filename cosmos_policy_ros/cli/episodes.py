@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from cosmos_policy_ros.bags.messages import DECISION_TYPE
 from cosmos_policy_ros.bags.writer import RECORDING
 from cosmos_policy_ros.cli.compact import add_compact, run_compact
 from cosmos_policy_ros.cli.shared import add_root, open_store, say_bytes, say_count, say_seconds
@@ -28,7 +29,6 @@ from cosmos_policy_ros.episodes.quality import load_limits
 from cosmos_policy_ros.episodes.recovery import FolderInUseError, NothingToRecoverError, recover
 from cosmos_policy_ros.episodes.store import EpisodeStore, delete, unwanted
 from cosmos_policy_ros.episodes.table import Row, begun, read_rows
-from cosmos_policy_ros.episodes.topics import DECISION_TYPE
 from cosmos_policy_ros.episodes.verify import Verification, store_quality, verify
 
 HEAD = (

@@ -18,10 +18,16 @@ from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.environments.benchmark import examine, load_benchmark, open_process
 from cosmos_policy_ros.evaluation.benchmark_room import BenchmarkConfig, list_prompts
 from cosmos_policy_ros.evaluation.benchmark_tables import benchmark_table
+from cosmos_policy_ros.evaluation.contenders import DIRECT
 from cosmos_policy_ros.evaluation.evaluate import TRIALS, evaluate
 from cosmos_policy_ros.evaluation.results import Result, read_results
 from cosmos_policy_ros.evaluation.sim_room import EvaluationConfig
-from cosmos_policy_ros.evaluation.tables import comparison, spoken, table_by_condition
+from cosmos_policy_ros.evaluation.tables import (
+    comparison,
+    markdown_table,
+    spoken,
+    table_by_condition,
+)
 from cosmos_policy_ros.sim.tasks import condition
 
 CONFIG, TABLE = "evaluation.yaml", "table.md"
@@ -132,6 +138,7 @@ def report(config: EvaluationConfig | BenchmarkConfig, results: Sequence[Result]
         "",
         *(f"- {spoken(name)}: {says}" for name, says in known.items()),
         *_named(config, results),
+        *_price(config, results),
         *comparison(results, names),
     ]
 
@@ -148,6 +155,20 @@ def _named(config: EvaluationConfig, results: Sequence[Result]) -> list[str]:
                 f"{len(mine)}, with the one that the prompt names in {sum(r.success for r in mine)}"
             )
     return lines
+
+
+def _price(config: EvaluationConfig, results: Sequence[Result]) -> list[str]:
+    """Return what decisions took, where a search takes part."""
+    if not any(each.planning != DIRECT for each in config.contenders):
+        return []
+    rows = [["", "evaluations a decision", "an episode", "decisions an episode"]]
+    for contender in config.contenders:
+        mine = [r for r in results if r.contender == contender.name and not r.crashed]
+        decisions, evaluations = sum(r.decisions for r in mine), sum(r.evaluations for r in mine)
+        if evaluations:
+            each = [evaluations / decisions, evaluations / len(mine), decisions / len(mine)]
+            rows.append([contender.name, *(f"{number:.1f}" for number in each)])
+    return ["", *markdown_table(rows), ""] if len(rows) > 1 else []
 
 
 def _open(config: EvaluationConfig | BenchmarkConfig, output: Path) -> None:

@@ -16,12 +16,13 @@ import numpy as np
 
 from cosmos_policy_ros.bags.index import IndexedTopic, index_topics
 from cosmos_policy_ros.bags.mcap_file import VERIFY
+from cosmos_policy_ros.bags.messages import DECISION_TYPE
 from cosmos_policy_ros.bags.video import image_reader
 from cosmos_policy_ros.core.errors import ObservationError, RolloutError
 from cosmos_policy_ros.core.units import NS_PER_S, Array
 from cosmos_policy_ros.core.untrusted import reading
 from cosmos_policy_ros.episodes.episode import Episode, read_episode, read_messages
-from cosmos_policy_ros.episodes.topics import DECISION_TYPE, POLICY_NODE, find_rig
+from cosmos_policy_ros.episodes.topics import POLICY_NODE, find_rig
 from cosmos_policy_ros.rig.observation import Observation, SensorBuffer, fingerprint
 
 # What was under way while the policy looked is stamped before the look and recorded after it. The

@@ -7,6 +7,7 @@ from functools import cached_property, lru_cache
 
 from cosmos_policy_ros.bags.jpeg import rig_of_bag
 from cosmos_policy_ros.bags.mcap_file import Topic
+from cosmos_policy_ros.bags.messages import DECISION_TYPE
 from cosmos_policy_ros.bags.video import rig_of_video
 from cosmos_policy_ros.bags.writer import LATCHED, RELIABLE
 from cosmos_policy_ros.core.config import parse_config
@@ -18,7 +19,6 @@ POLICY_NODE = "policy_node"
 RECORDER_NODE = "recorder_node"
 SIM_RIG_NODE = "sim_rig_node"
 ARM_INTERFACE_NODE = "arm_interface_node"
-DECISION_TYPE = "cosmos_policy_ros/msg/Decision"
 GATE_RESULT_TYPE = "cosmos_policy_ros/msg/GateResult"
 
 
@@ -32,9 +32,14 @@ def absolute(name: str, namespace: str = "") -> str:
     return name if name.startswith("/") else f"{namespace}/{name}"
 
 
-def rig_topics(rig: RigSpec) -> tuple[Topic, ...]:
-    """Return the images, joint states and trajectories of an episode, names absolute."""
+def rig_topics(rig: RigSpec, decisions: bool = False) -> tuple[Topic, ...]:
+    """Return an episode's images, joint states and trajectories, names absolute.
+
+    ``decisions``: and what the policy decided.
+    """
     names = {*_sensors(rig), *(output.topic for output in rig.outputs)}
+    if decisions:
+        names.add(f"{POLICY_NODE}/decision")
     return tuple(
         replace(topic, name=absolute(topic.name))
         for topic in episode_topics(rig)

@@ -193,6 +193,8 @@ class BenchmarkRoom:
             score=100.0 if trial.outcome == DONE else 0.0,
             success=trial.outcome == DONE,
             chunks=len(trial.thinking),
+            decisions=len(trial.thinking),
+            evaluations=trial.evaluations,
             refused=0,
             seconds=trial.steps * self._benchmark.dt,
             thinking=median(trial.thinking) if trial.thinking else 0.0,
@@ -230,12 +232,14 @@ class Attempt:
         message: of a fault.
         steps: executed.
         thinking: wall seconds of each decision.
+        evaluations: of the networks, for all decisions.
     """
 
     def __init__(self) -> None:
         self.outcome, self.message = LIMIT, ""
         self.steps = 0
         self.thinking: list[float] = []
+        self.evaluations = 0
 
     def run(
         self,
@@ -253,6 +257,7 @@ class Attempt:
             query = Query(job.state.task, prompt, job.noise_seed, index, seen)
             decision = policy.decide(query)
             self.thinking.append(time.perf_counter() - began)
+            self.evaluations += decision.evaluations
             rows = rows_of(decision.positions, job.contender)
             if not np.isfinite(rows).all():
                 self.outcome = NOT_FINITE

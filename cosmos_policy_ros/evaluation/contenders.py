@@ -39,6 +39,7 @@ class Contender:
         checkpoint: a folder or a name in ``config/models``; for replay a folder of demonstrations;
             None for the demonstrator and a remote.
         planning: direct, or a search: a name in ``config/planning`` or a file.
+        candidates: of the search, in place of as many as it says.
         world_model: checkpoint that predicts and values in a search; None for ``checkpoint``.
         denoising_steps: None as the checkpoint says.
         jitter: how much the demonstrator's ways differ; above 3 or so it fails.
@@ -53,6 +54,7 @@ class Contender:
     engine: Literal["cosmos", "demonstrator", "replay", "remote"] = "cosmos"
     checkpoint: str | None = None
     planning: str = DIRECT
+    candidates: int | None = None
     world_model: str | None = None
     denoising_steps: int | None = None
     jitter: float = 1.0
@@ -74,6 +76,11 @@ class Contender:
         if self.denoising_steps is not None and self.denoising_steps < 1:
             given = f"contender '{self.name}': denoising_steps {self.denoising_steps}"
             raise ValueError(f"{given} must be at least 1")
+        if self.candidates is not None and (self.planning == DIRECT or self.candidates < 1):
+            raise ValueError(
+                f"contender '{self.name}': candidates {self.candidates} must be at least 1, of a "
+                f"search; found planning {self.planning}"
+            )
 
 
 def check_names(contenders: Sequence[Contender]) -> None:
@@ -112,6 +119,8 @@ def load_policy(contender: Contender, threads: int) -> Policy:
     if contender.planning != DIRECT:
         file = named_file(contender.planning, config_folder("planning"))
         search = load_config(SearchConfig, file)
+        if contender.candidates is not None:
+            search = search.with_candidates(contender.candidates)
     spec = EngineSpec(
         engine=contender.engine,
         checkpoint=str(checkpoint_folder(contender.checkpoint)),

@@ -26,6 +26,8 @@ class Result:
         seconds: of the rig's time.
         thinking: wall seconds per decision, the median.
         episode: the bag's folder; empty where none was kept.
+        decisions: how often the policy was asked.
+        evaluations: how often the networks ran for all of them; 0 where it is not known.
         steps: of a benchmark, that were executed.
         wall, cpu: seconds that the trial took, and of processor time, the environment's with it; 0
             where they are not measured.
@@ -53,6 +55,8 @@ class Result:
     cpu: float = 0.0
     environment: str = ""
     success_with_any: bool = False
+    decisions: int = 0
+    evaluations: int = 0
 
     @property
     def key(self) -> Key:

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from cosmos_policy_ros.bags.messages import DECISION_TYPE
 from cosmos_policy_ros.core.config import to_plain
 from cosmos_policy_ros.core.errors import ConfigError, RolloutError
 from cosmos_policy_ros.core.paths import config_folder
@@ -22,7 +23,7 @@ from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.episodes.episode import Episode, read_episode, read_messages
 from cosmos_policy_ros.episodes.folders import EpisodeFolder, State, scan
 from cosmos_policy_ros.episodes.labels import LABEL_LOG
-from cosmos_policy_ros.episodes.topics import DECISION_TYPE, GATE_RESULT_TYPE
+from cosmos_policy_ros.episodes.topics import GATE_RESULT_TYPE
 from cosmos_policy_ros.episodes.trial_info import TrialInfo, read_trial, seal, unseal
 from cosmos_policy_ros.evaluation.contenders import DIRECT, Contender
 from cosmos_policy_ros.evaluation.plan import Job, Key, remaining

@@ -177,6 +177,8 @@ class SimRoom:
             seconds=trial.seconds,
             thinking=median(trial.thinking) if trial.thinking else 0.0,
             episode=episode,
+            decisions=len(trial.thinking),
+            evaluations=trial.evaluations,
         )
 
     def _begin_bag(self, contender: Contender, job: Job, digest: str) -> TrialBag:
@@ -189,6 +191,7 @@ class SimRoom:
                 self._types,
                 self._rig,
                 self._task,
+                image_size=self._config.image_size,
                 prompt=choose_prompt(self._task, contender.prompt),
                 seed=job.noise_seed,
                 engine=contender.engine,

@@ -26,7 +26,7 @@ from cosmos_policy_ros.core.task import Task
 from cosmos_policy_ros.episodes.labels import OperatorScore
 from cosmos_policy_ros.episodes.quality import QualityMonitor, load_limits, sensors_of
 from cosmos_policy_ros.episodes.store import EpisodeStore
-from cosmos_policy_ros.episodes.topics import absolute, rig_topics
+from cosmos_policy_ros.episodes.topics import POLICY_NODE, absolute, rig_topics
 from cosmos_policy_ros.episodes.trial_info import TrialInfo
 from cosmos_policy_ros.model.images import reduce
 from cosmos_policy_ros.rig.chunk import ChunkTransition, TimedChunk
@@ -60,6 +60,9 @@ class RolloutObserver(Protocol):
     def images(self, stamp_ns: int, images: dict[str, Image]) -> None:
         """Take what the cameras see, at the model's size."""
 
+    def decided(self, decision: Decision, query: Query, chunk_id: str, seconds: float) -> None:
+        """Take what the policy has answered, after so many wall seconds."""
+
     def sent(self, chunk: TimedChunk) -> None:
         """Take a chunk that was sent to the arms."""
 
@@ -77,6 +80,7 @@ class Trial:
         seconds: of the rig's time.
         idle: seconds of them that the arms stood still between their first motion and their last.
         thinking: wall seconds of each decision.
+        evaluations: of the networks, for all decisions.
         transitions: one per chunk that was judged.
     """
 
@@ -91,6 +95,7 @@ class Trial:
     seconds: float
     idle: float
     thinking: tuple[float, ...]
+    evaluations: int
     transitions: tuple[ChunkTransition, ...]
 
     @property
@@ -236,6 +241,7 @@ class SimEnv:
         self._seen_ns, self._first_wait_ns = -1, 0
         self._transitions: list[ChunkTransition] = []
         self._thinking: list[float] = []
+        self._evaluations = 0
         self._pending: _Answer | None = None
         try:
             self._play(run, sensors, policy)
@@ -254,6 +260,7 @@ class SimEnv:
             seconds=(sim.time_ns - began_ns) / 1e9,
             idle=(run.idle_ns - self._first_wait_ns) / 1e9,
             thinking=tuple(self._thinking),
+            evaluations=self._evaluations,
             transitions=tuple(self._transitions),
         )
 
@@ -293,6 +300,10 @@ class SimEnv:
             return
         finally:
             self._thinking.append(time.perf_counter() - began)
+        self._evaluations += decision.evaluations
+        chunk_id = f"{run.goal.run_id}/{run.chunks}"
+        for observer in self._observers:
+            observer.decided(decision, query, chunk_id, self._thinking[-1])
         latency = 0.0 if self._latency is None else self._latency()
         if self._charged:
             latency += self._thinking[-1]
@@ -360,6 +371,7 @@ class TrialBag:
         rig: RigSpec,
         task: Task,
         *,
+        image_size: int,
         prompt: str,
         seed: int,
         engine: str,
@@ -367,7 +379,7 @@ class TrialBag:
         checkpoint_digest: str = "",
         trial: TrialInfo | None = None,
     ) -> None:
-        """Begin an episode of the policy that ``prompt`` and the following describe."""
+        """Begin an episode of images of a size [px], of the policy that the rest describes."""
         self._store, self._rig, self._messages = store, rig, RigMessages(types)
         monitor = QualityMonitor(
             sensors_of(rig, absolute), rig.observation.camera_skew, load_limits()
@@ -386,7 +398,8 @@ class TrialBag:
             task_yaml=(config_folder("tasks") / f"{task.name}.yaml").read_text(encoding="utf-8"),
             trial=trial.text() if trial is not None else "",
         )
-        self._recording = store.begin(metadata, rig_topics(rig), monitor)
+        self._recording = store.begin(metadata, rig_topics(rig, decisions=True), monitor)
+        self._image_size = image_size
 
     def joints(self, side: str, sample: JointSample) -> None:
         """Record a joint state."""
@@ -400,6 +413,16 @@ class TrialBag:
         for camera in self._rig.cameras:
             cdr = self._messages.image(images[camera.role], stamp_ns)
             self._recording.write(absolute(camera.topic), stamp_ns, cdr)
+
+    def decided(self, decision: Decision, query: Query, chunk_id: str, seconds: float) -> None:
+        """Record a decision, on the images as this bag has them."""
+        seen = query.observation
+        images = {
+            role: reduce(image, self._image_size).numpy() for role, image in seen.images.items()
+        }
+        query = replace(query, observation=replace(seen, images=images))
+        cdr = self._messages.decision(decision, query, chunk_id, seconds)
+        self._recording.write(absolute(f"{POLICY_NODE}/decision"), seen.stamp_ns, cdr)
 
     def sent(self, chunk: TimedChunk) -> None:
         """Record what the arms are sent, unstamped as the policy node sends it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from array import array
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from cosmos_policy_ros.msg import GateResult as GateResultMsg
 from cosmos_policy_ros.msg import Label as LabelMsg
 from cosmos_policy_ros.nodes.shell import ns_to_stamp
 from cosmos_policy_ros.rig.chunk import ChunkTransition, TimedChunk
-from cosmos_policy_ros.rig.decision import Decision, Query
+from cosmos_policy_ros.rig.decision import Decision, Query, message_fields
 from cosmos_policy_ros.rig.safety_gate import GateResult
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryPoint
@@ -89,48 +90,19 @@ def decision_to_message(
     decision: Decision, query: Query, run_id: str, chunk_id: str, phases: Mapping[str, float]
 ) -> DecisionMsg:
     """Return the Decision message; ``phases`` are the whole path's, the model's among them."""
-    message = DecisionMsg(
-        run_id=run_id,
-        chunk_id=chunk_id,
-        task=query.task,
-        prompt=query.prompt,
-        engine=decision.engine,
-        checkpoint_digest=decision.checkpoint_digest,
-        world_model_digest=decision.world_model_digest,
-        observation_digest=query.observation.digest(),
-        denoising_steps=decision.denoising_steps,
-        evaluations=decision.evaluations,
-        numerics=decision.numerics,
-        search=decision.search,
-        requested=len(decision.candidates),
-        finished=sum(c.finished for c in decision.candidates),
-        chosen=decision.chosen,
-        reason=decision.reason,
-        phases=list(phases),
-        phase_seconds=array("f", phases.values()),
-        dt=decision.dt,
-        steps=len(decision.positions),
-        positions=array("d", decision.positions.ravel()),
-    )
+    fields = message_fields(decision, query, run_id, chunk_id, phases)
+    candidates = [CandidateMsg(**_arrays(each)) for each in fields.pop("candidates")]
+    message = DecisionMsg(**_arrays(fields), candidates=candidates)
     message.header.stamp = ns_to_stamp(query.observation.stamp_ns)
-    if (committed := query.committed) is not None:
-        message.committed = array("d", committed.positions.ravel())
-        message.committed_weights = array("d", committed.weights)
-        message.committed_seconds = committed.seconds
-    message.candidates = [
-        CandidateMsg(
-            seed=c.seed,
-            finished=c.finished,
-            value=c.value,
-            spread=c.spread,
-            values=array("f", c.values),
-            own_value=c.own_value,
-            variance=c.variance,
-            dropped=c.dropped,
-        )
-        for c in decision.candidates
-    ]
     return message
+
+
+def _arrays(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields with arrays as rclpy takes them without looking at every number."""
+    return {
+        name: array(value.dtype.char, value.tobytes()) if isinstance(value, np.ndarray) else value
+        for name, value in fields.items()
+    }
 
 
 def image_to_message(image: NDArray[np.uint8], stamp_ns: int, chunk_id: str) -> Image:

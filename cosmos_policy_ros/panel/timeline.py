@@ -16,6 +16,7 @@ import numpy as np
 from cosmos_policy_ros.bags.index import IndexedTopic, index_topics
 from cosmos_policy_ros.bags.jpeg import COMPRESSED, is_jpeg
 from cosmos_policy_ros.bags.mcap_file import VERIFY
+from cosmos_policy_ros.bags.messages import DECISION_TYPE
 from cosmos_policy_ros.bags.video import image_reader
 from cosmos_policy_ros.core.errors import CosmosPolicyError, ObservationError, RolloutError
 from cosmos_policy_ros.core.units import NS_PER_S
@@ -23,13 +24,7 @@ from cosmos_policy_ros.core.untrusted import reading
 from cosmos_policy_ros.dataset.playback import RecordedSensors
 from cosmos_policy_ros.dataset.windows import Sent, read_outputs
 from cosmos_policy_ros.episodes.episode import Episode
-from cosmos_policy_ros.episodes.topics import (
-    DECISION_TYPE,
-    POLICY_NODE,
-    SIM_RIG_NODE,
-    find_rig,
-    future_topic,
-)
+from cosmos_policy_ros.episodes.topics import POLICY_NODE, SIM_RIG_NODE, find_rig, future_topic
 from cosmos_policy_ros.panel.status import number
 from cosmos_policy_ros.rig.chunk import BRAKE
 from cosmos_policy_ros.rig.images import decode_image, image_size

@@ -9,7 +9,6 @@ configuration, so a seed gives the same bits on one worker and on eight.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, get_args
@@ -81,7 +80,7 @@ def choose(values: Sequence[float]) -> int:
 class TaskKey(NamedTuple):
     """One task of a search: what a worker is given at a time."""
 
-    batch: int  # of candidates
+    first: int  # number of the batch's first candidate
     depth: int  # how far ahead
     round: int
     stage: Stage
@@ -92,6 +91,7 @@ class TaskKey(NamedTuple):
 class _Node:
     """A candidate, or at a greater depth what may follow it."""
 
+    number: int  # among those of its depth
     index: int  # of the candidate
     seed: int
     depth: int = 0
@@ -136,15 +136,13 @@ class Search:
         self.config, self.info, self.evaluations = config, info, 0
         self._query, self._requested = query, max(requested, config.sampled)
         self._levels = config.levels
-        self._candidates = [_Node(i, query.seed + i) for i in range(config.sampled)]
+        self._candidates = [_Node(i, i, query.seed + i) for i in range(config.sampled)]
         self._nodes = list(self._candidates)
         self._tasks: dict[TaskKey, _Part] = {}
         self._open: set[TaskKey] = set()  # those of them that are not done
-        self._begun: Counter[tuple[int, int]] = Counter()  # batches, by depth and round
         self._unsearched = ""  # why the first proposal is taken as it is
-        adaptive = config.adaptive
-        first = config.sampled if adaptive is None else adaptive.proposals
-        self._undecided = adaptive is not None
+        self._adaptive = config.adaptive  # until it is decided whether to search
+        first = config.sampled if self._adaptive is None else self._adaptive.proposals
         self._sample(self._candidates[:first])
 
     @property
@@ -152,7 +150,7 @@ class Search:
         """What can be computed now, the most advanced first: a candidate begun is soon finished."""
 
         def order(key: TaskKey) -> tuple[int, ...]:
-            return -key.depth, -key.round, -STAGES.index(key.stage), key.batch, key.part
+            return -key.depth, -key.round, -STAGES.index(key.stage), key.first, key.part
 
         return sorted(self._open, key=order)
 
@@ -194,7 +192,7 @@ class Search:
                 node.futures += [answer[row, member] for member in range(answer.shape[1])]
                 node.values += [[] for _ in range(answer.shape[1])]
             for part in range(known, len(nodes[0].futures)):
-                self._predict_value(nodes, level, key.batch, part)
+                self._predict_value(nodes, level, part)
         else:
             for row, node in enumerate(nodes):
                 node.values[key.part] += answer[row]
@@ -280,10 +278,6 @@ class Search:
         self._tasks[key] = _Part(task, nodes, level, some, sum(each))
         self._open.add(key)
 
-    def _batch(self, depth: int, round_: int) -> int:
-        self._begun[depth, round_] += 1
-        return self._begun[depth, round_] - 1
-
     def _sample(self, nodes: Sequence[_Node]) -> None:
         """Sample the actions of nodes of one depth, behind what their parents imagined."""
         for group in self._groups(nodes):
@@ -293,27 +287,29 @@ class Search:
                 after = np.stack([_last_future(node.parent) for node in group if node.parent])
             reads = self.config.reads_proposed_futures
             task = SampleActions(self._query, seeds, after, reads)
-            self._add(group, TaskKey(self._batch(depth, 0), depth, 0, "sample_actions"), task, -1)
+            self._add(group, TaskKey(group[0].number, depth, 0, "sample_actions"), task, -1)
 
     def _proposed(self, nodes: tuple[_Node, ...], depth: int) -> None:
         """Go on from proposals: to all that are worth it, if that is to be found out first."""
         config = self.config
+        sieves, first = config.sampled > config.candidates, nodes
         if depth:
             self._predict(nodes, len(config.rounds) + depth)
-        elif not self._undecided and config.sampled == config.candidates:
-            self._predict(nodes, 0)
+            return
+        if self._adaptive is not None:
+            if self._open:
+                return
+            first = tuple(self._candidates[: self._adaptive.proposals])
+            self._unsearched = _agreement(first, self._adaptive)
+            self._adaptive = None
+            if self._unsearched:
+                return
+            self._sample(self._candidates[len(first) :])
+        if not sieves:
+            self._predict_all(first, 0)
         elif not self._open:
-            sampled = [node for node in self._candidates if node.chunk is not None]
-            if self._undecided:
-                self._undecided = False
-                self._unsearched = _agreement(sampled, config.adaptive)
-                if self._unsearched:
-                    return
-                if len(sampled) < config.sampled:
-                    self._sample(self._candidates[len(sampled) :])
-                    return
-            kept = _sieve(sampled, config)
-            for node in sampled:
+            kept = _sieve(self._candidates, config)
+            for node in self._candidates:
                 node.dropped = "" if node in kept else "sieve"
             self._predict_all(kept, 0)
 
@@ -324,13 +320,12 @@ class Search:
     def _predict(self, nodes: tuple[_Node, ...], level: int) -> None:
         """Open what nodes that were together so far still lack for a level."""
         config, wanted = self.config, self._levels[level]
-        batch = self._batch(wanted.depth, wanted.round + 1)
         if not config.imagines and not nodes[0].values:
             for node in nodes:
                 node.values.append([])
         known = len(nodes[0].values)
         for part in range(known):
-            self._predict_value(nodes, level, batch, part)
+            self._predict_value(nodes, level, part)
         if known < wanted.futures:
             task = PredictFuture(
                 self._query.prompt,
@@ -340,10 +335,10 @@ class Search:
                 config.futures,
                 config.future_steps,
             )
-            key = TaskKey(batch, wanted.depth, wanted.round, "predict_future")
+            key = TaskKey(nodes[0].number, wanted.depth, wanted.round, "predict_future")
             self._add(nodes, key, task, level, task.members)
 
-    def _predict_value(self, nodes: tuple[_Node, ...], level: int, batch: int, part: int) -> None:
+    def _predict_value(self, nodes: tuple[_Node, ...], level: int, part: int) -> None:
         """Open what lacks of the values of one of the futures."""
         config, wanted = self.config, self._levels[level]
         members = tuple(range(len(nodes[0].values[part]), wanted.values))
@@ -359,10 +354,10 @@ class Search:
             config.value_steps,
             config.value,
         )
-        key = TaskKey(batch, wanted.depth, wanted.round, "predict_value", part)
+        key = TaskKey(nodes[0].number, wanted.depth, wanted.round, "predict_value", part)
         self._add(nodes, key, task, level, members)
 
-    def _valued(self, nodes: tuple[_Node, ...], level: int) -> None:
+    def _valued(self, nodes: Sequence[_Node], level: int) -> None:
         """Go on from nodes that have all values of a level: to the next round, or further ahead."""
         config, depth = self.config, self._levels[level].depth
         if level + 1 == len(self._levels):
@@ -381,16 +376,27 @@ class Search:
         for node in reached:
             if node.index not in stay:
                 self._candidates[node.index].dropped = "beam" if ahead else "round"
+        before, after = self._levels[level : level + 2]
         if ahead:
             self._continue(kept)
-        else:
+        elif (after.futures, after.values) != (before.futures, before.values):
             self._predict_all(kept, level + 1)
+        else:  # a round that only leaves some out
+            for node in kept:
+                node.level = level + 1
+            self._valued(kept, level + 1)
 
     def _continue(self, nodes: Sequence[_Node]) -> None:
         """Look a chunk further ahead from nodes, in several ways."""
         config = self.config
         children = [
-            _Node(node.index, node.seed + branch * config.sampled, node.depth + 1, node)
+            _Node(
+                node.number * config.branches + branch,
+                node.index,
+                self._candidates[node.index].seed + branch * config.sampled,
+                node.depth + 1,
+                node,
+            )
             for node in nodes
             for branch in range(config.branches)
         ]
@@ -472,9 +478,8 @@ def _distance(one: _Node, other: _Node) -> float:
     return float(np.abs(one.chunk - other.chunk).mean()) if one.chunk.size else math.nan
 
 
-def _agreement(nodes: Sequence[_Node], adaptive: Adaptive | None) -> str:
+def _agreement(nodes: Sequence[_Node], adaptive: Adaptive) -> str:
     """Return why these proposals need no search, or "" if they do; what is unknown asks for one."""
-    assert adaptive is not None
     apart = [_distance(a, b) for i, a in enumerate(nodes) for b in nodes[:i]]
     told = []
     for name, found, limit, unit in (

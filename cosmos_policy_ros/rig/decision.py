@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cosmos_policy_ros.core.units import Array
 from cosmos_policy_ros.rig.observation import Observation
+
+NOTHING = np.zeros(0)
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,47 @@ class Decision:
     search: str = ""
     imagined: NDArray[np.float32] | None = None
     evaluations: int = 0
+
+
+def message_fields(
+    decision: Decision, query: Query, run_id: str, chunk_id: str, phases: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return the fields of the message ``Decision`` but for its header, arrays as NumPy's.
+
+    ``candidates`` are mappings of the fields of ``Candidate``; ``phases`` are the whole path's, the
+    model's among them.
+    """
+    committed = query.committed
+    return {
+        "run_id": run_id,
+        "chunk_id": chunk_id,
+        "task": query.task,
+        "prompt": query.prompt,
+        "engine": decision.engine,
+        "checkpoint_digest": decision.checkpoint_digest,
+        "world_model_digest": decision.world_model_digest,
+        "observation_digest": query.observation.digest(),
+        "denoising_steps": decision.denoising_steps,
+        "evaluations": decision.evaluations,
+        "numerics": decision.numerics,
+        "search": decision.search,
+        "requested": len(decision.candidates),
+        "finished": sum(c.finished for c in decision.candidates),
+        "candidates": [
+            {**vars(each), "values": np.array(each.values, np.float32)}
+            for each in decision.candidates
+        ],
+        "chosen": decision.chosen,
+        "reason": decision.reason,
+        "phases": list(phases),
+        "phase_seconds": np.array(list(phases.values()), np.float32),
+        "dt": decision.dt,
+        "steps": len(decision.positions),
+        "committed": NOTHING if committed is None else committed.positions.ravel(),
+        "committed_weights": NOTHING if committed is None else committed.weights,
+        "committed_seconds": 0.0 if committed is None else committed.seconds,
+        "positions": decision.positions.ravel(),
+    }
 
 
 @dataclass(frozen=True)

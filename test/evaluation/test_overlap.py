@@ -71,7 +71,7 @@ def test_a_trial_in_motion_is_recorded_as_one_stretch(
     env = SimEnv(rig, TASK, 64)
     store = EpisodeStore(tmp_path, types)
     task = load_task(TASK, config_folder("tasks"))
-    bag = TrialBag(store, types, rig, task, prompt=PROMPT, seed=3, engine="x")
+    bag = TrialBag(store, types, rig, task, image_size=64, prompt=PROMPT, seed=3, engine="x")
     trial = env.run(GOAL, 3, Demonstrator(), [bag], timing=in_motion(0.4))
     env.close()
     windows = EpisodeWindows(read_episode(bag.finish("done", trial.score)), 0.04)

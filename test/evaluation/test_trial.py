@@ -16,6 +16,7 @@ from cosmos_policy_ros.core.errors import ConfigError, ObservationError, RemoteE
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.task import load_task
 from cosmos_policy_ros.dataset.gate_replay import check_episode
+from cosmos_policy_ros.dataset.playback import decisions, observations
 from cosmos_policy_ros.dataset.windows import EpisodeWindows
 from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.store import EpisodeStore
@@ -25,6 +26,7 @@ from cosmos_policy_ros.model.images import reduce
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.decision import Decision, EngineInfo, Query
 from cosmos_policy_ros.rig.execution import Execution
+from cosmos_policy_ros.rig.observation import Observation
 from cosmos_policy_ros.rig.run import Goal
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.sim.demonstrator import Demonstrator
@@ -58,6 +60,7 @@ class Notes:
         self.joint_stamps: list[int] = []
         self.seen: dict[int, dict[str, Image]] = {}
         self.chunks: list[TimedChunk] = []
+        self.decided_for: list[str] = []
 
     def joints(self, side: str, sample: JointSample) -> None:
         if side == "left":
@@ -66,8 +69,16 @@ class Notes:
     def images(self, stamp_ns: int, images: dict[str, Image]) -> None:
         self.seen[stamp_ns] = images
 
+    def decided(self, decision: Decision, query: Query, chunk_id: str, seconds: float) -> None:
+        self.decided_for.append(chunk_id)
+
     def sent(self, chunk: TimedChunk) -> None:
         self.chunks.append(chunk)
+
+
+def trial_bag(store: EpisodeStore, types: Typestore, rig: RigSpec, engine: str) -> TrialBag:
+    task = load_task(TASK, config_folder("tasks"))
+    return TrialBag(store, types, rig, task, image_size=64, prompt=PROMPT, seed=3, engine=engine)
 
 
 class Recorded(NamedTuple):
@@ -83,9 +94,9 @@ class Recorded(NamedTuple):
 def recorded(
     env: SimEnv, rig: RigSpec, types: Typestore, tmp_path_factory: pytest.TempPathFactory
 ) -> Recorded:
-    notes, policy, task = Notes(), Asked(), load_task(TASK, config_folder("tasks"))
+    notes, policy = Notes(), Asked()
     store = EpisodeStore(tmp_path_factory.mktemp("bags"), types, clock=lambda: env.time_ns)
-    bag = TrialBag(store, types, rig, task, prompt=PROMPT, seed=3, engine="demonstrator")
+    bag = trial_bag(store, types, rig, "demonstrator")
     trial = env.run(goal(), 3, policy, [bag, notes])
     path = bag.finish(trial.outcome.outcome, trial.score)
     return Recorded(trial, policy.queries, notes, path)
@@ -233,11 +244,7 @@ def test_a_remote_policys_trial_executes_its_own_rows(
         assert (executing.rates.chunk_steps, executing.rates.dt) == (25, 0.02)
         for timing in (Timing(), Timing(Execution("asynchronous"), lambda: 0.1)):
             store = EpisodeStore(tmp_path, types, clock=lambda: env.time_ns)
-            task = load_task(TASK, config_folder("tasks"))
-            bag, notes = (
-                TrialBag(store, types, rig, task, prompt=PROMPT, seed=3, engine="remote"),
-                Notes(),
-            )
+            bag, notes = trial_bag(store, types, rig, "remote"), Notes()
             trial = env.run(
                 goal(chunk_limit=4), 3, policy, [bag, notes], timing=timing, rig=executing
             )
@@ -265,3 +272,17 @@ def test_a_remote_contender_needs_a_server() -> None:
         pass
     with pytest.raises(RemoteError, match="no connection"):
         load_policy(Contender("pi0", "remote", remote=f"openpi://127.0.0.1:{server.port}"), 1)
+
+
+def test_a_bag_has_the_decisions_and_what_each_was_made_of(recorded: Recorded) -> None:
+    """None were in it: a search in the simulator could not be looked at, nor made again."""
+    found = list(decisions(recorded.bag))
+    seen = list(observations(recorded.bag))
+    assert len(found) == len(recorded.queries)
+    for message, observation, query in zip(found, seen, recorded.queries, strict=True):
+        assert isinstance(observation, Observation)
+        assert message.observation_digest == observation.digest()
+        np.testing.assert_array_equal(observation.state, query.observation.state)
+        assert message.candidates[message.chosen].seed == query.seed
+    sent = [chunk.chunk_id for chunk in recorded.notes.chunks]
+    assert [message.chunk_id for message in found] == recorded.notes.decided_for == sent

@@ -16,12 +16,12 @@ from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.bags.jpeg import rig_of_bag
 from cosmos_policy_ros.bags.mcap_file import Topic
-from cosmos_policy_ros.bags.messages import EpisodeMetadata
+from cosmos_policy_ros.bags.messages import DECISION_TYPE, EpisodeMetadata
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.episodes.quality import QualityMonitor, load_limits, sensors_of
 from cosmos_policy_ros.episodes.recording import Options, Recording
 from cosmos_policy_ros.episodes.store import DEFAULTS, EpisodeStore
-from cosmos_policy_ros.episodes.topics import DECISION_TYPE, episode_topics
+from cosmos_policy_ros.episodes.topics import episode_topics
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 

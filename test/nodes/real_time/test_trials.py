@@ -16,10 +16,10 @@ import pytest
 import yaml
 from helpers.waiting import wait_for
 
+from cosmos_policy_ros.bags.messages import DECISION_TYPE
 from cosmos_policy_ros.core.config import load_config
 from cosmos_policy_ros.episodes.episode import Episode, read_episode, read_messages
 from cosmos_policy_ros.episodes.folders import State, scan
-from cosmos_policy_ros.episodes.topics import DECISION_TYPE
 from cosmos_policy_ros.episodes.trial_info import opened_metadata, read_trial
 from cosmos_policy_ros.evaluation.protocol import TrialProtocol
 from cosmos_policy_ros.evaluation.rig_trials import RigTrials

@@ -284,6 +284,7 @@ class EpisodeTimeline:
                 ],
                 "search": text(getattr(decision, "search", "")),
                 "denoising_steps": int(decision.denoising_steps),
+                "evaluations": int(getattr(decision, "evaluations", 0)),
             }
 
     def _gate_results(self) -> Iterator[dict[str, Any]]:
@@ -363,6 +364,7 @@ def _candidate(candidate: Any) -> dict[str, Any]:
     return {
         "seed": str(int(candidate.seed)),  # 64 bits: more than a number of JavaScript holds
         "finished": bool(candidate.finished),
+        "dropped": text(getattr(candidate, "dropped", "")),
         "value": number(candidate.value),
         "spread": number(candidate.spread),
         "values": [number(value) for value in candidate.values[:MOST_CANDIDATES]],

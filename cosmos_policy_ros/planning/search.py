@@ -9,7 +9,7 @@ configuration, so a seed gives the same bits on one worker and on eight.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, get_args
 
@@ -212,17 +212,15 @@ class Search:
         Raises ValueError when there is none.
         """
         config, info = self.config, self.info
-        allowed = range(self._requested) if among is None else among
-        level = -1
         if self._unsearched:
             best, why = self._candidates[0], self._unsearched
             candidates = [self._unvalued(i) for i in range(self._requested)]
         else:
-            nodes = self._furthest(allowed)
-            level = nodes[0].level if nodes else -1
-            best = nodes[choose([self._value(node, level) for node in nodes])]
-            config = config.until(self._levels[level])
-            candidates = [self._candidate(i, level) for i in range(self._requested)]
+            nodes = self._furthest()
+            allowed = [node for node in nodes if among is None or node.index in among]
+            best = allowed[choose([self._value(node, node.level) for node in allowed])]
+            config = config.until(self._levels[best.level])
+            candidates = [self._candidate(i, nodes) for i in range(self._requested)]
             why = _reason(candidates, best.index, late)
         root = best
         while root.parent is not None:
@@ -405,11 +403,20 @@ class Search:
 
     # ---- what it comes to
 
-    def _furthest(self, among: Container[int] | None = None) -> list[_Node]:
-        """Return the nodes of the furthest level that any has reached."""
-        nodes = [node for node in self._nodes if among is None or node.index in among]
-        level = max((node.level for node in nodes), default=-1)
-        return [node for node in nodes if node.level == level >= 0]
+    def _furthest(self) -> list[_Node]:
+        """Return the nodes of the furthest level that any candidate has reached with all of its."""
+        branches, beam = self.config.branches, self.config.beam
+        for level, wanted in reversed(list(enumerate(self._levels))):
+            found: list[_Node] = []
+            for candidate in self._candidates:
+                index, depth = candidate.index, wanted.depth
+                nodes = [n for n in self._nodes if (n.index, n.depth) == (index, depth)]
+                every = nodes and (beam or len(nodes) == branches**depth)
+                if every and all(node.level >= level for node in nodes):
+                    found += nodes
+            if found:
+                return found
+        return []
 
     def _values(self, node: _Node, level: int) -> list[float]:
         """Return a node's values as they were at a level, or at its own if it came less far."""
@@ -428,11 +435,12 @@ class Search:
             at = node.level
         return found[0] if self.config.combination == "last" else math.fsum(found) / len(found)
 
-    def _candidate(self, index: int, level: int) -> Candidate:
+    def _candidate(self, index: int, furthest: Sequence[_Node]) -> Candidate:
         own = self._candidates[index] if index < len(self._candidates) else None
         if own is None:
             return Candidate(self._query.seed + index, finished=False)
-        ahead = [node for node in self._nodes if node.index == index and node.level == level]
+        level = furthest[0].level
+        ahead = [node for node in furthest if node.index == index]
         best = max((self._value(node, level) for node in ahead), default=math.nan)
         values = self._values(own, level) if own.level >= 0 else []
         if not ahead and own.dropped and values:
@@ -453,6 +461,8 @@ class Search:
 
     def _unvalued(self, index: int) -> Candidate:
         """Return a proposal of which nothing was predicted."""
+        if index >= len(self._candidates):
+            return Candidate(self._query.seed + index, finished=False)
         own = self._candidates[index]
         values = () if own.chunk is None else (own.own_value,)
         return Candidate(

@@ -51,6 +51,7 @@ def planned(writing: Writing) -> list[tuple[int, Callable[[], None]]]:
         values = np.array([value - 0.1, value + 0.1] if finished else [], np.float32)
         spread = 0.1 if finished else NONE
         fields = {"seed": seed, "finished": finished, "value": value, "spread": spread}
+        fields |= {"own_value": NONE, "variance": NONE, "dropped": ""}
         return make["cosmos_policy_ros/msg/Candidate"](**fields, values=values)
 
     def decide(chunk_id: str, at: int, best: float) -> None:

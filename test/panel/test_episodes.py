@@ -205,7 +205,10 @@ def test_decisions_verdicts_and_stages(planned: Path, library: EpisodeLibrary) -
     good, late = decision["candidates"][1:]
     assert good["seed"] == "8" and good["values"] == pytest.approx([0.5, 0.7])
     assert good["spread"] == pytest.approx(0.1)
-    assert late == {"seed": "9", "finished": False, "value": None, "spread": None, "values": []}
+    assert late == {
+        **{"seed": "9", "finished": False, "dropped": ""},
+        **{"value": None, "spread": None, "values": []},
+    }
     values = [(each["t"], each["value"]) for each in found["values"]]
     assert values == [
         (0.0, pytest.approx(0.6)),

@@ -21,11 +21,13 @@ from cosmos_policy_ros.inference.cosmos_engine import load_cosmos
 from cosmos_policy_ros.inference.engines import load_engine
 from cosmos_policy_ros.inference.spec import (
     STAGES,
+    Adaptive,
     Decide,
     DecodeImages,
     Engine,
     EngineLoader,
     EngineSpec,
+    Round,
     SearchConfig,
 )
 from cosmos_policy_ros.inference.worker import WorkerLimits
@@ -153,10 +155,25 @@ def test_one_worker_decides_as_the_serial_search(tiny: SearchScheduler, engine: 
     assert all(seconds > 0 for seconds in decision.phases.values())
 
 
-@pytest.mark.parametrize("candidates", [1, 4])
-def test_three_workers_decide_as_the_serial_search(engine: Engine, candidates: int) -> None:
+CHEAP: dict[str, Any] = {
+    "proposals": 6,
+    "candidates": 4,
+    "rounds": (Round(1, 1, 2),),
+    "adaptive": Adaptive(2, variance=0.0),
+    "depth": 2,
+    "beam": 1,
+    "branches": 2,
+}
+
+
+@pytest.mark.parametrize(
+    "settings", [{"candidates": 1}, {}, CHEAP], ids=["one candidate", "four", "all that is cheap"]
+)
+def test_three_workers_decide_as_the_serial_search(
+    engine: Engine, settings: dict[str, Any]
+) -> None:
     """Of one candidate they share the values."""
-    search = replace(SMALL, candidates=candidates)
+    search = replace(SMALL, **settings)
     scheduler = start(replace(TINY_SPEC, search=search), 3, load_engine)
     try:
         same(ask(scheduler).result(timeout=60), run_search(engine, query_of(), search))

@@ -37,6 +37,7 @@ export class Decisions {
       `${decision.finished} of ${decision.requested} candidates in time`,
       decision.spread == null ? null : `spread ${fixed(decision.spread, 3)}`,
       decision.denoising_steps ? `${decision.denoising_steps} denoising steps` : null,
+      decision.evaluations ? `${decision.evaluations} evaluations of the networks` : null,
     ].filter(Boolean).join(", ");
     const took = decision.phases.map(([name, s]) => `${name} ${Math.round(1000 * s)} ms`);
     return [
@@ -59,7 +60,8 @@ function bar(candidate, chosen) {
   const ticks = values.length > 1 ? values.map((value) => placed("ep-tick", "left", value)) : [];
   const value = candidate.value == null ? "no value" : fixed(candidate.value, 3);
   const spread = candidate.spread == null ? "" : ` ± ${fixed(candidate.spread, 3)}`;
-  const told = candidate.finished ? value + spread : "not in time";
+  const dropped = candidate.dropped ? `, left out by ${candidate.dropped}` : "";
+  const told = candidate.finished ? value + spread + dropped : "not in time";
   return el("li", { class: chosen ? "ep-chosen" : null },
     el("span", { class: "ep-seed" }, `seed ${candidate.seed}`),
     el("span", { class: "ep-track" }, placed("ep-fill", "width", candidate.value), ...ticks),

@@ -127,7 +127,10 @@ def _compare_searches(options: argparse.Namespace) -> int:
     recorded = search_comparison.read_searches(bags)
     engine, _ = _load_engine(options, recorded[0].path, recorded[0].message)
     found = list(search_comparison.choices(recorded, engine, searches))
-    print("\n".join(search_comparison.table(recorded, found)))
+    lines = search_comparison.table(recorded, found)
+    signals = search_comparison.signals(recorded, engine)
+    lines += ["", "Where it mattered, by what an adaptive search goes by (of two proposals):", ""]
+    print("\n".join([*lines, *search_comparison.signal_table(recorded, signals)]))
     return AS_RECORDED
 
 

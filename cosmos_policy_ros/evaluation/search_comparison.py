@@ -18,13 +18,21 @@ from cosmos_policy_ros.core.errors import ObservationError, RolloutError
 from cosmos_policy_ros.dataset.playback import decisions, observations
 from cosmos_policy_ros.evaluation.significance import RESAMPLES, Mean, wilson
 from cosmos_policy_ros.evaluation.tables import markdown_table
-from cosmos_policy_ros.inference.spec import Engine, SearchConfig, SearchInfo, parse_search
+from cosmos_policy_ros.inference.spec import (
+    Engine,
+    SampleActions,
+    SampledActions,
+    SearchConfig,
+    SearchInfo,
+    parse_search,
+)
 from cosmos_policy_ros.planning.deadline import count_search_evaluations
 from cosmos_policy_ros.planning.replay import recorded_query
 from cosmos_policy_ros.planning.search import run_search
 from cosmos_policy_ros.rig.observation import Observation
 
 NO_SEARCH = "no search"
+SEARCHED = (0.1, 0.25, 0.5, 0.75)  # parts of the decisions
 
 
 class RecordedSearch(NamedTuple):
@@ -125,6 +133,56 @@ def choices(
         made = [run_search(engine, recorded_query(each.message, each.seen), config) for each in bar]
         cost = float(np.mean([each.evaluations for each in made]))
         yield Choices(name, cost, np.array([each.chosen for each in made]))
+
+
+class Signals(NamedTuple):
+    """What an adaptive search goes by, of the first two proposals of every recorded decision, (n,).
+
+    In the terms of :class:`~cosmos_policy_ros.inference.spec.Adaptive`: the larger variance, the
+    distance, and the lower value.
+    """
+
+    variance: NDArray[np.float64]
+    distance: NDArray[np.float64]
+    value: NDArray[np.float64]
+
+
+def signals(recorded: Sequence[RecordedSearch], engine: Engine) -> Signals:
+    """Sample the first two proposals once more. Raises CosmosPolicyError."""
+    found = []
+    for each in tqdm(recorded, "signals", unit="", leave=False, disable=None):
+        query = recorded_query(each.message, each.seen)
+        proposed = engine.answer(SampleActions(query, (query.seed, query.seed + 1)))
+        assert isinstance(proposed, SampledActions)
+        one, other = proposed.chunks
+        apart = float(np.abs(one - other).mean())
+        found.append((max(proposed.variances), apart, min(proposed.values)))
+    return Signals(*np.array(found).T)
+
+
+def signal_table(recorded: Sequence[RecordedSearch], found: Signals) -> list[str]:
+    """Return what would be kept if only the decisions beyond a limit were searched, as Markdown.
+
+    A signal is worth something where it keeps more of the gain than it searches decisions.
+    """
+    rows = [["search if", "searched", "of the gain in value"]]
+    best = np.array([int(each.message.chosen) for each in recorded])
+    for name, numbers in found._asdict().items():
+        if not np.isfinite(numbers).all():  # of one denoising step
+            continue
+        for part in SEARCHED:
+            below = name == "value"
+            limit = float(np.quantile(numbers, part if below else 1 - part))
+            searched = numbers < limit if below else numbers > limit
+            kept = gain_kept(recorded, np.where(searched, best, 0))
+            rows.append(
+                [
+                    f"{name} {'below' if below else 'above'} {limit:.3g}",
+                    f"{100 * searched.mean():.0f} %",
+                    f"{100 * kept.value:.0f} % ({100 * kept.low:.0f} to {100 * kept.high:.0f})",
+                ]
+            )
+    return markdown_table(rows)
 
 
 def gain_kept(recorded: Sequence[RecordedSearch], chosen: NDArray[np.int64]) -> Mean:

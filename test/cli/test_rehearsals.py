@@ -61,7 +61,7 @@ def test_a_checkpoint_is_made_from_nothing(reproduced: Path) -> None:
     ):
         assert words in card
     results = read_results(reproduced / "evaluation" / TRIALS)
-    assert len({r.contender for r in results}) == len(results) == 5
+    assert len({r.contender for r in results}) == len(results) == 7
     assert not any(r.crashed for r in results)
 
 

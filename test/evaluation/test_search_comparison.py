@@ -20,9 +20,12 @@ from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.evaluation.search_comparison import (
     NO_SEARCH,
     RecordedSearch,
+    Signals,
     choices,
     gain_kept,
     read_searches,
+    signal_table,
+    signals,
     table,
 )
 from cosmos_policy_ros.inference.cosmos_engine import SearchEngine
@@ -145,3 +148,20 @@ def decision_like(message: object, **changes: object) -> SimpleNamespace:
         "numerics",
     )
     return SimpleNamespace(**{name: getattr(message, name) for name in names} | changes)
+
+
+def test_a_signal_that_knows_where_it_matters_keeps_all_of_the_gain(
+    engine: SearchEngine, recorded: list[RecordedSearch]
+) -> None:
+    found = [valued(1, 0.5, 0.9), valued(0, 0.6, 0.2), valued(0, 0.6, 0.2), valued(0, 0.6, 0.1)]
+    knows = np.array([3.0, 1.0, 2.0, 0.0])
+    rows = signal_table(found, Signals(knows, -knows, -knows))
+    words = {line.split("|")[1].strip(): line.split("|")[2:4] for line in rows[2:]}
+    assert words["variance above 2.25"] == [" 25 % ", " 100 % (100 to 100) "]
+    assert words["distance above -0.75"] == [" 25 % ", " 0 % (0 to 0) "]
+    assert words["value below -2.25"] == [" 25 % ", " 100 % (100 to 100) "]
+    # With one denoising step nothing is known of the variance.
+    measured = signals(recorded, engine)
+    assert np.isnan(measured.variance).all()
+    assert (measured.distance > 0).all() and np.isfinite(measured.value).all()
+    assert not any("variance" in line for line in signal_table(recorded, measured))

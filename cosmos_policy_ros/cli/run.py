@@ -7,12 +7,14 @@ through the same services, and shows what came of it: a table and a contact shee
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import signal
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NoReturn
@@ -207,17 +209,17 @@ class Demo:
     def __init__(
         self, client: GraphClient, task: Task, prompt: str, rig: RigSpec, chunks: int | None
     ) -> None:
-        """Listen to the decisions, whose phases are the latency table."""
+        """Listen to the decisions: their phases are the latency table, their searches another."""
         self._client, self._task, self._prompt = client, task, prompt
         self._rig, self._chunks = rig, chunks
-        self._phases: dict[str, list[float]] = defaultdict(list)
+        self._decided: list[tuple[Decision, int]] = []  # and the stages reached by then
 
-        def keep_phases(message: Decision) -> None:
-            for name, seconds in zip(message.phases, message.phase_seconds, strict=True):
-                self._phases[name].append(seconds)
+        def keep(message: Decision) -> None:
+            state = client.rig_state
+            self._decided.append((message, 0 if state is None else state.reached))
 
         client.node.create_subscription(
-            Decision, f"{POLICY_NODE}/decision", keep_phases, QoSProfile(depth=50)
+            Decision, f"{POLICY_NODE}/decision", keep, QoSProfile(depth=50)
         )
 
     def run_episode(self, seed: int) -> tuple[Any, Any]:
@@ -227,7 +229,7 @@ class Demo:
             The run's result, and the rig's state at its end.
         """
         client, task, prompt = self._client, self._task.name, self._prompt
-        self._phases.clear()
+        self._decided.clear()
         # As an operator would who moves the arms by hand: what they were last told is stale then.
         _accepted(client.arm(False))
         _accepted(client.reset_rig(task, seed, prompt))
@@ -261,8 +263,12 @@ class Demo:
             sheets.append(save_sheet(future, bag / "futures.png"))
         episode = read_episode(bag)
         cameras = find_rig(episode).cameras
+        phases = defaultdict(list)
+        for message, _ in self._decided:
+            for name, seconds in zip(message.phases, message.phase_seconds, strict=True):
+                phases[name].append(seconds)
         latency = "  ".join(
-            f"{name} {1000 * median(seconds):.0f}" for name, seconds in self._phases.items()
+            f"{name} {1000 * median(seconds):.0f}" for name, seconds in phases.items()
         )
         images = "  ".join(f"{cameras[t]} {episode.topics[t].count}" for t in cameras)
         idle = result.idle_seconds / result.seconds if result.seconds else 0.0
@@ -278,6 +284,7 @@ score       {score:g} of 100, seed {seed}
 bag         {bag} ({size / 1e6:.1f} MB)
 sheets      {"  ".join(map(str, sheets))}"""
         )
+        print("\n".join(searches(self._decided, state.reached)))
         return result, state
 
     def watch(self, handle: Any, seed: int) -> Any:
@@ -306,6 +313,34 @@ sheets      {"  ".join(map(str, sheets))}"""
         finally:
             _progress("")
         return future.result().result
+
+
+def searches(decided: Sequence[tuple[Any, int]], reached: int) -> Iterator[str]:
+    """Yield what a run's searches chose from, in order, and how far it had got by then.
+
+    Args:
+        decided: ``Decision`` messages, with the stages reached when each was made.
+        reached: stages at the end.
+    """
+    told = [(message, stages) for message, stages in decided if message.search]
+    if not told:
+        return
+    yield "search      values of the candidates: [chosen], (left out before it had all of them)"
+    after = [stages for _, stages in told[1:]] + [reached]
+    for number, ((message, before), then) in enumerate(zip(told, after, strict=True), 1):
+        values = "  ".join(
+            f"[{_value(each)}]" if index == message.chosen else _value(each)
+            for index, each in enumerate(message.candidates)
+        )
+        gained = f"; stage {then} reached" if then > before else ""
+        yield f"  chunk {number:2d}  {values}   {message.evaluations} evaluations{gained}"
+
+
+def _value(candidate: Any) -> str:
+    if not candidate.finished:
+        return "late"
+    value = "–" if math.isnan(candidate.value) else f"{candidate.value:.2f}"
+    return f"({value})" if candidate.dropped else value
 
 
 def _accepted(response: Any) -> Any:

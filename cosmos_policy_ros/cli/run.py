@@ -339,7 +339,7 @@ def searches(decided: Sequence[tuple[Any, int]], reached: int) -> Iterator[str]:
 def _value(candidate: Any) -> str:
     if not candidate.finished:
         return "late"
-    value = "–" if math.isnan(candidate.value) else f"{candidate.value:.2f}"
+    value = "none" if math.isnan(candidate.value) else f"{candidate.value:.2f}"
     return f"({value})" if candidate.dropped else value
 
 

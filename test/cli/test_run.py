@@ -23,6 +23,6 @@ def test_a_line_per_search_says_what_was_chosen_and_what_came_of_it() -> None:
     assert list(searches([(first, 0), (second, 2)], 2)) == [
         "search      values of the candidates: [chosen], (left out before it had all of them)",
         "  chunk  1  0.25  [0.75]  late   60 evaluations; stage 2 reached",
-        "  chunk  2  [0.50]  (0.12)  (–)   60 evaluations",
+        "  chunk  2  [0.50]  (0.12)  (none)   60 evaluations",
     ]
     assert list(searches([(decided(0, candidate(0.5), search=""), 0)], 4)) == []

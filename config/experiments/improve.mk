@@ -14,11 +14,12 @@ MAKE_DEMONSTRATIONS := done/demonstrations
 endif
 export DEMONSTRATIONS
 
-# What must be true for planning to help at all, and what it did.
+# What must be true for planning to help at all, and what it did; the planner's card says so, too.
 done/report: | done/comparison
 	@$(call begin,5)
-	$(COSMOS) report comparison --policy "$$CHECKPOINT" --world-model world_model \
+	$(COSMOS) report comparison --policy "$$CHECKPOINT" --world-model planner \
 		--rollouts held_out/rollouts/direct --output report
+	{ cat planner_card.md; printf '\n## In closed loop\n\n'; cat comparison/table.md; } >planner/README.md
 	$(end)
 
 done/demonstrations:
@@ -44,7 +45,14 @@ done/world_model: | $(MAKE_DEMONSTRATIONS) done/rollouts
 	--set "data.demonstrations=$$DEMONSTRATIONS")
 	$(end)
 
-done/comparison: | done/world_model done/held_out
+# As it is kept: in half precision, for the task's prompts alone.
+done/planner: | done/world_model
+	@$(call begin,1)
+	$(COSMOS) round world_model planner --task either_cube
+	cp planner/README.md planner_card.md
+	$(end)
+
+done/comparison: | done/planner done/held_out
 	@$(call begin,22)
 	$(COSMOS) evaluate planning --output comparison --checkpoint "$$CHECKPOINT" \
 		--set trials=$(TRIALS) $(SMALL_EVALUATION)

@@ -54,6 +54,7 @@ COMMANDS = {
         "train-autoencoder": "a small video autoencoder for images of your own",
         "reproduce-tiny": "make the checkpoint that ships with the package, from nothing",
         "ablate": "the paper's ablations at its size, in one table",
+        "compare-planners": "planners of fewer rollouts and other value functions, in one table",
     },
 }
 HELP = {name: text for group in COMMANDS.values() for name, text in group.items()}
@@ -76,6 +77,7 @@ MODULES = {
     "report": "experiments",
     "reproduce-tiny": "experiments",
     "ablate": "experiments",
+    "compare-planners": "experiments",
 }
 ROS = ("rclpy", "cosmos_policy_ros.nodes", "cosmos_policy_ros.msg", "rcl_interfaces")
 LINE_ENDS = "\n\t"  # that a message of ours may have

@@ -1,4 +1,4 @@
-"""``cosmos reproduce-tiny``, ``ablate`` and ``improve``: long experiments, and what they end with.
+"""``cosmos reproduce-tiny``, ``ablate``, ``improve`` …: long experiments, and what they end with.
 
 Their stages are commands of this program in the makefiles of ``config/experiments``.
 """
@@ -116,6 +116,49 @@ def add_improve(parser: argparse.ArgumentParser) -> None:
         return 0
 
     parser.set_defaults(run=improve)
+
+
+def add_compare_planners(parser: argparse.ArgumentParser) -> None:
+    """Train planners on fewer rollouts and with other value functions, and compare them.
+
+    V(s'), Q(s, a) and V(s, a, s'), and 25, 50 and 100 rollouts, on the same scenes. Two cores take
+    some four hours. The same command goes on after a break.
+    """
+    parser.add_argument(
+        "--improved",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="of improve: its rollouts are learned from, and its planner takes part",
+    )
+    _add_output(parser)
+    parser.add_argument("--steps", type=positive, default=600, help="of each training (600)")
+    parser.add_argument(
+        "--trials", type=positive, default=100, help="per condition and contender (100)"
+    )
+
+    def compare(options: argparse.Namespace) -> int:
+        improved = options.improved.expanduser().resolve()
+        for name in (SETTINGS, "rollouts", "planner"):
+            if not (improved / name).exists():
+                raise ConfigError(f"{improved / name}: is missing; run improve first")
+        before = load_yaml(improved / SETTINGS)  # JSON is YAML
+        made = improved / "demonstrations" / "rollouts"
+        demonstrations = json.dumps([str(made / name) for name in ("red", "blue")])
+        _make(
+            "planners",
+            options,
+            IMPROVED=str(improved),
+            CHECKPOINT=before["CHECKPOINT"],
+            DEMONSTRATIONS=before["DEMONSTRATIONS"] or demonstrations,
+            PLANNING=str(config_folder("planning")),
+            STEPS=str(options.steps),
+            TRIALS=str(options.trials),
+        )
+        print((options.output / "evaluation/table.md").read_text(encoding="utf-8"), end="")
+        return 0
+
+    parser.set_defaults(run=compare)
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:

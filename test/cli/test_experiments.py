@@ -10,12 +10,16 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from helpers.waiting import wait_for
 
 from cosmos_policy_ros.cli import cosmos, experiments
+from cosmos_policy_ros.core.config import load_config
+from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.inference.spec import SearchConfig
 
 STUB = """#!/usr/bin/env bash
 echo "$*" >>calls
@@ -148,6 +152,11 @@ def test_improving_makes_the_demonstrations_that_it_is_not_given(
     assert cosmos.main(arguments) == 0
     made = calls(output)
     assert made[0] == "evaluate demonstrations --output demonstrations --set trials=30"
+    assert "round world_model planner --task either_cube" in made
+    assert made[-1].startswith("report comparison --policy ")
+    assert "--world-model planner " in made[-1]
+    card = (output / "planner" / "README.md").read_text()
+    assert card == "# planner\n\n## In closed loop\n\nthe table\n"
     assert any("first_seed=300000 --set trials=4" in call for call in made)
     assert any(call.startswith("evaluate planning") and "trials=9" in call for call in made)
     other = tmp_path / "other"
@@ -155,6 +164,37 @@ def test_improving_makes_the_demonstrations_that_it_is_not_given(
     made = calls(other)
     assert not any(call.startswith("evaluate demonstrations") for call in made)
     assert any('data.demonstrations=["/a b", "/c"]' in call for call in made)
+
+
+def test_planners_learn_from_as_many_rollouts_as_they_are_named_for(
+    output: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    improved = tmp_path / "an improvement"
+    arguments = ["compare-planners", "--improved", str(improved), "--output", str(output)]
+    assert cosmos.main(arguments) == 1
+    assert "settings.json: is missing; run improve first" in capfd.readouterr().err
+    assert cosmos.main(["improve", "--output", str(improved)]) == 0
+    bags = improved / "rollouts" / "rollouts" / "direct"
+    for number in range(120):
+        (bags / f"{number:03}").mkdir(parents=True)
+    assert cosmos.main([*arguments, "--steps", "5"]) == 0
+    assert capfd.readouterr().out.endswith("the table\n")
+    made = [call for call in calls(output) if call.startswith("train ")]
+    learned = {call.split()[3]: call for call in made}
+    assert len(learned) == len(made) == 6
+    demonstrations = [f"{improved}/demonstrations/rollouts/{name}" for name in ("red", "blue")]
+    for name, call in learned.items():
+        assert f"data.demonstrations={json.dumps(demonstrations)} " in call
+        assert f"data.rollouts=[data/{name}] --set run.steps=5 " in call
+        count = next((int(word) for word in name.split("_") if word.isdigit()), 120)
+        found = sorted(path.name for path in (output / "data" / name).iterdir())
+        assert found == [f"{number:03}" for number in range(count)]
+    assert learned["value_q"].endswith("--set objective.value=value_q")
+    for value in ("value_q", "value_sas"):
+        search = load_config(SearchConfig, output / f"{value}.yaml")
+        quick = load_config(SearchConfig, config_folder("planning") / "best_of_8_quick.yaml")
+        assert search == replace(quick, value=value)  # type: ignore[arg-type]
+    assert (output / "all_rollouts").resolve() == improved / "planner"
 
 
 def test_without_make_it_says_so(

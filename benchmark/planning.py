@@ -18,7 +18,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,20 +32,22 @@ from _machine import describe_machine  # noqa: E402
 from helpers.search import TINY, query_of  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
+from cosmos_policy_ros.core.config import load_config  # noqa: E402
 from cosmos_policy_ros.core.paths import config_folder  # noqa: E402
 from cosmos_policy_ros.inference.cosmos_engine import SearchEngine  # noqa: E402
 from cosmos_policy_ros.inference.spec import (  # noqa: E402
     Decide,
     EngineSpec,
     SearchConfig,
+    SearchInfo,
 )
 from cosmos_policy_ros.inference.worker import WorkerLimits  # noqa: E402
 from cosmos_policy_ros.model.config import read_config  # noqa: E402
-from cosmos_policy_ros.model.draws import SampleSpec, count_evaluations, ensemble  # noqa: E402
-from cosmos_policy_ros.model.layout import LAYOUTS  # noqa: E402
+from cosmos_policy_ros.model.draws import SampleSpec, ensemble  # noqa: E402
+from cosmos_policy_ros.model.layout import LAYOUTS, Mode  # noqa: E402
 from cosmos_policy_ros.model.policy import CosmosPolicy  # noqa: E402
 from cosmos_policy_ros.model.transformer import Transformer  # noqa: E402
-from cosmos_policy_ros.planning.deadline import count_search_evaluations  # noqa: E402
+from cosmos_policy_ros.planning.deadline import price  # noqa: E402
 from cosmos_policy_ros.planning.scheduler import Inference, start_inference  # noqa: E402
 from cosmos_policy_ros.planning.search import run_search  # noqa: E402
 from cosmos_policy_ros.rig.decision import Decision, Query  # noqa: E402
@@ -84,7 +86,8 @@ def compare_batches(folder: Path) -> bool:
     engines = {
         batch: SearchEngine(policy, policy, SearchConfig(candidate_batch=batch)) for batch in (1, 8)
     }
-    count = count_search_evaluations(config, engines[1].info) // config.candidates
+    spent = price(config, engines[1].info).values()
+    count = sum(each.evaluations for each in spent) // config.candidates
     print(f"\none process, {config.candidates} candidates, {count} evaluations each:")
     seconds: dict[str, list[float]] = {"one by one": [], "batch 1": [], "batch 8": []}
     worst = 0.0
@@ -149,10 +152,9 @@ def print_ratios(seconds: dict[str, list[float]]) -> None:
 
 
 def full_size() -> None:
-    """Count a search of the released 2B model, and what it means for eight H100."""
+    """Count the shipped searches at the released 2B model's size; what that means for eight H100."""
     settings = read_config(config_folder("models") / "aloha_2b" / "config.yaml")
-    config = SearchConfig()
-    layout = LAYOUTS[settings.layout]
+    layout, steps = LAYOUTS[settings.layout], settings.denoising_steps
     with torch.device("meta"):
         network = Transformer(settings.transformer).requires_grad_(False)
         channels, height, width = settings.frame_shape
@@ -160,37 +162,49 @@ def full_size() -> None:
         memory = network.read(torch.empty(1, 16, 1024), torch.empty(1, 1, 1, 16))
         when = network.modulation(torch.empty(1, layout.count))
 
-    def tera(known: torch.Tensor, wanted: list[int]) -> float:
+    def tera(known: torch.Tensor, wanted: Sequence[int]) -> float:
         with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
             network(latent, when, torch.empty(1, layout.count, dtype=torch.bool), memory, wanted)
         return counter.get_total_flops() / 1e12
 
-    total, samples = 0.0, 0
-    numerics = settings.numerics
-    stages = [
-        ("policy", ["action", "value"], [SampleSpec(0, settings.denoising_steps)], 1),
-        ("world_model", list(layout.future), ensemble(0, 3, config.future_steps, numerics), 1),
-        ("value_s", ["value"], ensemble(0, 5, config.value_steps, numerics), config.futures),
-    ]
-    print("\nat full size, counted, per candidate:")
-    for mode, read, draws, times in stages:
+    def costs(mode: Mode, read: Sequence[str]) -> tuple[float, float]:
+        """Return TFLOP of an evaluation, and of a run's last one."""
         known = layout.mask(mode)
         generated = [i for i, k in enumerate(known) if not k]
-        each = tera(known, generated)
-        last = tera(known, [layout.index(name) for name in read])
-        counts = [count_evaluations(draw.steps, numerics) for draw in draws]
-        flops = times * (sum(counts) * each - len(counts) * (each - last))
-        print(f"- {mode}: {times * sum(counts)} evaluations, {flops:.0f} TFLOP")
-        total, samples = total + flops, samples + times * sum(counts)
-    print(f"- in all: {samples} evaluations, {total:.0f} TFLOP")
-    implied = total * 1e12 / PAPER
+        return tera(known, generated), tera(known, [layout.index(name) for name in read])
+
+    whole = costs("policy", ["action", "value", *layout.future])
+    sampling, future = costs("policy", ["action", "value"]), costs("world_model", layout.future)
+    info = SearchInfo(numerics=settings.numerics, evaluations=steps)
     print(
-        f"\neight candidates on eight H100, one each: the paper's {PAPER} s would be "
-        f"{implied / 1e12:.0f} TFLOP/s of ours per GPU, {implied / PEAK:.0%} of the peak. "
+        f"\nat full size, counted ({settings.numerics}, {steps} steps of a proposal), a decision:"
+    )
+    print(f"- {'none':20} {steps:4d} evaluations {(steps - 1) * whole[0] + whole[1]:6.0f} TFLOP")
+    released = 0.0
+    for preset in sorted(config_folder("planning").glob("*.yaml")):
+        config = load_config(SearchConfig, preset)
+        each: dict[str, tuple[float, float]] = {
+            "sample_actions": whole if config.reads_proposed_futures else sampling,
+            "predict_future": future,
+            "predict_value": costs(config.value, ["value"]),
+        }
+        spent = price(config, info)
+        total = sum(
+            each[stage][0] * (work.evaluations - work.runs) + each[stage][1] * work.runs
+            for stage, work in spent.items()
+        )
+        count = sum(work.evaluations for work in spent.values())
+        print(f"- {preset.stem:20} {count:4d} evaluations {total:6.0f} TFLOP")
+        if config == SearchConfig():
+            released = total
+    implied = released / 8 / PAPER
+    print(
+        f"\nbest_of_8 on eight H100, a candidate each: the paper's {PAPER} s would be "
+        f"{implied:.0f} TFLOP/s of ours per GPU, {implied * 1e12 / PEAK:.0%} of the peak. "
         "Estimates for ours:"
     )
     for share in (0.1, 0.2, 0.3, 0.4):
-        print(f"- at {share:.0%} of the peak: {total * 1e12 / (share * PEAK):.1f} s")
+        print(f"- at {share:.0%} of the peak: {released / 8 * 1e12 / (share * PEAK):.1f} s")
 
 
 def main() -> int:

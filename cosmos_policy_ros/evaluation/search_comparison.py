@@ -26,7 +26,7 @@ from cosmos_policy_ros.inference.spec import (
     SearchInfo,
     parse_search,
 )
-from cosmos_policy_ros.planning.deadline import count_search_evaluations
+from cosmos_policy_ros.planning.deadline import price
 from cosmos_policy_ros.planning.replay import recorded_query
 from cosmos_policy_ros.planning.search import run_search
 from cosmos_policy_ros.rig.observation import Observation
@@ -208,9 +208,8 @@ def table(recorded: Sequence[RecordedSearch], found: Sequence[Choices]) -> list[
     """Return what was chosen as a Markdown table, the recorded search last."""
     message = recorded[0].message
     config = parse_search(str(message.search), f"{recorded[0].path}: search")
-    own = count_search_evaluations(
-        config, SearchInfo(numerics=message.numerics, evaluations=int(message.denoising_steps))
-    )
+    info = SearchInfo(numerics=message.numerics, evaluations=int(message.denoising_steps))
+    own = sum(spent.evaluations for spent in price(config, info).values())
     best = np.array([int(each.message.chosen) for each in recorded])
     rows = [["search", "evaluations a decision", "chose the same", "of the gain in value"]]
     for name, cost, chosen in (*found, Choices("recorded", own, best)):

@@ -23,7 +23,7 @@ from cosmos_policy_ros.inference.spec import (
     SearchTask,
     Stage,
 )
-from cosmos_policy_ros.planning.search import Search, TaskKey
+from cosmos_policy_ros.planning.search import Search, Spent, TaskKey
 from cosmos_policy_ros.rig.decision import Query
 from cosmos_policy_ros.rig.observation import Observation
 
@@ -127,11 +127,11 @@ def makespan(search: Search, a_step: Mapping[Stage, float], workers: int) -> flo
     return now
 
 
-def count_search_evaluations(config: SearchConfig, info: SearchInfo) -> int:
-    """Return how often the network runs for a whole search, for all candidates together."""
+def price(config: SearchConfig, info: SearchInfo) -> dict[Stage, Spent]:
+    """Return what a search asks of the networks if it is searched to its end, all candidates."""
     search = Search(Query("", "", 0, 0, Observation(0, {}, np.empty(0), {})), config, info)
     makespan(search, dict.fromkeys(STAGES, 1.0), 1)
-    return search.evaluations
+    return search.spent
 
 
 def _nothing(task: SearchTask) -> Any:

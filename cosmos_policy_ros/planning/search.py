@@ -87,6 +87,13 @@ class TaskKey(NamedTuple):
     part: int = 0  # which of the candidates' futures, whose value is predicted
 
 
+class Spent(NamedTuple):
+    """What a search has asked of the networks."""
+
+    runs: int  # of the sampler
+    evaluations: int  # of the network; the last one of each run leaves out what is not read
+
+
 @dataclass(eq=False)
 class _Node:
     """A candidate, or at a greater depth what may follow it."""
@@ -113,7 +120,8 @@ class _Part:
     task: SearchTask
     nodes: tuple[_Node, ...]
     level: int
-    evaluations: int  # of the network, for each of the nodes
+    runs: int  # of the sampler, for each of the nodes
+    evaluations: int  # of the network in them
     whole: int  # as many as the whole stage takes
 
     @property
@@ -126,14 +134,16 @@ class Search:
     """The tasks of one decision, and the decision itself once enough of them are done.
 
     Attributes:
-        evaluations: of the network, for all candidates, in the tasks that are done.
+        spent: runs of the sampler, and evaluations of the network in them, by stage, in the tasks
+            that are done.
     """
 
     def __init__(
         self, query: Query, config: SearchConfig, info: SearchInfo, requested: int = 0
     ) -> None:
         """Begin with the proposals; ``requested`` candidates were asked for, if not all fit."""
-        self.config, self.info, self.evaluations = config, info, 0
+        self.config, self.info = config, info
+        self.spent = {stage: Spent(0, 0) for stage in STAGES}
         self._query, self._requested = query, max(requested, config.sampled)
         self._levels = config.levels
         self._candidates = [_Node(i, i, query.seed + i) for i in range(config.sampled)]
@@ -180,7 +190,10 @@ class Search:
         self._open.remove(key)
         done = self._tasks[key]
         nodes, level = done.nodes, done.level
-        self.evaluations += len(nodes) * done.evaluations
+        before, count = self.spent[key.stage], len(nodes)
+        self.spent[key.stage] = Spent(
+            before.runs + count * done.runs, before.evaluations + count * done.evaluations
+        )
         if key.stage == "sample_actions":
             for row, node in enumerate(nodes):
                 node.latents, node.chunk = answer.latents[row], answer.chunks[row]
@@ -242,7 +255,7 @@ class Search:
             checkpoint_digest=info.digest,
             world_model_digest=info.world_model_digest,
             denoising_steps=info.evaluations,
-            evaluations=self.evaluations,
+            evaluations=sum(spent.evaluations for spent in self.spent.values()),
             numerics=info.numerics,
             search=config.text(),
             phases=phases,
@@ -273,7 +286,7 @@ class Search:
             draws = ensemble(0, size, steps, numerics)
             each = [count_evaluations(draw.steps, numerics) for draw in draws]
         some = sum(each[member] for member in members)
-        self._tasks[key] = _Part(task, nodes, level, some, sum(each))
+        self._tasks[key] = _Part(task, nodes, level, len(members), some, sum(each))
         self._open.add(key)
 
     def _sample(self, nodes: Sequence[_Node]) -> None:

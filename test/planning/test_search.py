@@ -24,7 +24,7 @@ from cosmos_policy_ros.inference.spec import DecodeImages, SearchConfig, SearchI
 from cosmos_policy_ros.model.config import Numerics
 from cosmos_policy_ros.model.draws import SampleSpec
 from cosmos_policy_ros.model.policy import CosmosPolicy
-from cosmos_policy_ros.planning.deadline import count_search_evaluations
+from cosmos_policy_ros.planning.deadline import price
 from cosmos_policy_ros.planning.search import run_search
 
 ROUNDING = 2e-4  # of a value; batches of another size take other kernels, over many steps
@@ -226,7 +226,9 @@ def test_every_preset_is_a_search() -> None:
 def test_evaluations_are_counted(numerics: Numerics, config: SearchConfig, expected: int) -> None:
     info = SearchInfo(numerics=numerics, evaluations=10)
     config = replace(config, candidates=2)
-    assert count_search_evaluations(config, info) == 2 * expected
+    spent = price(config, info)
+    assert sum(each.evaluations for each in spent.values()) == 2 * expected
+    assert spent["sample_actions"] == (2 * config.depth, 2 * config.depth * 10)
 
 
 @pytest.mark.parametrize(

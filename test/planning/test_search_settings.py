@@ -31,7 +31,7 @@ from cosmos_policy_ros.inference.spec import (
     parse_search,
 )
 from cosmos_policy_ros.model.policy import CosmosPolicy
-from cosmos_policy_ros.planning.deadline import Durations, count_search_evaluations, fit
+from cosmos_policy_ros.planning.deadline import Durations, fit, price
 from cosmos_policy_ros.planning.search import Search, run_search
 from cosmos_policy_ros.rig.decision import Decision
 
@@ -266,9 +266,9 @@ def test_no_order_of_answers_changes_a_decision_and_a_deadline_leaves_one_to_mak
             break
     if begun.complete:
         assert key_of(begun.decide({})) == key_of(serial)
-        assert (
-            begun.evaluations == serial.evaluations <= count_search_evaluations(config, engine.info)
-        )
+        most = sum(each.evaluations for each in price(config, engine.info).values())
+        assert serial.evaluations <= most
+        assert sum(each.evaluations for each in begun.spent.values()) == serial.evaluations
         assert all(each.finished for each in serial.candidates)
         return
     assume(begun.finished)

@@ -152,7 +152,7 @@ def print_ratios(seconds: dict[str, list[float]]) -> None:
 
 
 def full_size() -> None:
-    """Count the shipped searches at the released 2B model's size; what that means for eight H100."""
+    """Count the shipped searches at the released model's size, and what it means for eight H100."""
     settings = read_config(config_folder("models") / "aloha_2b" / "config.yaml")
     layout, steps = LAYOUTS[settings.layout], settings.denoising_steps
     with torch.device("meta"):

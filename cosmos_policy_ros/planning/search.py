@@ -512,10 +512,11 @@ def _agreement(nodes: Sequence[_Node], adaptive: Adaptive) -> str:
     ):
         if limit is None:
             continue
-        at_least = name == "own value"
-        worst = min(found) if at_least else max(found)
-        if not (worst >= limit if at_least else worst <= limit):  # NaN is neither
+        least = name == "own value"
+        # Each by itself: NaN is neither, and gets lost in a minimum.
+        if not all(each >= limit if least else each <= limit for each in found):
             return ""
+        worst = min(found) if least else max(found)
         told.append(f"{name} {worst:.3g}{unit}, limit {limit:g}")
     return f"not searched: {'; '.join(told)}"
 

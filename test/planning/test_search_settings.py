@@ -141,6 +141,7 @@ def test_rounds_give_more_to_those_that_could_still_win() -> None:
         (Adaptive(1, variance=0.02), Numbers(of_1=0.03), False),
         (Adaptive(2, variance=0.02), Numbers(of_1=0.03), True),
         (Adaptive(1, variance=0.02), Numbers(of_0=nan), True),  # unknown: one denoising step
+        (Adaptive(2, variance=0.02), Numbers(of_1=nan), True),
         (Adaptive(2, distance=2.0), Numbers(), False),
         (Adaptive(2, distance=1e-6), Numbers(), True),
         (Adaptive(1, value=0.6), Numbers({0: 0.7}), False),

@@ -55,16 +55,20 @@ class Adaptive:
         distance: search if two of the chunks are further apart: mean absolute difference over all
             rows and joints, in policy units.
         value: search if the policy's own value of a proposal is lower.
+        rows: of a chunk that was searched for, how many are executed before the policy looks again;
+            None for all. Only of chunks that are decided at rest.
     """
 
     proposals: int = 1
     variance: float | None = None
     distance: float | None = None
     value: float | None = None
+    rows: int | None = None
 
     def __post_init__(self) -> None:
-        if self.proposals < 1:
-            raise ValueError(f"adaptive.proposals: {self.proposals} must be at least 1")
+        for name in ("proposals", "rows"):
+            if (given := getattr(self, name)) is not None and given < 1:
+                raise ValueError(f"adaptive.{name}: {given} must be at least 1")
         if self.distance is not None and self.proposals < 2:
             raise ValueError("adaptive.distance: one proposal has no distance; set proposals: 2")
         if self.variance is self.distance is self.value is None:

@@ -235,6 +235,9 @@ class Search:
             config = config.until(self._levels[best.level])
             candidates = [self._candidate(i, nodes) for i in range(self._requested)]
             why = _reason(candidates, best.index, late)
+        rows = None
+        if config.adaptive is not None and not self._unsearched:
+            rows = config.adaptive.rows
         root = best
         while root.parent is not None:
             root = root.parent
@@ -255,6 +258,7 @@ class Search:
             checkpoint_digest=info.digest,
             world_model_digest=info.world_model_digest,
             denoising_steps=info.evaluations,
+            executed_rows=rows or 0,
             evaluations=sum(spent.evaluations for spent in self.spent.values()),
             numerics=info.numerics,
             search=config.text(),

@@ -104,6 +104,8 @@ class Decision:
         phases: wall seconds per named phase of the computation, in order.
         denoising_steps: 0 for an engine that does not denoise.
         evaluations: how often the networks have run, for all candidates together.
+        executed_rows: rows that are executed before the policy looks again, from the first on; 0
+            for all. A chunk that is decided in motion is executed whole.
         engine: "cosmos", "demonstrator" or "remote".
         checkpoint_digest: sha256 over the checkpoint's files; "" when there is none, or it is a
             server's.
@@ -128,6 +130,7 @@ class Decision:
     search: str = ""
     imagined: NDArray[np.float32] | None = None
     evaluations: int = 0
+    executed_rows: int = 0
 
 
 def message_fields(
@@ -164,6 +167,7 @@ def message_fields(
         "phase_seconds": np.array(list(phases.values()), np.float32),
         "dt": decision.dt,
         "steps": len(decision.positions),
+        "executed_rows": decision.executed_rows,
         "committed": NOTHING if committed is None else committed.positions.ravel(),
         "committed_weights": NOTHING if committed is None else committed.weights,
         "committed_seconds": 0.0 if committed is None else committed.seconds,

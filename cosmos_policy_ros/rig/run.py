@@ -290,7 +290,9 @@ class Run:
         self._moving_since_ns = now_ns
         self._tracking.clear()
         self._tracking.add(now_ns, now.commanded)
-        chunk = self._timed(decision.dt, now_ns, now.commanded, result.positions)
+        # All of it was judged; where the policy was unsure it looks again before its end.
+        positions = result.positions[: decision.executed_rows or None]
+        chunk = self._timed(decision.dt, now_ns, now.commanded, positions)
         return result, self._execute(chunk)
 
     def _answer_in_motion(

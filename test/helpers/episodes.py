@@ -162,7 +162,7 @@ class Writing:
         empty: Mapping[str, Any] = {
             **dict.fromkeys((*texts, "checkpoint_digest", "world_model_digest"), ""),
             **dict.fromkeys(("denoising_steps", "evaluations", "requested", "finished"), 0),
-            **dict.fromkeys(("chosen", "steps"), 0),
+            **dict.fromkeys(("chosen", "steps", "executed_rows"), 0),
             **{"candidates": [], "phases": [], "dt": 0.04, **numbers},
         }
         fields = {**empty, "chunk_id": f"run/{at}", "observation_digest": digest, **told}

@@ -170,6 +170,12 @@ def test_it_is_searched_only_where_it_matters(
     assert all(each.finished for each in decision.candidates)
 
 
+@pytest.mark.parametrize(("variance", "rows"), [(0.03, 25), (0.01, 0)])
+def test_what_was_searched_for_is_executed_in_part(variance: float, rows: int) -> None:
+    config = replace(FULL, adaptive=Adaptive(1, variance=0.02, rows=25))
+    assert search(config, Numbers(of_0=variance)).executed_rows == rows
+
+
 def test_a_proposed_future_costs_nothing() -> None:
     engine = Numbers()
     decision = search(replace(FULL, candidates=2, future="proposed"), engine)
@@ -324,6 +330,7 @@ def test_settings_that_contradict_each_other_are_refused(
         ({}, "has no limit"),
         ({"distance": 0.1}, "one proposal has no distance"),
         ({"proposals": 0, "value": 0.5}, "adaptive.proposals: 0 must be at least 1"),
+        ({"rows": 0, "value": 0.5}, "adaptive.rows: 0 must be at least 1"),
     ],
 )
 def test_an_adaptive_search_needs_something_to_go_by(given: dict[str, Any], message: str) -> None:

@@ -56,6 +56,27 @@ def bench(rig: RigSpec) -> Bench:
     return Bench(rig)
 
 
+def test_of_an_unsure_chunk_only_the_first_rows_are_executed(bench: Bench) -> None:
+    bench.until(Phase.QUERYING)
+    unsure = replace(decision(), executed_rows=20)
+    verdict, chunk = bench.run.answer(unsure, int(bench.now * NS_PER_S))
+    assert verdict.positions is not None and len(verdict.positions) == 50, "all were judged"
+    assert chunk is not None
+    np.testing.assert_array_equal(chunk.positions, verdict.positions[:20])
+    assert not chunk.velocities[-1].any()
+    bench.until(Phase.QUERYING)
+    assert bench.now == pytest.approx(chunk.end_ns / NS_PER_S, abs=0.1)
+
+
+def test_a_refused_chunk_of_which_little_would_be_executed_is_refused(bench: Bench) -> None:
+    bench.until(Phase.QUERYING)
+    rows = decision().positions.copy()
+    rows[40:] += 1.5  # far beyond what is executed
+    asked = replace(decision(), positions=rows, executed_rows=20)
+    verdict, chunk = bench.run.answer(asked, int(bench.now * NS_PER_S))
+    assert not verdict.accepted and chunk is None
+
+
 def test_it_asks_moves_and_asks_again_with_what_it_sees_after_the_chunk(bench: Bench) -> None:
     query = bench.until(Phase.QUERYING)
     assert isinstance(query, Query)

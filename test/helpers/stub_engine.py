@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from enum import IntEnum
+from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from cosmos_policy_ros.rig.decision import Candidate, Decision, EngineInfo, Quer
 
 ROWS, DT = 50, 0.04
 FOR_EVER = 3600.0  # s; whoever waits this long has failed its test
+WAIT = "wait for "  # and the path of a file; the engine has loaded when it is there
 
 
 class Seed(IntEnum):
@@ -90,4 +92,7 @@ def load(spec: EngineSpec, admit: Admit) -> DirectEngine:
         os.kill(os.getpid(), signal.SIGKILL)
     if spec.checkpoint == "hang":
         time.sleep(FOR_EVER)
+    if spec.checkpoint.startswith(WAIT):
+        while not Path(spec.checkpoint.removeprefix(WAIT)).exists():
+            time.sleep(0.01)
     return DirectEngine(StubEngine(spec))

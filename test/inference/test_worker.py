@@ -80,10 +80,12 @@ def test_it_answers_from_a_process_of_its_own(make: Make) -> None:
     assert [answer(d).positions.shape for d in decisions] == [(50, 14)] * 3
 
 
-def test_a_query_asked_while_loading_is_answered_when_loaded(make: Make) -> None:
-    worker = make()
-    assert worker.status == "starting"
-    assert answer(worker.submit(query())).candidates[0].seed == Seed.GOOD
+def test_a_query_asked_while_loading_is_answered_when_loaded(make: Make, tmp_path: Path) -> None:
+    worker = make(f"{stub_engine.WAIT}{tmp_path / 'go on'}")
+    asked = worker.submit(query())
+    assert worker.status == "starting" and not asked.done()
+    (tmp_path / "go on").touch()
+    assert answer(asked).candidates[0].seed == Seed.GOOD
 
 
 def test_an_engine_that_refuses_a_query_keeps_its_process(make: Make) -> None:

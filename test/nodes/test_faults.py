@@ -152,7 +152,8 @@ def test_arms_that_both_fall_silent_are_braked(graph: Graph) -> None:
 def test_the_demo_goes_on_when_a_lost_source_is_back(graph: Graph) -> None:
     task = load_task("transfer_cube", config_folder("tasks"))
     handle = armed_run(graph)
-    watching = Thread(target=Demo(graph.client, task, graph.rig, 2).watch, args=(handle, 0))
+    demo = Demo(graph.client, task, task.prompts[0], graph.rig, 2)
+    watching = Thread(target=demo.watch, args=(handle, 0))
     watching.start()
     try:
         graph.until_executing(1)

@@ -24,6 +24,7 @@ from cosmos_policy_ros.inference.spec import (
 from cosmos_policy_ros.rig.decision import Query
 
 HOLD = "hold"  # a file in the checkpoint's folder: seeds from the one in it on are not answered
+LOADING = "loading"  # a file there: nothing has loaded yet
 REFUSED = 13  # a seed
 NO_LATENT = (1, 1, 1, 1)
 
@@ -67,7 +68,9 @@ def proposals(query: Query) -> SampleActions:
 
 
 def load(spec: EngineSpec, admit: Admit) -> StubSearchEngine:
-    """Load at once."""
+    """Load, as soon as there is no file of that name in its folder."""
+    while (Path(spec.checkpoint) / LOADING).exists():
+        time.sleep(0.005)
     return StubSearchEngine("stub-policy", spec.checkpoint)
 
 

@@ -346,11 +346,14 @@ def test_a_newer_query_takes_the_place_of_an_older_one(make: Make, gate: Gate) -
 
 def test_what_is_asked_while_loading_is_answered_when_loaded(tmp_path: Path) -> None:
     spec = EngineSpec("cosmos", str(tmp_path), search=SearchConfig(candidates=8))
+    (tmp_path / search_stub.LOADING).touch()
     scheduler = start_inference(spec, ["cpu"], LIMITS, load=search_stub.load)
     try:
-        assert scheduler.status == "starting"
+        asked = scheduler.submit(Decide(query_of()))
+        assert scheduler.status == "starting" and not asked.done()
         assert scheduler.message == "loading: 0 of 1 workers are ready"
-        assert scheduler.submit(Decide(query_of())).result(timeout=60).chosen >= 0
+        (tmp_path / search_stub.LOADING).unlink()
+        assert asked.result(timeout=60).chosen >= 0
     finally:
         scheduler.close()
 

@@ -6,6 +6,7 @@ Each of these moved the arms by up to thousands of radians, or kept them moving,
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -90,7 +91,8 @@ def test_stamps_ahead_do_not_hide_that_the_arms_are_dead(graph: RealTimeGraph) -
     graph.faults(*ahead)
     time.sleep(0.3)
     refusal = graph.client.arm().message
-    assert "stamped 3600.0" in refusal and "ahead of this machine's clock" in refusal
+    # Less what it was under way for: on a busy machine some hundredths of a second.
+    assert re.search(r"stamped 3(600\.0|599\.\d)\d* s ahead of this machine's clock", refusal)
     graph.faults()
     in_mid_chunk(graph)
     graph.faults(*ahead)

@@ -126,6 +126,11 @@ def choices(
                 f"search {name}: has {config.sampled} proposals, and what only {count} are worth "
                 f"was recorded; record with as many, or compare fewer"
             )
+        if config.considered > config.sampled:
+            raise RolloutError(
+                f"search {name}: has perturbed copies of its proposals, and what these are worth "
+                "was not recorded; compare it in closed loop, with 'cosmos evaluate'"
+            )
     none = np.zeros(len(recorded), np.int64)
     yield Choices(NO_SEARCH, int(message.denoising_steps), none)
     for name, config in searches.items():

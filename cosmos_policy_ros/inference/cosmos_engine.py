@@ -5,6 +5,7 @@ A candidate's seed is its own: the same chunk and values come out on any worker.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from cosmos_policy_ros.inference.spec import (
     Footprint,
     Images,
     Latents,
+    PerturbActions,
     PredictFuture,
     PredictValue,
     SampleActions,
@@ -187,6 +189,13 @@ class SearchEngine:
         """Do one task. Raises CheckpointError: unknown prompt; ObservationError: unusable query."""
         if isinstance(task, SampleActions):
             return self._sample_actions(task)
+        if isinstance(task, PerturbActions):
+            committed, seeds = task.query.committed, task.seeds
+            latents = self._policy.perturb_actions(
+                self._tensor(task.latents), seeds, task.distance, committed
+            )
+            chunks, unknown = self._policy.chunks(latents, committed), (math.nan,) * len(seeds)
+            return SampledActions(latents.cpu().numpy(), chunks, unknown, unknown)
         if isinstance(task, DecodeImages):
             return decode_images(self._world_model, task)
         if isinstance(task, Decide):

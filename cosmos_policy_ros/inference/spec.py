@@ -5,6 +5,7 @@ Latents travel as float32 arrays (B, 16, T, h, w), so that only the engine needs
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, NamedTuple, Protocol, TypeAlias
@@ -95,10 +96,14 @@ class SearchConfig:
 
     Attributes:
         candidates: N, whose futures and values are predicted.
-        proposals: chunks that are sampled, of which ``sieve`` takes the candidates; proposal i has
-            the base seed + i. None for as many as there are candidates.
+        proposals: chunks that are sampled; proposal i has the base seed + i. Of more than there are
+            candidates ``sieve`` takes these; of fewer the other candidates are perturbed copies,
+            which cost no evaluation. None for as many as there are candidates.
         sieve: takes those with the highest value by the policy itself, which comes with each
             proposal, or those that differ most from each other ("distance", the first included).
+        perturbation: how far a copy is from its proposal: mean absolute difference in units of the
+            statistics, in which a joint's range is 2. It begins where the proposal begins, and
+            leaves the grippers alone.
         future: imagined by the world model, or the one that the policy proposed along with its
             action ("proposed"), which costs no evaluation.
         futures: predictions of each candidate's future.
@@ -123,6 +128,7 @@ class SearchConfig:
     candidates: int = 8
     proposals: int | None = None
     sieve: Literal["value", "distance"] = "value"
+    perturbation: float = 0.0
     future: Literal["predicted", "proposed"] = "predicted"
     futures: int = 3
     future_steps: int = 5
@@ -143,11 +149,14 @@ class SearchConfig:
         for name, value in vars(self).items():
             if isinstance(value, int) and value < (name != "beam"):
                 raise ValueError(f"{name}: {value} must be at least {int(name != 'beam')}")
-        if self.proposals is not None and self.proposals < self.candidates:
+        copies = self.sampled < self.candidates
+        if not 0 <= self.perturbation < math.inf or copies != (self.perturbation > 0):
             raise ValueError(
-                f"proposals: {self.proposals} are fewer than the {self.candidates} candidates "
-                "that are to be taken of them"
+                f"perturbation: {self.perturbation} must be above 0 with fewer proposals "
+                f"({self.sampled}) than candidates ({self.candidates}), and 0 otherwise"
             )
+        if copies and self.future == "proposed":
+            raise ValueError("future: of a perturbed copy none was proposed; take predicted")
         if self.adaptive is not None and self.adaptive.proposals > self.sampled:
             raise ValueError(
                 f"adaptive.proposals: {self.adaptive.proposals} are more than the {self.sampled} "
@@ -180,6 +189,11 @@ class SearchConfig:
     def sampled(self) -> int:
         """How many chunks are sampled."""
         return self.candidates if self.proposals is None else self.proposals
+
+    @property
+    def considered(self) -> int:
+        """How many chunks there are in all: sampled ones, and perturbed copies."""
+        return max(self.sampled, self.candidates)
 
     @property
     def imagines(self) -> bool:
@@ -223,15 +237,15 @@ class SearchConfig:
         )
 
     def with_candidates(self, count: int) -> SearchConfig:
-        """Return the search of fewer candidates, of as many fewer proposals."""
-        sampled = max(count, round(self.sampled * count / self.candidates))
-        adaptive = self.adaptive
-        if adaptive is not None and adaptive.proposals > sampled:
-            sampled = adaptive.proposals
+        """Return the search of another number of candidates, of proposals in proportion."""
+        sampled = max(round(self.sampled * count / self.candidates), 1)
+        if self.adaptive is not None:
+            sampled = max(sampled, self.adaptive.proposals)
         return replace(
             self,
             candidates=count,
             proposals=None if self.proposals is None and sampled == count else sampled,
+            perturbation=self.perturbation if sampled < count else 0.0,
             rounds=tuple(replace(each, keep=min(each.keep, count)) for each in self.rounds),
         )
 
@@ -320,8 +334,21 @@ class SampledActions:
 
     latents: Latents
     chunks: NDArray[np.float64]  # (B, K, 14), policy units; a benchmark's (B, K, n)
-    values: tuple[float, ...]  # B, by the policy itself
-    variances: tuple[float, ...]  # B, of the clean estimate over the steps; NaN for one step
+    # B each, NaN for perturbed ones: their values by the policy itself; the variances of the clean
+    # estimates over the steps, of which there must be two.
+    values: tuple[float, ...]
+    variances: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class PerturbActions:
+    """Change one chunk per seed a little; the answer is :class:`SampledActions`."""
+
+    what: ClassVar[str] = "perturbed proposals"
+    query: Query
+    latents: Latents  # with the chunks
+    seeds: tuple[int, ...]
+    distance: float  # see SearchConfig.perturbation
 
 
 @dataclass(frozen=True)
@@ -360,7 +387,7 @@ class DecodeImages:
     latents: Latents  # of several futures the average of their images is returned
 
 
-SearchTask: TypeAlias = SampleActions | PredictFuture | PredictValue
+SearchTask: TypeAlias = SampleActions | PerturbActions | PredictFuture | PredictValue
 Task: TypeAlias = Decide | DecodeImages | SearchTask  # ``what`` names it in messages
 
 

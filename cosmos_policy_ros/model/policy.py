@@ -41,6 +41,7 @@ from cosmos_policy_ros.model.layout import FUTURE, Mode, ValueMode, extract, ext
 from cosmos_policy_ros.model.sampler import initial_noise, plan, sample, schedule
 from cosmos_policy_ros.model.sequence import Conditioning
 from cosmos_policy_ros.model.transformer import CachedTransformer, TextKV
+from cosmos_policy_ros.rig.arms import GRIPPER_INDICES, STATE_DIM
 from cosmos_policy_ros.rig.decision import ActionPrefix, Candidate, Decision, EngineInfo, Query
 from cosmos_policy_ros.rig.observation import Observation
 
@@ -256,6 +257,40 @@ class CosmosPolicy:
         read = ("action", "value", *(self.checkpoint.layout.future if futures else ()))
         held = self._inpaint_mask(committed) if committed is not None and committed.binds else None
         return self._generate("policy", scene.prompt, scene.clean, draws, read, held)
+
+    def perturb_actions(
+        self,
+        latents: Tensor,
+        seeds: Sequence[int],
+        distance: float,
+        committed: ActionPrefix | None = None,
+    ) -> Tensor:
+        """Lead each chunk smoothly away from where it goes; a seed draws the direction.
+
+        Args:
+            latents: (B, 16, T, h, w) with the chunks; nothing but the action frame is changed.
+            seeds: B.
+            distance: mean absolute difference over rows and joints, in units of the statistics.
+            committed: those rows stay, as far as they are held.
+        """
+        config, frame = self.checkpoint.config, self.checkpoint.layout.index("action")
+        rows, dims = config.chunk_steps, config.action_dims
+        grippers = GRIPPER_INDICES if dims == STATE_DIM else (dims - 1,)
+        along = np.linspace(0.0, 1.0, rows + 1)[1:]
+        pace = along**2 * (3.0 - 2.0 * along)  # from rest to rest
+        if committed is not None:
+            held = committed.first(rows).weights
+            pace[: len(held)] *= 1.0 - held
+        away = np.stack([np.random.RandomState(seed).standard_normal(dims) for seed in seeds])
+        away[:, grippers] = 0.0
+        offsets = pace[:, None] * away[:, None, :]
+        moved = np.delete(np.abs(offsets), grippers, axis=2).mean(axis=(1, 2), keepdims=True)
+        offsets *= distance / np.maximum(moved, np.finfo(np.float64).tiny)
+        chunks = extract(latents[:, :, frame], rows * dims)
+        chunks = chunks + torch.from_numpy(offsets).float().flatten(1).to(chunks.device)
+        changed = latents.clone()
+        changed[:, :, frame] = inject(chunks, config.frame_shape)
+        return changed
 
     def predict_future(self, prompt: str, latents: Tensor, draws: Sequence[SampleSpec]) -> Tensor:
         """Ask the world model: what follows from the state and the action in each latent.

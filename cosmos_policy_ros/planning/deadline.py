@@ -15,6 +15,7 @@ import numpy as np
 
 from cosmos_policy_ros.inference.spec import (
     STAGES,
+    PerturbActions,
     PredictFuture,
     SampleActions,
     SampledActions,
@@ -137,7 +138,7 @@ def price(config: SearchConfig, info: SearchInfo) -> dict[Stage, Spent]:
 def _nothing(task: SearchTask) -> Any:
     """Return an answer of the task's shape and of no size; NaN asks for a search."""
     size = len(task.seeds)
-    if isinstance(task, SampleActions):
+    if isinstance(task, SampleActions | PerturbActions):
         unknown = (math.nan,) * size
         latents = np.empty((size, 0), np.float32)
         return SampledActions(latents, np.empty((size, 0)), unknown, unknown)

@@ -270,7 +270,7 @@ class SearchScheduler:
         if run is not None and run.search is None:
             assert isinstance(self.info, SearchInfo)
             fitting = fit(run.query, self._config, self.info, self.durations, len(ready))
-            run.search = Search(run.query, fitting, self.info, self._config.sampled)
+            run.search = Search(run.query, fitting, self.info, self._config.considered)
             run.workers = len(ready)
         for index in ready:
             if index in self._busy:

@@ -22,6 +22,7 @@ from cosmos_policy_ros.inference.spec import (
     Aggregation,
     Engine,
     Latents,
+    PerturbActions,
     PredictFuture,
     PredictValue,
     SampleActions,
@@ -144,9 +145,9 @@ class Search:
         """Begin with the proposals; ``requested`` candidates were asked for, if not all fit."""
         self.config, self.info = config, info
         self.spent = {stage: Spent(0, 0) for stage in STAGES}
-        self._query, self._requested = query, max(requested, config.sampled)
+        self._query, self._requested = query, max(requested, config.considered)
         self._levels = config.levels
-        self._candidates = [_Node(i, i, query.seed + i) for i in range(config.sampled)]
+        self._candidates = [_Node(i, i, query.seed + i) for i in range(config.considered)]
         self._nodes = list(self._candidates)
         self._tasks: dict[TaskKey, _Part] = {}
         self._open: set[TaskKey] = set()  # those of them that are not done
@@ -319,14 +320,33 @@ class Search:
             self._adaptive = None
             if self._unsearched:
                 return
-            self._sample(self._candidates[len(first) :])
+            self._sample(self._candidates[len(first) : config.sampled])
         if not sieves:
+            self._copy(first)
             self._predict_all(first, 0)
         elif not self._open:
             kept = _sieve(self._candidates, config)
             for node in self._candidates:
                 node.dropped = "" if node in kept else "sieve"
             self._predict_all(kept, 0)
+
+    def _copy(self, proposals: Sequence[_Node]) -> None:
+        """Have the copies made of some proposals, if there are fewer of these than candidates."""
+        config, sources = self.config, {node.index: node for node in proposals}
+        pairs = [
+            (copy, sources[source])
+            for copy in self._candidates[config.sampled :]
+            if (source := (copy.index - config.sampled) % config.sampled) in sources
+        ]
+        for group in self._groups([copy for copy, _ in pairs]):
+            latents = [source.latents for copy, source in pairs if copy in group]
+            task = PerturbActions(
+                self._query,
+                np.stack([each for each in latents if each is not None]),
+                tuple(node.seed for node in group),
+                config.perturbation,
+            )
+            self._add(group, TaskKey(group[0].number, 0, 0, "sample_actions"), task, -1, ())
 
     def _predict_all(self, nodes: Sequence[_Node], level: int) -> None:
         for group in self._groups(nodes):
@@ -408,7 +428,7 @@ class Search:
             _Node(
                 node.number * config.branches + branch,
                 node.index,
-                self._candidates[node.index].seed + branch * config.sampled,
+                self._candidates[node.index].seed + branch * config.considered,
                 node.depth + 1,
                 node,
             )

@@ -80,6 +80,9 @@ def test_more_than_was_recorded_cannot_be_judged(
 ) -> None:
     with pytest.raises(RolloutError, match="search many: has 5 proposals, and what only 4 are"):
         list(choices(recorded, engine, {"many": replace(CONFIG, candidates=5)}))
+    copies = replace(CONFIG, proposals=2, perturbation=0.1)
+    with pytest.raises(RolloutError, match="search copies: has perturbed copies"):
+        list(choices(recorded, engine, {"copies": copies}))
 
 
 def valued(chosen: int, *values: float) -> RecordedSearch:

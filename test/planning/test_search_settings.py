@@ -21,6 +21,7 @@ from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.inference.cosmos_engine import SearchEngine
 from cosmos_policy_ros.inference.spec import (
     Adaptive,
+    PerturbActions,
     PredictFuture,
     PredictValue,
     Round,
@@ -30,10 +31,13 @@ from cosmos_policy_ros.inference.spec import (
     SearchInfo,
     parse_search,
 )
+from cosmos_policy_ros.model.files import STATISTICS
 from cosmos_policy_ros.model.policy import CosmosPolicy
+from cosmos_policy_ros.model.statistics import load_statistics
 from cosmos_policy_ros.planning.deadline import Durations, fit, price
 from cosmos_policy_ros.planning.search import Search, run_search
-from cosmos_policy_ros.rig.decision import Decision
+from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
+from cosmos_policy_ros.rig.decision import ActionPrefix, Decision
 
 ROUNDING = 2e-4  # of a value; batches of another size take other kernels
 SEED = 195
@@ -62,6 +66,12 @@ class Numbers:
             own = tuple(self._own.get(s - SEED, mixed(s, 1.0)) for s in task.seeds)
             unsure = tuple(self._variances.get(f"of_{s - SEED}", 0.01) for s in task.seeds)
             return SampledActions(self._latents(latents), chunks, own, unsure)
+        if isinstance(task, PerturbActions):
+            given = task.latents.ravel()
+            latents = [mixed(s, float(g), 2.0) for s, g in zip(task.seeds, given, strict=True)]
+            unknown = (nan,) * len(latents)
+            chunks = np.array([np.full((5, 14), latent) for latent in latents])
+            return SampledActions(self._latents(latents), chunks, unknown, unknown)
         assert isinstance(task, PredictFuture | PredictValue)
         given = task.latents.reshape(len(task.seeds))
         found = [[mixed(float(g), m, task.steps) for m in task.members] for g in given]
@@ -185,6 +195,24 @@ def test_a_proposed_future_costs_nothing() -> None:
     assert [len(each.values) for each in decision.candidates] == [5, 5]
 
 
+def test_fewer_proposals_are_filled_up_with_copies_that_cost_nothing() -> None:
+    config = replace(FULL, proposals=2, candidates=5, perturbation=0.1)
+    engine = Numbers()
+    decision = search(config, engine)
+    assert len(decision.candidates) == 5
+    assert decision.evaluations == 2 * 10 + 5 * 51
+    copied = [task for task in engine.tasks if isinstance(task, PerturbActions)]
+    assert sorted(seed for task in copied for seed in task.seeds) == [SEED + 2, SEED + 3, SEED + 4]
+    sources = {
+        seed: float(latent)
+        for task in copied
+        for seed, latent in zip(task.seeds, task.latents.ravel(), strict=True)
+    }
+    first, second = (float(np.float32(mixed(SEED + i, 0.0))) for i in (0, 1))
+    assert sources == {SEED + 2: first, SEED + 3: second, SEED + 4: first}
+    assert [isnan(each.own_value) for each in decision.candidates] == [False] * 2 + [True] * 3
+
+
 def test_a_beam_looks_ahead_from_the_best_in_several_ways() -> None:
     flat = replace(FULL, candidates=4, futures=1, values=2)
     beam = replace(flat, depth=3, beam=2, branches=3)
@@ -208,7 +236,7 @@ def test_a_beam_looks_ahead_from_the_best_in_several_ways() -> None:
 SETTINGS = st.builds(
     dict,
     candidates=st.integers(1, 5),
-    extra=st.integers(0, 3),
+    extra=st.integers(-2, 3),
     sieve=st.sampled_from(("value", "distance")),
     future=st.sampled_from(("predicted", "proposed")),
     value=st.sampled_from(("value_s", "value_sas", "value_q")),
@@ -235,8 +263,11 @@ def made(drawn: dict[str, Any]) -> SearchConfig:
         drawn["depth"] = 1
     if drawn["depth"] == 1:
         drawn["beam"], drawn["branches"] = 0, 1
+    proposals = max(drawn["candidates"] + drawn.pop("extra"), 1)
+    if proposals < drawn["candidates"]:
+        drawn |= {"perturbation": 0.1, "future": "predicted"}
     return SearchConfig(
-        proposals=drawn["candidates"] + drawn.pop("extra"),
+        proposals=proposals,
         rounds=tuple(rounds),
         futures=2,
         values=3,
@@ -297,14 +328,20 @@ def test_what_is_fitted_into_a_deadline_is_a_search(drawn: dict[str, Any], deadl
     )
     fitted = fit(query_of(deadline=deadline), config, info, Durations(), 2)
     assert 1 <= fitted.candidates <= config.candidates
-    assert fitted.candidates <= fitted.sampled <= config.sampled
-    assert search(fitted).chosen < fitted.sampled
+    assert fitted.sampled <= config.sampled and fitted.considered <= config.considered
+    assert search(fitted).chosen < fitted.considered
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"proposals": 7}, "proposals: 7 are fewer than the 8 candidates"),
+        ({"proposals": 7}, "perturbation: 0.0 must be above 0 with fewer proposals"),
+        ({"perturbation": 0.1}, "perturbation: 0.1 must be above 0 .* and 0 otherwise"),
+        ({"proposals": 2, "perturbation": -0.1}, "perturbation: -0.1 must be above 0"),
+        (
+            {"proposals": 2, "perturbation": 0.1, "future": "proposed"},
+            "of a perturbed copy none was proposed",
+        ),
         ({"rounds": (Round(2, 1, 4), Round(1, 1, 2))}, "a later one has fewer futures"),
         ({"rounds": (Round(1, 6, 4),)}, "a later one has fewer values"),
         ({"rounds": (Round(1, 1, 9),)}, "keep 9 must be at least 1, and at most the 8"),
@@ -353,6 +390,30 @@ def test_networks_give_the_same_values_in_rounds_as_at_once(engine: SearchEngine
     for one, other in zip(rounds.candidates, whole.candidates, strict=True):
         np.testing.assert_allclose(one.values, other.values[: len(one.values)], atol=ROUNDING)
     assert sorted(len(each.values) for each in rounds.candidates) == [1, 4, 4]
+
+
+def test_a_perturbed_chunk_begins_where_it_began_and_keeps_its_grippers(
+    engine: SearchEngine,
+) -> None:
+    """To the asked distance, in units of the statistics; rows that are held stay."""
+    held = ActionPrefix(np.tile(query_of().observation.state, (4, 1)), np.ones(4), 0.12)
+    for committed in (None, held):
+        query = replace(query_of(), committed=committed)
+        proposed = engine.answer(SampleActions(query, (SEED, SEED)))
+        assert isinstance(proposed, SampledActions)
+        task = PerturbActions(query, proposed.latents, (SEED + 2, SEED + 3), 0.1)
+        perturbed, again = engine.answer(task), engine.answer(task)
+        assert isinstance(perturbed, SampledActions) and isinstance(again, SampledActions)
+        np.testing.assert_array_equal(perturbed.chunks, again.chunks)
+        assert not np.allclose(perturbed.chunks[0], perturbed.chunks[1], atol=1e-3)
+        statistics = load_statistics(TINY / STATISTICS, 14, 14).actions
+        before, after = map(statistics.normalise, (proposed.chunks, perturbed.chunks))
+        off = np.abs(after - before)
+        np.testing.assert_allclose(off[:, :, GRIPPER_INDICES], 0.0, atol=1e-5)
+        arms = np.delete(off, GRIPPER_INDICES, axis=2)
+        np.testing.assert_allclose(arms.mean(axis=(1, 2)), 0.1, rtol=1e-3)
+        assert arms[:, 0].max() < 0.01 < arms[:, -1].max()
+        assert committed is None or not off[:, :4].max() > 1e-6
 
 
 def test_a_policy_says_how_unsure_it_was_and_what_it_expects(engine: SearchEngine) -> None:

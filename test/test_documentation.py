@@ -106,7 +106,7 @@ def test_the_tasks_and_evaluations_of_the_how_tos(tmp_path: Path) -> None:
 
     for page, kinds in (
         ("how-to/add-a-task.md", [Task]),
-        ("how-to/evaluate.md", [EvaluationConfig]),
+        ("how-to/evaluate.md", [EvaluationConfig, EvaluationConfig]),
         (
             "how-to/compare-with-another-policy.md",
             [RemoteConfig, EvaluationConfig, EvaluationConfig, RemoteConfig, EvaluationConfig],

@@ -13,7 +13,7 @@ policy_samples_only := --set mixture.value=0 --set mixture.world_model=0
 # Two tables: errors on held-out demonstrations, and scores in closed loop.
 done/evaluation: | $(VARIANTS:%=done/%)
 	@$(call begin,10)
-	$(COSMOS) evaluate ablations --output evaluation $(SMALL_EVALUATION)
+	$(COSMOS) evaluate ablations --output evaluation $(SMALL_TRIALS)
 	{ $(COSMOS) held-out $(VARIANTS); echo; cat evaluation/table.md; } >table.md
 	$(end)
 

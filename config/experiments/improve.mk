@@ -30,13 +30,13 @@ done/demonstrations:
 done/rollouts:
 	@$(call begin,14)
 	$(COSMOS) evaluate rollouts --output rollouts --checkpoint "$$CHECKPOINT" \
-		--set trials=$(ROLLOUTS) $(SMALL_EVALUATION)
+		--set trials=$(ROLLOUTS) $(SMALL_TRIALS)
 	$(end)
 
 done/held_out:
 	@$(call begin,4)
 	$(COSMOS) evaluate rollouts --output held_out --checkpoint "$$CHECKPOINT" \
-		--set first_seed=300000 --set trials=$$(($(ROLLOUTS) < 5 ? 1 : $(ROLLOUTS) / 5)) $(SMALL_EVALUATION)
+		--set first_seed=300000 --set trials=$$(($(ROLLOUTS) < 5 ? 1 : $(ROLLOUTS) / 5)) $(SMALL_TRIALS)
 	$(end)
 
 done/world_model: | $(MAKE_DEMONSTRATIONS) done/rollouts
@@ -55,5 +55,5 @@ done/planner: | done/world_model
 done/comparison: | done/planner done/held_out
 	@$(call begin,22)
 	$(COSMOS) evaluate planning --output comparison --checkpoint "$$CHECKPOINT" \
-		--set trials=$(TRIALS) $(SMALL_EVALUATION)
+		--set trials=$(TRIALS) $(SMALL_TRIALS)
 	$(end)

@@ -17,7 +17,7 @@ done/evaluation: | $(VARIANTS:%=done/%)
 	done
 	ln -sfn "$$IMPROVED/planner" all_rollouts
 	$(COSMOS) evaluate planners --output evaluation --checkpoint "$$CHECKPOINT" \
-		--set trials=$(TRIALS) $(SMALL_EVALUATION)
+		--set trials=$(TRIALS) $(SMALL_TRIALS)
 	$(end)
 
 $(VARIANTS:%=done/%): done/%:

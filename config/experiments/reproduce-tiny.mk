@@ -38,5 +38,5 @@ done/checkpoint: | done/policy
 
 done/evaluation: | done/checkpoint
 	@$(call begin,10)
-	$(COSMOS) evaluate tiny --output evaluation --checkpoint "$$PWD/tiny" $(SMALL_EVALUATION)
+	$(COSMOS) evaluate tiny --output evaluation --checkpoint "$$PWD/tiny" $(SMALL_TRIALS)
 	$(end)

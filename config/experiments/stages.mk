@@ -14,6 +14,8 @@ PROCESSES := $(shell n=$$(nproc); echo $$((n < 2 ? n : 2)))
 # evaluation would each load everything for a trial or two.
 ifdef REHEARSAL
 SMALL_EVALUATION := --set trials=1 --set 'conditions=[usual]' --set processes=0
+# Of what need not succeed.
+SMALL_TRIALS := $(SMALL_EVALUATION) --set chunks=2
 SMALL_TRAINING := --set run.steps=2 --set run.batch=8 --set run.micro_batch=8 \
 	--set run.validation_windows=2 --set data.held_out=0.25
 SMALL_AUTOENCODER := --set steps=2 --set moments=16 --set data.held_out=0.25

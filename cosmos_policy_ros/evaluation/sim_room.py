@@ -41,6 +41,7 @@ class EvaluationConfig:
         contenders: all are compared with the first.
         conditions: of the scenes, see :mod:`~cosmos_policy_ros.sim.tasks`.
         trials: scenes per condition.
+        chunks: executed in a trial at most, to try an evaluation out; 0 for the task's time limit.
         first_seed: of the scenes; demonstrations are made of low ones, which are not held out.
         noise_seed: of the policies. The noise of a scene is the same for all.
         order_seed: shuffles the trials.
@@ -57,6 +58,7 @@ class EvaluationConfig:
     contenders: tuple[Contender, ...]
     conditions: tuple[str, ...] = (USUAL,)
     trials: int = 100
+    chunks: int = 0
     first_seed: int = 100_000
     noise_seed: int = 1
     order_seed: int = 0
@@ -70,7 +72,9 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         check_names(self.contenders)
         seeds = ("first_seed", "noise_seed", "order_seed")
-        check_numbers(self, ("trials", "threads", "image_size"), (*seeds, "processes", "gpus"))
+        check_numbers(
+            self, ("trials", "threads", "image_size"), (*seeds, "chunks", "processes", "gpus")
+        )
 
     @property
     def writes_bags(self) -> bool:
@@ -141,7 +145,7 @@ class SimRoom:
         run_id = f"{contender.name}/{state.condition}/{state.number}".replace(" ", "_")
         prompt = choose_prompt(self._task, contender.prompt)
         limit = self._task.time_limit
-        goal = Goal(run_id, self._task.name, prompt, limit, 0, job.noise_seed)
+        goal = Goal(run_id, self._task.name, prompt, limit, self._config.chunks, job.noise_seed)
         bag = None if keep == "none" else self._begin_bag(contender, job, policy.info.digest)
         observers = () if bag is None else (bag,)
         trial = self._env.run(

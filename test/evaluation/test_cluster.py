@@ -23,7 +23,7 @@ from cosmos_policy_ros.evaluation.sim_room import EvaluationConfig
 from cosmos_policy_ros.inference.ray_host import connect
 
 CONFIG = EvaluationConfig(
-    "either_cube", (Contender("good", "demonstrator"),), trials=2, processes=0, keep="all"
+    "either_cube", (Contender("good", "demonstrator"),), trials=2, chunks=1, processes=0, keep="all"
 )
 
 
@@ -46,6 +46,7 @@ def test_trials_are_the_same_on_a_cluster(ray: Any, tmp_path: Path) -> None:
     alone = evaluate(CONFIG, tmp_path / "alone")
     spread = evaluate(replace(CONFIG, ray="local", processes=2), tmp_path / "spread")
     assert without_clock(spread) == without_clock(alone)
+    assert {(result.outcome, result.chunks) for result in spread} == {("chunk_limit", 1)}
     folders = {Path(result.episode).parent for result in spread}
     # Of an actor each.
     assert {path.parent.name for path in folders} == {"good"}

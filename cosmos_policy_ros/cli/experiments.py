@@ -122,7 +122,7 @@ def add_compare_planners(parser: argparse.ArgumentParser) -> None:
     """Train planners on fewer rollouts and with other value functions, and compare them.
 
     V(s'), Q(s, a) and V(s, a, s'), and 25, 50 and 100 rollouts, on the same scenes. Two cores take
-    some four hours. The same command goes on after a break.
+    hours. The same command goes on after a break.
     """
     parser.add_argument(
         "--improved",

@@ -70,6 +70,10 @@ class Adaptive:
         for name in ("proposals", "rows"):
             if (given := getattr(self, name)) is not None and given < 1:
                 raise ValueError(f"adaptive.{name}: {given} must be at least 1")
+        for name in ("variance", "distance", "value"):
+            limit = getattr(self, name)
+            if limit is not None and not 0 <= limit < math.inf:
+                raise ValueError(f"adaptive.{name}: {limit} must be a number from 0 on")
         if self.distance is not None and self.proposals < 2:
             raise ValueError("adaptive.distance: one proposal has no distance; set proposals: 2")
         if self.variance is self.distance is self.value is None:

@@ -116,7 +116,7 @@ class _Node:
 
 @dataclass(frozen=True)
 class _Part:
-    """A task, whom it is about and what it costs."""
+    """A task, the candidates that are in it, and its cost."""
 
     task: SearchTask
     nodes: tuple[_Node, ...]

@@ -168,11 +168,16 @@ def message_fields(
         "dt": decision.dt,
         "steps": len(decision.positions),
         "executed_rows": decision.executed_rows,
-        "committed": NOTHING if committed is None else committed.positions.ravel(),
-        "committed_weights": NOTHING if committed is None else committed.weights,
+        "committed": NOTHING if committed is None else _numbers(committed.positions),
+        "committed_weights": NOTHING if committed is None else _numbers(committed.weights),
         "committed_seconds": 0.0 if committed is None else committed.seconds,
-        "positions": decision.positions.ravel(),
+        "positions": _numbers(decision.positions),
     }
+
+
+def _numbers(values: Array) -> Array:
+    """Return them flat and in the message's own precision, whatever a policy answers in."""
+    return np.asarray(values, np.float64).ravel()
 
 
 @dataclass(frozen=True)

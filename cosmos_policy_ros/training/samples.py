@@ -101,7 +101,9 @@ class SampleMaker(Dataset[Sample]):
         proprio = self.statistics.proprio
         prompts = [entry.prompt]
         if entry.pool != "failure":
-            prompts += self.data.prompt_augmentation.get(entry.prompt, ())
+            # Each once, or one that is listed twice would be drawn twice as often.
+            others = self.data.prompt_augmentation.get(entry.prompt, ())
+            prompts = list(dict.fromkeys([*prompts, *others]))
         return Sample(
             window=window,
             prompt=prompts[int(random.integers(len(prompts)))],

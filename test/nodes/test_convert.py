@@ -123,6 +123,15 @@ def test_a_decision_is_told_whole() -> None:
     assert math.isnan(second.value)
 
 
+def test_a_policy_that_answers_in_half_the_precision_is_told_too() -> None:
+    observation = Observation(START_NS, {}, np.ones(14), {})
+    query = Query("ziploc", "put candy in bag", 195, 4, observation)
+    positions = np.arange(700, dtype=np.float32).reshape(50, 14)
+    decision = Decision(positions, 0.04, (Candidate(195),), 0, "only one", "remote")
+    told = decision_to_message(decision, query, "run", "run/4", {})
+    np.testing.assert_array_equal(np.reshape(told.positions, (50, 14)), positions)
+
+
 def test_an_imagined_image_bears_its_decisions_stamp_and_chunk() -> None:
     image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     told = image_to_message(image, START_NS, "run/4")

@@ -368,6 +368,8 @@ def test_settings_that_contradict_each_other_are_refused(
         ({"distance": 0.1}, "one proposal has no distance"),
         ({"proposals": 0, "value": 0.5}, "adaptive.proposals: 0 must be at least 1"),
         ({"rows": 0, "value": 0.5}, "adaptive.rows: 0 must be at least 1"),
+        ({"variance": -0.1}, "adaptive.variance: -0.1 must be a number from 0 on"),
+        ({"value": nan}, "adaptive.value: nan must be a number from 0 on"),
     ],
 )
 def test_an_adaptive_search_needs_something_to_go_by(given: dict[str, Any], message: str) -> None:

@@ -156,7 +156,7 @@ def test_a_success_is_learned_by_other_prompts_too_and_a_failure_by_its_own(
     config: Config, checkpoint: Checkpoint
 ) -> None:
     own = "transfer the red cube"
-    others = ["hand over a cube", "hand over the red cube"]
+    others = ["hand over a cube", "hand over the red cube", own, "hand over a cube"]
     maker = maker_of(config(data={"prompt_augmentation": {own: others}}), checkpoint)
     by_pool: dict[str, Counter[str]] = defaultdict(Counter)
     for index, entry in enumerate(maker.dataset_index.entries):

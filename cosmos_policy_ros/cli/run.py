@@ -284,7 +284,8 @@ score       {score:g} of 100, seed {seed}
 bag         {bag} ({size / 1e6:.1f} MB)
 sheets      {"  ".join(map(str, sheets))}"""
         )
-        print("\n".join(searches(self._decided, state.reached)))
+        for line in searches(self._decided, state.reached):
+            print(line)
         return result, state
 
     def watch(self, handle: Any, seed: int) -> Any:

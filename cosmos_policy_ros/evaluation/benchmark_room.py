@@ -28,6 +28,7 @@ from cosmos_policy_ros.environments.environment import Environment, Scene
 from cosmos_policy_ros.evaluation.contenders import (
     Contender,
     check_names,
+    check_not_simulated,
     check_numbers,
     load_policy,
 )
@@ -78,6 +79,7 @@ class BenchmarkConfig:
 
     def __post_init__(self) -> None:
         check_names(self.contenders)
+        check_not_simulated(self.contenders)
         for contender in self.contenders:
             if contender.engine not in ("cosmos", "remote") or contender.charge_latency:
                 raise ValueError(

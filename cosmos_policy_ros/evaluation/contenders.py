@@ -90,6 +90,17 @@ def check_names(contenders: Sequence[Contender]) -> None:
         raise ValueError(f"contenders: {names} must be at least one, with different names")
 
 
+def check_not_simulated(contenders: Sequence[Contender]) -> None:
+    """Raise ValueError where one has a key that means something on the simulated rig alone."""
+    for each in contenders:
+        for key in ("prompt", "candidates"):
+            if given := getattr(each, key):
+                raise ValueError(
+                    f"contender '{each.name}': {key} {given} is for the simulated rig; prompts are "
+                    "the states' or the benchmark's own, and a search's candidates its file's"
+                )
+
+
 def check_numbers(config: object, positive: Sequence[str], not_negative: Sequence[str]) -> None:
     """Raise ValueError unless attributes by these names are 1 or more, or 0 or more."""
     for least, names in ((1, positive), (0, not_negative)):

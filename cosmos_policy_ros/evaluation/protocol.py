@@ -16,7 +16,12 @@ from cosmos_policy_ros.core.config import load_changed, load_yaml, named_file
 from cosmos_policy_ros.core.errors import ConfigError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.task import choose_prompt, load_task
-from cosmos_policy_ros.evaluation.contenders import Contender, check_names, check_numbers
+from cosmos_policy_ros.evaluation.contenders import (
+    Contender,
+    check_names,
+    check_not_simulated,
+    check_numbers,
+)
 from cosmos_policy_ros.evaluation.plan import InitialState, Job, plan
 
 NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")  # part of a file's name
@@ -91,6 +96,7 @@ class TrialProtocol:
             raise ValueError(f"time_limit: {self.time_limit} s must be finite, 0 or more")
         check_numbers(self, (), ("noise_seed", "order_seed"))
         check_names(self.contenders)
+        check_not_simulated(self.contenders)
         for each in self.contenders:
             if each.engine == "replay":
                 raise ValueError(f"contender '{each.name}': a rig has no engine replay")

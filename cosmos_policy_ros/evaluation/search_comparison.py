@@ -77,10 +77,10 @@ def read_searches(bags: Sequence[Path]) -> list[RecordedSearch]:
             whole = all(candidate.finished for candidate in message.candidates)
             if not getattr(message, "search", "") or not whole:
                 continue
-            if any(getattr(candidate, "dropped", "") for candidate in message.candidates):
+            if not parse_search(str(message.search), f"{path}: search").values_all:
                 raise RolloutError(
-                    f"{path}: has a decision of a search that has dropped candidates early, and "
-                    "does not know what they were worth; record with one that values all"
+                    f"{path}: has a decision of a search that leaves something out, and does not "
+                    "know what all candidates were worth; record with one that values all"
                 )
             if isinstance(seen, ObservationError):
                 raise seen

@@ -200,6 +200,11 @@ class SearchConfig:
         return max(self.sampled, self.candidates)
 
     @property
+    def values_all(self) -> bool:
+        """Whether every candidate is sampled and gets all values, so that the best is known."""
+        return self.sampled == self.candidates and not (self.rounds or self.adaptive or self.beam)
+
+    @property
     def imagines(self) -> bool:
         """Whether the world model predicts futures."""
         return self.future == "predicted" and self.value != "value_q"

@@ -318,6 +318,8 @@ def checkpoint(folder: Path) -> Path:
 def test_nothing_of_the_simulated_rig_is_asked_for() -> None:
     with pytest.raises(ValueError, match="engine demonstrator and charge_latency"):
         BenchmarkConfig("libero", (Contender("a", engine="demonstrator"),))
+    with pytest.raises(ValueError, match="prompt x is for the simulated rig"):
+        BenchmarkConfig("libero", (Contender("a", checkpoint="b", prompt="x"),))
     room = BenchmarkConfig("libero", ONE, environment="/nowhere")
     with pytest.raises(BenchmarkError, match="setup_benchmark"):
         room.room(Path(), nullcontext(), "")

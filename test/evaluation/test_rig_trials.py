@@ -182,6 +182,10 @@ def test_what_it_can_find_is_said_before_the_day_is_spent(
         ({"contenders": (A, A)}, "with different names"),
         ({"contenders": (A, replace(B, denoising_steps=5))}, "for every contender"),
         ({"contenders": (Contender("x", engine="replay", checkpoint="y"),)}, "no engine replay"),
+        (
+            {"contenders": (Contender("x", checkpoint="y", prompt="z"),)},
+            "prompt z is for the simul",
+        ),
         ({"groups": PROTOCOL.groups[:1] * 2}, "number 1 is given 2 times"),
         ({"name": "two policies"}, "letters, digits and underscores"),
         ({"order_seed": -1}, "order_seed: -1 must be at least 0"),

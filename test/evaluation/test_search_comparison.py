@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from cosmos_policy_ros.evaluation.search_comparison import (
     table,
 )
 from cosmos_policy_ros.inference.cosmos_engine import SearchEngine
-from cosmos_policy_ros.inference.spec import SearchConfig, parse_search
+from cosmos_policy_ros.inference.spec import Adaptive, Round, SearchConfig, parse_search
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.nodes.convert import decision_to_message
 from cosmos_policy_ros.planning.search import run_search
@@ -168,3 +169,25 @@ def test_a_signal_that_knows_where_it_matters_keeps_all_of_the_gain(
     assert np.isnan(measured.variance).all()
     assert (measured.distance > 0).all() and np.isfinite(measured.value).all()
     assert not any("variance" in line for line in signal_table(recorded, measured))
+
+
+@pytest.mark.parametrize(
+    "partial",
+    [
+        {"proposals": 6},
+        {"proposals": 2, "perturbation": 0.1},
+        {"rounds": (Round(1, 1, 2),)},
+        {"adaptive": Adaptive(4, value=0.0)},
+        {"depth": 2, "beam": 1},
+    ],
+)
+def test_a_search_that_leaves_something_out_is_no_measure(
+    recorded: list[RecordedSearch], monkeypatch: pytest.MonkeyPatch, partial: dict[str, Any]
+) -> None:
+    """Perturbed copies, which nothing drops, were taken for proposals."""
+    message = decision_like(recorded[0].message, search=replace(CONFIG, **partial).text())
+    folder = "cosmos_policy_ros.evaluation.search_comparison"
+    monkeypatch.setattr(f"{folder}.decisions", lambda _: iter([message]))
+    monkeypatch.setattr(f"{folder}.observations", lambda _: iter([recorded[0].seen]))
+    with pytest.raises(RolloutError, match="leaves something out"):
+        read_searches([Path("bag")])

@@ -44,7 +44,7 @@ from cosmos_policy_ros.inference.spec import (  # noqa: E402
 from cosmos_policy_ros.inference.worker import WorkerLimits  # noqa: E402
 from cosmos_policy_ros.model.config import read_config  # noqa: E402
 from cosmos_policy_ros.model.draws import SampleSpec, ensemble  # noqa: E402
-from cosmos_policy_ros.model.layout import LAYOUTS, Mode  # noqa: E402
+from cosmos_policy_ros.model.layout import LAYOUTS, Mode, ValueFrames  # noqa: E402
 from cosmos_policy_ros.model.policy import CosmosPolicy  # noqa: E402
 from cosmos_policy_ros.model.transformer import Transformer  # noqa: E402
 from cosmos_policy_ros.planning.deadline import price  # noqa: E402
@@ -162,16 +162,20 @@ def full_size() -> None:
         memory = network.read(torch.empty(1, 16, 1024), torch.empty(1, 1, 1, 16))
         when = network.modulation(torch.empty(1, layout.count))
 
-    def tera(known: torch.Tensor, wanted: Sequence[int]) -> float:
+    def tera(wanted: Sequence[int], given: Sequence[int]) -> float:
+        known = torch.empty(1, layout.count, dtype=torch.bool, device="meta")
         with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
-            network(latent, when, torch.empty(1, layout.count, dtype=torch.bool), memory, wanted)
+            network(latent, when, known, memory, wanted, given=given)
         return counter.get_total_flops() / 1e12
 
-    def costs(mode: Mode, read: Sequence[str]) -> tuple[float, float]:
+    def costs(mode: Mode, read: Sequence[str], frames: ValueFrames = "all") -> tuple[float, float]:
         """Return TFLOP of an evaluation, and of a run's last one."""
-        known = layout.mask(mode)
-        generated = [i for i, k in enumerate(known) if not k]
-        return tera(known, generated), tera(known, [layout.index(name) for name in read])
+        known, last = layout.mask(mode), [layout.index(name) for name in read]
+        if frames == "known":
+            given = [i for i, k in enumerate(known) if k or i in last]
+            return (tera(last, given),) * 2
+        every = range(layout.count)
+        return tera([i for i in every if not known[i]], every), tera(last, every)
 
     whole = costs("policy", ["action", "value", *layout.future])
     sampling, future = costs("policy", ["action", "value"]), costs("world_model", layout.future)
@@ -186,7 +190,7 @@ def full_size() -> None:
         each: dict[str, tuple[float, float]] = {
             "sample_actions": whole if config.reads_proposed_futures else sampling,
             "predict_future": future,
-            "predict_value": costs(config.value, ["value"]),
+            "predict_value": costs(config.value, ["value"], config.value_frames),
         }
         spent = price(config, info)
         total = sum(

@@ -208,7 +208,9 @@ class SearchEngine:
         if isinstance(task, PredictFuture):
             futures = self._world_model.predict_future(task.prompt, repeated, draws)
             return futures.reshape(len(task.seeds), members, *futures.shape[1:]).cpu().numpy()
-        values = self._world_model.predict_value(task.prompt, repeated, draws, task.mode)
+        values = self._world_model.predict_value(
+            task.prompt, repeated, draws, task.mode, task.frames
+        )
         return tuple(values[i : i + members] for i in range(0, len(values), members))
 
     def _sample_actions(self, task: SampleActions) -> SampledActions:
@@ -252,7 +254,9 @@ class SearchEngine:
         every = tuple(range(search.futures)), search.futures
         future = PredictFuture(prompt, empty, seeds, *every, steps["predict_future"])
         every = tuple(range(search.values)), search.values
-        value = PredictValue(prompt, empty, seeds, *every, steps["predict_value"], search.value)
+        value = PredictValue(
+            prompt, empty, seeds, *every, steps["predict_value"], search.value, search.value_frames
+        )
         stages: dict[Stage, Callable[[], object]] = {
             "sample_actions": lambda: self._policy.sample_actions(scene, draws),
             "predict_future": lambda: self.answer(future),

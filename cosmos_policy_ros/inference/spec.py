@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cosmos_policy_ros.core.config import parse_config, to_plain
 from cosmos_policy_ros.inference.remote_config import Remote
 from cosmos_policy_ros.model.config import Numerics
-from cosmos_policy_ros.model.layout import ValueMode
+from cosmos_policy_ros.model.layout import ValueFrames, ValueMode
 from cosmos_policy_ros.rig.arms import Gripper
 from cosmos_policy_ros.rig.decision import EngineInfo, Query
 
@@ -115,6 +115,8 @@ class SearchConfig:
         values: predictions of each future's value.
         value_steps: denoising steps of a value.
         value: what it is conditioned on, as the world model was trained; Q(s, a) needs no future.
+        value_frames: which of the sequence the network sees for it: all, as it was trained, or only
+            those that it is conditioned on ("known"), for V(s') 6 of 11.
         aggregation: of all values of a candidate.
         rounds: before all are predicted: successive halving (Jamieson and Talwalkar, 2016).
         adaptive: search only where it matters; None always.
@@ -139,6 +141,7 @@ class SearchConfig:
     values: int = 5
     value_steps: int = 5
     value: ValueMode = "value_s"
+    value_frames: ValueFrames = "all"
     aggregation: Aggregation = "majority_mean"
     rounds: tuple[Round, ...] = ()
     adaptive: Adaptive | None = None
@@ -385,6 +388,7 @@ class PredictValue:
     ensemble: int  # how many members it has
     steps: int  # of its longest run
     mode: ValueMode
+    frames: ValueFrames = "all"
 
 
 @dataclass(frozen=True)

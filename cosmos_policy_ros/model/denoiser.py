@@ -102,13 +102,15 @@ class Denoiser:
     known: tuple[bool, ...]  # per frame, the mask of the mode
     text: Tensor | TextKV  # (B, L, D) prompt embedding, or what the network's ``read`` made of it
     held: InpaintMask | None = None
+    given: tuple[int, ...] | None = None  # frames that the network sees; None for all
     # By noise levels. A sampler comes back to the same ones, and copies nothing to the device then.
     levels: dict[tuple[float, ...], Level] = field(default_factory=dict)
 
     @cached_property
     def generated(self) -> tuple[int, ...]:
-        """The frames that are not known."""
-        return tuple(frame for frame, known in enumerate(self.known) if not known)
+        """The frames that are not known, of those that the network sees."""
+        given = range(len(self.known)) if self.given is None else self.given
+        return tuple(frame for frame in given if not self.known[frame])
 
     def __call__(
         self,
@@ -131,10 +133,11 @@ class Denoiser:
             (B', 16, T, H, W) float32; known frames equal ``clean``, unwanted ones are NaN.
         """
         frames = self.generated if wanted is None else wanted
+        rest = (self.text, frames) if self.given is None else (self.text, frames, self.given)
         clean = self.clean
         if len(clean) != len(samples):
             clean = torch.stack([clean[i] for i in samples])
-        estimate = estimate_clean(self.network, self._level(sigma), noisy, clean, self.text, frames)
+        estimate = estimate_clean(self.network, self._level(sigma), noisy, clean, *rest)
         if self.held is not None:
             frame, values, weights = self.held
             estimate[:, :, frame] = torch.lerp(estimate[:, :, frame], values, weights)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # a node reads layouts without torch
 
 ValueMode = Literal["value_sas", "value_s", "value_q"]
 Mode = Literal["policy", "world_model"] | ValueMode
+ValueFrames = Literal["all", "known"]
 
 IMAGES_PER_FRAME = 4
 FUTURE = "future_"

@@ -37,7 +37,15 @@ from cosmos_policy_ros.model.config import Numerics
 from cosmos_policy_ros.model.denoiser import Denoiser, InpaintMask, Level
 from cosmos_policy_ros.model.draws import SampleSpec, count_evaluations
 from cosmos_policy_ros.model.images import ImageArray, from_model, send
-from cosmos_policy_ros.model.layout import FUTURE, Mode, ValueMode, extract, extract_value, inject
+from cosmos_policy_ros.model.layout import (
+    FUTURE,
+    Mode,
+    ValueFrames,
+    ValueMode,
+    extract,
+    extract_value,
+    inject,
+)
 from cosmos_policy_ros.model.sampler import initial_noise, plan, sample, schedule
 from cosmos_policy_ros.model.sequence import Conditioning
 from cosmos_policy_ros.model.transformer import CachedTransformer, TextKV
@@ -303,14 +311,27 @@ class CosmosPolicy:
         return self._generate("world_model", prompt, latents, draws, read)[0]
 
     def predict_value(
-        self, prompt: str, latents: Tensor, draws: Sequence[SampleSpec], mode: ValueMode = "value_s"
+        self,
+        prompt: str,
+        latents: Tensor,
+        draws: Sequence[SampleSpec],
+        mode: ValueMode = "value_s",
+        frames: ValueFrames = "all",
     ) -> tuple[float, ...]:
         """Ask the value function for a value in [0, 1] per draw.
 
         The latents have the frames that the mode knows (:meth:`Layout.mask`), which must be one
-        that the checkpoint was trained in; the released planning model takes V(s').
+        that the checkpoint was trained in; the released planning model takes V(s'). With frames
+        "known" the network sees these and the value alone: for V(s') 6 of 11, without the noise in
+        the place of state and action, which it has been trained with.
         """
-        return self.values(self._generate(mode, prompt, latents, draws, ("value",))[0])
+        given = None
+        if frames == "known":
+            layout = self.checkpoint.layout
+            value = layout.index("value")
+            given = tuple(f for f, known in enumerate(layout.mask(mode)) if known or f == value)
+        answer = self._generate(mode, prompt, latents, draws, ("value",), given=given)
+        return self.values(answer[0])
 
     def chunks(self, latents: Tensor, committed: ActionPrefix | None = None) -> NDArray[np.float64]:
         """Read the action chunks (B, K, d) in policy units. Not clipped: that is the gate's.
@@ -383,9 +404,11 @@ class CosmosPolicy:
         draws: Sequence[SampleSpec],
         read: Sequence[str],
         held: InpaintMask | None = None,
+        given: tuple[int, ...] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Generate what ``mode`` does not know, of which the frames called ``read`` are wanted.
 
+        ``given`` are the frames that the network sees, None for all.
         Returns the latents and :func:`_variance` (B,) of the action frame; 0 where it is known.
 
         As many draws run at once as the network takes, long with long ones.
@@ -403,12 +426,17 @@ class CosmosPolicy:
         answers: dict[int, tuple[Tensor, ...]] = {}
         for batch in (order[i : i + at_once] for i in range(0, len(order), at_once)):
             run = self._sampling(
-                self._network, mode, tuple(schedules[i] for i in batch), wanted, held is not None
+                self._network,
+                mode,
+                tuple(schedules[i] for i in batch),
+                wanted,
+                held is not None,
+                given,
             )
             noise = initial_noise([draws[i].seed for i in batch], tuple(latents.shape[1:]))
             known = torch.stack([clean[i] for i in batch])
-            given = [known, noise, text.keys, text.values, *rest]
-            answers.update(zip(batch, zip(*self._run(run, given), strict=True), strict=True))
+            inputs = [known, noise, text.keys, text.values, *rest]
+            answers.update(zip(batch, zip(*self._run(run, inputs), strict=True), strict=True))
         generated, variances = (
             torch.stack([answers[i][part] for i in range(len(draws))]) for part in (0, 1)
         )
@@ -418,8 +446,8 @@ class CosmosPolicy:
             generated[:, :, frame] = torch.nan
         return generated, variances
 
-    def _run(self, run: Run, given: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        inputs = [send(each, self.device) for each in given]
+    def _run(self, run: Run, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        inputs = [send(each, self.device) for each in inputs]
         with attention(self.device):
             return run(*inputs) if self._graphs is None else self._graphs(run, inputs)
 
@@ -431,6 +459,7 @@ def _sampling(
     schedules: tuple[tuple[float, ...], ...],
     wanted: tuple[int, ...],
     held: bool,
+    given: tuple[int, ...] | None,
 ) -> Run:
     """Return the sampling of one batch as a function of nothing but tensors.
 
@@ -455,6 +484,7 @@ def _sampling(
             known=known,
             text=TextKV(keys, values, bias),
             held=mask,
+            given=given,
             levels=levels,
         )
         estimates: list[list[Tensor]] = [[] for _ in schedules]

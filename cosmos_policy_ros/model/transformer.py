@@ -93,6 +93,7 @@ class Transformer(nn.Module):
         text: Tensor | TextKV,
         wanted: Sequence[int] | None = None,
         rotation: Tensor | None = None,
+        given: Sequence[int] | None = None,
     ) -> Tensor:
         """Predict (B, 16, T, H, W) in the format of ``latent``; NaN in frames that are not wanted.
 
@@ -104,15 +105,21 @@ class Transformer(nn.Module):
             wanted: frames to predict, all by default. The last block and the output layer compute
                 no others; every frame still has its say up to there.
             rotation: (2, T, S, 1, d / 2), of this latent's grid by :class:`RotaryPosition`.
+            given: frames that take part, all by default, in rising order and the wanted ones
+                among them. They keep their places in time; to the others nothing attends, which is
+                not what the released networks were trained with.
         """
-        frames = range(latent.shape[2]) if wanted is None else tuple(wanted)
+        count = latent.shape[2]
+        wanted = range(count) if wanted is None else tuple(wanted)
+        given = range(count) if given is None else tuple(given)
+        frames = tuple(map(given.index, wanted))  # among the given ones
         moments: Sequence[Tensor | TimestepEmbedding]
         final: Tensor | TimestepEmbedding
         texts: Sequence[Tensor | TextKV]
         if isinstance(timestep, Modulation):
-            moments, final = timestep.blocks.unbind(2), _pick(timestep.final, frames)
+            moments, final = _pick(timestep.blocks, given).unbind(2), _pick(timestep.final, wanted)
         else:
-            moment = self.embed(timestep)
+            moment = self.embed(_pick(timestep, given))
             moments = [moment] * len(self.blocks)
             final = TimestepEmbedding(*[_pick(part, frames) for part in moment])
         if isinstance(text, TextKV):
@@ -121,16 +128,18 @@ class Transformer(nn.Module):
             texts = [text.to(self.dtype)] * len(self.blocks)
         if rotation is None:
             rotation = self.pos_embedder(self.x_embedder.grid(latent))
+        rotation = _pick(rotation, given)
         x = self.x_embedder(latent.to(self.dtype), known)  # (B, T, S, D)
+        x = _pick(x, given)
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
             x = block(x, rotation, moments[i], texts[i], frames if i == last else None)
         prediction: Tensor = self.final_layer(x, final, latent.shape[-1]).to(latent.dtype)
-        if len(frames) == latent.shape[2]:
+        if len(wanted) == count:
             return prediction
-        found = dict(zip(frames, prediction.unbind(2), strict=True))
+        found = dict(zip(wanted, prediction.unbind(2), strict=True))
         nothing = torch.full_like(prediction[:, :, 0], torch.nan)
-        return torch.stack([found.get(f, nothing) for f in range(latent.shape[2])], dim=2)
+        return torch.stack([found.get(f, nothing) for f in range(count)], dim=2)
 
     def embed(self, timestep: Tensor) -> TimestepEmbedding:
         """Embed (b, T) timesteps. The sinusoid is made in float32 and rounded to the weights."""
@@ -475,6 +484,7 @@ class CachedTransformer:
         known: Tensor,
         text: Tensor | TextKV,
         wanted: Sequence[int] | None = None,
+        given: Sequence[int] | None = None,
     ) -> Tensor:
         """Predict like :meth:`Transformer.forward`, with text from :meth:`read`.
 
@@ -486,7 +496,7 @@ class CachedTransformer:
             torch.cat([torch.cat([m.final for m in row], dim=1) for row in timestep]),
         )
         rotation = self._rotation(self.network.x_embedder.grid(latent))
-        prediction: Tensor = self.network(latent, when, known, text, wanted, rotation)
+        prediction: Tensor = self.network(latent, when, known, text, wanted, rotation, given)
         return prediction
 
 

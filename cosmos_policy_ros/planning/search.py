@@ -388,6 +388,7 @@ class Search:
             config.values,
             config.value_steps,
             config.value,
+            config.value_frames,
         )
         key = TaskKey(nodes[0].number, wanted.depth, wanted.round, "predict_value", part)
         self._add(nodes, key, task, level, members)

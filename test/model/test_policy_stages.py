@@ -129,6 +129,31 @@ def test_value_depends_on_what_its_mode_knows_and_on_nothing_else(
         assert (tiny.predict_value(PROMPT, changed, draws, mode) != values) == counts, name
 
 
+@pytest.mark.parametrize(
+    ("mode", "matters", "exact"),
+    [("value_s", "future_primary", False), ("value_q", "action", False), ("value_sas", "", True)],
+)
+def test_a_value_of_the_known_frames_alone(
+    tiny: CosmosPolicy, imagined: Tensor, mode: ValueMode, matters: str, exact: bool
+) -> None:
+    """The network does not see the other frames: neither what they hold nor the noise in them."""
+    draws = [SampleSpec(195, 3), SampleSpec(196, 1), SampleSpec(197, 3)]
+    every = tiny.predict_value(PROMPT, imagined, draws, mode)
+    known = tiny.predict_value(PROMPT, imagined, draws, mode, "known")
+    assert len(known) == 3 and all(0 <= value <= 1 for value in known)
+    assert (known == pytest.approx(every, abs=1e-6)) == exact
+    for name in ("primary", "action", "future_primary"):
+        changed = imagined.clone()
+        changed[:, :, tiny.checkpoint.layout.index(name)] = torch.nan
+        seen = tiny.checkpoint.layout.mask(mode)[tiny.checkpoint.layout.index(name)]
+        again = tiny.predict_value(PROMPT, changed, draws, mode, "known")
+        assert (again == known) != seen, name
+    if matters:
+        changed = imagined.clone()
+        changed[:, :, tiny.checkpoint.layout.index(matters)] += 1
+        assert tiny.predict_value(PROMPT, changed, draws, mode, "known") != known
+
+
 def test_candidates_with_released_ensembles(
     tiny: CosmosPolicy, scene: Conditioning, evaluations: list[int]
 ) -> None:

@@ -122,6 +122,30 @@ def test_shared_text_and_timesteps_serve_a_batch(network: Transformer) -> None:
     )
 
 
+@pytest.mark.parametrize("given", [(0, 1, 2), (2, 3, 4)])
+def test_frames_that_are_left_out_take_no_part(
+    network: Transformer, given: tuple[int, ...]
+) -> None:
+    """A stretch of the sequence is a shorter sequence: only distances in time count."""
+    latent, timestep, known, text = inputs(SMALL)
+    frames = list(given)
+    shorter = network(latent[:, :, frames], timestep[:, frames], known[:, frames], text)
+    found = network(latent, timestep, known, text, given[1:], given=given)
+    torch.testing.assert_close(found[:, :, frames[1:]], shorter[:, :, 1:])
+    left_out = [frame for frame in range(5) if frame not in given[1:]]
+    assert found[:, :, left_out].isnan().all()
+
+
+def test_frames_on_either_side_of_what_is_left_out_keep_their_distance(
+    network: Transformer,
+) -> None:
+    latent, timestep, known, text = inputs(SMALL)
+    frames = [0, 3]
+    closer = network(latent[:, :, frames], timestep[:, frames], known[:, frames], text)
+    found = network(latent, timestep, known, text, frames, given=frames)
+    assert (found[:, :, frames] - closer).abs().max() > 1e-4
+
+
 @pytest.mark.parametrize("wanted", [(2, 4), (0,), (4, 1, 3), (0, 1, 2, 3, 4)])
 def test_only_wanted_frames_come_out(network: Transformer, wanted: tuple[int, ...]) -> None:
     sample = inputs(SMALL)

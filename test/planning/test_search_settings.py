@@ -233,6 +233,13 @@ def test_a_beam_looks_ahead_from_the_best_in_several_ways() -> None:
     assert search(replace(one_way, beam=4)).candidates == search(one_way).candidates
 
 
+def test_the_network_may_see_the_known_frames_alone() -> None:
+    engine = Numbers()
+    search(replace(FULL, value_frames="known"), engine)
+    asked = [task for task in engine.tasks if isinstance(task, PredictValue)]
+    assert asked and all(task.frames == "known" for task in asked)
+
+
 SETTINGS = st.builds(
     dict,
     candidates=st.integers(1, 5),

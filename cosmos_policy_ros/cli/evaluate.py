@@ -13,7 +13,7 @@ import yaml
 from cosmos_policy_ros.cli.shared import GOES_ON, add_config
 from cosmos_policy_ros.core.config import load_changed, load_yaml, named_file, to_plain
 from cosmos_policy_ros.core.errors import ConfigError
-from cosmos_policy_ros.core.files import replace_text
+from cosmos_policy_ros.core.files import replace_text, replacing
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.environments.benchmark import examine, load_benchmark, open_process
 from cosmos_policy_ros.evaluation.benchmark_room import BenchmarkConfig, list_prompts
@@ -25,12 +25,13 @@ from cosmos_policy_ros.evaluation.sim_room import EvaluationConfig
 from cosmos_policy_ros.evaluation.tables import (
     comparison,
     markdown_table,
+    price_picture,
     spoken,
     table_by_condition,
 )
 from cosmos_policy_ros.sim.tasks import condition
 
-CONFIG, TABLE = "evaluation.yaml", "table.md"
+CONFIG, TABLE, PICTURE = "evaluation.yaml", "table.md", "price.png"
 FREE = (  # may change in between
     *("processes", "threads", "trials", "conditions", "ray", "gpus"),
     *("suites", "tasks", "first_trial", "noise_seeds", "environment"),
@@ -79,8 +80,13 @@ def _evaluate(options: argparse.Namespace) -> int:
         config = replace(config, contenders=contenders)
     try:
         _open(config, output)
-        lines = report(config, evaluate(config, output))
+        results = evaluate(config, output)
+        lines = report(config, results)
         replace_text((output / TABLE), "\n".join(lines) + "\n")
+        drawn = price_picture(results, [each.name for each in config.contenders])
+        if drawn is not None:
+            with replacing(output / PICTURE) as path:
+                path.write_bytes(drawn)
     except OSError as error:
         raise ConfigError(f"{output}: cannot be written: {error}") from error
     print("\n".join(lines))

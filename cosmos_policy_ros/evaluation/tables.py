@@ -232,6 +232,39 @@ def picture(
         mine = [r for r in results if condition in (r.condition, ALL)]
         draw_scores(axes, [(t, [r for r in mine if r.task == t]) for t in tasks], contenders)
         axes.set_title(spoken(condition) or "full")
+    return _png(figure)
+
+
+def price_picture(results: Sequence[Result], contenders: Sequence[str]) -> bytes | None:
+    """Return a PNG of success against evaluations of the network a decision, over all trials.
+
+    None where fewer than two contenders have counted any.
+    """
+    counted = []
+    for name in contenders:
+        mine = [r for r in results if r.contender == name and not r.crashed]
+        decisions, evaluations = sum(r.decisions for r in mine), sum(r.evaluations for r in mine)
+        if evaluations:
+            counted.append((name, evaluations / decisions, cell(mine)))
+    if len(counted) < 2:
+        return None
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, price, found in sorted(counted, key=lambda each: each[1]):
+        rate = found.successes / found.trials
+        low, high = wilson(found.successes, found.trials)
+        at = 100 * np.maximum([[rate - low], [high - rate]], 0.0)  # but for rounding they are
+        axes.errorbar([price], [100 * rate], yerr=at, fmt="o", capsize=3, label=name)
+    axes.set_xscale("log")
+    axes.set_ylim(0, 100)
+    axes.set_xlabel("evaluations of the network a decision")
+    axes.set_ylabel("successes, % (95 % Wilson interval)")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=110)
     return drawn.getvalue()

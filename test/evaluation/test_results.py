@@ -25,6 +25,7 @@ from cosmos_policy_ros.evaluation.tables import (
     comparison,
     effort,
     picture,
+    price_picture,
     sensitivity,
     table_by_condition,
     table_by_task,
@@ -198,3 +199,15 @@ def test_a_table_for_other_programs_and_what_trials_took() -> None:
     (line,) = effort(results, ["a", "b"])
     assert line.endswith("2 of 12 chunks refused, 1 trials repeated after a fault")
     assert picture(results, ["a"], ["usual"])[:4] == b"\x89PNG"
+
+
+def test_the_price_picture_needs_two_that_have_counted_their_evaluations() -> None:
+    uncounted = [result(name, seed, 50) for name in "ab" for seed in range(3)]
+    assert price_picture(uncounted, ["a", "b"]) is None
+    price = {"a": 5, "b": 160}
+    counted = [replace(r, decisions=4, evaluations=4 * price[r.contender]) for r in uncounted]
+    assert price_picture(counted, ["a"]) is None
+    drawn = price_picture(counted, ["a", "b"])
+    assert drawn is not None and drawn[:4] == b"\x89PNG"
+    dearer = [replace(r, evaluations=10 * r.evaluations) for r in counted if r.contender == "b"]
+    assert price_picture([*counted[:3], *dearer], ["a", "b"]) != drawn

@@ -20,6 +20,7 @@ from cosmos_policy_ros.inference.engines import load_engine
 from cosmos_policy_ros.inference.remote import RemotePolicy
 from cosmos_policy_ros.inference.remote_config import load_remote
 from cosmos_policy_ros.inference.spec import Decide, Engine, EngineSpec, SearchConfig
+from cosmos_policy_ros.model.config import Numerics
 from cosmos_policy_ros.planning.search import run_search
 from cosmos_policy_ros.rig.decision import Candidate, Decision, EngineInfo, Policy, Query
 from cosmos_policy_ros.rig.spec import RigSpec
@@ -42,6 +43,7 @@ class Contender:
         candidates: of the search, in place of as many as it says.
         world_model: checkpoint that predicts and values in a search; None for ``checkpoint``.
         denoising_steps: None as the checkpoint says.
+        numerics: the released code's or the paper's; None as the checkpoint says.
         jitter: how much the demonstrator's ways differ; above 3 or so it fails.
         prompt: one of the task's, on the simulated rig; empty for its first.
         remote: URL of the policy server, for engine remote.
@@ -57,6 +59,7 @@ class Contender:
     candidates: int | None = None
     world_model: str | None = None
     denoising_steps: int | None = None
+    numerics: Numerics | None = None
     jitter: float = 1.0
     prompt: str = ""
     remote: str | None = None
@@ -137,6 +140,7 @@ def load_policy(contender: Contender, threads: int) -> Policy:
         checkpoint=str(checkpoint_folder(contender.checkpoint)),
         threads=threads,
         denoising_steps=contender.denoising_steps,
+        numerics=contender.numerics,
         search=search,
         world_model=contender.world_model and str(checkpoint_folder(contender.world_model)),
     )

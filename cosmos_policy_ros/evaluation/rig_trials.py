@@ -236,6 +236,7 @@ def node_parameters(contender: Contender) -> dict[str, bool | int | float | str]
         "world_model": contender.world_model or "default",
         "remote": contender.remote or "none",
         "remote_config": contender.remote_config or "default",
+        "numerics": contender.numerics or "default",
     }
     if contender.denoising_steps is not None:
         values["denoising_steps"] = contender.denoising_steps

@@ -220,7 +220,9 @@ def test_a_contender_is_a_node_of_other_parameters_and_its_errors_do_not_name_it
         "world_model": "default",
         "remote": "none",
         "remote_config": "default",
+        "numerics": "default",
     }
+    assert node_parameters(replace(B, numerics="paper"))["numerics"] == "paper"
     assert node_parameters(replace(A, denoising_steps=5))["denoising_steps"] == 5
     served = Contender("pi0", engine="remote", remote="openpi://127.0.0.1:8000")
     assert node_parameters(served)["remote"] == "openpi://127.0.0.1:8000"

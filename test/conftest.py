@@ -35,7 +35,7 @@ os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 
 # Side by side, the file that begins last keeps the others waiting for as long as it takes.
-LONGEST = ("evaluation", "training", "nodes", "planning")
+LONGEST = ("evaluation", "training", "cli", "nodes", "planning", "test")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

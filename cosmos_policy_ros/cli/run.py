@@ -45,7 +45,7 @@ from cosmos_policy_ros.nodes.options import ARGUMENTS
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 
 START_TIMEOUT = 120.0  # wall s for the nodes and the engine
-TRAINED_TASK, TRAINED_CHECKPOINT = "either_cube", "tiny"
+TRAINED_TASK, TRAINED_CHECKPOINT, TRAINED_WORLD_MODEL = "either_cube", "tiny", "tiny_planner"
 # Of the launch file's arguments, those that mean the same here.
 GRAPH_OPTIONS = (
     "remote",
@@ -128,9 +128,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.engine is None and options.remote is None and options.task == TRAINED_TASK:
-        options.engine = "cosmos"
-        options.checkpoint = options.checkpoint or TRAINED_CHECKPOINT
+    choose_checkpoints(options)
     names = ("engine", *GRAPH_OPTIONS, *TRIAL_OPTIONS)
     given = {name: getattr(options, name) for name in names}
     if options.protocol is not None and not options.by_hand:
@@ -162,6 +160,15 @@ def _run(options: argparse.Namespace) -> int:
         return _run_episodes(options, nodes)
     finally:
         rclpy.try_shutdown()
+
+
+def choose_checkpoints(options: argparse.Namespace) -> None:
+    """Fill in what ships with the package, where it knows the task and nothing else is asked for."""
+    if options.engine is None and options.remote is None and options.task == TRAINED_TASK:
+        options.engine = "cosmos"
+        options.checkpoint = options.checkpoint or TRAINED_CHECKPOINT
+    if options.planning is not None and options.checkpoint == TRAINED_CHECKPOINT:
+        options.world_model = options.world_model or TRAINED_WORLD_MODEL
 
 
 def _interrupt(_number: int, _frame: Any) -> NoReturn:

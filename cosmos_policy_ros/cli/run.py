@@ -163,7 +163,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def choose_checkpoints(options: argparse.Namespace) -> None:
-    """Fill in what ships with the package, where it knows the task and nothing else is asked for."""
+    """Fill in what ships with the package, where it knows the task and nothing else is asked."""
     if options.engine is None and options.remote is None and options.task == TRAINED_TASK:
         options.engine = "cosmos"
         options.checkpoint = options.checkpoint or TRAINED_CHECKPOINT

@@ -1,4 +1,7 @@
-"""The checkpoint that ships with the package does its task, and looks at its images to do it."""
+"""The checkpoint that ships with the package does its task, and looks at its images to do it.
+
+The planner that ships beside it is made from it.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.checkpoint import load_checkpoint
 
 FOLDER = config_folder("models") / "tiny"
+PLANNER = config_folder("models") / "tiny_planner"
 TASK = "either_cube"
 MOST_BYTES = 20e6
 # Of a hundred it does 80. Fewer than three of eight would be chance once in a thousand
@@ -51,3 +55,24 @@ def test_with_covered_cameras_it_fails(tmp_path: Path) -> None:
     """No state leaks around the images."""
     results = trials(tmp_path / "out", "covered", 2)
     assert not any(result.success for result in results)
+
+
+def test_the_planner_is_made_from_it_and_searches_with_it(tmp_path: Path) -> None:
+    planner = load_checkpoint(PLANNER)
+    assert sum(path.stat().st_size for path in PLANNER.iterdir()) <= MOST_BYTES
+    assert "## In closed loop" in (PLANNER / "README.md").read_text()
+    provenance = json.loads((PLANNER / files.PROVENANCE).read_text())
+    assert provenance["start_digest"] == load_checkpoint(FOLDER).digest
+    assert provenance["value"] == "value_s"
+    assert not planner.random_weights
+    planned = Contender(
+        "planned",
+        checkpoint="tiny",
+        world_model="tiny_planner",
+        planning="best_of_8_quick",
+        candidates=2,
+    )
+    config = EvaluationConfig(TASK, (planned,), trials=1, chunks=1, processes=0)
+    (result,) = evaluate(config, tmp_path)
+    assert not result.crashed
+    assert result.evaluations == 2 * (5 + 5 + 5)

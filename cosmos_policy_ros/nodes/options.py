@@ -153,7 +153,8 @@ POLICY = (
         "planning",
         NONE,
         "engine cosmos: how to search for the best of several chunks: a name in config/planning "
-        "(best_of_8, best_of_8_quick, best_of_8_one_gpu) or a YAML file; none: no search",
+        "(best_of_8, best_of_8_one_gpu, best_of_8_quick, best_of_8_light, best_of_8_adaptive) or a "
+        "YAML file; none: no search",
         argument=True,
     ),
     Option(

@@ -44,7 +44,7 @@ from cosmos_policy_ros.inference.spec import (  # noqa: E402
 from cosmos_policy_ros.inference.worker import WorkerLimits  # noqa: E402
 from cosmos_policy_ros.model.config import read_config  # noqa: E402
 from cosmos_policy_ros.model.draws import SampleSpec, ensemble  # noqa: E402
-from cosmos_policy_ros.model.layout import LAYOUTS, Mode, ValueFrames  # noqa: E402
+from cosmos_policy_ros.model.layout import LAYOUTS, Mode  # noqa: E402
 from cosmos_policy_ros.model.policy import CosmosPolicy  # noqa: E402
 from cosmos_policy_ros.model.transformer import Transformer  # noqa: E402
 from cosmos_policy_ros.planning.deadline import price  # noqa: E402
@@ -168,14 +168,16 @@ def full_size() -> None:
             network(latent, when, known, memory, wanted, given=given)
         return counter.get_total_flops() / 1e12
 
-    def costs(mode: Mode, read: Sequence[str], frames: ValueFrames = "all") -> tuple[float, float]:
+    def costs(mode: Mode, read: Sequence[str]) -> tuple[float, float]:
         """Return TFLOP of an evaluation, and of a run's last one."""
-        known, last = layout.mask(mode), [layout.index(name) for name in read]
-        if frames == "known":
-            given = [i for i, k in enumerate(known) if k or i in last]
-            return (tera(last, given),) * 2
-        every = range(layout.count)
-        return tera([i for i in every if not known[i]], every), tera(last, every)
+        known, every = layout.mask(mode), range(layout.count)
+        generated = [i for i in every if not known[i]]
+        return tera(generated, every), tera([layout.index(name) for name in read], every)
+
+    def costs_of_value(config: SearchConfig) -> tuple[float, float]:
+        if config.value_frames == "all":
+            return costs(config.value, ["value"])
+        return (tera([layout.index("value")], layout.needed(config.value)),) * 2
 
     whole = costs("policy", ["action", "value", *layout.future])
     sampling, future = costs("policy", ["action", "value"]), costs("world_model", layout.future)
@@ -190,7 +192,7 @@ def full_size() -> None:
         each: dict[str, tuple[float, float]] = {
             "sample_actions": whole if config.reads_proposed_futures else sampling,
             "predict_future": future,
-            "predict_value": costs(config.value, ["value"], config.value_frames),
+            "predict_value": costs_of_value(config),
         }
         spent = price(config, info)
         total = sum(

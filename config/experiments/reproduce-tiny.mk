@@ -9,7 +9,7 @@ done/card: | $(STAGES:%=done/%)
 	@minutes=$$(awk '{ printf "%s%s %.1f", sep, $$1, $$2 / 60; sep = ", " }' $(STAGES:%=done/%))
 	how='`cosmos reproduce-tiny --seed $(SEED)`'
 	rounded='The weights are rounded to float16.'
-	printf '\n## How it was made\n\n%s, on %s cores (%s); minutes, where a stage was broken off of its last part alone: %s. %s\n\n## Closed loop\n\n' \
+	printf '\n## How it was made\n\n%s, on %s cores (%s); minutes (of an interrupted stage, since it went on): %s. %s\n\n## Closed loop\n\n' \
 		"$$how" "$$(nproc)" "$$(uname -m)" "$$minutes" "$$rounded" |
 	cat policy_card.md - evaluation/table.md >tiny/README.md
 	$(end)

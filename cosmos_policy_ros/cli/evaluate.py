@@ -24,8 +24,8 @@ from cosmos_policy_ros.evaluation.results import Result, read_results
 from cosmos_policy_ros.evaluation.sim_room import EvaluationConfig
 from cosmos_policy_ros.evaluation.tables import (
     comparison,
-    markdown_table,
     price_picture,
+    price_table,
     spoken,
     table_by_condition,
 )
@@ -167,14 +167,8 @@ def _price(config: EvaluationConfig, results: Sequence[Result]) -> list[str]:
     """Return what decisions took, where a search takes part."""
     if not any(each.planning != DIRECT for each in config.contenders):
         return []
-    rows = [["", "evaluations a decision", "an episode", "decisions an episode"]]
-    for contender in config.contenders:
-        mine = [r for r in results if r.contender == contender.name and not r.crashed]
-        decisions, evaluations = sum(r.decisions for r in mine), sum(r.evaluations for r in mine)
-        if evaluations:
-            each = [evaluations / decisions, evaluations / len(mine), decisions / len(mine)]
-            rows.append([contender.name, *(f"{number:.1f}" for number in each)])
-    return ["", *markdown_table(rows), ""] if len(rows) > 1 else []
+    lines = price_table(results, [each.name for each in config.contenders])
+    return ["", *lines, ""] if lines else []
 
 
 def _open(config: EvaluationConfig | BenchmarkConfig, output: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -235,22 +236,48 @@ def picture(
     return _png(figure)
 
 
+class _Price(NamedTuple):
+    """What one contender's decisions cost, on average."""
+
+    contender: str
+    a_decision: float  # evaluations of the network
+    an_episode: float
+    decisions: float  # an episode
+    outcome: Cell
+
+
+def _prices(results: Sequence[Result], contenders: Sequence[str]) -> list[_Price]:
+    """Return them for the contenders whose evaluations were counted."""
+    found = []
+    for name in contenders:
+        mine = [r for r in results if r.contender == name and not r.crashed]
+        decisions, evaluations = sum(r.decisions for r in mine), sum(r.evaluations for r in mine)
+        if evaluations:
+            each = evaluations / decisions, evaluations / len(mine), decisions / len(mine)
+            found.append(_Price(name, *each, cell(mine)))
+    return found
+
+
+def price_table(results: Sequence[Result], contenders: Sequence[str]) -> list[str]:
+    """Return what decisions took as a Markdown table; nothing where nobody counted it."""
+    rows = [["", "evaluations a decision", "an episode", "decisions an episode"]]
+    for each in _prices(results, contenders):
+        numbers = each.a_decision, each.an_episode, each.decisions
+        rows.append([each.contender, *(f"{number:.1f}" for number in numbers)])
+    return markdown_table(rows) if len(rows) > 1 else []
+
+
 def price_picture(results: Sequence[Result], contenders: Sequence[str]) -> bytes | None:
     """Return a PNG of success against evaluations of the network a decision, over all trials.
 
     None where fewer than two contenders have counted any.
     """
-    counted = []
-    for name in contenders:
-        mine = [r for r in results if r.contender == name and not r.crashed]
-        decisions, evaluations = sum(r.decisions for r in mine), sum(r.evaluations for r in mine)
-        if evaluations:
-            counted.append((name, evaluations / decisions, cell(mine)))
+    counted = _prices(results, contenders)
     if len(counted) < 2:
         return None
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for name, price, found in sorted(counted, key=lambda each: each[1]):
+    for name, price, *_, found in sorted(counted, key=lambda each: each.a_decision):
         rate = found.successes / found.trials
         low, high = wilson(found.successes, found.trials)
         at = 100 * np.maximum([[rate - low], [high - rate]], 0.0)  # but for rounding they are

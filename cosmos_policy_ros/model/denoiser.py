@@ -73,7 +73,7 @@ def estimate_clean(
         at: the noise levels and the known frames.
         noisy: (B, 16, T, H, W) float32.
         clean: (B, 16, T, H, W) float32; only its known frames are given to the network.
-        rest: the network's further arguments: the text, and the frames that are wanted.
+        rest: the network's further arguments: the text, the frames that are wanted and given.
 
     Returns:
         (B, 16, T, H, W) float32; known frames equal ``clean``.
@@ -133,11 +133,11 @@ class Denoiser:
             (B', 16, T, H, W) float32; known frames equal ``clean``, unwanted ones are NaN.
         """
         frames = self.generated if wanted is None else wanted
-        rest = (self.text, frames) if self.given is None else (self.text, frames, self.given)
         clean = self.clean
         if len(clean) != len(samples):
             clean = torch.stack([clean[i] for i in samples])
-        estimate = estimate_clean(self.network, self._level(sigma), noisy, clean, *rest)
+        level = self._level(sigma)
+        estimate = estimate_clean(self.network, level, noisy, clean, self.text, frames, self.given)
         if self.held is not None:
             frame, values, weights = self.held
             estimate[:, :, frame] = torch.lerp(estimate[:, :, frame], values, weights)

@@ -76,6 +76,11 @@ class Layout:
             raise ValueError(f"mode '{mode}' is not one of {', '.join(known)}")
         return tuple(name == "blank" or name in known[mode] for name in self.frames)
 
+    def needed(self, mode: ValueMode) -> tuple[int, ...]:
+        """Return the frames that a value is conditioned on, and its own."""
+        known = self.mask(mode)
+        return tuple(i for i, name in enumerate(self.frames) if known[i] or name == "value")
+
 
 LAYOUTS = {
     "aloha": Layout("aloha", ("left_wrist", "right_wrist", "primary")),

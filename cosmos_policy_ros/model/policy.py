@@ -325,11 +325,7 @@ class CosmosPolicy:
         "known" the network sees these and the value alone: for V(s') 6 of 11, without the noise in
         the place of state and action, which it has been trained with.
         """
-        given = None
-        if frames == "known":
-            layout = self.checkpoint.layout
-            value = layout.index("value")
-            given = tuple(f for f, known in enumerate(layout.mask(mode)) if known or f == value)
+        given = self.checkpoint.layout.needed(mode) if frames == "known" else None
         answer = self._generate(mode, prompt, latents, draws, ("value",), given=given)
         return self.values(answer[0])
 
@@ -409,6 +405,7 @@ class CosmosPolicy:
         """Generate what ``mode`` does not know, of which the frames called ``read`` are wanted.
 
         ``given`` are the frames that the network sees, None for all.
+
         Returns the latents and :func:`_variance` (B,) of the action frame; 0 where it is known.
 
         As many draws run at once as the network takes, long with long ones.

@@ -92,8 +92,8 @@ class Transformer(nn.Module):
         known: Tensor,
         text: Tensor | TextKV,
         wanted: Sequence[int] | None = None,
-        rotation: Tensor | None = None,
         given: Sequence[int] | None = None,
+        rotation: Tensor | None = None,
     ) -> Tensor:
         """Predict (B, 16, T, H, W) in the format of ``latent``; NaN in frames that are not wanted.
 
@@ -104,10 +104,10 @@ class Transformer(nn.Module):
             text: (b, L, D) prompt embedding, or what :meth:`read` made of it.
             wanted: frames to predict, all by default. The last block and the output layer compute
                 no others; every frame still has its say up to there.
-            rotation: (2, T, S, 1, d / 2), of this latent's grid by :class:`RotaryPosition`.
             given: frames that take part, all by default, in rising order and the wanted ones
                 among them. They keep their places in time; to the others nothing attends, which is
                 not what the released networks were trained with.
+            rotation: (2, T, S, 1, d / 2), of this latent's grid by :class:`RotaryPosition`.
         """
         count = latent.shape[2]
         wanted = range(count) if wanted is None else tuple(wanted)
@@ -496,7 +496,7 @@ class CachedTransformer:
             torch.cat([torch.cat([m.final for m in row], dim=1) for row in timestep]),
         )
         rotation = self._rotation(self.network.x_embedder.grid(latent))
-        prediction: Tensor = self.network(latent, when, known, text, wanted, rotation, given)
+        prediction: Tensor = self.network(latent, when, known, text, wanted, given, rotation)
         return prediction
 
 

@@ -86,7 +86,7 @@ def test_what_is_done_is_passed_over(output: Path, capfd: pytest.CaptureFixture[
     card = (output / "tiny/README.md").read_text()
     assert card.startswith("# tiny\n\n## How it was made\n\n`cosmos reproduce-tiny --seed 3`, on ")
     assert (
-        "of its last part alone: demonstrations 0.0, autoencoder 0.0, policy 0.0, checkpoint 0.0, "
+        "since it went on): demonstrations 0.0, autoencoder 0.0, policy 0.0, checkpoint 0.0, "
         in card
     )
     assert card.endswith("\n\n## Closed loop\n\nthe table\n")

@@ -26,6 +26,7 @@ from cosmos_policy_ros.evaluation.tables import (
     effort,
     picture,
     price_picture,
+    price_table,
     sensitivity,
     table_by_condition,
     table_by_task,
@@ -207,6 +208,12 @@ def test_the_price_picture_needs_two_that_have_counted_their_evaluations() -> No
     price = {"a": 5, "b": 160}
     counted = [replace(r, decisions=4, evaluations=4 * price[r.contender]) for r in uncounted]
     assert price_picture(counted, ["a"]) is None
+    assert price_table(uncounted, ["a", "b"]) == []
+    crashed = replace(counted[0], crashed=True, evaluations=10**6)
+    assert price_table([*counted, crashed], ["b", "a"])[2:] == [
+        "| b | 160.0 | 640.0 | 4.0 |",
+        "| a | 5.0 | 20.0 | 4.0 |",
+    ]
     drawn = price_picture(counted, ["a", "b"])
     assert drawn is not None and drawn[:4] == b"\x89PNG"
     dearer = [replace(r, evaluations=10 * r.evaluations) for r in counted if r.contender == "b"]

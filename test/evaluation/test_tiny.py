@@ -20,7 +20,7 @@ FOLDER = config_folder("models") / "tiny"
 PLANNER = config_folder("models") / "tiny_planner"
 TASK = "either_cube"
 MOST_BYTES = 20e6
-# Of a hundred it does 80. Fewer than three of eight would be chance once in a thousand
+# Of a hundred it does 76. Fewer than three of eight would be chance once in three hundred
 # checkpoints as good; other processors round otherwise, and miss other scenes.
 TRIALS, FLOOR = 8, 3
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from cosmos_policy_ros.model.config import Preconditioning, TransformerConfig
 from cosmos_policy_ros.model.denoiser import Denoiser, scales
 from cosmos_policy_ros.model.sampler import schedule
-from cosmos_policy_ros.model.transformer import Transformer
+from cosmos_policy_ros.model.transformer import CachedTransformer, Transformer
 
 TIMESTEPS = [0.98828, 0.98438, 0.97656, 0.97266, 0.96094, 0.94531, 0.92578, 0.89844, 0.85547]
 
@@ -51,8 +51,15 @@ class Spy(torch.nn.Module):
         return timestep
 
     def forward(
-        self, latent: Tensor, timestep: Tensor, known: Tensor, text: Tensor, wanted: Sequence[int]
+        self,
+        latent: Tensor,
+        timestep: Tensor,
+        known: Tensor,
+        text: Tensor,
+        wanted: Sequence[int],
+        given: Sequence[int] | None,
     ) -> Tensor:
+        assert given is None
         self.latent, self.timestep, self.known, self.wanted = latent, timestep, known, wanted
         return torch.full_like(latent, 7.0)
 
@@ -102,6 +109,21 @@ def test_unwanted_frames_do_not_change_the_wanted(
     everything, action = denoiser(noisy, sigma, (0, 1)), denoiser(noisy, sigma, (0, 1), wanted=(2,))
     torch.testing.assert_close(action[:, :, :3], everything[:, :, :3], rtol=0, atol=1e-5)
     assert action[:, :, 3:].isnan().all() and everything.isfinite().all()
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_frames_that_are_not_given_are_not_seen(network: Transformer, cached: bool) -> None:
+    """The plain network took the frames for the rotation."""
+    draw = torch.Generator().manual_seed(2)
+    clean, noisy = torch.randn(2, 2, 16, 5, 4, 4, generator=draw).unbind()
+    text = torch.randn(1, 3, 12, generator=draw)
+    way: Transformer | CachedTransformer = CachedTransformer(network) if cached else network
+    denoiser = Denoiser(way, "x0", clean, (True, False, False, True, False), text, given=(0, 3, 4))
+    sigma = torch.tensor([80.0, 11.0])
+    found = denoiser(noisy, sigma, (0, 1))
+    assert found[:, :, [0, 3, 4]].isfinite().all() and found[:, :, [1, 2]].isnan().all()
+    noisy[:, :, [1, 2]] = torch.nan
+    assert torch.equal(denoiser(noisy, sigma, (0, 1))[:, :, 4], found[:, :, 4])
 
 
 def test_some_of_the_samples_are_answered_from_their_own_state(network: Transformer) -> None:

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "test"))
 
 from cosmos_policy_ros.msg import ArmInterfaceState
 from helpers.graph import worker_of
-from helpers.stock_rig import RIG_PROGRAM, set_modes, stock_rig
+from helpers.stock_rig import RIG_PROGRAM, punctual_rig, set_modes, stock_rig
 
 from cosmos_policy_ros.nodes import graph, shell
 from cosmos_policy_ros.nodes.client import GraphClient
@@ -55,7 +55,7 @@ class Bench:
 
     def __init__(self, folder: Path, command_interface: str) -> None:
         streamed = command_interface == "interbotix"
-        rig = str(stock_rig(folder)) if streamed else "sim"
+        rig = str(stock_rig(folder) if streamed else punctual_rig(folder))
         nodes = node_processes(rig=rig, width=64, height=48, record=False)
         shipped = graph.executable
 

@@ -1,9 +1,11 @@
-"""Processes that end with the one that started them."""
+"""How processes end and share the cores: with their parent, and after those that move the arms."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
+import threading
 
 _PR_SET_PDEATHSIG = 1
 
@@ -14,3 +16,12 @@ def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
     Even when that is killed, and even while this process is in the middle of something.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
+
+def yield_to_control(niceness: int) -> None:
+    """Let this thread, and those that it starts, run after the threads that watch the arms.
+
+    For what computes for a second at a time. Without it, two busy cores keep a node from its
+    heartbeats, and the arms are held.
+    """
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)

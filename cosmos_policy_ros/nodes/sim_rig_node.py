@@ -27,6 +27,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from cosmos_policy_ros.core.errors import CosmosPolicyError, RigError
 from cosmos_policy_ros.core.paths import config_folder
+from cosmos_policy_ros.core.processes import yield_to_control
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.msg import RigState
 from cosmos_policy_ros.nodes import shell
@@ -46,6 +47,7 @@ MAX_LATENESS = 0.5  # s
 QUEUE_DEPTH = 400
 # A stepped rig repeats its time: readers of /clock are best effort and may join between two steps.
 CLOCK_PERIOD = 0.1  # wall s
+NICENESS = 5  # of the thread that draws: after the physics and the arms, before inference
 
 
 class SimRigNode(Node):
@@ -257,6 +259,7 @@ class SimRigNode(Node):
 
     def _draw(self) -> None:
         """Draw the newest snapshot, skipping those that came while the last one was drawn."""
+        yield_to_control(NICENESS)
         renderer = self._make_renderer()
         while not self._ending.is_set():
             with self._drawable:

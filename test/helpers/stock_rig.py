@@ -1,4 +1,4 @@
-"""The simulated rig changed: to a stock ALOHA with its program and bring-up, or to patience."""
+"""The simulated rig changed: to a stock ALOHA with its program and bring-up, or in its patience."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ def stock_rig(folder: Path, gripper: Mapping[str, float] | None = None, **driver
         }
         arm["gripper"] |= {"state_source": "crank", **(gripper or {})}
     plain["command_interface"] = "interbotix"
+    plain["stream"] = _real_stream()
     path = folder / "stock.yaml"
     path.write_text(yaml.safe_dump(plain))
     return path
@@ -58,6 +59,18 @@ def patient_rig(folder: Path) -> Path:
     path = folder / "patient.yaml"
     path.write_text(yaml.safe_dump(plain))
     return path
+
+
+def punctual_rig(folder: Path) -> Path:
+    """Write the simulated rig's file with a real rig's limits on who is silent."""
+    plain = yaml.safe_load((config_folder("rigs") / "sim.yaml").read_text())
+    path = folder / "punctual.yaml"
+    path.write_text(yaml.safe_dump(plain | {"stream": _real_stream()}))
+    return path
+
+
+def _real_stream() -> Any:
+    return yaml.safe_load((config_folder("rigs") / "interbotix_2.yaml").read_text())["stream"]
 
 
 def set_modes(client: GraphClient, mode: str = "current_based_position") -> None:

@@ -117,7 +117,7 @@ class Recorder(torch.nn.Module):
         return timestep
 
     def forward(
-        self, latent: Tensor, timestep: Tensor, known: Tensor, text: TextKV, wanted: object
+        self, latent: Tensor, timestep: Tensor, known: Tensor, text: TextKV, *_: object
     ) -> Tensor:
         self.calls.append((latent.clone(), timestep.clone()))
         return self.answer

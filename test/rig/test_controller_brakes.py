@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,7 +18,8 @@ from cosmos_policy_ros.rig.controller_brakes import HOLD, BrakeTrajectory, Contr
 from cosmos_policy_ros.rig.spec import load_rig
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryController, TrajectoryPoint
 
-RIG = load_rig("sim", config_folder("rigs"))
+SIM, REAL = (load_rig(name, config_folder("rigs")) for name in ("sim", "interbotix_2"))
+RIG = replace(SIM, stream=REAL.stream)  # controllers take its trajectories; a real rig's patience
 LEFT, RIGHT = RIG.outputs
 NOW = 1_000 * NS_PER_S
 TICK = NS_PER_S // 50

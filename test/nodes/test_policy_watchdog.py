@@ -26,7 +26,7 @@ class Bench:
         self.speak: Callable[[Any], None] = lambda _: None
         monkeypatch.setattr(policy_watchdog, "time", SimpleNamespace(monotonic=lambda: self.now))
         node: Any = SimpleNamespace(create_subscription=self._subscribe)
-        spec = load_rig("sim", config_folder("rigs"))
+        spec = load_rig("interbotix_2", config_folder("rigs"))
         self.watch = WatchdogMonitor(node, spec, watchdog, dry=dry)
 
     def _subscribe(self, kind: type, topic: str, hear: Callable[[Any], None], qos: Any) -> None:

@@ -174,18 +174,27 @@ class Leader:
     Where a bag of a teleoperated rig holds no commands, these are the actions.
 
     Attributes:
-        joint_states: topic; its joints are called as the follower's are.
+        joint_states: topic.
         closed, open: its gripper's motor there [rad].
+        names: of its six joints and its gripper's motor; None: as the follower's.
+        signs, offsets: its follower's joint is sign * leader + offset [rad].
+        services: namespace of the driver's services, to switch its torque; None where it has none.
     """
 
     joint_states: str
     closed: float
     open: float
+    names: tuple[str, str, str, str, str, str, str] | None = None
+    signs: tuple[float, float, float, float, float, float] = (1.0,) * 6
+    offsets: tuple[float, float, float, float, float, float] = (0.0,) * 6
+    services: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what the types allow but no gripper is."""
+        """Refuse what the types allow but no leader is."""
         if self.closed == self.open:
             raise ValueError("leader: open and closed must differ")
+        if {*self.signs} - {1.0, -1.0}:
+            raise ValueError(f"leader: signs: {list(self.signs)} must be 1 or -1")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from cosmos_policy_ros.core.config import did_you_mean
 from cosmos_policy_ros.core.errors import ObservationError
 from cosmos_policy_ros.core.units import NS_PER_S, Array
 from cosmos_policy_ros.core.untrusted import shown
-from cosmos_policy_ros.rig.arms import Arm
+from cosmos_policy_ros.rig.arms import ARM_JOINTS, Arm
 from cosmos_policy_ros.rig.clock import Receipt
 from cosmos_policy_ros.rig.images import as_jpeg, decode_image, image_size
 from cosmos_policy_ros.rig.spec import Camera, ObservationLimits, RigSpec
@@ -330,16 +330,18 @@ def fingerprint(message: Any) -> int:
     return zlib.crc32(data[::FINGERPRINT_STRIDE].tobytes())
 
 
-def read_arm(arm: Arm, names: Sequence[str], positions: Sequence[float]) -> Array:
-    """Return the (7,) state of one arm from a joint state's names and positions.
+def joint_positions(
+    wanted: Sequence[str], names: Sequence[str], positions: Sequence[float]
+) -> Array:
+    """Return the (n,) positions of the wanted joints, six of an arm first, from a joint state.
 
     Raises:
-        ObservationError: joints are missing or doubled, a value is impossible, or the bus read
+        ObservationError: joints are missing or doubled, a value is not finite, or the bus read
             failed.
     """
     if len(names) != len(positions):
         raise ObservationError(f"{len(names)} joint names with {len(positions)} positions")
-    by_name, wanted = dict(zip(names, positions, strict=True)), arm.state_names
+    by_name = dict(zip(names, positions, strict=True))
     for name in wanted:
         if (count := names.count(name)) > 1:
             raise ObservationError(f"joint '{name}' is named {count} times")
@@ -349,14 +351,24 @@ def read_arm(arm: Arm, names: Sequence[str], positions: Sequence[float]) -> Arra
         if not math.isfinite(by_name[name]):
             raise ObservationError(f"joint '{name}' is {by_name[name]}")
     values = np.array([by_name[name] for name in wanted], np.float64)
+    failed = np.count_nonzero(np.abs(values[:ARM_JOINTS] - FAILED_READ) < FAILED_READ_TOLERANCE)
+    if failed >= FAILED_READ_JOINTS:
+        raise ObservationError(f"{failed} joints read -pi: a failed read of the servo bus")
+    return values
+
+
+def read_arm(arm: Arm, names: Sequence[str], positions: Sequence[float]) -> Array:
+    """Return the (7,) state of one arm from a joint state's names and positions.
+
+    Raises:
+        ObservationError: as for :func:`joint_positions`, or a value is impossible.
+    """
+    values = joint_positions(arm.state_names, names, positions)
     for name, value, low, high in zip(arm.joints, values, arm.lower, arm.upper, strict=False):
         if not low - IMPOSSIBLE <= value <= high + IMPOSSIBLE:
             raise ObservationError(
                 f"joint '{name}' is {value:.2f} rad, its limits are {low:g} to {high:g}: no "
                 "reading of this arm"
             )
-    failed = np.count_nonzero(np.abs(values[:-1] - FAILED_READ) < FAILED_READ_TOLERANCE)
-    if failed >= FAILED_READ_JOINTS:
-        raise ObservationError(f"{failed} joints read -pi: a failed read of the servo bus")
     values[-1] = arm.gripper.normalize(arm.gripper.reading(float(values[-1])))
     return values

@@ -55,6 +55,14 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
         "shake": (0.05, 1.0),
         "drift": (0.0, 1.0),  # rad
     },
+    "teleoperation": {
+        "rate": (20.0, 200.0),
+        "match": (0.02, 0.6),  # rad; twice what the eye sees
+        "gripper_match": (0.1, 1.5),  # strokes
+        "ramp": (0.1, 5.0),  # s
+        "silence": (0.02, 0.3),  # s
+        "hand_speed": (3.0, 30.0),  # rad/s
+    },
     "tracking": {
         "lag": (0.02, 1.0),  # s
         "error": (0.02, 0.5),  # rad
@@ -235,6 +243,27 @@ class StreamLimits:
 
 
 @dataclass(frozen=True)
+class TeleoperationLimits:
+    """How followers track leaders that a person moves; all other limits are the rig's.
+
+    Attributes:
+        rate: targets per second.
+        match: how far [rad] a leader's joint may be from its follower's when it begins.
+        gripper_match: the same of grippers [strokes].
+        ramp: seconds in which the followers come up to the joints' speed.
+        silence: seconds without a leader's joint state after which the followers are held.
+        hand_speed: fastest that a hand moves a leader's joint [rad/s]; what is faster is a fault.
+    """
+
+    rate: float = 50.0
+    match: float = 0.3
+    gripper_match: float = 1.0
+    ramp: float = 0.5
+    silence: float = 0.1
+    hand_speed: float = 15.0
+
+
+@dataclass(frozen=True)
 class Output:
     """One controller: its topic, and what of the 14-vector it moves.
 
@@ -358,6 +387,7 @@ class RigSpec:
         command_interface: what takes the trajectories: "joint_trajectory" for controllers,
             "interbotix" for drivers that know none.
         stream: how the latter streams.
+        teleoperation: how leaders are followed.
         bringup: what ``bringup:=true`` starts; None where there is nothing to start.
         geometry: what the arms can run into; None in bags from before this key.
     """
@@ -375,6 +405,7 @@ class RigSpec:
     trajectory_stamp: Literal["zero", "start"] = "zero"
     command_interface: Literal["joint_trajectory", "interbotix"] = "joint_trajectory"
     stream: StreamLimits = field(default_factory=StreamLimits)
+    teleoperation: TeleoperationLimits = field(default_factory=TeleoperationLimits)
     bringup: Bringup | None = None
     geometry: Geometry | None = None
 
@@ -410,7 +441,14 @@ class RigSpec:
                     "command_interface: interbotix takes one trajectory per arm, its gripper among "
                     "the joints"
                 )
-        for block in (self.rates, self.observation, self.gate, self.tracking, self.stream):
+        for block in (
+            self.rates,
+            self.observation,
+            self.gate,
+            self.tracking,
+            self.stream,
+            self.teleoperation,
+        ):
             for key, value in vars(block).items():
                 if not math.isfinite(value) or value < 0 or (value == 0 and key not in OFF_AT_0):
                     raise ValueError(f"{key}: {value} must be above 0")

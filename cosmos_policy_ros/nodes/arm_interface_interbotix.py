@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
@@ -20,6 +21,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import JointState
 
 from cosmos_policy_ros.core.errors import ConfigError, RigError
+from cosmos_policy_ros.core.units import NS_PER_S, Array
 from cosmos_policy_ros.msg import ArmInterfaceState
 from cosmos_policy_ros.nodes.shell import ManagedNode
 from cosmos_policy_ros.rig.arms import ARM_JOINTS, Arm
@@ -194,6 +196,16 @@ class InterbotixBackEnd:
     def on_trajectory(self, received: Received) -> None:
         """Follow a trajectory; raise RigError where it is refused."""
         self.logic.on_trajectory(*received)
+
+    def measured(self, now_ns: int) -> Array | None:
+        """Return where (14,) the arms are, policy units; None where that is not known."""
+        poses = []
+        for arm in self.logic.arms.values():
+            age = (now_ns - arm.heard_ns) / NS_PER_S
+            if arm.measured is None or age > self._rig.observation.state_age:
+                return None
+            poses.append(arm.measured)
+        return self._rig.commanded(np.concatenate(poses)[None])[0]
 
     def tick(self, now_ns: int) -> None:
         """Send the goals of this moment."""

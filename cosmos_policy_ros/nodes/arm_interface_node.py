@@ -28,6 +28,7 @@ from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.msg import ArmInterfaceState, PolicyState
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.arm_interface_interbotix import InterbotixBackEnd, Received
+from cosmos_policy_ros.nodes.arm_interface_teleoperation import Teleoperator
 from cosmos_policy_ros.nodes.convert import trajectory_points
 from cosmos_policy_ros.nodes.options import ARM_INTERFACE
 from cosmos_policy_ros.rig.clock import SteadyClock
@@ -58,7 +59,7 @@ class ControllerBackEnd:
     def __init__(self, node: shell.ManagedNode, rig: RigSpec, clock: SteadyClock) -> None:
         """Open the controllers' topics and those of the arms' joint states."""
         self._node, self._rig, self._clock = node, rig, clock
-        self.logic = ControllerBrakes(rig, self._measured)
+        self.logic = ControllerBrakes(rig, self.measured)
         self._sent = 0
         self._newest = dict.fromkeys(rig.arms.keys(), _JointStates())
         options = QoSOverridingOptions.with_default_policies()
@@ -121,7 +122,7 @@ class ControllerBackEnd:
             if (message := shell.take(subscription)) is not None:
                 self._newest[side] = _JointStates(message, self._clock.now_ns())
 
-    def _measured(self, now_ns: int) -> NDArray[np.float64] | None:
+    def measured(self, now_ns: int) -> NDArray[np.float64] | None:
         """Return where (14,) the arms are, policy units; None where that is not known."""
         self._take_joint_states()
         poses = []
@@ -189,6 +190,9 @@ class ArmInterfaceNode(shell.ManagedNode):
         streamed = rig.command_interface == "interbotix"
         kind = InterbotixBackEnd if streamed else ControllerBackEnd
         self._back_end = kind(self, rig, self._motion_clock)
+        self._teleoperator = None
+        if all(arm.leader is not None for arm in rig.arms.values()):
+            self._teleoperator = Teleoperator(self, rig, self._motion_clock, self._back_end)
         quiet = shell.NO_PUBLISHER_EVENTS
         self._states = self.create_publisher(
             ArmInterfaceState, "~/state", shell.LATCHED_PUBLISHER, event_callbacks=quiet
@@ -198,11 +202,15 @@ class ArmInterfaceNode(shell.ManagedNode):
         )
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(self._back_end.period, self._tick, clock=steady)
+        if self._teleoperator is not None:
+            self.create_timer(self._teleoperator.period, self._follow_leaders, clock=steady)
         self.create_timer(STATE_PERIOD, self.report, clock=steady)
         self.create_timer(1.0, self._diagnose, clock=steady)
 
     def come_to_rest(self, reason: str) -> None:
         """Hold what moves, here and now: the executor may call no timer again."""
+        if self._teleoperator is not None:
+            self._teleoperator.come_to_rest(reason)
         self._back_end.come_to_rest(reason)
 
     def report(self) -> None:
@@ -212,6 +220,8 @@ class ArmInterfaceNode(shell.ManagedNode):
         state = ArmInterfaceState(armed=bool(owner), owner=owner, reason=logic.reason)
         state.refusal = logic.refusal
         self._back_end.fill(state)
+        if self._teleoperator is not None:
+            self._teleoperator.fill(state)
         if not state.reason and not self.active:
             state.reason = "it is not active"
         state.header.stamp = self.get_clock().now().to_msg()
@@ -241,6 +251,11 @@ class ArmInterfaceNode(shell.ManagedNode):
                 self._back_end.on_trajectory(received)
 
         return follow
+
+    def _follow_leaders(self) -> None:
+        assert self._teleoperator is not None
+        with self._reporting():
+            self._teleoperator.tick()
 
     def _tick(self) -> None:
         with self._reporting():

@@ -197,15 +197,25 @@ class InterbotixBackEnd:
         """Follow a trajectory; raise RigError where it is refused."""
         self.logic.on_trajectory(*received)
 
-    def measured(self, now_ns: int) -> Array | None:
-        """Return where (14,) the arms are, policy units; None where that is not known."""
+    @property
+    def unready(self) -> str:
+        """Why no trajectory is taken; empty if they are."""
+        return self.logic.unready
+
+    def measured(self, now_ns: int, patience: float | None = None) -> Array | None:
+        """Return where (14,) the arms are, policy units; None where that is not known.
+
+        ``patience`` is the age [s] that a joint state may have; None for the rig's ``state_age``.
+        """
+        oldest = self._rig.observation.state_age if patience is None else patience
         poses = []
         for arm in self.logic.arms.values():
             age = (now_ns - arm.heard_ns) / NS_PER_S
-            if arm.measured is None or age > self._rig.observation.state_age:
+            if arm.measured is None or age > oldest:
                 return None
             poses.append(arm.measured)
-        return self._rig.commanded(np.concatenate(poses)[None])[0]
+        pose: Array = self._rig.commanded(np.concatenate(poses)[None])[0]
+        return pose
 
     def tick(self, now_ns: int) -> None:
         """Send the goals of this moment."""

@@ -55,6 +55,7 @@ class ControllerBackEnd:
     """
 
     period = 0.02
+    unready = ""  # why no trajectory is taken: there is nothing that could be
 
     def __init__(self, node: shell.ManagedNode, rig: RigSpec, clock: SteadyClock) -> None:
         """Open the controllers' topics and those of the arms' joint states."""
@@ -122,13 +123,17 @@ class ControllerBackEnd:
             if (message := shell.take(subscription)) is not None:
                 self._newest[side] = _JointStates(message, self._clock.now_ns())
 
-    def measured(self, now_ns: int) -> NDArray[np.float64] | None:
-        """Return where (14,) the arms are, policy units; None where that is not known."""
+    def measured(self, now_ns: int, patience: float | None = None) -> NDArray[np.float64] | None:
+        """Return where (14,) the arms are, policy units; None where that is not known.
+
+        ``patience`` is the age [s] that a joint state may have; None for the rig's ``state_age``.
+        """
+        oldest = self._rig.observation.state_age if patience is None else patience
         self._take_joint_states()
         poses = []
         for side, arm in self._rig.arms.items():
             newest = self._newest[side]
-            if now_ns - newest.received_ns > self._rig.observation.state_age * NS_PER_S:
+            if now_ns - newest.received_ns > oldest * NS_PER_S:
                 return None
             try:
                 state = deserialize_message(newest.message, JointState)

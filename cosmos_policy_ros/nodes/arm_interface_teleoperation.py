@@ -34,7 +34,7 @@ REACH = 2
 class BackEnd(Protocol):
     """What takes the trajectories."""
 
-    def measured(self, now_ns: int) -> Array | None:
+    def measured(self, now_ns: int, patience: float | None = None) -> Array | None:
         """Return where (14,) the arms are, policy units; None where that is not known."""
         ...
 
@@ -42,6 +42,11 @@ class BackEnd(Protocol):
         self, identity: str, armed: bool, run_id: str, announced: tuple[int, str], now_ns: int
     ) -> None:
         """Note who commands the arms, and what comes next."""
+        ...
+
+    @property
+    def unready(self) -> str:
+        """Why no trajectory is taken; empty if they are."""
         ...
 
     @property
@@ -102,9 +107,10 @@ class Teleoperator:
         if reason := self._back_end.logic.reason:
             self._end(now_ns, f"the arms are held: {reason}")
             return
-        measured = self._back_end.measured(now_ns)
+        patience = self._rig.stream.arm_silence
+        measured = self._back_end.measured(now_ns, patience)
         if measured is None:
-            self.logic.hold("the followers are silent")
+            self.logic.hold(f"a follower has been silent for {patience:g} s")
         openings = np.zeros(2) if measured is None else measured[list(GRIPPER_INDICES)]
         before, was = self.logic.target.copy(), self.logic.reason
         target = self.logic.tick(now_ns, openings)
@@ -162,6 +168,8 @@ class Teleoperator:
             raise RigError("the policy node is armed; disarm it first")
         if not self._node.active:
             raise RigError("this node is not active")
+        if self._back_end.unready:
+            raise RigError(self._back_end.unready)
         measured = self._back_end.measured(now_ns)
         if measured is None:
             raise RigError("a follower is silent; is its driver running?")

@@ -8,13 +8,16 @@ way, so that two runs with one seed are the same.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from array import array
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from builtin_interfaces.msg import Time
+from numpy.typing import NDArray
 from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
@@ -33,11 +36,15 @@ from cosmos_policy_ros.msg import RigState
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.convert import trajectory_points
 from cosmos_policy_ros.nodes.options import SIM_RIG
+from cosmos_policy_ros.rig.decision import Query
+from cosmos_policy_ros.rig.observation import Observation, read_arm
 from cosmos_policy_ros.rig.spec import load_rig
+from cosmos_policy_ros.sim.demonstrator import DT, Demonstrator
 from cosmos_policy_ros.sim.faults import CameraFeed, Faults, faulty_joints
+from cosmos_policy_ros.sim.leaders import SimLeaders
 from cosmos_policy_ros.sim.render import Renderer
 from cosmos_policy_ros.sim.rig import JointSample, SimRig, Snapshot
-from cosmos_policy_ros.srv import ResetRig, StepRig
+from cosmos_policy_ros.srv import LeadArms, ResetRig, StepRig
 
 # The prefix is the driver's camera_name, which ALOHA leaves at its default for all cameras.
 CAMERA_FRAME = "camera_color_optical_frame"
@@ -45,6 +52,9 @@ CAMERA_FRAME = "camera_color_optical_frame"
 MAX_LATENESS = 0.5  # s
 # A stepped rig runs faster than real time: keep a chunk's 200 joint states for a reader that lags.
 QUEUE_DEPTH = 400
+DEMONSTRATOR_SEES = (240, 320)  # px
+# What a leader's motors read when its driver could not, by fault.
+BROKEN_READS = {"leader_nan": math.nan, "leader_minus_pi": -math.pi}
 # A stepped rig repeats its time: readers of /clock are best effort and may join between two steps.
 CLOCK_PERIOD = 0.1  # wall s
 NICENESS = 5  # of the thread that draws: after the physics and the arms, before inference
@@ -67,6 +77,9 @@ class SimRigNode(Node):
         self.add_on_set_parameters_callback(self._set_faults)
         self._spec = load_rig(self._value("rig"), config_folder("rigs"))
         self._rig = SimRig(self._value("task"), self._value("scene_seed"), spec=self._spec)
+        self._leaders: SimLeaders | None = None
+        if all(arm.leader is not None for arm in self._spec.arms.values()):
+            self._leaders = SimLeaders(self._spec, DT)
         self._reset_ns, self._period = self._rig.time_ns, 0
         self._tick = 1.0 / self._spec.rates.joint_states
         self._ticks_per_period = round(self._spec.rates.joint_states / self._spec.rates.control)
@@ -119,6 +132,14 @@ class SimRigNode(Node):
             topic: publisher(JointState, topic)
             for topic in dict.fromkeys(arm.joint_states for arm in arms)
         }
+        self._leader_joints: dict[str, Any] = {}
+        if self._leaders is not None:
+            self._leader_joints = {
+                side: publisher(JointState, arm.leader.joint_states)
+                for side, arm in self._spec.arms.items()
+                if arm.leader is not None
+            }
+            self.create_service(LeadArms, "~/lead", self._on_lead)
         self._states = self.create_publisher(RigState, "~/state", shell.LATCHED_PUBLISHER)
         self._listen()
         self.create_service(ResetRig, "~/reset", self._on_reset)
@@ -183,6 +204,38 @@ class SimRigNode(Node):
             response.message = str(error)
         self._publish_state()
         return response
+
+    def _on_lead(self, request: LeadArms.Request, response: LeadArms.Response) -> Any:
+        assert self._leaders is not None
+        with self._lock:
+            snapshot, state = self._rig.snapshot(), self._followers()
+        if request.rest:
+            with self._lock:
+                self._leaders.rest(state)
+            response.success, response.message = True, "the leaders are with their followers"
+            return response
+        try:
+            with Renderer(self._rig.task, *DEMONSTRATOR_SEES) as renderer:
+                images = {"primary": renderer.render(snapshot)["primary"]}
+            observation = Observation(snapshot.stamp_ns, images, state, {})
+            query = Query(self._rig.task, request.prompt, request.seed, 0, observation)
+            rows = Demonstrator(jitter=1.0).plan(query)
+        except CosmosPolicyError as error:
+            response.message = str(error)
+            return response
+        with self._lock:
+            self._leaders.lead(rows, self._rig.time_ns, request.seed)
+        response.success, response.seconds = True, len(rows) * DT
+        response.message = f"leads for {response.seconds:.1f} s"
+        return response
+
+    def _followers(self) -> NDArray[np.float64]:
+        """Return where (14,) the followers are, policy units."""
+        poses = []
+        for side, arm in self._spec.arms.items():
+            sample = self._rig.joint_states(side)
+            poses.append(read_arm(arm, sample.names, sample.positions))
+        return np.concatenate(poses)
 
     def _set_faults(self, parameters: list[RosParameter[Any]]) -> SetParametersResult:
         try:
@@ -305,6 +358,25 @@ class SimRigNode(Node):
             message.effort = array("d", bytes(8 * len(message.name)))
         for topic, message in found.items():
             self._joints[topic].publish(message)
+        if self._leaders is not None:
+            self._publish_leaders(self._leaders, stamp_ns)
+
+    def _publish_leaders(self, leaders: SimLeaders, stamp_ns: int) -> None:
+        if not leaders.leading:
+            leaders.rest(self._followers())
+        for side, publisher in self._leader_joints.items():
+            arm, fault = self._spec.arms[side], self._faults.leader_fault(side, self._since_reset())
+            kind = "" if fault is None else fault.kind
+            if kind == "leader_silent":
+                continue
+            positions = leaders.positions(side, self._rig.time_ns, fault)
+            if kind in BROKEN_READS:
+                positions[:] = BROKEN_READS[kind]
+            assert arm.leader is not None
+            message = JointState(name=list(arm.leader.names or arm.names))
+            message.header.stamp = shell.ns_to_stamp(stamp_ns)
+            message.position = array("d", positions.tolist())
+            publisher.publish(message)
 
     def _sample(self, side: str) -> JointSample:
         return self._rig.joint_states(side)

@@ -22,8 +22,6 @@ from cosmos_policy_ros.rig.collision import CollisionModel
 from cosmos_policy_ros.rig.observation import joint_positions
 from cosmos_policy_ros.rig.spec import RigSpec
 
-LATE = 3.0  # ticks between two that count as having been kept waiting
-
 
 class Phase(Enum):
     """What the followers do."""
@@ -89,7 +87,6 @@ class Teleoperation:
         self._leaders = {side: _LeaderState() for side in ARMS}
         self._collisions = None if rig.geometry is None else CollisionModel(rig.geometry)
         self._dt = 1.0 / self._limits.rate
-        self._period_ns = round(NS_PER_S / self._limits.rate)
         self._speed = rig.max_velocity * rig.gate.velocity_scale
         # A gripper's servo limits its own current: it may be told any speed at once.
         self._acceleration = np.minimum(rig.max_acceleration, self._speed / self._dt)
@@ -198,7 +195,7 @@ class Teleoperation:
             return None
         waited_ns, self._ticked_ns = now_ns - self._ticked_ns, now_ns
         if self.phase is Phase.FOLLOWING:
-            if waited_ns > LATE * self._period_ns:
+            if waited_ns > self._limits.silence * NS_PER_S:
                 self.hold(f"this node was kept waiting for {waited_ns / NS_PER_S:.2f} s")
             elif silent := self._silence(now_ns):
                 self.hold(silent)

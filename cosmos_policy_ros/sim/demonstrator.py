@@ -299,7 +299,7 @@ class Demonstrator:
         phases: dict[str, float] = {}
         if query.index == 0:
             began = time.perf_counter()
-            self._plan = self._make_plan(query)
+            self._plan = self.plan(query)
             phases["plan"] = time.perf_counter() - began
         plan = self._plan
         if plan is None:
@@ -339,8 +339,13 @@ class Demonstrator:
             return round(self._next)
         return begin + int(np.argmin(distances)) + 1
 
-    def _make_plan(self, query: Query) -> NDArray[np.float64]:
-        """Return rows (N, 14) in policy units for what the first query sees."""
+    def plan(self, query: Query) -> NDArray[np.float64]:
+        """Return rows (N, 14) in policy units, DT apart, for what a query sees.
+
+        Raises:
+            ObservationError: an object is hidden or out of reach, or the task is none of the
+                simulated ones.
+        """
         task, observation = query.task, query.observation
         if task not in SCRIPTS:
             raise ObservationError(

@@ -39,13 +39,26 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "joints_renamed": ARMS,
     # Stamps that many seconds ahead, as from a machine whose clock is wrong.
     "stamps_off": (*ARMS, *_ROLES),
+    # The same of a leader arm: no joint states, NaN, -pi, the same over and over, all that many
+    # seconds late, its waist so many radians off.
+    "leader_silent": ARMS,
+    "leader_nan": ARMS,
+    "leader_minus_pi": ARMS,
+    "leader_frozen": ARMS,
+    "leader_delay": ARMS,
+    "leader_jump": ARMS,
     # The joint stays where it is, as with an overloaded servo.
     "joint_stuck": tuple(f"{arm}/{joint}" for arm in ARMS for joint in ARM_JOINTS),
 }
 """Kind of fault -> what it can act on."""
 
-_VALUED = {"camera_delay": "camera_delay:left_wrist=0.3@2-5", "stamps_off": "stamps_off:left=-30"}
-"""Kinds with a value in seconds -> an example."""
+_VALUED = {
+    "camera_delay": "camera_delay:left_wrist=0.3@2-5",
+    "stamps_off": "stamps_off:left=-30",
+    "leader_delay": "leader_delay:left=0.2",
+    "leader_jump": "leader_jump:left=0.6@3-4",
+}
+"""Kinds with a value in seconds or radians -> an example."""
 
 _PATTERN = re.compile(
     r"(?P<kind>[^:@=]*):(?P<target>[^:@=]*)(=(?P<value>[^@]*))?(@(?P<start>[^-]*)-(?P<end>.*))?"
@@ -61,7 +74,7 @@ class Fault:
         target: a camera role, an arm, or an arm's joint such as "left/waist".
         start: first moment [s since the reset] it is active.
         end: first moment [s since the reset] it is over.
-        value: seconds of ``camera_delay`` and ``stamps_off``, else 0.
+        value: seconds, or radians of ``leader_jump``; 0 of kinds without.
     """
 
     kind: str
@@ -93,6 +106,10 @@ class Faults:
     def joint_fault(self, arm: str, now: float) -> Fault | None:
         """Return the first fault that acts on an arm's joint states."""
         return next((f for f in self._active("joints_", now) if f.target == arm), None)
+
+    def leader_fault(self, arm: str, now: float) -> Fault | None:
+        """Return the first fault that acts on a leader arm."""
+        return next((f for f in self._active("leader_", now) if f.target == arm), None)
 
     def stamp_offset(self, source: str, now: float) -> float:
         """Return how far [s] the stamps of a camera role or an arm are ahead."""
@@ -129,7 +146,7 @@ def parse_fault(text: str) -> Fault:
         )
     if (match["value"] is not None) != (kind in _VALUED):
         raise ConfigError(
-            f"fault '{text}': only {', '.join(_VALUED)} have, and need, a value in seconds, "
+            f"fault '{text}': only {', '.join(_VALUED)} have, and need, a value, "
             f"e.g. {', '.join(_VALUED.values())}"
         )
 
@@ -145,7 +162,7 @@ def parse_fault(text: str) -> Fault:
     start = 0.0 if match["start"] is None else seconds(match["start"])
     end = math.inf if match["end"] is None else seconds(match["end"])
     given = (match["value"] or "0").strip()
-    backwards = kind == "stamps_off" and given.startswith("-")
+    backwards = kind in ("stamps_off", "leader_jump") and given.startswith("-")
     value = -seconds(given.removeprefix("-")) if backwards else seconds(given)
     if end <= start:
         raise ConfigError(f"fault '{text}': ends at {end} s, not after its start at {start} s")

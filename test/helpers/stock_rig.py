@@ -16,6 +16,7 @@ from cosmos_policy_ros.rig.spec import RANGES
 RIG_PROGRAM = Path(__file__).with_name("xs_rig_node.py")
 SIDES = ("left", "right")
 LATENESS = {
+    "teleoperation": ("silence",),
     "observation": ("image_age", "state_age", "camera_skew", "state_timeout", "image_timeout"),
     "stream": ("heartbeat_timeout", "arm_silence"),
     "tracking": ("lag", "sustained"),

@@ -1,0 +1,76 @@
+"""Leader arms of the simulated rig, and the hands that move them.
+
+They rest with the followers, or are led through what the scripted demonstrator would do.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cosmos_policy_ros.core.units import NS_PER_S, Array
+from cosmos_policy_ros.rig.arms import ARM_DIM, ARM_JOINTS, ARMS, STATE_DIM, Leader
+from cosmos_policy_ros.rig.spec import RigSpec
+from cosmos_policy_ros.sim.faults import Fault
+
+TREMOR = 0.001  # rad, standard deviation of a hand that holds still
+
+
+class SimLeaders:
+    """Both leaders, each at a pose that it asks of its follower."""
+
+    def __init__(self, rig: RigSpec, dt: float) -> None:
+        """Take them from the rig file; ``dt`` is between two rows of what they are led through."""
+        self._rig, self._dt = rig, dt
+        self._rows: Array | None = None
+        self._began_ns = 0
+        self._resting = np.zeros(STATE_DIM)
+        self._frozen: dict[str, Array] = {}
+        self._random = np.random.default_rng(0)
+
+    def rest(self, followers: Array) -> None:
+        """Let go: the hands keep the leaders where (14,) the followers are, policy units."""
+        self._rows, self._resting = None, followers.copy()
+
+    def lead(self, rows: Array, now_ns: int, seed: int) -> None:
+        """Begin to lead both through (N, 14) rows; at their end they are held there."""
+        self._rows, self._began_ns = rows, now_ns
+        self._random = np.random.default_rng(seed)
+
+    @property
+    def leading(self) -> bool:
+        """Whether a demonstration is played, or was to its end."""
+        return self._rows is not None
+
+    def positions(self, side: str, now_ns: int, fault: Fault | None) -> Array:
+        """Return what (7,) the encoders of a leader read: six joints [rad], its gripper's motor."""
+        arm = self._rig.arms[side]
+        assert arm.leader is not None
+        kind = "" if fault is None else fault.kind
+        delay_ns = round(fault.value * NS_PER_S) if fault and kind == "leader_delay" else 0
+        pose = self._pose(now_ns - delay_ns)[ARMS.index(side) * ARM_DIM :][:ARM_DIM].copy()
+        pose[:ARM_JOINTS] += self._random.normal(0.0, TREMOR, ARM_JOINTS)
+        if kind != "leader_frozen":
+            self._frozen.pop(side, None)
+        else:
+            pose = self._frozen.setdefault(side, pose)
+        if fault is not None and kind == "leader_jump":
+            pose[0] += fault.value
+        return leader_pose(arm.leader, pose)
+
+    def _pose(self, now_ns: int) -> Array:
+        if self._rows is None:
+            return self._resting
+        at = (now_ns - self._began_ns) / NS_PER_S / self._dt
+        at = min(max(at, 0.0), len(self._rows) - 1.0)
+        before = int(at)
+        rest, after = at - before, min(before + 1, len(self._rows) - 1)
+        pose: Array = (1 - rest) * self._rows[before] + rest * self._rows[after]
+        return pose
+
+
+def leader_pose(leader: Leader, pose: Array) -> Array:
+    """Return (7,) what a leader reads that asks ``pose`` (7,) of its follower, policy units."""
+    read: Array = np.array(pose, np.float64)
+    read[:ARM_JOINTS] = (read[:ARM_JOINTS] - np.array(leader.offsets)) * np.array(leader.signs)
+    read[ARM_JOINTS] = leader.closed + read[ARM_JOINTS] * (leader.open - leader.closed)
+    return read

@@ -29,7 +29,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from cosmos_policy_ros import __version__
 from cosmos_policy_ros.bags.jpeg import IMAGE, rig_of_bag
 from cosmos_policy_ros.bags.mcap_file import Topic, to_yaml
-from cosmos_policy_ros.bags.messages import EpisodeMetadata
+from cosmos_policy_ros.bags.messages import TELEOPERATION, EpisodeMetadata
 from cosmos_policy_ros.bags.types import load_types
 from cosmos_policy_ros.core.config import load_yaml, named_file, read_config, to_plain
 from cosmos_policy_ros.core.errors import CosmosPolicyError, RolloutError
@@ -381,9 +381,9 @@ class RecorderNode(shell.ManagedNode):
             task=task.name,
             prompt=choose_prompt(task, request.prompt),
             rig=self._rig.name,
-            engine=self._policy.engine,
-            checkpoint=self._policy.checkpoint,
-            checkpoint_digest=self._policy.checkpoint_digest,
+            engine=TELEOPERATION if request.demonstration else self._policy.engine,
+            checkpoint="" if request.demonstration else self._policy.checkpoint,
+            checkpoint_digest="" if request.demonstration else self._policy.checkpoint_digest,
             operator_name=request.operator_name,
             package_version=__version__,
             seed=request.seed,

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from cosmos_policy_ros.bags.messages import TELEOPERATION
 from cosmos_policy_ros.bags.writer import DISCARDED
 from cosmos_policy_ros.core.errors import RolloutError, TrainingError
 from cosmos_policy_ros.core.task import FULL_SCORE
@@ -330,8 +331,9 @@ def _read_bag(
     if fault := prompt_fault(episode.metadata.prompt, expected):
         raise RolloutError(fault)
     label = episode.score
+    led = episode.metadata.engine == TELEOPERATION and (label is None or label.success)
     pool: Pool
-    if demonstration:
+    if demonstration or led:  # what a person has shown is a demonstration wherever it lies
         if label is not None and not label.success:
             raise RolloutError(f"is a demonstration that failed: scored {label.points:g}")
         pool, score = "demonstration", 1.0

@@ -26,8 +26,6 @@ from cosmos_policy_ros.rig.spec import RigSpec
 
 EPISODE_TYPE = f"{PACKAGE}/msg/Episode"
 LABEL_TYPE = f"{PACKAGE}/msg/Label"
-TELEOPERATION = "teleoperation"
-"""The engine of an episode in which a person led the arms."""
 DECISION_TYPE = f"{PACKAGE}/msg/Decision"
 LabelKind = Literal["score", "stage", "deduction", "discard"]
 

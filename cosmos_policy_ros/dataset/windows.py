@@ -31,10 +31,12 @@ from cosmos_policy_ros.rig.chunk import BRAKE
 from cosmos_policy_ros.rig.observation import Observation
 from cosmos_policy_ros.rig.safety_gate import CHUNK_ID
 from cosmos_policy_ros.rig.spec import Output, RigSpec
+from cosmos_policy_ros.rig.teleoperation import REACH, led_tick
 
 Starts = Mapping[str, int]
 """When each chunk was accepted [ns], by its id."""
 DT_TOLERANCE = 1e-3  # s between a row's time and a whole number of steps
+LED_GAP = 0.3  # s between two targets of a teleoperation that goes on; the longest that it waits
 _ANGLE = 1e-6  # rad; half the step of a central difference
 
 
@@ -46,13 +48,15 @@ class Steps:
         times_ns: (n,) when each begins: what was seen then led to its action, which is due one
             step later. Nanoseconds of the clock that stamps the sensors' messages.
         actions: (n, 14) joint targets, policy units.
-        stretch: (n,) a number that changes where the arms were braked: an action chunk across it
-            was never decided.
+        stretch: (n,) a number that changes where the arms were braked, or someone else took them
+            over: an action chunk across it was never decided.
+        led: (n,) whether a person led the arms; else a policy commanded them.
     """
 
     times_ns: NDArray[np.int64]
     actions: NDArray[np.float64]
     stretch: NDArray[np.int64]
+    led: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.times_ns)
@@ -79,7 +83,8 @@ def find_steps(sent: Sequence[Sent], dt: float) -> Steps:
 
     Rows that lie closer are thinned out: of a policy's 50 rows a second every second one is kept,
     in motion from one chunk on into the next. What is left of a chunk at its end and is shorter
-    than a step is none.
+    than a step is none. What a teleoperation sent target by target is one chunk for as long as it
+    goes on.
 
     Raises:
         RolloutError: the trajectories' rows do not fall on whole steps.
@@ -88,9 +93,20 @@ def find_steps(sent: Sequence[Sent], dt: float) -> Steps:
     times: list[NDArray[np.int64]] = []
     actions: list[Array] = []
     stretch: list[NDArray[np.int64]] = []
+    led: list[NDArray[np.bool_]] = []
     number = 0
     after_ns = None  # when the last step ends, where the next chunk took over in motion
     for index, each in enumerate(sent):
+        if led_tick(each.chunk_id) is not None:
+            if index and _goes_on(sent[index - 1], each):
+                continue
+            begun_ns, targets = _led_steps(sent[index:], step_ns)
+            times.append(begun_ns)
+            actions.append(targets)
+            stretch.append(np.full(len(targets), number + 1, np.int64))
+            led.append(np.ones(len(targets), bool))
+            number, after_ns = number + 2, None
+            continue
         first_ns, after_ns = after_ns, None
         undecided = each.chunk_id.endswith(BRAKE) or each.chunk_id == CHUNK_ID
         # A trajectory without a row stops the controller where it is.
@@ -109,9 +125,40 @@ def find_steps(sent: Sequence[Sent], dt: float) -> Steps:
         times.append(each.start_ns + due_ns - step_ns)
         actions.append(each.positions[rows])
         stretch.append(np.full(len(rows), number, np.int64))
+        led.append(np.zeros(len(rows), bool))
     if not times:
-        return Steps(np.zeros(0, np.int64), np.zeros((0, STATE_DIM)), np.zeros(0, np.int64))
-    return Steps(np.concatenate(times), np.concatenate(actions), np.concatenate(stretch))
+        none = np.zeros(0, np.int64)
+        return Steps(none, np.zeros((0, STATE_DIM)), none, np.zeros(0, bool))
+    return Steps(*(np.concatenate(each) for each in (times, actions, stretch, led)))
+
+
+def _goes_on(before: Sent, each: Sent) -> bool:
+    """Return whether one target of a teleoperation is the next after another."""
+    last, next_one = led_tick(before.chunk_id), led_tick(each.chunk_id)
+    if last is None or next_one != last + 1:
+        return False
+    return each.start_ns - before.start_ns < LED_GAP * NS_PER_S
+
+
+def _led_steps(sent: Sequence[Sent], step_ns: int) -> tuple[NDArray[np.int64], Array]:
+    """Return when the steps of a teleoperation begin [ns], and their (n, 14) targets.
+
+    From its first target on, by their numbers, as many of them apart as make a step; where a step
+    is no whole number of them, what lies between two.
+    """
+    count = 1
+    while count < len(sent) and _goes_on(sent[count - 1], sent[count]):
+        count += 1
+    ticks = sent[:count]
+    targets = np.stack([each.positions[-1] for each in ticks])
+    due_ns = np.array([each.start_ns + each.offsets_ns[-1] for each in ticks])
+    period_ns = ticks[0].offsets_ns[-1] / REACH
+    at = np.arange(0, count - 1 + 1e-9, step_ns / period_ns)
+    before = at.astype(np.int64)
+    after, part = np.minimum(before + 1, count - 1), (at - before)[:, None]
+    actions = (1 - part) * targets[before] + part * targets[after]
+    times_ns = np.interp(at, np.arange(count), due_ns - due_ns[0])
+    return due_ns[0] + times_ns.astype(np.int64) - step_ns, actions
 
 
 def _spacing(sent: Sent) -> int:
@@ -321,7 +368,8 @@ class EpisodeWindows(RecordedSensors):
         first = max(int(each[0]) for each in stamps)
         last = min(int(each[-1]) for each in stamps) + max(periods, default=0)
         kept = (steps.times_ns >= first) & (steps.times_ns <= last)
-        return Steps(steps.times_ns[kept], steps.actions[kept], steps.stretch[kept])
+        parts = (steps.times_ns, steps.actions, steps.stretch, steps.led)
+        return Steps(*(each[kept] for each in parts))
 
     @property
     def id(self) -> str:
@@ -372,7 +420,7 @@ class EpisodeWindows(RecordedSensors):
     def usable(self, chunk_steps: int) -> NDArray[np.bool_]:
         """Return per step (n,) whether a window may begin there, as far as stamps tell.
 
-        Left out are windows whose chunk runs across a brake, and those at either end of which a
+        Left out are windows whose chunk runs across a brake or a takeover, and those at either end of which a
         sensor had been silent for longer than the rig allows a policy to act on.
         """
         count = len(self)

@@ -197,6 +197,19 @@ class InterbotixBackEnd:
         """Follow a trajectory; raise RigError where it is refused."""
         self.logic.on_trajectory(*received)
 
+    def commanded(self, now_ns: int) -> Array | None:
+        """Return where (14,) the arms are told to be, policy units; None where nothing was."""
+        streams = [arm.stream for arm in self.logic.arms.values()]
+        if any(stream.silent for stream in streams):
+            return None
+        goals = np.concatenate([stream.goal for stream in streams])
+        pose: Array = self._rig.commanded(goals[None])[0]
+        return pose
+
+    def resting(self, now_ns: int) -> bool:
+        """Whether no arm is on a path."""
+        return self.logic.resting
+
     @property
     def unready(self) -> str:
         """Why no trajectory is taken; empty if they are."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -57,19 +57,21 @@ class ControllerBackEnd:
     period = 0.02
     unready = ""  # why no trajectory is taken: there is nothing that could be
 
-    def __init__(self, node: shell.ManagedNode, rig: RigSpec, clock: SteadyClock) -> None:
-        """Open the controllers' topics and those of the arms' joint states."""
+    def __init__(
+        self,
+        node: shell.ManagedNode,
+        rig: RigSpec,
+        clock: SteadyClock,
+        trajectories: Mapping[str, Any],
+    ) -> None:
+        """Open the topics of the arms' joint states; ``trajectories`` are the controllers' own."""
         self._node, self._rig, self._clock = node, rig, clock
         self.logic = ControllerBrakes(rig, self.measured)
+        self.commanded, self.resting = self.logic.commanded, self.logic.resting
         self._sent = 0
         self._newest = dict.fromkeys(rig.arms.keys(), _JointStates())
         options = QoSOverridingOptions.with_default_policies()
-        self._trajectories = {
-            output.name: node.create_publisher(
-                JointTrajectory, output.topic, 10, qos_overriding_options=options
-            )
-            for output in rig.outputs
-        }
+        self._trajectories = trajectories
         # Only read when an arm must be held where it is.
         self._joint_states = {
             side: node.create_subscription(
@@ -193,11 +195,22 @@ class ArmInterfaceNode(shell.ManagedNode):
                 qos_overriding_options=options,
             )
         streamed = rig.command_interface == "interbotix"
-        kind = InterbotixBackEnd if streamed else ControllerBackEnd
-        self._back_end = kind(self, rig, self._motion_clock)
+        trajectories = {
+            output.name: self.create_publisher(
+                JointTrajectory, output.topic, qos, qos_overriding_options=options
+            )
+            for output in (rig.outputs if rig.led or not streamed else ())
+        }
+        self._back_end: InterbotixBackEnd | ControllerBackEnd
+        if streamed:
+            self._back_end = InterbotixBackEnd(self, rig, self._motion_clock)
+        else:
+            self._back_end = ControllerBackEnd(self, rig, self._motion_clock, trajectories)
         self._teleoperator = None
-        if all(arm.leader is not None for arm in rig.arms.values()):
-            self._teleoperator = Teleoperator(self, rig, self._motion_clock, self._back_end)
+        if rig.led:
+            self._teleoperator = Teleoperator(
+                self, rig, self._motion_clock, self._back_end, trajectories, self.report
+            )
         quiet = shell.NO_PUBLISHER_EVENTS
         self._states = self.create_publisher(
             ArmInterfaceState, "~/state", shell.LATCHED_PUBLISHER, event_callbacks=quiet
@@ -239,6 +252,8 @@ class ArmInterfaceNode(shell.ManagedNode):
             self._back_end.on_policy_state(
                 message.identity, message.armed, message.run_id, announced, now_ns
             )
+        if self._teleoperator is not None:
+            self._teleoperator.on_policy_phase(message.identity, message.phase)
 
     def _on_trajectory(self, output: Output) -> Callable[[JointTrajectory], None]:
         def follow(message: JointTrajectory) -> None:
@@ -270,7 +285,7 @@ class ArmInterfaceNode(shell.ManagedNode):
     def _reporting(self) -> Iterator[None]:
         """Log and publish at once what changes meanwhile."""
         logic = self._back_end.logic
-        _, reason, refusal = before = (logic.ownership.owner, logic.reason, logic.refusal)
+        _, reason, refusal, _ = before = self._said()
         refused = False
         try:
             yield
@@ -280,8 +295,14 @@ class ArmInterfaceNode(shell.ManagedNode):
             self.get_logger().error(f"the arms are held: {logic.reason}")
         if refused or logic.refusal != refusal:
             self.get_logger().error(f"refused a trajectory: {logic.refusal}")
-        if refused or before != (logic.ownership.owner, logic.reason, logic.refusal):
+        if refused or before != self._said():
             self.report()
+
+    def _said(self) -> tuple[str, str, str, str]:
+        """Return what is published at once when it changes."""
+        logic = self._back_end.logic
+        phase = "" if self._teleoperator is None else self._teleoperator.logic.phase.value
+        return logic.ownership.owner, logic.reason, logic.refusal, phase
 
     def _diagnose(self) -> None:
         array_message = DiagnosticArray(status=self._back_end.diagnose())

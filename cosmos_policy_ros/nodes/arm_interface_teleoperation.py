@@ -2,15 +2,16 @@
 
 What it sends goes out on the topics on which a policy node's chunks do, is announced to the back
 end as theirs are, and comes back to it by the same way: it is watched, braked and recorded alike.
+Of a policy node that is armed it borrows the arms: the policy node pauses its run, and stays the
+one whose silence holds them and whose word ends it.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-import numpy as np
 from rclpy.qos import QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import JointState
@@ -21,14 +22,12 @@ from cosmos_policy_ros.core.errors import RigError
 from cosmos_policy_ros.core.units import NS_PER_S, Array
 from cosmos_policy_ros.msg import ArmInterfaceState
 from cosmos_policy_ros.nodes.shell import ManagedNode
-from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
+from cosmos_policy_ros.rig.chunk import BRAKE
 from cosmos_policy_ros.rig.clock import SteadyClock
 from cosmos_policy_ros.rig.spec import RigSpec
-from cosmos_policy_ros.rig.teleoperation import Phase, Teleoperation
+from cosmos_policy_ros.rig.teleoperation import REACH, TELEOPERATION, Phase, Teleoperation
 
-RUN = "teleoperation"  # how the ids of its trajectories begin
-# Ticks in which an arm gets to its target: one that is late does not stop in between.
-REACH = 2
+AT_REST = ("ready", "paused")  # phases in which a policy node sends no chunk
 
 
 class BackEnd(Protocol):
@@ -36,6 +35,14 @@ class BackEnd(Protocol):
 
     def measured(self, now_ns: int, patience: float | None = None) -> Array | None:
         """Return where (14,) the arms are, policy units; None where that is not known."""
+        ...
+
+    def commanded(self, now_ns: int) -> Array | None:
+        """Return where (14,) the arms are told to be, policy units; None where nothing was."""
+        ...
+
+    def resting(self, now_ns: int) -> bool:
+        """Whether no arm is on a path."""
         ...
 
     def on_policy_state(
@@ -63,9 +70,23 @@ class Teleoperator:
     """
 
     def __init__(
-        self, node: ManagedNode, rig: RigSpec, clock: SteadyClock, back_end: BackEnd
+        self,
+        node: ManagedNode,
+        rig: RigSpec,
+        clock: SteadyClock,
+        back_end: BackEnd,
+        trajectories: Mapping[str, Any],
+        report: Callable[[], None],
     ) -> None:
         """Open the leaders' topics and the services.
+
+        Args:
+            node: whose they are.
+            rig: leaders, followers and limits.
+            clock: that arms move by.
+            back_end: takes the trajectories.
+            trajectories: the followers' publishers, by output.
+            report: publishes the node's state.
 
         Raises:
             RigError: the rig file describes no leaders.
@@ -73,15 +94,13 @@ class Teleoperator:
         self.logic = Teleoperation(rig)
         self.period = 1.0 / rig.teleoperation.rate
         self._node, self._rig, self._clock, self._back_end = node, rig, clock, back_end
-        self._identity = f"{node.get_fully_qualified_name()}/{RUN}"
+        self._ownership = back_end.logic.ownership
+        self._identity = f"{node.get_fully_qualified_name()}/{TELEOPERATION}"
+        self._trajectories, self._report = trajectories, report
+        self._lender = self._policy_phase = ""
         self._sent = 0
-        options, qos = QoSOverridingOptions.with_default_policies(), QoSProfile(depth=10)
-        self._trajectories = {
-            output.name: node.create_publisher(
-                JointTrajectory, output.topic, qos, qos_overriding_options=options
-            )
-            for output in rig.outputs
-        }
+        self._led_to: Array | None = None
+        qos, options = QoSProfile(depth=10), QoSOverridingOptions.with_default_policies()
         for side, arm in rig.arms.items():
             assert arm.leader is not None
             node.create_subscription(
@@ -94,39 +113,47 @@ class Teleoperator:
         node.create_service(SetBool, "~/teleoperate", self._on_teleoperate)
         node.create_service(SetBool, "~/clutch", self._on_clutch)
 
-    @property
-    def commands(self) -> bool:
-        """Whether the arms are this one's."""
-        return self.logic.phase is not Phase.OFF
+    def on_policy_phase(self, identity: str, phase: str) -> None:
+        """Note what the policy node does that has armed the arms."""
+        if identity == self._ownership.owner:
+            self._policy_phase = phase
 
     def tick(self) -> None:
         """Send what is due."""
-        if not self.commands:
+        logic, now_ns = self.logic, self._clock.now_ns()
+        if logic.phase is Phase.OFF:
             return
-        now_ns = self._clock.now_ns()
         if reason := self._back_end.logic.reason:
-            self._end(now_ns, f"the arms are held: {reason}")
+            self._end(f"the arms are held: {reason}", now_ns)
+            return
+        if self._lender and not self._may_borrow(now_ns):
+            return
+        if logic.phase is Phase.MATCHING:
+            self._match(now_ns)
             return
         patience = self._rig.stream.arm_silence
-        measured = self._back_end.measured(now_ns, patience)
-        if measured is None:
-            self.logic.hold(f"a follower has been silent for {patience:g} s")
-        openings = np.zeros(2) if measured is None else measured[list(GRIPPER_INDICES)]
-        before, was = self.logic.target.copy(), self.logic.reason
-        target = self.logic.tick(now_ns, openings)
-        assert target is not None
-        if self.logic.reason and self.logic.reason != was:
-            self._node.get_logger().error(f"the followers are held: {self.logic.reason}")
-        self._send(target, (target - before) / self.period, now_ns)
+        before, was = logic.target.copy(), logic.reason
+        target = logic.tick(now_ns, self._back_end.measured(now_ns, patience))
+        self._led_to = logic.target
+        if logic.reason and logic.reason != was:
+            self._node.get_logger().error(f"the followers are held: {logic.reason}")
+        if target is not None:
+            self._send(target, (target - before) / self.period, now_ns)
+        elif logic.phase is Phase.OFF:
+            self._end("", now_ns)
+        elif not self._lender:
+            self._announce(now_ns, armed=True)
 
     def come_to_rest(self, reason: str) -> None:
         """Stop following."""
-        if self.commands:
-            self._end(self._clock.now_ns(), reason)
+        if self.logic.phase is not Phase.OFF:
+            self._end(reason, self._clock.now_ns())
 
     def fill(self, state: ArmInterfaceState) -> None:
         """Add how things stand to the node's state."""
         state.teleoperation, state.teleoperation_reason = self.logic.phase.value, self.logic.reason
+        if self._led_to is not None:
+            state.led_to = self._led_to.tolist()
 
     def _on_leader(self, side: str) -> Callable[[JointState], None]:
         def keep(message: JointState) -> None:
@@ -141,15 +168,15 @@ class Teleoperator:
         now_ns = self._clock.now_ns()
         try:
             if request.data:
-                self._begin(now_ns)
-                response.message = "the followers track the leaders"
+                response.message = self._begin(now_ns)
             else:
-                self._end(now_ns, "")
+                self._stop(now_ns)
                 response.message = "the followers are held where they are"
             response.success = True
         except RigError as error:
             response.message = f"refused: {error}"
         self._node.get_logger().info(response.message)
+        self._report()
         return response
 
     def _on_clutch(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
@@ -159,33 +186,100 @@ class Teleoperator:
             response.message = "the leaders are free" if request.data else "following again"
         except RigError as error:
             response.message = f"refused: {error}"
+        self._report()
         return response
 
-    def _begin(self, now_ns: int) -> None:
-        """Take the arms. Raises RigError: they are someone else's, or leaders are too far off."""
-        owner = self._back_end.logic.ownership.owner
-        if owner and owner != self._identity:
-            raise RigError("the policy node is armed; disarm it first")
+    # ---------------------------------------------------------------- whose the arms are
+
+    def _begin(self, now_ns: int) -> str:
+        """Take the arms, or borrow them; return what happens next.
+
+        Raises:
+            RigError: nothing may move, or leaders and followers are too far apart.
+        """
+        for problem in (self._back_end.logic.reason, self._back_end.unready):
+            if problem:
+                raise RigError(problem)
         if not self._node.active:
             raise RigError("this node is not active")
-        if self._back_end.unready:
-            raise RigError(self._back_end.unready)
+        if self.logic.phase not in (Phase.OFF, Phase.MATCHING) and not self.logic.resting:
+            raise RigError("the followers track the leaders already")
         measured = self._back_end.measured(now_ns)
         if measured is None:
             raise RigError("a follower is silent; is its driver running?")
-        self.logic.begin(self.logic.target if self.commands else measured, now_ns)
+        self._lender = self._ownership.owner.removeprefix(self._identity)
+        if self._lender:
+            if self.logic.phase is Phase.OFF:
+                self._led_to = None
+            self._match(now_ns)
+            return "a run is paused; bring the leaders to their followers, and hold them still"
+        following_on = self.logic.phase is not Phase.OFF
+        self.logic.begin(self.logic.target if following_on else measured, now_ns)
         self._announce(now_ns, armed=True)
+        return "the followers track the leaders"
 
-    def _end(self, now_ns: int, reason: str) -> None:
+    def _match(self, now_ns: int) -> None:
+        """Begin to follow as soon as the policy node is at rest and the leaders fit."""
+        commanded = self._led_to
+        if commanded is None:
+            commanded = self._back_end.commanded(now_ns)
+        if commanded is None:
+            commanded = self._back_end.measured(now_ns)
+        if commanded is None:
+            self._end("a follower is silent", now_ns)
+        elif self._policy_phase in AT_REST and self._back_end.resting(now_ns):
+            self.logic.match(commanded, now_ns)
+            self._ownership.lent = self.logic.phase is Phase.FOLLOWING
+        else:
+            self.logic.wait("the policy's path is being braked")
+
+    def _may_borrow(self, now_ns: int) -> bool:
+        """Return whether the policy node still lends the arms; end it where it does not."""
+        if self.logic.phase is Phase.STOPPING:
+            return True
+        if self._ownership.owner != self._lender:
+            self._stop(now_ns)
+        elif self.logic.phase is not Phase.MATCHING and not self._ownership.lent:
+            self._end("the policy node commands the arms", now_ns)
+        elif self.logic.phase is not Phase.MATCHING and self._policy_phase not in AT_REST:
+            self._node.get_logger().error("teleoperation ends: the policy node goes on")
+            self._stop(now_ns)
+        else:
+            return True
+        return self.logic.phase is not Phase.OFF
+
+    def _stop(self, now_ns: int) -> None:
+        """Bring the followers to rest, and be off."""
+        if self.logic.phase is Phase.MATCHING:
+            self._end("", now_ns)
+        elif self.logic.phase is not Phase.OFF:
+            self.logic.stop()
+            if self.logic.phase is Phase.OFF:
+                self._end("", now_ns)
+
+    def _end(self, reason: str, now_ns: int) -> None:
+        """Be off, here and now."""
         if reason:
             self._node.get_logger().error(f"teleoperation has ended: {reason}")
         self.logic.end()
-        self._announce(now_ns, armed=False)
+        self._ownership.lent = False
+        if not self._lender:
+            self._announce(now_ns, armed=False)
+        self._lender = ""
+
+    # ---------------------------------------------------------------- what is sent
 
     def _announce(self, now_ns: int, *, armed: bool) -> None:
-        self._back_end.on_policy_state(
-            self._identity, armed, RUN, (self._sent, f"{RUN}/{self._sent}"), now_ns
-        )
+        chunk_id = self._chunk_id()
+        if self._lender:
+            self._ownership.announce(chunk_id)
+        else:
+            announced = (self._sent, chunk_id)
+            self._back_end.on_policy_state(self._identity, armed, TELEOPERATION, announced, now_ns)
+
+    def _chunk_id(self) -> str:
+        brake = BRAKE if self.logic.phase is Phase.STOPPING else ""
+        return f"{TELEOPERATION}/{self._sent}{brake}"
 
     def _send(self, target: Array, velocity: Array, now_ns: int) -> None:
         self._sent += 1
@@ -200,7 +294,7 @@ class Teleoperator:
             )
             point.time_from_start.sec, point.time_from_start.nanosec = sec, nanosec
             message = JointTrajectory(joint_names=list(output.joints), points=[point])
-            message.header.frame_id = f"{RUN}/{self._sent}"
+            message.header.frame_id = self._chunk_id()
             if self._rig.trajectory_stamp == "start":
                 message.header.stamp = self._node.get_clock().now().to_msg()
             self._trajectories[output.name].publish(message)

@@ -326,7 +326,7 @@ class PolicyChecks:
     def _foreign(self) -> dict[str, list[str]]:
         """Return who else publishes on the topics that move the arms."""
         policy, watchdog = self._node.get_name(), self._watchdog.node_name
-        to_us = {policy} if self._streamed else {policy, watchdog}
+        to_us = {policy} if self._streamed and not self._rig.led else {policy, watchdog}
         expected = {output.topic: to_us for output in self._rig.outputs}
         expected |= {topic: {watchdog} for topic in self._driver_topics()}
         foreign = {topic: self._others(topic, names) for topic, names in expected.items()}

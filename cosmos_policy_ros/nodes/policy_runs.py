@@ -103,6 +103,7 @@ class PolicyRuns:
         """Do what is due."""
         self._watchdog.wake(self._output.armed)
         if self._output.armed:
+            self._give_way()
             self._output.watch()
             if jump := self._clock.jump():
                 self.latch(jump)
@@ -128,6 +129,23 @@ class PolicyRuns:
             elif effect is not None:
                 self._ask(effect, started)
             self._end_if_over(run)
+
+    def _give_way(self) -> None:
+        """Move nothing while a person leads the arms, and go on from where they have been led."""
+        if self._watchdog.led:
+            if self.motion is not None or (self.run is not None and not self.run.paused):
+                self._node.get_logger().info(f"{self.pause()}: {self._watchdog.led}")
+        pose = self._watchdog.led_to
+        if pose is None:
+            return
+        now_ns = self._clock.now_ns()
+        self._output.led(pose)
+        self._commanded = pose
+        told = self._watchdog.led or "a person has led the arms; ~/pause with data: false goes on"
+        if self.run is not None:
+            self.run.led(pose, now_ns, f"paused: {told}")
+        if not self._watchdog.led:
+            self._watchdog.led_to = None
 
     def stop(self, outcome: str, message: str) -> bool:
         """Bring to rest whatever moves and end the run; return whether there was anything to stop.
@@ -156,6 +174,8 @@ class PolicyRuns:
         self.latched = reason
         self._node.get_logger().error(f"the arms are held: {reason}; disarm them to go on")
         self.stop("fault", reason)
+        if self._watchdog.led:
+            self._output.hold(reason)
         self.told = f"held: {reason}; disarm, then arm, to go on"
 
     def unlatch(self) -> None:
@@ -188,10 +208,12 @@ class PolicyRuns:
         """Go on with a fresh observation.
 
         Raises:
-            RigError: there is no run.
+            RigError: there is no run, or a person leads the arms.
         """
         if self.run is None:
             raise RigError("no run is under way")
+        if self._watchdog.led:
+            raise RigError(self._watchdog.led)
         self.run.resume()
 
     def go_to_start(self, speed: float) -> float:
@@ -207,7 +229,7 @@ class PolicyRuns:
             raise RigError("the arms are disarmed; call ~/arm with data: true first")
         if self.run is not None or self.motion is not None:
             raise RigError("the arms are in use; call ~/stop first")
-        if problem := self.latched or self._watchdog.problem():
+        if problem := self.latched or self._watchdog.problem() or self._watchdog.led:
             raise RigError(problem)
         measured, now_ns = self._sources.measured(), self._clock.now_ns()
         if measured is None:
@@ -403,7 +425,7 @@ class PolicyRuns:
             raise ConfigError("the arms are disarmed; call ~/arm with data: true first")
         if self._inference.status == "failed":
             raise WorkerError(f"the engine is not available: {self._inference.message}")
-        if problem := self.latched or self._watchdog.problem():
+        if problem := self.latched or self._watchdog.problem() or self._watchdog.led:
             raise RigError(problem)
         if not (math.isfinite(request.time_limit) and request.time_limit >= 0):
             raise ConfigError(f"time_limit {request.time_limit} s must be finite, 0 or more")

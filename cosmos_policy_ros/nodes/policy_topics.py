@@ -228,6 +228,12 @@ class PolicyOutput:
         self.tracking.clear()
         self.stillness.clear()
 
+    def led(self, pose: NDArray[np.float64]) -> None:
+        """Note that the arms have been led to a (14,) pose: a hold keeps the grippers' grip there."""
+        now_ns, speeds = self._clock.now_ns(), self._rig.max_velocity
+        self.path = TimedChunk.hold("", now_ns, self._rig.rates.dt, pose, pose, speeds)
+        self.tracking.clear()
+
     def measured(self, oldest: float = 0.0) -> NDArray[np.float64] | None:
         """Return where (14,) the arms are now, None where that is not known.
 

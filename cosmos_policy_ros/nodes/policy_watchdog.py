@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 from rclpy.node import Node
 
+from cosmos_policy_ros.core.units import Array
 from cosmos_policy_ros.msg import ArmInterfaceState
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.rig.spec import RigSpec
@@ -19,6 +21,10 @@ class WatchdogMonitor:
     Attributes:
         node_name: of the watchdog.
         needed: whether there has to be one.
+        led: why the arms are not to be moved, since a person leads them, or is about to; empty
+            while none does.
+        led_to: (14,) where a person has led the arms of an armed policy node, policy units; None
+            before that, and as soon as the policy node has set it so.
     """
 
     def __init__(
@@ -48,6 +54,8 @@ class WatchdogMonitor:
         self._identity, self._armed, self._other = identity, False, False
         self._reason = self._overslept = ""
         self._holding = False
+        self.led = ""
+        self.led_to: Array | None = None
         if self.needed:
             node.create_subscription(ArmInterfaceState, self._topic, self._hear, shell.LATCHED)
 
@@ -55,7 +63,7 @@ class WatchdogMonitor:
         """Note that the node runs: an armed one that did not for too long was not waited for."""
         self._armed = armed
         if not armed:
-            self._overslept = ""
+            self._overslept, self.led_to = "", None
         elif oversleeping := self._oversleeping():
             self._overslept = oversleeping
         self._awake = time.monotonic()
@@ -67,6 +75,8 @@ class WatchdogMonitor:
         if self._heard is None:
             return f"{TITLE} has not been heard of on {self._topic}: is it running?"
         if self._other and not self._armed:
+            if self.led:
+                return self.led
             return f"{TITLE} guards another policy node; disarm or end that one"
         age = time.monotonic() - self._heard
         if age > self._patience:
@@ -105,6 +115,11 @@ class WatchdogMonitor:
         # An armed node's watchdog knows that it is armed; any other state is a stranger's, or old.
         if self._armed and message.owner != self._identity:
             return
+        was_led, self.led = self.led, ""
+        if message.teleoperation not in ("", "off"):
+            self.led = "a person leads the arms; end that first: ~/teleoperate with data: false"
+        if message.owner == self._identity and (was_led or self.led) and len(message.led_to):
+            self.led_to = np.array(message.led_to)
         # One that holds for a policy node that has died goes over to the next that is armed.
         foreign = message.owner not in ("", self._identity)
         self._other = foreign and not message.reason

@@ -29,7 +29,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from cosmos_policy_ros import __version__
 from cosmos_policy_ros.bags.jpeg import IMAGE, rig_of_bag
 from cosmos_policy_ros.bags.mcap_file import Topic, to_yaml
-from cosmos_policy_ros.bags.messages import TELEOPERATION, EpisodeMetadata
+from cosmos_policy_ros.bags.messages import EpisodeMetadata
 from cosmos_policy_ros.bags.types import load_types
 from cosmos_policy_ros.core.config import load_yaml, named_file, read_config, to_plain
 from cosmos_policy_ros.core.errors import CosmosPolicyError, RolloutError
@@ -56,6 +56,7 @@ from cosmos_policy_ros.nodes.compaction import BackgroundCompaction
 from cosmos_policy_ros.nodes.convert import label_to_message
 from cosmos_policy_ros.nodes.options import DEFAULT, RECORDER
 from cosmos_policy_ros.rig.spec import RigSpec, load_rig
+from cosmos_policy_ros.rig.teleoperation import TELEOPERATION
 from cosmos_policy_ros.srv import EndEpisode, ScoreEpisode, StartEpisode
 
 try:

@@ -363,7 +363,7 @@ class SimRigNode(Node):
 
     def _publish_leaders(self, leaders: SimLeaders, stamp_ns: int) -> None:
         if not leaders.leading:
-            leaders.rest(self._followers())
+            leaders.rest(self._spec.commanded(self._rig.targets()[None])[0])
         for side, publisher in self._leader_joints.items():
             arm, fault = self._spec.arms[side], self._faults.leader_fault(side, self._since_reset())
             kind = "" if fault is None else fault.kind

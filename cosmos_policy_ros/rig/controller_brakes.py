@@ -21,7 +21,7 @@ import numpy as np
 
 from cosmos_policy_ros.core.errors import RigError
 from cosmos_policy_ros.core.units import NS_PER_S, Array
-from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
+from cosmos_policy_ros.rig.arms import GRIPPER_INDICES, STATE_DIM
 from cosmos_policy_ros.rig.chunk import BRAKE, braking_fraction
 from cosmos_policy_ros.rig.command_check import CommandCheck
 from cosmos_policy_ros.rig.ownership import OVERTAKEN, Ownership, describe_stranger
@@ -118,6 +118,22 @@ class ControllerBrakes:
         self._excused = False
         self._stillness = StillnessWatch()
         self._acted_ns = self._vigil_ns = 0  # when arms began to come to rest; end of the vigil
+
+    def commanded(self, now_ns: int) -> Array | None:
+        """Return where (14,) the arms are told to be, policy units; None where nothing was."""
+        sent = np.zeros((1, STATE_DIM))
+        for path in self._paths.values():
+            if path.controller is None:
+                return None
+            at = dict(zip(path.controller.joint_names, path.controller.sample(now_ns), strict=True))
+            sent[0, list(path.output.columns)] = [at[name] for name in path.output.joints]
+        pose: Array = self._rig.commanded(sent)[0]
+        return pose
+
+    def resting(self, now_ns: int) -> bool:
+        """Whether no arm is on a path."""
+        paths = [path.controller for path in self._paths.values()]
+        return all(path is None or now_ns >= path.end_ns for path in paths)
 
     def on_policy_state(
         self, identity: str, armed: bool, run_id: str, announced: tuple[int, str], now_ns: int

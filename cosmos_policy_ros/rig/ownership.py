@@ -31,6 +31,8 @@ class Ownership:
 
     Attributes:
         owner: identity of the policy node that has armed the arms; empty while none has.
+        lent: whether the owner lends them to the arm interface, for a person to lead; over as soon
+            as the owner names a trajectory of its own.
     """
 
     def __init__(self, patience: float) -> None:
@@ -39,7 +41,7 @@ class Ownership:
         Args:
             patience: seconds of silence after which another policy node may take over.
         """
-        self.owner = ""
+        self.owner, self.lent = "", False
         self._patience = patience
         self._heard_ns = 0
         self._run_id = ""
@@ -79,15 +81,19 @@ class Ownership:
         if identity != self.owner:
             if not armed or (self.owner and self.age(now_ns) <= self._patience):
                 return False
-            self.owner, self._serial, ended = identity, 0, True
+            self.owner, self.lent, self._serial, ended = identity, False, 0, True
             self._announced.clear()
         self._heard_ns, self._run_id = now_ns, run_id
         if not armed:  # a brake that was announced may still be on its way
-            self.owner, ended = "", True
+            self.owner, self.lent, ended = "", False, True
         elif announced[0] > self._serial:
-            self._serial = announced[0]
-            self._announced.append(_Announced(announced[1]))
+            self._serial, self.lent = announced[0], False
+            self.announce(announced[1])
         return ended
+
+    def announce(self, chunk_id: str) -> None:
+        """Note what comes next, of the owner's or of whom it lends the arms to."""
+        self._announced.append(_Announced(chunk_id))
 
     def take(self, output: str, chunk_id: str) -> bool:
         """Return whether a trajectory was announced and has not come on this output before."""

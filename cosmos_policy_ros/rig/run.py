@@ -399,7 +399,7 @@ class Run:
 
         An answer that is under way is of no use any more.
         """
-        if self.phase in (Phase.PAUSED, Phase.DONE):
+        if self.paused:
             return None
         moving = self.phase is Phase.EXECUTING
         self.phase, self.message, self._pending = Phase.PAUSED, "paused: the arms hold", None
@@ -418,6 +418,19 @@ class Run:
         else:
             self._waiting_since_ns = None  # a pause is not idle time
             self._observe("resumed: waiting for an observation")
+
+    @property
+    def paused(self) -> bool:
+        """Whether it waits for :meth:`resume`, or is over."""
+        return self.phase in (Phase.PAUSED, Phase.DONE)
+
+    def led(self, pose: Array, now_ns: int, message: str) -> None:
+        """Note that a person has led the arms of a paused run to a (14,) pose: it goes on there.
+
+        What was seen before counts no more.
+        """
+        self.chunk, self._commanded = None, pose
+        self._not_before_ns, self.message = max(self._not_before_ns, now_ns), message
 
     def stop(self, now_ns: int, outcome: str, message: str) -> TimedChunk | None:
         """End the run; returns the braking chunk to publish when the arms are moving."""

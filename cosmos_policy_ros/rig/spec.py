@@ -526,6 +526,11 @@ class RigSpec:
         return positions
 
     @property
+    def led(self) -> bool:
+        """Whether both arms have leaders."""
+        return all(arm.leader is not None for arm in self.arms.values())
+
+    @property
     def joint_names(self) -> tuple[str, ...]:
         """The 14 names "left/waist" … "right/gripper"."""
         return tuple(f"{side}/{name}" for side, arm in self.arms.items() for name in arm.names)

@@ -3,8 +3,8 @@
 Tick by tick a (14,) target: where the leaders are, as far as the arms may go there in one tick. It
 begins only where leaders and followers agree, goes over without a jump, and holds on doubt: a
 leader that is silent, reads nothing, or jumps further than a hand moves it, links that would come
-too close, a loop that was kept waiting. A state machine without ROS or threads; its clock is never
-set.
+too close, a follower that does not follow, a loop that was kept waiting. A state machine without
+ROS or threads; its clock is never set.
 """
 
 from __future__ import annotations
@@ -21,15 +21,28 @@ from cosmos_policy_ros.rig.arms import ARM_JOINTS, ARMS, GRIPPER_INDICES, STATE_
 from cosmos_policy_ros.rig.collision import CollisionModel
 from cosmos_policy_ros.rig.observation import joint_positions
 from cosmos_policy_ros.rig.spec import RigSpec
+from cosmos_policy_ros.rig.tracking import TrackingMonitor
+
+TELEOPERATION = "teleoperation"
+"""How the ids of its targets begin; a number follows. The engine of an episode that it made."""
+REACH = 2  # ticks in which an arm gets to its target: one that is late does not stop in between
+
+
+def led_tick(chunk_id: str) -> int | None:
+    """Return the number of a teleoperation's target, None for any other trajectory."""
+    name, _, number = chunk_id.partition("/")
+    return int(number) if name == TELEOPERATION and number.isdecimal() else None
 
 
 class Phase(Enum):
     """What the followers do."""
 
     OFF = "off"
+    MATCHING = "matching"  # nothing, until leaders and followers agree
     FOLLOWING = "following"
     CLUTCHED = "clutched"  # held, while the leaders are free
     HELD = "held"  # until it is begun anew
+    STOPPING = "stopping"  # to be off as soon as they are at rest
 
 
 @dataclass
@@ -66,7 +79,7 @@ class Teleoperation:
 
     Attributes:
         phase: see :class:`Phase`.
-        reason: why they are held; empty while they are not.
+        reason: why they are held, or not led yet; empty otherwise.
     """
 
     def __init__(self, rig: RigSpec) -> None:
@@ -90,13 +103,19 @@ class Teleoperation:
         self._speed = rig.max_velocity * rig.gate.velocity_scale
         # A gripper's servo limits its own current: it may be told any speed at once.
         self._acceleration = np.minimum(rig.max_acceleration, self._speed / self._dt)
+        self._tracking = TrackingMonitor(rig)
         self._target, self._velocity = np.zeros((2, STATE_DIM))
-        self._began_ns = self._ticked_ns = 0
+        self._began_ns = self._ticked_ns = self._apart_ns = 0
 
     @property
     def target(self) -> Array:
         """The last (14,) target, policy units."""
         return self._target
+
+    @property
+    def resting(self) -> bool:
+        """Whether every further target is the last one."""
+        return self.phase is not Phase.FOLLOWING and not self._velocity.any()
 
     def on_leader(
         self, side: str, names: Sequence[str], positions: Sequence[float], now_ns: int
@@ -161,6 +180,25 @@ class Teleoperation:
         self.phase, self.reason = Phase.FOLLOWING, ""
         self._target, self._velocity = followers.copy(), np.zeros(STATE_DIM)
         self._began_ns = self._ticked_ns = now_ns
+        self._tracking.clear()
+
+    def match(self, followers: Array, now_ns: int) -> None:
+        """Begin once leaders and followers agree; called again and again until they do.
+
+        They have to agree for as long as the ramp: a leader that only swings past leads no arm.
+
+        Args:
+            followers: (14,) where they are commanded to be.
+            now_ns: now.
+        """
+        if self.phase is not Phase.MATCHING or not self._apart_ns:
+            self.phase, self._apart_ns = Phase.MATCHING, now_ns
+        if apart := self.apart(followers, now_ns):
+            self.reason, self._apart_ns = apart, now_ns
+        elif now_ns - self._apart_ns < self._limits.ramp * NS_PER_S:
+            self.reason = "leaders and followers agree: hold them still"
+        else:
+            self.begin(followers, now_ns)
 
     def clutch(self, engaged: bool, now_ns: int) -> None:
         """Hold the followers while the leaders are moved elsewhere, or follow again.
@@ -180,27 +218,49 @@ class Teleoperation:
         if self.phase in (Phase.FOLLOWING, Phase.CLUTCHED):
             self.phase, self.reason = Phase.HELD, reason
 
+    def wait(self, reason: str) -> None:
+        """Match later, for a reason."""
+        self.phase, self.reason, self._apart_ns = Phase.MATCHING, reason, 0
+
+    def stop(self) -> None:
+        """Bring the followers to rest, then be off."""
+        self.phase, self.reason = Phase.STOPPING, ""
+        if self.resting:
+            self.end()
+
     def end(self) -> None:
         """Fall silent."""
         self.phase, self.reason = Phase.OFF, ""
+        self._velocity = np.zeros(STATE_DIM)
 
-    def tick(self, now_ns: int, openings: Array) -> Array | None:
-        """Return the (14,) target of this moment, None while off.
+    def tick(self, now_ns: int, measured: Array | None) -> Array | None:
+        """Return the (14,) target of this moment, None while nothing is to be sent.
 
         Args:
             now_ns: now.
-            openings: (2,) measured, of the followers' grippers.
+            measured: (14,) where the followers are, None where that is not known.
         """
-        if self.phase is Phase.OFF:
+        if self.phase in (Phase.OFF, Phase.MATCHING):
             return None
         waited_ns, self._ticked_ns = now_ns - self._ticked_ns, now_ns
+        if measured is None:
+            self.hold("a follower is silent: is its driver running?")
+            measured = np.zeros(STATE_DIM)
+        else:
+            self._tracking.add(now_ns, self._target)
+            if deviation := self._tracking.check(now_ns, measured):
+                self.hold(deviation.message)
         if self.phase is Phase.FOLLOWING:
             if waited_ns > self._limits.silence * NS_PER_S:
                 self.hold(f"this node was kept waiting for {waited_ns / NS_PER_S:.2f} s")
             elif silent := self._silence(now_ns):
                 self.hold(silent)
+        if self.resting:
+            if self.phase is Phase.STOPPING:
+                self.end()
+            return None
         wanted = self._wanted(now_ns) if self.phase is Phase.FOLLOWING else np.zeros(STATE_DIM)
-        self._move(wanted, openings)
+        self._move(wanted, measured[list(GRIPPER_INDICES)])
         return self._target
 
     def _wanted(self, now_ns: int) -> Array:

@@ -204,6 +204,13 @@ class SimRig:
             )
         return self._controllers[name]
 
+    def targets(self) -> NDArray[np.float64]:
+        """Return what (14,) the servos are told now, in the drivers' units."""
+        targets = np.empty(STATE_DIM)
+        for columns, controller in zip(self._columns, self._controllers.values(), strict=True):
+            targets[columns] = controller.sample(self.time_ns)
+        return targets
+
     def stick(self, joints: Sequence[str]) -> None:
         """Let joints, such as "left/waist", stay where they are, and all others follow."""
         stuck = {}
@@ -226,11 +233,9 @@ class SimRig:
             raise RigError(
                 f"cannot advance by {seconds} s; give a multiple of {PHYSICS_STEP_NS / 1e9} s"
             )
-        targets = np.empty(STATE_DIM)
         for _ in range(steps):
             self.time_ns += PHYSICS_STEP_NS
-            for columns, controller in zip(self._columns, self._controllers.values(), strict=True):
-                targets[columns] = controller.sample(self.time_ns)
+            targets = self.targets()
             for column, position in self._stuck.items():
                 targets[column] = position
             for arm, target in zip(ARMS, targets.reshape(len(ARMS), ARM_DIM).tolist(), strict=True):

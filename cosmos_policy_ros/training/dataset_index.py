@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cosmos_policy_ros.bags.messages import TELEOPERATION
 from cosmos_policy_ros.bags.writer import DISCARDED
 from cosmos_policy_ros.core.errors import RolloutError, TrainingError
 from cosmos_policy_ros.core.task import FULL_SCORE
@@ -51,6 +50,7 @@ from cosmos_policy_ros.model.layout import LAYOUTS
 from cosmos_policy_ros.model.text import TextTable
 from cosmos_policy_ros.rig.arms import STATE_DIM
 from cosmos_policy_ros.rig.observation import Observation
+from cosmos_policy_ros.rig.teleoperation import TELEOPERATION
 from cosmos_policy_ros.training.batch import WindowRef
 from cosmos_policy_ros.training.config import DataConfig, MixtureConfig, Role
 

@@ -132,6 +132,20 @@ def find_steps(sent: Sequence[Sent], dt: float) -> Steps:
     return Steps(*(np.concatenate(each) for each in (times, actions, stretch, led)))
 
 
+def before_takeover(steps: Steps, seconds: float) -> NDArray[np.bool_]:
+    """Return per step (n,) whether a person takes the arms over within so many seconds from then.
+
+    The first step of what the person then does counts: what was seen there led to it.
+    """
+    found = np.zeros(len(steps), bool)
+    for first in np.flatnonzero(steps.led[1:] & ~steps.led[:-1]) + 1:
+        since_ns = steps.times_ns[first] - round(seconds * NS_PER_S)
+        stretch = ~steps.led & (steps.times_ns >= since_ns) & (steps.times_ns < steps.times_ns[first])
+        stretch[first] = True
+        found |= stretch
+    return found
+
+
 def _goes_on(before: Sent, each: Sent) -> bool:
     """Return whether one target of a teleoperation is the next after another."""
     last, next_one = led_tick(before.chunk_id), led_tick(each.chunk_id)

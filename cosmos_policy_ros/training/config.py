@@ -80,6 +80,14 @@ class DataConfig:
         held_out: fraction of the demonstrations that is kept for the validation.
         use_no_go: learn from episodes that are NO-GO too, by the recorder's verdict or by the
             checks of ``config/checks.yaml``, as far as there is anything to learn from.
+        hg_dagger: learn from what a person did in the episode of a run, after a takeover, as from a
+            demonstration, whatever became of the episode. HG-DAgger (Kelly et al. 2019,
+            arXiv:1810.02890) adds what the expert did while intervening to the demonstrations, and
+            nothing of what the policy did.
+        recap_seconds: seconds before a takeover that count as having led to it: their return is
+            that of a failure, whatever the person made of the episode. RECAP (pi*0.6,
+            arXiv:2511.14759) tells a policy by an advantage label which actions were bad; this
+            model has a value instead of one. 0 leaves them the episode's return.
         augmentation: "strong" as all released checkpoints had, "standard" without rotation and with
             less colour, "none".
         prompt_augmentation: by an episode's prompt, other prompts that it is an example of as well:
@@ -99,6 +107,8 @@ class DataConfig:
     rollouts: tuple[str, ...] = ()
     held_out: float = 0.01
     use_no_go: bool = False
+    hg_dagger: bool = False
+    recap_seconds: float = 0.0
     augmentation: Strength = "strong"
     prompt_augmentation: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     workers: int = 4
@@ -111,7 +121,7 @@ class DataConfig:
             raise ValueError("demonstrations: no folder of episodes is given")
         if not 0 <= self.held_out < 1:
             raise ValueError(f"held_out: {self.held_out} must be at least 0 and below 1")
-        for name in ("workers", "prepared_gb", "cache_gb", "latent_cache_gb"):
+        for name in ("workers", "prepared_gb", "cache_gb", "latent_cache_gb", "recap_seconds"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: {getattr(self, name)} must be a number from 0 on")
         if self.latent_cache_gb and self.augmentation != "none":

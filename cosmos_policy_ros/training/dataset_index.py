@@ -36,7 +36,7 @@ from cosmos_policy_ros.dataset.review import (
     set_warnings,
     with_outliers,
 )
-from cosmos_policy_ros.dataset.windows import Windows
+from cosmos_policy_ros.dataset.windows import Windows, before_takeover
 from cosmos_policy_ros.episodes.folders import candidates
 from cosmos_policy_ros.interop.libero_hdf5 import (
     SUFFIXES,
@@ -54,7 +54,7 @@ from cosmos_policy_ros.rig.teleoperation import TELEOPERATION
 from cosmos_policy_ros.training.batch import WindowRef
 from cosmos_policy_ros.training.config import DataConfig, MixtureConfig, Role
 
-Pool = Literal["demonstration", "success", "failure"]
+Pool = Literal["demonstration", "correction", "success", "failure"]
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,14 @@ class EpisodeEntry:
 
     Attributes:
         windows: random access to it.
-        pool: a half-done task is a failure, as in the released code, and keeps its score.
+        pool: a half-done task is a failure, as in the released code, and keeps its score; a
+            correction is what a person did in the episode of a run.
         score: in [0, 1]; 1 for a demonstration.
         starts: steps at which a usable window begins.
         digest: sha256 (hex) of the episode's files and of the code that reads them.
         report: what the checks found.
+        led: (n,) per step whether a person led the arms there; None where that is not known.
+        worthless: (n,) per step whether it has no return, since it led to a takeover; None: none.
     """
 
     windows: Windows
@@ -76,11 +79,21 @@ class EpisodeEntry:
     starts: NDArray[np.int64]
     digest: str
     report: EpisodeReport
+    led: NDArray[np.bool_] | None = None
+    worthless: NDArray[np.bool_] | None = None
 
     @property
     def prompt(self) -> str:
         """The task in words."""
         return self.windows.prompt
+
+    @property
+    def correction(self) -> EpisodeEntry | None:
+        """What a person did in the episode of a run, to learn from as shown; None if nothing."""
+        if self.led is None or self.pool == "demonstration":
+            return None
+        starts = self.starts[self.led[self.starts]]
+        return replace(self, pool="correction", starts=starts) if len(starts) else None
 
     def observe(self, step: int) -> Observation:
         """Return the observation at a step; ObservationError or RolloutError if it has none."""
@@ -118,6 +131,8 @@ class DatasetIndex:
             metadata = [entry.windows.id, entry.pool, entry.score, entry.prompt]
             sha.update(json.dumps(metadata).encode())
             sha.update(entry.starts.tobytes())
+            if entry.worthless is not None:
+                sha.update(entry.worthless.tobytes())
         return sha.hexdigest()
 
     def lines(self, statistics: str = "checkpoint") -> list[str]:
@@ -128,12 +143,15 @@ class DatasetIndex:
         warnings = list(self.warnings)
         if statistics == "demonstrations" and self.ranges is not None and self.ranges.text:
             warnings.append(self.ranges.text)
-        groups = {
-            "demonstrations": [e for e in self.entries if e.pool == "demonstration"],
-            "successes": [e for e in self.entries if e.pool == "success"],
-            "failures": [e for e in self.entries if e.pool == "failure"],
-            "held out": self.held_out,
+        chosen = {
+            "demonstrations": self.pool("demonstration"),
+            "successes": self.pool("success"),
+            "failures": self.pool("failure"),
         }
+        groups = {name: [self.entries[i] for i in found] for name, found in chosen.items()}
+        if corrections := self.pool("correction"):
+            groups["corrections"] = [self.entries[i] for i in corrections]
+        groups["held out"] = list(self.held_out)
         return [
             *(
                 f"{name:14} {len(group):6} episodes {sum(len(e.starts) for e in group):9} windows"
@@ -209,6 +227,8 @@ def index_episodes(data: DataConfig, model: CheckpointConfig, text: TextTable) -
     held_out = demonstrations[: max(count, 0)]
     chosen = {id(entry) for entry in held_out}
     kept = tuple(entry for entry in entries if id(entry) not in chosen)
+    if data.hg_dagger:
+        kept += tuple(each for entry in kept if (each := entry.correction) is not None)
     warnings = tuple(_warnings(entries, limits))
     return DatasetIndex(kept, tuple(held_out), tuple(left_out), windows_left_out, warnings, ranges)
 
@@ -346,7 +366,10 @@ def _read_bag(
     report = indexed.report(windows, dt, limits, expected)
     _refuse(report, data)
     starts = np.flatnonzero(windows.usable(expected.chunk_steps))
-    return [(path, EpisodeEntry(windows, pool, score, starts, indexed.digest, report))]
+    entry = EpisodeEntry(windows, pool, score, starts, indexed.digest, report, windows.steps.led)
+    if data.recap_seconds and pool != "demonstration":
+        entry = replace(entry, worthless=before_takeover(windows.steps, data.recap_seconds))
+    return [(path, entry)]
 
 
 def _refuse(report: EpisodeReport, data: DataConfig) -> None:
@@ -424,9 +447,10 @@ def _divide(
         "from; add some to data.{1}, or set mixture.{0}: 0"
     )
     if config.policy:
-        if "demonstration" not in present:
+        shown: tuple[Pool, ...] = ("demonstration", "correction")
+        if not present.intersection(shown):
             raise TrainingError(missing.format("policy", "demonstrations"))
-        yield "policy", config.policy, ("demonstration",)
+        yield "policy", config.policy, shown
     succeeded: tuple[Pool, ...] = ("success",)
     if config.demonstrations_as_rollouts:
         succeeded = ("success", "demonstration")

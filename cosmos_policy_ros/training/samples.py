@@ -112,7 +112,7 @@ class SampleMaker(Dataset[Sample]):
             actions=actions.ravel().astype(np.float32),
             future_proprio=proprio.normalise(later.state).astype(np.float32),
             value=value_target(
-                entry.score,
+                0.0 if entry.worthless is not None and entry.worthless[future] else entry.score,
                 len(windows) - 1 - future,
                 self.objective.discount,
                 self.objective.numerics,

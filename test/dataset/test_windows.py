@@ -18,7 +18,7 @@ from rosbags.typesys.store import Typestore
 
 from cosmos_policy_ros.core.errors import ObservationError, RolloutError
 from cosmos_policy_ros.dataset.playback import decisions, stamp_ns
-from cosmos_policy_ros.dataset.windows import EpisodeWindows
+from cosmos_policy_ros.dataset.windows import EpisodeWindows, before_takeover
 from cosmos_policy_ros.episodes.episode import read_episode, read_messages
 from cosmos_policy_ros.episodes.recording import Options
 from cosmos_policy_ros.episodes.store import EpisodeStore
@@ -26,6 +26,7 @@ from cosmos_policy_ros.interop.importer import rig_text
 from cosmos_policy_ros.rig.chunk import Blend, TimedChunk
 from cosmos_policy_ros.rig.observation import SensorBuffer
 from cosmos_policy_ros.rig.safety_gate import CHUNK_ID
+from cosmos_policy_ros.rig.teleoperation import TELEOPERATION
 from cosmos_policy_ros.sim.render import Renderer
 
 DT = 0.04
@@ -190,6 +191,65 @@ def test_a_chunk_replaced_or_braked_counts_as_far_as_it_was_executed(writing: Wr
     assert windows.steps.stretch.tolist() == [0] * 35 + [1] * 50
     usable = windows.usable(10)
     assert usable.tolist() == [True] * 26 + [False] * 9 + [True] * 50
+
+
+def targets(start_ms: int, count: int, first: int = 1) -> list[TimedChunk]:
+    """Return what a teleoperation sends, 50 targets a second, each due 40 ms after it is sent."""
+    return [
+        chunk(start_ms + 20 * index, f"{TELEOPERATION}/{first + index}", rows=1)
+        for index in range(count)
+    ]
+
+
+def test_what_a_person_led_is_what_a_chunk_of_the_same_motion_is(
+    store: EpisodeStore, types: Typestore
+) -> None:
+    """Number by number: times, actions, and where windows may begin."""
+    shown = sent(Writing(store, types), 4.0, *targets(500, 99))
+    done = sent(Writing(store, types), 4.0, chunk(500))
+    np.testing.assert_array_equal(shown.steps.times_ns, done.steps.times_ns)
+    np.testing.assert_allclose(shown.steps.actions, done.steps.actions, rtol=0, atol=1e-15)
+    np.testing.assert_array_equal(shown.usable(25), done.usable(25))
+    assert shown.steps.led.all() and not done.steps.led.any()
+
+
+def test_a_pause_of_the_person_is_no_action(writing: Writing) -> None:
+    windows = sent(
+        writing,
+        5.0,
+        *targets(400, 41),
+        chunk(1220, f"{TELEOPERATION}/42/brake", rows=1),
+        *targets(2600, 41, first=43),
+        *targets(4000, 11, first=90),  # some were lost on their way into the bag
+    )
+    assert due_ms(windows) == [
+        *range(440, 1241, 40),
+        *range(2640, 3441, 40),
+        *range(4040, 4241, 40),
+    ]
+    assert windows.steps.stretch.tolist() == [1] * 21 + [4] * 21 + [6] * 6
+
+
+def test_a_takeover_is_told_step_by_step(writing: Writing) -> None:
+    windows = sent(
+        writing,
+        6.0,
+        chunk(400, "run/0"),
+        chunk(1210, "run/0/brake", rows=5),
+        *targets(2000, 51),
+        chunk(3200, f"{TELEOPERATION}/52/brake", rows=1),
+        chunk(4000, "run/1", rows=25),
+    )
+    steps = windows.steps
+    assert steps.led.tolist() == [False] * 20 + [True] * 26 + [False] * 25
+    assert windows.usable(25).tolist() == [
+        *[False] * 20,
+        *[True, True] + [False] * 24,
+        *[True] * 25,
+    ]
+    blamed = before_takeover(steps, 1.0)
+    assert (steps.times_ns[blamed][0] - START_NS) / MS == 1000
+    assert np.flatnonzero(blamed).tolist() == [*range(15, 20), 20]
 
 
 def test_the_way_to_the_start_pose_is_no_action(writing: Writing) -> None:

@@ -282,3 +282,58 @@ def test_a_rig_without_leaders_cannot_be_led(rig: RigSpec) -> None:
     arms = {side: replace(arm, leader=None) for side, arm in rig.arms.items()}
     with pytest.raises(RigError, match="rig 'sim' has no leader for its left and right arm"):
         Teleoperation(replace(rig, arms=replace(rig.arms, **arms)))
+
+
+def test_a_takeover_waits_until_the_leaders_fit(bench: Bench) -> None:
+    """And for as long as the ramp: a leader that swings past leads no arm."""
+    bench.pose = waist(0.5)
+    for tick in range(100):
+        bench.now += PERIOD
+        bench.pose = waist(0.2 if tick == 50 else 0.5)
+        bench.report()
+        bench.teleoperation.match(START, bench.now_ns)
+        assert bench.teleoperation.tick(bench.now_ns, START) is None
+        assert bench.teleoperation.phase is Phase.MATCHING
+    assert "left/waist by +0.50 rad (limit 0.3)" in bench.teleoperation.reason
+    bench.pose = waist(0.2)
+    for tick in range(27):
+        bench.now += PERIOD
+        bench.report()
+        if bench.teleoperation.phase is Phase.MATCHING:
+            bench.teleoperation.match(START, bench.now_ns)
+        following = bench.teleoperation.phase is Phase.FOLLOWING
+        assert following == (tick >= 24), tick  # after half a second
+    assert bench.teleoperation.reason == ""
+
+
+def test_it_ends_at_rest(bench: Bench) -> None:
+    bench.begin()
+    bench.run(1.0, lambda t: waist(0.8 * t))
+    bench.teleoperation.stop()
+    assert bench.teleoperation.phase is Phase.STOPPING
+    bench.run(0.2, lambda t: bench.pose)
+    assert bench.teleoperation.phase is Phase.OFF
+    assert np.abs(np.diff(bench.speeds[:, 0])).max() / PERIOD <= 78.5 * (1 + 1e-6)
+    bench.begin(bench.pose)
+    bench.teleoperation.stop()
+    assert bench.teleoperation.phase is Phase.OFF, "at once, where nothing moves"
+
+
+def test_a_follower_that_does_not_follow_holds_both(bench: Bench) -> None:
+    moving(bench)
+    stuck = bench.measured.copy()
+    for _ in range(60):
+        bench.pose = waist(bench.pose[0] + 0.01)
+        bench.now += PERIOD
+        bench.report()
+        bench.teleoperation.tick(bench.now_ns, stuck)
+    assert bench.teleoperation.phase is Phase.HELD
+    assert "left/waist has been 0." in bench.teleoperation.reason
+
+
+def test_a_follower_that_is_silent_holds_both(bench: Bench) -> None:
+    moving(bench)
+    bench.now += PERIOD
+    bench.report()
+    bench.teleoperation.tick(bench.now_ns, None)
+    held(bench, "a follower is silent")

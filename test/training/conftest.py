@@ -54,13 +54,17 @@ def record_wave(
     positions: np.ndarray[Any, np.dtype[np.float64]] | None = None,
     states: np.ndarray[Any, np.dtype[np.float64]] | None = None,
     image_size: tuple[int, int] = (8, 8),
+    taken_over: int | None = None,
     **of_metadata: Any,
 ) -> Path:
     """Record 2.8 s in which the arms follow ``rows`` rows of a wave, or go through ``states``."""
     writing = Writing(store, types, **of_metadata)
     actions = wave(rows, phase) if positions is None else positions
-    chunk = TimedChunk("run/0", START_NS + 200 * MS, 0.04, actions[0], actions, np.full(14, 9.0))
-    writing.trajectory(chunk)
+    speeds, begun = np.full(14, 9.0), START_NS + 200 * MS
+    sent = actions[:taken_over]
+    if len(sent):
+        writing.trajectory(TimedChunk("run/0", begun, 0.04, actions[0], sent, speeds))
+    led = [] if taken_over is None else np.repeat(actions[taken_over:], 2, axis=0)
     path = actions if states is None else states
 
     def pose(at: int) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -69,7 +73,12 @@ def record_wave(
     def image(role: str, at: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         return np.resize(noise(role, at), (*image_size, 3))
 
-    writing.follow(2.8, pose, image)
+    for at in range(0, 2800, 10):
+        writing.follow_once(at, pose(at), image)
+        index, late = divmod(at - 200 - 40 * (taken_over or 0), 20)  # two targets a row
+        if not late and 0 <= index < len(led):
+            name, at_ns, target = f"teleoperation/{index}", START_NS + at * MS, led[index]
+            writing.trajectory(TimedChunk(name, at_ns, 0.04, target, target[None], speeds))
     folder = writing.recording.finish("stopped")
     if score is not None:
         operator_score = OperatorScore(score, success=score == 100)

@@ -19,8 +19,9 @@ from cosmos_policy_ros.model import files
 from cosmos_policy_ros.model.config import CheckpointConfig
 from cosmos_policy_ros.model.statistics import load_statistics
 from cosmos_policy_ros.model.text import load_text
-from cosmos_policy_ros.training.config import DataConfig
-from cosmos_policy_ros.training.dataset_index import DatasetIndex, index_episodes
+from cosmos_policy_ros.rig.teleoperation import TELEOPERATION
+from cosmos_policy_ros.training.config import DataConfig, MixtureConfig
+from cosmos_policy_ros.training.dataset_index import DatasetIndex, Mixture, index_episodes
 from cosmos_policy_ros.training.saving import begin_folder
 
 from .conftest import TINY, record_wave, wave
@@ -257,6 +258,49 @@ def test_a_rollout_without_a_score_is_left_out(store: EpisodeStore, types: Types
     found = dataset_index(store.root, demonstrations=(), rollouts=(str(store.root),))
     ((_, reason),) = found.left_out
     assert reason == "has no score; 'cosmos score' gives it one"
+
+
+def test_what_a_person_corrected_is_a_demonstration_on_request(
+    store: EpisodeStore, types: Typestore, tmp_path: Path
+) -> None:
+    for phase, score in ((1, 100.0), (2, 0.0)):
+        record_wave(store, types, phase, score, taken_over=20)
+    record_wave(store, types, 3, 100.0)
+    folders = {"demonstrations": (), "rollouts": (str(tmp_path),)}
+    plain = dataset_index(tmp_path, **folders)
+    assert plain.left_out == ()
+    assert [entry.pool for entry in plain.entries] == ["success", "failure", "success"]
+    corrected = dataset_index(tmp_path, **folders, hg_dagger=True)
+    assert [entry.pool for entry in corrected.entries[3:]] == ["correction"] * 2
+    assert [entry.score for entry in corrected.entries[3:]] == [1.0, 0.0]
+    for entry in corrected.entries[3:]:
+        assert entry.starts.tolist() == [*range(20, 60)]
+    assert any(line.startswith("corrections         2 episodes") for line in corrected.lines())
+    assert Mixture(corrected, MixtureConfig(), 0).draw(0, 0, 4).entry in (3, 4)
+    assert corrected.digest() != plain.digest()
+
+
+def test_the_stretch_before_a_takeover_is_worth_nothing_on_request(
+    store: EpisodeStore, types: Typestore, tmp_path: Path
+) -> None:
+    record_wave(store, types, 1, 100.0, taken_over=20)
+    folders = {"demonstrations": (), "rollouts": (str(tmp_path),)}
+    (plain,) = dataset_index(tmp_path, **folders).entries
+    assert plain.worthless is None
+    (entry,) = dataset_index(tmp_path, **folders, recap_seconds=0.4).entries
+    assert entry.worthless is not None
+    assert np.flatnonzero(entry.worthless).tolist() == [*range(10, 21)]
+
+
+def test_an_episode_that_a_person_led_is_a_demonstration_wherever_it_lies(
+    store: EpisodeStore, types: Typestore, tmp_path: Path
+) -> None:
+    record_wave(store, types, 1, taken_over=0, engine=TELEOPERATION)
+    record_wave(store, types, 2, 100.0, taken_over=0, engine=TELEOPERATION)
+    record_wave(store, types, 3, 40.0, taken_over=0, engine=TELEOPERATION)
+    found = dataset_index(tmp_path, demonstrations=(), rollouts=(str(tmp_path),), hg_dagger=True)
+    pools = [(entry.pool, entry.score) for entry in found.entries]
+    assert pools == [("demonstration", 1.0)] * 2 + [("failure", 0.4), ("correction", 0.4)]
 
 
 def test_nothing_to_learn_from_is_refused(store: EpisodeStore, types: Typestore) -> None:

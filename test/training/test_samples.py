@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -250,3 +251,10 @@ def test_scores_become_returns(config: Config, checkpoint: Checkpoint) -> None:
         values[numerics] = maker.make(pick).value
         assert maker.make(pick._replace(entry=scores[0.0])).value == -1
     assert values == {"released": 1.0, "paper": pytest.approx(-0.2)}
+    entries = maker.dataset_index.entries
+    blamed = replace(entries[scores[0.4]], worthless=np.arange(60) >= 50)
+    maker.dataset_index = replace(
+        maker.dataset_index,
+        entries=tuple(blamed if e is entries[scores[0.4]] else e for e in entries),
+    )
+    assert [maker.make(pick._replace(start=start)).value for start in (59, 40)] == [-1, -1]

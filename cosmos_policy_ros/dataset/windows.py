@@ -129,7 +129,9 @@ def find_steps(sent: Sequence[Sent], dt: float) -> Steps:
     if not times:
         none = np.zeros(0, np.int64)
         return Steps(none, np.zeros((0, STATE_DIM)), none, np.zeros(0, bool))
-    return Steps(*(np.concatenate(each) for each in (times, actions, stretch, led)))
+    return Steps(
+        np.concatenate(times), np.concatenate(actions), np.concatenate(stretch), np.concatenate(led)
+    )
 
 
 def before_takeover(steps: Steps, seconds: float) -> NDArray[np.bool_]:
@@ -140,7 +142,9 @@ def before_takeover(steps: Steps, seconds: float) -> NDArray[np.bool_]:
     found = np.zeros(len(steps), bool)
     for first in np.flatnonzero(steps.led[1:] & ~steps.led[:-1]) + 1:
         since_ns = steps.times_ns[first] - round(seconds * NS_PER_S)
-        stretch = ~steps.led & (steps.times_ns >= since_ns) & (steps.times_ns < steps.times_ns[first])
+        stretch = (
+            ~steps.led & (steps.times_ns >= since_ns) & (steps.times_ns < steps.times_ns[first])
+        )
         stretch[first] = True
         found |= stretch
     return found
@@ -382,8 +386,9 @@ class EpisodeWindows(RecordedSensors):
         first = max(int(each[0]) for each in stamps)
         last = min(int(each[-1]) for each in stamps) + max(periods, default=0)
         kept = (steps.times_ns >= first) & (steps.times_ns <= last)
-        parts = (steps.times_ns, steps.actions, steps.stretch, steps.led)
-        return Steps(*(each[kept] for each in parts))
+        return Steps(
+            steps.times_ns[kept], steps.actions[kept], steps.stretch[kept], steps.led[kept]
+        )
 
     @property
     def id(self) -> str:
@@ -434,8 +439,8 @@ class EpisodeWindows(RecordedSensors):
     def usable(self, chunk_steps: int) -> NDArray[np.bool_]:
         """Return per step (n,) whether a window may begin there, as far as stamps tell.
 
-        Left out are windows whose chunk runs across a brake or a takeover, and those at either end of which a
-        sensor had been silent for longer than the rig allows a policy to act on.
+        Left out are windows whose chunk runs across a brake or a takeover, and those at either end
+        of which a sensor had been silent for longer than the rig allows a policy to act on.
         """
         count = len(self)
         last = np.minimum(np.arange(count) + chunk_steps, count - 1)

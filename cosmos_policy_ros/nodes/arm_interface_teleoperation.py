@@ -113,6 +113,10 @@ class Teleoperator:
         node.create_service(SetBool, "~/teleoperate", self._on_teleoperate)
         node.create_service(SetBool, "~/clutch", self._on_clutch)
 
+    @property
+    def _off(self) -> bool:
+        return self.logic.phase is Phase.OFF
+
     def on_policy_phase(self, identity: str, phase: str) -> None:
         """Note what the policy node does that has armed the arms."""
         if identity == self._ownership.owner:
@@ -121,7 +125,7 @@ class Teleoperator:
     def tick(self) -> None:
         """Send what is due."""
         logic, now_ns = self.logic, self._clock.now_ns()
-        if logic.phase is Phase.OFF:
+        if self._off:
             return
         if reason := self._back_end.logic.reason:
             self._end(f"the arms are held: {reason}", now_ns)
@@ -139,14 +143,14 @@ class Teleoperator:
             self._node.get_logger().error(f"the followers are held: {logic.reason}")
         if target is not None:
             self._send(target, (target - before) / self.period, now_ns)
-        elif logic.phase is Phase.OFF:
+        elif self._off:
             self._end("", now_ns)
         elif not self._lender:
             self._announce(now_ns, armed=True)
 
     def come_to_rest(self, reason: str) -> None:
         """Stop following."""
-        if self.logic.phase is not Phase.OFF:
+        if not self._off:
             self._end(reason, self._clock.now_ns())
 
     def fill(self, state: ArmInterfaceState) -> None:
@@ -209,12 +213,11 @@ class Teleoperator:
             raise RigError("a follower is silent; is its driver running?")
         self._lender = self._ownership.owner.removeprefix(self._identity)
         if self._lender:
-            if self.logic.phase is Phase.OFF:
+            if self._off:
                 self._led_to = None
             self._match(now_ns)
             return "a run is paused; bring the leaders to their followers, and hold them still"
-        following_on = self.logic.phase is not Phase.OFF
-        self.logic.begin(self.logic.target if following_on else measured, now_ns)
+        self.logic.begin(measured if self._off else self.logic.target, now_ns)
         self._announce(now_ns, armed=True)
         return "the followers track the leaders"
 
@@ -246,15 +249,15 @@ class Teleoperator:
             self._stop(now_ns)
         else:
             return True
-        return self.logic.phase is not Phase.OFF
+        return not self._off
 
     def _stop(self, now_ns: int) -> None:
         """Bring the followers to rest, and be off."""
         if self.logic.phase is Phase.MATCHING:
             self._end("", now_ns)
-        elif self.logic.phase is not Phase.OFF:
+        elif not self._off:
             self.logic.stop()
-            if self.logic.phase is Phase.OFF:
+            if self._off:
                 self._end("", now_ns)
 
     def _end(self, reason: str, now_ns: int) -> None:

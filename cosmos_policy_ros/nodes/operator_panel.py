@@ -32,6 +32,11 @@ from cosmos_policy_ros.episodes.quality import GIGABYTE, load_limits
 from cosmos_policy_ros.nodes import shell
 from cosmos_policy_ros.nodes.operator_panel_cameras import PanelCameras
 from cosmos_policy_ros.nodes.operator_panel_graph import ANSWER, STOP_ANSWER, PanelGraph
+from cosmos_policy_ros.nodes.operator_panel_teleoperation import (
+    EPISODE_ANSWER,
+    Demonstrate,
+    PanelTeleoperation,
+)
 from cosmos_policy_ros.nodes.operator_panel_trials import TrialSequence, to_score
 from cosmos_policy_ros.nodes.options import DEFAULT, NONE, PANEL
 from cosmos_policy_ros.panel.access import Access, read_password
@@ -53,7 +58,6 @@ if TYPE_CHECKING:
 
 SHOW = 0.05  # wall s between two looks at whether the page has to change
 DISK_PERIOD = 2.0  # wall s between two looks at the disk
-EPISODE_ANSWER = 30.0  # wall s to begin or end an episode: a recorder waits for its rig for ten
 SHORT_LOOK = 1.0  # s of looking through the episodes at the start
 SHORTEST = 2.0  # s of a recording whose bytes per second say something
 MOST_POINTS = 1e6  # a number beyond is no score that was mistyped
@@ -128,6 +132,7 @@ class OperatorPanel(shell.ManagedNode):
         self._disk: ThreadPoolExecutor | None = None
         self._graph: PanelGraph | None = None
         self._trials: TrialSequence | None = None
+        self._leading: PanelTeleoperation | None = None
 
     # ---------------------------------------------------------------- lifecycle
 
@@ -162,6 +167,7 @@ class OperatorPanel(shell.ManagedNode):
             changed=self._on_change,
             reconfigures=trials is not None,
         )
+        self._leading = PanelTeleoperation(self._graph, self._library, self._known, self._read)
         if trials is not None:
             self._trials = TrialSequence(trials, self._graph, self._read, self._doing)
         cameras = PanelCameras(self, rig)
@@ -186,7 +192,7 @@ class OperatorPanel(shell.ManagedNode):
             self._disk.shutdown(wait=False, cancel_futures=True)
         if self._graph is not None:
             self._graph.close()
-        self._server = self._disk = self._graph = self._trials = None
+        self._server = self._disk = self._graph = self._trials = self._leading = None
 
     def _read_protocol(self, values: Mapping[str, Any]) -> PanelTrials | None:
         """Return the protocol's trials, None without one."""
@@ -263,6 +269,7 @@ class OperatorPanel(shell.ManagedNode):
             simulated=self._simulated,
             unscored=self._unscored,
             busy=self._busy,
+            demonstrated=self._leading.demonstrated if self._leading else "",
             trial=self._trials.trial() if self._trials else None,
         )
 
@@ -312,6 +319,8 @@ class OperatorPanel(shell.ManagedNode):
             "minutes_left": None if minutes is None else round(minutes, 1),
             "free_gb": round(self._free_bytes / GIGABYTE, 1),
             "task": self._task,
+            "leaders": known.leaders,
+            "demonstrations": self._leading.counts if self._leading else {},
             "trials": trials and trials.described(),
         }
 
@@ -358,6 +367,11 @@ class OperatorPanel(shell.ManagedNode):
             "tasks": handler(Nothing, self._tasks),
             "start": handler(Start, self._start),
             "end": handler(Nothing, self._end),
+            "lead": handler(Nothing, self._led.lead),
+            "let_go": handler(Nothing, self._led.let_go),
+            "clutch": handler(Nothing, self._led.clutch),
+            "demonstrate": handler(Demonstrate, self._demonstrate),
+            "drop": handler(Nothing, self._led.drop),
             "score": handler(Score, self._score),
             "skip": handler(Nothing, self._skip),
             "discard": handler(Discard, self._discard),
@@ -444,9 +458,29 @@ class OperatorPanel(shell.ManagedNode):
             self._doing("")
         return {"message": f"running {goal['task']}"}
 
+    @property
+    def _led(self) -> PanelTeleoperation:
+        assert self._leading is not None, "the server lives as long"
+        return self._leading
+
+    async def _demonstrate(self, asked: Demonstrate) -> dict[str, Any]:
+        """Record a demonstration; the last one may be scored any day."""
+        if self._unscored is not None and self._unscored.episode == self._led.demonstrated:
+            await self._skip(Nothing())
+        return await self._led.demonstrate(asked)
+
     async def _stop(self, _: Nothing) -> dict[str, Any]:
-        """Stop and disarm; what was to follow does not."""
+        """Stop and disarm, and lead no arm; what was to follow does not."""
         self._stops += 1
+        # Both at once: neither waits for a node that does not answer.
+        stopping = [self._stop_policy()]
+        if self._led.leading:
+            stopping.append(self._led.let_go(None))
+        begun = [asyncio.ensure_future(each) for each in stopping]
+        await asyncio.wait(begun)
+        return {"message": "; ".join(each.result()["message"] for each in begun)}
+
+    async def _stop_policy(self) -> dict[str, Any]:
         try:
             return await self._call("stop", STOP_ANSWER)
         except CosmosPolicyError:
@@ -559,6 +593,9 @@ class OperatorPanel(shell.ManagedNode):
             return to_score(found)
 
         self._unscored, self._dirty = await self._read(look), True
+        if self._leading is not None:
+            await self._leading.count()
+            self._dirty = True
 
     def _doing(self, what: str) -> None:
         self._busy, self._dirty = what, True

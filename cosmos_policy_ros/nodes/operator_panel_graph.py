@@ -65,6 +65,8 @@ SERVICES: dict[str, tuple[Any, str]] = {
     "stop_episode": (EndEpisode, RECORDER_NODE),
     "discard_episode": (EndEpisode, RECORDER_NODE),
     "score_episode": (ScoreEpisode, RECORDER_NODE),
+    "teleoperate": (SetBool, ARM_INTERFACE_NODE),
+    "clutch": (SetBool, ARM_INTERFACE_NODE),
     "reset": (ResetRig, SIM_RIG_NODE),
 }
 # What gives the policy node another contender.

@@ -132,9 +132,9 @@ class PolicyRuns:
 
     def _give_way(self) -> None:
         """Move nothing while a person leads the arms, and go on from where they have been led."""
-        if self._watchdog.led:
-            if self.motion is not None or (self.run is not None and not self.run.paused):
-                self._node.get_logger().info(f"{self.pause()}: {self._watchdog.led}")
+        moves = self.motion is not None or (self.run is not None and not self.run.paused)
+        if self._watchdog.led and moves:
+            self._node.get_logger().info(f"{self.pause()}: {self._watchdog.led}")
         pose = self._watchdog.led_to
         if pose is None:
             return

@@ -229,7 +229,7 @@ class PolicyOutput:
         self.stillness.clear()
 
     def led(self, pose: NDArray[np.float64]) -> None:
-        """Note that the arms have been led to a (14,) pose: a hold keeps the grippers' grip there."""
+        """Note that the arms have been led to a (14,) pose: a hold keeps the grip there."""
         now_ns, speeds = self._clock.now_ns(), self._rig.max_velocity
         self.path = TimedChunk.hold("", now_ns, self._rig.rates.dt, pose, pose, speeds)
         self.tracking.clear()

@@ -114,6 +114,7 @@ class Graph:
         simulated: whether the rig is.
         unscored: the episode that waits for its score.
         busy: what the panel is doing itself, such as starting a trial; empty if nothing.
+        demonstrated: id of the newest demonstration that was begun on the page; empty for none.
         trial: how far the protocol's trials are; None without a protocol.
     """
 
@@ -126,7 +127,25 @@ class Graph:
     simulated: bool = False
     unscored: Unscored | None = None
     busy: str = ""
+    demonstrated: str = ""
     trial: Trial | None = None
+
+    @property
+    def leaders(self) -> bool:
+        """Whether the rig has leader arms."""
+        return self.arm_interface is not None and bool(self.arm_interface.teleoperation)
+
+    @property
+    def led(self) -> str:
+        """How the followers are led, as the arm interface calls it; empty while they are not."""
+        led = str(self.arm_interface.teleoperation) if self.leaders else ""
+        return "" if led == "off" else led
+
+    @property
+    def demonstrating(self) -> bool:
+        """Whether a demonstration is being recorded."""
+        ours = self.recorder is not None and self.recorder.episode_id == self.demonstrated
+        return self.recording and ours and bool(self.demonstrated)
 
     @property
     def preparing(self) -> bool:
@@ -166,7 +185,7 @@ class Graph:
 
 def sentence(graph: Graph) -> Sentence:
     """Return what goes on and what to do, the most urgent first."""
-    return _lost(graph) or _held(graph) or _moving(graph) or _at_rest(graph)
+    return _lost(graph) or _led(graph) or _held(graph) or _moving(graph) or _at_rest(graph)
 
 
 def _lost(graph: Graph) -> Sentence | None:
@@ -193,6 +212,27 @@ def _lost(graph: Graph) -> Sentence | None:
         text = f"The policy has failed: {graph.policy.message.rstrip('.')}. {todo}"
         return Sentence("fault", text)
     return None
+
+
+def _led(graph: Graph) -> Sentence | None:
+    """What is to be done by hand."""
+    led = graph.led
+    if not led:
+        return None
+    reason = str(graph.arm_interface.teleoperation_reason).rstrip(".")
+    if led == "matching":
+        return Sentence("hold", f"You are about to take over: {reason}.")
+    if led == "held":
+        return Sentence("hold", f"The followers hold: {reason}. Press Lead to go on, or Let go.")
+    if led == "clutched":
+        return Sentence("hold", "The leaders are free, and the followers hold: Clutch goes on.")
+    if graph.running:
+        text = "You lead the arms, and the run is paused. Let go, then Resume hands them back."
+    elif graph.demonstrating:
+        text = "You lead the arms, and it is recorded: End trial keeps it, Drop discards it."
+    else:
+        text = "You lead the arms. Lay the scene out; Demonstrate records from then on."
+    return Sentence("busy", f"{text} Space stops.")
 
 
 def _held(graph: Graph) -> Sentence | None:
@@ -291,6 +331,9 @@ def allowed(graph: Graph) -> dict[str, str]:
         unplanned, stuck = "", trial.refusal
         unprepared = stuck or ("" if trial.prepared else "press Prepare first")
         reset = "Prepare lays out the scene of a trial"
+    hands = graph.missing(ARM_INTERFACE_NODE) or ("" if graph.leaders else "the rig has no leaders")
+    unled = hands or ("" if graph.led else "no leader leads an arm: press Lead first")
+    newest = graph.recorder.episode_id if graph.recorder is not None else ""
     # Inactive it may well be: a contender before could not be loaded.
     absent = gone if graph.presence.get(POLICY_NODE) != "alive" else ""
     return {
@@ -305,7 +348,24 @@ def allowed(graph: Graph) -> dict[str, str]:
         or unprepared
         or disarmed,
         "pause": gone or ("" if run and phase != "paused" else "no run is under way"),
-        "resume": gone or ("" if phase == "paused" else "the run is not paused"),
+        "resume": gone
+        or ("" if phase == "paused" else "the run is not paused")
+        or ("you lead the arms: Let go first" if graph.led else ""),
+        "lead": hands
+        or ("you lead them already" if graph.led not in ("", "held") else "")
+        or ("the arms go to the start pose" if phase == "moving" else ""),
+        "let_go": unled,
+        "clutch": unled
+        or ("" if graph.led in ("following", "clutched") else "the followers do not follow"),
+        "demonstrate": unrecordable
+        or ("" if graph.records else "the recorder is off")
+        or unled
+        or run
+        or recording
+        or ("a protocol's trials are no demonstrations" if trial is not None else ""),
+        "drop": silent
+        or ("" if graph.demonstrated else "no demonstration was recorded")
+        or ("" if newest == graph.demonstrated else "another episode was recorded since"),
         "go_to_start": gone or idle or disarmed,
         "end": ended or (gone if graph.running else silent) or graph.busy,
         "self_check": gone,

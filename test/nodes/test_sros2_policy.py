@@ -179,6 +179,8 @@ def test_only_the_operator_may_arm_run_and_stop() -> None:
     for service in ("arm", "pause", "stop", "go_to_start", "self_check"):
         assert may("request", f"/policy_node/{service}") == OPERATORS
     assert may("call", "/policy_node/run_task") == OPERATORS
+    for service in ("teleoperate", "clutch"):
+        assert may("request", f"/arm_interface_node/{service}") == OPERATORS
     for node in OURS:
         for service in ("change_state", "set_parameters", "set_parameters_atomically"):
             assert not may("request", f"/{node}/{service}")

@@ -43,6 +43,8 @@ STATE: dict[str, Any] = {
     "minutes_left": 61.4,
     "free_gb": 80.0,
     "task": "ziploc",
+    "leaders": False,
+    "demonstrations": {},
 }
 
 
@@ -230,6 +232,19 @@ def test_keys_alone_suffice(page: Page, panel: Panel) -> None:
     names = ["start", "pause", "resume", "go_to_start", "end", "self_check"]
     asked(page, panel, *names)
     assert panel.asked[0][1] == {"task": "ziploc", "prompt": HTML, "operator": "ann"}
+
+
+def test_a_rig_with_leaders_is_led_by_keys(page: Page, panel: Panel) -> None:
+    expect(page.locator("#teleoperation")).to_be_hidden()
+    panel.show(leaders=True, demonstrations={"ziploc": 12, "shirt": 3})
+    expect(page.locator("#demonstrations")).to_have_text(
+        "Demonstrations so far: ziploc: 12, shirt: 3"
+    )
+    page.locator("#lead").focus()
+    for key in "tdkbh":
+        page.keyboard.press(key)
+    asked(page, panel, "lead", "demonstrate", "clutch", "drop", "let_go")
+    assert panel.asked[1][1] == {"task": "ziploc", "prompt": HTML, "operator": ""}
 
 
 def test_what_would_be_refused_says_why_and_is_not_asked_for(page: Page, panel: Panel) -> None:

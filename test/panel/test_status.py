@@ -38,7 +38,13 @@ def recorder(phase: str = "idle") -> SimpleNamespace:
 
 
 def held(reason: str) -> SimpleNamespace:
-    return SimpleNamespace(holding=True, reason=reason)
+    return SimpleNamespace(holding=True, reason=reason, teleoperation="")
+
+
+def leaders(teleoperation: str, reason: str = "") -> SimpleNamespace:
+    return SimpleNamespace(
+        holding=False, reason="", teleoperation=teleoperation, teleoperation_reason=reason
+    )
 
 
 IDLE = Graph(ALIVE, policy=policy(), recorder=recorder(), simulated=True)
@@ -47,6 +53,18 @@ RUNNING = replace(
     IDLE,
     policy=policy("executing", armed=True, run_id="1f", chunks=3),
     recorder=recorder("recording"),
+)
+
+LED = replace(IDLE, arm_interface=leaders("following"))
+TAKEN_OVER = replace(
+    RUNNING,
+    policy=policy("paused", armed=True, run_id="1f"),
+    arm_interface=leaders("following"),
+)
+SHOWING = replace(
+    LED,
+    recorder=SimpleNamespace(phase="recording", episode_id="e_0007", seconds=1.0),
+    demonstrated="e_0007",
 )
 
 
@@ -97,6 +115,21 @@ def lost(node: str, graph: Graph = IDLE) -> Graph:
         (lost("arm_interface_node"), "fault", "arm interface does not answer any more"),
         (lost("recorder_node", RUNNING), "fault", "recorder does not answer any more"),
         (replace(IDLE, presence=ALIVE | {"recorder_node": "absent"}), "idle", "be recorded"),
+        (replace(IDLE, arm_interface=leaders("off")), "idle", "hold Arm for a second"),
+        (LED, "busy", "Demonstrate records from then on"),
+        (SHOWING, "busy", "Drop discards it"),
+        (TAKEN_OVER, "busy", "the run is paused. Let go, then Resume"),
+        (
+            replace(TAKEN_OVER, arm_interface=leaders("matching", "left/waist by +0.50 rad")),
+            "hold",
+            "about to take over: left/waist by +0.50 rad",
+        ),
+        (
+            replace(LED, arm_interface=leaders("held", "it jumped")),
+            "hold",
+            "hold: it jumped. Press",
+        ),
+        (replace(LED, arm_interface=leaders("clutched")), "hold", "the followers hold: Clutch"),
         (replace(IDLE, trial=Trial()), "idle", "Looking through the episodes"),
         (replace(IDLE, trial=NEXT), "idle", "Trial 3 of 12: press Prepare"),
         (replace(IDLE, trial=FAULT), "hold", "fault. Trial 3 of 12: press Prepare"),
@@ -158,6 +191,21 @@ def test_what_is_lost_is_said_before_all_else() -> None:
             {"disarm", "go_to_start", "self_check", "score", "skip"},
         ),
         (replace(IDLE, recorder=recorder("recording")), {"arm", "self_check", "reset", "end"}),
+        (
+            replace(IDLE, arm_interface=leaders("off")),
+            {"arm", "self_check", "reset", "lead"},
+        ),
+        (LED, {"arm", "self_check", "reset", "let_go", "clutch", "demonstrate"}),
+        (SHOWING, {"arm", "self_check", "reset", "let_go", "clutch", "end", "drop"}),
+        (
+            replace(RUNNING, arm_interface=leaders("off")),
+            {"disarm", "pause", "end", "self_check", "lead"},
+        ),
+        (TAKEN_OVER, {"disarm", "end", "self_check", "let_go", "clutch"}),
+        (
+            replace(TAKEN_OVER, arm_interface=leaders("held")),
+            {"disarm", "end", "self_check", "let_go", "lead"},
+        ),
         (lost("recorder_node", ARMED), {"disarm", "go_to_start", "self_check"}),
         (
             replace(lost("recorder_node", ARMED), records=False),

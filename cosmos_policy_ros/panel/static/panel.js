@@ -7,9 +7,9 @@ import { Trials } from "./trials.js";
 
 const HELD = 1000; // ms that Arm has to be held
 const URGENT = 8000; // ms for which a stop that failed keeps its place from the next state's sentence
-const KEYS = { x: "disarm", s: "start", e: "end", p: "pause", r: "resume", g: "go_to_start", n: "reset", c: "self_check", l: "prepare" };
+const KEYS = { x: "disarm", s: "start", e: "end", p: "pause", r: "resume", g: "go_to_start", n: "reset", c: "self_check", l: "prepare", t: "lead", h: "let_go", k: "clutch", d: "demonstrate", b: "drop" };
 const NODE_NAMES = { policy_node: "policy", recorder_node: "recorder", arm_interface_node: "arm interface", sim_rig_node: "simulated rig" };
-const PLAIN = ["disarm", "end", "pause", "resume", "go_to_start", "prepare"]; // asked for without arguments
+const PLAIN = ["disarm", "end", "pause", "resume", "go_to_start", "prepare", "lead", "let_go", "clutch", "drop"]; // asked for without arguments
 
 const $ = (id) => document.getElementById(id);
 const make = (tag, text = "", properties = {}) =>
@@ -51,7 +51,7 @@ function lost(reason) {
   endArming();
   document.body.classList.add("gone");
   showSentence("fault", `${reason}: this page shows nothing new and can stop nothing. A run goes on without it; use the emergency stop if need be.`);
-  for (const button of document.querySelectorAll("#actions button, #self_check")) button.setAttribute("aria-disabled", "true");
+  for (const button of document.querySelectorAll("#actions button, .actions button, #self_check")) button.setAttribute("aria-disabled", "true");
 }
 
 function refused() {
@@ -109,6 +109,9 @@ function showActions(now) {
     button.setAttribute("aria-disabled", String(refusal !== ""));
     button.title = refusal;
   }
+  $("teleoperation").hidden = !now.leaders;
+  const counts = Object.entries(now.demonstrations ?? {}).map(([task, count]) => `${task}: ${count}`);
+  $("demonstrations").textContent = `Demonstrations so far: ${counts.join(", ") || "none"}`;
   $("reset").hidden = !now.simulated || Boolean(now.trials); // a trial's scene is laid out by Prepare
 }
 
@@ -207,12 +210,15 @@ async function stop() {
   }
 }
 
+function begin(name) {
+  document.activeElement.blur(); // from now on space stops, wherever something was typed
+  return act(name, { task: $("task").value, prompt: $("prompt").value, operator: $("operator").value });
+}
+
 const doing = {
   ...Object.fromEntries(PLAIN.map((name) => [name, () => act(name)])),
-  start: () => {
-    document.activeElement.blur(); // from now on space stops, wherever something was typed
-    return act("start", { task: $("task").value, prompt: $("prompt").value, operator: $("operator").value });
-  },
+  start: () => begin("start"),
+  demonstrate: () => begin("demonstrate"),
   reset: () => act("reset", { seed: Math.floor(Math.random() * 2 ** 31) }),
   self_check: selfCheck,
 };

@@ -5,8 +5,9 @@
 
 The whole graph in real time on the simulated rig under the demonstrator: once with a trajectory
 controller per arm and the arm interface beside them, once behind the stand-in of the stock drivers
-(``test/helpers``) with the arm interface in front. Every failure comes in mid-chunk. Printed is the
-time from it until the right arm rests, the arm's own inertia included, and what was said of it.
+(``test/helpers``) with the arm interface in front. Every failure comes in mid-chunk, or while the
+right arm follows a leader that is led. Printed is the time from it until the right arm rests, the
+arm's own inertia included, and what was said of it.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import JointState
+from std_srvs.srv import SetBool
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "test"))
 
 from cosmos_policy_ros.msg import ArmInterfaceState
+from cosmos_policy_ros.srv import LeadArms
 from helpers.graph import worker_of
 from helpers.stock_rig import RIG_PROGRAM, punctual_rig, set_modes, stock_rig
 
@@ -102,6 +105,30 @@ class Bench:
             if time.monotonic() > deadline:  # its watchdog may not have been ready
                 raise SystemExit(result.result().result.message)
 
+    def lead(self) -> None:
+        """Have the arms led, and wait until the right one moves."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            self.client.call(LeadArms, "sim_rig_node/lead", rest=True)
+            self.until_rest(time.monotonic())
+            self.teleoperate(True)
+            self.client.call(LeadArms, "sim_rig_node/lead", timeout=PATIENCE, seed=3)
+            until = time.monotonic() + PATIENCE / 6
+            while time.monotonic() < until and not self._held:
+                if (self.speeds(WINDOW)[-1:] > MOVING).any():
+                    return
+                time.sleep(0.005)
+            self.teleoperate(False)
+        raise SystemExit(f"the right arm was not led: {self._held}")
+
+    def teleoperate(self, on: bool) -> None:
+        """Begin or end teleoperation."""
+        self.client.call(SetBool, f"{self.watchdog}/teleoperate", data=on)
+
+    def clutch(self) -> None:
+        """Free the leaders."""
+        self.client.call(SetBool, f"{self.watchdog}/clutch", data=True)
+
     def speeds(self, window: float) -> np.ndarray:
         """Return the fastest joint's speed at each joint state that is a window behind another."""
         with self._lock:
@@ -152,7 +179,7 @@ class Bench:
         return str(state.message) if state is not None else "-"
 
     def _keep_reason(self, message: ArmInterfaceState) -> None:
-        self._held = message.reason
+        self._held = message.reason or message.teleoperation_reason
 
     def _keep(self, message: JointState) -> None:
         with self._lock:
@@ -175,6 +202,20 @@ FAILURES: dict[str, Callable[[Bench], object]] = {
     "policy node ended (SIGINT)": lambda b: b.kill("policy_node", signal.SIGINT),
     "arm interface killed": lambda b: b.kill(b.watchdog, signal.SIGKILL),
 }
+LED: dict[str, Callable[[Bench], object]] = {
+    "let go": lambda b: b.teleoperate(False),
+    "clutch": lambda b: b.clutch(),
+    "leader silent": lambda b: b.fault("leader_silent:right"),
+    "leader frozen": lambda b: b.fault("leader_frozen:right"),
+    "leader reads NaN": lambda b: b.fault("leader_nan:right"),
+    "leader reads -pi": lambda b: b.fault("leader_minus_pi:right"),
+    "leader jumps by 0.9 rad": lambda b: b.fault("leader_jump:right=0.9"),
+    "follower silent": lambda b: b.fault("joints_silent:left"),
+    "follower's joint stuck": lambda b: b.fault("joint_stuck:right/shoulder"),
+    "arm interface killed while leading": lambda b: b.kill(b.watchdog, signal.SIGKILL),
+    "arm interface stopped (SIGSTOP)": lambda b: b.kill(b.watchdog, signal.SIGSTOP),
+}
+"""What fails while an arm is led."""
 
 
 def measure(command_interface: str, failure: str) -> tuple[float, str]:
@@ -182,14 +223,15 @@ def measure(command_interface: str, failure: str) -> tuple[float, str]:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), command_interface)
         try:
-            bench.run()
+            (bench.lead if failure in LED else bench.run)()
             began = time.monotonic()
-            FAILURES[failure](bench)
+            (FAILURES | LED)[failure](bench)
             seconds = bench.until_rest(began)
             said = bench.said()
         finally:
             if "SIGSTOP" in failure:
-                bench.kill("policy_node", signal.SIGCONT)
+                for node in ("policy_node", bench.watchdog):
+                    bench.kill(node, signal.SIGCONT)
             bench.close()
     return seconds, said
 
@@ -199,8 +241,8 @@ def main() -> None:
     os.environ |= {"ROS_DOMAIN_ID": "59", **request_to_keep_to_machine()}
     os.environ |= environment()
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-    print("| failure in mid-chunk | command interface | at rest after | said |\n|---|---|---|---|")
-    for failure in sys.argv[1:] or FAILURES:
+    print("| failure | command interface | at rest after | said |\n|---|---|---|---|")
+    for failure in sys.argv[1:] or FAILURES | LED:
         for command_interface in ("joint_trajectory", "interbotix"):
             seconds, said = measure(command_interface, failure)
             print(f"| {failure} | {command_interface} | {seconds:.2f} s | {said} |", flush=True)

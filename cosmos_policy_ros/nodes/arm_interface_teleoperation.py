@@ -27,7 +27,8 @@ from cosmos_policy_ros.rig.clock import SteadyClock
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rig.teleoperation import REACH, TELEOPERATION, Phase, Teleoperation
 
-AT_REST = ("ready", "paused")  # phases in which a policy node sends no chunk
+# Phases in which a policy node sends no chunk. One that has lost its model plays its path out.
+AT_REST = ("ready", "paused", "loading", "failed")
 
 
 class BackEnd(Protocol):
@@ -216,7 +217,10 @@ class Teleoperator:
             if self._off:
                 self._led_to = None
             self._match(now_ns)
-            return "a run is paused; bring the leaders to their followers, and hold them still"
+            return (
+                "the policy node gives way; bring the leaders to their followers, and hold them "
+                "still"
+            )
         self.logic.begin(measured if self._off else self.logic.target, now_ns)
         self._announce(now_ns, armed=True)
         return "the followers track the leaders"

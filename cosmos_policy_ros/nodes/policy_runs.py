@@ -136,7 +136,7 @@ class PolicyRuns:
         if self._watchdog.led and moves:
             self._node.get_logger().info(f"{self.pause()}: {self._watchdog.led}")
         pose = self._watchdog.led_to
-        if pose is None:
+        if pose is None or self._watchdog.silence():
             return
         now_ns = self._clock.now_ns()
         self._output.led(pose)

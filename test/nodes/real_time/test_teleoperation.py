@@ -20,6 +20,7 @@ from cosmos_policy_ros.rig.teleoperation import led_tick
 from cosmos_policy_ros.training.config import DataConfig
 from cosmos_policy_ros.training.dataset_index import index_episodes
 
+TASK, PROMPT = "either_cube", "hand over the blue cube"  # that the small checkpoint knows
 BUSY = "kept waiting"  # what a node says that other programs kept from its work
 
 
@@ -27,7 +28,7 @@ BUSY = "kept waiting"  # what a node says that other programs kept from its work
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealTimeGraph]:
     folder = tmp_path_factory.mktemp("graph")
     root = str(folder / "rollouts")
-    with RealTimeGraph(folder, patient=True, record=True, root=root) as graph:
+    with RealTimeGraph(folder, patient=True, record=True, root=root, task=TASK) as graph:
         yield graph
 
 
@@ -44,7 +45,7 @@ def at_rest(graph: RealTimeGraph) -> None:
     graph.client.stop()
     assert teleoperate(graph, False).success
     graph.wait(lambda: phase(graph) == "off", "teleoperation to end")
-    assert graph.client.reset_rig("transfer_cube", 3).success
+    assert graph.client.reset_rig(TASK, 3).success
     assert lead(graph, rest=True).success
     graph.wait(lambda: not graph.moving(), "the arms to rest")
 
@@ -70,7 +71,7 @@ def follow(graph: RealTimeGraph) -> None:
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         at_rest(graph)
-        if not teleoperate(graph, True).success or not lead(graph, seed=3).success:
+        if not teleoperate(graph, True).success or not lead(graph, seed=3, prompt=PROMPT).success:
             continue
         graph.wait(lambda: graph.moving() or phase(graph) != "following", "the followers to move")
         if phase(graph) == "following":
@@ -89,7 +90,7 @@ def test_followers_stay_where_leaders_are_far_off(graph: RealTimeGraph) -> None:
 def test_what_a_person_shows_is_a_demonstration(graph: RealTimeGraph) -> None:
     while True:
         follow(graph)
-        begun = graph.client.start_episode(task="transfer_cube", demonstration=True)
+        begun = graph.client.start_episode(task=TASK, prompt=PROMPT, demonstration=True)
         assert begun.success, begun.message
         time.sleep(4.0)
         assert clutch(graph, True).success or phase(graph) == "held"
@@ -131,7 +132,7 @@ def test_a_leader_in_doubt_holds_the_followers(
 
 def test_a_run_is_taken_over_and_handed_back(graph: RealTimeGraph) -> None:
     while True:
-        handle = graph.start(chunk_limit=20)
+        handle = graph.start(chunk_limit=20, prompt=PROMPT)
         result = handle.get_result_async()
         assert teleoperate(graph, True).success
         graph.wait(
@@ -144,7 +145,7 @@ def test_a_run_is_taken_over_and_handed_back(graph: RealTimeGraph) -> None:
     assert graph.client.policy_state.phase == "paused"
     refused = graph.client.pause(False)
     assert not refused.success and "a person leads the arms" in refused.message
-    assert lead(graph, seed=3).success
+    assert lead(graph, seed=3, prompt=PROMPT).success
     graph.wait(graph.moving, "the followers to move")
     time.sleep(1.0)
     assert teleoperate(graph, False).success

@@ -96,11 +96,10 @@ def find_steps(sent: Sequence[Sent], dt: float) -> Steps:
     led: list[NDArray[np.bool_]] = []
     number = 0
     after_ns = None  # when the last step ends, where the next chunk took over in motion
+    sent = join_targets(sent)
     for index, each in enumerate(sent):
-        if led_tick(each.chunk_id) is not None:
-            if index and _goes_on(sent[index - 1], each):
-                continue
-            begun_ns, targets = _led_steps(sent[index:], step_ns)
+        if _tick(each) is not None:
+            begun_ns, targets = _led_steps(each, step_ns)
             times.append(begun_ns)
             actions.append(targets)
             stretch.append(np.full(len(targets), number + 1, np.int64))
@@ -150,27 +149,48 @@ def before_takeover(steps: Steps, seconds: float) -> NDArray[np.bool_]:
     return found
 
 
+def _tick(sent: Sent) -> int | None:
+    """Return the number of a teleoperation's target, None for any other trajectory."""
+    return led_tick(sent.chunk_id) if len(sent.offsets_ns) else None
+
+
 def _goes_on(before: Sent, each: Sent) -> bool:
     """Return whether one target of a teleoperation is the next after another."""
-    last, next_one = led_tick(before.chunk_id), led_tick(each.chunk_id)
+    last, next_one = _tick(before), _tick(each)
     if last is None or next_one != last + 1:
         return False
     return each.start_ns - before.start_ns < LED_GAP * NS_PER_S
 
 
-def _led_steps(sent: Sequence[Sent], step_ns: int) -> tuple[NDArray[np.int64], Array]:
+def join_targets(sent: Sequence[Sent]) -> tuple[Sent, ...]:
+    """Return trajectories with what a teleoperation sent target by target as one of many rows.
+
+    It has the id of its first target, and goes on for as long as they follow one another.
+    """
+    joined: list[list[Sent]] = []
+    for each in sent:
+        if joined and _goes_on(joined[-1][-1], each):
+            joined[-1].append(each)
+        else:
+            joined.append([each])
+    return tuple(parts[0] if len(parts) == 1 else _one_of(parts) for parts in joined)
+
+
+def _one_of(targets: Sequence[Sent]) -> Sent:
+    first = targets[0]
+    due_ns = np.array([each.start_ns + each.offsets_ns[-1] for each in targets])
+    positions = np.stack([each.positions[-1] for each in targets])
+    return Sent(first.chunk_id, first.start_ns, due_ns - first.start_ns, positions)
+
+
+def _led_steps(led: Sent, step_ns: int) -> tuple[NDArray[np.int64], Array]:
     """Return when the steps of a teleoperation begin [ns], and their (n, 14) targets.
 
     From its first target on, by their numbers, as many of them apart as make a step; where a step
     is no whole number of them, what lies between two.
     """
-    count = 1
-    while count < len(sent) and _goes_on(sent[count - 1], sent[count]):
-        count += 1
-    ticks = sent[:count]
-    targets = np.stack([each.positions[-1] for each in ticks])
-    due_ns = np.array([each.start_ns + each.offsets_ns[-1] for each in ticks])
-    period_ns = ticks[0].offsets_ns[-1] / REACH
+    count, targets, due_ns = len(led.positions), led.positions, led.start_ns + led.offsets_ns
+    period_ns = led.offsets_ns[0] / REACH
     at = np.arange(0, count - 1 + 1e-9, step_ns / period_ns)
     before = at.astype(np.int64)
     after, part = np.minimum(before + 1, count - 1), (at - before)[:, None]

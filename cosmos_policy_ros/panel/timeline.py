@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +23,7 @@ from cosmos_policy_ros.core.errors import CosmosPolicyError, ObservationError, R
 from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.core.untrusted import reading
 from cosmos_policy_ros.dataset.playback import RecordedSensors
-from cosmos_policy_ros.dataset.windows import Sent, read_outputs
+from cosmos_policy_ros.dataset.windows import Sent, join_targets, read_outputs
 from cosmos_policy_ros.episodes.episode import Episode
 from cosmos_policy_ros.episodes.topics import POLICY_NODE, SIM_RIG_NODE, find_rig, future_topic
 from cosmos_policy_ros.panel.status import number
@@ -234,7 +235,7 @@ class EpisodeTimeline:
 
         A trajectory without a row stops the arms, and ends as it begins.
         """
-        sent = read_outputs(RecordedSensors(self.episode, self._topics))
+        sent = join_targets(read_outputs(RecordedSensors(self.episode, self._topics)))
         starts = [each.start_ns for each in sent[1:]]
         ends = [
             each.start_ns + (int(each.offsets_ns[-1]) if len(each.offsets_ns) else 0)
@@ -324,8 +325,8 @@ class EpisodeTimeline:
         counts = {"gate results": len(self._topics[self._gate])}
         if self._decision:
             counts["decisions"] = len(self._topics[self._decision])
-        outputs = [len(self._topics[name]) for name in self._rig.outputs]
-        counts["chunks"] = max(outputs, default=0)
+        with suppress(RolloutError), self._reading():  # it is told where they are shown
+            counts["chunks"] = len(self._sent)
         return {name: n - MOST_CHUNKS for name, n in counts.items() if n > MOST_CHUNKS}
 
     @cached_property

@@ -178,7 +178,6 @@ class Leader:
         closed, open: its gripper's motor there [rad].
         names: of its six joints and its gripper's motor; None: as the follower's.
         signs, offsets: its follower's joint is sign * leader + offset [rad].
-        services: namespace of the driver's services, to switch its torque; None where it has none.
     """
 
     joint_states: str
@@ -187,7 +186,6 @@ class Leader:
     names: tuple[str, str, str, str, str, str, str] | None = None
     signs: tuple[float, float, float, float, float, float] = (1.0,) * 6
     offsets: tuple[float, float, float, float, float, float] = (0.0,) * 6
-    services: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what the types allow but no leader is."""

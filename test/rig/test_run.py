@@ -297,6 +297,25 @@ def test_a_pause_brakes_along_the_path_and_what_follows_is_seen_after_it(bench: 
     assert bench.run.idle_ns < 0.5 * NS_PER_S
 
 
+def test_after_a_person_has_led_the_arms_it_goes_on_from_there(bench: Bench) -> None:
+    """From the pose that was commanded last, whoever commanded it; and nothing old is looked at."""
+    bench.until(Phase.QUERYING)
+    bench.run.answer(decision(), int(bench.now * NS_PER_S))
+    bench.now += 0.5
+    assert bench.run.pause(int(bench.now * NS_PER_S)) is not None
+    bench.now += 5.0
+    led_ns, pose = int(bench.now * NS_PER_S), POSE + 0.3
+    bench.run.led(pose, led_ns, "paused: a person leads the arms")
+    assert bench.run.paused and bench.run.commanded(led_ns) is pose
+    bench.run.resume()
+    query = bench.until(Phase.QUERYING)
+    assert isinstance(query, Query)
+    assert query.observation.stamp_ns >= led_ns
+    _, chunk = bench.run.answer(decision(), int(bench.now * NS_PER_S))
+    assert chunk is not None
+    np.testing.assert_array_equal(chunk.start, pose)
+
+
 def test_a_pause_while_waiting_needs_no_brake_and_asks_anew(bench: Bench) -> None:
     bench.until(Phase.QUERYING)
     paused_at = int(bench.now * NS_PER_S) + 20_000_000

@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -108,26 +109,49 @@ class Bench:
     def lead(self) -> None:
         """Have the arms led, and wait until the right one moves."""
         deadline = time.monotonic() + PATIENCE
+        why = ""
         while time.monotonic() < deadline:
-            self.client.call(LeadArms, "sim_rig_node/lead", rest=True)
-            self.until_rest(time.monotonic())
-            self.teleoperate(True)
-            self.client.call(LeadArms, "sim_rig_node/lead", timeout=PATIENCE, seed=3)
-            until = time.monotonic() + PATIENCE / 6
-            while time.monotonic() < until and not self._held:
-                if (self.speeds(WINDOW)[-1:] > MOVING).any():
-                    return
-                time.sleep(0.005)
-            self.teleoperate(False)
-        raise SystemExit(f"the right arm was not led: {self._held}")
+            why = self._led_to_move()
+            if not why:
+                return
+            self.let_go()
+            time.sleep(0.1)
+        raise SystemExit(f"the right arm was not led: {why}")
 
-    def teleoperate(self, on: bool) -> None:
-        """Begin or end teleoperation."""
-        self.client.call(SetBool, f"{self.watchdog}/teleoperate", data=on)
+    def _led_to_move(self) -> str:
+        """Have the arms led once, from rest; return why the right one does not move."""
+        if problem := self.leaders(rest=True):
+            return problem
+        self.until_rest(time.monotonic())
+        if problem := self.teleoperate(True) or self.leaders(seed=3):
+            return problem
+        until = time.monotonic() + PATIENCE / 6
+        while time.monotonic() < until and not self._held:
+            if (self.speeds(WINDOW)[-1:] > MOVING).any():
+                return ""
+            time.sleep(0.005)
+        return self._held or f"it did not move within {PATIENCE / 6:.0f} s"
+
+    def leaders(self, **fields: Any) -> str:
+        """Have hands lead the leaders, or let them rest; return what kept them from it."""
+        service = "sim_rig_node/lead"
+        return refusal(service, self.client.call(LeadArms, service, timeout=PATIENCE, **fields))
+
+    def teleoperate(self, on: bool) -> str:
+        """Begin or end teleoperation; return why that was refused."""
+        service = f"{self.watchdog}/teleoperate"
+        return refusal(service, self.client.call(SetBool, service, data=on))
+
+    def let_go(self) -> None:
+        """End teleoperation."""
+        if problem := self.teleoperate(False):
+            raise SystemExit(problem)
 
     def clutch(self) -> None:
         """Free the leaders."""
-        self.client.call(SetBool, f"{self.watchdog}/clutch", data=True)
+        service = f"{self.watchdog}/clutch"
+        if problem := refusal(service, self.client.call(SetBool, service, data=True)):
+            raise SystemExit(problem)
 
     def speeds(self, window: float) -> np.ndarray:
         """Return the fastest joint's speed at each joint state that is a window behind another."""
@@ -186,6 +210,11 @@ class Bench:
             self._seen.append((time.monotonic(), np.array(message.position[:6])))
 
 
+def refusal(service: str, answer: Any) -> str:
+    """Return what a service answered that did not do it; empty if it did."""
+    return "" if answer.success else f"{service}: {answer.message}"
+
+
 FAILURES: dict[str, Callable[[Bench], object]] = {
     "~/stop": lambda b: b.client.stop(),
     "~/arm false": lambda b: b.client.arm(False),
@@ -203,7 +232,7 @@ FAILURES: dict[str, Callable[[Bench], object]] = {
     "arm interface killed": lambda b: b.kill(b.watchdog, signal.SIGKILL),
 }
 LED: dict[str, Callable[[Bench], object]] = {
-    "let go": lambda b: b.teleoperate(False),
+    "let go": lambda b: b.let_go(),
     "clutch": lambda b: b.clutch(),
     "leader silent": lambda b: b.fault("leader_silent:right"),
     "leader frozen": lambda b: b.fault("leader_frozen:right"),

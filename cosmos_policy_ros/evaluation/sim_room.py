@@ -21,6 +21,7 @@ from cosmos_policy_ros.evaluation.contenders import (
     load_policy,
     rig_of,
 )
+from cosmos_policy_ros.evaluation.correction import Person
 from cosmos_policy_ros.evaluation.plan import InitialState, Job, plan
 from cosmos_policy_ros.evaluation.results import Result
 from cosmos_policy_ros.evaluation.trial import SimEnv, Timing, TrialBag
@@ -46,7 +47,11 @@ class EvaluationConfig:
         noise_seed: of the policies. The noise of a scene is the same for all.
         order_seed: shuffles the trials.
         keep: which trials' bags stay in ``rollouts``, scored: those with success are
-            demonstrations to train on, the others are marked as discarded then.
+            demonstrations to train on, those that a person took over are corrections; the others
+            are marked as discarded then.
+        corrected_after: seconds without a new stage, or until a refused chunk, after which the
+            stand-in of a person takes over by leaders and does the rest; the table is of what the
+            policy had reached until then, the bag's score of both. None: never.
         image_size: of the bags [px]; the checkpoints'.
         processes: trials at once; 0 makes them one by one in this process.
         threads: torch's, per process.
@@ -62,7 +67,8 @@ class EvaluationConfig:
     first_seed: int = 100_000
     noise_seed: int = 1
     order_seed: int = 0
-    keep: Literal["none", "successes", "all"] = "none"
+    keep: Literal["none", "successes", "corrections", "all"] = "none"
+    corrected_after: float | None = None
     image_size: int = 64
     processes: int = 2
     threads: int = 1
@@ -75,6 +81,10 @@ class EvaluationConfig:
         check_numbers(
             self, ("trials", "threads", "image_size"), (*seeds, "chunks", "processes", "gpus")
         )
+        if self.corrected_after is not None:
+            check_numbers(self, (), ("corrected_after",))
+        elif self.keep == "corrections":
+            raise ValueError("keep: corrections needs corrected_after, seconds; found none")
 
     @property
     def writes_bags(self) -> bool:
@@ -148,6 +158,7 @@ class SimRoom:
         goal = Goal(run_id, self._task.name, prompt, limit, self._config.chunks, job.noise_seed)
         bag = None if keep == "none" else self._begin_bag(contender, job, policy.info.digest)
         observers = () if bag is None else (bag,)
+        patience = self._config.corrected_after
         trial = self._env.run(
             goal,
             state.number,
@@ -156,14 +167,17 @@ class SimRoom:
             condition=state.condition,
             timing=Timing(charged=contender.charge_latency),
             rig=rig,
+            person=None if patience is None else Person(self._rig, patience),
         )
         episode = ""
         if bag is not None and trial.crashed:
             bag.discard(trial.outcome.message)
         elif bag is not None and keep == "successes" and not trial.success:
             bag.discard(f"reached {trial.reached} of {trial.stages} stages")
+        elif bag is not None and keep == "corrections" and trial.corrected is None:
+            bag.discard("nobody took over")
         elif bag is not None:
-            episode = str(bag.finish(trial.outcome.outcome, trial.score))
+            episode = str(bag.finish(trial.outcome.outcome, trial.episode_score))
         return Result(
             contender=contender.name,
             task=state.task,

@@ -28,6 +28,7 @@ from cosmos_policy_ros.episodes.quality import QualityMonitor, load_limits, sens
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.episodes.topics import POLICY_NODE, absolute, rig_topics
 from cosmos_policy_ros.episodes.trial_info import TrialInfo
+from cosmos_policy_ros.evaluation.correction import TRIES, Person
 from cosmos_policy_ros.model.images import reduce
 from cosmos_policy_ros.rig.chunk import ChunkTransition, TimedChunk
 from cosmos_policy_ros.rig.decision import Decision, Policy, Query
@@ -82,6 +83,8 @@ class Trial:
         thinking: wall seconds of each decision.
         evaluations: of the networks, for all decisions.
         transitions: one per chunk that was judged.
+        corrected: how many stages were reached in the end, where a person took over; None where
+            nobody did. All else is of the policy alone.
     """
 
     seed: int
@@ -97,6 +100,7 @@ class Trial:
     thinking: tuple[float, ...]
     evaluations: int
     transitions: tuple[ChunkTransition, ...]
+    corrected: int | None = None
 
     @property
     def success(self) -> bool:
@@ -112,6 +116,12 @@ class Trial:
     def score(self) -> float:
         """0 to 100, as the simulated tasks' rubrics say."""
         return 100.0 * self.reached / self.stages
+
+    @property
+    def episode_score(self) -> float:
+        """0 to 100, of what policy and person have reached together."""
+        reached = self.reached if self.corrected is None else self.corrected
+        return 100.0 * reached / self.stages
 
     @property
     def crashed(self) -> bool:
@@ -213,6 +223,7 @@ class SimEnv:
         condition: str = USUAL,
         timing: Timing | None = None,
         rig: RigSpec | None = None,
+        person: Person | None = None,
     ) -> Trial:
         """Place the objects and let a policy try.
 
@@ -226,12 +237,16 @@ class SimEnv:
             condition: of the scene, see :mod:`~cosmos_policy_ros.sim.tasks`.
             timing: by default at rest, with answers in no time.
             rig: as it executes this policy's chunks, where that is not as its file says.
+            person: takes over, with the arms at rest, where no stage is reached any more or a chunk
+                is refused; None: nobody does.
         """
         spec = rig or self._spec
         gate = self._gate if spec is self._spec else SafetyGate(spec)
         timing, self._latencies = timing or Timing(), LatencyTracker()
         scheduler = timing.make_scheduler(timing.execution, spec.rates, self._latencies)
-        sim, began_ns = self._rig, self._rig.time_ns
+        sim, self._began_ns = self._rig, self._rig.time_ns
+        self._person = person
+        self._alone: tuple[int, int] | None = None  # what was reached when a person took over
         sim.reset(goal.task, scene_seed, condition, goal.prompt)
         sim.advance(SETTLE)
         sensors = SensorBuffer(self._rarely_seen)
@@ -248,29 +263,30 @@ class SimEnv:
         except RigError as error:  # the physics became unstable
             run.stop(sim.time_ns, "fault", str(error))
         assert run.outcome is not None
+        reached = self._alone or (sim.reached, sim.reached_with_any)
         return Trial(
             seed=scene_seed,
             outcome=run.outcome,
-            reached=sim.reached,
-            reached_with_any=sim.reached_with_any,
+            reached=reached[0],
+            reached_with_any=reached[1],
             stages=len(sim.stages),
             chunks=run.chunks,
             refused=run.refused,
             late=run.late,
-            seconds=(sim.time_ns - began_ns) / 1e9,
+            seconds=(sim.time_ns - self._began_ns) / 1e9,
             idle=(run.idle_ns - self._first_wait_ns) / 1e9,
             thinking=tuple(self._thinking),
             evaluations=self._evaluations,
             transitions=tuple(self._transitions),
+            corrected=None if self._alone is None else sim.reached,
         )
 
     def _play(self, run: Run, sensors: SensorBuffer, policy: Policy) -> None:
-        rig, began_ns = self._rig, self._rig.time_ns
+        rig = self._rig
         self._read_joints(sensors)
         while True:
             moving = run.chunk is not None and rig.time_ns < run.chunk.end_ns
-            watched = self._observers and (rig.time_ns - began_ns) % self._image_ns == 0
-            if watched or run.needs_observation(rig.time_ns):
+            if self._watched or run.needs_observation(rig.time_ns):
                 self._read_cameras(sensors)
             # A run in motion may never come to rest.
             if (not moving or self._in_motion) and rig.reached == len(rig.stages):
@@ -279,6 +295,9 @@ class SimEnv:
             effect = run.poll(rig.time_ns, rig.time_ns / 1e9)
             if isinstance(effect, TimedChunk):
                 self._send(effect)
+            elif effect is not None and self._takes_over(run, effect):
+                self._correct(run, sensors, effect)
+                return
             elif effect is not None:
                 self._ask(run, effect, policy)
             elif run.outcome is not None:
@@ -288,8 +307,50 @@ class SimEnv:
             elif self._pending is not None and rig.time_ns >= self._pending.due_ns:
                 self._take(run, self._pending)
             else:
-                rig.advance(self._tick_ns / 1e9)
-                self._read_joints(sensors)
+                self._advance(sensors)
+
+    def _takes_over(self, run: Run, query: Query) -> bool:
+        """Return whether a person has seen enough of it; not while the arms move."""
+        rig, person = self._rig, self._person
+        if person is None or query.committed is not None:
+            return False
+        return person.takes_over(rig.reached, rig.time_ns) or run.refused > 0
+
+    def _correct(self, run: Run, sensors: SensorBuffer, query: Query) -> None:
+        """Let a person do the rest."""
+        rig, person = self._rig, self._person
+        assert person is not None
+        self._alone = rig.reached, rig.reached_with_any
+        run.pause(rig.time_ns)
+        followers = run.commanded(rig.time_ns)
+        for _ in range(TRIES):
+            followers = query.observation.state if followers is None else followers
+            person.lead(query, followers, rig.time_ns)
+            while person.leads(rig.time_ns):
+                target = person.tick(rig.time_ns, sensors.measured())
+                if target is not None:
+                    followers = target.positions[-1]
+                    self._send(target)
+                for _ in range(person.period_ns // self._tick_ns):
+                    if self._watched:
+                        self._read_cameras(sensors)
+                    self._advance(sensors)
+            if rig.reached == len(rig.stages) or not person.follows:
+                break
+            self._read_cameras(sensors)
+            query = replace(query, observation=sensors.observe(rig.time_ns, rig.time_ns))
+        reached = f"a person took over after {self._alone[0]} of {len(rig.stages)} stages"
+        run.stop(rig.time_ns, "taken_over", f"{reached}, and reached {rig.reached}")
+
+    @property
+    def _watched(self) -> bool:
+        """Whether observers see an image now."""
+        since_ns = self._rig.time_ns - self._began_ns
+        return bool(self._observers) and since_ns % self._image_ns == 0
+
+    def _advance(self, sensors: SensorBuffer) -> None:
+        self._rig.advance(self._tick_ns / 1e9)
+        self._read_joints(sensors)
 
     def _ask(self, run: Run, query: Query, policy: Policy) -> None:
         began = time.perf_counter()

@@ -153,6 +153,14 @@ class Bench:
         if problem := refusal(service, self.client.call(SetBool, service, data=True)):
             raise SystemExit(problem)
 
+    def thaw(self, seconds: float) -> float:
+        """Freeze the right leader for so long; return when it was let go."""
+        self.fault("leader_frozen:right")
+        time.sleep(seconds)
+        at = time.monotonic()
+        self.fault("")
+        return at
+
     def speeds(self, window: float) -> np.ndarray:
         """Return the fastest joint's speed at each joint state that is a window behind another."""
         with self._lock:
@@ -233,9 +241,10 @@ FAILURES: dict[str, Callable[[Bench], object]] = {
 }
 LED: dict[str, Callable[[Bench], object]] = {
     "let go": lambda b: b.let_go(),
-    "clutch": lambda b: b.clutch(),
+    "clutch, and it sticks while the hands go on": lambda b: b.clutch(),
     "leader silent": lambda b: b.fault("leader_silent:right"),
     "leader frozen": lambda b: b.fault("leader_frozen:right"),
+    "leader comes back, frozen for 2 s": lambda b: b.thaw(2.0),
     "leader reads NaN": lambda b: b.fault("leader_nan:right"),
     "leader reads -pi": lambda b: b.fault("leader_minus_pi:right"),
     "leader jumps by 0.9 rad": lambda b: b.fault("leader_jump:right=0.9"),
@@ -254,8 +263,8 @@ def measure(command_interface: str, failure: str) -> tuple[float, str]:
         try:
             (bench.lead if failure in LED else bench.run)()
             began = time.monotonic()
-            (FAILURES | LED)[failure](bench)
-            seconds = bench.until_rest(began)
+            at = (FAILURES | LED)[failure](bench)
+            seconds = bench.until_rest(at if isinstance(at, float) else began)
             said = bench.said()
         finally:
             if "SIGSTOP" in failure:

@@ -226,6 +226,45 @@ def test_a_leader_that_jumps_holds_the_followers(bench: Bench) -> None:
     assert abs(bench.sent[-1][0]) < 0.25
 
 
+def thawed(bench: Bench, by: float) -> None:
+    """Freeze the leaders in motion, their values the same to the last bit, then let them be off."""
+    moving(bench)
+    frozen = bench.pose.copy()
+    bench.run(2.0, lambda t: frozen)
+    assert bench.teleoperation.phase is Phase.FOLLOWING, "as leaders that were put down"
+    np.testing.assert_array_equal(bench.sent[-1], bench.sent[-50])
+    np.testing.assert_allclose(bench.sent[-1], frozen, atol=1e-6)
+    bench.pose = waist(frozen[0] + by)
+    bench.tick()
+
+
+def test_a_frozen_leader_is_one_at_rest_and_one_that_thaws_far_off_has_jumped(bench: Bench) -> None:
+    thawed(bench, 0.35)
+    held(bench, "leader left/waist jumped by 0.35 rad in 0.020 s")
+    assert abs(bench.sent[-1][0] - 0.2) < 1e-3
+
+
+def test_a_frozen_leader_that_thaws_near_is_followed_within_the_limits(bench: Bench) -> None:
+    """No further off than where teleoperation begins at all."""
+    thawed(bench, bench.rig.teleoperation.match - 0.01)
+    bench.run(1.0, lambda t: bench.pose)
+    assert bench.teleoperation.phase is Phase.FOLLOWING
+    assert abs(bench.sent[-1][0] - bench.pose[0]) < 1e-6
+    assert (np.abs(bench.speeds) <= bench.rig.max_velocity * (1 + 1e-9)).all()
+    changes = np.abs(np.diff(bench.speeds[:, :6], axis=0)) / PERIOD
+    assert (changes <= bench.rig.max_acceleration[:6] * (1 + 1e-6)).all()
+
+
+def test_a_clutch_that_sticks_holds_however_the_leaders_are_led(bench: Bench) -> None:
+    moving(bench)
+    bench.teleoperation.clutch(True, bench.now_ns)
+    bench.run(0.2, lambda t: bench.pose)
+    at = bench.sent[-1].copy()
+    bench.run(5.0, lambda t: waist(0.2 + 0.5 * np.sin(9 * t)))
+    np.testing.assert_array_equal(bench.sent[-1], at)
+    assert bench.teleoperation.phase is Phase.CLUTCHED
+
+
 def test_a_loop_that_was_kept_waiting_holds(bench: Bench) -> None:
     moving(bench)
     bench.tick(wait=0.15)

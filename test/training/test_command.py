@@ -39,6 +39,7 @@ def test_shipped_configurations_are_valid() -> None:
         "libero_base",
         "libero_small",
         "tiny_base",
+        "tiny_corrections",
         "tiny_planning",
     ]
     for name in SHIPPED:

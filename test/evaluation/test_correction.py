@@ -19,7 +19,7 @@ from cosmos_policy_ros.dataset.windows import EpisodeWindows
 from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.store import EpisodeStore
 from cosmos_policy_ros.evaluation.contenders import Contender
-from cosmos_policy_ros.evaluation.correction import Person
+from cosmos_policy_ros.evaluation.correction import BACK, CALM, TRIES, Person
 from cosmos_policy_ros.evaluation.evaluate import evaluate
 from cosmos_policy_ros.evaluation.sim_room import ROLLOUTS, EvaluationConfig
 from cosmos_policy_ros.evaluation.trial import SimEnv, TrialBag
@@ -29,6 +29,7 @@ from cosmos_policy_ros.rig.decision import Decision, EngineInfo, Query
 from cosmos_policy_ros.rig.run import Goal
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rig.teleoperation import TELEOPERATION, led_tick
+from cosmos_policy_ros.sim.rig import START_POSE
 from cosmos_policy_ros.training.config import DataConfig
 from cosmos_policy_ros.training.dataset_index import index_episodes
 
@@ -198,6 +199,18 @@ def test_what_the_policy_did_not_do_is_not_counted_as_its_own(env: SimEnv, rig: 
     assert trial.outcome.message == "a person took over after 0 of 4 stages, and reached 4"
     refused = env.run(goal(3), 3, Wild(), person=Person(rig, 100.0))
     assert (refused.corrected, refused.refused, refused.chunks) == (4, 1, 0)
+
+
+def test_where_nothing_is_to_be_seen_open_hands_go_back_to_the_start(
+    env: SimEnv, rig: RigSpec
+) -> None:
+    sent = Targets()
+    trial = env.run(goal(3), 3, Waits(), [sent], condition="covered", person=Person(rig, 0.0))
+    assert (trial.outcome.outcome, trial.corrected) == ("taken_over", 0)
+    assert trial.seconds == pytest.approx(0.2 + TRIES * (BACK + CALM), abs=0.1)
+    arms = sent.led[-1].reshape(2, 7)
+    np.testing.assert_allclose(arms[:, :6], np.tile(START_POSE, (2, 1)), atol=0.01)
+    np.testing.assert_allclose(arms[:, 6], 1.0, atol=0.01)
 
 
 def test_an_evaluation_keeps_what_was_corrected(tmp_path: Path) -> None:

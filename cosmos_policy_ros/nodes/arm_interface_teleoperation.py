@@ -268,7 +268,7 @@ class Teleoperator:
         """Be off, here and now."""
         if reason:
             self._node.get_logger().error(f"teleoperation has ended: {reason}")
-        self.logic.end()
+        self.logic.end(reason)
         self._ownership.lent = False
         if not self._lender:
             self._announce(now_ns, armed=False)

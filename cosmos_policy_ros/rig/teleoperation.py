@@ -79,7 +79,7 @@ class Teleoperation:
 
     Attributes:
         phase: see :class:`Phase`.
-        reason: why they are held, or not led yet; empty otherwise.
+        reason: why they are held, not led yet, or no longer; empty otherwise.
     """
 
     def __init__(self, rig: RigSpec) -> None:
@@ -228,9 +228,9 @@ class Teleoperation:
         if self.resting:
             self.end()
 
-    def end(self) -> None:
-        """Fall silent."""
-        self.phase, self.reason = Phase.OFF, ""
+    def end(self, reason: str = "") -> None:
+        """Fall silent; a reason, where it was not asked for, is kept until it is begun anew."""
+        self.phase, self.reason = Phase.OFF, reason
         self._velocity = np.zeros(STATE_DIM)
 
     def tick(self, now_ns: int, measured: Array | None) -> Array | None:

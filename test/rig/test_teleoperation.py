@@ -358,6 +358,16 @@ def test_it_ends_at_rest(bench: Bench) -> None:
     assert bench.teleoperation.phase is Phase.OFF, "at once, where nothing moves"
 
 
+def test_why_it_has_ended_is_told_until_it_is_begun_anew(bench: Bench) -> None:
+    """A streamed follower that fell silent ended it, and the state told nothing."""
+    moving(bench)
+    bench.teleoperation.end("the arms are held: the left arm is silent")
+    assert bench.tick() is None
+    assert bench.teleoperation.reason == "the arms are held: the left arm is silent"
+    bench.begin(bench.pose)
+    assert bench.teleoperation.reason == ""
+
+
 def test_a_follower_that_does_not_follow_holds_both(bench: Bench) -> None:
     moving(bench)
     stuck = bench.measured.copy()

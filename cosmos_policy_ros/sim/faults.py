@@ -22,6 +22,7 @@ from cosmos_policy_ros.sim.rig import CRANK_RADIUS, ROD_LENGTH, JointSample
 from cosmos_policy_ros.sim.scene import ARM_JOINTS, CAMERAS
 
 _ROLES = tuple(CAMERAS)
+_JOINTS = tuple(f"{arm}/{joint}" for arm in ARMS for joint in ARM_JOINTS)
 TARGETS: dict[str, tuple[str, ...]] = {
     # No frames, as when a USB camera drops off the bus.
     "camera_silent": _ROLES,
@@ -39,16 +40,16 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "joints_renamed": ARMS,
     # Stamps that many seconds ahead, as from a machine whose clock is wrong.
     "stamps_off": (*ARMS, *_ROLES),
-    # The same of a leader arm: no joint states, NaN, -pi, the same over and over, all that many
-    # seconds late, its waist so many radians off.
+    # The same of a leader arm: no joint states, NaN, -pi, the same over and over (of a whole arm or
+    # of one joint), all that many seconds late, its waist so many radians off.
     "leader_silent": ARMS,
     "leader_nan": ARMS,
     "leader_minus_pi": ARMS,
-    "leader_frozen": ARMS,
+    "leader_frozen": (*ARMS, *_JOINTS),
     "leader_delay": ARMS,
     "leader_jump": ARMS,
     # The joint stays where it is, as with an overloaded servo.
-    "joint_stuck": tuple(f"{arm}/{joint}" for arm in ARMS for joint in ARM_JOINTS),
+    "joint_stuck": _JOINTS,
 }
 """Kind of fault -> what it can act on."""
 
@@ -83,6 +84,16 @@ class Fault:
     end: float = math.inf
     value: float = 0.0
 
+    @property
+    def arm(self) -> str:
+        """Whose joint the target is, or the target."""
+        return self.target.partition("/")[0]
+
+    @property
+    def joint(self) -> str:
+        """The target's joint, empty where it is not one."""
+        return self.target.partition("/")[2]
+
 
 @dataclass(frozen=True)
 class Faults:
@@ -108,8 +119,8 @@ class Faults:
         return next((f for f in self._active("joints_", now) if f.target == arm), None)
 
     def leader_fault(self, arm: str, now: float) -> Fault | None:
-        """Return the first fault that acts on a leader arm."""
-        return next((f for f in self._active("leader_", now) if f.target == arm), None)
+        """Return the first fault that acts on a leader arm, or on a joint of it."""
+        return next((f for f in self._active("leader_", now) if f.arm == arm), None)
 
     def stamp_offset(self, source: str, now: float) -> float:
         """Return how far [s] the stamps of a camera role or an arm are ahead."""

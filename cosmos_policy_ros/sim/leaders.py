@@ -11,6 +11,7 @@ from cosmos_policy_ros.core.units import NS_PER_S, Array
 from cosmos_policy_ros.rig.arms import ARM_DIM, ARM_JOINTS, ARMS, STATE_DIM, Leader
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.sim.faults import Fault
+from cosmos_policy_ros.sim.scene import ARM_JOINTS as JOINTS
 
 TREMOR = 0.001  # rad, standard deviation of a hand that holds still
 
@@ -49,10 +50,11 @@ class SimLeaders:
         delay_ns = round(fault.value * NS_PER_S) if fault and kind == "leader_delay" else 0
         pose = self._pose(now_ns - delay_ns)[ARMS.index(side) * ARM_DIM :][:ARM_DIM].copy()
         pose[:ARM_JOINTS] += self._random.normal(0.0, TREMOR, ARM_JOINTS)
-        if kind != "leader_frozen":
+        if fault is None or kind != "leader_frozen":
             self._frozen.pop(side, None)
         else:
-            pose = self._frozen.setdefault(side, pose)
+            stuck = JOINTS.index(fault.joint) if fault.joint else slice(None)
+            pose[stuck] = self._frozen.setdefault(side, pose.copy())[stuck]
         if fault is not None and kind == "leader_jump":
             pose[0] += fault.value
         return leader_pose(arm.leader, pose)

@@ -103,3 +103,27 @@ def test_a_disarmed_node_may_sleep(bench: Bench) -> None:
     bench.watch.wake(False)
     bench.run(0.1)
     assert not bench.watch.problem()
+
+
+def test_arms_that_a_person_leads_are_not_moved_and_are_where_they_were_led(bench: Bench) -> None:
+    bench.run(1.0)
+    for phase in ("matching", "following", "clutched", "held", "stopping"):
+        bench.speak(ArmInterfaceState(teleoperation=phase, led_to=[0.1] * 14))
+        assert "a person leads the arms; end that first" in bench.watch.led, phase
+    assert not bench.watch.problem(), "they are not held: the node that lends them goes on"
+    bench.speak(ArmInterfaceState(teleoperation="off", led_to=[0.2] * 14))
+    assert not bench.watch.led
+    assert bench.watch.led_to is not None
+    assert bench.watch.led_to.tolist() == [0.2] * 14, "the last word of where they are"
+    bench.watch.led_to = None
+    bench.speak(ArmInterfaceState(teleoperation="off", led_to=[0.2] * 14))
+    assert bench.watch.led_to is None, "taken once"
+
+
+def test_where_a_person_led_the_arms_of_a_node_that_is_disarmed_counts_no_more(
+    bench: Bench,
+) -> None:
+    bench.run(1.0)
+    bench.speak(ArmInterfaceState(teleoperation="following", led_to=[0.1] * 14))
+    bench.watch.wake(False)
+    assert bench.watch.led_to is None

@@ -34,11 +34,10 @@ from cosmos_policy_ros.rig.trajectory_controller import (
 )
 
 HOLD = f"/arm_interface{BRAKE}"  # how the ids of its trajectories end
-OWN = (
-    100  # holds on one topic that may be on their way back; a stranger at 50 Hz makes two seconds'
-)
-
-
+# Holds on one topic that may be on their way back; a stranger at 50 Hz makes two seconds'.
+OWN = 100
+# s between two ticks, of 0.02, from which messages may lie unread; whatever a rig's patience is.
+KEPT_WAITING = 0.15
 # s in which arms come to rest that are held or disarmed: a brake of 0.4, and what they lag behind.
 REST_WITHIN = 0.8
 VIGIL = 2.0  # s for which disarmed arms that have not been seen at rest are looked after
@@ -199,7 +198,7 @@ class ControllerBrakes:
 
     def tick(self, now_ns: int) -> dict[str, BrakeTrajectory]:
         """Return what to send to which output, when the policy node is missed or is not alone."""
-        kept_waiting = now_ns - self._ticked_ns > self._patience * NS_PER_S / 2
+        kept_waiting = now_ns - self._ticked_ns > KEPT_WAITING * NS_PER_S
         self._ticked_ns = now_ns
         self._remember(now_ns)
         # After a wait there are messages waiting, too, and they are heard before the next tick.

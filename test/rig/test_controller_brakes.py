@@ -15,7 +15,7 @@ from cosmos_policy_ros.core.units import NS_PER_S
 from cosmos_policy_ros.dataset.windows import BRAKE
 from cosmos_policy_ros.rig.chunk import TimedChunk
 from cosmos_policy_ros.rig.controller_brakes import HOLD, BrakeTrajectory, ControllerBrakes
-from cosmos_policy_ros.rig.spec import load_rig
+from cosmos_policy_ros.rig.spec import RigSpec, load_rig
 from cosmos_policy_ros.rig.trajectory_controller import TrajectoryController, TrajectoryPoint
 
 SIM, REAL = (load_rig(name, config_folder("rigs")) for name in ("sim", "interbotix_2"))
@@ -47,8 +47,8 @@ def points_of(chunk: TimedChunk, columns: tuple[int, ...]) -> list[TrajectoryPoi
 class Bench:
     """A guard, the controllers beside it, and a policy node that may fall silent."""
 
-    def __init__(self) -> None:
-        self.brakes = ControllerBrakes(RIG, self.measured)
+    def __init__(self, rig: RigSpec = RIG) -> None:
+        self.brakes = ControllerBrakes(rig, self.measured)
         self.now = NOW
         self.armed = self.alive = True
         self.announced = (0, "")
@@ -163,6 +163,21 @@ def test_who_was_kept_waiting_listens_first(bench: Bench) -> None:
     bench.now = late
     bench.speak()
     assert not bench.brakes.tick(late + TICK)
+    assert not bench.brakes.reason
+
+
+def test_a_wait_too_short_for_a_patient_rig_is_one_nevertheless() -> None:
+    """The announcement lies unread, behind the trajectory that it is of."""
+    bench = Bench(SIM)
+    bench.run(NS_PER_S // 10)
+    bench.announced = (1, "run/0")
+    points = points_of(walk(0), LEFT.columns)
+    assert not bench.brakes.on_trajectory(LEFT.name, "run/0", LEFT.joints, points, 0, bench.now)
+    bench.now += NS_PER_S // 3
+    assert bench.now - NOW < SIM.stream.heartbeat_timeout * NS_PER_S / 2
+    assert not bench.brakes.tick(bench.now)
+    bench.speak()
+    assert not bench.brakes.tick(bench.now + TICK)
     assert not bench.brakes.reason
 
 

@@ -45,9 +45,9 @@ class Renderer:
             height: image rows [px].
             width: image columns [px].
             quality: ``fast`` is meant for CPUs; ``full`` adds shadows, anti-aliasing, all details.
-            noise_sigma: grey levels of sensor noise, a function of rig time alone; 0 is none. A
-                real camera never sends the same bytes twice, and a policy may take frames that
-                do repeat for a frozen camera.
+            noise_sigma: grey levels of sensor noise, a function of time since the reset alone; 0 is
+                none. A real camera never sends the same bytes twice, and a policy may take frames
+                that do repeat for a frozen camera.
 
         Raises:
             RigError: EGL is missing, or an argument is unusable.
@@ -125,9 +125,9 @@ class Renderer:
         mujoco.mj_kinematics(self._model, self._data)
         mujoco.mj_comPos(self._model, self._data)
         mujoco.mj_camlight(self._model, self._data)
-        return {role: self._draw(role, snapshot.stamp_ns) for role in CAMERAS}
+        return {role: self._draw(role, snapshot.since_reset_ns) for role in CAMERAS}
 
-    def _draw(self, role: str, stamp_ns: int) -> Image:
+    def _draw(self, role: str, since_reset_ns: int) -> Image:
         camera = mujoco.MjvCamera()
         camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         camera.fixedcamid = self._model.camera(CAMERAS[role]).id
@@ -140,8 +140,8 @@ class Renderer:
         mujoco.mjr_readPixels(upside_down, None, self._rect, self._context)
         if self._covered:
             upside_down[:] = 0
-        # The noise is one tile, shifted by role and rig time.
-        step = stamp_ns // 1_000_000 + 1000 * list(CAMERAS).index(role)
+        # The noise is one tile, shifted by role and time.
+        step = since_reset_ns // 1_000_000 + 1000 * list(CAMERAS).index(role)
         row, column = (step * 29) % _TILE_MARGIN, (step // _TILE_MARGIN * 13) % _TILE_MARGIN
         tile = slice(row, row + self._height), slice(column, column + self._width)
         brighter = cv2.add(cv2.flip(upside_down, 0), self._brighter[tile])

@@ -60,9 +60,19 @@ class JointSample:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that an image of the rig depends on; cheap to copy while the physics waits."""
+    """All that an image of the rig depends on; cheap to copy while the physics waits.
+
+    Attributes:
+        stamp_ns: rig time.
+        since_reset_ns: rig time since the objects were placed, which the sensor noise goes by: a
+            scene looks the same whatever came before it.
+        task: the scene.
+        qpos: of arms and objects.
+        condition: of the scene.
+    """
 
     stamp_ns: int
+    since_reset_ns: int
     task: str
     qpos: NDArray[np.float64]
     condition: str = USUAL
@@ -152,7 +162,7 @@ class SimRig:
                 starts = (int(first.qposadr[0]), int(first.dofadr[0]), int(actuator))
                 self._addresses[arm] = _Addresses(*(slice(i, i + 8) for i in starts))
             self.task, self._condition = task, condition
-        self.seed = seed
+        self.seed, self._reset_ns = seed, self.time_ns
         self._stuck: dict[int, float] = {}
         mujoco.mj_resetData(self._model, self._data)
         place_objects(task, seed, self._model, self._data, condition)
@@ -269,7 +279,9 @@ class SimRig:
 
     def snapshot(self) -> Snapshot:
         """Return what :class:`~cosmos_policy_ros.sim.render.Renderer` draws."""
-        return Snapshot(self.time_ns, self.task, self._data.qpos.copy(), self._condition)
+        since_reset_ns = self.time_ns - self._reset_ns
+        qpos = self._data.qpos.copy()
+        return Snapshot(self.time_ns, since_reset_ns, self.task, qpos, self._condition)
 
 
 def _angle(finger: float) -> float:

@@ -178,6 +178,22 @@ class Leaps(Hold):
         return replace(decision, positions=decision.positions + 1.0)
 
 
+def test_a_scene_looks_the_same_whatever_was_tried_before_it(env: SimEnv) -> None:
+    """Else a trial made again, or after another contender's, is another trial."""
+    seen: list[dict[str, np.ndarray]] = []
+
+    class Watching(Demonstrator):
+        def decide(self, query: Query) -> Decision:
+            seen.append({role: image.copy() for role, image in query.observation.images.items()})
+            return super().decide(query)
+
+    for scene, chunks in ((7, 1), (8, 2), (7, 1)):
+        env.run(Goal("run", "transfer_cube", "", 20.0, chunks, 1), scene, Watching(jitter=0.0))
+    assert len(seen) == 4
+    for role, image in seen[0].items():
+        assert np.array_equal(image, seen[3][role]), role
+
+
 def test_a_policy_that_does_nothing_runs_out_of_time(env: SimEnv) -> None:
     trial = env.run(goal(time_limit=4.0), 0, Hold())
     assert (trial.outcome.outcome, trial.chunks, trial.score) == ("time_limit", 2, 0.0)

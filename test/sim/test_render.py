@@ -56,7 +56,7 @@ def test_wrist_camera_sees_what_is_between_the_fingers(rig: SimRig) -> None:
 
 def test_noise_is_small_and_a_function_of_time(rig: SimRig) -> None:
     snapshot = rig.snapshot()
-    later = replace(snapshot, stamp_ns=snapshot.stamp_ns + 40_000_000)
+    later = replace(snapshot, since_reset_ns=snapshot.since_reset_ns + 40_000_000)
     with Renderer("transfer_cube", 64, 64, noise_sigma=0.0) as clean:
         calm = clean.render(snapshot)
         assert all(np.array_equal(calm[r], p) for r, p in clean.render(later).items())

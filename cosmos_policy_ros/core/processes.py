@@ -22,6 +22,9 @@ def yield_to_control(niceness: int) -> None:
     """Let this thread, and those that it starts, run after the threads that watch the arms.
 
     For what computes for a second at a time. Without it, two busy cores keep a node from its
-    heartbeats, and the arms are held.
+    heartbeats, and the arms are held. A thread that yields more already goes on doing so: only root
+    may take that back.
     """
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
+    thread = threading.get_native_id()
+    if os.getpriority(os.PRIO_PROCESS, thread) < niceness:
+        os.setpriority(os.PRIO_PROCESS, thread, niceness)

@@ -117,7 +117,7 @@ class Person:
     def _read(self, now_ns: int) -> None:
         for side, arm in self._rig.arms.items():
             assert arm.leader is not None
-            positions = self._leaders.positions(side, now_ns, None).tolist()
+            positions = self._leaders.positions(side, now_ns).tolist()
             names = arm.leader.names or arm.names
             self._teleoperation.on_leader(side, names, positions, now_ns)
 

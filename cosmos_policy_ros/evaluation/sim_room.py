@@ -175,7 +175,7 @@ class SimRoom:
         elif bag is not None and keep == "successes" and not trial.success:
             bag.discard(f"reached {trial.reached} of {trial.stages} stages")
         elif bag is not None and keep == "corrections" and trial.corrected is None:
-            bag.discard("nobody took over")
+            bag.discard("there was no takeover to learn from")
         elif bag is not None:
             episode = str(bag.finish(trial.outcome.outcome, trial.episode_score))
         return Result(

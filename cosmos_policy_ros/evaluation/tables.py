@@ -259,7 +259,7 @@ def _prices(results: Sequence[Result], contenders: Sequence[str]) -> list[_Price
 
 
 def price_table(results: Sequence[Result], contenders: Sequence[str]) -> list[str]:
-    """Return what decisions took as a Markdown table; nothing where nobody counted it."""
+    """Return what decisions cost as a Markdown table; empty where evaluations were not counted."""
     rows = [["", "evaluations a decision", "an episode", "decisions an episode"]]
     for each in _prices(results, contenders):
         numbers = each.a_decision, each.an_episode, each.decisions

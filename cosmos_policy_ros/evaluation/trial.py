@@ -83,8 +83,8 @@ class Trial:
         thinking: wall seconds of each decision.
         evaluations: of the networks, for all decisions.
         transitions: one per chunk that was judged.
-        corrected: how many stages were reached in the end, where a person took over; None where
-            nobody did. All else is of the policy alone.
+        corrected: how many stages were reached in the end of a trial that a person took over; None
+            without a takeover. All other numbers are of the policy alone.
     """
 
     seed: int
@@ -238,7 +238,7 @@ class SimEnv:
             timing: by default at rest, with answers in no time.
             rig: as it executes this policy's chunks, where that is not as its file says.
             person: takes over, with the arms at rest, where no stage is reached any more or a chunk
-                is refused; None: nobody does.
+                is refused; None: there is no takeover.
         """
         spec = rig or self._spec
         gate = self._gate if spec is self._spec else SafetyGate(spec)

@@ -78,9 +78,9 @@ class SimRigNode(Node):
         self._spec = load_rig(self._value("rig"), config_folder("rigs"))
         self._rig = SimRig(self._value("task"), self._value("scene_seed"), spec=self._spec)
         self._leaders: SimLeaders | None = None
-        if all(arm.leader is not None for arm in self._spec.arms.values()):
+        if self._spec.led:
             self._leaders = SimLeaders(self._spec, DT)
-        self._reset_ns, self._period = self._rig.time_ns, 0
+        self._period = 0  # control periods since the reset
         self._tick = 1.0 / self._spec.rates.joint_states
         self._ticks_per_period = round(self._spec.rates.joint_states / self._spec.rates.control)
         self._feeds: dict[str, CameraFeed] = {
@@ -197,7 +197,7 @@ class SimRigNode(Node):
             with self._lock:
                 task = request.task or self._rig.task
                 self._rig.reset(task, request.seed, prompt=request.prompt)
-                self._reset_ns, self._period = self._rig.time_ns, 0
+                self._period = 0
             response.success = True
             response.message = f"{self._rig.task}, seed {request.seed}: objects placed"
         except RigError as error:
@@ -338,7 +338,7 @@ class SimRigNode(Node):
         return shell.ns_to_stamp(max(stamp_ns + round(offset * NS_PER_S), 0))
 
     def _since_reset(self) -> float:
-        return (self._rig.time_ns - self._reset_ns) / NS_PER_S
+        return self._rig.since_reset_ns / NS_PER_S
 
     def _publish_clock(self) -> None:
         self._clock_publisher.publish(ClockMsg(clock=shell.ns_to_stamp(self._rig.time_ns)))
@@ -365,12 +365,13 @@ class SimRigNode(Node):
         if not leaders.leading:
             leaders.rest(self._spec.commanded(self._rig.targets()[None])[0])
         for side, publisher in self._leader_joints.items():
-            arm, fault = self._spec.arms[side], self._faults.leader_fault(side, self._since_reset())
-            kind = "" if fault is None else fault.kind
-            if kind == "leader_silent":
+            arm = self._spec.arms[side]
+            faults = self._faults.leader_faults(side, self._since_reset())
+            kinds = {fault.kind for fault in faults}
+            if "leader_silent" in kinds:
                 continue
-            positions = leaders.positions(side, self._rig.time_ns, fault)
-            if kind in BROKEN_READS:
+            positions = leaders.positions(side, self._rig.time_ns, faults)
+            for kind in kinds & BROKEN_READS.keys():
                 positions[:] = BROKEN_READS[kind]
             assert arm.leader is not None
             message = JointState(name=list(arm.leader.names or arm.names))

@@ -251,7 +251,7 @@ class TeleoperationLimits:
         match: how far [rad] a leader's joint may be from its follower's when it begins.
         gripper_match: the same of grippers [strokes].
         ramp: seconds in which the followers come up to the joints' speed.
-        silence: seconds without a leader's joint state, or without a tick of whoever follows them,
+        silence: seconds without a leader's joint state, or without a tick of the arm interface,
             after which the followers are held.
         hand_speed: fastest that a hand moves a leader's joint [rad/s]; what is faster is a fault.
     """

@@ -118,9 +118,9 @@ class Faults:
         """Return the first fault that acts on an arm's joint states."""
         return next((f for f in self._active("joints_", now) if f.target == arm), None)
 
-    def leader_fault(self, arm: str, now: float) -> Fault | None:
-        """Return the first fault that acts on a leader arm, or on a joint of it."""
-        return next((f for f in self._active("leader_", now) if f.arm == arm), None)
+    def leader_faults(self, arm: str, now: float) -> tuple[Fault, ...]:
+        """Return the faults that act on a leader arm, or on a joint of it."""
+        return tuple(fault for fault in self._active("leader_", now) if fault.arm == arm)
 
     def stamp_offset(self, source: str, now: float) -> float:
         """Return how far [s] the stamps of a camera role or an arm are ahead."""

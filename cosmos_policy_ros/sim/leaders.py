@@ -5,6 +5,8 @@ They rest with the followers, or are led through what the scripted demonstrator 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from cosmos_policy_ros.core.units import NS_PER_S, Array
@@ -25,7 +27,8 @@ class SimLeaders:
         self._rows: Array | None = None
         self._began_ns = 0
         self._resting = np.zeros(STATE_DIM)
-        self._frozen: dict[str, Array] = {}
+        # By side, and by joint or "" for the whole arm: its pose when that froze.
+        self._frozen: dict[str, dict[str, Array]] = {}
         self._random = np.random.default_rng(0)
 
     def rest(self, followers: Array) -> None:
@@ -42,22 +45,26 @@ class SimLeaders:
         """Whether a demonstration is played, or was to its end."""
         return self._rows is not None
 
-    def positions(self, side: str, now_ns: int, fault: Fault | None) -> Array:
+    def positions(self, side: str, now_ns: int, faults: Sequence[Fault] = ()) -> Array:
         """Return what (7,) the encoders of a leader read: six joints [rad], its gripper's motor."""
         arm = self._rig.arms[side]
         assert arm.leader is not None
-        kind = "" if fault is None else fault.kind
-        delay_ns = round(fault.value * NS_PER_S) if fault and kind == "leader_delay" else 0
-        pose = self._pose(now_ns - delay_ns)[ARMS.index(side) * ARM_DIM :][:ARM_DIM].copy()
+        delay = sum(fault.value for fault in faults if fault.kind == "leader_delay")
+        pose = self._pose(now_ns - round(delay * NS_PER_S))
+        pose = pose[ARMS.index(side) * ARM_DIM :][:ARM_DIM].copy()
         pose[:ARM_JOINTS] += self._random.normal(0.0, TREMOR, ARM_JOINTS)
-        if fault is None or kind != "leader_frozen":
-            self._frozen.pop(side, None)
-        else:
-            stuck = JOINTS.index(fault.joint) if fault.joint else slice(None)
-            pose[stuck] = self._frozen.setdefault(side, pose.copy())[stuck]
-        if fault is not None and kind == "leader_jump":
-            pose[0] += fault.value
+        self._freeze(side, pose, [fault for fault in faults if fault.kind == "leader_frozen"])
+        pose[0] += sum(fault.value for fault in faults if fault.kind == "leader_jump")
         return leader_pose(arm.leader, pose)
+
+    def _freeze(self, side: str, pose: Array, faults: Sequence[Fault]) -> None:
+        """Set what is frozen of one arm's (7,) pose back to where it was when that began."""
+        before, self._frozen[side] = self._frozen.get(side, {}), {}
+        for fault in faults:
+            frozen = before.get(fault.joint, pose.copy())
+            self._frozen[side][fault.joint] = frozen
+            stuck = JOINTS.index(fault.joint) if fault.joint else slice(None)
+            pose[stuck] = frozen[stuck]
 
     def _pose(self, now_ns: int) -> Array:
         if self._rows is None:

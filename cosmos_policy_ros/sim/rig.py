@@ -128,6 +128,11 @@ class SimRig:
         self.reset(task, seed)
 
     @property
+    def since_reset_ns(self) -> int:
+        """Rig time since the objects were placed."""
+        return self.time_ns - self._reset_ns
+
+    @property
     def stages(self) -> tuple[str, ...]:
         """The task's stages, in order."""
         return self._judge.stages
@@ -279,9 +284,8 @@ class SimRig:
 
     def snapshot(self) -> Snapshot:
         """Return what :class:`~cosmos_policy_ros.sim.render.Renderer` draws."""
-        since_reset_ns = self.time_ns - self._reset_ns
         qpos = self._data.qpos.copy()
-        return Snapshot(self.time_ns, since_reset_ns, self.task, qpos, self._condition)
+        return Snapshot(self.time_ns, self.since_reset_ns, self.task, qpos, self._condition)
 
 
 def _angle(finger: float) -> float:

@@ -23,7 +23,7 @@ def readings(*faults: str) -> Array:
     times = np.arange(20) * 0.1
     return np.array(
         [
-            leaders.positions("left", round(now * NS_PER_S), acting.leader_fault("left", now))
+            leaders.positions("left", round(now * NS_PER_S), acting.leader_faults("left", now))
             for now in times
         ]
     )
@@ -46,6 +46,22 @@ def test_one_joint_freezes() -> None:
     moved = read[14] - read[5]
     assert moved[2] == 0.0
     assert (np.delete(moved, 2) > 0.0).all()
+
+
+def test_faults_add_up() -> None:
+    """Two joints freeze, one after the other, and then the whole arm, where it is by then."""
+    read = readings(
+        "leader_frozen:left/elbow@0.25-1.95",
+        "leader_frozen:left/waist@0.65-1.95",
+        "leader_frozen:left@1.05-1.95",
+        "leader_jump:left=0.5@1.45-1.95",
+    )
+    assert (read[3:, 2] == read[3, 2]).all()
+    assert (read[7:15, 0] == read[7, 0]).all()
+    assert read[7, 0] > read[6, 0]
+    assert (read[11:15] == read[11]).all()
+    assert read[11, 1] > read[10, 1]
+    np.testing.assert_allclose(read[15:, 0], read[14, 0] + 0.5)
 
 
 def test_the_other_arm_is_not_touched() -> None:

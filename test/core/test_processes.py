@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -26,9 +27,10 @@ print(*found, niceness())
 """
 
 
-@pytest.mark.parametrize(("before", "yields"), [(0, 10), (10, 10), (15, 15)])
-def test_a_thread_and_its_children_yield_never_less_than_before(before: int, yields: int) -> None:
+@pytest.mark.parametrize("more", [0, 10, 15])
+def test_a_thread_and_its_children_yield_never_less_than_before(more: int) -> None:
     """Only root may take back what ``nice`` gave away: others would end with an error."""
-    command = [sys.executable, "-c", WORK, str(before)]
+    command = [sys.executable, "-c", WORK, str(more)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [str(yields), str(yields), str(before)]
+    before = min(os.getpriority(os.PRIO_PROCESS, 0) + more, 19)
+    assert [int(each) for each in done.stdout.split()] == [max(before, 10)] * 2 + [before]

@@ -244,7 +244,7 @@ class SimEnv:
         gate = self._gate if spec is self._spec else SafetyGate(spec)
         timing, self._latencies = timing or Timing(), LatencyTracker()
         scheduler = timing.make_scheduler(timing.execution, spec.rates, self._latencies)
-        sim, self._began_ns = self._rig, self._rig.time_ns
+        sim = self._rig
         self._person = person
         self._alone: tuple[int, int] | None = None  # what was reached when a person took over
         sim.reset(goal.task, scene_seed, condition, goal.prompt)
@@ -273,7 +273,7 @@ class SimEnv:
             chunks=run.chunks,
             refused=run.refused,
             late=run.late,
-            seconds=(sim.time_ns - self._began_ns) / 1e9,
+            seconds=sim.since_reset_ns / 1e9,
             idle=(run.idle_ns - self._first_wait_ns) / 1e9,
             thinking=tuple(self._thinking),
             evaluations=self._evaluations,
@@ -345,8 +345,7 @@ class SimEnv:
     @property
     def _watched(self) -> bool:
         """Whether observers see an image now."""
-        since_ns = self._rig.time_ns - self._began_ns
-        return bool(self._observers) and since_ns % self._image_ns == 0
+        return bool(self._observers) and self._rig.since_reset_ns % self._image_ns == 0
 
     def _advance(self, sensors: SensorBuffer) -> None:
         self._rig.advance(self._tick_ns / 1e9)

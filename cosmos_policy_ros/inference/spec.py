@@ -292,6 +292,7 @@ class EngineSpec:
     # Of torch. A second one makes a CPU several times slower as soon as anything else uses its
     # cores, and delays the node's own timers.
     threads: int = 1
+    niceness: int = 0  # of its process; above 0 where arms are moved on the same cores
     compiled: bool = False  # the transformer
     fp8_weights: bool = False  # of the transformer; less memory and other results
     numerics: Numerics | None = None  # None: as the checkpoint says

@@ -30,7 +30,6 @@ from cosmos_policy_ros.rig.decision import EngineInfo
 
 LONGEST_PAUSE = 30.0  # s before a restart, however many there have been
 GB = 1e9
-NICENESS = 10  # of an inference process: the node that asked it, and the arms, come first
 
 
 class Host(ABC):
@@ -330,7 +329,7 @@ def _process_main(spec: EngineSpec, load: EngineLoader, connection: Connection) 
     # Ctrl-C goes to the whole process group; the node decides when its worker ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
-    yield_to_control(NICENESS)
+    yield_to_control(spec.niceness)
 
     def admit(footprint: Footprint) -> None:
         connection.send(footprint)

@@ -73,8 +73,8 @@ def node_processes(**options: Value) -> tuple[NodeProcess, ...]:
         return NodeProcess(name, file, taken | more, profile)
 
     nodes = [process("policy_node", use_sim_time=stepped)]
-    if stepped:  # nothing is fresh, and no watchdog is awake, while no time passes
-        nodes[0].parameters.update(self_check=False, watchdog=NONE)
+    if stepped:  # nothing is fresh, no watchdog is awake and nothing is urgent while no time passes
+        nodes[0].parameters.update(self_check=False, watchdog=NONE, niceness=0)
     if options.get("record", True) and not dry_run:  # what moves nothing is no rollout
         nodes.append(process("recorder_node", use_sim_time=stepped))
     if not dry_run and not stepped:

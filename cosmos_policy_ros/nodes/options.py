@@ -207,6 +207,14 @@ POLICY = (
     ),
     Option("threads", 1, "torch threads on a CPU; more than one delays the node", 1, 256),
     Option(
+        "niceness",
+        10,
+        "of inference processes: the node, and what moves the arms beside it, have the processor "
+        "first; 0: all alike, where none of them keeps real time",
+        0,
+        19,
+    ),
+    Option(
         "futures",
         True,
         "engine cosmos: show what is imagined on ~/future/<camera>; decoding it takes an inference "

@@ -107,6 +107,7 @@ def read_settings(node: Node) -> PolicySettings:
             checkpoint=str(_checkpoint(value("checkpoint"), rig)) if engine == "cosmos" else "",
             device=devices[0],
             threads=value("threads"),
+            niceness=value("niceness"),
             compiled=value("compiled"),
             fp8_weights=value("fp8_weights"),
             numerics=numerics,

@@ -80,6 +80,18 @@ def test_it_answers_from_a_process_of_its_own(make: Make) -> None:
     assert [answer(d).positions.shape for d in decisions] == [(50, 14)] * 3
 
 
+@pytest.mark.parametrize("niceness", [0, 19])
+def test_its_process_yields_as_far_as_it_is_told(niceness: int) -> None:
+    host = ProcessHost(EngineSpec("cosmos", niceness=niceness), stub_engine.load)
+    worker = ready(Worker(host, PATIENT))
+    try:
+        assert worker.pid is not None
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        assert os.getpriority(os.PRIO_PROCESS, worker.pid) == max(own, niceness)
+    finally:
+        worker.close()
+
+
 def test_a_query_asked_while_loading_is_answered_when_loaded(make: Make, tmp_path: Path) -> None:
     worker = make(f"{stub_engine.WAIT}{tmp_path / 'go on'}")
     asked = worker.submit(query())

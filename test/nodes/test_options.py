@@ -70,3 +70,4 @@ def test_what_is_not_given_is_left_to_the_nodes_and_their_files() -> None:
     assert nodes["sim_rig_node"] == nodes["arm_interface_node"] == {"rig": "sim"}
     stepped = {node.executable: node.parameters for node in node_processes(stepped=True)}
     assert stepped["policy_node"]["watchdog"] == "none" and "arm_interface_node" not in stepped
+    assert stepped["policy_node"]["niceness"] == 0, "others than the arms would come first"

@@ -13,7 +13,10 @@ from cosmos_policy_ros.core.errors import RolloutError
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.core.untrusted import escaped
 from cosmos_policy_ros.dataset.gate_replay import Checked, check_episode
+from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.folders import ORIGINAL, PURGED
+from cosmos_policy_ros.episodes.topics import find_rig
+from cosmos_policy_ros.rig.safety_gate import SafetyGate
 from cosmos_policy_ros.rig.spec import load_rig
 
 if TYPE_CHECKING:
@@ -92,7 +95,8 @@ def _replay_decision(options: argparse.Namespace) -> int:
     recorded, seen = replay.recorded_decision(options.bag, options.index)
     engine, policy = _load_engine(options, options.bag, recorded)
     print(f"decision {options.index}, chunk {recorded.chunk_id}, checkpoint {policy}")
-    difference = replay.replay(recorded, seen, engine)
+    rig = find_rig(read_episode(options.bag)).rig
+    difference = replay.replay(recorded, seen, engine, SafetyGate(rig).foresee)
     print("\n".join(replay.lines(difference)))
     return AS_RECORDED if difference.same_choice else OTHERWISE
 

@@ -21,8 +21,9 @@ from cosmos_policy_ros.inference.remote import RemotePolicy
 from cosmos_policy_ros.inference.remote_config import load_remote
 from cosmos_policy_ros.inference.spec import Decide, Engine, EngineSpec, SearchConfig
 from cosmos_policy_ros.model.config import Numerics
-from cosmos_policy_ros.planning.search import run_search
+from cosmos_policy_ros.planning.search import Foresee, run_search
 from cosmos_policy_ros.rig.decision import Candidate, Decision, EngineInfo, Policy, Query
+from cosmos_policy_ros.rig.safety_gate import SafetyGate
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.sim.demonstrator import Demonstrator
 
@@ -113,8 +114,10 @@ def check_numbers(config: object, positive: Sequence[str], not_negative: Sequenc
                 raise ValueError(f"{name}: {value} must be at least {least}, and finite")
 
 
-def load_policy(contender: Contender, threads: int) -> Policy:
+def load_policy(contender: Contender, threads: int, rig: RigSpec | None = None) -> Policy:
     """Load a contender's networks, on the CPU or the GPU that there is.
+
+    A search leaves out what the gate of ``rig`` would refuse; None where no gate is.
 
     Raises:
         CosmosPolicyError: checkpoint, search or demonstrations are missing or wrong, or a server
@@ -144,7 +147,7 @@ def load_policy(contender: Contender, threads: int) -> Policy:
         search=search,
         world_model=contender.world_model and str(checkpoint_folder(contender.world_model)),
     )
-    return EnginePolicy(load_engine(spec), search)
+    return EnginePolicy(load_engine(spec), search, SafetyGate(rig).foresee if rig else None)
 
 
 def rig_of(contender: Contender, rig: RigSpec) -> RigSpec:
@@ -167,8 +170,10 @@ def checkpoint_folder(name: str) -> Path:
 class EnginePolicy:
     """An engine in this process, searched with if there is a search."""
 
-    def __init__(self, engine: Engine, search: SearchConfig | None) -> None:
-        self._engine, self._search = engine, search
+    def __init__(
+        self, engine: Engine, search: SearchConfig | None, foresee: Foresee | None = None
+    ) -> None:
+        self._engine, self._search, self._foresee = engine, search, foresee
 
     @property
     def info(self) -> EngineInfo:
@@ -180,7 +185,7 @@ class EnginePolicy:
     def decide(self, query: Query) -> Decision:
         """Answer one query. Raises CosmosPolicyError when the engine cannot."""
         if self._search is not None:
-            return run_search(self._engine, query, self._search)
+            return run_search(self._engine, query, self._search, foresee=self._foresee)
         decision = self._engine.answer(Decide(query))
         assert isinstance(decision, Decision)
         return decision

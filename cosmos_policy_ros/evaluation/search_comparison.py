@@ -65,7 +65,8 @@ class Choices(NamedTuple):
 def read_searches(bags: Sequence[Path]) -> list[RecordedSearch]:
     """Return the decisions of episodes that a whole search has made, all by the same settings.
 
-    A decision that had no time for all its candidates is left out: it does not know the best.
+    A decision that had no time for all its candidates, or whose gate would have refused some, is
+    left out: it does not know the best.
 
     Raises:
         RolloutError: an episode cannot be read, there is no such decision, or they were made by
@@ -74,8 +75,10 @@ def read_searches(bags: Sequence[Path]) -> list[RecordedSearch]:
     found: list[RecordedSearch] = []
     for path in bags:
         for message, seen in zip(decisions(path), observations(path), strict=True):
-            whole = all(candidate.finished for candidate in message.candidates)
-            if not getattr(message, "search", "") or not whole:
+            if not getattr(message, "search", ""):
+                continue
+            dropped = [getattr(each, "dropped", "") for each in message.candidates]
+            if "gate" in dropped or not all(each.finished for each in message.candidates):
                 continue
             if not parse_search(str(message.search), f"{path}: search").values_all:
                 raise RolloutError(

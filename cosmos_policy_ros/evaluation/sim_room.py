@@ -149,8 +149,9 @@ class SimRoom:
         """Make one trial."""
         contender, state = self._contenders[job.contender], job.state
         if contender.name not in self._loaded:
-            policy = load_policy(contender, self._config.threads)
-            self._loaded[contender.name] = policy, rig_of(contender, self._rig)
+            executing = rig_of(contender, self._rig)
+            policy = load_policy(contender, self._config.threads, executing)
+            self._loaded[contender.name] = policy, executing
         (policy, rig), keep = self._loaded[contender.name], self._config.keep
         run_id = f"{contender.name}/{state.condition}/{state.number}".replace(" ", "_")
         prompt = choose_prompt(self._task, contender.prompt)

@@ -28,6 +28,7 @@ from cosmos_policy_ros.nodes.policy_runs import PolicyRuns
 from cosmos_policy_ros.nodes.policy_topics import PolicyInputs, PolicyOutput, PollScheduler
 from cosmos_policy_ros.nodes.policy_watchdog import WatchdogMonitor
 from cosmos_policy_ros.planning.scheduler import Inference, start_inference
+from cosmos_policy_ros.rig.safety_gate import SafetyGate
 from cosmos_policy_ros.rig.self_check import Check, failures, table
 from cosmos_policy_ros.srv import SelfCheck
 
@@ -63,6 +64,7 @@ class PolicyNode(shell.ManagedNode):
             self._wake.trigger,
             self._load,
             settings.ray or "",
+            SafetyGate(settings.rig).foresee,
         )
         self._watchdog = WatchdogMonitor(
             self, settings.rig, settings.watchdog, identity=self._identity, dry=settings.dry_run

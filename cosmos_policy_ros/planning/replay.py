@@ -21,7 +21,7 @@ from cosmos_policy_ros.episodes.episode import read_episode
 from cosmos_policy_ros.episodes.trial_info import opened_metadata
 from cosmos_policy_ros.inference.spec import Decide, Engine, parse_search
 from cosmos_policy_ros.model.files import digest
-from cosmos_policy_ros.planning.search import run_search
+from cosmos_policy_ros.planning.search import Foresee, run_search
 from cosmos_policy_ros.rig.decision import ActionPrefix, Decision, Query
 from cosmos_policy_ros.rig.observation import Observation
 
@@ -90,17 +90,30 @@ def recorded_query(recorded: Any, seen: Observation) -> Query:
     if len(weights):
         positions = np.reshape(recorded.committed, (len(weights), -1))
         committed = ActionPrefix(positions, weights, float(recorded.committed_seconds))
-    seed = int(recorded.candidates[0].seed)
-    return Query(str(recorded.task), str(recorded.prompt), seed, 0, seen, committed=committed)
+    seed, held = int(recorded.candidates[0].seed), np.asarray(getattr(recorded, "held", ()))
+    return Query(
+        str(recorded.task),
+        str(recorded.prompt),
+        seed,
+        0,
+        seen,
+        committed=committed,
+        held=held if len(held) else None,
+    )
 
 
-def replay(recorded: Any, seen: Observation, engine: Engine) -> Difference:
-    """Make a decision again with the engine that made it; raises CosmosPolicyError."""
+def replay(
+    recorded: Any, seen: Observation, engine: Engine, foresee: Foresee | None = None
+) -> Difference:
+    """Make a decision again with the engine that made it, and what left out its candidates.
+
+    Raises CosmosPolicyError.
+    """
     query = recorded_query(recorded, seen)
     finished = [i for i, c in enumerate(recorded.candidates) if c.finished]
     if recorded.search:
         config = parse_search(str(recorded.search), "the recorded search")
-        again = run_search(engine, query, config, among=finished)
+        again = run_search(engine, query, config, finished, foresee)
     else:
         answer = engine.answer(Decide(query))
         assert isinstance(answer, Decision)

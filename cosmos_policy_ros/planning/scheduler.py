@@ -42,7 +42,7 @@ from cosmos_policy_ros.inference.worker import (
     WorkerLimits,
 )
 from cosmos_policy_ros.planning.deadline import DECODE_IMAGES, SURE, Durations, fit
-from cosmos_policy_ros.planning.search import Search, TaskKey
+from cosmos_policy_ros.planning.search import Foresee, Search, TaskKey
 from cosmos_policy_ros.rig.decision import Decision, EngineInfo, Query
 
 # A task is overdue, and dispatched a second time, after so many times what 95 % of its like have
@@ -81,9 +81,13 @@ class SearchScheduler:
         config: SearchConfig,
         limits: WorkerLimits,
         on_change: Callable[[], None],
+        foresee: Foresee | None = None,
     ) -> None:
-        """Start a worker per host, and the thread; ``on_change`` is called from threads."""
-        self.durations = Durations()
+        """Start a worker per host, and the thread; what is called is called from threads.
+
+        ``foresee`` is :func:`start_inference`'s.
+        """
+        self.durations, self._foresee = Durations(), foresee
         self.last = ""
         self._config, self._limits, self._on_change = config, limits, on_change
         self._events: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
@@ -270,7 +274,8 @@ class SearchScheduler:
         if run is not None and run.search is None:
             assert isinstance(self.info, SearchInfo)
             fitting = fit(run.query, self._config, self.info, self.durations, len(ready))
-            run.search = Search(run.query, fitting, self.info, self._config.considered)
+            requested = self._config.considered
+            run.search = Search(run.query, fitting, self.info, requested, self._foresee)
             run.workers = len(ready)
         for index in ready:
             if index in self._busy:
@@ -353,6 +358,7 @@ def start_inference(
     on_change: Callable[[], None] = lambda: None,
     load: EngineLoader = load_engine,
     ray: str = "",
+    foresee: Foresee | None = None,
 ) -> Inference:
     """Start loading in the background.
 
@@ -363,6 +369,7 @@ def start_inference(
         on_change: called from threads when something is to be told.
         load: builds the engine.
         ray: address of a Ray cluster to search on, "local" to start one; "" for processes here.
+        foresee: which chunks would be refused, so that a search leaves them out.
 
     Raises:
         ConfigError: no such Ray cluster, or devices that it does not know.
@@ -383,7 +390,7 @@ def start_inference(
     for device in devices:
         own = replace(spec, device=device)
         hosts.append(RayHost(cluster, own, load) if ray else ProcessHost(own, load, budget))
-    return SearchScheduler(hosts, spec.search, limits, on_change)
+    return SearchScheduler(hosts, spec.search, limits, on_change, foresee)
 
 
 def parse_devices(text: str) -> tuple[str, ...]:

@@ -9,9 +9,9 @@ configuration, so a seed gives the same bits on one worker and on eight.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
@@ -36,6 +36,9 @@ from cosmos_policy_ros.model.draws import count_evaluations, ensemble
 from cosmos_policy_ros.rig.decision import Candidate, Decision, Query
 
 SUCCESS = 0.05  # a value above it counts as a prediction of success
+
+# Why a (K, n) chunk would not be executed in answer to a query; "" if it would.
+Foresee: TypeAlias = Callable[[Query, Array], str]
 
 
 def aggregate(values: Sequence[float], scheme: Aggregation, numerics: Numerics) -> float:
@@ -112,6 +115,7 @@ class _Node:
     values: list[list[float]] = field(default_factory=list)  # by future
     level: int = -1  # the last one of which it has everything
     dropped: str = ""  # by what, before it had all its values
+    refusal: str = ""  # of the gate, foreseen
 
 
 @dataclass(frozen=True)
@@ -140,9 +144,22 @@ class Search:
     """
 
     def __init__(
-        self, query: Query, config: SearchConfig, info: SearchInfo, requested: int = 0
+        self,
+        query: Query,
+        config: SearchConfig,
+        info: SearchInfo,
+        requested: int = 0,
+        foresee: Foresee | None = None,
     ) -> None:
-        """Begin with the proposals; ``requested`` candidates were asked for, if not all fit."""
+        """Begin with the proposals.
+
+        Args:
+            query: what is to be decided.
+            config: the search.
+            info: of the engine.
+            requested: candidates that were asked for, if not all fit.
+            foresee: which proposals would be refused; those are not searched.
+        """
         self.config, self.info = config, info
         self.spent = {stage: Spent(0, 0) for stage in STAGES}
         self._query, self._requested = query, max(requested, config.considered)
@@ -151,6 +168,7 @@ class Search:
         self._nodes = list(self._candidates)
         self._tasks: dict[TaskKey, _Part] = {}
         self._open: set[TaskKey] = set()  # those of them that are not done
+        self._foresee = foresee
         self._unsearched = ""  # why the first proposal is taken as it is
         self._adaptive = config.adaptive  # until it is decided whether to search
         first = config.sampled if self._adaptive is None else self._adaptive.proposals
@@ -199,7 +217,10 @@ class Search:
             for row, node in enumerate(nodes):
                 node.latents, node.chunk = answer.latents[row], answer.chunks[row]
                 node.own_value, node.variance = answer.values[row], answer.variances[row]
+            if not key.depth:
+                self._drop_refused(nodes)
             self._proposed(nodes, key.depth)
+            self._give_up()
         elif key.stage == "predict_future":
             known = len(nodes[0].futures)
             for row, node in enumerate(nodes):
@@ -305,6 +326,20 @@ class Search:
             task = SampleActions(self._query, seeds, after, reads)
             self._add(group, TaskKey(group[0].number, depth, 0, "sample_actions"), task, -1)
 
+    def _drop_refused(self, nodes: Sequence[_Node]) -> None:
+        """Leave out the proposals that would not be executed anyway."""
+        for node in nodes:
+            assert node.chunk is not None
+            if self._foresee is not None:
+                node.refusal = self._foresee(self._query, node.chunk)
+            node.dropped = "gate" if node.refusal else ""
+
+    def _give_up(self) -> None:
+        """Answer with the first proposal when none would be executed: the gate will say why."""
+        if not self._open and all(node.dropped == "gate" for node in self._candidates):
+            count, first = len(self._candidates), self._candidates[0].refusal
+            self._unsearched = f"the gate would refuse all of {count} candidates: {first}"
+
     def _proposed(self, nodes: tuple[_Node, ...], depth: int) -> None:
         """Go on from proposals: to all that are worth it, if that is to be found out first."""
         config = self.config
@@ -316,17 +351,18 @@ class Search:
             if self._open:
                 return
             first = tuple(self._candidates[: self._adaptive.proposals])
-            self._unsearched = _agreement(first, self._adaptive)
+            self._unsearched = "" if first[0].dropped else _agreement(first, self._adaptive)
             self._adaptive = None
             if self._unsearched:
                 return
             self._sample(self._candidates[len(first) : config.sampled])
         if not sieves:
             self._copy(first)
-            self._predict_all(first, 0)
+            self._predict_all([node for node in first if not node.dropped], 0)
         elif not self._open:
-            kept = _sieve(self._candidates, config)
-            for node in self._candidates:
+            left = [node for node in self._candidates if not node.dropped]
+            kept = _sieve(left, config)
+            for node in left:
                 node.dropped = "" if node in kept else "sieve"
             self._predict_all(kept, 0)
 
@@ -509,7 +545,7 @@ class Search:
             value=own.own_value,
             own_value=own.own_value,
             variance=own.variance,
-            dropped="" if own.chunk is not None else "adaptive",
+            dropped=own.dropped if own.chunk is not None else "adaptive",
         )
 
 
@@ -548,11 +584,12 @@ def _agreement(nodes: Sequence[_Node], adaptive: Adaptive) -> str:
 
 def _sieve(nodes: Sequence[_Node], config: SearchConfig) -> list[_Node]:
     """Return the proposals that become candidates, in their order."""
+    count = min(config.candidates, len(nodes))
     if config.sieve == "value":
-        kept = sorted(nodes, key=lambda node: -np.nan_to_num(node.own_value))[: config.candidates]
+        kept = sorted(nodes, key=lambda node: -np.nan_to_num(node.own_value))[:count]
     else:
-        kept = [nodes[0]]
-        while len(kept) < config.candidates:
+        kept = [*nodes[:1]]
+        while len(kept) < count:
             rest = [node for node in nodes if node not in kept]
             nearest = [min(_distance(node, other) for other in kept) for node in rest]
             kept.append(rest[int(np.argmax(np.nan_to_num(nearest)))])
@@ -566,6 +603,8 @@ def _reason(candidates: Sequence[Candidate], best: int, late: str) -> str:
     else:
         if not base.finished:
             over = "did not finish"
+        elif base.dropped == "gate":
+            over = "would be refused by the gate"
         elif math.isnan(base.value):
             over = f"was dropped, with {base.own_value:.3f} by the policy itself"
         else:
@@ -574,6 +613,8 @@ def _reason(candidates: Sequence[Candidate], best: int, late: str) -> str:
             f"candidate {best}, seed {chosen.seed}, is valued highest: {chosen.value:.3f}; "
             f"the base seed {over}"
         )
+    if refused := sum(c.dropped == "gate" for c in candidates):
+        why += f"; the gate would refuse {refused} of {len(candidates)} candidates"
     finished = sum(c.finished for c in candidates)
     if finished < len(candidates):
         why += f"; {finished} of {len(candidates)} candidates finished within {late}"
@@ -581,16 +622,20 @@ def _reason(candidates: Sequence[Candidate], best: int, late: str) -> str:
 
 
 def run_search(
-    engine: Engine, query: Query, config: SearchConfig, among: Sequence[int] | None = None
+    engine: Engine,
+    query: Query,
+    config: SearchConfig,
+    among: Sequence[int] | None = None,
+    foresee: Foresee | None = None,
 ) -> Decision:
     """Do a whole search in this process, one task after the other.
 
-    ``among`` are the candidates, by index, that may be chosen; None for all. Raises
-    CosmosPolicyError when the engine refuses a task.
+    ``among`` are the candidates, by index, that may be chosen; None for all. ``foresee`` is
+    :class:`Search`'s. Raises CosmosPolicyError when the engine refuses a task.
     """
     info = engine.info
     assert isinstance(info, SearchInfo)
-    search = Search(query, config, info)
+    search = Search(query, config, info, foresee=foresee)
     while not search.complete:
         key = search.open[0]
         search.take(key, engine.answer(search.task(key)))

@@ -53,6 +53,7 @@ class Query:
         observation: newest one.
         deadline: wall seconds that a search may take; 0 for as long as it takes.
         committed: what the arms do meanwhile; None when they are at rest.
+        held: (14,) where arms at rest are held, policy units; None in motion, or where no arms are.
     """
 
     task: str
@@ -62,6 +63,7 @@ class Query:
     observation: Observation
     deadline: float = 0.0
     committed: ActionPrefix | None = None
+    held: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,8 @@ class Candidate:
         own_value: by the policy itself, which comes with each proposal of a search.
         variance: of the clean estimate of the action over the denoising steps, in units of the
             latents: how unsure the policy was.
-        dropped: what left it out before it had all values: "sieve", "round", "beam" or "adaptive"
-            of the search's settings; "" where nothing did.
+        dropped: what left it out before it had all values: "gate", which would refuse it; "sieve",
+            "round", "beam" or "adaptive" of the search's settings; "" where nothing did.
     """
 
     seed: int
@@ -171,6 +173,7 @@ def message_fields(
         "committed": NOTHING if committed is None else _numbers(committed.positions),
         "committed_weights": NOTHING if committed is None else _numbers(committed.weights),
         "committed_seconds": 0.0 if committed is None else committed.seconds,
+        "held": NOTHING if query.held is None else _numbers(query.held),
         "positions": _numbers(decision.positions),
     }
 

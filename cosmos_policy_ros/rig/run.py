@@ -185,7 +185,8 @@ class Run:
                 self._end("fault", f"no usable observation for {waited:.1f} s: {error}")
             return None
         self.phase, self.message = Phase.QUERYING, "waiting for the policy"
-        return self._query(observation, 0.0)
+        held = self.commanded(now_ns)
+        return self._query(observation, held=observation.state if held is None else held)
 
     def _poll_executing(self, now_ns: int, ready: bool) -> Query | TimedChunk | None:
         path = self.chunk
@@ -223,13 +224,17 @@ class Run:
         return self._query(observation, left, prefix)
 
     def _query(
-        self, observation: Observation, left: float, prefix: ActionPrefix | None = None
+        self,
+        observation: Observation,
+        left: float = 0.0,
+        prefix: ActionPrefix | None = None,
+        held: Array | None = None,
     ) -> Query:
         goal, index = self.goal, self._queries
         self._queries += 1
         deadline = self._scheduler.deadline(left, goal.deadline)
         self._pending = Query(
-            goal.task, goal.prompt, goal.seed, index, observation, deadline, prefix
+            goal.task, goal.prompt, goal.seed, index, observation, deadline, prefix, held
         )
         return self._pending
 

@@ -17,6 +17,7 @@ from cosmos_policy_ros.core.units import Array
 from cosmos_policy_ros.rig.arms import GRIPPER_INDICES, STATE_DIM
 from cosmos_policy_ros.rig.chunk import Blend, Blender, TimedChunk
 from cosmos_policy_ros.rig.collision import CollisionModel
+from cosmos_policy_ros.rig.decision import Query
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rig.tracking import deviation
 
@@ -146,6 +147,19 @@ class SafetyGate:
         return self._check_path(chunk, now.commanded, None, now.measured) or GateResult(
             True, chunk, clamped, message=message, jump=clipped[0] - now.commanded
         )
+
+    def foresee(self, query: Query, positions: Array) -> str:
+        """Return why :meth:`judge` would refuse (K, 14) rows that answer a query; else "".
+
+        For a search, which then chooses among what can be executed. It grants nothing: what is
+        chosen is judged again, by where the arms are then. In motion it knows nothing, since a
+        path depends on when its answer comes.
+        """
+        if query.held is None:
+            return ""
+        now = GateContext(query.held, query.observation.state)
+        result = self.judge(positions, self._dt, now)
+        return "" if result.accepted else result.message
 
     def judge_blend(self, blend: Blend, blender: Blender, now: GateContext) -> GateResult:
         """Judge a chunk that is to take over from the one under way.

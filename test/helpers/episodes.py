@@ -157,6 +157,7 @@ class Writing:
             "committed": np.zeros(0),
             "committed_weights": np.zeros(0),
             "committed_seconds": 0.0,
+            "held": np.zeros(0),
         }
         texts = ("run_id", "task", "prompt", "engine", "reason", "numerics", "search")
         empty: Mapping[str, Any] = {

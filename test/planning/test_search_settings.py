@@ -35,9 +35,9 @@ from cosmos_policy_ros.model.files import STATISTICS
 from cosmos_policy_ros.model.policy import CosmosPolicy
 from cosmos_policy_ros.model.statistics import load_statistics
 from cosmos_policy_ros.planning.deadline import Durations, fit, price
-from cosmos_policy_ros.planning.search import Search, run_search
+from cosmos_policy_ros.planning.search import Foresee, Search, run_search
 from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
-from cosmos_policy_ros.rig.decision import ActionPrefix, Decision
+from cosmos_policy_ros.rig.decision import ActionPrefix, Decision, Query
 
 ROUNDING = 2e-4  # of a value; batches of another size take other kernels
 SEED = 195
@@ -115,6 +115,50 @@ def test_the_sieve_takes_what_differs_most() -> None:
     second = int(np.argmax(np.abs(at - at[0])))
     third = int(np.argmax(np.minimum(np.abs(at - at[0]), np.abs(at - at[second]))))
     assert set(range(8)) - dropped(decision).keys() == {0, second, third}
+
+
+def refusing(*indices: int) -> Foresee:
+    """Return a gate that would refuse the proposals of some candidates."""
+    seeds = tuple(SEED + index for index in indices)
+    chunks = Numbers().answer(SampleActions(query_of(), seeds)).chunks if seeds else ()
+
+    def foresee(_: Query, chunk: np.ndarray) -> str:
+        return "too fast" if any((chunk == each).all() for each in chunks) else ""
+
+    return foresee
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        FULL,
+        replace(FULL, candidate_batch=3),
+        replace(FULL, candidates=3, proposals=8),
+        replace(FULL, candidates=3, proposals=8, sieve="distance"),
+        replace(FULL, candidates=7, proposals=8),  # more than are left
+        replace(FULL, rounds=(Round(1, 1, 4), Round(2, 3, 2))),
+        replace(FULL, futures=1, values=2, depth=2, beam=2, branches=2),
+        replace(FULL, adaptive=Adaptive(2, variance=0.02)),
+    ],
+)
+def test_what_the_gate_would_refuse_is_neither_searched_nor_chosen(config: SearchConfig) -> None:
+    free = run_search(Numbers(), query_of(), config)
+    best = free.chosen
+    engine, out = Numbers(), {0, best}
+    decision = run_search(engine, query_of(), config, foresee=refusing(*out))
+    assert {i for i, why in dropped(decision).items() if why == "gate"} == out
+    assert decision.chosen not in out
+    assert f"the gate would refuse {len(out)} of 8 candidates" in decision.reason
+    futures = [task for task in engine.tasks if isinstance(task, PredictFuture)]
+    assert not {SEED + index for index in out} & {seed for task in futures for seed in task.seeds}
+
+
+def test_where_the_gate_would_refuse_all_nothing_is_searched_and_it_says_why() -> None:
+    for config in (FULL, replace(FULL, candidates=3, proposals=8), FULL.with_candidates(8)):
+        decision = run_search(Numbers(), query_of(), config, foresee=refusing(*range(8)))
+        assert (decision.chosen, decision.evaluations) == (0, 8 * 10)
+        assert decision.reason == "the gate would refuse all of 8 candidates: too fast"
+        assert dropped(decision) == dict.fromkeys(range(8), "gate")
 
 
 def test_rounds_give_more_to_those_that_could_still_win() -> None:
@@ -298,9 +342,16 @@ def test_no_order_of_answers_changes_a_decision_and_a_deadline_leaves_one_to_mak
     drawn: dict[str, Any], data: st.DataObject
 ) -> None:
     config, engine = made(drawn), Numbers()
-    serial = run_search(engine, query_of(), config)
+    least = data.draw(st.sampled_from((-1.0, 0.2, 0.5, 2.0)), label="what the gate lets pass")
+
+    def foresee(_: Query, chunk: np.ndarray) -> str:
+        return f"{chunk[0, 0]} is too little" if chunk[0, 0] < least else ""
+
+    serial = run_search(engine, query_of(), config, foresee=foresee)
     assert parse_search(serial.search, "it") == config
-    begun = Search(query_of(), config, engine.info)
+    passing = [each.dropped != "gate" for each in serial.candidates]
+    assert passing[serial.chosen] or not any(passing)
+    begun = Search(query_of(), config, engine.info, foresee=foresee)
     cut_after = data.draw(st.integers(0, len(engine.tasks)), label="answers before the deadline")
     for _ in range(cut_after):
         key = data.draw(st.sampled_from(begun.open), label="answer")
@@ -320,7 +371,8 @@ def test_no_order_of_answers_changes_a_decision_and_a_deadline_leaves_one_to_mak
     cut = begun.decide({}, "the deadline")
     finished = [i for i, each in enumerate(cut.candidates) if each.finished]
     assert cut.chosen in finished
-    again = run_search(engine, query_of(), parse_search(cut.search, "it"), among=finished)
+    whole = parse_search(cut.search, "it")
+    again = run_search(engine, query_of(), whole, finished, foresee)
     assert (again.chosen, again.positions.tolist()) == (cut.chosen, cut.positions.tolist())
     for index in finished:
         assert again.candidates[index].values == cut.candidates[index].values

@@ -120,6 +120,9 @@ def test_no_pause_if_two_latencies_fit_into_a_chunk(latency: float) -> None:
     assert bench.idle_later == pytest.approx(0.0, abs=2 * TICK)
     assert set(bench.rules) == {""}
     assert all(query.committed is not None for query in bench.queries[1:])
+    assert [query.held is None for query in bench.queries] == [False] + [True] * (
+        len(bench.queries) - 1
+    )
     # As in blocking mode the last chunk is executed whole.
     moved = (bench.sent[-1][1].end_ns - bench.sent[0][0]) / NS_PER_S
     assert 20.0 <= moved < 20.0 + CHUNK

@@ -77,6 +77,31 @@ def test_a_refused_chunk_of_which_little_would_be_executed_is_refused(bench: Ben
     assert not verdict.accepted and chunk is None
 
 
+@pytest.mark.parametrize("offset", [0.0, 0.04, -0.12, 0.4, -0.4, np.nan])
+def test_what_the_gate_will_say_at_rest_is_known_with_the_query(
+    rig: RigSpec, bench: Bench, offset: float
+) -> None:
+    bench.until(Phase.QUERYING)
+    _, chunk = bench.run.answer(decision(0.1), int(bench.now * NS_PER_S))
+    assert chunk is not None
+    while bench.run.phase is not Phase.OBSERVING:
+        bench.now += 0.04
+        bench.poll()
+    sagging = chunk.positions[-1] - 0.05  # off where they are held
+    query = None
+    while query is None:
+        bench.now += 0.04
+        fill(bench.sources, bench.now, pose=sagging)
+        query = bench.run.poll(int(bench.now * NS_PER_S), bench.now)
+    assert isinstance(query, Query) and query.held is not None
+    np.testing.assert_array_equal(query.held, chunk.positions[-1])
+    answer = decision(0.1 + offset)
+    foreseen = SafetyGate(rig).foresee(query, answer.positions)
+    verdict, _ = bench.run.answer(answer, int(bench.now * NS_PER_S))
+    assert foreseen == ("" if verdict.accepted else verdict.message)
+    assert verdict.accepted == (abs(offset) < 0.3)
+
+
 def test_it_asks_moves_and_asks_again_with_what_it_sees_after_the_chunk(bench: Bench) -> None:
     query = bench.until(Phase.QUERYING)
     assert isinstance(query, Query)

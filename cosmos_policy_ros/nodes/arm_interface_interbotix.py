@@ -1,8 +1,4 @@
-"""Interbotix' drivers: the back end of the arm interface that streams goals to them.
-
-Their services answer with nothing, whether they did what they were asked or not, so everything is
-asked for again afterwards; and a driver in the middle of its start-up answers late or never.
-"""
+"""Interbotix' drivers: the back end of the arm interface that streams goals to them."""
 
 from __future__ import annotations
 
@@ -14,15 +10,15 @@ from typing import Any
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
-from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import JointState
 
-from cosmos_policy_ros.core.errors import ConfigError, RigError
+from cosmos_policy_ros.core.errors import RigError
 from cosmos_policy_ros.core.units import NS_PER_S, Array
 from cosmos_policy_ros.msg import ArmInterfaceState
+from cosmos_policy_ros.nodes.interbotix_driver import ARM_MODE, DriverServices, vendor
 from cosmos_policy_ros.nodes.shell import ManagedNode
 from cosmos_policy_ros.rig.arms import ARM_JOINTS, Arm
 from cosmos_policy_ros.rig.clock import SteadyClock
@@ -33,9 +29,7 @@ from cosmos_policy_ros.srv import PrepareArms
 
 # A trajectory: output, chunk id, joint names, points, start (0: at once) and receipt [ns].
 Received = tuple[str, str, Sequence[str], Sequence[TrajectoryPoint], int, int]
-PATIENCE = 5.0  # wall s for one answer; setting a mode writes to every motor
-ARM_MODE, GRIPPER_MODE = "position", "current_based_position"
-PROFILE = "velocity"  # with limits of 0 there is none: goals are followed as they come
+GRIPPER_MODE = "current_based_position"
 # Modes in which a gripper's goal is read in the unit of the rig file.
 GRIPPER_MODES = {
     "angle": ("current_based_position", "position", "ext_position"),
@@ -43,8 +37,8 @@ GRIPPER_MODES = {
 }
 
 
-class DriverServices:
-    """One arm's driver."""
+class FollowerDriver:
+    """One follower's driver."""
 
     def __init__(self, node: Node, side: str, arm: Arm) -> None:
         """Make the clients.
@@ -53,14 +47,8 @@ class DriverServices:
             ConfigError: the vendor's messages are not installed.
         """
         assert arm.driver is not None
-        kinds = _vendor().srv
-        self._node, self._side, self._arm = node, side, arm
-        self._group = arm.driver.group
-        name = arm.driver.services
-        self._info: Any = node.create_client(kinds.RobotInfo, f"{name}/get_robot_info")
-        self._modes: Any = node.create_client(kinds.OperatingModes, f"{name}/set_operating_modes")
-        self._torque: Any = node.create_client(kinds.TorqueEnable, f"{name}/torque_enable")
-        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._side, self._arm, self._group = side, arm, arm.driver.group
+        self._services = DriverServices(node, side, arm.driver.services)
 
     async def unready(self) -> str:
         """Return why the gripper would misread its goals; empty if it would not."""
@@ -69,7 +57,7 @@ class DriverServices:
         if wanted is None:
             return ""
         try:
-            mode = await self._mode("single", gripper.joint)
+            mode = await self._services.mode("single", gripper.joint)
         except RigError as error:
             return f"the {self._side} gripper's mode is not known: {error}"
         if mode in wanted:
@@ -89,50 +77,10 @@ class DriverServices:
         gripper = self._arm.gripper.joint
         unit = self._arm.gripper.command_unit
         gripper_mode = GRIPPER_MODE if unit != "linear" else "linear_position"
-        for kind, name, mode in (
-            ("group", self._group, ARM_MODE),
-            ("single", gripper, gripper_mode),
-        ):
-            await self._ask(self._modes, cmd_type=kind, name=name, mode=mode, profile_type=PROFILE)
-            found = await self._mode(kind, name)
-            if found != mode:
-                raise RigError(f"the {self._side} {name} is in mode '{found}', not '{mode}'")
+        await self._services.set_mode("group", self._group, ARM_MODE)
+        await self._services.set_mode("single", gripper, gripper_mode)
         for kind, name in (("group", self._group), ("single", gripper)):
-            await self._ask(self._torque, cmd_type=kind, name=name, enable=True)
-
-    async def _mode(self, kind: str, name: str) -> str:
-        answer = await self._ask(self._info, cmd_type=kind, name=name)
-        return str(answer.mode)
-
-    async def _ask(self, client: Any, **fields: Any) -> Any:
-        if not client.service_is_ready():
-            raise RigError(f"{client.srv_name} is not there; is the {self._side} driver running?")
-        answer = client.call_async(client.srv_type.Request(**fields))
-
-        def give_up() -> None:
-            if not answer.done():
-                client.remove_pending_request(answer)
-                answer.set_exception(
-                    RigError(f"{client.srv_name} gave no answer for {PATIENCE:g} s")
-                )
-
-        timer = self._node.create_timer(PATIENCE, give_up, clock=self._steady)
-        try:
-            return await answer
-        finally:
-            self._node.destroy_timer(timer)
-
-
-def _vendor() -> Any:
-    try:
-        import interbotix_xs_msgs.msg
-        import interbotix_xs_msgs.srv
-    except ImportError as error:
-        raise ConfigError(
-            f"interbotix_xs_msgs cannot be imported ({error}); source the Interbotix workspace, or "
-            "set command_interface: joint_trajectory in the rig file and run a controller per arm"
-        ) from error
-    return interbotix_xs_msgs
+            await self._services.torque(kind, name, enable=True)
 
 
 class InterbotixBackEnd:
@@ -150,7 +98,7 @@ class InterbotixBackEnd:
             ConfigError: the vendor's messages are not installed.
         """
         self._node, self._rig, self._clock = node, rig, clock
-        messages = _vendor().msg
+        messages = vendor().msg
         self._group, self._single = messages.JointGroupCommand, messages.JointSingleCommand
         self.logic, self.period = GoalStreamer(rig), 1.0 / rig.stream.rate
         self.logic.unready = "the grippers' modes are not known yet"
@@ -174,7 +122,7 @@ class InterbotixBackEnd:
                 qos,
                 qos_overriding_options=options,
             )
-        self._drivers = {side: DriverServices(node, side, arm) for side, arm in rig.arms.items()}
+        self._drivers = {side: FollowerDriver(node, side, arm) for side, arm in rig.arms.items()}
         node.create_service(
             PrepareArms,
             "~/prepare_arms",

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from rclpy.qos import QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import JointState
 from std_srvs.srv import SetBool
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
@@ -21,14 +22,17 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 from cosmos_policy_ros.core.errors import RigError
 from cosmos_policy_ros.core.units import NS_PER_S, Array
 from cosmos_policy_ros.msg import ArmInterfaceState
-from cosmos_policy_ros.nodes.shell import ManagedNode
+from cosmos_policy_ros.nodes import shell
+from cosmos_policy_ros.nodes.arm_interface_leaders import LeaderMover
 from cosmos_policy_ros.rig.chunk import BRAKE
 from cosmos_policy_ros.rig.clock import SteadyClock
+from cosmos_policy_ros.rig.leader_motion import Torque
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rig.teleoperation import REACH, TELEOPERATION, Phase, Teleoperation
 
 # Phases in which a policy node sends no chunk. One that has lost its model plays its path out.
 AT_REST = ("ready", "paused", "loading", "failed")
+UNDER_TORQUE = "the leaders are under torque: hold them, and ~/clutch with data: true frees them"
 
 
 class BackEnd(Protocol):
@@ -72,7 +76,7 @@ class Teleoperator:
 
     def __init__(
         self,
-        node: ManagedNode,
+        node: shell.ManagedNode,
         rig: RigSpec,
         clock: SteadyClock,
         back_end: BackEnd,
@@ -93,6 +97,8 @@ class Teleoperator:
             RigError: the rig file describes no leaders.
         """
         self.logic = Teleoperation(rig)
+        self._mover = LeaderMover(node, rig, clock, report) if rig.leaders_move else None
+        self._by_hand = False  # the leaders are not moved to their followers any more
         self.period = 1.0 / rig.teleoperation.rate
         self._node, self._rig, self._clock, self._back_end = node, rig, clock, back_end
         self._ownership = back_end.logic.ownership
@@ -101,16 +107,21 @@ class Teleoperator:
         self._lender = self._policy_phase = ""
         self._sent = 0
         self._led_to: Array | None = None
-        qos, options = QoSProfile(depth=10), QoSOverridingOptions.with_default_policies()
-        for side, arm in rig.arms.items():
-            assert arm.leader is not None
-            node.create_subscription(
+        # Taken tick by tick, and read while the leaders matter.
+        self._states = {
+            side: node.create_subscription(
                 JointState,
                 arm.leader.joint_states,
-                self._on_leader(side),
-                qos,
-                qos_overriding_options=options,
+                lambda _: None,
+                QoSProfile(depth=1),
+                raw=True,
+                callback_group=shell.OnDemand(),
+                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
             )
+            for side, arm in rig.arms.items()
+            if arm.leader is not None
+        }
+        self._newest: dict[str, tuple[bytes, int]] = {}
         node.create_service(SetBool, "~/teleoperate", self._on_teleoperate)
         node.create_service(SetBool, "~/clutch", self._on_clutch)
 
@@ -125,9 +136,14 @@ class Teleoperator:
 
     def tick(self) -> None:
         """Send what is due."""
+        self._take_states()
         logic, now_ns = self.logic, self._clock.now_ns()
+        if self._mover is not None and not self._mover.free:
+            self._read_states()
+            self._mover.tick(logic.asked(now_ns))
         if self._off:
             return
+        self._read_states()
         if reason := self._back_end.logic.reason:
             self._end(f"the arms are held: {reason}", now_ns)
             return
@@ -157,19 +173,31 @@ class Teleoperator:
     def fill(self, state: ArmInterfaceState) -> None:
         """Add how things stand to the node's state."""
         state.teleoperation, state.teleoperation_reason = self.logic.phase.value, self.logic.reason
+        if self._mover is not None and not self._mover.free:
+            state.leaders_hold = True
+            if self._off:
+                state.teleoperation_reason = UNDER_TORQUE
         if self._led_to is not None:
             state.led_to = self._led_to.tolist()
 
-    def _on_leader(self, side: str) -> Callable[[JointState], None]:
-        def keep(message: JointState) -> None:
-            now_ns = self._clock.now_ns()
-            self.logic.on_leader(side, message.name, message.position, now_ns)
+    def _take_states(self) -> None:
+        """Keep what the leaders have reported since the last tick, undecoded."""
+        for side, subscription in self._states.items():
+            if (message := shell.take(subscription)) is not None:
+                self._newest[side] = message, self._clock.now_ns()
 
-        return keep
+    def _read_states(self) -> None:
+        """Have the logic know what was kept."""
+        for side, (message, heard_ns) in self._newest.items():
+            state = deserialize_message(message, JointState)
+            self.logic.on_leader(side, state.name, state.position, heard_ns)
+        self._newest.clear()
 
     def _on_teleoperate(
         self, request: SetBool.Request, response: SetBool.Response
     ) -> SetBool.Response:
+        self._take_states()
+        self._read_states()
         now_ns = self._clock.now_ns()
         try:
             if request.data:
@@ -185,8 +213,13 @@ class Teleoperator:
         return response
 
     def _on_clutch(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        self._take_states()
+        self._read_states()
         try:
-            self.logic.clutch(request.data, self._clock.now_ns())
+            if request.data and self._mover is not None and not self._mover.free:
+                self._free_leaders(self._mover)
+            else:
+                self.logic.clutch(request.data, self._clock.now_ns())
             response.success = True
             response.message = "the leaders are free" if request.data else "following again"
         except RigError as error:
@@ -212,33 +245,76 @@ class Teleoperator:
         measured = self._back_end.measured(now_ns)
         if measured is None:
             raise RigError("a follower is silent; is its driver running?")
+        held = self._mover is not None and not self._mover.free
+        self._by_hand = held
+        if self._mover is not None and held:
+            self._free_leaders(self._mover)
         self._lender = self._ownership.owner.removeprefix(self._identity)
-        if self._lender:
+        pose = measured if self._off else self.logic.target
+        apart = self._mover is not None and bool(self.logic.apart(pose, now_ns))
+        if self._lender or held or apart:
             if self._off:
                 self._led_to = None
+            gives_way = "the policy node gives way; " if self._lender else ""
+            todo = "bring the leaders to their followers, and hold them still"
+            if held:
+                todo = "hold the leaders still"
+            elif self._mover is not None:
+                todo = "the leaders move to their followers where they are apart: keep clear"
             self._match(now_ns)
-            return (
-                "the policy node gives way; bring the leaders to their followers, and hold them "
-                "still"
-            )
-        self.logic.begin(measured if self._off else self.logic.target, now_ns)
+            return gives_way + todo
+        self.logic.begin(pose, now_ns)
         self._announce(now_ns, armed=True)
         return "the followers track the leaders"
 
+    def _free_leaders(self, mover: LeaderMover) -> None:
+        """Take the torque from the leaders; raise RigError while they move."""
+        if mover.motion.torque is not Torque.HOLDING:
+            raise RigError("the leaders are moving; call again when they rest")
+        mover.release()
+        self._by_hand = True
+
     def _match(self, now_ns: int) -> None:
-        """Begin to follow as soon as the policy node is at rest and the leaders fit."""
+        """Begin to follow as soon as nobody else moves the arms and the leaders fit."""
         commanded = self._led_to
-        if commanded is None:
+        if commanded is None and self._lender:
             commanded = self._back_end.commanded(now_ns)
         if commanded is None:
             commanded = self._back_end.measured(now_ns)
         if commanded is None:
             self._end("a follower is silent", now_ns)
-        elif self._policy_phase in AT_REST and self._back_end.resting(now_ns):
-            self.logic.match(commanded, now_ns)
-            self._ownership.lent = self.logic.phase is Phase.FOLLOWING
-        else:
+        elif not self._lender and self._ownership.owner.removeprefix(self._identity):
+            self._end("a policy node has armed the arms", now_ns)
+        elif self._lender and self._policy_phase not in AT_REST:
             self.logic.wait("the policy's path is being braked")
+        elif not self._back_end.resting(now_ns):
+            self.logic.wait("the followers are being braked")
+        elif waits_for := self._move_leaders(commanded, now_ns):
+            self.logic.wait(waits_for)
+        else:
+            self.logic.match(commanded, now_ns)
+            following = self.logic.phase is Phase.FOLLOWING
+            if self._lender:
+                self._ownership.lent = following
+            elif following:
+                self._announce(now_ns, armed=True)
+
+    def _move_leaders(self, followers: Array, now_ns: int) -> str:
+        """Have leaders with torque go to their (14,) followers; return what that waits for."""
+        mover = self._mover
+        if mover is None:
+            return ""
+        if mover.free:
+            silent = self.logic.asked(now_ns) is None
+            if self._by_hand or silent or not self.logic.apart(followers, now_ns):
+                return ""
+            self._by_hand = True
+            mover.move(self.logic.asked, followers)
+        if mover.motion.torque is not Torque.HOLDING:
+            return "the leaders go to their followers by themselves: keep clear"
+        stopped = mover.motion.problem
+        there = f"the leaders were stopped ({stopped})" if stopped else "the leaders are there"
+        return f"{there}: take both in hand, then begin again (~/teleoperate, the page's Lead)"
 
     def _may_borrow(self, now_ns: int) -> bool:
         """Return whether the policy node still lends the arms; end it where it does not."""
@@ -269,6 +345,8 @@ class Teleoperator:
         if reason:
             self._node.get_logger().error(f"teleoperation has ended: {reason}")
         self.logic.end(reason)
+        if self._mover is not None:
+            self._mover.stop()
         self._ownership.lent = False
         if not self._lender:
             self._announce(now_ns, armed=False)

@@ -78,6 +78,7 @@ class SimRigNode(Node):
         self._spec = load_rig(self._value("rig"), config_folder("rigs"))
         self._rig = SimRig(self._value("task"), self._value("scene_seed"), spec=self._spec)
         self._leaders: SimLeaders | None = None
+        self._leader_turn = False  # they report half as often as the followers: 50 times a second
         if self._spec.led:
             self._leaders = SimLeaders(self._spec, DT)
         self._period = 0  # control periods since the reset
@@ -358,7 +359,8 @@ class SimRigNode(Node):
             message.effort = array("d", bytes(8 * len(message.name)))
         for topic, message in found.items():
             self._joints[topic].publish(message)
-        if self._leaders is not None:
+        self._leader_turn = not self._leader_turn
+        if self._leaders is not None and self._leader_turn:
             self._publish_leaders(self._leaders, stamp_ns)
 
     def _publish_leaders(self, leaders: SimLeaders, stamp_ns: int) -> None:

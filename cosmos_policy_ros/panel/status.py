@@ -136,6 +136,11 @@ class Graph:
         return self.arm_interface is not None and bool(self.arm_interface.teleoperation)
 
     @property
+    def leaders_hold(self) -> bool:
+        """Whether the leaders are under torque."""
+        return self.leaders and bool(self.arm_interface.leaders_hold)
+
+    @property
     def led(self) -> str:
         """How the followers are led, as the arm interface calls it; empty while they are not."""
         led = str(self.arm_interface.teleoperation) if self.leaders else ""
@@ -217,11 +222,15 @@ def _lost(graph: Graph) -> Sentence | None:
 def _led(graph: Graph) -> Sentence | None:
     """What is to be done by hand."""
     led = graph.led
+    if not led and graph.leaders_hold:
+        text = "The leaders are under torque: hold them, and Clutch frees them."
+        return Sentence("hold", text)
     if not led:
         return None
     reason = str(graph.arm_interface.teleoperation_reason).rstrip(".")
     if led == "matching":
-        return Sentence("hold", f"You are about to take over: {reason}.")
+        todo = "take over" if graph.running else "lead the arms"
+        return Sentence("hold", f"You are about to {todo}: {reason}.")
     if led == "held":
         return Sentence("hold", f"The followers hold: {reason}. Press Lead to go on, or Let go.")
     if led == "clutched":
@@ -333,6 +342,8 @@ def allowed(graph: Graph) -> dict[str, str]:
         reset = "Prepare lays out the scene of a trial"
     hands = graph.missing(ARM_INTERFACE_NODE) or ("" if graph.leaders else "the rig has no leaders")
     unled = hands or ("" if graph.led else "no leader leads an arm: press Lead first")
+    follows = graph.led in ("following", "clutched")
+    unfollowing = "" if follows else "the followers do not follow"
     newest = graph.recorder.episode_id if graph.recorder is not None else ""
     # Inactive it may well be: a contender before could not be loaded.
     absent = gone if graph.presence.get(POLICY_NODE) != "alive" else ""
@@ -352,11 +363,10 @@ def allowed(graph: Graph) -> dict[str, str]:
         or ("" if phase == "paused" else "the run is not paused")
         or ("you lead the arms: Let go first" if graph.led else ""),
         "lead": hands
-        or ("you lead them already" if graph.led not in ("", "held") else "")
+        or ("you lead them already" if graph.led not in ("", "held", "matching") else "")
         or ("the arms go to the start pose" if phase == "moving" else ""),
         "let_go": unled,
-        "clutch": unled
-        or ("" if graph.led in ("following", "clutched") else "the followers do not follow"),
+        "clutch": "" if graph.leaders_hold else unled or unfollowing,
         "demonstrate": unrecordable
         or ("" if graph.records else "the recorder is off")
         or unled

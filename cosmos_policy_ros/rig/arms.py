@@ -168,6 +168,24 @@ class Driver:
 
 
 @dataclass(frozen=True)
+class LeaderDriver:
+    """A driver that moves a leader by its own torque: Interbotix' xs_sdk.
+
+    Attributes:
+        joint_group: topic of the six joints' goals.
+        services: namespace of the driver's services.
+        group: what the driver calls the six joints.
+        gravity_compensation: service that switches it; empty where the leader has none. It carries
+            a leader that is led; without it, a leader that is let go of falls.
+    """
+
+    joint_group: str
+    services: str
+    group: str = "arm"
+    gravity_compensation: str = ""
+
+
+@dataclass(frozen=True)
 class Leader:
     """The arm that an operator moves, and its follower after it.
 
@@ -178,6 +196,7 @@ class Leader:
         closed, open: its gripper's motor there [rad].
         names: of its six joints and its gripper's motor; None: as the follower's.
         signs, offsets: its follower's joint is sign * leader + offset [rad].
+        driver: that can move it to its follower; None: it is moved by hand alone.
     """
 
     joint_states: str
@@ -186,6 +205,7 @@ class Leader:
     names: tuple[str, str, str, str, str, str, str] | None = None
     signs: tuple[float, float, float, float, float, float] = (1.0,) * 6
     offsets: tuple[float, float, float, float, float, float] = (0.0,) * 6
+    driver: LeaderDriver | None = None
 
     def __post_init__(self) -> None:
         """Refuse what the types allow but no leader is."""

@@ -62,6 +62,7 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
         "ramp": (0.1, 5.0),  # s
         "silence": (0.02, 0.3),  # s
         "hand_speed": (3.0, 30.0),  # rad/s
+        "leader_speed": (0.05, 1.0),  # rad/s
     },
     "tracking": {
         "lag": (0.02, 1.0),  # s
@@ -254,6 +255,7 @@ class TeleoperationLimits:
         silence: seconds without a leader's joint state, or without a tick of the arm interface,
             after which the followers are held.
         hand_speed: fastest that a hand moves a leader's joint [rad/s]; what is faster is a fault.
+        leader_speed: of the fastest joint of leaders that are moved by their own torque [rad/s].
     """
 
     rate: float = 50.0
@@ -262,6 +264,7 @@ class TeleoperationLimits:
     ramp: float = 0.5
     silence: float = 0.1
     hand_speed: float = 15.0
+    leader_speed: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -529,6 +532,12 @@ class RigSpec:
     def led(self) -> bool:
         """Whether both arms have leaders."""
         return all(arm.leader is not None for arm in self.arms.values())
+
+    @property
+    def leaders_move(self) -> bool:
+        """Whether both leaders can be moved by their own torque."""
+        leaders = [arm.leader for arm in self.arms.values()]
+        return all(leader is not None and leader.driver is not None for leader in leaders)
 
     @property
     def joint_names(self) -> tuple[str, ...]:

@@ -74,6 +74,14 @@ def follower_pose(leader: Leader, names: Sequence[str], values: Array) -> Array:
     return pose
 
 
+def leader_pose(leader: Leader, pose: Array) -> Array:
+    """Return (7,) what a leader reads that asks ``pose`` (7,) of its follower, policy units."""
+    read: Array = np.array(pose, np.float64)
+    read[:ARM_JOINTS] = (read[:ARM_JOINTS] - np.array(leader.offsets)) * np.array(leader.signs)
+    read[ARM_JOINTS] = leader.closed + read[ARM_JOINTS] * (leader.open - leader.closed)
+    return read
+
+
 class Teleoperation:
     """Decides tick by tick where the followers are told to be.
 
@@ -140,6 +148,10 @@ class Teleoperation:
                     "most: look at its servo"
                 )
         leader.pose, leader.heard_ns, leader.problem = pose, now_ns, ""
+
+    def asked(self, now_ns: int) -> Array | None:
+        """Return the (14,) pose that the leaders ask for, None while one is silent."""
+        return None if self._silence(now_ns) else self._asked()
 
     def apart(self, followers: Array, now_ns: int) -> str:
         """Return which joints of leaders and followers are too far apart, "" for none.

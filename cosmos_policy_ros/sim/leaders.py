@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from cosmos_policy_ros.core.units import NS_PER_S, Array
-from cosmos_policy_ros.rig.arms import ARM_DIM, ARM_JOINTS, ARMS, STATE_DIM, Leader
+from cosmos_policy_ros.rig.arms import ARM_DIM, ARM_JOINTS, ARMS, STATE_DIM
 from cosmos_policy_ros.rig.spec import RigSpec
+from cosmos_policy_ros.rig.teleoperation import leader_pose
 from cosmos_policy_ros.sim.faults import Fault
 from cosmos_policy_ros.sim.scene import ARM_JOINTS as JOINTS
 
@@ -75,11 +76,3 @@ class SimLeaders:
         rest, after = at - before, min(before + 1, len(self._rows) - 1)
         pose: Array = (1 - rest) * self._rows[before] + rest * self._rows[after]
         return pose
-
-
-def leader_pose(leader: Leader, pose: Array) -> Array:
-    """Return (7,) what a leader reads that asks ``pose`` (7,) of its follower, policy units."""
-    read: Array = np.array(pose, np.float64)
-    read[:ARM_JOINTS] = (read[:ARM_JOINTS] - np.array(leader.offsets)) * np.array(leader.signs)
-    read[ARM_JOINTS] = leader.closed + read[ARM_JOINTS] * (leader.open - leader.closed)
-    return read

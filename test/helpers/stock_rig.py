@@ -40,6 +40,13 @@ def stock_rig(folder: Path, gripper: Mapping[str, float] | None = None, **driver
             **driver,
         }
         arm["gripper"] |= {"state_source": "crank", **(gripper or {})}
+        arm["leader"]["driver"] = {
+            "joint_group": f"leader_{side}/commands/joint_group",
+            "services": f"leader_{side}",
+            "gravity_compensation": f"leader_{side}/gravity_compensation_enable"
+            if side == "left"  # one of each kind
+            else "",
+        }
     plain["command_interface"] = "interbotix"
     plain["stream"] = _real_stream()
     path = folder / "stock.yaml"

@@ -41,9 +41,13 @@ def held(reason: str) -> SimpleNamespace:
     return SimpleNamespace(holding=True, reason=reason, teleoperation="")
 
 
-def leaders(teleoperation: str, reason: str = "") -> SimpleNamespace:
+def leaders(teleoperation: str, reason: str = "", hold: bool = False) -> SimpleNamespace:
     return SimpleNamespace(
-        holding=False, reason="", teleoperation=teleoperation, teleoperation_reason=reason
+        holding=False,
+        reason="",
+        teleoperation=teleoperation,
+        teleoperation_reason=reason,
+        leaders_hold=hold,
     )
 
 
@@ -125,6 +129,12 @@ def lost(node: str, graph: Graph = IDLE) -> Graph:
             "about to take over: left/waist by +0.50 rad",
         ),
         (
+            replace(IDLE, arm_interface=leaders("matching", "take both in hand", hold=True)),
+            "hold",
+            "about to lead the arms: take both in hand",
+        ),
+        (replace(IDLE, arm_interface=leaders("off", hold=True)), "hold", "Clutch frees them"),
+        (
             replace(LED, arm_interface=leaders("held", "it jumped")),
             "hold",
             "hold: it jumped. Press",
@@ -202,6 +212,10 @@ def test_what_is_lost_is_said_before_all_else() -> None:
             {"disarm", "pause", "end", "self_check", "lead"},
         ),
         (TAKEN_OVER, {"disarm", "end", "self_check", "let_go", "clutch"}),
+        (
+            replace(TAKEN_OVER, arm_interface=leaders("matching", hold=True)),
+            {"disarm", "end", "self_check", "lead", "let_go", "clutch"},
+        ),
         (
             replace(TAKEN_OVER, arm_interface=leaders("held")),
             {"disarm", "end", "self_check", "let_go", "lead"},

@@ -5,13 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from cosmos_policy_ros.srv import LeadArms
 from helpers.realtime import RealTimeGraph, wrongly_sent
+from helpers.teleoperation import PROMPT, TASK, at_rest, clutch, lead, phase, teleoperate
 from helpers.waiting import PATIENCE
-from std_srvs.srv import SetBool
 
 from cosmos_policy_ros.core.paths import config_folder
 from cosmos_policy_ros.episodes.episode import read_episode
@@ -20,7 +18,6 @@ from cosmos_policy_ros.rig.teleoperation import led_tick
 from cosmos_policy_ros.training.config import DataConfig
 from cosmos_policy_ros.training.dataset_index import index_episodes
 
-TASK, PROMPT = "either_cube", "hand over the blue cube"  # that the small checkpoint knows
 BUSY = "kept waiting"  # what a node says that other programs kept from its work
 
 
@@ -38,32 +35,6 @@ def graph(running: RealTimeGraph) -> RealTimeGraph:
     at_rest(running)
     running.sent.clear()
     return running
-
-
-def at_rest(graph: RealTimeGraph) -> None:
-    graph.faults()
-    graph.client.stop()
-    assert teleoperate(graph, False).success
-    graph.wait(lambda: phase(graph) == "off", "teleoperation to end")
-    assert graph.client.reset_rig(TASK, 3).success
-    assert lead(graph, rest=True).success
-    graph.wait(lambda: not graph.moving(), "the arms to rest")
-
-
-def teleoperate(graph: RealTimeGraph, on: bool) -> Any:
-    return graph.client.call(SetBool, "arm_interface_node/teleoperate", data=on)
-
-
-def clutch(graph: RealTimeGraph, on: bool) -> Any:
-    return graph.client.call(SetBool, "arm_interface_node/clutch", data=on)
-
-
-def lead(graph: RealTimeGraph, **fields: Any) -> Any:
-    return graph.client.call(LeadArms, "sim_rig_node/lead", timeout=PATIENCE, **fields)
-
-
-def phase(graph: RealTimeGraph) -> str:
-    return str(graph.watchdog.teleoperation)
 
 
 def follow(graph: RealTimeGraph) -> None:

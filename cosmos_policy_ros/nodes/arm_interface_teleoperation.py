@@ -193,11 +193,15 @@ class Teleoperator:
             self.logic.on_leader(side, state.name, state.position, heard_ns)
         self._newest.clear()
 
+    def _hear(self) -> None:
+        """Know what the leaders have reported until now."""
+        self._take_states()
+        self._read_states()
+
     def _on_teleoperate(
         self, request: SetBool.Request, response: SetBool.Response
     ) -> SetBool.Response:
-        self._take_states()
-        self._read_states()
+        self._hear()
         now_ns = self._clock.now_ns()
         try:
             if request.data:
@@ -213,8 +217,7 @@ class Teleoperator:
         return response
 
     def _on_clutch(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        self._take_states()
-        self._read_states()
+        self._hear()
         try:
             if request.data and self._mover is not None and not self._mover.free:
                 self._free_leaders(self._mover)
@@ -293,11 +296,11 @@ class Teleoperator:
             self.logic.wait(waits_for)
         else:
             self.logic.match(commanded, now_ns)
-            following = self.logic.phase is Phase.FOLLOWING
-            if self._lender:
-                self._ownership.lent = following
-            elif following:
-                self._announce(now_ns, armed=True)
+        following = self.logic.phase is Phase.FOLLOWING
+        if self._lender:
+            self._ownership.lent = following
+        elif following or (self._ownership.owner and not self._off):
+            self._announce(now_ns, armed=True)
 
     def _move_leaders(self, followers: Array, now_ns: int) -> str:
         """Have leaders with torque go to their (14,) followers; return what that waits for."""
@@ -310,7 +313,9 @@ class Teleoperator:
                 return ""
             self._by_hand = True
             mover.move(self.logic.asked, followers)
-        if mover.motion.torque is not Torque.HOLDING:
+        if mover.motion.torque is Torque.CHANGING:
+            return "the leaders' torque is being switched: keep clear"
+        if mover.motion.torque is Torque.MOVING:
             return "the leaders go to their followers by themselves: keep clear"
         stopped = mover.motion.problem
         there = f"the leaders were stopped ({stopped})" if stopped else "the leaders are there"

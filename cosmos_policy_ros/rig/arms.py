@@ -231,7 +231,7 @@ class Arm:
         driver: for an arm that is streamed to; needed where ``command_interface`` is "interbotix".
         max_acceleration: limits of the change of speed from row to row [rad/s^2]; None in bags from
             before this key, for no limit.
-        leader: that it follows where a person moves it; read by ``cosmos import`` alone.
+        leader: that it follows where a person moves it.
     """
 
     joint_states: str

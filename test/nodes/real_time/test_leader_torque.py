@@ -127,3 +127,29 @@ def test_a_run_is_taken_over_by_leaders_that_were_moved_there(running: RealTimeG
     graph.wait(lambda: phase(graph) == "following", "the takeover")
     assert not wrongly_sent(graph)
     at_rest(graph)
+
+
+def test_held_followers_stay_ours_while_the_leaders_are_moved_again(running: RealTimeGraph) -> None:
+    graph = running
+    while True:
+        at_rest(graph)
+        graph.wait(lambda: teleoperate(graph, True).success, "the followers to follow")
+        graph.wait(lambda: phase(graph) == "following", "the followers to follow")
+        graph.faults("leader_silent:left")
+        graph.wait(lambda: phase(graph) in ("held", "off"), "the followers to be held")
+        graph.faults()
+        drop(graph, DROPPED)
+        graph.wait(
+            lambda: "the leaders move" in teleoperate(graph, True).message or phase(graph) == "off",
+            "the leaders to be moved",
+        )
+        graph.wait(
+            lambda: says(graph, "take both in hand") or phase(graph) == "off", "the leaders to rest"
+        )
+        if says(graph, "the leaders are there"):
+            break
+        clutch(graph, True)
+    assert graph.watchdog.armed and not graph.watchdog.reason, "somebody answers for the arms"
+    assert teleoperate(graph, True).success
+    graph.wait(lambda: phase(graph) == "following", "the followers to follow again")
+    at_rest(graph)

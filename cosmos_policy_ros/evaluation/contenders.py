@@ -199,6 +199,7 @@ class DemonstrationReplay:
         self._episodes = sorted(each.path for each in below(root) if each.state is State.FINISHED)
         if not self._episodes:
             raise ConfigError(f"{root}: holds no demonstration to replay")
+        self._drawn = 0
 
     @property
     def info(self) -> EngineInfo:
@@ -206,9 +207,10 @@ class DemonstrationReplay:
         return EngineInfo()
 
     def decide(self, query: Query) -> Decision:
-        """Return the next 50 rows of the demonstration that the query's seed draws."""
-        drawn = int(np.random.default_rng(query.seed).integers(len(self._episodes)))
-        windows = EpisodeWindows(read_episode(self._episodes[drawn]))
+        """Return the next 50 rows of the demonstration that the first query's seed draws."""
+        if query.index == 0:
+            self._drawn = int(np.random.default_rng(query.seed).integers(len(self._episodes)))
+        windows = EpisodeWindows(read_episode(self._episodes[self._drawn]))
         steps = windows.rig.rig.rates.chunk_steps
         first = min(query.index * steps, len(windows) - 1)
         return Decision(
@@ -216,6 +218,6 @@ class DemonstrationReplay:
             dt=windows.rig.rig.rates.dt,
             candidates=(Candidate(query.seed),),
             chosen=0,
-            reason=f"replays {self._episodes[drawn].name}",
+            reason=f"replays {self._episodes[self._drawn].name}",
             engine="demonstrator",
         )

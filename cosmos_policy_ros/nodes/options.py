@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from cosmos_policy_ros.core.config import did_you_mean
 from cosmos_policy_ros.core.errors import ConfigError
+from cosmos_policy_ros.core.units import SEEDS
 
 Value = bool | int | float | str
 DEFAULT, NONE = "default", "none"
-SEEDS = 2**32  # of NumPy's generator, which the noise is drawn from
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,8 @@ from rclpy.task import Future
 from cosmos_policy_ros.action import RunTask
 from cosmos_policy_ros.core.errors import ConfigError, CosmosPolicyError, RigError, WorkerError
 from cosmos_policy_ros.core.task import choose_prompt, load_named_task
-from cosmos_policy_ros.core.units import NS_PER_S
+from cosmos_policy_ros.core.units import NS_PER_S, SEEDS
 from cosmos_policy_ros.inference.spec import Decide
-from cosmos_policy_ros.nodes.options import SEEDS
 from cosmos_policy_ros.nodes.policy_parameters import PolicySettings
 from cosmos_policy_ros.nodes.policy_topics import PolicyFutures, PolicyOutput
 from cosmos_policy_ros.nodes.policy_watchdog import WatchdogMonitor

@@ -48,7 +48,7 @@ class Query:
     Attributes:
         task: name of the task file, e.g. "ziploc".
         prompt: the exact text the checkpoint knows, e.g. "put candy in bag".
-        seed: base noise seed; candidate i uses seed + i.
+        seed: base noise seed; candidate i uses seed + i. Another one after a refusal.
         index: 0 for the first query of a run. A policy that keeps state starts afresh at 0.
         observation: newest one.
         deadline: wall seconds that a search may take; 0 for as long as it takes.

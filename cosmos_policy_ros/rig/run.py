@@ -14,7 +14,7 @@ from enum import Enum
 import numpy as np
 
 from cosmos_policy_ros.core.errors import CosmosPolicyError, ObservationError
-from cosmos_policy_ros.core.units import NS_PER_S, Array
+from cosmos_policy_ros.core.units import NS_PER_S, SEEDS, Array
 from cosmos_policy_ros.rig.chunk import KEPT, Blend, ChunkTransition, TimedChunk, measure_transition
 from cosmos_policy_ros.rig.decision import ActionPrefix, Decision, Query
 from cosmos_policy_ros.rig.execution import SYNCHRONOUS, InferenceScheduler, LatencyTracker
@@ -90,6 +90,9 @@ class Outcome:
         return self.outcome in ("time_limit", "chunk_limit")
 
 
+# Between the seeds of a query whose answer was refused and of the next one, since from what is seen
+# there the same noise is answered with the same chunk. More than a search has candidates.
+OTHER_NOISE = 1000
 LATE = "late"  # rule of a gate result whose answer came too late to be of use
 
 
@@ -231,10 +234,11 @@ class Run:
         held: Array | None = None,
     ) -> Query:
         goal, index = self.goal, self._queries
+        seed = (goal.seed + OTHER_NOISE * self._refused_in_row) % SEEDS
         self._queries += 1
         deadline = self._scheduler.deadline(left, goal.deadline)
         self._pending = Query(
-            goal.task, goal.prompt, goal.seed, index, observation, deadline, prefix, held
+            goal.task, goal.prompt, seed, index, observation, deadline, prefix, held
         )
         return self._pending
 

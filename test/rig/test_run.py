@@ -182,6 +182,17 @@ def test_an_answer_to_what_was_seen_long_ago_moves_nothing(bench: Bench, rig: Ri
     assert (verdict.rule, chunk) == ("result_age", None)
 
 
+def test_what_was_refused_is_asked_again_with_other_noise(bench: Bench, rig: RigSpec) -> None:
+    """From what is seen there, the same noise would be answered with the same chunk."""
+    seeds = []
+    for answer in (0.5, 0.5, 0.0, 0.5, 0.0):
+        query = bench.until(Phase.QUERYING)
+        assert isinstance(query, Query)
+        seeds.append(query.seed)
+        bench.run.answer(decision(answer), int(bench.now * NS_PER_S))
+    assert seeds == [195, 1195, 2195, 195, 1195]
+
+
 def test_one_good_chunk_resets_the_count_of_refusals(bench: Bench, rig: RigSpec) -> None:
     for _ in range(2):
         for _ in range(rig.gate.refusals - 1):

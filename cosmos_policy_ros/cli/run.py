@@ -347,6 +347,8 @@ def searches(decided: Sequence[tuple[Any, int]], reached: int) -> Iterator[str]:
 def _value(candidate: Any) -> str:
     if not candidate.finished:
         return "late"
+    if candidate.dropped == "gate":
+        return "refused"
     value = "none" if math.isnan(candidate.value) else f"{candidate.value:.2f}"
     return f"({value})" if candidate.dropped else value
 

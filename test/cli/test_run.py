@@ -22,11 +22,17 @@ def decided(chosen: int, *candidates: Any, search: str = "{candidates: 4}") -> S
 
 def test_a_line_per_search_says_what_was_chosen_and_what_came_of_it() -> None:
     first = decided(1, candidate(0.25), candidate(0.75), candidate(nan, finished=False))
-    second = decided(0, candidate(0.5), candidate(0.125, "round"), candidate(nan, "sieve"))
+    second = decided(
+        0,
+        candidate(0.5),
+        candidate(0.125, "round"),
+        candidate(nan, "sieve"),
+        candidate(nan, "gate"),
+    )
     assert list(searches([(first, 0), (second, 2)], 2)) == [
         "search      values of the candidates: [chosen], (left out before it had all of them)",
         "  chunk  1  0.25  [0.75]  late   60 evaluations; stage 2 reached",
-        "  chunk  2  [0.50]  (0.12)  (none)   60 evaluations",
+        "  chunk  2  [0.50]  (0.12)  (none)  refused   60 evaluations",
     ]
     assert list(searches([(decided(0, candidate(0.5), search=""), 0)], 4)) == []
 

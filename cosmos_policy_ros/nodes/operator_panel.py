@@ -113,9 +113,10 @@ class Unseal:
 
 @dataclass(frozen=True)
 class Reset:
-    """A new scene of the simulated rig."""
+    """A new scene of the simulated rig, for a prompt; an empty one means any object."""
 
     seed: int = 0
+    prompt: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**31:
@@ -572,7 +573,7 @@ class OperatorPanel(shell.ManagedNode):
         refusal = allowed(self._known(self._graph))["reset"] if self._graph else "no graph"
         if refusal:
             raise CosmosPolicyError(f"refused: {refusal}")
-        return await self._call("reset", seed=reset.seed)
+        return await self._call("reset", seed=reset.seed, prompt=reset.prompt)
 
     # ---------------------------------------------------------------- episodes
 

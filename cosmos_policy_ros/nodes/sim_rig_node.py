@@ -200,7 +200,8 @@ class SimRigNode(Node):
                 self._rig.reset(task, request.seed, prompt=request.prompt)
                 self._period = 0
             response.success = True
-            response.message = f"{self._rig.task}, seed {request.seed}: objects placed"
+            asked = f" for '{request.prompt}'" if request.prompt else ""
+            response.message = f"{self._rig.task}, seed {request.seed}: objects placed{asked}"
         except RigError as error:
             response.message = str(error)
         self._publish_state()

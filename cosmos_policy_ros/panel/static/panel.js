@@ -219,7 +219,7 @@ const doing = {
   ...Object.fromEntries(PLAIN.map((name) => [name, () => act(name)])),
   start: () => begin("start"),
   demonstrate: () => begin("demonstrate"),
-  reset: () => act("reset", { seed: Math.floor(Math.random() * 2 ** 31) }),
+  reset: () => act("reset", { seed: Math.floor(Math.random() * 2 ** 31), prompt: $("prompt").value }),
   self_check: selfCheck,
 };
 for (const [name, run] of Object.entries(doing)) $(name).addEventListener("click", run);

@@ -131,7 +131,9 @@ def start(page: Page) -> None:
 def test_a_whole_trial_by_clicks_and_keys(page: Page, graph: Panelled) -> None:
     page.locator("#operator").fill("ann")
     page.locator("#reset").click()
-    expect(page.locator("#answer")).not_to_be_empty()
+    prompt = page.locator("#prompt").input_value()
+    assert prompt
+    expect(page.locator("#answer")).to_contain_text(f"objects placed for '{prompt}'")
     page.locator("#self_check").click()
     expect(page.locator("#check-rows tr").first).to_be_visible()
     start(page)

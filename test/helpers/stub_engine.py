@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import replace
 from enum import IntEnum
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from cosmos_policy_ros.core.errors import CheckpointError, ObservationError
 from cosmos_policy_ros.inference.engines import DirectEngine
 from cosmos_policy_ros.inference.spec import Admit, EngineSpec
 from cosmos_policy_ros.rig.decision import Candidate, Decision, EngineInfo, Query
+from cosmos_policy_ros.rig.run import OTHER_NOISE
 
 ROWS, DT = 50, 0.04
 FOR_EVER = 3600.0  # s; whoever waits this long has failed its test
@@ -50,6 +52,7 @@ class StubEngine:
         return EngineInfo(digest="stub-digest", warning="this is a stub")
 
     def decide(self, query: Query) -> Decision:
+        query = replace(query, seed=query.seed % OTHER_NOISE)  # asked again it does the same
         if query.seed == Seed.SLEEP_FIRST and query.index == 0:
             time.sleep(FOR_EVER)
         if query.seed == Seed.DIE:

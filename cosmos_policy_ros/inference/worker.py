@@ -252,11 +252,11 @@ class ProcessHost(Host):
 
     def start(self, seconds: float) -> EngineInfo:
         """Start the process and wait until its engine is loaded."""
-        deadline = time.monotonic() + seconds
+        deadline, again = time.monotonic() + seconds, self._process is not None
         self._connection, theirs = self._context.Pipe()
         self._process = self._context.Process(
             target=_process_main,
-            args=(self._spec, self._load, theirs),
+            args=(self._spec, self._load, theirs, again),
             name="cosmos_policy_worker",
             daemon=True,
         )
@@ -324,12 +324,18 @@ class ProcessHost(Host):
         return f"{self.name} died with exit code {code} during {during}"
 
 
-def _process_main(spec: EngineSpec, load: EngineLoader, connection: Connection) -> None:
-    """Load the engine, then answer until the pipe closes (which it does when the node ends)."""
+def _process_main(
+    spec: EngineSpec, load: EngineLoader, connection: Connection, again: bool
+) -> None:
+    """Load the engine, then answer until the pipe closes (which it does when the node ends).
+
+    The first time, no arm moves before it is loaded; ``again`` it may be in the middle of a run.
+    """
     # Ctrl-C goes to the whole process group; the node decides when its worker ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
-    yield_to_control(spec.niceness)
+    if again:
+        yield_to_control(spec.niceness)
 
     def admit(footprint: Footprint) -> None:
         connection.send(footprint)
@@ -337,6 +343,7 @@ def _process_main(spec: EngineSpec, load: EngineLoader, connection: Connection) 
 
     try:
         engine = load(spec, admit)
+        yield_to_control(spec.niceness, all_threads=True)
         connection.send(engine.info)
     except Exception as error:
         connection.send(as_answer(error))

@@ -27,6 +27,20 @@ print(*found, niceness())
 """
 
 
+ALL = """
+import os, threading, time
+from cosmos_policy_ros.core.processes import yield_to_control
+threading.Thread(target=time.sleep, args=(5,), daemon=True).start()
+yield_to_control(19, all_threads=True)
+print(*{os.getpriority(os.PRIO_PROCESS, int(each)) for each in os.listdir("/proc/self/task")})
+"""
+
+
+def test_threads_that_were_started_before_yield_too() -> None:
+    done = subprocess.run([sys.executable, "-c", ALL], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["19"]
+
+
 @pytest.mark.parametrize("more", [0, 10, 15])
 def test_a_thread_and_its_children_yield_never_less_than_before(more: int) -> None:
     """Only root may take back what ``nice`` gave away: others would end with an error."""

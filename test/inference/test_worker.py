@@ -88,6 +88,11 @@ def test_its_process_yields_as_far_as_it_is_told(niceness: int) -> None:
         assert worker.pid is not None
         own = os.getpriority(os.PRIO_PROCESS, 0)
         assert os.getpriority(os.PRIO_PROCESS, worker.pid) == max(own, niceness)
+        os.kill(worker.pid, signal.SIGKILL)
+        assert "killed by SIGKILL" in error_of(worker.submit(query()))
+        answer(worker.submit(query()))
+        assert worker.restarts == 1
+        assert os.getpriority(os.PRIO_PROCESS, worker.pid) == max(own, niceness)
     finally:
         worker.close()
 

@@ -147,7 +147,8 @@ def load_policy(contender: Contender, threads: int, rig: RigSpec | None = None) 
         search=search,
         world_model=contender.world_model and str(checkpoint_folder(contender.world_model)),
     )
-    return EnginePolicy(load_engine(spec), search, SafetyGate(rig).foresee if rig else None)
+    gate = None if rig is None or search is None else SafetyGate(rig)
+    return EnginePolicy(load_engine(spec), search, None if gate is None else gate.foresee)
 
 
 def rig_of(contender: Contender, rig: RigSpec) -> RigSpec:

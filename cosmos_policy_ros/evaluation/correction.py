@@ -15,7 +15,7 @@ import numpy as np
 from cosmos_policy_ros.core.errors import ObservationError
 from cosmos_policy_ros.core.units import NS_PER_S, Array
 from cosmos_policy_ros.rig.arms import ARM_JOINTS, ARMS, STATE_DIM
-from cosmos_policy_ros.rig.chunk import TimedChunk
+from cosmos_policy_ros.rig.chunk import TimedChunk, minimum_jerk
 from cosmos_policy_ros.rig.decision import Query
 from cosmos_policy_ros.rig.spec import RigSpec
 from cosmos_policy_ros.rig.teleoperation import REACH, TELEOPERATION, Phase, Teleoperation
@@ -127,6 +127,5 @@ def _way_back(followers: Array) -> Array:
     goal = followers.reshape(len(ARMS), -1).copy()
     goal[:, :ARM_JOINTS], goal[:, ARM_JOINTS] = START_POSE, 1.0
     t = np.arange(1, round(BACK / DT) + 1)[:, None] * DT / BACK
-    pace = t**3 * (10.0 - 15.0 * t + 6.0 * t**2)
-    rows: Array = followers + pace * (goal.reshape(STATE_DIM) - followers)
+    rows: Array = followers + minimum_jerk(t) * (goal.reshape(STATE_DIM) - followers)
     return rows

@@ -249,7 +249,7 @@ class Teleoperator:
         if measured is None:
             raise RigError("a follower is silent; is its driver running?")
         held = self._mover is not None and not self._mover.free
-        self._by_hand = held
+        self._by_hand = False
         if self._mover is not None and held:
             self._free_leaders(self._mover)
         self._lender = self._ownership.owner.removeprefix(self._identity)
@@ -278,7 +278,7 @@ class Teleoperator:
         self._by_hand = True
 
     def _match(self, now_ns: int) -> None:
-        """Begin to follow as soon as nobody else moves the arms and the leaders fit."""
+        """Begin to follow once the arms rest and the leaders match their followers."""
         commanded = self._led_to
         if commanded is None and self._lender:
             commanded = self._back_end.commanded(now_ns)

@@ -64,7 +64,7 @@ class PolicyNode(shell.ManagedNode):
             self._wake.trigger,
             self._load,
             settings.ray or "",
-            SafetyGate(settings.rig).foresee,
+            None if engine.search is None else SafetyGate(settings.rig).foresee,
         )
         self._watchdog = WatchdogMonitor(
             self, settings.rig, settings.watchdog, identity=self._identity, dry=settings.dry_run

@@ -220,7 +220,7 @@ class Search:
             if not key.depth:
                 self._drop_refused(nodes)
             self._proposed(nodes, key.depth)
-            self._give_up()
+            self._go_on()
         elif key.stage == "predict_future":
             known = len(nodes[0].futures)
             for row, node in enumerate(nodes):
@@ -334,11 +334,17 @@ class Search:
                 node.refusal = self._foresee(self._query, node.chunk)
             node.dropped = "gate" if node.refusal else ""
 
-    def _give_up(self) -> None:
-        """Answer with the first proposal when none would be executed: the gate will say why."""
-        if not self._open and all(node.dropped == "gate" for node in self._candidates):
+    def _go_on(self) -> None:
+        """Do without the refused proposals, where all else waited for the last of them alone."""
+        if self._open or self._unsearched:
+            return
+        if all(node.dropped == "gate" for node in self._candidates):
             count, first = len(self._candidates), self._candidates[0].refusal
             self._unsearched = f"the gate would refuse all of {count} candidates: {first}"
+            return
+        level = max(node.level for node in self._nodes)
+        if level >= 0:
+            self._valued([node for node in self._nodes if node.level == level], level)
 
     def _proposed(self, nodes: tuple[_Node, ...], depth: int) -> None:
         """Go on from proposals: to all that are worth it, if that is to be found out first."""

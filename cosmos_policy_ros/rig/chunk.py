@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -143,6 +144,17 @@ class TimedChunk:
         rows = max(1, math.ceil(seconds / dt))
         way = np.arange(1, rows + 1)[:, None] / rows
         return cls(chunk_id, now_ns, dt, start, start + way * (pose - start), max_velocity)
+
+
+MINIMUM_JERK_PEAK = 1.875  # the highest speed of such a way, of its average
+
+
+def minimum_jerk(share: Any) -> Any:
+    """Return how much of a way is done at a share of its time, a number or an array of them.
+
+    Smooth from rest to rest.
+    """
+    return share**3 * (10.0 - 15.0 * share + 6.0 * share**2)
 
 
 def braking_fraction(rows: int) -> tuple[Array, Array]:

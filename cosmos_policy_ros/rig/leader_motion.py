@@ -12,9 +12,10 @@ import numpy as np
 
 from cosmos_policy_ros.core.units import NS_PER_S, Array
 from cosmos_policy_ros.rig.arms import GRIPPER_INDICES
+from cosmos_policy_ros.rig.chunk import MINIMUM_JERK_PEAK, minimum_jerk
 from cosmos_policy_ros.rig.spec import RigSpec
 
-PEAK = 1.875  # the highest speed of a minimum-jerk path, of its average
+LONGEST_STEP = 0.04  # s of the path in one tick; two ticks at the usual rate
 HELD_BACK = 0.25  # rad between a leader's joint and its goal; at these speeds a servo lags a tenth
 SUSTAINED = 0.3  # s of that
 
@@ -41,8 +42,8 @@ class LeaderMotion:
         self.torque, self.problem = Torque.OFF, ""
         self._names, self._speed = rig.joint_names, rig.teleoperation.leader_speed
         self._start = self._goal = self._sent = np.zeros(0)
-        self._began_ns = self._near_ns = 0
-        self._seconds = 0.0
+        self._ticked_ns = self._near_ns = 0
+        self._seconds = self._elapsed = 0.0  # of the whole path, and of it so far
 
     def begin(self, leaders: Array, followers: Array, now_ns: int) -> None:
         """Move the leaders to their followers, but for the grippers, which fingers are in."""
@@ -50,8 +51,9 @@ class LeaderMotion:
         self._start = self._sent = leaders.copy()
         self._goal = followers.copy()
         self._goal[GRIPPER_INDICES] = leaders[GRIPPER_INDICES]
-        self._seconds = PEAK * float(np.abs(self._goal - leaders).max()) / self._speed
-        self._began_ns = self._near_ns = now_ns
+        self._seconds = MINIMUM_JERK_PEAK * float(np.abs(self._goal - leaders).max()) / self._speed
+        self._ticked_ns = self._near_ns = now_ns
+        self._elapsed = 0.0
 
     def tick(self, leaders: Array | None, now_ns: int) -> Array | None:
         """Return where they are told to be at this moment, None while they are not moved.
@@ -60,6 +62,8 @@ class LeaderMotion:
             leaders: where they are, None where that is not known.
             now_ns: now.
         """
+        # A loop that was kept waiting goes on where it was: servos would make up for it at once.
+        waited, self._ticked_ns = (now_ns - self._ticked_ns) / NS_PER_S, now_ns
         if self.torque is not Torque.MOVING:
             return None
         if leaders is None:
@@ -74,10 +78,9 @@ class LeaderMotion:
             self.stop(f"leader {self._names[joint]} is {behind[joint]:.2f} rad behind: is it held?")
             self._sent = leaders.copy()  # it gives way
             return self._sent
-        share = 1.0
-        if self._seconds > 0:
-            share = min((now_ns - self._began_ns) / NS_PER_S / self._seconds, 1.0)
-        way = share**3 * (10 - 15 * share + 6 * share**2)
+        self._elapsed += min(waited, LONGEST_STEP)
+        share = min(self._elapsed / self._seconds, 1.0) if self._seconds > 0 else 1.0
+        way = minimum_jerk(share)
         self._sent = self._start + way * (self._goal - self._start)
         if share == 1.0:
             self.torque = Torque.HOLDING

@@ -92,7 +92,7 @@ class Ownership:
         return ended
 
     def announce(self, chunk_id: str) -> None:
-        """Note the id of what is sent next, by the owner or by whom it lends the arms."""
+        """Record the id of the next command, by the owner or by a node that borrows the arms."""
         self._announced.append(_Announced(chunk_id))
 
     def take(self, output: str, chunk_id: str) -> bool:

@@ -15,7 +15,13 @@ import numpy as np
 from cosmos_policy_ros.core.errors import RigError
 from cosmos_policy_ros.core.units import Array
 from cosmos_policy_ros.rig.arms import GRIPPER_INDICES, STATE_DIM
-from cosmos_policy_ros.rig.chunk import Blend, Blender, TimedChunk
+from cosmos_policy_ros.rig.chunk import (
+    MINIMUM_JERK_PEAK,
+    Blend,
+    Blender,
+    TimedChunk,
+    minimum_jerk,
+)
 from cosmos_policy_ros.rig.collision import CollisionModel
 from cosmos_policy_ros.rig.decision import Query
 from cosmos_policy_ros.rig.spec import RigSpec
@@ -394,7 +400,6 @@ class SafetyGate:
 
 
 CHUNK_ID = "go_to_start"
-MINIMUM_JERK_PEAK = 1.875  # its highest speed, of the average
 
 
 def start_motion(
@@ -414,7 +419,7 @@ def start_motion(
     seconds = MINIMUM_JERK_PEAK * furthest / speed
     rows = max(1, math.ceil(seconds / rig.rates.dt))
     share = np.arange(1, rows + 1)[:, None] / rows
-    way = share**3 * (10 - 15 * share + 6 * share**2)
+    way = minimum_jerk(share)
     positions = now.commanded + way * (goal - now.commanded)
     result = gate.judge(positions, rig.rates.dt, now, rows=rows)
     if result.positions is None:

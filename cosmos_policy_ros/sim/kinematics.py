@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cosmos_policy_ros.core.errors import ObservationError
 from cosmos_policy_ros.rig.arms import ARMS
+from cosmos_policy_ros.rig.chunk import minimum_jerk
 from cosmos_policy_ros.sim.scene import ARM_JOINTS, load_physics_model
 
 PINCH = np.array([0.14, 0.0, 0.0])
@@ -204,8 +205,7 @@ def plan_motion(
         while True:
             count = max(1, round(seconds / dt))
             t = np.arange(1, count + 1) / count
-            # Minimum jerk from the start of the path to its end.
-            progress = t**3 * (10.0 - 15.0 * t + 6.0 * t**2) * _LINE_PIECES
+            progress = minimum_jerk(t) * _LINE_PIECES
             piece = np.minimum(progress.astype(np.int64), _LINE_PIECES - 1)
             rest = (progress - piece)[:, None]
             timed = (1.0 - rest) * path[piece] + rest * path[piece + 1]

@@ -153,8 +153,22 @@ def test_what_the_gate_would_refuse_is_neither_searched_nor_chosen(config: Searc
     assert not {SEED + index for index in out} & {seed for task in futures for seed in task.seeds}
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        replace(FULL, rounds=(Round(1, 1, 4), Round(2, 3, 2))),
+        replace(FULL, futures=1, values=2, depth=2, beam=2, branches=2),
+    ],
+)
+def test_what_waits_for_a_proposal_that_is_refused_goes_on_without_it(config: SearchConfig) -> None:
+    """It comes last, when all others have their values."""
+    decision = run_search(Numbers(), query_of(), config, foresee=refusing(7))
+    assert parse_search(decision.search, "it") == config, "no round and no depth is left out"
+    assert dropped(decision)[7] == "gate"
+
+
 def test_where_the_gate_would_refuse_all_nothing_is_searched_and_it_says_why() -> None:
-    for config in (FULL, replace(FULL, candidates=3, proposals=8), FULL.with_candidates(8)):
+    for config in (FULL, replace(FULL, candidates=3, proposals=8)):
         decision = run_search(Numbers(), query_of(), config, foresee=refusing(*range(8)))
         assert (decision.chosen, decision.evaluations) == (0, 8 * 10)
         assert decision.reason == "the gate would refuse all of 8 candidates: too fast"

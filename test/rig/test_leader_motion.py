@@ -73,6 +73,20 @@ def test_a_bump_does_not_stop_it() -> None:
     assert motion.torque is Torque.MOVING
 
 
+@pytest.mark.parametrize("wait", [0.2, 1.0, 60.0])
+def test_kept_waiting_it_goes_on_where_it_was(wait: float) -> None:
+    motion = LeaderMotion(RIG)
+    motion.begin(np.zeros(14), np.full(14, 1.0), 0)
+    before = np.zeros(14)
+    for tick in range(1, 41):
+        told = motion.tick(before, round(tick * TICK * NS_PER_S))
+        assert told is not None
+        before = told.copy()
+    after = motion.tick(before, round((40 * TICK + wait) * NS_PER_S))
+    assert after is not None and motion.torque is Torque.MOVING
+    assert np.abs(after - before).max() <= 2 * SPEED * TICK * (1 + 1e-9)
+
+
 def test_a_silent_leader_goes_no_further() -> None:
     motion = LeaderMotion(RIG)
     motion.begin(np.zeros(14), np.full(14, 1.0), 0)

@@ -43,13 +43,14 @@ class _Servos:
         joints = leader_pose(self._leader, pose)[:ARM_JOINTS]
         self._goals.publish(self._goal(name=self._driver.group, cmd=array("f", joints.tolist())))
 
-    async def hold(self) -> None:
-        """Put it under torque where it is."""
+    async def hold(self, pose: Array) -> None:
+        """Put it under torque where it is: at the (7,) pose that it asks of its follower."""
         group = self._driver.group
         if self._gravity is not None:
             await self._compensate(False)
         if await self._services.mode("group", group) != ARM_MODE:
             await self._services.set_mode("group", group, ARM_MODE)
+        self.send(pose)  # a servo that still has another goal would go there with the torque
         await self._services.torque("group", group, enable=True)
 
     async def free(self) -> None:
@@ -109,16 +110,19 @@ class LeaderMover:
         """
 
         async def begin() -> None:
-            for servos in self._servos:
-                await servos.hold()
-            now_ns = self._clock.now_ns()
-            leaders = asked(now_ns)
-            if self._called_off or leaders is None:
-                raise RigError("called off" if self._called_off else "a leader is silent")
-            self.motion.begin(leaders, followers, now_ns)
+            for index, servos in enumerate(self._servos):
+                await servos.hold(_part(self._where(asked), index))
+            self.motion.begin(self._where(asked), followers, self._clock.now_ns())
 
         self._called_off = False
         self._change(begin)
+
+    def _where(self, asked: Callable[[int], Array | None]) -> Array:
+        """Return the (14,) pose that they ask for; raise RigError if they must not move."""
+        leaders = asked(self._clock.now_ns())
+        if self._called_off or leaders is None:
+            raise RigError("called off" if self._called_off else "a leader is silent")
+        return leaders
 
     def stop(self) -> None:
         """Move them no further; they stay under torque."""
@@ -141,7 +145,7 @@ class LeaderMover:
         if goal is None:
             return
         for index, servos in enumerate(self._servos):
-            servos.send(goal[index * ARM_DIM :][:ARM_DIM])
+            servos.send(_part(goal, index))
 
     def _change(self, ask: Callable[[], Awaitable[None]]) -> None:
         """Ask the drivers in the background."""
@@ -158,3 +162,8 @@ class LeaderMover:
 
         assert self._node.executor is not None
         self._node.executor.create_task(change)
+
+
+def _part(pose: Array, index: int) -> Array:
+    """Return the (7,) entries of one arm."""
+    return pose[index * ARM_DIM :][:ARM_DIM]

@@ -75,20 +75,24 @@ class XsRigNode(SimRigNode):
         return SetParametersResult(successful=True)
 
     def _drive_leader(self, side: str, driver: LeaderDriver, leaders: TorqueLeaders) -> None:
-        """As a leader's driver: it follows goals under torque in the right mode alone."""
-        modes = {"arm": "current"}
+        """As a leader's driver: in the right mode its servos go to their last goal with the torque.
 
-        def standing() -> NDArray[np.float64]:
-            return leaders.positions(side, self._rig.time_ns)[:ARM_JOINTS]
+        That one is from another day: all joints at 0.
+        """
+        modes = {"arm": "current"}
+        last = np.zeros(ARM_JOINTS)
 
         def on_goal(message: JointGroupCommand) -> None:
-            if side in leaders.goals and modes["arm"] == "position" and message.name == "arm":
-                leaders.goals[side] = np.array(message.cmd, np.float64)
+            if modes["arm"] == "position" and message.name == "arm":
+                last[:] = message.cmd
+                if side in leaders.goals:
+                    leaders.goals[side] = last.copy()
 
         def on_torque(request: Any, response: Any) -> Any:
             if request.enable:
-                leaders.goals.setdefault(side, standing())
+                leaders.goals.setdefault(side, last.copy())
             else:
+                last[:] = 0.0
                 leaders.goals.pop(side, None)
                 leaders.dropped = 0.0  # the hands keep it where it was brought
             return response
@@ -96,6 +100,7 @@ class XsRigNode(SimRigNode):
         def on_gravity(request: Any, response: Any) -> Any:
             modes["arm"] = "current" if request.data else "position"
             if request.data:
+                last[:] = 0.0
                 leaders.goals.pop(side, None)
                 leaders.dropped = 0.0
             response.success = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from helpers.waiting import PATIENCE
 from interbotix_xs_msgs.msg import JointGroupCommand
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
+from sensor_msgs.msg import JointState
 
 DROPPED = 0.6  # rad
 
@@ -40,6 +41,22 @@ def listen(graph: RealTimeGraph) -> dict[str, list[Any]]:
         topic = arm.leader.driver.joint_group
         graph.client.node.create_subscription(JointGroupCommand, topic, told[side].append, 500)
     return told
+
+
+def read(graph: RealTimeGraph) -> dict[str, list[Any]]:
+    """Return where the leaders' six joints are [rad], as it comes, by side."""
+    seen: dict[str, list[Any]] = {}
+
+    def keep(rows: list[Any]) -> Callable[[JointState], None]:
+        return lambda message: rows.append(message.position[:6])
+
+    for side, arm in graph.rig.arms.items():
+        assert arm.leader is not None
+        seen[side] = []
+        graph.client.node.create_subscription(
+            JointState, arm.leader.joint_states, keep(seen[side]), 100
+        )
+    return seen
 
 
 def says(graph: RealTimeGraph, words: str) -> bool:
@@ -79,7 +96,12 @@ def led_again(graph: RealTimeGraph) -> None:
 def test_leaders_go_to_their_followers_by_themselves(running: RealTimeGraph) -> None:
     graph, told = running, listen(running)
     at_rest(graph)
+    drop(graph, DROPPED)
+    seen = read(graph)
     led_again(graph)
+    for rows in seen.values():  # with torque, it stays where it is until it is led
+        steps = np.abs(np.diff(np.array(rows[-200:]), axis=0)).max(axis=0)
+        assert steps[[0, 3, 5]].max() < 0.1 and steps[4] < 0.1, "no servo goes to an older goal"
     assert phase(graph) == "matching" and not graph.sent, "no follower moves meanwhile"
     for goals in told.values():
         path = np.array([goal.cmd for goal in goals])

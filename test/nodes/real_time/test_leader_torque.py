@@ -101,7 +101,7 @@ def test_leaders_go_to_their_followers_by_themselves(running: RealTimeGraph) -> 
     led_again(graph)
     for rows in seen.values():  # with torque, it stays where it is until it is led
         steps = np.abs(np.diff(np.array(rows[-200:]), axis=0)).max(axis=0)
-        assert steps[[0, 3, 5]].max() < 0.1 and steps[4] < 0.1, "no servo goes to an older goal"
+        assert steps[[0, 3, 4, 5]].max() < 0.1, "no servo goes to an older goal"
     assert phase(graph) == "matching" and not graph.sent, "no follower moves meanwhile"
     for goals in told.values():
         path = np.array([goal.cmd for goal in goals])
